@@ -44,10 +44,12 @@ setup(
     ],
     extras_require={
         "parquet": ["pyarrow>=15"],
+        "zstd": ["zstandard>=0.22"],  # compresses HTTP answers
         "polars": ["polars>=1"],  # frames of candled.client
         "pandas": ["pandas>=2"],
         "test": [
             "pyarrow>=15",
+            "zstandard>=0.22",
             "polars>=1",
             "pandas>=2",
             "pytest>=8",

@@ -137,6 +137,7 @@ SHARED = {
     },
     "serve": {
         "serve/connection_limiter",
+        "serve/content_coding",
         "serve/hot_path",
         "serve/rate_limit",
     },  # the values of a request, and its limit

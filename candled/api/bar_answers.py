@@ -3,17 +3,28 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from candled.serve.content_coding import ContentCoding, choose_coding
 from candled.serve.hot_path import HotReply, HotRequest
-from candled.serve.rate_limit import RateLimit
+from candled.serve.rate_limit import UNLIMITED, RateLimit
 
 from .context import ApiContext
 from .errors import ApiError
-from .handler import AccessPolicy, Handler, cache_control
-from .pages import BarQuery, PrintedPage
+from .handler import IMMUTABLE, AccessPolicy, Handler, cache_control
+from .pages import BarQuery, WrittenPage
 
 
 class BarHandler(Handler):
     """A resource that answers with bars, if possible from memory and without a handler. Subclasses read the query."""
+
+    source: ApiContext
+
+    def bar_query(self) -> BarQuery:
+        """Return this request's query.
+
+        Raises:
+            ApiError: it is invalid.
+        """
+        return self.read_bars(self.request.query_arguments, self.request.headers, self.sources)
 
     @classmethod
     def read_bars(
@@ -28,7 +39,14 @@ class BarHandler(Handler):
 
     @classmethod
     def answer_now(
-        cls, request: HotRequest, peer: str, *, access: AccessPolicy, limit: RateLimit, **sources: Any
+        cls,
+        request: HotRequest,
+        peer: str,
+        *,
+        access: AccessPolicy,
+        limit: RateLimit,
+        compress_from: int,
+        **sources: Any,
     ) -> HotReply | None:
         """Return the answer if memory has the bars and the rate limit allows the request, else None."""
         headers = request.headers
@@ -39,42 +57,79 @@ class BarHandler(Handler):
                 query = request.query = cls.read_bars(request.arguments, headers, sources)
             except ApiError:
                 return None
-        known = headers.get("if-none-match", "")
-        written = source.pages.written_now(query, known)
-        if written is None:
+        coding = choose_coding(headers.get("accept-encoding"), compress_from)
+        if coding is None:
             return None
-        limit_result = limit.check_now(access.client_address(peer, headers.get("x-forwarded-for")))
-        if limit_result is None:
+        reply = cls._reply_now(query, headers.get("if-none-match", ""), coding, source)
+        if reply is None:
             return None
-        page, body = written
-        tag = str(page.tag)
-        return HotReply(
-            304 if tag in known else 200,
-            query.content_type,
-            (
-                ("Cache-Control", cache_control(page.is_final)),
-                *access.cors_headers(headers.get("origin")).items(),
-                *limit_result.headers.items(),
-                *cls.count_headers(limit_result.count),
-                *query.headers(page, source.clock.now_ms()),
-                ("Etag", tag),
-            ),
-            body,
-        )
-
-    async def answer_bars(self, query: BarQuery, source: ApiContext) -> PrintedPage:
-        """Answer with a page of bars, or with 304."""
-        page = await source.pages.printed(
-            query.market, query.interval, query.printer, query.asked, self.request.headers.get("If-None-Match", "")
-        )
-        self.set_cache_headers(page.is_final)
-        for name, value in query.headers(page, source.clock.now_ms()):
-            self.set_header(name, value)
-        if page.tag is not None:
-            self.set_header("Etag", page.tag)
-        if page.is_known:
-            self.set_status(304)
+        if limit.exempts_cached and _is_cached(reply):
+            limit_result = UNLIMITED
         else:
-            self.set_header("Content-Type", query.content_type)
-            self.write(query.write(page))
-        return page
+            counted = limit.check_now(access.client_address(peer, headers.get("x-forwarded-for")))
+            if counted is None:
+                return None
+            limit_result = counted
+        first, *others = reply.headers
+        shared = (
+            *access.cors_headers(headers.get("origin")).items(),
+            *limit_result.headers.items(),
+            *cls.count_headers(limit_result.count),
+        )
+        return reply._replace(headers=(first, *shared, *others))
+
+    @classmethod
+    def reply_unread(cls, query: BarQuery, known: str, coding: ContentCoding) -> HotReply | None:
+        """Return an answer that needs no bars, if there is one."""
+        return None
+
+    @classmethod
+    def make_reply(cls, query: BarQuery, written: WrittenPage, now_ms: int) -> HotReply:
+        """Return the answer without the headers for origins and limits. `Cache-Control` is the first header."""
+        page, body, coding, tag, _ = written
+        headers = [("Cache-Control", cache_control(page.is_final)), *query.headers(page, now_ms)]
+        if coding:
+            headers.append(("Content-Encoding", coding))
+        if tag is not None:
+            headers.append(("Etag", tag))
+        return HotReply(304 if body is None else 200, query.content_type, headers, body or b"")
+
+    @classmethod
+    def _reply_now(cls, query: BarQuery, known: str, coding: ContentCoding, source: ApiContext) -> HotReply | None:
+        reply = cls.reply_unread(query, known, coding)
+        if reply is None:
+            written = source.pages.written_now(query, known, coding)
+            if written is not None and written.tag is not None:
+                reply = cls.make_reply(query, written, source.clock.now_ms())
+        return reply
+
+    def is_exempt(self) -> bool:
+        """Return True if the answer is one that the settings exempt, and memory has it."""
+        if not self.limit.exempts_cached:
+            return False
+        try:
+            query = self.bar_query()
+        except ApiError:
+            return False
+        reply = self._reply_now(query, self.request.headers.get("If-None-Match", ""), self.coding, self.source)
+        return reply is not None and _is_cached(reply)
+
+    async def answer_bars(self, query: BarQuery) -> WrittenPage | None:
+        """Answer with a page of bars, or with 304. Return the page if it was needed."""
+        known = self.request.headers.get("If-None-Match", "")
+        reply, written = self.reply_unread(query, known, self.coding), None
+        if reply is None:
+            written = await self.source.pages.written(query, known, self.coding)
+            reply = self.make_reply(query, written, self.source.clock.now_ms())
+        self.set_status(reply.status)
+        for name, value in reply.headers:
+            self.set_header(name, value)
+        if reply.status == 200:
+            self.set_header("Content-Type", reply.content_type)
+            self.write(reply.body)
+        return written
+
+
+def _is_cached(reply: HotReply) -> bool:
+    """Return True if a client or a cache has the answer, or keeps it forever."""
+    return reply.status == 304 or reply.headers[0][1] == IMMUTABLE

@@ -11,7 +11,8 @@ from tornado.web import HTTPError, RequestHandler
 
 from candled.errors import CandledError, StoreRejected, Unavailable
 from candled.serve.connection_limiter import Network, client_address
-from candled.serve.rate_limit import HEADERS, TOO_MANY, RateLimit, RateLimitResult
+from candled.serve.content_coding import CODINGS, PLAIN, choose_coding
+from candled.serve.rate_limit import HEADERS, TOO_MANY, UNLIMITED, RateLimit
 from candled.transport.library_internals import break_off, error_reason, peer_address
 
 from .errors import ApiError
@@ -19,6 +20,7 @@ from .errors import ApiError
 logger = logging.getLogger(__name__)
 
 METHODS = "GET, HEAD, OPTIONS"
+IMMUTABLE = "public, max-age=31536000, immutable"
 EXPOSED = ", ".join((*HEADERS, "Age", "Link", "X-Candled-Last-Final", "X-MBX-USED-WEIGHT-1M"))
 _NAMES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
 _STALLED_S = 30.0
@@ -34,11 +36,15 @@ class AccessPolicy:
     def cors_headers(self, origin: str | None) -> Mapping[str, str]:
         """Return the headers that let a page of `origin` read an answer; only `Vary` if it may not."""
         if "*" in self._origins:
-            return {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": EXPOSED}
+            return {
+                "Vary": "Accept-Encoding",
+                "Access-Control-Allow-Origin": "*",
+                "Access-Control-Expose-Headers": EXPOSED,
+            }
         if origin is None or origin.lower() not in self._origins:
-            return {"Vary": "Origin"}
+            return {"Vary": "Origin, Accept-Encoding"}
         return {
-            "Vary": "Origin",
+            "Vary": "Origin, Accept-Encoding",
             "Access-Control-Allow-Origin": origin,
             "Access-Control-Expose-Headers": EXPOSED,
         }
@@ -51,11 +57,16 @@ class AccessPolicy:
 class Handler(RequestHandler):
     """A readable resource. Subclasses implement `answer`, and the error bodies of their dialect."""
 
-    def initialize(self, access: AccessPolicy, limit: RateLimit, **_: Any) -> None:
-        """Store the access policy and the rate limit of the route."""
+    sources: Mapping[str, Any] = {}  # the arguments of the route that its queries are read with
+
+    def initialize(self, access: AccessPolicy, limit: RateLimit, compress_from: int, **_: Any) -> None:
+        """Store the access policy, the rate limit and the smallest body to compress."""
         self.access = access
         self.limit = limit
-        self.limit_result = RateLimitResult(True, 0, {})
+        self.limit_result = UNLIMITED
+        accepted = choose_coding(self.request.headers.get("Accept-Encoding"), compress_from)
+        self.coding = PLAIN if accepted is None else accepted
+        self.accepts_no_coding = accepted is None
 
     async def answer(self) -> None:
         """Answer a GET. A HEAD gets the same without the body.
@@ -78,6 +89,10 @@ class Handler(RequestHandler):
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.write(TOO_MANY)
 
+    def is_exempt(self) -> bool:
+        """Return True if the rate limit does not count this request."""
+        return False
+
     @classmethod
     def count_headers(cls, count: int) -> Iterable[tuple[str, str]]:
         """Return the headers that show the number of requests, besides those of the rate limit."""
@@ -88,7 +103,13 @@ class Handler(RequestHandler):
     def write_json(self, body: Any) -> None:
         """Write a value as JSON. Bytes are written as they are."""
         self.set_header("Content-Type", "application/json; charset=utf-8")
-        self.write(body if isinstance(body, bytes) else msgspec.json.encode(body))
+        self.write_body(body if isinstance(body, bytes) else msgspec.json.encode(body))
+
+    def write_body(self, body: bytes) -> None:
+        """Write a complete body, compressed if that is worthwhile."""
+        if self.coding.applies_to(body):
+            self.set_header("Content-Encoding", self.coding.name)
+        self.write(self.coding.encode(body))
 
     def set_cache_headers(self, is_final: bool) -> None:
         """Tell caches how long to keep the answer."""
@@ -126,7 +147,7 @@ class Handler(RequestHandler):
             self._put_common_headers()
             return
         address = self.access.client_address(peer_address(self.request), self.request.headers.get("X-Forwarded-For"))
-        self.limit_result = await self.limit.check_request(address)
+        self.limit_result = UNLIMITED if self.is_exempt() else await self.limit.check_request(address)
         self._put_common_headers()
         if not self.limit_result.allowed:
             self.set_status(429)
@@ -136,6 +157,10 @@ class Handler(RequestHandler):
     async def get(self, *_: str) -> None:
         """Write the answer, or an error in this dialect."""
         try:
+            if self.accepts_no_coding:
+                raise ApiError(
+                    406, "not_acceptable", f"Accept-Encoding: expected one of {', '.join(CODINGS)}, identity"
+                )
             await self.answer()
         except ApiError as refusal:
             self._reject(refusal)

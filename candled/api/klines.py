@@ -163,6 +163,7 @@ class KlinesHandler(Handler):
         super().initialize(**shared)
         self.source = source
         self.markets = markets
+        self.sources = {"markets": markets}
         self.parameters = KlinesParameters(markets, self.request.query_arguments, self.request.headers)
 
     async def prepare(self) -> None:
@@ -220,9 +221,7 @@ class Klines(BarHandler, KlinesHandler):
 
     async def answer(self) -> None:
         """Answer with the requested bars."""
-        sources = {"markets": self.markets}
-        query = self.read_bars(self.request.query_arguments, self.request.headers, sources)
-        await self.answer_bars(query, self.source)
+        await self.answer_bars(self.bar_query())
 
 
 def _rows(page: PrintedPage) -> bytes:

@@ -1,5 +1,6 @@
 """Pages of bars from memory and the store, each bar exactly once and always complete."""
 
+import hashlib
 import random
 from bisect import bisect_left, bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -11,6 +12,7 @@ from candled.errors import StoreRejected, Unavailable
 from candled.exchange import Clock
 from candled.model import DAY, END_OF_TIME_MS, MINUTE, Candle, Interval, MarketKey, Position, Topic, fold
 from candled.rooms.encoded_bars import BarSource, EncodedBarCache, Printer
+from candled.serve.content_coding import PLAIN, ContentCoding
 
 T = TypeVar("T")
 
@@ -115,6 +117,8 @@ class PrintedPage:
     is_known: bool = False
     #: True if only a change in memory can change it, and not the time.
     is_lasting: bool = False
+    #: True if its bars are older than those in memory.
+    is_past: bool = False
 
 
 Headers = Iterable[tuple[str, str]]
@@ -135,9 +139,28 @@ class BarQuery:
     content_type: str = "application/json; charset=utf-8"
     #: What distinguishes it from queries for the same bars with another body.
     variant: object = None
+    #: Tag final pages by revisions, which are the same in every process, and others by their bytes.
+    has_revision: bool = False
+    #: The revision in the query's address, and the address of another one.
+    wanted_revision: str | None = None
+    address: Callable[[str | None], str] = str
     #: The last answer, without columns, and the state of the bars it was made from; set by `BarReader.written_now`.
     page: PrintedPage | None = None
     state: tuple[object, ...] = ()
+
+
+class WrittenPage(NamedTuple):
+    """The answer to a query."""
+
+    page: PrintedPage
+    #: None if the client already has it.
+    body: bytes | None
+    #: The name of the body's content coding; empty if it has none.
+    coding: str
+    #: The strong ETag of the body; None if it cannot be computed without the bytes.
+    tag: str | None
+    #: The revision of a final page, as an ETag, if the query has revisions.
+    revision: str | None = None
 
 
 class _Beginning(NamedTuple):
@@ -227,25 +250,87 @@ class BarReader:
             tag, tag in known, span.is_lasting,
         )  # fmt: skip
 
-    def written_now(self, query: BarQuery, known: str) -> tuple[PrintedPage, bytes] | None:
-        """Return a page and its body, if memory has both; without the body if `known` contains the ETag."""
-        topic, printer = Topic(query.market, query.interval), query.printer
-        state = self._live.state_of(*topic)
-        page = query.page
-        if page is not None and query.state == state:
-            if page.tag is not None and page.tag in known:
-                return page, b""
-            body = self._texts.kept_body(topic, printer, (query.asked, query.variant), page.tag)
-            if body is not None:
-                return page, body
-        page = self.printed_now(*topic, printer, query.asked, known)
+    def written_now(self, query: BarQuery, known: str = "", coding: ContentCoding = PLAIN) -> WrittenPage | None:
+        """Return a query's answer, if memory has its bars; without the body if `known` contains its ETag."""
+        market, interval = query.market, query.interval
+        known = "" if query.has_revision else known
+        state = self._live.state_of(market, interval)
+        if query.page is not None and query.state == state:
+            written = self._write(query, query.page, known, coding)
+            if written is not None:
+                return written
+        page = self.printed_now(market, interval, query.printer, query.asked, coding.plain_tags(known))
         if page is None or page.tag is None:
             return None
-        body = b"" if page.is_known else query.write(page)
         query.state, query.page = state, replace(page, columns=(), is_known=False) if page.is_lasting else None
-        if body:
-            self._texts.keep_body(topic, printer, (query.asked, query.variant), page.tag, body)
-        return page, body
+        return self._write(query, page, known, coding)
+
+    async def written(self, query: BarQuery, known: str, coding: ContentCoding) -> WrittenPage:
+        """Return a query's answer; without the body if `known` contains its ETag."""
+        written = self.written_now(query, known, coding)
+        if written is None:
+            known = "" if query.has_revision else known
+            plain = coding.plain_tags(known)
+            page = await self.printed(query.market, query.interval, query.printer, query.asked, plain)
+            written = self._write(query, page, known, coding)
+            assert written is not None, "a page that was just printed"
+        return written
+
+    def _write(self, query: BarQuery, page: PrintedPage, known: str, coding: ContentCoding) -> WrittenPage | None:
+        """Return the answer with a page; None if the page has no columns and they are needed."""
+        tag, revision = page.tag, None
+        if query.has_revision:
+            tag = revision = self._revision_of(query, page)
+        elif tag is not None and tag in coding.plain_tags(known):
+            coded = coding.tag_of(tag)
+            return WrittenPage(page, None, "", coded if coded in known else tag)
+        body = self._find_part(query, page, coding.name) if coding.name and tag else None
+        if body is not None and tag is not None:
+            return WrittenPage(page, body, coding.name, coding.tag_of(tag), revision)
+        body = self._find_part(query, page, "") if tag else None
+        if body is None:
+            if not page.columns:
+                return None
+            body = query.write(page)
+            if tag and not page.is_past:  # the texts of the past are cached as a page, and joining them costs little
+                self._keep_part(query, page, "", body)
+        if not coding.applies_to(body):
+            return WrittenPage(page, body, "", tag, revision)
+        body = coding.encode(body)
+        if tag:
+            self._keep_part(query, page, coding.name, body)
+        return WrittenPage(page, body, coding.name, tag and coding.tag_of(tag), revision)
+
+    def _revision_of(self, query: BarQuery, page: PrintedPage) -> str | None:
+        """Return the revision of a final page as an ETag, computed once for each version of the page; else None."""
+        if not page.is_final or page.last_ms is None:
+            return None
+        revision = self._find_part(query, page, "revision")
+        if revision is None and page.columns:
+            revision = b'"%b"' % hashlib.sha256(page.columns[0]).hexdigest()[:16].encode()
+            self._keep_part(query, page, "revision", revision)
+        return None if revision is None else revision.decode()
+
+    def _find_part(self, query: BarQuery, page: PrintedPage, name: str) -> bytes | None:
+        """Return what `_keep_part` kept of this version of a page."""
+        key = (query.asked, query.variant, name)
+        if page.tag is None:
+            return None
+        if page.is_past:
+            found: tuple[str, bytes] | None = self._texts.find_page((query.market, query.interval, query.printer, *key))
+            return found[1] if found is not None and found[0] == page.tag else None
+        return self._texts.kept_body(Topic(query.market, query.interval), query.printer, key, page.tag)
+
+    def _keep_part(self, query: BarQuery, page: PrintedPage, name: str, part: bytes) -> None:
+        """Keep something that was made of a page, for as long as the page has this tag."""
+        key = (query.asked, query.variant, name)
+        if page.tag is None or not part:
+            return
+        if page.is_past:
+            name_of_part = (query.market, query.interval, query.printer, *key)
+            self._texts.keep_page(name_of_part, (page.tag, part), len(part) + _PAGE_OVERHEAD)
+        else:
+            self._texts.keep_body(Topic(query.market, query.interval), query.printer, key, page.tag, part)
 
     async def printed(
         self, market: MarketKey, interval: Interval, printer: Printer, asked: HistoryRequest, known: str = ""
@@ -292,7 +377,7 @@ class BarReader:
         tag = f'"{self._name}.{".".join(map(str, numbers))}"'
         is_known = tag in known
         columns = () if is_known else page.columns
-        return replace(page, columns=columns, position=position, tag=tag, is_known=is_known)
+        return replace(page, columns=columns, position=position, tag=tag, is_known=is_known, is_past=True)
 
     async def read_page(
         self,

@@ -1,6 +1,5 @@
 """The REST API below `/api/`."""
 
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -14,16 +13,18 @@ from candled.errors import CandledError
 from candled.exchange import Clock
 from candled.model import DAY_MS, END_OF_TIME_MS, MINUTE, MINUTE_MS, Gap, Interval, MarketKey, Range, iso_ms
 from candled.model.gaps import split_by_day
+from candled.serve.content_coding import ContentCoding
+from candled.serve.hot_path import HotReply
 
 from . import operations
 from .bar_answers import BarHandler
 from .context import ApiContext
 from .errors import ApiError
 from .formats import CONTENT_TYPES, make_format
-from .handler import Handler
+from .handler import IMMUTABLE, Handler, cache_control
 from .openapi import document
 from .operations import Operation
-from .pages import MOST_BARS, BarQuery, Headers, HistoryRequest, PrintedPage
+from .pages import MOST_BARS, BarQuery, Headers, HistoryRequest, PrintedPage, WrittenPage
 from .parameters import refuse_unknown
 from .printers import CSV, json_printer, ndjson_printer, page_printer
 
@@ -41,6 +42,7 @@ class RestHandler(Handler):
         super().initialize(**shared)
         self.operation = operation
         self.source = source
+        self.sources = {"operation": operation, "source": source}
 
     def read_query(self) -> dict[str, Any]:
         """Return the values of the query's parameters.
@@ -118,7 +120,7 @@ class Candles(BarHandler, RestHandler):
         market = self.market_parameter(values)
         name, query = values["format"], self._query(market, values)
         if query is not None:
-            await self.answer_bars(query, self.source)
+            await self.answer_bars(query)
             return
         if values["limit"] is None:
             await self._stream_range(market, values)
@@ -127,7 +129,7 @@ class Candles(BarHandler, RestHandler):
         self.set_cache_headers(page.is_final)
         form = make_format(name, market, values["interval"], values["numbers"])
         self.set_header("Content-Type", CONTENT_TYPES[name])
-        self.write(form.begin() + form.page(page.bars) + form.end())
+        self.write_body(form.begin() + form.page(page.bars) + form.end())
 
     async def _stream_range(self, market: MarketKey, values: Mapping[str, Any]) -> None:
         """Write the complete range page by page, as fast as the client reads it."""
@@ -157,53 +159,67 @@ class Candles(BarHandler, RestHandler):
         await self.send_part(form.end())
 
 
-class Pages(RestHandler):
+class Pages(BarHandler, RestHandler):
     """`/api/pages`: the bars of one aligned page, under an address whose answer never changes."""
 
-    async def answer(self) -> None:
-        """Answer with a page, or redirect to the address of its current revision."""
-        values = self.read_query()
-        market, interval, rev = self.market_parameter(values), values["interval"], values["rev"]
-        if rev is not None and f'"{rev}"' in self.request.headers.get("If-None-Match", ""):
-            self._set_immutable(rev)  # the answer of this address never changes, so nothing has to be read
-            self.set_status(304)
-            return
+    @classmethod
+    def read_bars(
+        cls, arguments: Mapping[str, Sequence[bytes]], headers: Mapping[str, str], sources: Mapping[str, Any]
+    ) -> BarQuery:
+        """Return the request for bars of a query.
+
+        Raises:
+            ApiError: it is invalid.
+        """
+        values = sources["operation"].read_query(arguments)
+        source: ApiContext = sources["source"]
+        market, interval = source.catalog.find_market(values["exchange"], values["symbol"]), values["interval"]
         length_ms = MOST_BARS * interval.ms
         start_ms = min(values["page"] * length_ms, END_OF_TIME_MS)
         end_ms = min(start_ms + length_ms, END_OF_TIME_MS)
-        asked = HistoryRequest(MOST_BARS, start_ms, end_ms, newest_first=False)
-        page = await self.source.pages.printed(market, interval, page_printer(values["numbers"]), asked)
-        current = (
-            hashlib.sha256(page.columns[0]).hexdigest()[:16] if page.is_final and page.last_ms is not None else None
-        )
-        if current != rev:
-            self.set_cache_headers(False)
-            self.set_status(302)
-            self.set_header("Location", self._path(market, values, values["page"], current))
-            return
-        if current is None:
-            self.set_cache_headers(False)
-        else:
-            self._set_immutable(current)
-        has_more = end_ms <= self.source.clock.now_ms()
-        following = self._path(market, values, values["page"] + 1, None) if has_more else None
-        self.write_json(
-            _json_body(_json_head(market, interval), replace(page, has_more=has_more, position=None), following)
+        head = _json_head(market, interval)
+
+        def body(page: PrintedPage) -> bytes:
+            has_more = end_ms <= source.clock.now_ms()
+            following = _page_path(market, values, values["page"] + 1, None) if has_more else None
+            return _json_body(head, replace(page, has_more=has_more, position=None), following)
+
+        return BarQuery(
+            market,
+            interval,
+            page_printer(values["numbers"]),
+            HistoryRequest(MOST_BARS, start_ms, end_ms, newest_first=False),
+            body,
+            lambda *_: (),
+            has_revision=True,
+            wanted_revision=values["rev"],
+            address=lambda rev: _page_path(market, values, values["page"], rev),
         )
 
-    def _set_immutable(self, rev: str) -> None:
-        self.set_header("Cache-Control", "public, max-age=31536000, immutable")
-        self.set_header("Etag", f'"{rev}"')
+    @classmethod
+    def reply_unread(cls, query: BarQuery, known: str, coding: ContentCoding) -> HotReply | None:
+        """Return 304 if the client has the answer of this address, which never changes."""
+        tag = f'"{query.wanted_revision}"'
+        if query.wanted_revision is None or tag not in coding.plain_tags(known):
+            return None
+        coded = coding.tag_of(tag)
+        headers = (("Cache-Control", IMMUTABLE), ("Etag", coded if coded in known else tag))
+        return HotReply(304, query.content_type, headers, b"")
 
-    @staticmethod
-    def _path(market: MarketKey, values: Mapping[str, Any], page: int, rev: str | None) -> str:
-        """Return the address of a page, relative to this request's address."""
-        asked = {"symbol": market.symbol, "interval": values["interval"], "exchange": market.exchange, "page": page}
-        if values["numbers"]:
-            asked["numbers"] = "string"
-        if rev is not None:
-            asked["rev"] = rev
-        return f"?{urlencode(asked, safe='/:')}"
+    @classmethod
+    def make_reply(cls, query: BarQuery, written: WrittenPage, now_ms: int) -> HotReply:
+        """Return the page, or a redirect to the address of its current revision."""
+        revision = None if written.revision is None else written.revision.strip('"')
+        if revision != query.wanted_revision:
+            location = ("Location", query.address(revision))
+            return HotReply(302, "text/html; charset=UTF-8", (("Cache-Control", cache_control(False)), location), b"")
+        reply = super().make_reply(query, written, now_ms)
+        control = cache_control(False) if revision is None else IMMUTABLE
+        return reply._replace(headers=(("Cache-Control", control), *reply.headers[1:]))
+
+    async def answer(self) -> None:
+        """Answer with a page, or redirect to the address of its current revision."""
+        await self.answer_bars(self.bar_query())
 
 
 class Symbols(RestHandler):
@@ -372,6 +388,16 @@ def _next_path(market: MarketKey, values: Mapping[str, Any]) -> Callable[[Printe
         return f"{start}&from={page.last_ms + length_ms}{end}"
 
     return next_path
+
+
+def _page_path(market: MarketKey, values: Mapping[str, Any], page: int, rev: str | None) -> str:
+    """Return the address of a page, relative to the request's address."""
+    asked = {"symbol": market.symbol, "interval": values["interval"], "exchange": market.exchange, "page": page}
+    if values["numbers"]:
+        asked["numbers"] = "string"
+    if rev is not None:
+        asked["rev"] = rev
+    return f"?{urlencode(asked, safe='/:')}"
 
 
 def _position(page: PrintedPage) -> str:

@@ -32,8 +32,16 @@ def make_routes(config: Config, source: ApiContext, counter: Counter, clock: Clo
 
     def limited(group: str) -> dict[str, Any]:
         requests, window = getattr(limits, f"{group}_requests"), getattr(limits, f"{group}_window")
-        limit = RateLimit(group, requests, window.total_seconds(), counter, clock, limits.headers)
-        return {"access": access, "limit": limit}
+        limit = RateLimit(
+            group,
+            requests,
+            window.total_seconds(),
+            counter,
+            clock,
+            limits.headers,
+            exempts_cached=limits.exempt_cached,
+        )
+        return {"access": access, "limit": limit, "compress_from": config.server.compress_from}
 
     facade = _klines(source, config.klines, limited("klines")) if config.klines.enabled else []
     return [*facade, *_rest(source, limited("api")), *_udf(source, config.udf.next_time, limited("udf"))]

@@ -42,6 +42,7 @@ class UdfHandler(Handler):
         """Store the sources of answers and the unit of `nextTime`."""
         super().initialize(**shared)
         self.source = source
+        self.sources = {"source": source}
         self.next_time = next_time
 
     def write_error_body(self, refusal: ApiError) -> None:
@@ -269,8 +270,8 @@ class History(BarHandler, UdfHandler):
         """Answer with the requested bars, or with `no_data` and the time of the next older bar."""
         values = self.read_query()
         query = self._query(self.source.catalog, values)
-        page = await self.answer_bars(query, self.source)
-        if page.last_ms is not None:
+        written = await self.answer_bars(query)
+        if written is None or written.page.last_ms is not None:
             return
         empty_ms = min(values["from"], values["to"])
         older = None
@@ -300,7 +301,7 @@ class Time(UdfHandler):
     async def answer(self) -> None:
         """Answer with the server's time."""
         self.set_header("Content-Type", "text/plain; charset=utf-8")
-        self.write(str(self.source.clock.now_ms() // 1000))
+        self.write_body(str(self.source.clock.now_ms() // 1000).encode())
 
 
 class Quotes(UdfHandler):

@@ -140,6 +140,9 @@ class ServerSettings(Settings):
     compression: bool = setting(
         False, "compress large messages for clients that offer permessage-deflate; updates never are"
     )
+    compress_from: Size = setting(
+        "2KB", "compress HTTP answers of this size or more for clients that accept gzip or zstd; 0 for none"
+    )
     own_sockets: bool = setting(
         True, "own the sockets of clients after the handshake; false leaves them to Tornado, at five times the cost"
     )
@@ -171,6 +174,9 @@ class LimitSettings(Settings):
         6000, "requests to Binance's paths in a window; 0 for no limit; ccxt makes up to 3000 a minute", ge=0
     )
     klines_window: Duration = setting("1m", "the length of that window", ge=_1_S)
+    exempt_cached: bool = setting(
+        False, "do not count answers with bars that clients or caches keep: 304, and pages of /api/pages with a rev"
+    )
     headers: Annotated[Distinct[Literal["legacy", "draft-6", "draft-8"]], AfterValidator(_check_headers)] = setting(
         ("legacy", "draft-6"),
         "headers that carry the limit: X-RateLimit-*, and RateLimit-* as in draft 6 or 8 of the IETF",

@@ -20,7 +20,7 @@ class ClientsHandler(StaticHandler):
         return "application/typescript; charset=utf-8" if is_types else super().get_content_type()
 
 
-def make_route() -> tuple[str, type[Any], dict[str, Any]]:
-    """Return the route of the JavaScript clients."""
+def make_route(settings: dict[str, Any]) -> tuple[str, type[Any], dict[str, Any]]:
+    """Return the route of the JavaScript clients, with settings of `StaticHandler`."""
     folder = importlib.resources.files("candled_clients") / "js"
-    return r"/clients/([\w-]+(?:\.js|\.d\.ts))", ClientsHandler, {"path": str(folder)}
+    return r"/clients/([\w-]+(?:\.js|\.d\.ts))", ClientsHandler, {"path": str(folder), **settings}

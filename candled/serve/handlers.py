@@ -28,6 +28,7 @@ from candled.transport.socket_detach import DetachedHandler, SocketDetach
 from candled.transport.tornado_connection import TornadoConnection
 
 from .connection_limiter import ConnectionLimiter, Network, client_address
+from .content_coding import PLAIN, choose_coding, encode_once
 from .hot_path import HotReply, HotRequest
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class ServerContext:
         descriptors: Descriptors,
         own_sockets: bool,
         compresses: bool,
+        compress_from: int,
         trusted: tuple[Network, ...],
         allowed_origins: tuple[str, ...],
         health: Callable[[], Mapping[str, Any]],
@@ -72,6 +74,7 @@ class ServerContext:
         self.descriptors = descriptors
         self.own_sockets = own_sockets
         self.compresses = compresses
+        self.compress_from = compress_from
         self.trusted = trusted
         self.allowed_origins = allowed_origins
         # of answers that any page may read, if the settings allow any
@@ -319,7 +322,12 @@ class RootHandler(StreamHandler):
         self.set_header("Cache-Control", "no-cache")
         for name, value in _PAGE_HEADERS.items():
             self.set_header(name, value)
-        self.finish(self.context.page())
+        self.set_header("Vary", "Accept-Encoding")
+        body = self.context.page().encode()
+        coding = choose_coding(self.request.headers.get("Accept-Encoding"), self.context.compress_from) or PLAIN
+        if coding.applies_to(body):
+            self.set_header("Content-Encoding", coding.name)
+        self.finish(encode_once(coding, body))
 
 
 class HealthHandler(_Common):
@@ -395,9 +403,40 @@ class StaticHandler(StaticFileHandler):
             raise HTTPError(404)
         return super().parse_url_path(url_path)
 
+    def initialize(self, path: str, compress_from: int) -> None:  # type: ignore[override]
+        """Store the folder and the smallest file to compress. Parts of files are never compressed."""
+        super().initialize(path)
+        headers = self.request.headers
+        accepted = choose_coding(headers.get("Accept-Encoding"), compress_from)
+        self._coding = PLAIN if accepted is None or "Range" in headers else accepted
+
+    async def get(self, path: str, include_body: bool = True) -> None:
+        """Answer with the file."""
+        self.path = self.parse_url_path(path)
+        self.absolute_path = self.validate_absolute_path(self.root, self.get_absolute_path(self.root, self.path))
+        size = 0 if self.absolute_path is None else self.get_content_size()
+        if not self._coding.name or size < max(self._coding.smallest, 1):
+            self._coding = PLAIN
+            await super().get(path, include_body)
+            return
+        self.modified = self.get_modified_time()
+        self.set_headers()
+        self.clear_header("Accept-Ranges")
+        if self.should_return_304():
+            self.set_status(304)
+            return
+        self.set_header("Content-Encoding", self._coding.name)
+        self.write(encode_once(self._coding, b"".join(self.get_content(str(self.absolute_path)))))
+
+    def compute_etag(self) -> str | None:
+        """Return the ETag of the file in this coding."""
+        tag = super().compute_etag()
+        return None if tag is None else self._coding.tag_of(tag)
+
     def set_extra_headers(self, path: str) -> None:
         """Make browsers revalidate the file."""
         self.set_header("Cache-Control", "no-cache")
+        self.set_header("Vary", "Accept-Encoding")
         self.set_header("X-Content-Type-Options", "nosniff")
 
 

@@ -5,7 +5,7 @@ byte. Anything unusual returns None, and the handler answers.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ _HEAD = re.compile(rb"GET (/[!-~]*) HTTP/1\.1\r\n((?:[A-Za-z0-9-]+:[ -~\t]*\r\n)
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 _FOR_TORNADO = {"content-length", "transfer-encoding", "upgrade", "expect"}
 _HEADS_KEPT = 4096
-_REASONS = {200: "OK", 304: "Not Modified"}
+_REASONS = {200: "OK", 302: "Found", 304: "Not Modified"}
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class HotReply(NamedTuple):
 
     status: int
     content_type: str
-    headers: Iterable[tuple[str, str]]
+    headers: Sequence[tuple[str, str]]
     body: bytes
 
 

@@ -87,7 +87,7 @@ class RateLimitResult:
     headers: Mapping[str, str]
 
 
-_UNLIMITED = RateLimitResult(True, 0, {})
+UNLIMITED = RateLimitResult(True, 0, {})
 
 
 class RateLimit:
@@ -97,7 +97,15 @@ class RateLimit:
     """
 
     def __init__(
-        self, group: str, requests: int, window_s: float, counter: Counter, clock: Clock, styles: Sequence[str]
+        self,
+        group: str,
+        requests: int,
+        window_s: float,
+        counter: Counter,
+        clock: Clock,
+        styles: Sequence[str],
+        *,
+        exempts_cached: bool = False,
     ) -> None:
         self._group = group
         self.requests = requests
@@ -106,11 +114,13 @@ class RateLimit:
         self._spare = MemoryCounter(clock)
         self._clock = clock
         self._styles = styles
+        # True if answers that a client or a cache keeps are not counted
+        self.exempts_cached = exempts_cached
 
     async def check_request(self, address: str) -> RateLimitResult:
         """Count a request of `address` and return the result."""
         if not self.requests:
-            return _UNLIMITED
+            return UNLIMITED
         owner = client_of(address)
         key = f"{self._group}:{owner}"
         try:
@@ -122,7 +132,7 @@ class RateLimit:
     def check_now(self, address: str) -> RateLimitResult | None:
         """Count a request that is allowed; return None, without counting it, if it is not or the counter is remote."""
         if not self.requests:
-            return _UNLIMITED
+            return UNLIMITED
         if not isinstance(self._counter, MemoryCounter):
             return None
         owner = client_of(address)

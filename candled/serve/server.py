@@ -100,6 +100,7 @@ class Server:
             descriptors=descriptors,
             own_sockets=settings.own_sockets,
             compresses=settings.compression,
+            compress_from=settings.compress_from,
             trusted=networks(settings.trusted_proxies),
             allowed_origins=tuple(origin.lower() for origin in settings.allowed_origins),
             health=health,
@@ -181,6 +182,7 @@ class Server:
                 default_handler_args=context,
                 log_function=_log_request,
             )
+        files = {"compress_from": self._settings.compress_from}
         own = {"/": RootHandler, "/ws": StreamHandler}
         return PrefixedApplication(
             [
@@ -195,8 +197,8 @@ class Server:
                     for path, make in self._streams.items()
                     if path not in own
                 ),
-                (r"/static/(.*)", StaticHandler, {"path": str(STATIC)}),
-                clients.make_route(),
+                (r"/static/(.*)", StaticHandler, {"path": str(STATIC), **files}),
+                clients.make_route(files),
                 *self._routes,
             ],
             self._settings.prefix,

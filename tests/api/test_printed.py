@@ -1,5 +1,6 @@
 """Answers from kept texts are, to the byte, what encoding every bar anew gives: warm, cold, revised, evicted."""
 
+import gzip
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -17,10 +18,12 @@ from candled.errors import StoreUnavailable
 from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, Candle, Interval, iso_ms
 from candled.protocol.messages import STRINGS
 from candled.rooms.encoded_bars import EncodedBarCache, EncodedBars, Printer
+from candled.serve.content_coding import ContentCoding
 from tests.api.stage import BTC, Stage, open_stage
 from tests.rows import MONDAY_MS, minute
 
 ON = KlinesSettings(enabled=True)
+GZIP = ContentCoding("gzip", 1)
 pytestmark = [pytest.mark.gen_test, pytest.mark.stage(klines=ON)]
 COUNT = 2600
 AT = [MONDAY_MS + number * MINUTE_MS for number in range(COUNT + 100)]
@@ -125,11 +128,14 @@ async def check(one: Stage, pages: BarReader, rng: random.Random, rounds: int = 
                 key, BarQuery(BTC, interval, printer, asked, lambda page: b"|".join(page.columns), lambda *_: ())
             )
             for _ in range(2):
-                written = pages.written_now(query, "")
-                assert written is None or written == (
-                    replace(page, columns=written[0].columns),
-                    b"|".join(page.columns),
-                )
+                written = pages.written_now(query)
+                if written is not None:
+                    assert written.page == replace(page, columns=written.page.columns)
+                    assert (written.body, written.tag, written.coding) == (b"|".join(page.columns), page.tag, "")
+                coded = pages.written_now(query, "", GZIP)
+                if coded is not None:
+                    assert gzip.decompress(coded.body) == b"|".join(page.columns)
+                    assert coded.tag == GZIP.tag_of(page.tag)
             if page.tag is not None:
                 told = (page.columns, page.has_more, page.position if printer.positioned else None)
                 assert TAGGED.setdefault((page.tag, asked, printer, interval), told) == told
@@ -257,14 +263,14 @@ async def test_an_etag_is_the_version_of_what_was_read_and_304_prints_nothing(
     for change in (None, minute(COUNT, volume="2"), minute(COUNT + 1), minute(COUNT, volume="3", as_of=90_000)):
         if change is not None:
             stage.push(change)
-        answer = await fetch(path)
+        answer = await fetch(path, decompress_response=False)
         tags.append(answer.headers["Etag"])
         with monkeypatch.context() as patch:
             patch.setattr(EncodedBars, "columns", None)
-            again = await fetch(path, headers={"If-None-Match": f'"other", {tags[-1]}'})
+            again = await fetch(path, headers={"If-None-Match": f'"other", {tags[-1]}'}, decompress_response=False)
         assert (again.code, again.body, again.headers["Etag"]) == (304, b"", tags[-1])
         assert "Content-Type" not in again.headers
-        head = await fetch(path, "HEAD")
+        head = await fetch(path, "HEAD", decompress_response=False)
         assert (head.headers["Etag"], head.headers["Content-Length"]) == (tags[-1], str(len(answer.body)))
     assert len(set(tags)) == 4  # the running bar, the next one, a late version
     (tmp_path / "other").mkdir()
