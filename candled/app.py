@@ -6,10 +6,11 @@ import logging
 import os
 import signal
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from candled import __version__, signals
+from candled import __version__, signals, workers
 from candled.aggregate.live_bars import LiveBars
 from candled.api.catalog import MarketCatalog
 from candled.api.context import ApiContext
@@ -64,21 +65,43 @@ def run(config: Config, plugins: Plugins, clock: Clock | None = None) -> int:
     Raises:
         ConfigError: a resource in the settings is not usable: the port, the database file, a recording.
     """
-    handler = BoundedHandler("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _start_log(config)
+    return _run_one(config, plugins, clock or SystemClock())
+
+
+def run_workers(config: Config, plugins: Plugins, count: int, name: str | None) -> int:
+    """Run one ingest process and `count` serve processes, or the process with that name; return the exit status.
+
+    Raises:
+        ConfigError: several processes cannot share the settings, or as for `run`.
+    """
+    workers.check(config)
+    _start_log(config, name)
+    if name is None:
+        return workers.run(count, SystemClock())
+    return _run_one(workers.settings_of(name, config), plugins, SystemClock(), is_worker=True)
+
+
+def _start_log(config: Config, worker: str | None = None) -> None:
+    process = f"{worker} " if worker else ""
+    handler = BoundedHandler(f"%(asctime)s %(levelname)s {process}%(name)s: %(message)s")
     logging.basicConfig(level=config.log.level.upper(), handlers=[handler], force=True)
+
+
+def _run_one(config: Config, plugins: Plugins, clock: Clock, *, is_worker: bool = False) -> int:
     clients = config.server.max_connections if "serve" in config.roles else 0
     for warning in (*config_warnings(config), shortage(raise_limit(), clients)):
         if warning is not None:
             logger.warning("%s", warning)
-    return asyncio.run(_run(config, plugins, clock or SystemClock()))
+    return asyncio.run(_run(config, plugins, clock, is_worker))
 
 
-async def _run(config: Config, plugins: Plugins, clock: Clock) -> int:
+async def _run(config: Config, plugins: Plugins, clock: Clock, is_worker: bool) -> int:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(DaemonThreads(_LOOKUPS, "lookup"))
     daemon = Daemon(config, plugins, clock)  # nothing runs before this, so a signal ends the process immediately
     stopping = asyncio.Event()
-    _listen_to_signals(loop, stopping)
+    _listen_to_signals(loop, stopping, is_worker)
     collector = GcTuner(keeps_handlers=not config.server.own_sockets)
 
     async def start() -> None:
@@ -95,9 +118,13 @@ async def _run(config: Config, plugins: Plugins, clock: Clock) -> int:
     return 1 if left else 0
 
 
-def _listen_to_signals(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
+def _listen_to_signals(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event, is_worker: bool) -> None:
+    # A terminal and systemd signal a worker as well as its supervisor, which kills it if that is wanted.
+    ask = stopping.set if is_worker else partial(_asked_to_stop, stopping)
     for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, _asked_to_stop, stopping)
+        loop.add_signal_handler(name, ask)
+    if is_worker:
+        workers.on_parent_lost(loop, stopping.set)
     loop.add_signal_handler(signal.SIGHUP, logger.warning, "SIGHUP is ignored: restart candled to change its settings")
     signals.unblock_hangup()
 

@@ -142,16 +142,34 @@ def _parse_daemon(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            metavar="N",
+            show_default="one process that does all",
+            help="Run one process that ingests and N that serve and share the port; needs Redis and PostgreSQL.",
+        ),
+    ] = None,
+    worker: Annotated[str | None, typer.Option(hidden=True)] = None,  # given by `candled.workers`
 ) -> "partial[Outcome] | None":
-    return partial(_run_daemon, config) if context.invoked_subcommand is None else None
+    if context.invoked_subcommand is not None:
+        if workers is not None:
+            raise typer.BadParameter("--workers is for the daemon, which runs without a command")
+        return None
+    return partial(_run_daemon, config, workers, worker)
 
 
-def _run_daemon(config: ConfigFile) -> Outcome:
+def _run_daemon(config: ConfigFile, count: int | None, worker: str | None) -> Outcome:
     from candled import app as daemon  # commands need no server
     from candled.plugins import discover
 
     plugins = discover()
-    return daemon.run(load_config(config, plugins), plugins)
+    settings = load_config(config, plugins)
+    if count is None:
+        return daemon.run(settings, plugins)
+    return daemon.run_workers(settings, plugins, count, worker)
 
 
 @declare(app, _DAEMON)

@@ -33,6 +33,8 @@ class Daemon:
     the end, whatever happened.
     """
 
+    arguments: tuple[str, ...] = ()
+
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.port = free_port()
@@ -79,7 +81,7 @@ class Daemon:
         path.write_text(yaml.safe_dump({**config, "server": server}, sort_keys=False), "utf-8")
         with self._output.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "candled", "--config", str(path)],
+                [sys.executable, "-m", "candled", "--config", str(path), *self.arguments],
                 cwd=self.directory,
                 env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
                 stdin=subprocess.DEVNULL,

@@ -1,0 +1,222 @@
+"""`candled --workers N`: one ingest process and N serve processes that share a port, started and kept running."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Protocol
+
+from candled.config import MEMORY, ROLES, Config
+from candled.errors import CandledError, ConfigError
+from candled.exchange import Clock
+from candled.tasks import Backoff, TaskSet, first_of, retry
+
+logger = logging.getLogger(__name__)
+
+INGEST = "ingest"
+MISTAKE = 2  # the exit status of a process that only the operator can help
+
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
+_STEADY_S = 60.0  # a process that ran for so long failed for another reason than the last time
+_STOP_S = 30.0  # a process that stops limits each of its steps to 5 s
+
+
+def check(config: Config) -> None:
+    """Check that several processes can share these settings.
+
+    Raises:
+        ConfigError: they cannot; a line for each reason.
+    """
+    problems = []
+    if set(config.roles) != set(ROLES):
+        problems.append("roles: --workers gives each process its role, so leave out roles or set both")
+    if config.bus.url == MEMORY:
+        problems.append("bus.url: memory:// stays inside one process; --workers needs a Redis, redis://HOST:6379/0")
+    if config.store.url.startswith("sqlite:"):
+        problems.append("store.url: SQLite is one process's file; --workers needs postgresql://USER@HOST/DATABASE")
+    if not 0 < config.server.port < 65535:
+        problems.append("server.port: --workers needs a port from 1 to 65534, and the next one for its ingest process")
+    if problems:
+        raise ConfigError(problems)
+
+
+def settings_of(name: str, config: Config) -> Config:
+    """Return the settings of one process. The journal belongs to the only one that stores candles."""
+    if name == INGEST:
+        server = config.server.model_copy(update={"port": config.server.port + 1, "reuse_port": False})
+        return config.model_copy(update={"roles": ("ingest",), "server": server})
+    server = config.server.model_copy(update={"reuse_port": True})
+    store = config.store.model_copy(update={"journal": ""})
+    return config.model_copy(update={"roles": ("serve",), "server": server, "store": store})
+
+
+def run(count: int, clock: Clock) -> int:
+    """Run one ingest process and `count` serve processes until SIGINT or SIGTERM; return the exit status.
+
+    Each is this command line with `--worker NAME` added.
+    """
+    return asyncio.run(_run([INGEST, *(f"serve-{number + 1}" for number in range(count))], clock))
+
+
+async def _run(names: Sequence[str], clock: Clock) -> int:
+    loop = asyncio.get_running_loop()
+    children = Children([sys.executable, *sys.orig_argv[1:]])
+    loop.add_signal_handler(signal.SIGCHLD, children.reap)
+    supervisor = Supervisor(names, children.spawn, clock)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, supervisor.stop)
+    loop.add_signal_handler(signal.SIGHUP, supervisor.send_signal, signal.SIGHUP)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    return await supervisor.run()
+
+
+class Process(Protocol):
+    """A running process."""
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process, if it has not ended."""
+
+    async def wait(self) -> int:
+        """Wait for the end; return the exit status, or the negative number of the signal that ended the process."""
+
+
+class _EndedError(CandledError):
+    """A process ended and has to be started again."""
+
+
+class Supervisor:
+    """Starts a process for each name, and starts it again when it ends, until `stop` or a mistake of the operator."""
+
+    def __init__(self, names: Sequence[str], spawn: Callable[[str], Process], clock: Clock) -> None:
+        self._names = names
+        self._spawn = spawn
+        self._clock = clock
+        self._tasks = TaskSet()
+        self._running: dict[str, Process] = {}
+        self._stopping = asyncio.Event()
+        self._has_mistake = False
+
+    async def run(self) -> int:
+        """Keep the processes running; return the exit status after the last of them has ended."""
+        for name in self._names:
+            self._tasks.start(self._keep_running(name), name)
+        await self._stopping.wait()
+        await self._tasks.cancel()
+        self.send_signal(signal.SIGTERM)
+        statuses = await first_of(self._wait_for_ends(), self._kill_late())
+        return MISTAKE if self._has_mistake else int(any(statuses))
+
+    def stop(self) -> None:
+        """Ask all processes to stop, and kill them when asked a second time."""
+        if self._stopping.is_set():
+            self.send_signal(signal.SIGKILL)
+        self._stopping.set()
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to each running process."""
+        for process in self._running.values():
+            process.send_signal(number)
+
+    async def _keep_running(self, name: str) -> None:
+        backoff = Backoff(_FIRST_WAIT_S, _LONGEST_WAIT_S)
+        await retry(partial(self._run_once, name, backoff), self._clock, backoff, on=_EndedError, report=_report)
+
+    async def _run_once(self, name: str, backoff: Backoff) -> None:
+        """Run a process until it ends.
+
+        Raises:
+            _EndedError: another attempt may help.
+        """
+        began = self._clock.monotonic()
+        try:
+            process = self._running[name] = self._spawn(name)
+        except OSError as error:
+            raise _EndedError(f"{name} cannot be started: {error.strerror}") from error
+        status = await process.wait()
+        del self._running[name]
+        if status == MISTAKE:
+            logger.error("%s ended with status %d, stopping the other processes", name, status)
+            self._has_mistake = True
+            self._stopping.set()
+            return
+        if self._clock.monotonic() - began >= _STEADY_S:
+            backoff.on_success()
+        how = f"ended with status {status}" if status >= 0 else f"was ended by signal {-status}"
+        raise _EndedError(f"{name} {how}")
+
+    async def _wait_for_ends(self) -> list[int]:
+        return [await process.wait() for process in self._running.values()]
+
+    async def _kill_late(self) -> list[int]:
+        await self._clock.sleep(_STOP_S)
+        logger.warning("killing the processes that have not stopped within %.0f s", _STOP_S)
+        self.send_signal(signal.SIGKILL)
+        return await self._wait_for_ends()
+
+
+def _report(error: Exception, wait_s: float) -> None:
+    logger.warning("%s; starting it again in %.1f s", error, wait_s)
+
+
+class Children:
+    """The processes of this one. As process 1 of a container it also reaps processes that lost their parent.
+
+    The standard input of each is a pipe that ends with this process, however that happens.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = command
+        self._ends: dict[int, asyncio.Future[int]] = {}
+        self._input, self._lifeline = os.pipe()
+
+    def spawn(self, name: str) -> "Child":
+        """Start a process. An OSError means that the system has no room for it."""
+        pid = os.posix_spawn(
+            self._command[0],
+            [*self._command, "--worker", name],
+            os.environ,
+            file_actions=[(os.POSIX_SPAWN_DUP2, self._input, 0)],
+            setsigmask=(),
+        )
+        ended = self._ends[pid] = asyncio.get_running_loop().create_future()
+        logger.info("started %s as process %d", name, pid)
+        return Child(pid, ended)
+
+    def reap(self) -> None:
+        """Collect all processes that have ended. Call this at SIGCHLD."""
+        with suppress(ChildProcessError):  # none is left
+            while (found := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+                ended = self._ends.pop(found[0], None)
+                if ended is not None:
+                    ended.set_result(os.waitstatus_to_exitcode(found[1]))
+
+
+class Child:
+    """A process of `Children`."""
+
+    def __init__(self, pid: int, ended: "asyncio.Future[int]") -> None:
+        self._pid = pid
+        self._ended = ended
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended and its number may belong to another one."""
+        if not self._ended.done():
+            os.kill(self._pid, number)
+
+    async def wait(self) -> int:
+        """Wait for the end; return the exit status, or the negative number of the signal that ended the process."""
+        return await asyncio.shield(self._ended)
+
+
+def on_parent_lost(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+    """Call a function once the process that started this worker has ended."""
+
+    def end() -> None:
+        loop.remove_reader(0)
+        call()
+
+    loop.add_reader(0, end)
