@@ -10,7 +10,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
-from candled.config import MEMORY, ROLES, Config
+from candled.config import Config
+from candled.config.sections import MEMORY, ROLES
 from candled.errors import CandledError, ConfigError
 from candled.exchange import Clock
 from candled.tasks import Backoff, TaskSet, first_of, retry
