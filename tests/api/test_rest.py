@@ -17,7 +17,7 @@ from candled.api.parameters import read_moment
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import MINUTE_MS, Candle, Gap, Market, iso_ms, parse_iso_ms
 from candled.store.sqlite import statements as sqlite_statements
-from candled.store.sqlite import store as sqlite
+from candled.store.sqlite.file import DatabaseFile
 from candled.tools.files import read_candles
 from tests.api.raw import ask_all
 from tests.api.stage import BTC, ETH, FUTURE, following
@@ -584,13 +584,13 @@ async def test_a_fuzz_of_queries_gets_no_5xx_and_reaches_sql_only_as_values(fetc
     draw()
     statements: set[str] = set()
     values: set[type] = set()
-    connection = sqlite.SqliteStore._thread_connection
+    connection = DatabaseFile.thread_connection
 
     def watched(store):
         real = connection(store)
         return Watched(real, statements, values)
 
-    monkeypatch.setattr(sqlite.SqliteStore, "_thread_connection", watched)
+    monkeypatch.setattr(DatabaseFile, "thread_connection", watched)
     asked = [
         f"{CANDLES}&from=0",
         f"{CANDLES.replace('1m', '5m')}&from=0",

@@ -17,6 +17,7 @@ import pytest
 import candled
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import DEFAULT_INTERVALS, MINUTE
+from candled.store.sqlite import file
 from candled.store.sqlite import store as sqlite
 from candled.store.sqlite.store import SqliteStore
 from tests.store import load
@@ -237,7 +238,7 @@ def test_a_guest_writes_nothing_by_opening_and_reading(path, open_store):
 
 
 def test_a_lock_held_by_another_program_is_trouble_that_passes(path, open_store, monkeypatch):
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(file, "BUSY_TIMEOUT_S", 0.05)
     store = open_store(MINUTE)
     other = sqlite3.connect(path, isolation_level=None)
     try:
@@ -253,7 +254,7 @@ def test_a_lock_held_by_another_program_is_trouble_that_passes(path, open_store,
 
 
 def test_opening_can_be_tried_again(path, open_store, monkeypatch):
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(file, "BUSY_TIMEOUT_S", 0.05)
     open_store(MINUTE).close()
     other = sqlite3.connect(path, isolation_level=None)
     store = SqliteStore(path, [MINUTE])
@@ -273,12 +274,12 @@ def test_opening_can_be_tried_again(path, open_store, monkeypatch):
 def test_a_full_disk_loses_nothing_that_was_stored_and_passes(open_store):
     store = open_store(*DEFAULT_INTERVALS)
     store.write_minutes([(BTC, minute(at)) for at in range(100)])
-    store._thread_connection().execute("PRAGMA max_page_count = 12")
+    store._file.thread_connection().execute("PRAGMA max_page_count = 12")
     more = [(ETH, minute(at)) for at in range(3000)]
     with pytest.raises(StoreUnavailable, match="full"):
         store.write_minutes(more)
     assert (len(everything(store, BTC, MINUTE)), everything(store, ETH, MINUTE)) == (100, [])
-    store._thread_connection().execute("PRAGMA max_page_count = 100000")
+    store._file.thread_connection().execute("PRAGMA max_page_count = 100000")
     store.write_minutes(more)
     assert everything(store, ETH, H1) == sums([candle for _, candle in more], H1)
 
@@ -286,7 +287,7 @@ def test_a_full_disk_loses_nothing_that_was_stored_and_passes(open_store):
 def test_folding_that_was_cut_short_is_done_again(open_store, monkeypatch):
     minutes = [minute(at) for at in (0, 1, 60_000, 200_000)]
     open_store(MINUTE).write_minutes([(BTC, candle) for candle in minutes])
-    fold, calls = sqlite._fold, []
+    fold, calls = sqlite.fold_levels, []
 
     def fold_once(*args):
         calls.append(args)
@@ -294,7 +295,7 @@ def test_folding_that_was_cut_short_is_done_again(open_store, monkeypatch):
             raise KeyboardInterrupt
         fold(*args)
 
-    monkeypatch.setattr(sqlite, "_fold", fold_once)
+    monkeypatch.setattr(sqlite, "fold_levels", fold_once)
     with pytest.raises(KeyboardInterrupt):
         open_store(MINUTE, M5)
     monkeypatch.undo()

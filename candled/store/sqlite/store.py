@@ -2,122 +2,37 @@
 
 import logging
 import sqlite3
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import DecimalException
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from candled.errors import StoreRejected, StoreUnavailable
+from candled.errors import StoreRejected
 from candled.model import ALL_TIME, DAY_MS, MINUTE, WEEK, Candle, Gap, Interval, MarketKey, Range, RangeSet, sources
 from candled.model.gaps import replace_gaps
 from candled.store.batch import (
     MarketBatch,
-    fold_bars,
-    fold_sources,
     group_by_market,
     merge_changes,
     minute_ranges,
-    touched_bars,
 )
 from candled.store.interface import FEED_DAYS, FEEDS_KEPT, FORMING_KEPT_MS, SEQ_UNPUBLISHED, BadRow, Table
-from candled.store.owner import Owner
 from candled.store.sql_store import FOLD_CHUNK_MS, SqlStore, as_known_gaps, log_progress, log_unused
 
 from . import statements as sql
-from .rows import UnreadableRow, as_candles, bar_row, minute_row, problem, time_text
+from .file import WRONG_FILE, DatabaseFile, primary_code
+from .rollups import bars_between, fold_levels, parse_interval, read_fold_sources, rebuild_rollups
+from .rows import UnreadableRow, as_candles, minute_row, problem, time_text
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = len(sql.STEPS)
 APPLICATION_ID = 0x63616E64  # "cand": distinguishes candled's files from those of other programs
-BUSY_TIMEOUT_S = 5.0
-
-# ---------------------------------------------------------------- errors
-
-# Primary result codes, https://sqlite.org/rescode.html. These errors may end: a lock is released, a disk gets space
-# again.
-_TRANSIENT = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_INTERRUPT,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_PROTOCOL,
-    }
-)
-# If these occur when the file is opened, the operator must act.
-_WRONG_FILE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM})
-
-
-def _primary_code(error: sqlite3.Error) -> int:
-    """Return SQLite's result code without its extension; -1 for an error of the Python module itself."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return -1 if code is None else int(code) & 0xFF
-
-
-# ---------------------------------------------------------------- bars
-
-
-def _between(
-    connection: sqlite3.Connection, market_id: int, interval: Interval, start_ms: int, end_ms: int
-) -> list[Candle]:
-    if interval == MINUTE:
-        return as_candles(connection.execute(sql.MINUTES_BETWEEN, (market_id, start_ms, end_ms)))
-    return as_candles(connection.execute(sql.BARS_BETWEEN, (market_id, interval.ms, start_ms, end_ms)))
-
-
-def _fold(
-    connection: sqlite3.Connection, market_id: int, changed: RangeSet, levels: Mapping[Interval, Interval]
-) -> None:
-    """Recompute every bar of `levels` (each with the interval it is folded from) that overlaps `changed`."""
-    for interval, source in levels.items():
-        bars = [
-            bar
-            for start_ms, end_ms in touched_bars(changed, interval)
-            for bar in fold_bars(_between(connection, market_id, source, start_ms, end_ms), interval)
-        ]
-        connection.executemany(sql.PUT_BAR, [(market_id, interval.ms, *bar_row(bar)) for bar in bars])
-
-
-def _rebuild_rollups(connection: sqlite3.Connection, market_id: int, changed: RangeSet) -> None:
-    """Recompute every longer bar that overlaps `changed`, and drop those without minutes."""
-    kept = _fold_sources(connection)
-    for interval in kept:
-        rows = [(market_id, interval.ms, *span) for span in touched_bars(changed, interval)]
-        connection.executemany(sql.DROP_BARS_BETWEEN, rows)
-    _fold(connection, market_id, changed, kept)
-
-
-def _fold_sources(connection: sqlite3.Connection) -> Mapping[Interval, Interval]:
-    """Return the intervals whose bars must be updated with their minutes, as recorded in the file."""
-    rows = connection.execute(sql.INTERVALS).fetchall()
-    return fold_sources(tuple((_interval(interval_ms), bool(is_folded)) for interval_ms, is_folded in rows))
-
-
-def _interval(ms: int) -> Interval:
-    try:
-        return Interval.of_ms(ms)
-    except ValueError as error:
-        raise StoreRejected(f"the table of intervals is damaged: {error}") from error
 
 
 def _version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
-
-
-def _identity_of(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _size(path: Path) -> int:
@@ -142,16 +57,9 @@ class SqliteStore(SqlStore):
         self._path = Path(path)
         self._configured = None if intervals is None else frozenset(intervals) - {MINUTE}
         self._upgrade_schema = upgrade
-        self._owner = Owner(self._path)
+        self._file = DatabaseFile(self._path, may_create=intervals is not None and upgrade)
         self._label = f"{self._path.name}: "
-        self._connections: dict[int, sqlite3.Connection] = {}  # keys are thread identifiers
-        self._lock = threading.Lock()
-        self._is_open = False
         self._ids: dict[MarketKey, int] = {}
-        #: The device and inode of the file and of its write-ahead log; empty if they are not checked.
-        self._identity: list[tuple[int, int] | None] = []
-        #: Why this process must not use the file any more, or "".
-        self._lost = ""
 
     def open(self) -> None:
         """See `Store.open`.
@@ -162,25 +70,26 @@ class SqliteStore(SqlStore):
             StoreRejected: the directory is missing, the file cannot be written, is damaged, belongs to another program,
                 or has another schema.
         """
-        self._is_open = True
+        self._file.is_open = True
         try:
-            with self._errors_translated():
+            with self._file.errors_translated():
                 if self._configured is None:
-                    self._check_file(self._thread_connection())
+                    self._check_file(self._file.thread_connection())
                 else:
                     self._open_own_file()
                     self._add_intervals(self._configured)
-                    self._identity = self._read_identity()
+                    self._file.watch_identity()
                 self._kept = frozenset(self._folded_intervals())
         except BaseException as error:
-            self._release_file()
-            if isinstance(error.__cause__, sqlite3.Error) and _primary_code(error.__cause__) in _WRONG_FILE:
+            self.close()
+            if isinstance(error.__cause__, sqlite3.Error) and primary_code(error.__cause__) in WRONG_FILE:
                 raise StoreRejected(f"{self._path}: cannot be opened for writing ({error.__cause__})") from error
             raise
 
     def close(self) -> None:
         """Close every connection. SQLite then moves the write-ahead log into the file and removes it."""
-        self._release_file()
+        self._ids.clear()
+        self._file.release()
 
     def write_minutes(self, rows: Sequence[tuple[MarketKey, Candle]]) -> None:
         """See `Store.write_minutes`. A batch that changes no row only costs reads.
@@ -198,7 +107,7 @@ class SqliteStore(SqlStore):
             self._write_batches(batches)
 
     def _write_batches(self, batches: Mapping[MarketKey, MarketBatch]) -> None:
-        with self._begin_transaction() as connection:
+        with self._file.begin_transaction() as connection:
             ids = {market: self._add_market(connection, market) for market in batches}
             for market, batch in batches.items():
                 if batch.minutes:
@@ -215,17 +124,17 @@ class SqliteStore(SqlStore):
 
     def rebuild_rollups(self, market: MarketKey, spans: Sequence[Range]) -> None:
         """See `Store.rebuild_rollups`."""
-        with self._begin_transaction() as connection:
-            _rebuild_rollups(connection, self._add_market(connection, market), RangeSet(spans))
+        with self._file.begin_transaction() as connection:
+            rebuild_rollups(connection, self._add_market(connection, market), RangeSet(spans))
 
     def discard_rows(self, market: MarketKey, rows: Sequence[BadRow]) -> None:
         """See `Store.discard_rows`."""
         bars = [(row.time, row.interval.ms) for row in rows if row.table != "forming" and isinstance(row.time, int)]
-        with self._begin_transaction() as connection:
+        with self._file.begin_transaction() as connection:
             market_id = self._add_market(connection, market)
             for row in rows:
                 connection.execute(sql.DISCARD[row.table], (market_id, row.interval.ms, row.time))
-            _rebuild_rollups(
+            rebuild_rollups(
                 connection, market_id, RangeSet((open_ms, open_ms + length_ms) for open_ms, length_ms in bars)
             )
 
@@ -251,8 +160,10 @@ class SqliteStore(SqlStore):
         market_id = self._market_id(market)
         if market_id is None:
             return []
-        with self._errors_translated():
-            return _between(self._thread_connection(), market_id, self._check_interval(interval), start_ms, end_ms)
+        with self._file.errors_translated():
+            return bars_between(
+                self._file.thread_connection(), market_id, self._check_interval(interval), start_ms, end_ms
+            )
 
     def kept_from(self) -> int:
         """See `Store.kept_from`. SQLite drops no minutes."""
@@ -268,7 +179,7 @@ class SqliteStore(SqlStore):
 
     def _bad_rows_of(self, table: Table, market: MarketKey, suspects: str, *within: int) -> list[BadRow]:
         return [
-            BadRow(table=table, interval=_interval(interval_ms), time=row[0], problem=wrong)
+            BadRow(table=table, interval=parse_interval(interval_ms), time=row[0], problem=wrong)
             for interval_ms, *row in self._fetch_of_market(suspects, market, *within)
             if (wrong := problem(row)) is not None
         ]
@@ -279,12 +190,12 @@ class SqliteStore(SqlStore):
 
     def set_complete_from(self, market: MarketKey, since_ms: int) -> None:
         """See `Store.set_complete_from`."""
-        with self._begin_transaction() as connection:
+        with self._file.begin_transaction() as connection:
             connection.execute(sql.SET_COMPLETE_FROM, (since_ms, self._add_market(connection, market)))
 
     def save_known_gaps(self, market: MarketKey, known_gaps: Sequence[Gap], within: Range = ALL_TIME) -> None:
         """See `Store.save_known_gaps`."""
-        with self._begin_transaction() as connection:
+        with self._file.begin_transaction() as connection:
             market_id = self._add_market(connection, market)
             near = as_known_gaps(connection.execute(sql.KNOWN_GAPS, (market_id, *within)))
             connection.executemany(sql.DROP_KNOWN_GAP, [(market_id, gap.start_ms) for gap in near])
@@ -298,13 +209,13 @@ class SqliteStore(SqlStore):
 
     def register_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
         """See `Store.register_feed`."""
-        with self._begin_transaction() as connection:
+        with self._file.begin_transaction() as connection:
             for market in markets:
                 connection.execute(sql.REGISTER_FEED, (self._add_market(connection, market), epoch))
 
     def log_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
         """See `Store.log_changes`."""
-        with self._begin_transaction() as connection:
+        with self._file.begin_transaction() as connection:
             market_id = self._add_market(connection, market)
             feed = connection.execute(sql.FEED, (market_id, epoch)).fetchone()
             if feed is None and epoch is None:
@@ -317,14 +228,11 @@ class SqliteStore(SqlStore):
 
     def cancel_read(self, thread: int) -> None:
         """See `Store.cancel_read`."""
-        with self._lock, suppress(sqlite3.Error):
-            connection = self._connections.get(thread)
-            if connection is not None:
-                connection.interrupt()
+        self._file.interrupt(thread)
 
     def tidy_up(self, now_ms: int) -> None:
         """Delete old feeds and old forming minutes, and let SQLite refresh its statistics. No final minute is lost."""
-        with self._begin_transaction() as connection:
+        with self._file.begin_transaction() as connection:
             connection.execute(sql.DROP_OLD_FORMING, (FORMING_KEPT_MS,))
             connection.execute(sql.SEE_FEEDS, (now_ms,))
             for kept in connection.execute(sql.OLD_FEEDS, (FEEDS_KEPT, now_ms - FEED_DAYS * DAY_MS)).fetchall():
@@ -334,16 +242,7 @@ class SqliteStore(SqlStore):
 
     def check_in(self) -> Sequence[str]:
         """See `Store.check_in`. No other daemon can have the file, unless its lock file was deleted."""
-        self._check_identity()
-        try:
-            self._owner.verify()
-            self._lost = ""
-        except StoreUnavailable as error:
-            self._lost = str(error)
-            raise
-        except OSError as error:
-            self._lost = f"{self._path.name}: its lock file cannot be created ({error.strerror})"
-            raise StoreUnavailable(self._lost) from error
+        self._file.verify()
         return ()
 
     def describe(self) -> dict[str, Any]:
@@ -362,20 +261,17 @@ class SqliteStore(SqlStore):
     def _open_own_file(self) -> None:
         if not self._path.parent.is_dir():
             raise StoreRejected(f"{self._path}: the directory {self._path.parent} does not exist")
-        try:
-            self._owner.take()
-        except OSError as error:
-            raise StoreRejected(f"{self._path}: cannot be opened for writing ({error.strerror})") from error
+        self._file.take()
         if not self._upgrade_schema:
-            self._check_file(self._thread_connection())
-        connection = self._thread_connection()
+            self._check_file(self._file.thread_connection())
+        connection = self._file.thread_connection()
         self._check_program(connection)
         mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
             raise StoreRejected(
                 f"{self._path}: SQLite cannot keep a write-ahead log here (mode {mode!r}); is it on a network drive?"
             )
-        with self._begin_transaction():  # shows now, not at the first candle, whether the file is writable
+        with self._file.begin_transaction():  # shows now, not at the first candle, whether the file is writable
             self._upgrade_file(connection)
 
     def _check_file(self, connection: sqlite3.Connection) -> None:
@@ -421,27 +317,27 @@ class SqliteStore(SqlStore):
 
         Bars of other intervals are kept and updated too, except those whose folding was interrupted.
         """
-        with self._begin_transaction() as connection:
+        with self._file.begin_transaction() as connection:
             connection.executemany(sql.ADD_INTERVAL, [(interval.ms,) for interval in wanted])
         folded = self._folded_intervals()  # from here on, every writer updates the new ones too
         for (interval_ms,) in self._fetch_rows(sql.UNFOLDED):
-            if _interval(interval_ms) not in wanted:
-                self._drop_bars(_interval(interval_ms))
+            if parse_interval(interval_ms) not in wanted:
+                self._drop_bars(parse_interval(interval_ms))
         fresh = wanted - folded
         if fresh:
             self._fold_history({one: source for one, source in sources(fresh | folded).items() if one in fresh})
-            with self._begin_transaction() as connection:
+            with self._file.begin_transaction() as connection:
                 connection.executemany(sql.SET_FOLDED, [(interval.ms,) for interval in fresh])
         log_unused(folded - wanted)
 
     def _drop_bars(self, interval: Interval) -> int:
-        with self._begin_transaction() as connection:
+        with self._file.begin_transaction() as connection:
             connection.execute(sql.DROP_INTERVAL, (interval.ms,))
             market_ids = connection.execute(sql.MARKET_IDS).fetchall()
             return sum(connection.execute(sql.DROP_BARS, (id, interval.ms)).rowcount for (id,) in market_ids)
 
     def _folded_intervals(self) -> set[Interval]:
-        return {_interval(interval_ms) for (interval_ms,) in self._fetch_rows(sql.FOLDED)}
+        return {parse_interval(interval_ms) for (interval_ms,) in self._fetch_rows(sql.FOLDED)}
 
     def _fold_history(self, fresh: Mapping[Interval, Interval]) -> None:
         market_ids = [market_id for (market_id,) in self._fetch_rows(sql.MARKET_IDS)]
@@ -455,8 +351,8 @@ class SqliteStore(SqlStore):
             return
         # A bar cut by the edge of two chunks is folded with both, the second time from all its parts.
         for start_ms in range(oldest_ms, newest_ms + 1, FOLD_CHUNK_MS):
-            with self._begin_transaction() as connection:
-                _fold(connection, market_id, RangeSet([(start_ms, start_ms + FOLD_CHUNK_MS)]), fresh)
+            with self._file.begin_transaction() as connection:
+                fold_levels(connection, market_id, RangeSet([(start_ms, start_ms + FOLD_CHUNK_MS)]), fresh)
 
     # ------------------------------------------------------------ writing
 
@@ -464,13 +360,15 @@ class SqliteStore(SqlStore):
         stored = {
             candle.open_ms: candle
             for start_ms, end_ms in minute_ranges(minutes)
-            for candle in _between(connection, market_id, MINUTE, start_ms, end_ms)
+            for candle in bars_between(connection, market_id, MINUTE, start_ms, end_ms)
         }
         changed = merge_changes(minutes, stored)
         if not changed:
             return
         connection.executemany(sql.PUT_MINUTE, [(market_id, *minute_row(candle)) for candle in changed])
-        _fold(connection, market_id, minute_ranges(candle.open_ms for candle in changed), _fold_sources(connection))
+        fold_levels(
+            connection, market_id, minute_ranges(candle.open_ms for candle in changed), read_fold_sources(connection)
+        )
 
     def _delete_bad_rows(self, batches: Mapping[MarketKey, MarketBatch]) -> bool:
         """Delete invalid rows in the weeks of some minutes; return whether there were any.
@@ -532,98 +430,16 @@ class SqliteStore(SqlStore):
         return self._ids[market]
 
     def _fetch_rows(self, statement: str, *parameters: object) -> list[Any]:
-        with self._errors_translated():
-            return self._thread_connection().execute(statement, parameters).fetchall()
+        with self._file.errors_translated():
+            return self._file.thread_connection().execute(statement, parameters).fetchall()
 
     def _fetch_of_market(self, statement: str, market: MarketKey, *parameters: object) -> list[Any]:
         market_id = self._market_id(market)
         return [] if market_id is None else self._fetch_rows(statement, market_id, *parameters)
 
     def _as_candles(self, rows: Iterable[Any], *, final: bool = True) -> list[Candle]:
-        with self._errors_translated():
+        with self._file.errors_translated():
             return as_candles(rows, final=final)
 
     def _interval_column(self, interval: Interval) -> int:
         return interval.ms
-
-    # ------------------------------------------------------------ connections
-
-    def _thread_connection(self) -> sqlite3.Connection:
-        """Return this thread's connection."""
-        if not self._is_open:
-            raise StoreRejected(f"{self._path.name}: the store is not open")
-        if self._lost:
-            raise StoreUnavailable(self._lost)
-        self._check_identity()
-        return self._connections.get(threading.get_ident()) or self._open_connection()
-
-    def _read_identity(self) -> list[tuple[int, int] | None]:
-        return [_identity_of(path) for path in (self._path, self._path.with_name(self._path.name + "-wal"))]
-
-    def _check_identity(self) -> None:
-        """Refuse to work on a file that others do not see: it was deleted, moved or replaced.
-
-        Raises:
-            StoreUnavailable: it was. The file is used again if it is moved back.
-        """
-        if not self._identity:
-            return
-        found = self._read_identity()
-        for name, known, now in zip(("", "-wal"), self._identity, found, strict=True):
-            if known is not None and now != known:
-                change = "was deleted or moved" if now is None else "was replaced by another file"
-                advice = "while candled uses it: move it back, or restart candled"
-                raise StoreUnavailable(f"{self._path.name}{name}: {change} {advice}")
-        self._identity = found  # SQLite creates the log with the first transaction
-
-    def _open_connection(self) -> sqlite3.Connection:
-        # Each thread uses its own connection. Only `close` uses those of other threads.
-        may_create = self._configured is not None and self._upgrade_schema
-        if not may_create and not self._path.exists():  # connecting would create it
-            raise StoreRejected(
-                f"{self._path}: there is no such file yet: run `candled init-db`, or start the daemon (store.init)"
-            )
-        connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-        with self._lock:
-            self._connections[threading.get_ident()] = connection
-        connection.execute("PRAGMA synchronous = FULL")  # a commit returns when the log is on the disk
-        connection.execute("PRAGMA fullfsync = 1")  # on macOS, fsync alone leaves the data in the disk's cache
-        return connection
-
-    def _release_file(self) -> None:
-        self._is_open = False
-        self._identity, self._lost = [], ""
-        self._ids.clear()
-        with self._lock:
-            while self._connections:
-                self._connections.popitem()[1].close()
-        self._owner.release()
-
-    @contextmanager
-    def _begin_transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run one transaction: committed at the end, rolled back on any error. It takes the write lock immediately."""
-        with self._errors_translated():
-            connection = self._thread_connection()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):  # keep the first error; SQLite may have rolled back itself
-                    connection.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _errors_translated(self) -> Iterator[None]:
-        """Translate errors to those of `Store`. `/health` shows them, so they name the file without its directory."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            kind = StoreUnavailable if _primary_code(error) in _TRANSIENT else StoreRejected
-            raise kind(f"{self._path.name}: {error}") from error
-        except UnreadableRow as error:
-            raise StoreRejected(
-                f"{self._path.name}: a stored bar cannot be read: {error}; `candled verify --repair` repairs the store"
-            ) from error
-        except (DecimalException, OverflowError) as error:
-            raise StoreRejected(f"{self._path.name}: unsupported number ({error!r})") from error
