@@ -123,8 +123,8 @@ class ServerSettings(Settings):
     trusted_proxies: tuple[_Network, ...] = setting(
         (), "addresses or networks of proxies whose X-Forwarded-For is believed"
     )
-    max_connections: int = setting(10_000, "WebSocket connections in all; 0 for no limit", ge=0)
-    max_connections_per_ip: int = setting(200, "WebSocket connections from one address; 0 for no limit", ge=0)
+    max_connections: int = setting(10_000, "connections in all, of every kind; 0 for no limit", ge=0)
+    max_connections_per_ip: int = setting(200, "connections from one address, of every kind; 0 for no limit", ge=0)
     max_handshakes_per_second: int = setting(
         1000, "WebSocket connections that are let in per second; 0 for no limit", ge=0
     )
@@ -136,6 +136,12 @@ class ServerSettings(Settings):
     )
     slow_client_timeout: Duration = setting(
         "30s", "how long a client may leave a message unread before it is disconnected", ge=_100_MS
+    )
+    header_timeout: Duration = setting(
+        "10s", "how long a new connection may take to send the header of its request", ge=_100_MS
+    )
+    idle_timeout: Duration = setting(
+        "75s", "how long a connection may wait for its next HTTP request; more than your proxy keeps it", ge=_1_S
     )
     compression: bool = setting(
         False, "compress large messages for clients that offer permessage-deflate; updates never are"

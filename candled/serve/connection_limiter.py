@@ -4,22 +4,28 @@ import ipaddress
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from candled.addresses import client_of, network_of, without_port
 from candled.token_bucket import TokenBucket
 
 _LONGEST_WAIT_S = 60.0
+_NETWORKS_PER_CUSTOMER = 4  # as many IPv6 networks (/64) of one customer (/56) may reach the limit of an address
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class ConnectionLimiter:
-    """Counts connections in total and per client address, and handshakes per second. A limit of 0 means none."""
+    """Counts clients in total and per address, and handshakes per second. A limit of 0 means none.
+
+    An IPv6 address counts for its network (/64), and up to four times the limit for its customer (/56).
+    """
 
     def __init__(self, most: int, most_per_address: int, most_per_second: int = 0) -> None:
         self._most = most
         self._most_per_address = most_per_address
         self._handshakes = TokenBucket(most_per_second) if most_per_second else None
         self._rejected = 0  # handshakes rejected, less those admitted since
-        self._addresses: Counter[str] = Counter()
+        self._networks: Counter[str] = Counter()
+        self._customers: Counter[str] = Counter()
         self.count = 0
 
     def admit_handshake(self, now: float) -> float:
@@ -39,21 +45,31 @@ class ConnectionLimiter:
         """Return the HTTP status and message that refuse a connection from `address`; None if it is accepted."""
         if self._most and self.count >= self._most:
             return 503, f"Too many connections: this server takes {self._most}"
-        if self._most_per_address and self._addresses[address] >= self._most_per_address:
-            return 429, f"Too many connections from {address}: at most {self._most_per_address}"
+        most, customer = self._most_per_address, client_of(address)
+        if most and (
+            self._networks[network_of(address)] >= most
+            or self._customers[customer] >= most * (_NETWORKS_PER_CUSTOMER if ":" in customer else 1)
+        ):
+            return 429, f"Too many connections from {address}: at most {most}"
         return None
 
+    def count_of(self, customer: str) -> int:
+        """Return the number of clients of one customer, as `client_of` returns it."""
+        return self._customers[customer]
+
     def add_connection(self, address: str) -> None:
-        """Count a new connection."""
+        """Count a new client."""
         self.count += 1
-        self._addresses[address] += 1
+        self._networks[network_of(address)] += 1
+        self._customers[client_of(address)] += 1
 
     def remove_connection(self, address: str) -> None:
-        """Count the end of a connection."""
+        """Count the end of a client."""
         self.count -= 1
-        self._addresses[address] -= 1
-        if not self._addresses[address]:
-            del self._addresses[address]
+        for counts, key in ((self._networks, network_of(address)), (self._customers, client_of(address))):
+            counts[key] -= 1
+            if not counts[key]:
+                del counts[key]
 
 
 def networks(texts: Iterable[str]) -> tuple[Network, ...]:
@@ -72,13 +88,14 @@ def client_address(peer: str, forwarded_for: str | None, trusted: Sequence[Netwo
     that is not a trusted proxy's. A client could forge everything else.
     """
     address = peer
-    hops = [hop.strip() for hop in (forwarded_for or "").split(",") if hop.strip()]
-    while hops and _is_trusted(address, trusted):
+    hops = [without_port(hop.strip()) for hop in (forwarded_for or "").split(",") if hop.strip()]
+    while hops and is_trusted(address, trusted):
         address = hops.pop()
     return address
 
 
-def _is_trusted(address: str, trusted: Sequence[Network]) -> bool:
+def is_trusted(address: str, trusted: Sequence[Network]) -> bool:
+    """Return True if the address is that of a trusted proxy."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:

@@ -76,7 +76,7 @@ class EventsHandler(ConnectingHandler):
         if self.is_refused():
             return
         self._connection = TornadoConnection(self, self.context.publisher, self.context.clock, self.address)
-        self.context.on_tornado_client(self._connection)
+        self.context.on_tornado_client(self._connection, stream_of(self.request))
         session = self._connection.client
         assert isinstance(session, ClientSession)
         try:

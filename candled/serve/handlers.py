@@ -12,6 +12,7 @@ from socket import socket
 from typing import Any
 from urllib.parse import urlsplit
 
+from tornado.iostream import IOStream
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 from tornado.websocket import WebSocketProtocol
 
@@ -21,6 +22,7 @@ from candled.transport.broadcaster import Broadcaster
 from candled.transport.compression import agree
 from candled.transport.connection import ClientConnection, ConnectionListener
 from candled.transport.descriptors import Descriptors
+from candled.transport.hot_stream import HotStream
 from candled.transport.library_internals import check_close_codes, error_reason, peer_address, stream_of
 from candled.transport.ping_wheel import PingWheel
 from candled.transport.socket_connection import SocketConnection, TransportContext, tune
@@ -104,8 +106,12 @@ class ServerContext:
         self._empty.clear()
         connection.client = (make_client or self.make_client)(connection)
 
-    def on_tornado_client(self, connection: TornadoConnection, make_client: MakeClient | None = None) -> None:
+    def on_tornado_client(
+        self, connection: TornadoConnection, stream: IOStream, make_client: MakeClient | None = None
+    ) -> None:
         """Register a new client whose socket Tornado reads and writes."""
+        if isinstance(stream, HotStream):
+            stream.leave_connections()
         self._tornado_connections.add(connection)
         self.on_client_connected(connection, make_client)
 
@@ -277,7 +283,7 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
         if self.ws_connection is not None and self.ws_connection.stream is not None:
             tune(self.ws_connection.stream.socket)
         self._connection = TornadoConnection(self, self.context.publisher, self.context.clock, self.address)
-        self.context.on_tornado_client(self._connection, self._make_client)
+        self.context.on_tornado_client(self._connection, stream_of(self.request), self._make_client)
 
     def write_frame(self, frame: bytes) -> "asyncio.Future[None]":
         """Write one frame through Tornado."""

@@ -27,6 +27,9 @@ class PrefixedApplication(Application):
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
         """Return the handler of the path behind the prefix."""
+        stream = getattr(request.connection, "stream", None)
+        if isinstance(stream, HotStream):
+            stream.on_request()
         if request.path == self._prefix or request.path.startswith(f"{self._prefix}/"):
             request.path = request.path[len(self._prefix) :] or "/"
         return super().find_handler(request, **kwargs)

@@ -2,14 +2,13 @@
 
 import base64
 import hashlib
-import ipaddress
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 
+from candled.addresses import client_of
 from candled.errors import Unavailable
 from candled.exchange import Clock
 
@@ -26,7 +25,6 @@ HEADERS = (
     "X-RateLimit-Reset",
 )
 _MOST_KEYS = 100_000  # about 20 MB
-_IPV6_PREFIX = 56  # bits that providers assign to one customer; express-rate-limit uses the same
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
@@ -166,23 +164,6 @@ class RateLimit:
             headers["RateLimit-Policy"] = f"{name}; q={limit}; w={window_s}; pk=:{partition}:"
             headers["RateLimit"] = f"{name}; r={remaining}; t={reset_s}"
         return headers
-
-
-@lru_cache(maxsize=1024)
-def client_of(address: str) -> str:
-    """Return the client that an address counts for: the IPv4 address, or the first 56 bits of an IPv6 address.
-
-    An IPv4 address written as IPv6 (`::ffff:192.0.2.1`) counts as IPv4. Text that is not an address counts as it is.
-    """
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
-        return address[:64]
-    if isinstance(ip, ipaddress.IPv4Address):
-        return str(ip)
-    if ip.ipv4_mapped is not None:
-        return str(ip.ipv4_mapped)
-    return str(ipaddress.ip_network((int(ip), _IPV6_PREFIX), strict=False))
 
 
 def _span(seconds: int) -> str:

@@ -17,10 +17,11 @@ from candled.transport.acceptor import Acceptor
 from candled.transport.broadcaster import Broadcaster
 from candled.transport.connection import ClientConnection, ConnectionListener
 from candled.transport.descriptors import Descriptors
+from candled.transport.http_connections import HttpConnections
 from candled.transport.ping_wheel import PingWheel
 
 from . import clients
-from .connection_limiter import ConnectionLimiter, networks
+from .connection_limiter import ConnectionLimiter, is_trusted, networks
 from .dialects import Undecided
 from .events import EventsHandler
 from .handlers import (
@@ -88,6 +89,17 @@ class Server:
         self._limiter = ConnectionLimiter(
             settings.max_connections, settings.max_connections_per_ip, settings.max_handshakes_per_second
         )
+        trusted = networks(settings.trusted_proxies)
+        header_s = settings.header_timeout.total_seconds()
+        self._connections = HttpConnections(
+            self._limiter,
+            most=settings.max_connections,
+            most_per_address=settings.max_connections_per_ip,
+            header_s=header_s,
+            idle_s=settings.idle_timeout.total_seconds(),
+            stalled_s=settings.slow_client_timeout.total_seconds(),
+            is_proxy=lambda address: is_trusted(address, trusted),
+        )
         self._wheel = PingWheel(settings.ping_interval.total_seconds(), settings.ping_timeout.total_seconds())
         descriptors = Descriptors()
         self._context = ServerContext(
@@ -101,18 +113,20 @@ class Server:
             own_sockets=settings.own_sockets,
             compresses=settings.compression,
             compress_from=settings.compress_from,
-            trusted=networks(settings.trusted_proxies),
+            trusted=trusted,
             allowed_origins=tuple(origin.lower() for origin in settings.allowed_origins),
-            health=health,
+            health=lambda: {**health(), "http": self._connections.describe()},
             ready=ready,
             statistics=lambda: {"connections": self._limiter.count, **statistics()},
             page=page,
         )
         self.application = self._make_application()
-        self._http = HTTPServer(self.application, max_header_size=16 * 1024, max_body_size=64 * 1024)
+        self._http = HTTPServer(
+            self.application, max_header_size=16 * 1024, max_body_size=64 * 1024, body_timeout=header_s
+        )
         resources = make_resources([("/health/live", LiveHandler, {"context": self._context}), *routes])
         self._hot_path = HotPath(resources, settings.prefix, clock)
-        self._acceptor = Acceptor(self._http, self._hot_path.answer, clock, descriptors, self._tasks)
+        self._acceptor = Acceptor(self._http, self._hot_path.answer, clock, descriptors, self._connections, self._tasks)
 
     def listen(self) -> int:
         """Start listening; return the port, which the system chose if the settings have 0.
@@ -229,8 +243,10 @@ class Server:
             logger.exception("a room failed")
 
     def _sweep_slow(self) -> None:
-        """Close connections that have been blocked for too long."""
-        self._context.sweep_slow(self._clock.monotonic(), self._settings.slow_client_timeout.total_seconds())
+        """Close connections that have been blocked for too long, and requests that are late."""
+        now = self._clock.monotonic()
+        self._context.sweep_slow(now, self._settings.slow_client_timeout.total_seconds())
+        self._connections.sweep(now)
 
 
 def _log_request(handler: Any) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 
+from candled.addresses import client_of
 from candled.exchange import Clock
 from candled.tasks import TaskSet
 
 from .descriptors import Descriptors
 from .hot_stream import Answer, HotStream
+from .http_connections import HttpConnections
 
 # Connections accepted per pass of the loop, at about 0.3 ms for a handshake. Tornado accepts 128 at a time.
 _AT_A_TIME = 16
@@ -35,12 +37,19 @@ class Acceptor:
     """
 
     def __init__(
-        self, http: HTTPServer, answer: Answer, clock: Clock, descriptors: Descriptors, tasks: TaskSet
+        self,
+        http: HTTPServer,
+        answer: Answer,
+        clock: Clock,
+        descriptors: Descriptors,
+        connections: HttpConnections,
+        tasks: TaskSet,
     ) -> None:
         self._http = http
         self._answer = answer
         self._clock = clock
         self._descriptors = descriptors
+        self._connections = connections
         self._tasks = tasks
         self._sockets: Sequence[socket.socket] = ()
 
@@ -74,16 +83,21 @@ class Acceptor:
                 if error.errno not in _EXHAUSTED:
                     raise
                 self._descriptors.on_exhausted(self._clock.monotonic())
+                if self._connections.close_least():
+                    return
                 self._unwatch_sockets()
                 self._tasks.start(self._resume_later())
                 return
-            if self._descriptors.has_room_for_request(peer.fileno(), self._clock.monotonic()):
+            has_descriptor = self._descriptors.has_room_for_request(peer.fileno(), self._clock.monotonic())
+            host = address[0] if isinstance(address, tuple) else str(address)
+            is_room = has_descriptor or self._connections.close_least()
+            if is_room and self._connections.make_room(client_of(host), host):
                 self._hand_over(peer, address)
             else:
                 _refuse(peer)
 
     def _hand_over(self, peer: socket.socket, address: Any) -> None:
-        stream = HotStream(peer, address, self._answer, self._clock)
+        stream = HotStream(peer, address, self._answer, self._clock, self._connections)
         if self._descriptors.is_reserved(peer.fileno()):
             self._tasks.start(self._cut_later(stream))
         self._http.handle_stream(stream, address)

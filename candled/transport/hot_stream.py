@@ -4,6 +4,7 @@ A stream of Tornado with two of its documented methods replaced. Tornado needs a
 that is ready in memory needs a tenth of it. Any other request reaches Tornado as it was sent.
 """
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
@@ -11,7 +12,10 @@ from typing import Any
 
 from tornado.iostream import IOStream
 
+from candled.addresses import client_of
 from candled.exchange import Clock
+
+from .http_connections import MOST_UNSENT, HttpConnections
 
 Answer = Callable[[bytes, str], bytes | None]
 """Returns the complete answer to a request, given its head and the peer's address; None if Tornado must answer."""
@@ -24,7 +28,9 @@ _BY_TORNADO_S = 1800.0  # a request reaches Tornado at least so often, which clo
 class HotStream(IOStream):
     """A connection whose requests `answer` may answer while Tornado waits for the next one."""
 
-    def __init__(self, peer: socket.socket, address: Any, answer: Answer, clock: Clock) -> None:
+    def __init__(
+        self, peer: socket.socket, address: Any, answer: Answer, clock: Clock, connections: HttpConnections
+    ) -> None:
         super().__init__(peer)
         self._address = address[0] if isinstance(address, tuple) else str(address)
         self._answer = answer
@@ -34,19 +40,40 @@ class HotStream(IOStream):
         # True if all bytes that Tornado has were complete requests without bodies
         self._is_whole = True
         self._since = 0.0  # when Tornado began to wait
+        # True until the first bytes after Tornado began to wait
+        self._awaits_first = True
+        self._connections = connections
+        self.customer = client_of(self._address)
+        self.deadline = self.progressed_at = 0.0
+        self.unsent = 0
+        connections.add_connection(self, clock.monotonic())
         with contextlib.suppress(OSError):
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def expect_request(self) -> None:
         """Answer the next request if possible. Tornado calls this, through the application, before it reads one."""
         self._is_idle = self._is_whole
-        self._since = self._clock.monotonic()
+        former, self._since = self._since, self._clock.monotonic()
+        if former and not self.closed():  # the first request has the header timeout, from accept
+            self._awaits_first = True
+            self._connections.await_request(self, self._since)
+
+    def on_request(self) -> None:
+        """Note that Tornado has the header of a request."""
+        self._connections.on_request(self, self._clock.monotonic())
+
+    def leave_connections(self) -> None:
+        """Count this connection no longer: it is a client's now."""
+        self._connections.remove_connection(self)
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         """Read bytes for Tornado, and answer them if they are a request that can be answered here."""
         count = super().read_from_fd(buf)
         if not count:
             return count
+        if self._awaits_first:
+            self._awaits_first = False
+            self._connections.on_first_bytes(self, self._clock.monotonic())
         if not self._is_idle:
             self._is_whole = False
             return count
@@ -57,11 +84,33 @@ class HotStream(IOStream):
             if is_whole and not self.writing() and self._clock.monotonic() < self._since + _BY_TORNADO_S:
                 answer = self._answer(head, self._address)
                 if answer is not None:
+                    self._awaits_first = True
+                    self._connections.await_request(self, self._clock.monotonic())
                     self.write(answer)
                     return None
             is_whole = is_whole and head.startswith(b"GET ") and not _has_body(head)
         self._is_idle, self._is_whole = False, is_whole
         return count
+
+    def write(self, data: bytes | memoryview) -> "asyncio.Future[None]":
+        """Write bytes, and count them until the kernel has taken them."""
+        if not self.closed():
+            self._connections.on_written(self, len(data))
+        written = super().write(data)
+        if self._connections.unsent > MOST_UNSENT:
+            self._connections.close_unread()
+        return written
+
+    def write_to_fd(self, data: memoryview) -> int:
+        """Write bytes to the socket, and count them as sent."""
+        count = super().write_to_fd(data)
+        self._connections.on_sent(self, count, self._clock.monotonic())
+        return count
+
+    def close_fd(self) -> None:
+        """Close the socket, and count it no longer."""
+        super().close_fd()
+        self._connections.remove_connection(self)
 
     def set_nodelay(self, value: bool) -> None:
         """Do nothing: answers are sent without delay from the beginning."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from datetime import timedelta
 
 import pytest
 
@@ -235,6 +236,7 @@ async def test_a_client_that_leaves_during_an_answer_disturbs_no_one(stage, capl
 
 
 @pytest.mark.slow
+@pytest.mark.stage(server=ServerSettings(host="127.0.0.1", port=0, idle_timeout=timedelta(hours=2)))
 async def test_tornado_reads_a_request_from_time_to_time_so_that_it_knows_the_connection_is_used(seen, stage):
     reader, writer = await asyncio.open_connection("127.0.0.1", stage.server.listen())
     for _ in range(2):

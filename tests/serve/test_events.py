@@ -260,8 +260,8 @@ async def test_a_client_that_stops_reading_costs_bounded_memory_and_is_cut_off(s
         for topic in list(getattr(connection.client, "_memberships", ())):
             connection.client.on_fell_behind(topic)
         await asyncio.sleep(0.005)
-        connection = connection._handler and connection._handler.request.connection.stream
-        most = max(most, len(connection._write_buffer) if connection and connection._write_buffer else 0)
+        stream = connection._handler and connection._handler.request.connection.stream
+        most = max(most, len(stream._write_buffer) if stream and stream._write_buffer else 0)
     assert stage.server.connection_count == 0
     assert 50_000 < most < 500_000  # one of them is under way, the rest was never made
     mute.close()

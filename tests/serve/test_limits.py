@@ -23,6 +23,19 @@ def test_a_limit_of_zero_means_none():
         limiter.add_connection("a")
 
 
+def test_ipv6_counts_by_network_and_by_customer():
+    limiter = ConnectionLimiter(0, 2)
+    for network in range(4):
+        for host in (1, 2):
+            assert limiter.refusal_for(f"2001:db8:0:{network}::{host}") is None
+            limiter.add_connection(f"2001:db8:0:{network}::{host}")
+        assert limiter.refusal_for(f"2001:db8:0:{network}::ffff")[0] == 429
+    assert limiter.refusal_for("2001:db8:0:ff::1")[0] == 429  # the customer's /56 has 4 times as many
+    assert limiter.refusal_for("2001:db8:0:100::1") is None
+    limiter.remove_connection("2001:db8:0:3::1")
+    assert limiter.refusal_for("2001:db8:0:ff::1") is None
+
+
 @pytest.mark.parametrize(
     ("peer", "forwarded", "address"),
     [
@@ -34,6 +47,10 @@ def test_a_limit_of_zero_means_none():
         ("10.0.0.1", None, "10.0.0.1"),
         ("10.0.0.1", " , ", "10.0.0.1"),
         ("10.0.0.1", "garbage", "garbage"),
+        ("10.0.0.1", "9.9.9.9:4711", "9.9.9.9"),
+        ("10.0.0.1", "8.8.8.8:1, 9.9.9.9:2, 192.168.1.1:3", "9.9.9.9"),
+        ("10.0.0.1", "[2001:db8::7]:443", "2001:db8::7"),
+        ("10.0.0.1", '"[2001:db8::7]"', "2001:db8::7"),
         ("fd00::1", "2001:db8::7", "2001:db8::7"),
         ("::ffff:10.0.0.1", "9.9.9.9", "9.9.9.9"),  # IPv4 on a socket for both
         ("::ffff:1.2.3.4", "9.9.9.9", "::ffff:1.2.3.4"),

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from candled.addresses import client_of
 from candled.errors import Unavailable
-from candled.serve.rate_limit import MemoryCounter, RateLimit, client_of
+from candled.serve.rate_limit import MemoryCounter, RateLimit
 from tests.clocks import ManualClock
 
 BOTH = ("legacy", "draft-6")

@@ -1,0 +1,222 @@
+"""The HTTP connections from accept to their end: how many there may be, and which are closed to make room."""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Protocol
+
+# Connections beyond the limits of clients, in all and of one address: for probes, and for answers while all are full.
+SPARE = 100
+SPARE_PER_ADDRESS = 50
+_NETWORKS_PER_CUSTOMER = 4
+MOST_UNSENT = 16 * 1024 * 1024  # bytes of answers that clients have not read, of all connections together
+
+
+class HttpConnection(Protocol):
+    """A connection. `candled.transport.hot_stream.HotStream` implements it."""
+
+    #: The customer of the address, as `client_of` returns it.
+    customer: str
+    #: Monotonic time at which it is closed, while it awaits a request.
+    deadline: float
+    #: Bytes of answers that are not sent yet, and monotonic time of the last progress.
+    unsent: int
+    progressed_at: float
+
+    def close(self) -> None:
+        """Close the connection, which calls `remove_connection`."""
+
+
+class ClientCounts(Protocol):
+    """The lasting connections. `candled.serve.connection_limiter.ConnectionLimiter` implements it."""
+
+    count: int
+
+    def count_of(self, customer: str) -> int:
+        """Return the number of clients of one customer."""
+
+
+class _Crowd:
+    """Connections by customer, oldest first. It finds the customer that has most of them in constant time."""
+
+    def __init__(self) -> None:
+        self._members: dict[str, OrderedDict[HttpConnection, None]] = {}
+        self._by_size: dict[int, dict[str, None]] = {}
+        self._largest = 0
+
+    def add(self, one: HttpConnection) -> None:
+        members = self._members.setdefault(one.customer, OrderedDict())
+        if one not in members:
+            members[one] = None
+            self._resize(one.customer, len(members) - 1, len(members))
+
+    def remove(self, one: HttpConnection) -> None:
+        members = self._members.get(one.customer)
+        if members is not None and one in members:
+            del members[one]
+            self._resize(one.customer, len(members) + 1, len(members))
+
+    def oldest_of(self, customer: str) -> HttpConnection | None:
+        return next(iter(self._members.get(customer, ())), None)
+
+    def oldest_of_heaviest(self) -> HttpConnection | None:
+        return self.oldest_of(next(iter(self._by_size[self._largest]))) if self._largest else None
+
+    def everyone(self) -> list[HttpConnection]:
+        return [one for members in self._members.values() for one in members]
+
+    def _resize(self, customer: str, former: int, size: int) -> None:
+        if former:
+            del self._by_size[former][customer]
+            if not self._by_size[former]:
+                del self._by_size[former]
+        if size:
+            self._by_size.setdefault(size, {})[customer] = None
+        else:
+            del self._members[customer]
+        if size > self._largest or self._largest not in self._by_size:
+            self._largest = size  # one more, or one less than the former largest
+
+
+class HttpConnections:
+    """Counts connections together with the clients, and closes the least valuable ones. A limit of 0 means none.
+
+    Room is made among the connections that await a request, then among those that are answered; the address that has
+    most of them loses its oldest one. An address for which `is_proxy` is true has no limit of its own. Pure.
+    """
+
+    def __init__(
+        self,
+        clients: ClientCounts,
+        *,
+        most: int,
+        most_per_address: int,
+        header_s: float,
+        idle_s: float,
+        stalled_s: float,
+        is_proxy: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        self._clients = clients
+        self._most = most
+        self._most_per_address = most_per_address
+        self._header_s = header_s
+        self._idle_s = idle_s
+        self._stalled_s = stalled_s
+        self._is_proxy = is_proxy
+        self._awaiting = _Crowd()
+        self._answered = _Crowd()
+        self._customers: Counter[str] = Counter()
+        self._is_counted: set[HttpConnection] = set()
+        self.unsent = 0  # bytes of answers
+        self.closed_late = 0  # connections closed because of a timeout
+        self.closed_for_room = 0
+
+    def __len__(self) -> int:
+        return len(self._is_counted)
+
+    def describe(self) -> dict[str, int]:
+        """Return the numbers for `/health`."""
+        return {
+            "connections": len(self),
+            "unsentBytes": self.unsent,
+            "closedLate": self.closed_late,
+            "closedForRoom": self.closed_for_room,
+        }
+
+    # ------------------------------------------------------------ calls from the acceptor
+
+    def make_room(self, customer: str, address: str) -> bool:
+        """Make room for a connection; return False if the clients leave none."""
+        most = self._most_per_address
+        if most and not self._is_proxy(address):
+            most = most * (_NETWORKS_PER_CUSTOMER if ":" in customer else 1) + SPARE_PER_ADDRESS
+            if self._customers[customer] + self._clients.count_of(customer) >= most and not self._close_for_room(
+                self._awaiting.oldest_of(customer) or self._answered.oldest_of(customer)
+            ):
+                return False
+        return not self._most or len(self) + self._clients.count < self._most + SPARE or self.close_least()
+
+    def close_least(self) -> bool:
+        """Close the least valuable connection; return False if there is none."""
+        return self._close_for_room(self._awaiting.oldest_of_heaviest() or self._answered.oldest_of_heaviest())
+
+    def add_connection(self, one: HttpConnection, now: float) -> None:
+        """Count a new connection, which has the header timeout to send its request."""
+        self._is_counted.add(one)
+        self._customers[one.customer] += 1
+        self._awaiting.add(one)
+        one.deadline = now + self._header_s
+
+    def remove_connection(self, one: HttpConnection) -> None:
+        """Count the end of a connection, or that it is a client now."""
+        self._awaiting.remove(one)
+        self._answered.remove(one)
+        if one in self._is_counted:
+            self._is_counted.remove(one)
+            self.unsent -= one.unsent
+            one.unsent = 0
+            self._customers[one.customer] -= 1
+            if not self._customers[one.customer]:
+                del self._customers[one.customer]
+
+    # ------------------------------------------------------------ calls from the connections
+
+    def await_request(self, one: HttpConnection, now: float) -> None:
+        """Note that a connection was answered and may stay idle."""
+        if one not in self._is_counted:  # it was an event stream
+            self.add_connection(one, now)
+        self._answered.remove(one)
+        self._awaiting.add(one)
+        one.deadline = now + self._idle_s
+
+    def on_first_bytes(self, one: HttpConnection, now: float) -> None:
+        """Note that a request begins: its header must be complete in time."""
+        one.deadline = min(one.deadline, now + self._header_s)
+
+    def on_request(self, one: HttpConnection, now: float) -> None:
+        """Note that a header is complete, and its answer is being made."""
+        if one in self._is_counted:
+            one.progressed_at = now
+            self._awaiting.remove(one)
+            self._answered.add(one)
+
+    def on_written(self, one: HttpConnection, size: int) -> None:
+        """Count bytes of an answer that are not sent yet."""
+        if one in self._is_counted:
+            one.unsent += size
+            self.unsent += size
+
+    def on_sent(self, one: HttpConnection, size: int, now: float) -> None:
+        """Count bytes of an answer that the kernel has taken."""
+        if one in self._is_counted:
+            one.unsent -= size
+            self.unsent -= size
+            one.progressed_at = now
+
+    # ------------------------------------------------------------ every second
+
+    def sweep(self, now: float) -> None:
+        """Close connections that are late, and those that stopped reading."""
+        late = [one for one in self._awaiting.everyone() if one.deadline <= now]
+        reading = [one for one in self._is_counted if one.unsent]
+        late += [one for one in reading if now - one.progressed_at > self._stalled_s]
+        for one in late:
+            self.closed_late += 1
+            one.close()
+
+    def close_unread(self) -> None:
+        """Close connections of the address with the most unread bytes, until all are below the limit together."""
+        while self.unsent > MOST_UNSENT:
+            sizes: Counter[str] = Counter()
+            for one in self._is_counted:
+                sizes[one.customer] += one.unsent
+            heaviest = sizes.most_common(1)[0][0]
+            for one in [one for one in self._is_counted if one.unsent and one.customer == heaviest]:
+                if self.unsent > MOST_UNSENT:
+                    self._close_for_room(one)
+
+    def _close_for_room(self, one: HttpConnection | None) -> bool:
+        if one is None:
+            return False
+        self.closed_for_room += 1
+        one.close()
+        return True

@@ -1,0 +1,218 @@
+"""The connections from accept to their end: the limits hold, nothing leaks, and the heaviest address makes room."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from candled.config import ServerSettings
+from candled.transport import http_connections
+from candled.transport.http_connections import SPARE, SPARE_PER_ADDRESS, HttpConnections
+from tests import deadlines
+from tests.api.stage import open_stage
+from tests.clocks import ManualClock
+from tests.rows import MONDAY_MS
+
+HEADER_S, IDLE_S, STALLED_S = 10.0, 75.0, 30.0
+
+
+class Clients:
+    """The lasting connections of customers."""
+
+    def __init__(self, **counts):
+        self.counts = Counter(counts)
+
+    @property
+    def count(self):
+        return self.counts.total()
+
+    def count_of(self, customer):
+        return self.counts[customer]
+
+
+class One:
+    """A connection that notes its end."""
+
+    def __init__(self, all_of_them, customer, now):
+        self.all, self.customer, self.deadline, self.progressed_at, self.unsent = all_of_them, customer, 0.0, 0.0, 0
+        self.is_open = True
+        all_of_them.add_connection(self, now)
+
+    def close(self):
+        self.is_open = False
+        self.all.remove_connection(self)
+
+
+def make(clients=None, most=0, per=0, **more):
+    return HttpConnections(
+        clients or Clients(), most=most, most_per_address=per, header_s=HEADER_S, idle_s=IDLE_S, stalled_s=STALLED_S,
+        **more,
+    )  # fmt: skip
+
+
+def test_a_full_server_closes_the_oldest_waiting_one_of_the_heaviest_address():
+    doors = make(Clients(x=10), most=10)
+    busy = [One(doors, "honest", 0.0) for _ in range(40)]
+    for one in busy:
+        doors.on_request(one, 0.0)
+    idle = [One(doors, "heavy", 0.0) for _ in range(SPARE - 41)]
+    light = One(doors, "light", 0.0)
+    doors.await_request(idle[0], 1.0)  # used since, but still the first of its address
+    assert doors.make_room("new", "new")
+    assert [one.is_open for one in idle].count(False) == 1
+    assert light.is_open
+    assert all(one.is_open for one in busy)
+    for one in [*idle, light]:
+        one.close()
+    for _ in range(SPARE - 40):
+        doors.on_request(One(doors, "unread", 0.0), 0.0)
+    assert doors.make_room("new", "new")  # among those that are answered, if none waits
+    assert all(one.is_open for one in busy)
+
+
+@pytest.mark.parametrize("is_proxy", [True, False])
+def test_an_address_at_its_limit_makes_room_itself(is_proxy):
+    doors = make(Clients(a=5), per=5, is_proxy=lambda _: is_proxy)
+    ones = [One(doors, "a", 0.0) for _ in range(SPARE_PER_ADDRESS)]
+    other = One(doors, "b", 0.0)
+    assert doors.make_room("a", "a")
+    assert [one.is_open for one in ones].count(False) == (0 if is_proxy else 1)
+    assert other.is_open
+
+
+def test_clients_alone_leave_no_room_beyond_the_spare_ones():
+    assert not make(Clients(a=10 + SPARE), most=10).make_room("b", "b")
+
+
+@pytest.mark.parametrize(
+    ("steps", "ends_at"),
+    [
+        ([], HEADER_S),  # half-open
+        (["first@9"], HEADER_S),  # slow header: its bytes do not extend the time
+        (["request@1", "answered@2"], 2 + IDLE_S),
+        (["request@1", "answered@2", "first@50"], 60.0),  # a later header has the header timeout
+        (["request@1", "answered@2", "first@76"], 2 + IDLE_S),
+        (["request@1", "written@2"], 1 + STALLED_S),
+        (["request@1", "written@2", "sent@20"], 20 + STALLED_S),
+        (["request@1"], None),  # an answer that is being made is not late
+    ],
+)
+def test_when_a_connection_is_late(steps, ends_at):
+    doors = make()
+    one = One(doors, "a", 0.0)
+    for step in steps:
+        name, _, text = step.partition("@")
+        at = float(text)
+        {
+            "first": lambda at=at: doors.on_first_bytes(one, at),
+            "request": lambda at=at: doors.on_request(one, at),
+            "answered": lambda at=at: doors.await_request(one, at),
+            "written": lambda: doors.on_written(one, 100),
+            "sent": lambda at=at: doors.on_sent(one, 50, at),
+        }[name]()
+    last = 1000.0 if ends_at is None else ends_at
+    doors.sweep(last - 0.1)
+    assert one.is_open
+    doors.sweep(last + 0.1)
+    assert one.is_open == (ends_at is None)
+
+
+def test_unread_answers_are_bounded_together(monkeypatch):
+    monkeypatch.setattr(http_connections, "MOST_UNSENT", 1000)
+    doors = make()
+    honest = One(doors, "honest", 0.0)
+    doors.on_written(honest, 400)
+    flood = [One(doors, "flood", 0.0) for _ in range(6)]
+    for one in flood:
+        doors.on_written(one, 150)
+    doors.close_unread()
+    assert honest.is_open
+    assert doors.unsent <= 1000
+    assert sum(one.is_open for one in flood) == 4
+
+
+class Doors(RuleBasedStateMachine):
+    """Any sequence of accepts, requests, answers and abrupt ends."""
+
+    def __init__(self):
+        super().__init__()
+        self.clients = Clients()
+        self.doors = make(self.clients, most=3, per=2)
+        self.ones, self.now = [], 0.0
+
+    @rule(customer=st.sampled_from("abc"))
+    def accept(self, customer):
+        if self.doors.make_room(customer, customer):
+            self.ones.append(One(self.doors, customer, self.now))
+
+    @precondition(lambda self: any(one.is_open for one in self.ones))
+    @rule(data=st.data(), step=st.sampled_from(["first", "request", "answered", "written", "sent", "close", "client"]))
+    def step(self, data, step):
+        one = data.draw(st.sampled_from([one for one in self.ones if one.is_open]))
+        match step:
+            case "first":
+                self.doors.on_first_bytes(one, self.now)
+            case "request":
+                self.doors.on_request(one, self.now)
+            case "answered":
+                self.doors.await_request(one, self.now)
+            case "written":
+                self.doors.on_written(one, 100)
+            case "sent":
+                self.doors.on_sent(one, one.unsent, self.now)
+            case "close":
+                one.close()
+            case "client":
+                self.doors.remove_connection(one)
+                one.is_open = False
+
+    @rule(seconds=st.sampled_from([1.0, 11.0, 80.0]))
+    def wait(self, seconds):
+        self.now += seconds
+        self.doors.sweep(self.now)
+
+    @invariant()
+    def counts_are_those_of_the_open_ones(self):
+        left = [one for one in self.ones if one.is_open]
+        assert len(self.doors) == len(left) <= 3 + SPARE
+        assert self.doors.unsent == sum(one.unsent for one in left)
+        assert self.doors._customers == Counter(one.customer for one in left)
+        for crowd in (self.doors._awaiting, self.doors._answered):
+            sizes = Counter(one.customer for one in crowd.everyone())
+            assert crowd._largest == max(sizes.values(), default=0)
+            oldest = crowd.oldest_of_heaviest()
+            assert (oldest is None) == (not sizes)
+            assert oldest is None or sizes[oldest.customer] == crowd._largest
+
+
+Doors.TestCase.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
+TestDoors = pytest.mark.slow(Doors.TestCase)  # many sequences
+
+
+@pytest.mark.slow  # a server with sockets, and 90 seconds of its clock
+async def test_health_is_answered_while_half_open_connections_fill_the_server(tmp_path, monkeypatch):
+    monkeypatch.setattr(http_connections, "SPARE", 4)
+    clock = ManualClock(MONDAY_MS)
+    async with open_stage(
+        tmp_path, clock=clock, server=ServerSettings(host="127.0.0.1", port=0, max_connections=1)
+    ) as one:
+        port = one.server.listen()
+        half_open = [await asyncio.open_connection("127.0.0.1", port) for _ in range(6)]
+        for _, writer in half_open:
+            writer.write(b"GET / HTTP/1.1\r\nHost")
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            async with deadlines.timeout(5):
+                assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 ")
+            half_open.append((reader, writer))
+        await clock.advance(HEADER_S + 1.5)
+        await clock.advance(IDLE_S)
+        for reader, writer in half_open:
+            async with deadlines.timeout(5):
+                assert b"HTTP/1.1 4" not in await reader.read()  # at its end: closed
+            writer.close()
+        assert len(one.server._connections) == 0
