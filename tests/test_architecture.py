@@ -108,7 +108,7 @@ STEPS = {
     "aggregate": {"bus", "errors", "exchange", "model", "tasks"},
     "protocol": {"errors", "model"},
     "rooms": {"exchange", "model", "protocol"},
-    "transport": {"exchange", "model", "protocol", "rooms", "tasks"},
+    "transport": {"addresses", "exchange", "model", "protocol", "rooms", "tasks"},
     "serve": {
         "addresses",
         "config",
