@@ -47,6 +47,17 @@ LIES = {
     "repair by the exchange's word": "tools/test_exchange_repair.py::test_a_minute_that_differs_becomes_the_exchanges_own",
     "digits that a float loses": "api/test_dialects.py::test_strings_keep_the_digits_that_a_float_loses",
     "texts that cannot be encoded": "api/test_odd_input.py::test_each_odd_value_is_answered_wherever_it_stands",
+    "numbers of endless digits": "model/test_candle.py::test_an_impossible_candle_is_refused",
+    "bodies that are long or expand": "ingest/test_http_bounds.py::test_a_body_is_bounded_before_and_after_decompression",
+    "a pause without end": "ingest/test_http_bounds.py::test_a_pause_that_an_exchange_asks_for_is_an_hour_at_most",
+    "a flood of frames": "ingest/test_feeds.py::test_a_feed_that_sends_too_much_is_interrupted",
+    "symbols that were not subscribed": "ingest/test_feeds.py::test_events_about_symbols_that_were_not_subscribed_are_ignored_and_counted",
+    "redirects": "ingest/test_feeds.py::test_a_redirect_leads_only_to_the_same_host_and_scheme",
+    "a storm of revisions": "ingest/test_old_revisions.py::test_a_storm_of_revisions_becomes_one_request",
+    "forged lines of the log": "test_logs.py::test_a_record_is_one_line_without_secrets_whoever_wrote_it",
+    "a flood of log lines": "test_logs.py::test_a_flood_from_one_place_is_a_bounded_number_of_lines_and_their_count",
+    "a file that others do not see": "store/test_sqlite_store.py::test_a_file_that_others_do_not_see_is_neither_read_nor_written_until_it_is_back",
+    "failing reads": "store/test_store_history.py::test_failing_reads_are_a_state_and_two_log_lines",
     "everything at the same time": "simulation/test_lies.py::test_after_any_faults_store_and_charts_are_as_the_exchange",
 }  # fmt: skip
 

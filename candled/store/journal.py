@@ -219,7 +219,8 @@ class Journal:
             return call(*args)
         except sqlite3.DatabaseError as error:
             code = getattr(error, "sqlite_errorcode", -1)
-            if not {code, code & 0xFF} & _DAMAGE:
+            is_format = "unsupported file format" in str(error)  # has the code of any other error
+            if not is_format and not {code, code & 0xFF} & _DAMAGE:
                 raise
             self._replace_file(error)
         return call(*args)
