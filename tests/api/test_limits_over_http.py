@@ -6,7 +6,10 @@ from collections import Counter
 import pytest
 
 from candled.config.sections import LimitSettings, ServerSettings
+from candled.model import MINUTE_MS
 from tests.api.raw import ask_all
+from tests.api.stage import open_stage
+from tests.rows import MONDAY_MS, minute
 
 PATH = "/api/intervals"
 pytestmark = [pytest.mark.gen_test, pytest.mark.usefixtures("http_server")]
@@ -168,3 +171,34 @@ async def test_which_pages_may_read_an_answer(http_port, allowed, origin, readab
     (asked,) = await ask_all(http_port, [(PATH, {**headers, "Access-Control-Request-Method": "GET"})], "OPTIONS")
     assert asked.headers.get("access-control-allow-origin") == readable
     assert asked.headers["access-control-allow-methods"] == "GET, HEAD, OPTIONS"
+
+
+CLOSED = f"/api/candles?symbol=BTC/USDT&interval=1m&limit=5&to={MONDAY_MS + 20 * MINUTE_MS}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_hot", [False, True])
+@pytest.mark.parametrize("exempt", [False, True])
+async def test_answers_that_clients_and_caches_keep_count_unless_they_are_exempt(tmp_path, exempt, is_hot):
+    """Beyond the limit too, a client may ask whether its bars are current, and for pages that never change."""
+    limits = LimitSettings(api_requests=3, exempt_cached=exempt)
+    (tmp_path / "own").mkdir()
+    async with open_stage(tmp_path / "own", 2500, limits=limits, now_ms=MONDAY_MS + 2502 * MINUTE_MS) as one:
+        one.push(minute(2500))
+        port = one.server.listen()
+        if not is_hot:
+            one.server._hot_path._resources = {}
+        page = f"/api/pages?symbol=BTC/USDT&interval=1m&page={MONDAY_MS // MINUTE_MS // 1000 + 1}"
+        first, redirect = await ask_all(port, [(CLOSED, {}), (page, {})])
+        kept = [
+            (CLOSED, {"If-None-Match": first.headers["etag"]}),
+            (f"/api/pages{redirect.headers['location']}", {}),
+            (f"/api/pages{redirect.headers['location']}", {"If-None-Match": f'"{redirect.headers["location"][-16:]}"'}),
+        ]
+        answers = await ask_all(port, [*kept, *kept, (CLOSED, {}), (CLOSED, {}), *kept])
+    statuses = [answer.status for answer in answers]
+    if exempt:
+        assert statuses == [304, 200, 304, 304, 200, 304, 200, 429, 304, 200, 304]
+        assert ["ratelimit-remaining" in answer.headers for answer in answers[:7]] == [False] * 6 + [True]
+    else:
+        assert statuses == [304] + [429] * 10

@@ -1,17 +1,19 @@
 """Aligned pages: an address with `rev` never changes its answer, and a page of the past is read once."""
 
+import asyncio
 import json
 from urllib.parse import urljoin
 
 import pytest
 
-from candled.api.pages import MOST_BARS, HistoryRequest
+from candled.api.pages import MOST_BARS, BarQuery, HistoryRequest
 from candled.api.printers import klines_printer
 from candled.bus import HistoryChanged
 from candled.config.sections import KlinesSettings
 from candled.errors import StoreUnavailable
 from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS
-from candled.rooms.encoded_bars import EncodedBarCache
+from candled.rooms.encoded_bars import EncodedBarCache, Printer
+from candled.serve.content_coding import PLAIN, ContentCoding
 from tests.api.stage import BTC
 from tests.rows import MONDAY_MS, minute
 
@@ -131,3 +133,46 @@ def test_a_scan_of_the_past_does_not_drop_newest_bars_and_stays_within_its_share
     cache.mark_used(form)  # newest bars come first
     assert cache.find_page(98) is None
     assert cache.bytes <= 4_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_writing", [False, True])
+async def test_a_cold_page_that_many_clients_ask_for_is_read_and_encoded_once(stage, monkeypatch, is_writing):
+    """It is read again only for a client that asked after a later write, and encoded once even then."""
+    stage.push(minute(COUNT))
+    reads, printed = [], []
+    real = stage.store.read_bars_between
+    monkeypatch.setattr(stage.store, "read_bars_between", lambda *args: reads.append(args) or real(*args))
+    printer = Printer("counted", lambda bar, final: printed.append(bar.open_ms) or (str(bar.open_ms),))
+    asked = HistoryRequest(MOST_BARS, MONDAY_MS, MONDAY_MS + 2000 * MINUTE_MS, newest_first=False)
+
+    async def ask() -> bytes:
+        stage.pages._stored._threads.writes += is_writing
+        return b"".join((await stage.pages.printed(BTC, MINUTE, printer, asked)).columns)
+
+    bodies = await asyncio.gather(*(ask() for _ in range(50)))
+    assert len(set(bodies)) == 1
+    assert len(printed) == MOST_BARS
+    assert len(reads) == 1 or is_writing
+
+
+@pytest.mark.slow
+async def test_a_scan_of_the_past_by_one_client_leaves_the_newest_bars_of_the_others_encoded(stage):
+    stage.push(minute(COUNT))
+    stage.pages._texts._most_bytes = 1_000_000
+    texts, printed = stage.pages._texts, []
+    real = klines_printer(MINUTE)
+    newest = Printer("newest", lambda bar, final: printed.append(bar.open_ms) or real.print(bar, final))
+    tail = HistoryRequest(500)
+    await stage.pages.printed(BTC, MINUTE, newest, tail)
+    printed.clear()
+    for number in range(0, COUNT - 1500, 100):  # more than the cache has room for
+        asked = HistoryRequest(1000, MONDAY_MS + number * MINUTE_MS, newest_first=False)
+        for coding in (PLAIN, ContentCoding("gzip", 1)):
+            query = BarQuery(BTC, MINUTE, real, asked, lambda page: page.columns[0], lambda *_: ())
+            await stage.pages.written(query, "", coding)
+        assert texts.bytes <= 1_000_000
+        assert texts._page_bytes <= 250_000
+    assert len(texts._pages) > 1
+    assert stage.pages.printed_now(BTC, MINUTE, newest, tail) is not None
+    assert printed == []

@@ -21,6 +21,7 @@ from candled.rooms.encoded_bars import EncodedBarCache, EncodedBars, Printer
 from candled.serve.content_coding import ContentCoding
 from tests.api.stage import BTC, Stage, open_stage
 from tests.rows import MONDAY_MS, minute
+from tests.store.rows import recorded
 
 ON = KlinesSettings(enabled=True)
 GZIP = ContentCoding("gzip", 1)
@@ -158,7 +159,7 @@ def state_of(one: Stage) -> tuple[object, ...]:
     return one.bars.feed_position(BTC), one.bars.is_behind(BTC), one.bars.finality_count(BTC)
 
 
-def odd(number: int, rng: random.Random, **more) -> Candle:
+def odd_minute(number: int, rng: random.Random, **more) -> Candle:
     """A minute with digits of all kinds."""
     close = Decimal(rng.randrange(1, 10 ** rng.randrange(1, 24))).scaleb(-rng.randrange(0, 20))
     quote = None if rng.random() < 0.2 else Decimal(rng.randrange(0, 10**12)).scaleb(-rng.randrange(0, 9))
@@ -168,12 +169,30 @@ def odd(number: int, rng: random.Random, **more) -> Candle:
     return bar._replace(**values)
 
 
+def replayed(name: str) -> Callable[..., Candle | None]:
+    """Return a function like `odd_minute` for the minutes of a recording; it returns None for missing ones."""
+    bars = recorded(name)
+    by_number = {(bar.open_ms - bars[0].open_ms) // MINUTE_MS: bar for bar in bars}
+
+    def take(number: int, rng: random.Random, **more) -> Candle | None:
+        if number < COUNT and number not in by_number:
+            return None
+        bar = by_number.get(number + rng.randrange(2) * ("as_of" in more)) or bars[number % len(bars)]
+        names = ("open", "high", "low", "close", "volume", "quote_volume")
+        return minute(number, **more)._replace(**dict(zip(names, bar.values, strict=True)))
+
+    return take
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
-async def test_kept_texts_are_what_encoding_every_bar_anew_gives(tmp_path, seed):
-    rng = random.Random(seed)
+@pytest.mark.parametrize(
+    "source", [0, 1, "btcusdt-week.csv.gz", "bitget-usdt-futures-ethusdt.csv.gz", "ethusd-thin-week.csv.gz"]
+)
+async def test_kept_texts_are_what_encoding_every_bar_anew_gives(tmp_path, source):
+    rng = random.Random(str(source))
+    odd = replayed(source) if isinstance(source, str) else odd_minute
     gaps = {number for start in (40, 1300, COUNT - 60) for number in range(start, start + rng.randrange(1, 30))}
-    stored = [odd(number, rng, final=True) for number in range(COUNT) if number not in gaps]
+    stored = [bar for number in range(COUNT) if number not in gaps and (bar := odd(number, rng, final=True))]
     async with open_stage(tmp_path, {BTC: stored}, now_ms=AT[COUNT]) as one:
         texts = one.pages._texts
         at_once = await check(one, one.pages, rng)  # cold
