@@ -194,6 +194,14 @@ class Database:
     def __exit__(self, *_: object) -> None:
         self._execute(f"DROP DATABASE {self.name} WITH (FORCE)")
 
+    def clear(self) -> None:
+        """End all connections and drop what candled made: much cheaper than another database."""
+        self.rows(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        self.rows("DROP SCHEMA IF EXISTS candled CASCADE")
+
     @property
     def address(self) -> tuple[str, int]:
         """Host and port of the server."""

@@ -103,10 +103,16 @@ def until_stored(write: Callable[[], None], *, pause_s: float = 0.0, within_s: f
             time.sleep(pause_s)
 
 
-@pytest.fixture
-def database():
+@pytest.fixture(scope="module")
+def reused():
     with Database(shared_postgres()) as database:
         yield database
+
+
+@pytest.fixture
+def database(reused):
+    yield reused
+    reused.clear()
 
 
 # ---------------------------------------------------------------- connections

@@ -4,7 +4,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.tools.tables import SqliteFile, Templates, new_tables
+from tests.servers import Database, shared_postgres
+from tests.tools.tables import PostgresTables, SqliteFile, Templates
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
@@ -12,10 +13,21 @@ def kind(request):
     return request.param
 
 
+@pytest.fixture(scope="module")
+def database():
+    """A database that tests clear."""
+    with Database(shared_postgres()) as database:
+        yield database
+
+
 @pytest.fixture
-def tables(kind, tmp_path):
-    with new_tables(kind, tmp_path) as tables:
-        yield tables
+def tables(kind, request):
+    if kind == "sqlite":
+        yield request.getfixturevalue("file")
+        return
+    database = request.getfixturevalue("database")
+    yield PostgresTables(database)
+    database.clear()
 
 
 @pytest.fixture
