@@ -63,6 +63,7 @@ HOLDERS = {
     "serve/clients": "lists files for the handlers",
     "store/__init__": "creates the store for an address",
     "store/postgres/store": "runs statements on the connections of store/postgres/pool",
+    "store/postgres/markets": "reads and locks their rows over them",
     "store/postgres/rollups": "runs the statements for rollups on them",
     "store/postgres/schema/__init__": "creates tables over store/postgres/pool",
     "store/postgres/schema/timescale": "does the same for TimescaleDB",

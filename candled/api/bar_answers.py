@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from candled.api.queries import BarQuery, WrittenPage
 from candled.serve.content_coding import ContentCoding, choose_coding
 from candled.serve.hot_path import HotReply, HotRequest
 from candled.serve.rate_limit import UNLIMITED, RateLimit
@@ -10,7 +11,6 @@ from candled.serve.rate_limit import UNLIMITED, RateLimit
 from .context import ApiContext
 from .errors import ApiError
 from .handler import IMMUTABLE, AccessPolicy, Handler, cache_control
-from .pages import BarQuery, WrittenPage
 
 
 class BarHandler(Handler):

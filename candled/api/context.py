@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from candled.exchange import Clock
 from candled.model import REASONS, Decimals, Gap, MarketKey, Range
 
 from .catalog import MarketCatalog
-from .pages import BarReader
+
+if TYPE_CHECKING:
+    from .pages import BarReader
 
 
 class CoverageStore(Protocol):
@@ -31,7 +33,7 @@ class ApiContext:
     """The sources of answers."""
 
     catalog: MarketCatalog
-    pages: BarReader
+    pages: "BarReader"
     stored: CoverageStore
     clock: Clock
     #: The decimals that the exchange declares for a market.

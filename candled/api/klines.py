@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+from candled.api.queries import MOST_BARS, BarQuery, Headers, HistoryRequest, PrintedPage
 from candled.model import END_OF_TIME_MS, MINUTE_MS, Interval, MarketKey, decimal_text
 from candled.serve.rate_limit import RateLimit
 from candled.transport.library_internals import is_finished
@@ -18,7 +19,6 @@ from .catalog import BinanceMarkets
 from .context import ApiContext
 from .errors import ApiError
 from .handler import Handler
-from .pages import MOST_BARS, BarQuery, Headers, HistoryRequest, PrintedPage
 from .printers import klines_printer
 
 DEFAULT_BARS = 500

@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
+from candled.api.queries import MOST_BARS
 from candled.model import REASONS
 
 from . import parameters
 from .catalog import MarketCatalog
 from .formats import CONTENT_TYPES
-from .pages import MOST_BARS
 from .parameters import Parameter
 
 DEFAULT_BARS = 500

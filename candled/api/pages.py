@@ -3,8 +3,8 @@
 import hashlib
 import random
 from bisect import bisect_left, bisect_right
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -14,9 +14,10 @@ from candled.model import DAY, END_OF_TIME_MS, MINUTE, Candle, Interval, MarketK
 from candled.rooms.encoded_bars import BarSource, EncodedBarCache, Printer
 from candled.serve.content_coding import PLAIN, ContentCoding
 
+from .queries import MOST_BARS, BarQuery, HistoryRequest, Page, PrintedPage, WrittenPage, print_page
+
 T = TypeVar("T")
 
-MOST_BARS = 1000
 _ALL = 10**6  # more than memory holds
 _TRUSTED_S = 10.0
 _PAGE_OVERHEAD = 600  # bytes of a kept page besides its texts
@@ -67,100 +68,6 @@ class BarStore(Protocol):
 
     async def served_from(self, market: MarketKey) -> int | None:
         """Return the time from which bars are served; None if no bars are."""
-
-
-class HistoryRequest(NamedTuple):
-    """A request for at most `limit` bars with `start_ms <= open_ms < end_ms`: the last or the first of them."""
-
-    limit: int
-    start_ms: int = 0
-    end_ms: int = END_OF_TIME_MS
-    newest_first: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Some bars, oldest first, each with its current finality."""
-
-    bars: tuple[Candle, ...]
-    #: True if the requested range has more bars: older ones for the newest bars, else newer ones.
-    has_more: bool
-    #: True if the answer cannot change any more, except by repairs or more fetched history.
-    is_final: bool
-    #: The bars contain every change of the market's feed up to this position.
-    position: Position | None = None
-
-    @property
-    def oldest_ms(self) -> int | None:
-        """The opening time of the oldest bar; None for an empty page."""
-        return self.bars[0].open_ms if self.bars else None
-
-
-@dataclass(frozen=True, slots=True)
-class PrintedPage:
-    """The bars of a page as a dialect prints them: for each column, the texts joined with its separator.
-
-    The other fields are those of `Page`. `last_as_of_ms` is the exchange's time of the last bar's values.
-    """
-
-    columns: Sequence[bytes]
-    first_ms: int | None
-    last_ms: int | None
-    last_final: bool
-    last_as_of_ms: int
-    has_more: bool
-    is_final: bool
-    position: Position | None
-    #: A strong ETag, if it can be computed without the bytes.
-    tag: str | None = None
-    #: True if the client already has these bytes; `columns` is then empty.
-    is_known: bool = False
-    #: True if only a change in memory can change it, and not the time.
-    is_lasting: bool = False
-    #: True if its bars are older than those in memory.
-    is_past: bool = False
-
-
-Headers = Iterable[tuple[str, str]]
-
-
-@dataclass(slots=True)
-class BarQuery:
-    """A request for bars, and the way its dialect writes the answer."""
-
-    market: MarketKey
-    interval: Interval
-    printer: Printer
-    asked: HistoryRequest
-    #: Return the body.
-    write: Callable[[PrintedPage], bytes]
-    #: Return the dialect's own headers; the second argument is the time, UTC epoch ms.
-    headers: Callable[[PrintedPage, int], Headers]
-    content_type: str = "application/json; charset=utf-8"
-    #: What distinguishes it from queries for the same bars with another body.
-    variant: object = None
-    #: Tag final pages by revisions, which are the same in every process, and others by their bytes.
-    has_revision: bool = False
-    #: The revision in the query's address, and the address of another one.
-    wanted_revision: str | None = None
-    address: Callable[[str | None], str] = str
-    #: The last answer, without columns, and the state of the bars it was made from; set by `BarReader.written_now`.
-    page: PrintedPage | None = None
-    state: tuple[object, ...] = ()
-
-
-class WrittenPage(NamedTuple):
-    """The answer to a query."""
-
-    page: PrintedPage
-    #: None if the client already has it.
-    body: bytes | None
-    #: The name of the body's content coding; empty if it has none.
-    coding: str
-    #: The strong ETag of the body; None if it cannot be computed without the bytes.
-    tag: str | None
-    #: The revision of a final page, as an ETag, if the query has revisions.
-    revision: str | None = None
 
 
 class _Beginning(NamedTuple):
@@ -574,20 +481,3 @@ class BarReader:
         return next(
             (at_ms + length_ms for at_ms in reversed(times) if is_range_final(market, at_ms, at_ms + length_ms)), 0
         )
-
-
-def print_page(page: Page, printer: Printer) -> PrintedPage:
-    """Return a page with each bar printed."""
-    bars = page.bars
-    rows = [printer.print(bar, bar.final) for bar in bars]
-    return PrintedPage(
-        [printer.separator.join(map(str.encode, column)) for column in zip(*rows, strict=True)]
-        or [b""] * printer.columns,
-        page.oldest_ms,
-        bars[-1].open_ms if bars else None,
-        bool(bars) and bars[-1].final,
-        bars[-1].as_of_ms if bars else 0,
-        page.has_more,
-        page.is_final,
-        page.position,
-    )

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from candled import __version__
+from candled.api.queries import MOST_BARS, BarQuery, Headers, HistoryRequest, PrintedPage, WrittenPage
 from candled.errors import CandledError
 from candled.exchange import Clock
 from candled.model import DAY_MS, END_OF_TIME_MS, MINUTE, MINUTE_MS, Gap, Interval, MarketKey, Range, iso_ms
@@ -24,7 +25,6 @@ from .formats import CONTENT_TYPES, make_format
 from .handler import IMMUTABLE, Handler, cache_control
 from .openapi import document
 from .operations import Operation
-from .pages import MOST_BARS, BarQuery, Headers, HistoryRequest, PrintedPage, WrittenPage
 from .parameters import refuse_unknown
 from .printers import CSV, json_printer, ndjson_printer, page_printer
 

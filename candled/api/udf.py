@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, ClassVar
 
+from candled.api.queries import BarQuery, Headers, HistoryRequest, PrintedPage
 from candled.model import DAY_MS, END_OF_TIME_MS, MINUTE_MS, REASONS, Gap, Interval, MarketKey, Range, iso_ms
 
 from .bar_answers import BarHandler
@@ -15,7 +16,6 @@ from .context import ApiContext
 from .errors import ApiError, shown
 from .formats import json_number
 from .handler import Handler
-from .pages import BarQuery, Headers, HistoryRequest, PrintedPage
 from .parameters import Parameter, numbers, read_query, seconds, text, whole
 from .printers import udf_printer
 

@@ -6,8 +6,8 @@ from urllib.parse import urljoin
 
 import pytest
 
-from candled.api.pages import MOST_BARS, BarQuery, HistoryRequest
 from candled.api.printers import klines_printer
+from candled.api.queries import MOST_BARS, BarQuery, HistoryRequest
 from candled.bus import HistoryChanged
 from candled.config.sections import KlinesSettings
 from candled.errors import StoreUnavailable

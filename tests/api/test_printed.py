@@ -10,8 +10,9 @@ from decimal import Decimal
 import pytest
 
 from candled.aggregate.packed import PackedBars
-from candled.api.pages import MOST_BARS, BarQuery, BarReader, HistoryRequest, print_page
+from candled.api.pages import BarReader
 from candled.api.printers import CSV, json_printer, klines_printer, ndjson_printer, udf_printer
+from candled.api.queries import MOST_BARS, BarQuery, HistoryRequest, print_page
 from candled.bus import FeedMetadata, HistoryChanged, MinuteChanged
 from candled.config.sections import KlinesSettings
 from candled.errors import StoreUnavailable

@@ -14,7 +14,6 @@ from candled.errors import StoreRejected
 from candled.model import (
     ALL_TIME,
     DAY_MS,
-    END_OF_TIME_MS,
     MINUTE,
     MINUTE_MS,
     Candle,
@@ -31,6 +30,7 @@ from candled.store.sql_store import SqlStore, as_known_gaps
 
 from . import statements as sql
 from .maintenance import drop_feeds, drop_interval, drop_minutes
+from .markets import limited_time, lock_markets, names_of, put_forming, read_kept_from, spans_within
 from .pool import DatabaseConnection, Pool, Watchdog, parse_address
 from .rollups import fold_changes, fold_history, in_minutes, read_intervals, rebuild_rollups, sorted_ranges
 from .rows import as_array, as_candles, as_columns
@@ -186,13 +186,13 @@ class PostgresStore(SqlStore):
         if not batches:
             return
         with self._borrow_to_write() as connection:
-            ids = _lock_markets(connection, batches)
+            ids = lock_markets(connection, batches)
             minutes = {ids[market]: batch.minutes for market, batch in batches.items() if batch.minutes}
             forming = {ids[market]: batch.forming for market, batch in batches.items() if batch.forming}
             if minutes:
                 self._write_minutes(connection, minutes)
             if forming:
-                _write_forming(connection, forming)
+                put_forming(connection, forming)
 
     def _write_minutes(self, connection: DatabaseConnection, minutes: Mapping[int, Mapping[int, Candle]]) -> None:
         times = {id: sorted(minutes[id]) for id in sorted(minutes)}
@@ -213,31 +213,31 @@ class PostgresStore(SqlStore):
     def rebuild_rollups(self, market: MarketKey, spans: Sequence[Range]) -> None:
         """See `Store.rebuild_rollups`."""
         with self._borrow_to_write() as connection:
-            market_id = _lock_markets(connection, [market])[market]
-            rebuild_rollups(connection, market_id, RangeSet(spans), _kept_from(connection))
+            market_id = lock_markets(connection, [market])[market]
+            rebuild_rollups(connection, market_id, RangeSet(spans), read_kept_from(connection))
 
     def discard_rows(self, market: MarketKey, rows: Sequence[BadRow]) -> None:
         """See `Store.discard_rows`."""
         bars = [(row.table, row.interval, row.time) for row in rows if isinstance(row.time, int)]
         with self._borrow_to_write() as connection:
-            market_id = _lock_markets(connection, [market])[market]
+            market_id = lock_markets(connection, [market])[market]
             for table, statement in sql.DISCARD.items():
                 connection.execute(statement, (market_id, [open_ms for at, _, open_ms in bars if at == table]))
             connection.execute(sql.SET_SPAN, (market_id,))
             spans = [(open_ms, open_ms + interval.ms) for at, interval, open_ms in bars if at != "forming"]
-            rebuild_rollups(connection, market_id, RangeSet(spans), _kept_from(connection))
+            rebuild_rollups(connection, market_id, RangeSet(spans), read_kept_from(connection))
 
     def set_complete_from(self, market: MarketKey, since_ms: int) -> None:
         """See `Store.set_complete_from`."""
         with self._borrow_to_write() as connection:
-            ids = _lock_markets(connection, [market])
+            ids = lock_markets(connection, [market])
             connection.execute(sql.SET_COMPLETE_FROM, (since_ms, ids[market]))
 
     def save_known_gaps(self, market: MarketKey, known_gaps: Sequence[Gap], within: Range = ALL_TIME) -> None:
         """See `Store.save_known_gaps`."""
         with self._borrow_to_write() as connection:
-            market_id = _lock_markets(connection, [market])[market]
-            near = as_known_gaps(connection.fetch_rows(sql.KNOWN_GAPS, (*_names(market), *within)))
+            market_id = lock_markets(connection, [market])[market]
+            near = as_known_gaps(connection.fetch_rows(sql.KNOWN_GAPS, (*names_of(market), *within)))
             new = replace_gaps(near, known_gaps, within)
             connection.execute(sql.DROP_KNOWN_GAPS, (market_id, [gap.start_ms for gap in near]))
             connection.execute(
@@ -255,13 +255,13 @@ class PostgresStore(SqlStore):
     def register_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
         """See `Store.register_feed`."""
         with self._borrow_to_write() as connection:
-            ids = _lock_markets(connection, dict.fromkeys(markets)) if markets else {}
+            ids = lock_markets(connection, dict.fromkeys(markets)) if markets else {}
             connection.execute(sql.REGISTER_FEED, (epoch, sorted(ids.values())))
 
     def log_changes(self, market: MarketKey, epoch: str | None, changes: Sequence[tuple[int, Range]]) -> None:
         """See `Store.log_changes`."""
         with self._borrow_to_write() as connection:
-            market_id = _lock_markets(connection, [market])[market]
+            market_id = lock_markets(connection, [market])[market]
             feeds = connection.fetch_rows(sql.FEED, (market_id, epoch, epoch))
             if not feeds and epoch is None:
                 return
@@ -288,7 +288,9 @@ class PostgresStore(SqlStore):
         if interval == MINUTE:
             return self._last_minutes(market, before_ms, limit)
         column = in_minutes(self._check_interval(interval))
-        return as_candles(reversed(self._fetch_of_market(sql.BARS_BEFORE, market, column, _possible(before_ms), limit)))
+        return as_candles(
+            reversed(self._fetch_of_market(sql.BARS_BEFORE, market, column, limited_time(before_ms), limit))
+        )
 
     def _last_minutes(self, market: MarketKey, before_ms: int, limit: int) -> list[Candle]:
         """Return the last minutes, searching the range they fill if none is missing, then larger and larger ranges.
@@ -297,12 +299,12 @@ class PostgresStore(SqlStore):
         """
 
         def find(connection: DatabaseConnection) -> list[Candle]:
-            for market_id, first_ms, last_ms in connection.fetch_rows(sql.MARKET_SPAN, _names(market)):
+            for market_id, first_ms, last_ms in connection.fetch_rows(sql.MARKET_SPAN, names_of(market)):
                 end_ms = min(before_ms, last_ms + MINUTE_MS)
                 reach_ms = limit * MINUTE_MS
                 while True:
                     start_ms = max(first_ms, end_ms - reach_ms)
-                    rows = connection.fetch_rows(sql.LAST_MINUTES, (market_id, start_ms, _possible(end_ms), limit))
+                    rows = connection.fetch_rows(sql.LAST_MINUTES, (market_id, start_ms, limited_time(end_ms), limit))
                     if len(rows) == limit or start_ms == first_ms:
                         return as_candles(reversed(rows))
                     reach_ms *= 4
@@ -317,19 +319,19 @@ class PostgresStore(SqlStore):
             StoreRejected: bars of `interval` are not stored.
         """
         if interval != MINUTE:
-            span = in_minutes(self._check_interval(interval)), _possible(start_ms), _possible(end_ms)
+            span = in_minutes(self._check_interval(interval)), limited_time(start_ms), limited_time(end_ms)
             return as_candles(self._fetch_of_market(sql.BARS_BETWEEN, market, *span))
         return self._run_read(
             lambda connection: [
                 candle
-                for market_id, *span in _within(connection, market, start_ms, end_ms)
+                for market_id, *span in spans_within(connection, market, start_ms, end_ms)
                 for candle in as_candles(connection.fetch_rows(sql.MINUTES_BETWEEN, (market_id, *span)))
             ]
         )
 
     def kept_from(self) -> int:
         """See `Store.kept_from`."""
-        return self._run_read(_kept_from)
+        return self._run_read(read_kept_from)
 
     def bad_rows(self, market: MarketKey, within: Range = ALL_TIME) -> list[BadRow]:
         """See `Store.bad_rows`. The columns contain only numbers and times, so there are none."""
@@ -341,7 +343,7 @@ class PostgresStore(SqlStore):
         def find(connection: DatabaseConnection) -> RangeSet:
             return RangeSet(
                 stretch
-                for market_id, first_ms, last_ms in _within(connection, market, start_ms, end_ms)
+                for market_id, first_ms, last_ms in spans_within(connection, market, start_ms, end_ms)
                 for chunk_ms in range(first_ms, last_ms, RANGES_CHUNK_MS)
                 for stretch in connection.fetch_rows(
                     sql.STORED_RANGES, (market_id, chunk_ms, min(last_ms, chunk_ms + RANGES_CHUNK_MS))
@@ -431,7 +433,7 @@ class PostgresStore(SqlStore):
         return self._run_read(lambda connection: connection.fetch_rows(statement, parameters))
 
     def _fetch_of_market(self, statement: str, market: MarketKey, *parameters: object) -> list[tuple[Any, ...]]:
-        return self._fetch_rows(statement, *_names(market), *parameters)
+        return self._fetch_rows(statement, *names_of(market), *parameters)
 
     def _as_candles(self, rows: Iterable[Any], *, final: bool = True) -> list[Candle]:
         return as_candles(rows, final=final)
@@ -460,47 +462,3 @@ def _days(count: int | None) -> str:
 
 def _uses(settings: Mapping[str, str], interval: Interval) -> bool:
     return str(interval) in settings.get("intervals", "").split(", ")
-
-
-# ---------------------------------------------------------------- markets and spans
-
-
-def _names(market: MarketKey) -> tuple[str, str]:
-    return market.exchange, str(market.symbol)
-
-
-def _lock_markets(connection: DatabaseConnection, markets: Iterable[MarketKey]) -> dict[MarketKey, int]:
-    """Return the numbers of the markets, adding missing ones, and lock them against other writers.
-
-    The locks end with the transaction.
-    """
-    names = {_names(market): market for market in markets}
-    columns = [list(column) for column in zip(*names, strict=True)]
-    connection.execute(sql.ADD_MARKETS, columns)
-    return {names[exchange, symbol]: id for id, exchange, symbol in connection.fetch_rows(sql.LOCK_MARKETS, columns)}
-
-
-def _kept_from(connection: DatabaseConnection) -> int:
-    return max((kept_ms for (kept_ms,) in connection.fetch_rows(sql.KEPT_FROM)), default=0)
-
-
-def _write_forming(connection: DatabaseConnection, forming: Mapping[int, Mapping[int, Candle]]) -> None:
-    rows = [(id, forming[id][open_ms]) for id in sorted(forming) for open_ms in sorted(forming[id])]
-    times = [candle.open_ms for _, candle in rows]
-    columns = as_columns([id for id, _ in rows], [candle for _, candle in rows])
-    connection.execute(sql.PUT_FORMING, (*columns, min(times), max(times)))
-
-
-def _within(
-    connection: DatabaseConnection, market: MarketKey, start_ms: int, end_ms: int
-) -> list[tuple[int, int, int]]:
-    """Return the market's number and the part of `[start_ms, end_ms)` that its minutes span; empty if it has none."""
-    return [
-        (market_id, max(start_ms, first_ms), min(end_ms, last_ms + MINUTE_MS))
-        for market_id, first_ms, last_ms in connection.fetch_rows(sql.MARKET_SPAN, _names(market))
-    ]
-
-
-def _possible(at_ms: int) -> int:
-    """Return the time, limited to the range of PostgreSQL's calendar."""
-    return max(0, min(at_ms, END_OF_TIME_MS))
