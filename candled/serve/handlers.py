@@ -252,8 +252,6 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
         """Upgrade the connection, unless a limit or the origin policy refuses it."""
-        while not self.context.publisher.may_read():  # hundreds of simultaneous handshakes must not delay broadcasts
-            await self.context.clock.sleep(0)
         if not self.is_refused():
             await super().get(*args, **kwargs)
 

@@ -1,10 +1,21 @@
-"""Serve candled's paths below a prefix that a reverse proxy leaves in place."""
+"""Serve candled's paths below a prefix that a reverse proxy leaves in place, each request in its turn."""
 
+import asyncio
+from collections.abc import Awaitable
+from functools import partial
 from typing import Any
 
-from tornado.httputil import HTTPConnection, HTTPMessageDelegate, HTTPServerRequest
+from tornado.httputil import (
+    HTTPConnection,
+    HTTPHeaders,
+    HTTPMessageDelegate,
+    HTTPServerRequest,
+    RequestStartLine,
+    ResponseStartLine,
+)
 from tornado.web import Application
 
+from candled.transport.broadcaster import Broadcaster
 from candled.transport.hot_stream import HotStream
 
 
@@ -14,8 +25,9 @@ class PrefixedApplication(Application):
     Answers contain only relative references, so they work with any prefix, including one that a proxy strips.
     """
 
-    def __init__(self, handlers: Any, prefix: str, **settings: Any) -> None:
+    def __init__(self, handlers: Any, prefix: str, turns: Broadcaster, **settings: Any) -> None:
         super().__init__(handlers, **settings)
+        self._turns = turns
         self._prefix = prefix
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
@@ -23,7 +35,7 @@ class PrefixedApplication(Application):
         stream = getattr(request_conn, "stream", None)
         if isinstance(stream, HotStream):
             stream.expect_request()
-        return super().start_request(server_conn, request_conn)
+        return _TurnDelegate(super().start_request(server_conn, request_conn), self._turns)
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
         """Return the handler of the path behind the prefix."""
@@ -33,3 +45,30 @@ class PrefixedApplication(Application):
         if request.path == self._prefix or request.path.startswith(f"{self._prefix}/"):
             request.path = request.path[len(self._prefix) :] or "/"
         return super().find_handler(request, **kwargs)
+
+
+class _TurnDelegate(HTTPMessageDelegate):
+    """Delays a request whose pass of the loop is used up: Tornado handles all that one client sent without a pause."""
+
+    def __init__(self, request: HTTPMessageDelegate, turns: Broadcaster) -> None:
+        self._request = request
+        self._turns = turns
+        self.data_received = request.data_received  # type: ignore[method-assign]
+        self.finish = request.finish  # type: ignore[method-assign]
+        self.on_connection_close = request.on_connection_close  # type: ignore[method-assign]
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> Awaitable[None] | None:
+        """Pass the headers on. Tornado waits for the result before it reads the body and runs the handler."""
+        received = self._request.headers_received(start_line, headers)
+        if received is not None or self._turns.has_time_to_start():
+            return received
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._turns.start_later(partial(_grant, turn))
+        return turn
+
+
+def _grant(turn: "asyncio.Future[None]") -> None:
+    if not turn.done():
+        turn.set_result(None)

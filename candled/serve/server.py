@@ -126,7 +126,15 @@ class Server:
         )
         resources = make_resources([("/health/live", LiveHandler, {"context": self._context}), *routes])
         self._hot_path = HotPath(resources, settings.prefix, clock)
-        self._acceptor = Acceptor(self._http, self._hot_path.answer, clock, descriptors, self._connections, self._tasks)
+        self._acceptor = Acceptor(
+            self._http,
+            self._hot_path.answer,
+            clock,
+            descriptors,
+            self._connections,
+            self._tasks,
+            publisher.has_time_to_read,
+        )
 
     def listen(self) -> int:
         """Start listening; return the port, which the system chose if the settings have 0.
@@ -192,6 +200,7 @@ class Server:
             return PrefixedApplication(
                 probes,
                 self._settings.prefix,
+                self._context.publisher,
                 default_handler_class=NotServingHandler,
                 default_handler_args=context,
                 log_function=_log_request,
@@ -216,6 +225,7 @@ class Server:
                 *self._routes,
             ],
             self._settings.prefix,
+            self._context.publisher,
             default_handler_class=NotFoundHandler,
             default_handler_args=context,
             # these apply to connections that Tornado keeps

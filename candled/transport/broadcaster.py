@@ -17,6 +17,7 @@ PASS_S = 0.005  # time for sending in one pass of the loop
 READ_UNTIL_S = 0.009  # clients are read until this time into a pass: the rest of it and a little more
 SLICE = 256  # connections between two readings of the clock
 _BROKEN, _FAILED = -1, -2  # results in place of the number of bytes taken
+STARTS = 16  # waiting requests that start in a pass: their time is spent after it
 _GRANTS = 8  # `initial`s per slice; one may be 1,000 times as long as an update
 
 
@@ -83,6 +84,11 @@ class Broadcaster:
         self._corked: deque[Sender] = deque()
         # connections that have ended and await `finalize`
         self._ended: deque[Sender] = deque()
+        # reads that found no time, the next one first
+        self._reads: dict[Callable[[], None], None] = {}
+        # requests that found no time, the next one first
+        self._starts: deque[Callable[[], None]] = deque()
+        self._started = 0  # of them in the last pass: they run before requests that arrive in this one
 
     # ------------------------------------------------------------ frames
 
@@ -137,10 +143,30 @@ class Broadcaster:
 
     # ------------------------------------------------------------ time
 
-    def may_read(self) -> bool:
-        """Return True if there is time in this pass to read a client's messages."""
+    def read(self, work: Callable[[], None]) -> None:
+        """Call `work`, which reads a little from one client: now, or in the order of such calls when there is time.
+
+        A client that waits is read before all others are read again.
+        """
+        if not self._reads and self.has_time_to_read():
+            work()
+        else:
+            self._reads.setdefault(work)
+            self._begin_pass()
+
+    def has_time_to_read(self) -> bool:
+        """Return True if there is time in this pass to accept a connection or to read from one."""
         self._begin_pass()
         return self._clock.monotonic() - self._began < READ_UNTIL_S
+
+    def has_time_to_start(self) -> bool:
+        """Return True if a request may start now. Otherwise call `start_later`."""
+        return not self._starts and not self._started and self.has_time_to_read()
+
+    def start_later(self, start: Callable[[], None]) -> None:
+        """Call `start` in a later pass, in the order of these calls."""
+        self._starts.append(start)
+        self._begin_pass()
 
     def _begin_pass(self) -> None:
         if not self._is_due:
@@ -167,10 +193,26 @@ class Broadcaster:
             while (self._turns or self._requested) and self._has_time():
                 self._send_slice()
                 self._run_turns()
+            self._run_reads()
+            self._started = min(len(self._starts), STARTS)
+            for _ in range(self._started):
+                self._starts.popleft()()
         finally:
             self._is_due = False
-            if self._turns or self._requested or self._corked or self._ended:
-                self._begin_pass()
+            if self.is_busy or self._ended or self._reads or self._starts or self._started:
+                self._is_due = True  # this pass lasts until the next one begins
+                self._soon(self._run_pass)
+
+    def _run_reads(self) -> None:
+        """Do the reads that wait, at least one of them, as long as there is time."""
+        for work in list(self._reads):
+            del self._reads[work]
+            try:
+                work()
+            except Exception:
+                logger.exception("cannot read from a client")
+            if not self.has_time_to_read():
+                return
 
     def _send_slice(self) -> None:
         """Send a frame to the next slice of the current list."""

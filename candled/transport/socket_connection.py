@@ -25,6 +25,9 @@ PING = b"\x89\x00"
 KERNEL_BUFFER = 16 * 1024
 # Bytes read at a time: enough for a complete subscription, too few for a flood to delay other clients.
 _READ = 8 * 1024
+_READ_OF_FLOOD = 512  # the same after a read with more frames than this number
+_FLOOD = 64
+_LEAST_FRAGMENT = 16  # a message has at most as many fragments as the largest one with fragments of so many bytes
 _LINGER_S = 3.0
 _IOV_MAX = 512  # frames given to the kernel at a time; the system's own limit is 1024
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
@@ -75,6 +78,7 @@ class SocketConnection(ClientConnection):
         "_many",
         "_parts",
         "_protocol",
+        "_read_size",
         "_rest",
         "_socket",
         "awaits_pong",
@@ -90,6 +94,7 @@ class SocketConnection(ClientConnection):
         self._rest: memoryview | None = None  # rest of the frame that is partly sent
         self._corked: list[bytes] | None = None  # frames that leave together
         self._many = False  # True while the client is in several rooms
+        self._read_size = _READ
         self._parts: list[bytes | str] | None = None  # fragments of a message
         self._decoder: codecs.IncrementalDecoder | None = None  # of a fragmented text message
         self._ends = False  # True once no more frames follow
@@ -112,10 +117,13 @@ class SocketConnection(ClientConnection):
     # ------------------------------------------------------------ from the socket
 
     def _on_readable(self) -> None:
-        if self._socket is None or self._is_lost or not self._publisher.may_read():
-            return  # the loop reports the socket again in the next pass
+        self._publisher.read(self._read)
+
+    def _read(self) -> None:
+        if self._socket is None or self._is_lost:
+            return
         try:
-            data = self._socket.recv(_READ)
+            data = self._socket.recv(self._read_size)
         except BlockingIOError:
             return
         except OSError:
@@ -130,6 +138,7 @@ class SocketConnection(ClientConnection):
         protocol = self._protocol
         protocol.receive_data(data)
         frames = [event for event in protocol.events_received() if isinstance(event, Received)]
+        self._read_size = _READ if len(frames) <= _FLOOD else _READ_OF_FLOOD
         writes = protocol.data_to_send()  # a pong for each ping, then perhaps a close frame
         is_crowd = len(frames) > 1
         if is_crowd:
@@ -150,6 +159,9 @@ class SocketConnection(ClientConnection):
     def _on_frame(self, frame: Received) -> bool:
         """Pass a message to the client once it is complete; return False if no more frames may be handled."""
         if not self.is_open:
+            return False
+        if self._parts is not None and len(self._parts) * _LEAST_FRAGMENT >= self._context.largest:
+            self._protocol.fail(1009, "too many fragments")  # empty ones have no size, but take memory
             return False
         try:
             message = self._complete_message(frame)

@@ -96,6 +96,17 @@ async def test_what_is_right_is_answered(case, own_sockets):
         assert [await peer.receive() for _ in expected] == expected
 
 
+@pytest.mark.parametrize("payload", [b"", b"x"], ids=["empty", "one byte"])
+async def test_a_message_has_a_bounded_number_of_fragments(payload):
+    async with echo_site() as site:
+        peer = await site.connect()
+        part = frame(0, payload, fin=False)
+        peer.send(frame(TEXT, payload, fin=False) + part * 1022 + frame(0))
+        assert await peer.receive() == (0x81, payload * 1023)
+        peer.send(frame(TEXT, payload, fin=False) + part * 1024)
+        assert await peer.closed_with() == 1009
+
+
 @pytest.mark.parametrize(
     "case", ["ten pings", "a ping among fragments", "text of 16 KiB", "a character across fragments"]
 )

@@ -36,7 +36,10 @@ needs_compiler = pytest.mark.skipif(compiler() is None, reason="the load client 
 @pytest.mark.usefixtures("daemon")
 @needs_compiler
 async def test_a_thousand_who_come_back_at_once_do_not_reach_the_store_and_starve_nobody(tmp_path, monkeypatch):
-    """Promise 15: at most 7 queries for 7 rooms. p99 of `initial` below 1 s is measured in bench; here is a bound."""
+    """Promise 15: at most 7 queries for 7 rooms. p99 of `initial` below 1 s is measured in bench.
+
+    The bound for a connected client is in turns, not in seconds, so that the speed of the machine does not matter.
+    """
     intervals = ("1m", "5m", "15m", "1h", "4h", "1D", "1W")
     asks = tmp_path / "subscriptions"
     asks.write_text("".join(json.dumps({**test_server.SUBSCRIBE, "interval": one}) + "\n" for one in intervals))
@@ -54,23 +57,20 @@ async def test_a_thousand_who_come_back_at_once_do_not_reach_the_store_and_starv
                 stage.store, name, lambda *args, real=real, **more: reads.append(args) or real(*args, **more)
             )
         load = Load(there.remote_address[1], 1000, "--inflight", "1000", "--subs", str(asks), "--secs", "20")
-        longest_s, begun = 0.0, (time.monotonic(), deadlines.now())
+        most_let_in = 0
         try:
-            while stage.server.connection_count < 1001:
-                began = deadlines.now()
+            while (count := stage.server.connection_count) < 1001:
                 await test_server.say(there, {"type": "ping"})
-                await test_server.hear(there, 5)
-                longest_s = max(longest_s, deadlines.now() - began)
-            storm_s = time.monotonic() - begun[0], deadlines.now() - begun[1]
+                await test_server.hear(there, 60)
+                most_let_in = max(most_let_in, stage.server.connection_count - count)
+            while stage.hub.describe()["totalClients"] < 1000:
+                await asyncio.sleep(0.01)
             await asyncio.sleep(0.5)
         finally:
             results = await asyncio.to_thread(load.results)
         assert (results["opened"], results["answers"]) == (1000, 1000)
-        stretched = (time.monotonic() - begun[0]) / max(deadlines.now() - begun[1], 0.1)
-        # Where a machine needs many seconds to let a thousand in, the bounds grow with them.
-        assert results["answer_p99_us"] < max(3e6 * max(stretched, 1.0), storm_s[0] * 1e6)
         assert len(reads) <= 7
-        assert longest_s < max(2.0, storm_s[1]), "connected clients must wait no longer"
+        assert most_let_in < 250, "a connected client is answered between those who come"
 
 
 async def test_who_came_first_is_let_in_first():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from candled.protocol.frames import Frame
 from candled.rooms.recipients import Recipients, RecipientSlot
-from candled.transport.broadcaster import PASS_S, SLICE, Broadcaster
+from candled.transport.broadcaster import PASS_S, READ_UNTIL_S, SLICE, STARTS, Broadcaster
 
 COST_S = 0.00001  # of a send
 
@@ -20,6 +20,7 @@ class Loop:
         self.now = 0.0
         self.soon: list[Callable[[], None]] = []
         self.longest = 0.0
+        self.number = 0
         self.publisher = Broadcaster(self.soon.append, self)
 
     def monotonic(self) -> float:
@@ -293,3 +294,95 @@ def test_every_link_gets_every_frame_of_its_room_once_and_in_order(steps):
     for recipients, frames in zip(rooms, sent, strict=True):
         assert all(connection.got == frames for connection in recipients)
         assert recipients.sending == 0
+
+
+# ---------------------------------------------------------------- reads and requests in turns
+
+
+class Reader:
+    """A client that always has something to read, which takes `cost_s`."""
+
+    def __init__(self, loop: Loop, cost_s: float) -> None:
+        self.loop = loop
+        self.cost_s = cost_s
+        self.passes: list[int] = []  # in which it was read
+
+    def on_readable(self) -> None:
+        self.loop.publisher.read(self.read)
+
+    def read(self) -> None:
+        self.loop.now += self.cost_s
+        self.passes.append(self.loop.number)
+
+
+def run_passes(loop: Loop, count: int, events: Callable[[], None]) -> None:
+    """Passes with the same events in the same order, as epoll reports sockets that stay readable."""
+    for number in range(count):
+        loop.number = number
+        loop.run_once()
+        events()
+
+
+@pytest.mark.parametrize("flooders", [1, 3, 50])
+@pytest.mark.parametrize("slowness", [1, 10, 100], ids="{}x".format)
+def test_a_client_is_read_in_its_turn_whatever_the_others_send_and_however_slow_the_machine_is(flooders, slowness):
+    """The bound is in turns: between two reads of a client every other one is read once at most."""
+    loop = Loop()
+    readers = [Reader(loop, 0.004 * slowness) for _ in range(flooders)] + [Reader(loop, 0.0001 * slowness)]
+    order: list[Reader] = []
+    for reader in readers:
+        usual = reader.read
+        reader.read = lambda reader=reader, usual=usual: (order.append(reader), usual())
+    run_passes(loop, 400, lambda: [reader.on_readable() for reader in readers])
+    places = [at for at, reader in enumerate(order) if reader is readers[-1]]
+    assert len(places) > 5
+    assert max(after - before for before, after in zip(places, places[1:], strict=False)) <= 2 * flooders + 1
+
+
+@pytest.mark.parametrize("slowness", [1, 10, 100], ids="{}x".format)
+def test_a_storm_of_requests_starts_a_few_in_each_pass_in_order_and_a_client_is_read_between_them(slowness):
+    loop = Loop()
+    client = Reader(loop, 0.0001 * slowness)
+    started: list[int] = []
+    starts_per_pass: list[int] = []
+    due: list[int] = []
+    ready: list[int] = []
+
+    def start(number: int) -> None:
+        due.append(number)
+
+    def events() -> None:
+        before = len(started)
+        started.extend(ready)
+        loop.now += 0.0003 * slowness * len(ready)  # the handshakes that the last pass let start
+        ready[:] = due
+        due.clear()
+        for number in arriving[loop.number]:
+            if loop.publisher.has_time_to_start():
+                started.append(number)
+                loop.now += 0.0003 * slowness
+            else:
+                loop.publisher.start_later(lambda number=number: start(number))
+        client.on_readable()
+        starts_per_pass.append(len(started) - before)
+
+    arriving = [range(40), *(range(at, at + 10) for at in range(40, 500, 10)), *[range(0)] * 999]
+    run_passes(loop, 200, events)
+    assert started == list(range(500))
+    assert max(starts_per_pass) <= max(READ_UNTIL_S / 0.0003 + 1, STARTS + 1)
+    assert all(after - before <= 2 for before, after in zip(client.passes, client.passes[1:], strict=False))
+
+
+def test_frames_are_sent_before_waiting_clients_are_read():
+    loop = Loop()
+    reader = Reader(loop, 0.02)
+    run_passes(loop, 3, lambda: [reader.on_readable(), reader.on_readable()])
+    recipients = room(loop, 10)
+    loop.publisher.broadcast(recipients, ONE)
+    assert recipients[0].got == [], "the pass is used up"
+    read_before = len(reader.passes)
+    got_when_read: list[bytes] = []
+    loop.publisher.read(lambda: got_when_read.extend(recipients[0].got))
+    loop.run()
+    assert got_when_read == [ONE]
+    assert len(reader.passes) >= read_before
