@@ -3,8 +3,10 @@
     python -m bench.http [--seconds 2] [--rounds 3] [--connections 16 256] [--limits 2 100 500 1000] [--servers …]
 
 The daemon is a process of its own, with its embedded parts and 50 markets; its limits of requests are off. The others
-encode a list in memory with orjson. In each round every server gets the same load from `wrk`, one after another. Then
-500 clients ask for 50 markets each, one request after another on connections that they keep.
+encode a list in memory with orjson. In each round every server gets the same load from `wrk`, one after another. Before
+that, one client asks for one answer at a time. After it, 500 clients ask for 50 markets each, one request after another
+on connections that they keep. Then a daemon with one market and months of history, on SQLite and on PostgreSQL, is
+asked for pages that it has not read before, each twice: cold and warm.
 """
 
 import argparse
@@ -19,11 +21,14 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from functools import partial
+from http.client import HTTPConnection
 
 from bench.process import MONDAY_MS, Daemon, Process, scratch, spread, symbols
 from candled.model import MINUTE_MS
+from tests.servers import Database, own_postgres
 from tests.system.daemon import free_port
 
+STORES = ("sqlite", "postgresql")
 OTHERS = ("tornado", "aiohttp", "fastapi")
 RECORDING = "bundled:binance-spot-btcusdt"
 STARTED_MS = MONDAY_MS + 1500 * MINUTE_MS
@@ -48,11 +53,65 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stack.enter_context(Process("bench.http_servers", *arguments, directory=directory))
             _wait_for(f"http://127.0.0.1:{ports[name]}/api/v3/klines?limit=2")
         daemon.wait_until_complete(60.0 + options.markets)
+        for limit in options.limits:
+            path = f"/api/v3/klines?symbol={names[0].replace('/', '')}&interval=1m&limit={limit}"
+            took = one_by_one(daemon.port, [path] * options.singles)
+            print(f"one request at a time, klines, limit {limit}: {quantiles(took)}", flush=True)
         if shutil.which("wrk"):
             compare(options, ports, names[0])
         else:
             print("wrk is not installed: only the clients that ask for all markets")
         asyncio.run(burst(daemon.port, names, options.clients))
+    for store in options.stores:
+        cold_pages(store, options.pages)
+
+
+def cold_pages(store: str, count: int) -> None:
+    """Print how long a page of 1,000 bars takes that must be read from the store, and the same page again."""
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(scratch())
+        (name,) = symbols(1)
+        more = {}
+        if store == "postgresql":
+            server = own_postgres()
+            stack.callback(server.remove)
+            more["store"] = {
+                "url": stack.enter_context(Database(server.dsn)).url(),
+                "journal": str(directory / "journal"),
+            }
+        days = 3 + count * 1000 // 1440  # the newest are in memory
+        exchanges = {"replay": {"symbols": [name], "files": {"*": RECORDING}, "speed": 1}}
+        limits = dict.fromkeys(("api_requests", "udf_requests", "klines_requests"), 0)
+        settings = {"ingest": {"backfill": f"{days}d"}, "limits": limits, "klines": {"enabled": True}, **more}
+        daemon = stack.enter_context(Daemon(directory, exchanges, STARTED_MS, **settings))
+        daemon.wait_until_complete(600.0)
+        first_ms = STARTED_MS - (days - 1) * 1440 * MINUTE_MS
+        klines = f"/api/v3/klines?symbol={name.replace('/', '')}&interval=1m&limit=1000"
+        paths = [f"{klines}&startTime={first_ms + number * 1000 * MINUTE_MS}" for number in range(count)]
+        one_by_one(daemon.port, paths[-1:] * 20)
+        took = one_by_one(daemon.port, [path for path in paths[:-1] for _ in range(2)])
+        print(f"{store}, a page of 1,000 bars, cold: {quantiles(took[::2])}; warm: {quantiles(took[1::2])}", flush=True)
+
+
+def one_by_one(port: int, paths: Sequence[str]) -> list[float]:
+    """The milliseconds that each request takes, one after another on one connection."""
+    connection, took = HTTPConnection("127.0.0.1", port), []
+    for path in paths:
+        started = time.perf_counter()
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        answer.read()
+        took.append((time.perf_counter() - started) * 1000)
+        if answer.status != 200:
+            raise RuntimeError(f"{path}: {answer.status}")
+    connection.close()
+    return took
+
+
+def quantiles(took: Sequence[float]) -> str:
+    """The median and the 99th percentile, as text."""
+    ordered = sorted(took)
+    return f"p50 {statistics.median(ordered):.2f} ms, p99 {ordered[len(ordered) * 99 // 100]:.2f} ms"
 
 
 def compare(options: argparse.Namespace, ports: dict[str, int], symbol: str) -> None:
@@ -201,6 +260,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--servers", nargs="*", choices=OTHERS, default=list(OTHERS))
     parser.add_argument("--markets", type=int, default=50)
     parser.add_argument("--clients", type=int, default=500)
+    parser.add_argument("--singles", type=int, default=1000, help="requests of the client that asks for one at a time")
+    parser.add_argument("--stores", nargs="*", choices=STORES, default=list(STORES))
+    parser.add_argument("--pages", type=int, default=60, help="cold pages of each store")
     return parser.parse_args(arguments)
 
 

@@ -40,6 +40,12 @@ TINY = {
         "2",
         "--clients",
         "2",
+        "--singles",
+        "20",
+        "--stores",
+        "sqlite",
+        "--pages",
+        "3",
     ],
     "scale": ["--symbols", "2", "--clients", "14", "--held", "20", "--seconds", "2", "--settle", "1"],
 }
@@ -54,7 +60,7 @@ SAYS = {
     "memory": "1 symbols, 1 clients",
     "outage": "the database away: p50",
     "startup": "candled check-config: ",
-    "http": "4 requests in",
+    "http": "sqlite, a page of 1,000 bars, cold: p50",
     "scale": "14 clients in 14 rooms",
 }
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from candled.clock import SystemClock
 from candled.config.sections import ServerSettings
 from candled.model import MINUTE_MS, parse_iso_ms
+from candled.rooms import encoded_bars
 from candled.serve import events
 from candled.serve.events import resume_of
 from tests import deadlines
@@ -95,6 +96,23 @@ async def test_events_are_the_messages_of_the_protocol(stage, http_port):
         update = await chart.event()
         assert (update["type"], update["bar"]["volume"], update["bar"]["final"]) == ("update", 2, False)
         assert chart.last_id == f"one:1:{MONDAY_MS + 60 * MINUTE_MS}"
+
+
+async def test_the_bars_of_initial_are_encoded_once_for_all_charts(stage, http_port, monkeypatch):
+    printed = []
+    real = encoded_bars.bar_text
+    monkeypatch.setattr(
+        encoded_bars, "bar_text", lambda bar, *args, **more: printed.append(bar) or real(bar, *args, **more)
+    )
+    initials, counts = [], []
+    for _ in range(3):
+        async with source(http_port, PATH.replace("=5", "=50")) as chart:
+            initials.append(await chart.event())
+        counts.append(len(printed))
+    assert initials[0] == initials[1] == initials[2]
+    assert len(initials[0]["bars"]) == 50
+    assert counts[0] >= 49
+    assert counts[2] == counts[0]
 
 
 @pytest.mark.slow
