@@ -378,7 +378,7 @@ class BarReader:
         position, chosen = self._live.feed_position(market), span.chosen
         is_final, _ = self._finality(market, interval, span)
         bars = self._live.bars_between(market, interval, chosen[0], chosen[-1] + 1) if chosen else []
-        current = tuple(self._with_finality(market, interval, bar) for bar in bars)
+        current = self._with_finality(market, interval, bars)
         return Page(current, span.has_more, is_final, position)
 
     def _finality(self, market: MarketKey, interval: Interval, span: _Span) -> tuple[bool, bool]:
@@ -417,21 +417,23 @@ class BarReader:
         if since_ms is None:
             return Page((), False, False, position)
         start_ms, end_ms = max(start_ms, since_ms), min(end_ms, END_OF_TIME_MS)
-        memory = self._live.newest_bars(market, interval, _ALL)
-        final_until_ms = self._final_until_ms(market, interval, [bar.open_ms for bar in memory])
-        memory_from_ms = memory[0].open_ms if memory else END_OF_TIME_MS  # all bars from this one on are in memory
-        in_memory = [bar for bar in memory if start_ms <= bar.open_ms < end_ms]
+        times = self._live.newest_times(market, interval, _ALL)
+        final_until_ms = self._final_until_ms(market, interval, times)
+        memory_from_ms = times[0] if times else END_OF_TIME_MS  # all bars from this one on are in memory
+        in_memory: list[Candle] = []
+        if memory_from_ms < end_ms:
+            in_memory = self._live.bars_between(market, interval, max(start_ms, memory_from_ms), end_ms)
         read = self._read_last if newest_first else self._read_first
         bars = await read(market, interval, start_ms, min(end_ms, memory_from_ms), in_memory, limit + 1)
         has_more = len(bars) > limit
         is_whole = asked_ms <= since_ms and not (newest_first and has_more)
-        if is_whole and memory and bars and bars[0].open_ms == memory[0].open_ms:
+        if is_whole and bars and bars[0].open_ms == memory_from_ms:
             until = self._clock.monotonic() + _TRUSTED_S
             self._begins[market, interval] = _Beginning(bars[0].open_ms, past_version, until)
         if has_more:
             bars = bars[-limit:] if newest_first else bars[:limit]
             end_ms = end_ms if newest_first else bars[-1].open_ms + interval.ms
-        current = tuple(self._with_finality(market, interval, bar) for bar in bars)
+        current = self._with_finality(market, interval, bars)
         is_final = end_ms <= final_until_ms and all(bar.final for bar in current)
         return Page(current, has_more, is_final, position)
 
@@ -470,10 +472,11 @@ class BarReader:
             stretch_ms *= 4
         return [*found, *in_memory][:count]
 
-    def _with_finality(self, market: MarketKey, interval: Interval, bar: Candle) -> Candle:
-        """Return the bar with its current finality."""
-        final = self._live.is_final(market, interval, bar)
-        return bar if bar.final == final else bar._replace(final=final)
+    def _with_finality(self, market: MarketKey, interval: Interval, bars: Sequence[Candle]) -> tuple[Candle, ...]:
+        """Return the bars with their current finality."""
+        all_final = bool(bars) and self._live.is_range_final(market, bars[0].open_ms, bars[-1].open_ms + interval.ms)
+        states = ((bar, all_final or self._live.is_final(market, interval, bar)) for bar in bars)
+        return tuple(bar if bar.final == final else bar._replace(final=final) for bar, final in states)
 
     def _final_until_ms(self, market: MarketKey, interval: Interval, times: Sequence[int]) -> int:
         """Return the end of the newest final bar in memory, UTC epoch ms; 0 if there is none."""
