@@ -8,6 +8,7 @@ import logging
 import os
 import pty
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -418,15 +419,25 @@ def test_the_markup_of_rich_in_a_fact_is_text(tmp_path):
 MOVES = re.compile("\x1b\\[[0-9;?]*[a-zA-Z]")
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """The place of a store that the first test fills."""
+    return tmp_path_factory.mktemp("filled") / "candled.db"
+
+
 @pytest.fixture
-def stored(tmp_path):
+def stored(tmp_path, filled):
     """A store of 20,000 minutes of BTC/USDT, with two gaps, in the current directory."""
     (tmp_path / "candled.yaml").write_text("exchanges: {replay: {symbols: [BTC/USDT]}}\ningest: {backfill: 0s}\n")
+    if filled.exists():
+        shutil.copy(filled, tmp_path)
+        return
     minutes = [minute for minute in range(20_000) if minute not in (1000, 2000)]
     rows = "".join(f"{1_700_000_040_000 + 60_000 * minute},1,1,1,1,1\n" for minute in minutes)
     (tmp_path / "in.csv").write_text(f"time_ms,open,high,low,close,volume\n{rows}")
     assert main(["init-db"]) == 0
     assert main(["import", "in.csv", "--symbol", "BTC/USDT", "--quiet"]) == 0
+    shutil.copy("candled.db", filled)
 
 
 @pytest.mark.usefixtures("daemon", "stored")
