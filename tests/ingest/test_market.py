@@ -440,3 +440,13 @@ def test_gaps_of_older_stored_history_are_among_those_of_the_market():
     assert [(known_gap.start_ms, known_gap.end_ms) for known_gap in one.known_gaps] == [
         (gap.start_ms, gap.end_ms) for gap in gaps
     ]
+
+
+@pytest.mark.parametrize(("is_flooded", "reason"), [(False, "stream_down"), (True, "stream_flooded")])
+def test_an_interruption_by_a_flood_has_its_own_reason_until_the_stream_is_back(is_flooded, reason):
+    one = market()
+    push(one, minute(600, as_of=10_000), seconds=36_010)
+    one.on_interrupted(is_flooded=is_flooded)
+    assert one.status.condition(at(36_011)) == ("stale", reason)
+    one.presence.connected = True
+    assert one.status.condition(at(36_012)) == ("live", "")
