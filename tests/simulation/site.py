@@ -238,7 +238,7 @@ class Site:
     def lose_minutes(self) -> None:
         """Rows of the store are gone, bars and all, as if it had been restored from a copy."""
         until_ms = MINUTE.floor(self.clock.true_ms) - 20 * MINUTE_MS
-        with self.store._begin_transaction() as connection:
+        with self.store._file.begin_transaction() as connection:
             connection.execute(
                 "DELETE FROM candles WHERE time_ms >= ? AND time_ms < ?", (until_ms - 7 * MINUTE_MS, until_ms)
             )
