@@ -59,6 +59,10 @@ class TokenBucket:
             return 0.0
         return (1.0 - self._tokens) / self.rate
 
+    def give_back(self) -> None:
+        """Return a token that was not used."""
+        self._tokens = min(self.burst, self._tokens + 1.0)
+
     def reserve(self, now: float) -> float:
         """Take a token, even one that is not available yet; return the seconds until it is.
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
-from candled import __version__
 from candled.api.queries import MOST_BARS, BarQuery, Headers, HistoryRequest, PrintedPage, WrittenPage
 from candled.errors import CandledError
 from candled.exchange import Clock
@@ -23,7 +22,6 @@ from .context import ApiContext
 from .errors import ApiError
 from .formats import CONTENT_TYPES, make_format
 from .handler import IMMUTABLE, Handler, cache_control
-from .openapi import document
 from .operations import Operation
 from .parameters import refuse_unknown
 from .printers import CSV, json_printer, ndjson_printer, page_printer
@@ -332,16 +330,16 @@ class Gaps(RestHandler):
 class Description(Handler):
     """`/api/openapi.json`: the OpenAPI description."""
 
-    def initialize(self, all_operations: tuple[Operation, ...], **shared: Any) -> None:  # type: ignore[override]
-        """Store the operations to describe."""
+    def initialize(self, description: Callable[[], bytes], **shared: Any) -> None:  # type: ignore[override]
+        """Store the function that returns the text."""
         super().initialize(**shared)
-        self.all_operations = all_operations
+        self.description = description
 
     async def answer(self) -> None:
         """Answer with the OpenAPI description."""
         refuse_unknown((), self.request.query_arguments)
         self.set_cache_headers(False)
-        self.write_json(document(self.all_operations, __version__))
+        self.write_json(self.description())
 
 
 def _asked(values: Mapping[str, Any]) -> HistoryRequest:

@@ -1,9 +1,13 @@
 """All routes of the API, for a server to mount."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
+import msgspec
+
+from candled import __version__
 from candled.config import Config
 from candled.config.sections import KlinesSettings
 from candled.exchange import Clock
@@ -18,6 +22,7 @@ from .catalog import BinanceMarkets, joined
 from .context import ApiContext
 from .handler import AccessPolicy, NotFound
 from .kline_streams import KlineClient, KlineStreams, Reader
+from .openapi import document
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +70,13 @@ def _rest(source: ApiContext, shared: dict[str, Any]) -> list[Route]:
             (operation.path, kind, {**shared, "operation": operation, "source": source})
             for operation, kind in resources
         ),
-        (description.path, rest.Description, {**shared, "all_operations": every}),
+        (description.path, rest.Description, {**shared, "description": cache(partial(_describe, every))}),
         (r"/api(?:/.*)?", NotFound, shared),
     ]
+
+
+def _describe(every: Sequence[operations.Operation]) -> bytes:
+    return msgspec.json.encode(document(every, __version__))
 
 
 def _udf(source: ApiContext, next_time: str, shared: dict[str, Any]) -> list[Route]:

@@ -1,6 +1,7 @@
 """Messages from the client → values. The error texts are exactly those of docs/reference/protocol.md."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -217,6 +218,8 @@ class RequestCodec:
     def _read_each(self, decoded: _Message, request_id: RequestId) -> tuple[Subscribe | RequestError, ...]:
         if not isinstance(decoded.subscriptions, list) or not decoded.subscriptions:
             raise RequestError(INVALID_FORMAT)
+        shared = {key: _shortened(getattr(decoded, key), read) for key, read in _SHARED.items()}
+        decoded = msgspec.structs.replace(decoded, **shared)
         wanted: list[Subscribe | RequestError] = []
         for one in decoded.subscriptions:
             try:
@@ -317,6 +320,24 @@ def _time_ms(name: str, given: Any) -> int:
     if name == "before":
         raise RequestError(f"Invalid before: {_json(given)}. Expected an ISO 8601 time or epoch milliseconds")
     raise RequestError(f"Invalid resume.time: {_json(given)}. Expected an ISO 8601 time or epoch milliseconds")
+
+
+_SHARED: Mapping[str, Callable[[Any], Any]] = {
+    "initialBars": _bars, "fields": _fields, "numbers": _numbers, "mode": _closed,
+    "status": partial(_flag, "status"), "corrections": partial(_flag, "corrections"), "resume": _resume,
+}  # fmt: skip
+
+
+def _shortened(given: Any, read: Callable[[Any], Any]) -> Any:
+    """Return a value that each subscription of a message reads again: as valid, with the same error, but short."""
+    if not isinstance(given, str | list | dict):
+        return given
+    try:
+        read(given)
+    except RequestError:
+        text = msgspec.json.encode(given).decode()
+        return given if len(text) <= _SHOWN else msgspec.Raw(text[: _SHOWN + 1].encode())
+    return list(set(given)) if isinstance(given, list) else given
 
 
 # ---------------------------------------------------------------- error texts

@@ -41,6 +41,11 @@ class ConnectionLimiter:
         self._rejected += 1
         return min(_LONGEST_WAIT_S, 1.0 + self._rejected / self._handshakes.rate)
 
+    def return_handshake(self) -> None:
+        """Note that an admitted handshake was refused for another reason."""
+        if self._handshakes is not None:
+            self._handshakes.give_back()
+
     def refusal_for(self, address: str) -> tuple[int, str] | None:
         """Return the HTTP status and message that refuse a connection from `address`; None if it is accepted."""
         if self._most and self.count >= self._most:

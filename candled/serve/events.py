@@ -83,6 +83,7 @@ class EventsHandler(ConnectingHandler):
             session.subscribe_by_query(self._subscription())
             await self._wait_for_end()
         except RequestError as error:
+            self.context.limiter.return_handshake()  # no stream began: others may have it
             self.set_status(400)
             self.finish_json({"error": {"code": 400, "message": str(error)}})
         finally:

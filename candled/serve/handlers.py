@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -83,10 +84,11 @@ class ServerContext:
         self.open_headers = [("Cache-Control", "no-store")]
         if "*" in allowed_origins:
             self.open_headers.append(("Access-Control-Allow-Origin", "*"))
-        self.health = health
+        # costly texts, made at most once a second
+        self.health = _kept_for_a_second(lambda: _encode(health()), clock)
+        self.statistics = _kept_for_a_second(lambda: _encode(statistics()), clock)
+        self.page = _kept_for_a_second(page, clock)
         self.ready = ready
-        self.statistics = statistics
-        self.page = page
         # True once the server accepts no more connections
         self.draining = False
         # all connected clients
@@ -162,6 +164,19 @@ def _encode(body: Any) -> str:
     return text.encode("utf-8", "replace").decode() + "\n"  # an exchange's text may contain half a character
 
 
+def _kept_for_a_second(make: Callable[[], str], clock: Clock) -> Callable[[], str]:
+    """Return a function that makes a text at most once a second, however many clients request it."""
+    text, until = "", -math.inf
+
+    def get() -> str:
+        nonlocal text, until
+        if clock.monotonic() >= until:
+            text, until = make(), clock.monotonic() + 1.0
+        return text
+
+    return get
+
+
 _PASS = {"status": "pass"}
 _PASS_BODY = _encode(_PASS).encode()
 _PASS_TAG = f'"{hashlib.sha1(_PASS_BODY).hexdigest()}"'  # as Tornado calculates it
@@ -181,11 +196,11 @@ class _Common(RequestHandler):
         self.finish_json({"error": {"code": status_code, "message": error_reason(self)}})
 
     def finish_json(self, body: Any) -> None:
-        """Answer with JSON that any page may read, if the settings allow any."""
+        """Answer with JSON that any page may read, if the settings allow any. A text is written as it is."""
         self.set_header("Content-Type", "application/json; charset=utf-8")
         for name, value in self.context.open_headers:
             self.set_header(name, value)
-        self.finish(_encode(body))
+        self.finish(body if isinstance(body, str) else _encode(body))
 
 
 class ConnectingHandler(_Common):
@@ -252,6 +267,9 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
         """Upgrade the connection, unless a limit or the origin policy refuses it."""
+        if self.request.headers.get("Upgrade", "").lower() != "websocket":
+            await super().get(*args, **kwargs)  # answers 400, and takes no handshake from others
+            return
         if not self.is_refused():
             await super().get(*args, **kwargs)
 

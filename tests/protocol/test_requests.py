@@ -1,12 +1,13 @@
 import json
 from decimal import Decimal
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.model import DEFAULT_INTERVALS, Candle, Interval, MarketKey, Symbol, Topic
-from candled.protocol import messages
+from candled.protocol import messages, requests
 from candled.protocol.messages import FINAL, REV, SEQ, SRC, STRINGS, Options
 from candled.protocol.requests import (
     GetHistory,
@@ -296,3 +297,36 @@ def test_no_input_raises_anything_but_an_answerable_error(message):
         assert json.loads(text)["type"] == "error"
     else:
         assert isinstance(request, Subscribe | SubscribeMany | Unsubscribe | Ping | ListSubscriptions | GetHistory)
+
+
+@pytest.mark.parametrize(
+    ("shared", "most"),
+    [
+        ({"fields": ["final", "seq", "volume"] * 450}, 8),
+        ({"fields": ["nonsense"] * 1000}, 0),
+        ({"fields": [{"deep": ["x" * 20] * 50}]}, 0),
+        ({"resume": {"epoch": "e", "more": ["x"] * 1000}}, 0),
+        ({"mode": "m" * 5000}, 0),
+        ({"numbers": ["é"] * 500}, 0),
+        ({"status": ["é"] * 500}, 0),
+    ],
+)
+def test_what_many_subscriptions_share_is_read_once_and_with_the_same_result(monkeypatch, shared, most):
+    """One message of 16 KB must not cost its length squared."""
+    one = {"type": "subscribe", "symbol": "BTC/USDT", "interval": "1m", **shared}
+
+    def result(message):
+        try:
+            return ONE.decode_request(json.dumps(message))
+        except RequestError as error:
+            return error
+
+    alone = result(one)
+    seen = []
+    encode, read = msgspec.json.encode, requests._fields
+    monkeypatch.setattr(requests.msgspec.json, "encode", lambda value: seen.append(len(encode(value))) or encode(value))
+    monkeypatch.setattr(requests, "_fields", lambda given: seen.append(len(str(given))) or read(given))
+    many = result({**one, "subscriptions": [{"interval": "1m"}] * 200})
+    assert sum(seen) < 60_000
+    for each in many.wanted:
+        assert each == alone or str(each) == str(alone)

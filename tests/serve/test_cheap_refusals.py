@@ -1,0 +1,37 @@
+"""Requests that are refused, and pages that many clients request, cost others nothing."""
+
+import pytest
+
+from candled.config import ServerSettings
+from candled.serve.handlers import _kept_for_a_second
+from tests.api.raw import ask_all
+from tests.clocks import ManualClock
+
+pytestmark = [pytest.mark.gen_test]
+UPGRADE = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Version": "13",
+}
+FEW = ServerSettings(host="127.0.0.1", port=0, max_handshakes_per_second=2)
+
+
+@pytest.mark.stage(server=FEW)
+@pytest.mark.parametrize("path", ["/ws", "/events?symbol=NO/PE&interval=1m", "/events?interval=1m"])
+async def test_what_is_no_handshake_takes_none_from_others(stage, path):
+    port = stage.server.listen()
+    answers = await ask_all(port, [(path, {})] * 6)
+    assert [answer.status for answer in answers] == [400] * 6
+    (answer,) = await ask_all(port, [("/ws", UPGRADE)])
+    assert answer.status == 101
+
+
+async def test_a_costly_text_is_made_once_a_second():
+    clock, made = ManualClock(), []
+    get = _kept_for_a_second(lambda: made.append(1) or str(len(made)), clock)
+    texts = []
+    for _ in range(5):
+        texts += [get(), get()]
+        await clock.advance(0.4)
+    assert texts == ["1"] * 6 + ["2"] * 4
