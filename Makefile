@@ -16,9 +16,10 @@ check: lint $(VENV)/.test  ## a change so far: lint, types, and the tests that n
 test: $(VENV)/.test  ## install the test extra and run the whole suite, in parallel
 	$(BIN)/python -m pytest -n auto --dist worksteal --cov
 
-lint: $(VENV)/.lint  ## formatting, lint and types
+lint: $(VENV)/.lint  ## formatting, lint, spelling and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	git ls-files -z | xargs -0 $(BIN)/codespell
 	$(BIN)/mypy
 
 bench: $(VENV)/.test  ## the figures of bench/README.md

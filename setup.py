@@ -79,7 +79,14 @@ setup(
             "uvicorn[standard]>=0.30",
             "orjson>=3.10",
         ],
-        "lint": ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-psycopg2", "types-setuptools<81"],
+        "lint": [
+            "codespell==2.4.1",
+            "ruff==0.17.6",
+            "mypy==2.4.1",
+            "types-PyYAML",
+            "types-psycopg2",
+            "types-setuptools<81",
+        ],
     },
     entry_points={
         "console_scripts": ["candled = candled.__main__:main"],

@@ -174,10 +174,17 @@ class Daemon:
             bars=self._bars,
             describe_ingest=lambda: {} if self._ingest is None else self._ingest.describe(),
         )
+        self._server = self._make_server(MarketCatalog(symbols, config.intervals), publisher, texts)
+        self._tasks = TaskSet()
+        self._is_started = False
+        self.port = 0
+
+    def _make_server(self, catalog: MarketCatalog, publisher: Broadcaster, texts: EncodedBarCache) -> Server:
+        config, clock = self._config, self._clock
         counter = MemoryCounter(clock) if self._shared is None else self._shared.counter
         pages = BarReader(self._bars, self._history, texts, clock)
         source = ApiContext(
-            catalog=MarketCatalog(symbols, config.intervals),
+            catalog=catalog,
             pages=pages,
             stored=self._history,
             clock=clock,
@@ -190,7 +197,7 @@ class Daemon:
                 connection, self._hub, self._bars, self._codec, clock, config.server, pages.read_history
             )
 
-        self._server = Server(
+        return Server(
             config.server,
             hub=self._hub,
             publisher=publisher,
@@ -204,9 +211,6 @@ class Daemon:
             streams=make_streams(config, source, self._bars, make_client, publisher.broadcast, clock),
             serves=self._is_serving,
         )
-        self._tasks = TaskSet()
-        self._is_started = False
-        self.port = 0
 
     async def start(self) -> None:
         """Start every part, the clients' side first, so that published messages have receivers.

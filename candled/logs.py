@@ -13,7 +13,7 @@ _SECRET = re.compile(rf"([?&;#]{SECRET_NAMES}=)[^\s&;#\"']+", re.IGNORECASE)
 
 
 class LineFormatter(logging.Formatter):
-    """Writes each record as one line, whatever its text contains. Lines of a traceback are indented.
+    """Writes each record as one line, even if its text contains line breaks. Lines of a traceback are indented.
 
     Control characters become escapes, and secrets in the query of an address become stars.
     """

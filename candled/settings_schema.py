@@ -68,7 +68,7 @@ class _Generator(GenerateJsonSchema):
         for key, field in schema["cls"].model_fields.items():
             written = made["properties"][key]
             if is_section(field.annotation) or holds_secret(field):
-                del written["default"]  # the keys of a section have theirs, and a secret is never printed
+                del written["default"]  # the keys of a section have their own, and a secret is never printed
             if "pattern" in written or "anyOf" in written:  # limits of a text are not for JSON Schema to check
                 limits = [(words, getattr(one, name, None)) for one in field.metadata for words, name in _LIMITS]
                 texts = [f"{words} {plain_text(limit)}" for words, limit in limits if limit is not None]

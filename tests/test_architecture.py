@@ -459,3 +459,20 @@ def test_test_modules_have_names_of_their_own():
 
 if __name__ == "__main__":
     print(rules_table())
+
+
+LONGEST_FUNCTION, LONGEST_FILE = 57, 600  # lines
+
+
+def functions(source: str) -> Iterator[tuple[str, int]]:
+    """The name and the length of each function."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+@pytest.mark.parametrize("path", [*(ROOT / "candled").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")], ids=str)
+def test_functions_and_files_are_short(path):
+    source = path.read_text("utf-8")
+    assert {name: length for name, length in functions(source) if length > LONGEST_FUNCTION} == {}
+    assert len(source.splitlines()) <= LONGEST_FILE

@@ -178,7 +178,7 @@ def test_a_file_that_is_not_text_is_one_line(tmp_path):
             "candled.yaml:2: not valid YAML: nested too deeply, or an alias",
         ),
         ("server: " + "[" * 3000, "candled.yaml:1: not valid YAML: nested too deeply"),
-        ("log: {}\nserver: {port: !!int ''}", "not valid YAML: a value is not what its tag says"),
+        ("log: {}\nserver: {port: !!int ''}", "not valid YAML: a value does not match its tag"),
     ],
 )
 def test_a_file_that_is_not_yaml_is_one_line_that_says_where(problems, text, expected):
@@ -319,7 +319,7 @@ def test_a_process_without_a_role_is_refused(problems):
     assert problems("roles: []\nbus: {url: redis://h}") == ("roles: at least one is needed, ingest or serve",)
 
 
-@pytest.mark.parametrize(("role", "why"), [("serve", "is stored by another"), ("ingest", "another serves")])
+@pytest.mark.parametrize(("role", "why"), [("serve", "another process stores"), ("ingest", "another process serves")])
 def test_processes_with_one_role_each_cannot_share_a_file(problems, settings, role, why):
     (only,) = problems(f"roles: [{role}]\nbus: {{url: redis://h}}")
     assert only.startswith("store.url: SQLite is one process's file")

@@ -1,7 +1,9 @@
-"""The prose uses the field's words: docs and docstrings have no retired ones, and the code has every glossary term."""
+"""Prose, texts and names use the field's words: none is retired, and the code has every term of the glossary."""
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -22,6 +24,19 @@ RETIRED = [
     "anew", "at once", "for ever", "heard", "nobody", "of which", "ours", "said", "told", "whereof", "whoever",
 ]  # fmt: skip
 RETIRED_WORDS = re.compile(rf"\b({'|'.join(RETIRED)})\b", re.IGNORECASE)
+# In comments, log lines and error texts these are retired as well. Words of the wire specification are not among them.
+RETIRED_TEXT = re.compile(
+    rf"\b({'|'.join([*RETIRED, 'held', 'news', 'stuck', 'theirs', 'troubles?'])})\b", re.IGNORECASE
+)
+# Words of identifiers that house rules replaced by a term of the field, or that are metaphors.
+RETIRED_NAMES = {
+    "anew", "door", "doubt", "doubts", "doubtful", "everybody", "filler", "forgotten", "gate", "goodbye", "healed",
+    "heard", "held", "hole", "holes", "lacking", "ladder", "lane", "link", "links", "news", "nobody", "nonsense", "our",
+    "ours", "patience", "rung", "said", "settled", "site", "spoke", "stuck", "tally", "telling", "theirs", "told",
+    "trouble", "troubles", "verdict", "whereof", "whoever", "wires",
+}  # fmt: skip
+# Fields of answers over HTTP, whose names stay; calls of the standard library.
+PUBLIC_NAMES = {"hole_count", "holes", "unlink"}
 WHAT = re.compile(r"\bwhat(ever)?\b", re.IGNORECASE)
 INDIRECT = {"What", "Whether", "Who", "Whoever", "How", "Where", "Whose"}
 
@@ -44,6 +59,28 @@ def _docstrings(path: Path) -> Iterator[tuple[str, str]]:
             text = ast.get_docstring(node)
             if text:
                 yield getattr(node, "name", path.stem), text
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Each comment of a module, and each of its strings that is a sentence and no docstring, with its line."""
+    source = path.read_text("utf-8")
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], re.sub(r"`[^`]*`", "", token.string)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            yield node.lineno, re.sub(r"`[^`]*`", "", node.value)
+
+
+def identifiers(path: Path) -> set[str]:
+    """Every name that a module uses or defines."""
+    tokens = tokenize.generate_tokens(io.StringIO(path.read_text("utf-8")).readline)
+    return {token.string for token in tokens if token.type == tokenize.NAME}
+
+
+def words_of(identifier: str) -> list[str]:
+    """The words of a name in snake case or camel case, in lower case."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", identifier)]
 
 
 def all_docstrings() -> Iterator[tuple[Path, str, str]]:
@@ -95,3 +132,31 @@ def test_every_term_of_the_glossary_occurs_in_the_code():
     )[1:]
     code = "\n".join(path.read_text("utf-8") for path in SOURCES).lower().replace("_", " ")
     assert [term for term in terms if term != "---" and term.lower() not in code] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_comments_log_lines_and_error_texts_use_no_retired_word(path):
+    assert [(line, match[0]) for line, text in texts(path) for match in RETIRED_TEXT.finditer(text)] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_names_use_no_retired_word(path):
+    assert [name for name in sorted(identifiers(path) - PUBLIC_NAMES) if RETIRED_NAMES & {*words_of(name)}] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("_LACKING", ["lacking"]),
+        ("heardMs", ["heard", "ms"]),
+        ("HTTPLink2", ["http", "link"]),
+        ("mark_lost", ["mark", "lost"]),
+    ],
+)
+def test_a_name_is_split_into_words(name, words):
+    assert words_of(name) == words
+
+
+def test_no_term_of_the_glossary_is_retired():
+    glossary = (ROOT / "docs" / "reference" / "glossary.md").read_text("utf-8").lower()
+    assert [word for word in sorted(RETIRED_NAMES) if re.search(rf"^\| {word} \|", glossary, re.MULTILINE)] == []

@@ -160,8 +160,8 @@ class Series:
 
     def _first_of(self, count: int, since_ms: int) -> int:
         """Return the index of the first of the newest `count` bars since `since_ms`."""
-        held = len(self._times)
-        return max(held - max(count, 0), bisect_left(self._times, since_ms))
+        length = len(self._times)
+        return max(length - max(count, 0), bisect_left(self._times, since_ms))
 
     def _bar_at(self, index: int) -> Candle:
         packed = len(self._times) - len(self._recent)
@@ -193,14 +193,14 @@ class Series:
                 self._pack_oldest()
             self._revise(bar.open_ms)
             return
-        held = self._bar_at(index)
+        previous = self._bar_at(index)
         if index < packed:
             self._packed.replace_bar(index, bar)
         else:
             self._recent[index - packed] = bar
         if change_id:
             self._change_ids[index] = change_id
-        if (held.values, held.rev, held.src) != (bar.values, bar.rev, bar.src):
+        if (previous.values, previous.rev, previous.src) != (bar.values, bar.rev, bar.src):
             self._revise(bar.open_ms)
 
     def _revise(self, open_ms: int) -> None:

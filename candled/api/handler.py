@@ -112,7 +112,7 @@ class Handler(RequestHandler):
         self.write(self.coding.encode(body))
 
     def set_cache_headers(self, is_final: bool) -> None:
-        """Tell caches how long to keep the answer."""
+        """Set the header that limits how long caches keep the answer."""
         self.set_header("Cache-Control", cache_control(is_final))
 
     async def send_part(self, part: bytes | str) -> bool:

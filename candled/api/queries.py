@@ -78,7 +78,7 @@ class BarQuery:
     #: Return the dialect's own headers; the second argument is the time, UTC epoch ms.
     headers: Callable[[PrintedPage, int], Headers]
     content_type: str = "application/json; charset=utf-8"
-    #: What distinguishes it from queries for the same bars with another body.
+    #: The part that distinguishes it from queries for the same bars with another body.
     variant: object = None
     #: Tag final pages by revisions, which are the same in every process, and others by their bytes.
     has_revision: bool = False

@@ -311,9 +311,7 @@ def _contradictions(config: Config) -> Iterator[str]:
     elif not config.roles:
         yield "roles: at least one is needed, ingest or serve"
     elif is_split and config.store.url.startswith("sqlite:"):
-        reason = (
-            "what it serves is stored by another" if config.roles == ("serve",) else "another serves what it stores"
-        )
+        reason = "another process stores the candles" if config.roles == ("serve",) else "another process serves them"
         yield f"store.url: SQLite is one process's file, and {reason}: both need the same postgresql://"
     if config.bus.url == MEMORY and config.ingest.shards > 1:
         yield "ingest.shards: several processes share the markets by way of Redis; with memory:// it is 1"

@@ -57,7 +57,7 @@ class Decimals(NamedTuple):
 
     def or_else(self, other: "Decimals") -> "Decimals":
         """Return these counts, with unknown ones taken from `other`."""
-        return Decimals(*(theirs if mine is None else mine for mine, theirs in zip(self, other, strict=True)))
+        return Decimals(*(second if first is None else first for first, second in zip(self, other, strict=True)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,20 +86,7 @@ class Server:
         self._hub = hub
         self._clock = clock
         self._tasks = TaskSet()
-        self._limiter = ConnectionLimiter(
-            settings.max_connections, settings.max_connections_per_ip, settings.max_handshakes_per_second
-        )
-        trusted = networks(settings.trusted_proxies)
-        header_s = settings.header_timeout.total_seconds()
-        self._connections = HttpConnections(
-            self._limiter,
-            most=settings.max_connections,
-            most_per_address=settings.max_connections_per_ip,
-            header_s=header_s,
-            idle_s=settings.idle_timeout.total_seconds(),
-            stalled_s=settings.slow_client_timeout.total_seconds(),
-            is_proxy=lambda address: is_trusted(address, trusted),
-        )
+        self._limiter, self._connections = _make_limits(settings)
         self._wheel = PingWheel(settings.ping_interval.total_seconds(), settings.ping_timeout.total_seconds())
         descriptors = Descriptors()
         self._context = ServerContext(
@@ -113,7 +100,7 @@ class Server:
             own_sockets=settings.own_sockets,
             compresses=settings.compression,
             compress_from=settings.compress_from,
-            trusted=trusted,
+            trusted=networks(settings.trusted_proxies),
             allowed_origins=tuple(origin.lower() for origin in settings.allowed_origins),
             health=lambda: {**health(), "http": self._connections.describe()},
             ready=ready,
@@ -122,14 +109,20 @@ class Server:
         )
         self.application = self._make_application()
         self._http = HTTPServer(
-            self.application, max_header_size=16 * 1024, max_body_size=64 * 1024, body_timeout=header_s
+            self.application,
+            max_header_size=16 * 1024,
+            max_body_size=64 * 1024,
+            body_timeout=settings.header_timeout.total_seconds(),
         )
         resources = make_resources([("/health/live", LiveHandler, {"context": self._context}), *routes])
         self._hot_path = HotPath(resources, settings.prefix, clock)
-        self._acceptor = Acceptor(
+        self._acceptor = self._make_acceptor(descriptors, publisher)
+
+    def _make_acceptor(self, descriptors: Descriptors, publisher: Broadcaster) -> Acceptor:
+        return Acceptor(
             self._http,
             self._hot_path.answer,
-            clock,
+            self._clock,
             descriptors,
             self._connections,
             self._tasks,
@@ -262,3 +255,20 @@ class Server:
 def _log_request(handler: Any) -> None:
     if handler.get_status() >= 500 and handler.get_status() not in (501, 503):  # these two are not candled's errors
         logger.error("%s %s: %d", handler.request.method, handler.request.path, handler.get_status())
+
+
+def _make_limits(settings: ServerSettings) -> tuple[ConnectionLimiter, HttpConnections]:
+    trusted = networks(settings.trusted_proxies)
+    limiter = ConnectionLimiter(
+        settings.max_connections, settings.max_connections_per_ip, settings.max_handshakes_per_second
+    )
+    connections = HttpConnections(
+        limiter,
+        most=settings.max_connections,
+        most_per_address=settings.max_connections_per_ip,
+        header_s=settings.header_timeout.total_seconds(),
+        idle_s=settings.idle_timeout.total_seconds(),
+        stalled_s=settings.slow_client_timeout.total_seconds(),
+        is_proxy=lambda address: is_trusted(address, trusted),
+    )
+    return limiter, connections

@@ -93,8 +93,8 @@ def _set_variables(env: Mapping[str, str], prefix: str) -> list[str]:
 
 def _meant(rest: str, prefix: str, names: Iterable[str]) -> str:
     """Return a hint at the variable that was probably meant: one with the section added, or one of similar spelling."""
-    forgotten = [known for known in names if known.endswith(f"__{rest}")]
-    close = forgotten or difflib.get_close_matches(prefix + rest, list(names), n=1)
+    unprefixed = [known for known in names if known.endswith(f"__{rest}")]
+    close = unprefixed or difflib.get_close_matches(prefix + rest, list(names), n=1)
     return f", did you mean {close[0]}?" if close else ""
 
 

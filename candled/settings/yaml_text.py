@@ -38,7 +38,7 @@ def read_yaml(text: str, lines: dict[str, int] | None = None) -> Any:
     except (yaml.YAMLError, ValueError) as error:
         raise NotYaml(" ".join(str(error).split())) from error
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:  # PyYAML's own, as for `!!bool maybe`
-        raise NotYaml("a value is not what its tag says") from error
+        raise NotYaml("a value does not match its tag") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -90,7 +90,7 @@ def _refuse_endless(root: yaml.Node) -> None:
         node, depth = waiting.pop()
         if depth > _MOST_DEPTH:
             raise yaml.MarkedYAMLError(
-                None, None, "nested too deeply, or an alias stands inside what it names", node.start_mark
+                None, None, "nested too deeply, or an alias refers to a value that contains it", node.start_mark
             )
         if isinstance(node, yaml.MappingNode):
             waiting += [(part, depth + 1) for pair in node.value for part in pair]

@@ -126,7 +126,7 @@ class Store(Protocol):
     def set_complete_from(self, market: MarketKey, since_ms: int) -> None:
         """Save the time since which history is complete, unless an earlier one is saved already.
 
-        The time only moves back, so several processes may each save theirs.
+        The time only moves back, so several processes may each save their own.
         """
 
     def known_gaps(self, market: MarketKey, within: Range = ALL_TIME) -> list[Gap]:

@@ -69,7 +69,7 @@ class Backfiller:
         self._market = market
         self._is_reopened = is_reopened
         self._rereads = rereads
-        self._nonsense = 0
+        self._invalid_count = 0
         self._is_credible = False  # whether the exchange had anything of this market
 
     async def estimate(self, span: Range) -> BackfillEstimate:
@@ -132,7 +132,7 @@ class Backfiller:
         self, windows: Iterator[Window], coverage: Coverage, until_ms: int, advance: Callable[[int], None]
     ) -> None:
         for window in windows:
-            lacking = coverage.count_missing(window.start_ms, window.end_ms)
+            missing = coverage.count_missing(window.start_ms, window.end_ms)
             try:
                 await self._request_window(window, coverage, until_ms)
             except ExchangeError as error:
@@ -141,13 +141,13 @@ class Backfiller:
                 self.result.problem = self.result.problem or str(error)
             if self.result.problem is not None:
                 return
-            advance(lacking)
+            advance(missing)
 
     async def _request_window(self, window: Window, coverage: Coverage, until_ms: int) -> None:
         span = Range(window.start_ms, window.end_ms)
         answer = await self._source.fetch_range(self._market.symbol, span)
         candles, unreadable = answer.candles, answer.unreadable_within(span)
-        self._nonsense = 0
+        self._invalid_count = 0
         store = self._session.store
         known: dict[int, Candle] = {}
         if self._rereads:
@@ -194,8 +194,8 @@ class Backfiller:
 
     def _on_invalid_answer(self, window: Window, error: ExchangeError) -> None:
         self.result.failed.append(Range(window.start_ms, window.end_ms))
-        self._nonsense += 1
-        if self._nonsense >= _GIVE_UP_AFTER:
+        self._invalid_count += 1
+        if self._invalid_count >= _GIVE_UP_AFTER:
             self.result.problem = self.result.problem or str(error)
 
     async def _lower_since(self, coverage: Coverage, segment: Range, *, claims: bool) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -98,27 +98,11 @@ def verify(
             "replace minutes that differ at the exchange.",
         ),
     ] = False,
-    exchange_check: Annotated[
-        Any,
-        typer.Option(
-            parser=opt.parse_windows,
-            metavar="[N|all]",
-            help="Also compare N random windows of each market (10 if you give no N), and a stretch of each longer "
-            "interval that the exchange has in UTC, with the exchange; or all that it has. Takes at most half of its "
-            "request budget.",
-        ),
-    ] = None,
+    exchange_check: opt.ExchangeCheck = None,
     seed: Annotated[
         int | None, typer.Option(metavar="S", help="Choose the same windows as the run that printed S.")
     ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            parser=opt.parse_url,
-            metavar="URL",
-            help="Also compare the bars that the daemon at this address shows, for instance ws://localhost:7000/ws.",
-        ),
-    ] = None,
+    memory: opt.MemoryUrl = None,
     digest: Annotated[
         bool, typer.Option("--digest", help="Only print a SHA-256 of each market and UTC day, to compare two sites by.")
     ] = False,

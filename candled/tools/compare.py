@@ -106,18 +106,18 @@ def compare(
     With `quote_may_be_absent` a quote volume that only one side has is no difference; with `revisions` another `rev`
     is one.
     """
-    stored, theirs = {bar.open_ms: bar for bar in found}, {bar.open_ms: bar for bar in expected}
+    found_bars, expected_bars = {bar.open_ms: bar for bar in found}, {bar.open_ms: bar for bar in expected}
     return [
         Difference(
             check=check,
             market=market,
             interval=interval,
             open_ms=open_ms,
-            expected=theirs.get(open_ms),
-            found=stored.get(open_ms),
+            expected=expected_bars.get(open_ms),
+            found=found_bars.get(open_ms),
         )
-        for open_ms in sorted(stored.keys() | theirs.keys())
-        if not _same(theirs.get(open_ms), stored.get(open_ms), quote_may_be_absent, revisions)
+        for open_ms in sorted(found_bars.keys() | expected_bars.keys())
+        if not _same(expected_bars.get(open_ms), found_bars.get(open_ms), quote_may_be_absent, revisions)
     ]
 
 

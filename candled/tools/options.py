@@ -141,6 +141,24 @@ Intervals = Annotated[
 Reread = Annotated[
     bool, typer.Option("--reread", help="Fetch stored minutes too, and replace those that differ at the exchange.")
 ]
+ExchangeCheck = Annotated[
+    Any,
+    typer.Option(
+        parser=parse_windows,
+        metavar="[N|all]",
+        help="Also compare N random windows of each market (10 if you give no N), and a stretch of each longer "
+        "interval that the exchange has in UTC, with the exchange; or all that it has. Takes at most half of its "
+        "request budget.",
+    ),
+]
+MemoryUrl = Annotated[
+    str | None,
+    typer.Option(
+        parser=parse_url,
+        metavar="URL",
+        help="Also compare the bars that the daemon at this address shows, for instance ws://localhost:7000/ws.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Print JSON, an object a line.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]

@@ -88,7 +88,7 @@ class RedisBus:
             None if leases is None else RedisPublisher(servers, names, clock, leases, self._markets_of, failures)
         )
         self._reader = Caller(servers)
-        self._read_failures = failures.record_of("reading what was missed")
+        self._read_failures = failures.record_of("reading missed messages")
         self._receive_failures = failures.record_of("receiving")
         self._subscriber: Subscriber | None = None
         self._queued: dict[MarketKey, list[_QueuedMessage]] = {}
