@@ -109,7 +109,7 @@ STEPS = {
     "aggregate": {"bus", "errors", "exchange", "model", "tasks"},
     "protocol": {"errors", "model"},
     "rooms": {"exchange", "model", "protocol"},
-    "transport": {"addresses", "exchange", "model", "protocol", "rooms", "tasks"},
+    "transport": {"addresses", "exchange", "model", "protocol", "rooms", "tasks", "token_bucket"},
     "serve": {
         "addresses",
         "config",

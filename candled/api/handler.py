@@ -13,7 +13,8 @@ from candled.errors import CandledError, StoreRejected, Unavailable
 from candled.serve.connection_limiter import Network, client_address
 from candled.serve.content_coding import CODINGS, PLAIN, choose_coding
 from candled.serve.rate_limit import HEADERS, TOO_MANY, UNLIMITED, RateLimit
-from candled.transport.library_internals import break_off, error_reason, peer_address
+from candled.transport.hot_stream import HotStream
+from candled.transport.library_internals import break_off, error_reason, peer_address, stream_of
 
 from .errors import ApiError
 
@@ -151,6 +152,9 @@ class Handler(RequestHandler):
         self._put_common_headers()
         if not self.limit_result.allowed:
             self.set_status(429)
+            stream = stream_of(self.request)
+            if isinstance(stream, HotStream):
+                stream.on_refused((self.request.uri or "").partition("?")[0])
             self.refuse_too_many(ApiError(429, "too_many_requests", TOO_MANY))
             self.finish()
 

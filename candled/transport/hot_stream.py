@@ -15,13 +15,18 @@ from tornado.iostream import IOStream
 from candled.addresses import client_of
 from candled.exchange import Clock
 
-from .http_connections import MOST_UNSENT, HttpConnections
+from .http_connections import MOST_UNSENT, REFUSED_S, HttpConnections
 
 Answer = Callable[[bytes, str], bytes | None]
 """Returns the complete answer to a request, given its head and the peer's address; None if Tornado must answer."""
 
 _MOST_HEAD = 4096
 _END = b"\r\n\r\n"
+_BODY = b"Too many requests, please try again later."
+_TOO_MANY = (
+    b"HTTP/1.1 429 Too Many Requests\r\nServer: candled\r\nRetry-After: %d\r\nConnection: close\r\n"
+    b"Content-Type: text/html; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
+) % (REFUSED_S, len(_BODY), _BODY)
 _BY_TORNADO_S = 1800.0  # a request reaches Tornado at least so often, which closes a connection idle for an hour
 
 
@@ -39,7 +44,7 @@ class HotStream(IOStream):
         self._is_idle = False
         # True if all bytes that Tornado has were complete requests without bodies
         self._is_whole = True
-        self._since = 0.0  # when Tornado began to wait
+        self._since = -1.0  # when Tornado began to wait; negative before that
         # True until the first bytes after Tornado began to wait
         self._awaits_first = True
         self._connections = connections
@@ -54,13 +59,17 @@ class HotStream(IOStream):
         """Answer the next request if possible. Tornado calls this, through the application, before it reads one."""
         self._is_idle = self._is_whole
         former, self._since = self._since, self._clock.monotonic()
-        if former and not self.closed():  # the first request has the header timeout, from accept
+        if former >= 0 and not self.closed():  # the first request has the header timeout, from accept
             self._awaits_first = True
             self._connections.await_request(self, self._since)
 
     def on_request(self) -> None:
         """Note that Tornado has the header of a request."""
         self._connections.on_request(self, self._clock.monotonic())
+
+    def on_refused(self, path: str) -> None:
+        """Note that a limit refused a request."""
+        self._connections.on_refused(self, self._address, path.rpartition("/")[0], self._clock.monotonic())
 
     def leave_connections(self) -> None:
         """Count this connection no longer: it is a client's now."""
@@ -71,12 +80,23 @@ class HotStream(IOStream):
         count = super().read_from_fd(buf)
         if not count:
             return count
-        if self._awaits_first:
-            self._awaits_first = False
+        is_first, self._awaits_first = self._awaits_first, False
+        if is_first:
             self._connections.on_first_bytes(self, self._clock.monotonic())
         if not self._is_idle:
             self._is_whole = False
-            return count
+        elif self._is_answered(buf, count):
+            return None
+        if is_first and self._connections.is_refused(
+            self, bytes(buf[: min(count, _MOST_HEAD)]), self._clock.monotonic()
+        ):
+            self.write(_TOO_MANY)
+            self.close()
+            return None
+        return count
+
+    def _is_answered(self, buf: bytearray | memoryview, count: int) -> bool:
+        """Answer a complete request if possible; otherwise note the state of the bytes that Tornado gets."""
         is_whole = False
         head = bytes(buf[:count]) if count <= _MOST_HEAD else b""
         if head.endswith(_END):
@@ -87,10 +107,10 @@ class HotStream(IOStream):
                     self._awaits_first = True
                     self._connections.await_request(self, self._clock.monotonic())
                     self.write(answer)
-                    return None
+                    return True
             is_whole = is_whole and head.startswith(b"GET ") and not _has_body(head)
         self._is_idle, self._is_whole = False, is_whole
-        return count
+        return False
 
     def write(self, data: bytes | memoryview) -> "asyncio.Future[None]":
         """Write bytes, and count them until the kernel has taken them."""

@@ -4,10 +4,16 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
+from candled.token_bucket import TokenBucket
+
 # Connections beyond the limits of clients, in all and of one address: for probes, and for answers while all are full.
 SPARE = 100
 SPARE_PER_ADDRESS = 50
 _NETWORKS_PER_CUSTOMER = 4
+# Refused requests of an address: as many in a row, and as many a second. Above that they are refused unread.
+_REFUSALS, _REFUSALS_PER_S = 50, 10
+_MOST_REFUSED = 10_000  # buckets
+REFUSED_S = 5  # then its requests are read again
 MOST_UNSENT = 16 * 1024 * 1024  # bytes of answers that clients have not read, of all connections together
 
 
@@ -106,6 +112,8 @@ class HttpConnections:
         self._answered = _Crowd()
         self._customers: Counter[str] = Counter()
         self._is_counted: set[HttpConnection] = set()
+        self._refusals: dict[tuple[str, str], TokenBucket] = {}  # by customer and directory, of the last seconds
+        self._refused_until: dict[tuple[str, str], float] = {}  # monotonic time until which these are refused unread
         self.unsent = 0  # bytes of answers
         self.closed_late = 0  # connections closed because of a timeout
         self.closed_for_room = 0
@@ -192,10 +200,28 @@ class HttpConnections:
             self.unsent -= size
             one.progressed_at = now
 
+    def on_refused(self, one: HttpConnection, address: str, directory: str, now: float) -> None:
+        """Count a request below `directory` that a limit refused. Too many are refused unread for some seconds."""
+        if not directory or self._is_proxy(address) or len(self._refusals) > _MOST_REFUSED:
+            return
+        key = one.customer, directory
+        bucket = self._refusals.setdefault(key, TokenBucket(_REFUSALS_PER_S, _REFUSALS))
+        if bucket.try_take(now):
+            self._refused_until[key] = now + REFUSED_S
+
+    def is_refused(self, one: HttpConnection, head: bytes, now: float) -> bool:
+        """Return True if a request has to be refused unread; its connection then ends."""
+        if not self._refused_until:
+            return False
+        directory = head.partition(b" ")[2].partition(b" ")[0].partition(b"?")[0].rpartition(b"/")[0]
+        return self._refused_until.get((one.customer, directory.decode("latin-1")), 0.0) > now
+
     # ------------------------------------------------------------ every second
 
     def sweep(self, now: float) -> None:
         """Close connections that are late, and those that stopped reading."""
+        self._refused_until = {name: until for name, until in self._refused_until.items() if until > now}
+        self._refusals = {name: one for name, one in self._refusals.items() if one.remaining_share(now) < 1.0}
         late = [one for one in self._awaiting.everyone() if one.deadline <= now]
         reading = [one for one in self._is_counted if one.unsent]
         late += [one for one in reading if now - one.progressed_at > self._stalled_s]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from candled.config import ServerSettings
+from candled.config import LimitSettings, ServerSettings
 from candled.serve.handlers import _kept_for_a_second
 from tests.api.raw import ask_all
 from tests.clocks import ManualClock
@@ -25,6 +25,24 @@ async def test_what_is_no_handshake_takes_none_from_others(stage, path):
     assert [answer.status for answer in answers] == [400] * 6
     (answer,) = await ask_all(port, [("/ws", UPGRADE)])
     assert answer.status == 101
+
+
+@pytest.mark.stage(limits=LimitSettings(api_requests=1))
+async def test_repeated_refusals_end_the_connection_unread(stage):
+    port = stage.server.listen()
+    path = "/api/symbols"
+    answers = await ask_all(port, [(path, {})] * 53)
+    assert [answer.status for answer in answers] == [200] + [429] * 52
+    assert answers[-2].headers["retry-after"] == "900"
+    assert answers[-1].headers["retry-after"] == "5"
+    assert answers[-1].headers["connection"] == "close"
+    (live,) = await ask_all(port, [("/health/live", {})])
+    assert live.status == 200
+    (ready,) = await ask_all(port, [("/health/ready", {})])
+    assert ready.status == 200
+    await stage.clock.advance(6)
+    (read,) = await ask_all(port, [(path, {})])
+    assert read.headers["retry-after"] == "894"
 
 
 async def test_a_costly_text_is_made_once_a_second():

@@ -134,6 +134,33 @@ def test_unread_answers_are_bounded_together(monkeypatch):
     assert sum(one.is_open for one in flood) == 4
 
 
+@pytest.mark.parametrize(
+    ("refusals", "pause_s", "is_proxy", "is_refused"),
+    [
+        (50, 0.0, False, False),  # a burst, such as that of a page with many panes
+        (51, 0.0, False, True),
+        (51, 0.0, True, False),  # others stand behind the same address
+        (500, 0.1, False, False),  # slow enough
+        (51, 0.01, False, False),
+        (500, 0.01, False, True),
+    ],
+)
+def test_an_address_that_ignores_refusals_is_refused_unread_for_a_while(refusals, pause_s, is_proxy, is_refused):
+    doors = make(is_proxy=lambda _: is_proxy)
+    one, other, now = One(doors, "a", 0.0), One(doors, "b", 0.0), 0.0
+    for _ in range(refusals):
+        now += pause_s
+        doors.on_refused(one, "a", "/udf", now)
+    get = b"GET /udf/history?x=/y HTTP/1.1\r\n"
+    assert doors.is_refused(one, get, now) == is_refused
+    assert not doors.is_refused(one, b"GET /api/udf/history HTTP/1.1\r\n", now)
+    assert not doors.is_refused(other, get, now)
+    assert not doors.is_refused(one, get, now + http_connections.REFUSED_S)
+    doors.sweep(now + 100.0)
+    assert not doors._refusals
+    assert not doors._refused_until
+
+
 class Doors(RuleBasedStateMachine):
     """Any sequence of accepts, requests, answers and abrupt ends."""
 
