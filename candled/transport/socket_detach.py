@@ -46,10 +46,12 @@ class SocketDetach:
         try:
             if stream.writing():
                 await stream.write(b"")  # returns once the answer has been sent
-        except StreamClosedError:
+            early = read_early(stream)
+        except (StreamClosedError, OSError):  # the client reset the connection
+            stream.close()
             peer.close()
             return
-        handler.on_detached(peer, read_early(stream))
+        handler.on_detached(peer, early)
 
     def on_connection_close(self) -> None:
         """Do nothing: the client disconnected during the handshake."""

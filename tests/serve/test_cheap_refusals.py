@@ -1,11 +1,17 @@
 """Requests that are refused, and pages that many clients request, cost others nothing."""
 
+import asyncio
+import socket
+import struct
+
 import pytest
 
 from candled.config import LimitSettings, ServerSettings
 from candled.serve.handlers import _kept_for_a_second
+from tests import deadlines
 from tests.api.raw import ask_all
 from tests.clocks import ManualClock
+from tests.serve.peers import HANDSHAKE, echo_site
 
 pytestmark = [pytest.mark.gen_test]
 UPGRADE = {
@@ -43,6 +49,20 @@ async def test_repeated_refusals_end_the_connection_unread(stage):
     await stage.clock.advance(6)
     (read,) = await ask_all(port, [(path, {})])
     assert read.headers["retry-after"] == "894"
+
+
+async def test_a_handshake_that_the_client_resets_logs_nothing(caplog):
+    async with echo_site() as site:
+        for _ in range(5):
+            peer = socket.create_connection(("127.0.0.1", site.port))
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.send(f"{HANDSHAKE}\r\n".encode())
+            peer.close()
+        async with deadlines.timeout(5):
+            await site.connect()  # accepted behind them
+            while len(site.server._connections):
+                await asyncio.sleep(0.002)
+    assert caplog.records == []
 
 
 async def test_a_costly_text_is_made_once_a_second():
