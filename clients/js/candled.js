@@ -11,7 +11,7 @@
  * The bars in memory are always those that a new subscription would get. You only need this file, link.js and
  * series.js. It works in browsers, and in Node with the built-in WebSocket or the one of the package `ws`.
  */
-import { Link } from "./link.js";
+import { ServerConnection } from "./link.js";
 import { Series } from "./series.js";
 
 const DEFAULT_BARS = 100;
@@ -45,7 +45,7 @@ export class CandledClient {
     this.#options = { keep, historyWithinMs, onState };
     this.#form = numbers === undefined ? { fields: FIELDS } : { fields: FIELDS, numbers };
     this.defaultExchange = defaultExchange;
-    this.#link = new Link(url, {
+    this.#link = new ServerConnection(url, {
       ...link,
       onOpen: () => this.#opened(),
       onMessage: (message) => this.#take(message),
@@ -69,7 +69,7 @@ export class CandledClient {
       this.#ask(stream);
     } else if (bars > stream.wanted) {
       stream.wanted = bars;
-      stream.forget();
+      stream.reset();
       this.#ask(stream);
     }
     return new Subscription(stream, listeners);
@@ -88,7 +88,7 @@ export class CandledClient {
   close() {
     this.#link.close();
     clearInterval(this.#watch);
-    for (const id of [...this.#requests.keys()]) this.#settle(id, new CandledError("the client was closed", "closed"));
+    for (const id of [...this.#requests.keys()]) this.#resolveRequest(id, new CandledError("the client was closed", "closed"));
     this.#streams.clear();
   }
 
@@ -124,7 +124,7 @@ export class CandledClient {
     Object.assign(request, { ...this.#form, status: true, corrections: true });
     if (position && series.last) request.resume = { ...position, time: series.last.time };
     this.#link.send(request);
-    stream.tellStatus();
+    stream.notifyStatus();
   }
 
   /** Repeat subscriptions that were never answered: they were lost, for instance to the server's limit on messages. */
@@ -140,14 +140,14 @@ export class CandledClient {
     this.#open();
     const id = this.#nextId++;
     return new Promise((resolve, reject) => {
-      const late = () => this.#settle(id, new CandledError("the server did not answer in time", "timeout", true));
+      const late = () => this.#resolveRequest(id, new CandledError("the server did not answer in time", "timeout", true));
       const timer = setTimeout(late, this.#options.historyWithinMs);
       this.#requests.set(id, { message, resolve, reject, timer });
       this.#link.send({ ...message, id });
     });
   }
 
-  #settle(id, answer) {
+  #resolveRequest(id, answer) {
     const request = this.#requests.get(id);
     if (!request) return;
     this.#requests.delete(id);
@@ -171,7 +171,7 @@ export class CandledClient {
         for (const stream of this.#streams) if (stream.isAbout(message, this.defaultExchange)) stream.tellFeed(message);
         break;
       case "history":
-        this.#settle(message.id, message);
+        this.#resolveRequest(message.id, message);
         break;
       case "error":
         this.#refused(message);
@@ -203,11 +203,11 @@ export class CandledClient {
   #refused({ id, message, code = null, temporary = false }) {
     if (this.#requests.has(id)) {
       if (temporary) setTimeout(() => this.#repeat(id), RETRY_REQUEST_MS);
-      else this.#settle(id, new CandledError(message, code));
+      else this.#resolveRequest(id, new CandledError(message, code));
       return;
     }
     if (id === undefined && /^Unknown message type: history/.test(message)) {
-      for (const waiting of [...this.#requests.keys()]) this.#settle(waiting, new CandledError(message, "unsupported"));
+      for (const waiting of [...this.#requests.keys()]) this.#resolveRequest(waiting, new CandledError(message, "unsupported"));
       return;
     }
     const stream = [...this.#streams].find((one) => (id === undefined ? one.isMeantBy(message) : one.askedId === id));
@@ -273,7 +273,7 @@ class Stream {
   }
 
   /** Request all bars the next time, not only the changes. */
-  forget() {
+  reset() {
     this.position = null;
   }
 
@@ -297,7 +297,7 @@ class Stream {
         if (this.#loading) this.#missed.push(message.bar);
         this.#changed(this.series.correct(message.bar));
     }
-    this.tellStatus();
+    this.notifyStatus();
   }
 
   /** Leave the client: the last subscription has ended. */
@@ -307,7 +307,7 @@ class Stream {
 
   tellFeed({ state, since, reason }) {
     this.#feed = reason === undefined ? { state, since } : { state, since, reason };
-    this.tellStatus();
+    this.notifyStatus();
   }
 
   tellLink() {
@@ -315,10 +315,10 @@ class Stream {
       this.#feed = null;
       this.isSettled = false;
     }
-    this.tellStatus();
+    this.notifyStatus();
   }
 
-  tellStatus() {
+  notifyStatus() {
     const status = this.#describe();
     if (JSON.stringify(status) === JSON.stringify(this.status)) return;
     this.status = status;
@@ -328,7 +328,7 @@ class Stream {
   refuse(error) {
     if (error.temporary) this.askedAt = 0; // requested again soon
     else this.refusal = error;
-    this.tellStatus();
+    this.notifyStatus();
     this.emit("onError", error);
   }
 

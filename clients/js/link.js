@@ -16,7 +16,7 @@ const TIMINGS = {
  * `onState(state, facts)` is called with `connecting`, `open`, `lost` (with `retryAt` in epoch ms), `refused` (the
  * server asked the client not to reconnect, with `message`) and `closed`.
  */
-export class Link {
+export class ServerConnection {
   #url;
   #options;
   #socket = null;
@@ -82,7 +82,7 @@ export class Link {
     this.#socket = socket;
     this.#expect(this.#options.openWithinMs);
     socket.onopen = () => this.#opened();
-    socket.onmessage = ({ data }) => this.#heard(data);
+    socket.onmessage = ({ data }) => this.#receive(data);
     socket.onclose = ({ code, reason }) => this.#ended(code, reason);
     socket.onerror = () => {}; // a close event follows; a Node socket without a listener would throw
   }
@@ -94,7 +94,7 @@ export class Link {
     this.#options.onOpen();
   }
 
-  #heard(data) {
+  #receive(data) {
     clearTimeout(this.#timers.deadline);
     this.#failures = 0;
     let message;
@@ -122,7 +122,7 @@ export class Link {
   #unanswered() {
     const late = Date.now() - this.#due > 1000;
     if (late && this.#state === "open") this.#ping();
-    else this.#lost();
+    else this.#onLost();
   }
 
   #ended(code, reason) {
@@ -130,12 +130,12 @@ export class Link {
       this.#drop();
       this.#tell("refused", { message: reason || `closed with ${code}` });
     } else {
-      this.#lost();
+      this.#onLost();
     }
   }
 
   /** Reconnect later. The wait doubles with every failure, and half of it is random, so that clients spread out. */
-  #lost() {
+  #onLost() {
     this.#drop();
     const { firstRetryMs, longestRetryMs, random } = this.#options;
     const longest = Math.min(firstRetryMs * 2 ** this.#failures, longestRetryMs);

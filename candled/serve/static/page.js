@@ -18,7 +18,7 @@ class Page {
     this.search = new Search((market) => this.choose({ market }));
     this.client = new CandledClient(socketUrl(), { defaultExchange });
     this.prepare();
-    this.settle();
+    this.showChoice();
     this.subscribe();
   }
 
@@ -34,7 +34,7 @@ class Page {
     byId("problem-close").addEventListener("click", () => tellProblem(null));
     addEventListener("hashchange", () => this.choose(readHash()));
     addEventListener("keydown", (event) => this.key(event));
-    setInterval(() => this.tellStatus(), 1000);
+    setInterval(() => this.showStatus(), 1000);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.chart.paint());
     this.setTheme(rememberedTheme());
   }
@@ -44,12 +44,12 @@ class Page {
     const before = this.choice;
     this.choice = { ...before, unknown: null, ...change };
     const isSame = before.market === this.choice.market && before.interval === this.choice.interval;
-    this.settle();
+    this.showChoice();
     if (!isSame) this.subscribe();
   }
 
   /** Update buttons, address and views to the choice. */
-  settle() {
+  showChoice() {
     const { market, interval, view, unknown } = this.choice;
     byId("market-symbol").textContent = market.symbol;
     byId("market-exchange").textContent = exchangeLabel(market);
@@ -76,12 +76,12 @@ class Page {
         },
         onBar: (...facts) => this.heard(draw.onBar, facts),
         onCorrection: (...facts) => this.heard(draw.onCorrection, facts),
-        onStatus: () => this.tellStatus(),
+        onStatus: () => this.showStatus(),
         onError: (error) => tellProblem(error.message),
       },
     );
     this.chart.watch(this.stream, this.choice);
-    this.tellStatus();
+    this.showStatus();
     this.tellTitle();
   }
 
@@ -96,7 +96,7 @@ class Page {
   }
 
   /** Show the state in words. The part that changes every second is not read aloud. */
-  tellStatus() {
+  showStatus() {
     const { state, since, reason, retryAt, message } = this.stream.status;
     const [text, meaning] = STATES[state] ?? STATES.stale;
     const seconds = Math.max(0, Math.ceil((retryAt - Date.now()) / 1000));
