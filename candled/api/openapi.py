@@ -61,6 +61,7 @@ def _operation(operation: Operation, contents: Mapping[str, Any], error: Mapping
             "304": {"description": "unchanged since the answer with the ETag in `If-None-Match`"},
             "400": refusal("a parameter is invalid"),
             "404": refusal("the symbol or exchange is not served"),
+            "406": refusal("`Accept-Encoding` refuses every coding of the server, and plain bodies"),
             "429": refusal(too_many, **{"text/html": {"schema": {"type": "string"}}}),
             **({"501": refusal("the server cannot write this format")} if len(contents) > 1 else {}),
             "503": refusal("the store cannot be read now; try again after `Retry-After` seconds"),
