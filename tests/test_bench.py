@@ -47,6 +47,7 @@ TINY = {
         "--pages",
         "3",
     ],
+    "fairness": ["--symbols", "2", "--clients", "4", "--connections", "2", "--flooders", "1", "--seconds", "2"],
     "scale": ["--symbols", "2", "--clients", "14", "--held", "20", "--seconds", "2", "--settle", "1"],
 }
 SAYS = {
@@ -61,6 +62,7 @@ SAYS = {
     "outage": "the database away: p50",
     "startup": "candled check-config: ",
     "http": "sqlite, a page of 1,000 bars, cold: p50",
+    "fairness": "1 connections of empty pongs: ",
     "scale": "14 clients in 14 rooms",
 }
 
