@@ -126,7 +126,7 @@ class Server:
             descriptors,
             self._connections,
             self._tasks,
-            publisher.has_time_to_read,
+            publisher,
         )
 
     def listen(self) -> int:

@@ -3,7 +3,7 @@
 import asyncio
 import errno
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +14,7 @@ from candled.addresses import client_of
 from candled.exchange import Clock
 from candled.tasks import TaskSet
 
+from .broadcaster import Broadcaster
 from .descriptors import Descriptors
 from .hot_stream import Answer, HotStream
 from .http_connections import HttpConnections
@@ -33,7 +34,7 @@ _FULL = (
 class Acceptor:
     """Feeds an HTTP server from listening sockets. The kernel keeps the order of pending connections.
 
-    `answer` answers the requests that need no handler. `has_time` limits how many connections a pass accepts.
+    `answer` answers the requests that need no handler. `turns` limits how many connections a pass accepts.
     """
 
     def __init__(
@@ -44,9 +45,9 @@ class Acceptor:
         descriptors: Descriptors,
         connections: HttpConnections,
         tasks: TaskSet,
-        has_time: Callable[[], bool],
+        turns: Broadcaster,
     ) -> None:
-        self._has_time = has_time
+        self._turns = turns
         self._http = http
         self._answer = answer
         self._clock = clock
@@ -77,7 +78,7 @@ class Acceptor:
 
     def _accept_pending(self, listening: socket.socket) -> None:
         for number in range(_AT_A_TIME):
-            if number and not self._has_time():
+            if number and not self._turns.has_time_to_read():
                 return
             try:
                 peer, address = listening.accept()
@@ -101,7 +102,7 @@ class Acceptor:
                 _refuse(peer)
 
     def _hand_over(self, peer: socket.socket, address: Any) -> None:
-        stream = HotStream(peer, address, self._answer, self._clock, self._connections)
+        stream = HotStream(peer, address, self._answer, self._clock, self._connections, self._turns.may_answer)
         if self._descriptors.is_reserved(peer.fileno()):
             self._tasks.start(self._cut_later(stream))
         self._http.handle_stream(stream, address)

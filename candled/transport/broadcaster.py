@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 PASS_S = 0.005  # time for sending in one pass of the loop
 READ_UNTIL_S = 0.009  # clients are read until this time into a pass: the rest of it and a little more
+ANSWER_UNTIL_S = 0.002  # requests are read until this time: each of them costs as much as many messages
 SLICE = 256  # connections between two readings of the clock
 _BROKEN, _FAILED = -1, -2  # results in place of the number of bytes taken
 STARTS = 16  # waiting requests that start in a pass: their time is spent after it
@@ -88,6 +89,7 @@ class Broadcaster:
         self._reads: dict[Callable[[], None], None] = {}
         # requests that found no time, the next one first
         self._starts: deque[Callable[[], None]] = deque()
+        self._has_answered = False  # True once `may_answer` was called in this pass
         self._started = 0  # of them in the last pass: they run before requests that arrive in this one
 
     # ------------------------------------------------------------ frames
@@ -159,6 +161,14 @@ class Broadcaster:
         self._begin_pass()
         return self._clock.monotonic() - self._began < READ_UNTIL_S
 
+    def may_answer(self) -> bool:
+        """Return True if a request may be read in this pass: there is time, or it is the first one."""
+        self._begin_pass()
+        if self._has_answered and self._clock.monotonic() - self._began >= ANSWER_UNTIL_S:
+            return False
+        self._has_answered = True
+        return True
+
     def has_time_to_start(self) -> bool:
         """Return True if a request may start now. Otherwise call `start_later`."""
         return not self._starts and not self._started and self.has_time_to_read()
@@ -172,6 +182,7 @@ class Broadcaster:
         if not self._is_due:
             self._is_due = True
             self._began = self._clock.monotonic()
+            self._has_answered = False
             self._soon(self._run_pass)
 
     def _has_time(self) -> bool:
@@ -185,6 +196,7 @@ class Broadcaster:
     def _run_pass(self) -> None:
         """Send as much of the remaining work as there is time for."""
         self._began = self._clock.monotonic()
+        self._has_answered = False
         try:
             while self._corked and self._has_time():
                 self._corked.popleft().uncork()

@@ -31,10 +31,19 @@ _BY_TORNADO_S = 1800.0  # a request reaches Tornado at least so often, which clo
 
 
 class HotStream(IOStream):
-    """A connection whose requests `answer` may answer while Tornado waits for the next one."""
+    """A connection whose requests `answer` may answer while Tornado waits for the next one.
+
+    After its first request it is read in those passes of the loop in which `may_read` returns True.
+    """
 
     def __init__(
-        self, peer: socket.socket, address: Any, answer: Answer, clock: Clock, connections: HttpConnections
+        self,
+        peer: socket.socket,
+        address: Any,
+        answer: Answer,
+        clock: Clock,
+        connections: HttpConnections,
+        may_read: Callable[[], bool],
     ) -> None:
         super().__init__(peer)
         self._address = address[0] if isinstance(address, tuple) else str(address)
@@ -48,6 +57,8 @@ class HotStream(IOStream):
         # True until the first bytes after Tornado began to wait
         self._awaits_first = True
         self._connections = connections
+        self._may_read = may_read
+        self._is_kept = False  # True after the first request
         self.customer = client_of(self._address)
         self.deadline = self.progressed_at = 0.0
         self.unsent = 0
@@ -59,7 +70,8 @@ class HotStream(IOStream):
         """Answer the next request if possible. Tornado calls this, through the application, before it reads one."""
         self._is_idle = self._is_whole
         former, self._since = self._since, self._clock.monotonic()
-        if former >= 0 and not self.closed():  # the first request has the header timeout, from accept
+        self._is_kept = former >= 0
+        if self._is_kept and not self.closed():  # the first request has the header timeout, from accept
             self._awaits_first = True
             self._connections.await_request(self, self._since)
 
@@ -77,6 +89,8 @@ class HotStream(IOStream):
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         """Read bytes for Tornado, and answer them if they are a request that can be answered here."""
+        if self._is_kept and not self._may_read():
+            return None  # the loop reports the socket again in the next pass
         count = super().read_from_fd(buf)
         if not count:
             return count
@@ -106,6 +120,7 @@ class HotStream(IOStream):
                 if answer is not None:
                     self._awaits_first = True
                     self._connections.await_request(self, self._clock.monotonic())
+                    self._is_kept = True
                     self.write(answer)
                     return True
             is_whole = is_whole and head.startswith(b"GET ") and not _has_body(head)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from candled.protocol.frames import Frame
 from candled.rooms.recipients import Recipients, RecipientSlot
-from candled.transport.broadcaster import PASS_S, READ_UNTIL_S, SLICE, STARTS, Broadcaster
+from candled.transport.broadcaster import ANSWER_UNTIL_S, PASS_S, READ_UNTIL_S, SLICE, STARTS, Broadcaster
 
 COST_S = 0.00001  # of a send
 
@@ -386,3 +386,20 @@ def test_frames_are_sent_before_waiting_clients_are_read():
     loop.run()
     assert got_when_read == [ONE]
     assert len(reader.passes) >= read_before
+
+
+@pytest.mark.parametrize("slowness", [1, 100], ids="{}x".format)
+def test_answers_use_the_time_of_a_pass_and_at_least_one_is_given(slowness):
+    loop = Loop()
+    answers: list[int] = []
+
+    def events() -> None:
+        for _ in range(64):
+            if loop.publisher.may_answer():
+                loop.now += 0.0005 * slowness
+                answers.append(loop.number)
+
+    run_passes(loop, 20, events)
+    per_pass = [answers.count(number) for number in range(20)]
+    assert min(per_pass) >= 1
+    assert max(per_pass) <= ANSWER_UNTIL_S / (0.0005 * slowness) + 1
