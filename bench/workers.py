@@ -19,7 +19,7 @@ from bench.http import wrk
 from bench.process import scratch, spread
 from tests.redis_servers import own_redis
 from tests.servers import own_postgres
-from tests.system.daemon import Daemon
+from tests.system.daemon import Daemon, free_port
 
 
 class Workers(Daemon):
@@ -27,6 +27,7 @@ class Workers(Daemon):
 
     def __init__(self, directory: Path, count: int) -> None:
         super().__init__(directory)
+        free_port()  # takes the next port for the ingest process
         self.arguments = ("--workers", str(count))
 
 

@@ -21,7 +21,7 @@ from candled.cli import main
 from tests import deadlines
 from tests.redis_servers import own_redis
 from tests.servers import own_postgres
-from tests.system.daemon import ROOT, Daemon
+from tests.system.daemon import ROOT, Daemon, free_port
 
 if sys.platform != "linux":
     pytest.skip("needs SO_REUSEPORT with shared load", allow_module_level=True)
@@ -34,6 +34,10 @@ class Workers(Daemon):
     """`candled --workers 2`."""
 
     arguments = ("--workers", "2")
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        free_port()  # takes the next port for the ingest process
 
     def pid(self, name: str) -> int:
         """The newest process of a name."""
