@@ -88,14 +88,14 @@ class Acceptor:
                 if error.errno not in _EXHAUSTED:
                     raise
                 self._descriptors.on_exhausted(self._clock.monotonic())
-                if self._connections.close_least():
+                if self._connections.close_stale(self._clock.monotonic()):
                     return
                 self._unwatch_sockets()
                 self._tasks.start(self._resume_later())
                 return
             has_descriptor = self._descriptors.has_room_for_request(peer.fileno(), self._clock.monotonic())
             host = address[0] if isinstance(address, tuple) else str(address)
-            is_room = has_descriptor or self._connections.close_least()
+            is_room = has_descriptor or self._connections.close_stale(self._clock.monotonic())
             if is_room and self._connections.make_room(client_of(host), host):
                 self._hand_over(peer, address)
             else:

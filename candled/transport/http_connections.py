@@ -10,6 +10,7 @@ from candled.token_bucket import TokenBucket
 SPARE = 100
 SPARE_PER_ADDRESS = 50
 _NETWORKS_PER_CUSTOMER = 4
+_FRESH_S = 1.0  # so long a new connection keeps its descriptor
 # Refused requests of an address: as many in a row, and as many a second. Above that they are refused unread.
 _REFUSALS, _REFUSALS_PER_S = 50, 10
 _MOST_REFUSED = 10_000  # buckets
@@ -146,6 +147,12 @@ class HttpConnections:
     def close_least(self) -> bool:
         """Close the least valuable connection; return False if there is none."""
         return self._close_for_room(self._awaiting.oldest_of_heaviest() or self._answered.oldest_of_heaviest())
+
+    def close_stale(self, now: float) -> bool:
+        """Close the least valuable connection if it is idle, or half-open for a second; return False if it is not."""
+        one = self._awaiting.oldest_of_heaviest()
+        is_fresh = one is not None and -_FRESH_S < one.deadline - now - self._header_s <= 0
+        return not is_fresh and self._close_for_room(one)
 
     def add_connection(self, one: HttpConnection, now: float) -> None:
         """Count a new connection, which has the header timeout to send its request."""

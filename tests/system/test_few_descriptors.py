@@ -70,7 +70,9 @@ async def test_clients_beyond_the_limit_get_503_and_the_exchange_comes_back(tmp_
             assert outcomes["served"] + outcomes["503"] == 100, outcomes
             for _ in range(5):
                 assert await attempt(daemon, clients) == "503"
-            assert (await health(daemon))["exchanges"]["bitget"]["symbols"]["BTC/USDT"]["connected"]
+            async with deadlines.timeout(10):  # `/health` may be a second old
+                while not (await health(daemon))["exchanges"]["bitget"]["symbols"]["BTC/USDT"].get("connected"):
+                    await asyncio.sleep(0.05)
             fake.drop_all()
             await asyncio.sleep(0.2)
             assert await reconnected(fake)

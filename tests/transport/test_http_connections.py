@@ -120,6 +120,19 @@ def test_when_a_connection_is_late(steps, ends_at):
     assert one.is_open == (ends_at is None)
 
 
+@pytest.mark.parametrize(
+    ("waited_s", "is_idle", "is_closed"), [(0.5, False, False), (1.5, False, True), (0.5, True, True)]
+)
+def test_a_new_connection_keeps_its_descriptor_for_a_second(waited_s, is_idle, is_closed):
+    """Many that connect together get an answer each: those without a descriptor 503."""
+    doors = make()
+    one = One(doors, "a", 0.0)
+    if is_idle:
+        doors.await_request(one, 0.0)
+    assert doors.close_stale(waited_s) == is_closed
+    assert one.is_open != is_closed
+
+
 def test_unread_answers_are_bounded_together(monkeypatch):
     monkeypatch.setattr(http_connections, "MOST_UNSENT", 1000)
     doors = make()
