@@ -79,6 +79,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{name}: {reason}")
     tiers.watch_programs()
     asyncio.set_event_loop(None)  # otherwise a request for the current loop makes one that is never closed
+    if hasattr(config, "workerinput"):
+        tiers.stop_second_coverage()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

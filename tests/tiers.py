@@ -4,6 +4,7 @@ Each fixture gives its name as a marker to the tests that take it, so that `-m "
 A test that starts a program without any of them fails and names the line to add.
 """
 
+import contextlib
 import os
 import shutil
 import sys
@@ -40,6 +41,19 @@ def mark(items: list[pytest.Item]) -> None:
                 item.add_marker(need)
         if is_marked(item, "slow", "daemon", "browser", "redis"):
             item.add_marker("no_cover")  # tracing doubles their processor time, and theirs is measured in seconds
+
+
+def stop_second_coverage() -> None:
+    """Stop the measurement that pytest-cov starts in a worker of pytest-xdist before the worker's own.
+
+    Its figures are never read, and it would go on while `no_cover` pauses the worker's own: tests would cost twice the
+    processor time.
+    """
+    with contextlib.suppress(ImportError):
+        from coverage import Coverage
+
+        if (running := Coverage.current()) is not None:
+            running.stop()
 
 
 def is_marked(item: pytest.Item, *markers: str) -> bool:
