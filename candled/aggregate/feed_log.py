@@ -109,6 +109,10 @@ class FeedLog:
             self._epochs.append(_Epoch(back_to.epoch, offset, back_to.seq + 1, back_to.seq))
             self.metadata = replace(self.metadata, logged_seq=-1)
 
+    def mark_incomplete(self) -> None:
+        """Record that minutes of earlier messages turned out to be missing."""
+        self._break_until(None)
+
     def mark_repaired(self) -> None:
         """Record that everything that may have been lost was read again."""
         self.is_broken = False

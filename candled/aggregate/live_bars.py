@@ -101,6 +101,7 @@ class LiveBars:
             # first, because minutes that are not read yet are not final
             self._reader.reread_range(market, message.start_ms, message.end_ms)
             if may_be_final:
+                self._reader.recheck_gap(market)
                 market.notify_finality()
         elif isinstance(message, MinuteChanged):
             minute = message.candle
@@ -110,6 +111,7 @@ class LiveBars:
             if not market.update_minute(minute) and minute.final:
                 self._reader.read_when_stored(market, minute.open_ms)
             if may_be_final:
+                self._reader.recheck_gap(market)
                 market.notify_finality()
 
     def _update_metadata(self, market: MarketBars, metadata: FeedMetadata) -> bool:

@@ -64,6 +64,8 @@ class MarketBars:
         self.is_recovering = False
         #: The start of the range that lost messages may have changed.
         self.lost_from_ms = 0
+        #: The part of the gap in which lost messages were not recovered; None if there is none.
+        self.unread: Range | None = None
         #: The time since which history is complete; None if unknown.
         self.complete_from_ms: int | None = None
         #: The same from a message; used once its minutes are read.

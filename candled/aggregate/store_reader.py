@@ -240,6 +240,7 @@ class StoreReader:
                     is_complete = False
                 if is_complete and (since, lost_from_ms) == (market.feed_log.lost_since, market.lost_from_ms):
                     market.feed_log.mark_repaired()
+                    market.unread = _overlap(market.feed_log.metadata.gap, lost_from_ms)
                     market.feed_log.log_change(
                         market.feed_log.change_id + 1, lost_from_ms, END_OF_TIME_MS, only_final=True
                     )
@@ -249,6 +250,26 @@ class StoreReader:
                 await self._clock.sleep(pause_s)
         finally:
             market.is_recovering = False
+
+    def recheck_gap(self, market: MarketBars) -> None:
+        """Start recovery again if minutes are missing that were in the gap when lost messages were recovered.
+
+        The gap of a message also covers minutes that earlier messages contained, and those may be among the lost ones.
+        """
+        if market.unread is None:
+            return
+        gap, left = market.feed_log.metadata.gap, RangeSet([market.unread])
+        if gap is not None:
+            left.remove(*gap)
+        for minute in market.aggregator.series_of(MINUTE).bars_between(*market.unread):
+            if minute.final:
+                left.remove(minute.open_ms, minute.open_ms + MINUTE_MS)
+        if left:
+            market.feed_log.mark_incomplete()
+            self.recover_lost(market, next(iter(left)).start_ms + 2 * MINUTE_MS)
+            market.unread = None
+        else:
+            market.unread = _overlap(gap, market.unread.start_ms)
 
     async def _lost_ranges(
         self, market: MarketBars, since: Position | None, lost_from_ms: int, *, everything: bool
@@ -295,6 +316,11 @@ class StoreReader:
         for known_gap in await self._history.known_gaps(market.key, Range(from_ms, watermark_ms)) if missing else ():
             missing.remove(known_gap.start_ms, known_gap.end_ms)
         return not missing
+
+
+def _overlap(gap: Range | None, from_ms: int) -> Range | None:
+    """Return the part of a gap from a time on; None if there is none."""
+    return None if gap is None or gap.end_ms <= from_ms else Range(max(gap.start_ms, from_ms), gap.end_ms)
 
 
 def _pauses() -> Iterator[float]:

@@ -260,6 +260,34 @@ async def test_at_a_first_start_only_minutes_behind_the_gap_are_waited_for():
     assert [bar.open_ms for bar in one.bars.newest_bars(BTC, MINUTE, 100)] == [at(number) for number in range(62)]
 
 
+async def test_minutes_lost_within_a_gap_are_read_before_their_bars_are_final():
+    """The gap of a message reaches from the first missing minute to the last, over minutes that were published."""
+    one = Process(0)
+    one.stored.since = None
+    await one.start()
+    one.bars.on_feed_message(MessagesLost(BTC), Position("one", 0))
+    one.seq += 2  # minutes 56 and 57 are published and lost
+    one.say(MinuteChanged(BTC, minute(58, final=True), FeedMetadata(at(61), Range(at(0), at(61)), 2)))
+    await one.clock.advance(8)
+    assert one.bars.describe_recovery()["catchingUp"] == 0
+    for number, gap_end in ((59, 61), (60, 56)):
+        one.say(
+            MinuteChanged(BTC, minute(number, final=True), FeedMetadata(at(61), Range(at(0), at(gap_end)), one.seq))
+        )
+    one.stored.since = at(0)
+    for number in (*range(56), 58, 59, 60):
+        one.stored.minutes[at(number)] = minute(number, final=True)
+    one.say(HistoryChanged(BTC, at(0), at(56), at(0), FeedMetadata(at(61), None, one.seq)))
+    await one.clock.advance(5)
+    bar = one.bars.get_bar(BTC, FIVE, at(55))
+    assert (bar.volume, one.bars.is_final(BTC, FIVE, bar)) == (3, False)
+    for number in (56, 57):
+        one.stored.minutes[at(number)] = minute(number, final=True)
+    await one.clock.advance(30)
+    bar = one.bars.get_bar(BTC, FIVE, at(55))
+    assert (bar.volume, one.bars.is_final(BTC, FIVE, bar)) == (5, True)
+
+
 async def test_before_anything_is_known_of_history_what_was_lost_is_looked_for():
     one = Process(0)
     one.stored.since = None
