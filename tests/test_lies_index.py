@@ -44,7 +44,7 @@ LIES = {
     "values that are no numbers": "tools/test_verify_bad_rows.py::test_a_value_that_is_no_number_is_named_with_its_place_and_mended",
     "a minute changed in mid-bucket": "tools/test_verify_bad_rows.py::test_a_minute_changed_in_the_middle_of_every_bar_contradicts_its_neighbour",
     "revisions of old minutes": "ingest/test_old_revisions.py::test_a_revision_of_an_old_minute_is_taken_counted_and_told",
-    "repair by the exchange's word": "tools/test_exchange_repair.py::test_a_minute_that_differs_becomes_the_exchanges_own",
+    "repair by the exchange's word": "tools/test_exchange_repair.py::test_minutes_that_differ_become_the_exchanges_own",
     "digits that a float loses": "api/test_dialects.py::test_strings_keep_the_digits_that_a_float_loses",
     "texts that cannot be encoded": "api/test_odd_input.py::test_each_odd_value_is_answered_wherever_it_stands",
     "numbers of endless digits": "model/test_candle.py::test_an_impossible_candle_is_refused",

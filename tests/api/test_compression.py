@@ -1,6 +1,7 @@
 """Compressed answers are the plain ones: the same bytes, other ETags, made once, and never of streams."""
 
 import gzip
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -27,8 +28,9 @@ GZIP = {"Accept-Encoding": "gzip"}
 pytestmark = pytest.mark.slow  # a store with pages of the past, asked over a port
 
 
-@pytest.fixture
-async def port(tmp_path):
+@asynccontextmanager
+async def listening(tmp_path):
+    """Serve bars of memory and of pages of the past; yield the port."""
     async with open_stage(tmp_path, COUNT, klines=KlinesSettings(enabled=True), now_ms=AT[-1] + 120_000) as one:
         one.push(minute(COUNT, as_of=1_000))
         one.server._context.page = lambda: "<p>page</p>" * 500
@@ -51,54 +53,60 @@ async def page_address(port: int) -> str:
     return f"/api/pages{answer.headers['location']}"
 
 
-async def test_a_compressed_answer_is_the_plain_one_with_an_etag_of_its_own(port):
-    paths = [*BARS, await page_address(port), *OTHERS]
-    for path in paths:
-        await ask_all(port, [(path, {})])
-        (plain, first, again) = await ask_all(port, [(path, {}), (path, GZIP), (path, GZIP)])
-        assert (first.status, first.headers["content-encoding"]) == (200, "gzip"), path
-        assert gzip.decompress(first.body) == plain.body
-        assert first.body == again.body
-        assert "content-encoding" not in plain.headers
-        assert {"Accept-Encoding"} == {one.headers["vary"] for one in (plain, first)}
-        tags = [plain.headers["etag"], first.headers["etag"]]
-        assert tags[0] != tags[1]
-        known = [(path, {**GZIP, "If-None-Match": f'"x", W/{tags[1]}'}), (path, {"If-None-Match": tags[0]})]
-        answers = await ask_all(port, [*known, (path, {"If-None-Match": tags[1]})])
-        # who accepts no coding has no use for the tag of a compressed body
-        assert [answer.status for answer in answers] == [304, 304, 200], path
-        assert [answer.headers["etag"] for answer in answers] == [tags[1], tags[0], tags[0]]
-        assert "content-encoding" not in answers[0].headers
-        if path == "/":
-            continue  # the path of WebSockets has no HEAD
-        (head,) = await ask_all(port, [(path, GZIP)], "HEAD")
-        assert (head.headers["content-encoding"], head.headers["content-length"]) == ("gzip", str(len(first.body)))
+async def test_a_compressed_answer_is_the_plain_one_with_an_etag_of_its_own(tmp_path):
+    async with listening(tmp_path) as port:
+        paths = [*BARS, await page_address(port), *OTHERS]
+        for path in paths:
+            await ask_all(port, [(path, {})])
+            (plain, first, again) = await ask_all(port, [(path, {}), (path, GZIP), (path, GZIP)])
+            assert (first.status, first.headers["content-encoding"]) == (200, "gzip"), path
+            assert gzip.decompress(first.body) == plain.body
+            assert first.body == again.body
+            assert "content-encoding" not in plain.headers
+            assert {"Accept-Encoding"} == {one.headers["vary"] for one in (plain, first)}
+            tags = [plain.headers["etag"], first.headers["etag"]]
+            assert tags[0] != tags[1]
+            known = [(path, {**GZIP, "If-None-Match": f'"x", W/{tags[1]}'}), (path, {"If-None-Match": tags[0]})]
+            answers = await ask_all(port, [*known, (path, {"If-None-Match": tags[1]})])
+            # who accepts no coding has no use for the tag of a compressed body
+            assert [answer.status for answer in answers] == [304, 304, 200], path
+            assert [answer.headers["etag"] for answer in answers] == [tags[1], tags[0], tags[0]]
+            assert "content-encoding" not in answers[0].headers
+            if path == "/":
+                continue  # the path of WebSockets has no HEAD
+            (head,) = await ask_all(port, [(path, GZIP)], "HEAD")
+            assert (head.headers["content-encoding"], head.headers["content-length"]) == ("gzip", str(len(first.body)))
 
 
-async def test_bars_are_compressed_once_for_all_clients(port, coded):
-    for path in [*BARS, await page_address(port)]:
-        await ask_all(port, [(path, {})])
-        coded.clear()
-        await ask_all(port, [(path, GZIP)] * 5 + [(path, {"Accept-Encoding": f"gzip, x{n}"}) for n in range(5)])
-        assert len(coded) == 1, path
+async def test_bars_are_compressed_once_for_all_clients(tmp_path, coded):
+    async with listening(tmp_path) as port:
+        for path in [*BARS, await page_address(port)]:
+            await ask_all(port, [(path, {})])
+            coded.clear()
+            await ask_all(port, [(path, GZIP)] * 5 + [(path, {"Accept-Encoding": f"gzip, x{n}"}) for n in range(5)])
+            assert len(coded) == 1, path
 
 
-async def test_small_answers_and_streams_are_sent_as_they_are(port, coded):
-    answers = await ask_all(port, [(path, GZIP) for path in SMALL])
-    assert [(answer.status, answer.headers.get("content-encoding")) for answer in answers] == [(200, None)] * len(SMALL)
-    (head,) = await ask_all(port, [(STREAM, GZIP)], "HEAD")
-    assert (head.status, head.headers.get("content-encoding")) == (200, None)
-    assert coded == []
+async def test_small_answers_and_streams_are_sent_as_they_are(tmp_path, coded):
+    async with listening(tmp_path) as port:
+        answers = await ask_all(port, [(path, GZIP) for path in SMALL])
+        assert [(answer.status, answer.headers.get("content-encoding")) for answer in answers] == [(200, None)] * len(
+            SMALL
+        )
+        (head,) = await ask_all(port, [(STREAM, GZIP)], "HEAD")
+        assert (head.status, head.headers.get("content-encoding")) == (200, None)
+        assert coded == []
 
 
-async def test_a_client_that_refuses_plain_bodies_gets_none(port):
-    refusing = {"Accept-Encoding": "gzip, identity;q=0"}
-    answers = await ask_all(port, [(path, refusing) for path in (*SMALL[:3], BARS[0])])
-    assert {answer.headers["content-encoding"] for answer in answers} == {"gzip"}
-    (neither,) = await ask_all(port, [(BARS[2], {"Accept-Encoding": "br, *;q=0"})])
-    assert (neither.status, b"not_acceptable" in neither.body) == (406, True)
-    (part,) = await ask_all(port, [("/static/page.css", {**GZIP, "Range": "bytes=0-9"})])
-    assert (part.status, len(part.body), part.headers.get("content-encoding")) == (206, 10, None)
+async def test_a_client_that_refuses_plain_bodies_gets_none(tmp_path):
+    async with listening(tmp_path) as port:
+        refusing = {"Accept-Encoding": "gzip, identity;q=0"}
+        answers = await ask_all(port, [(path, refusing) for path in (*SMALL[:3], BARS[0])])
+        assert {answer.headers["content-encoding"] for answer in answers} == {"gzip"}
+        (neither,) = await ask_all(port, [(BARS[2], {"Accept-Encoding": "br, *;q=0"})])
+        assert (neither.status, b"not_acceptable" in neither.body) == (406, True)
+        (part,) = await ask_all(port, [("/static/page.css", {**GZIP, "Range": "bytes=0-9"})])
+        assert (part.status, len(part.body), part.headers.get("content-encoding")) == (206, 10, None)
 
 
 async def test_compression_can_be_turned_off(tmp_path):

@@ -27,6 +27,7 @@ from candled.bus.codec import (
     token_of,
 )
 from candled.model import MINUTE_MS, STATES, Candle, Decimals, MarketKey, Position, Range, Symbol
+from candled.model.decimals import MAX_PLACES
 
 BTC = MarketKey("bitget", Symbol("BTC", "USDT"))
 NAMES = Names("", "bitget", 4)
@@ -40,7 +41,7 @@ STATED = st.sampled_from(list(STATES))
 RANGES = st.tuples(TIMES, TIMES).map(lambda one: Range(*sorted(one)))
 FACTS = st.builds(FeedMetadata, st.none() | TIMES, st.none() | RANGES, st.integers(-1, 10**9))
 
-DIGITS = st.none() | st.integers(0, 100)
+DIGITS = st.none() | st.integers(0, MAX_PLACES)
 DECIMALS = st.builds(Decimals, DIGITS, DIGITS)
 
 

@@ -199,7 +199,7 @@ async def test_events_come_one_by_one_and_not_when_a_buffer_is_full(nginx):
     gaps = [later - earlier for earlier, later in zip(at[1:], at[2:], strict=False)]
     assert min(gaps) > 0.5  # updates of a second each
     assert first_s is not None
-    assert first_s < 2.0
+    assert first_s < 8.0  # nginx would keep 20 s of them
 
 
 AT_ROOT = "    location / {\n        proxy_pass http://candled;\n"
