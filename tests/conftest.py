@@ -25,9 +25,12 @@ T = TypeVar("T")
 
 NOT_QUICK = {"chaos", "system", "test_ccxt.py"}
 
-# A shell that starts the run in the background has it ignore Ctrl-C, and the programs that tests start would too.
+# A shell that starts the run in the background has it ignore Ctrl-C, and `nohup` the end of the terminal. The programs
+# that tests start would ignore them too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Searches for counterexamples: a few seconds each in the suite, thorough in `make soak`.
 hypothesis.settings.register_profile("short", max_examples=50, deadline=None)

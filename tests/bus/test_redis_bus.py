@@ -299,7 +299,7 @@ async def test_a_thousand_markets_in_one_moment_all_arrive(prefix):
         await until(lambda: leader.state is LeaseState.LEADER and other.is_ready)
         for _ in range(3):
             sent = {market: leader.publish(market) for market in markets}
-            await until(lambda sent=sent: other.ear.newest == sent)
+            await until(lambda sent=sent: other.ear.newest == sent, 30)
         assert other.ear.open_gaps == set()
         assert set(other.bus.describe()["healed"]) <= {"connected", "epoch"}
 

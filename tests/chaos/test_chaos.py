@@ -70,7 +70,7 @@ def plan(draw: random.Random, known: list[str], count: int) -> list[tuple[list[s
 @pytest.mark.parametrize(
     ("faults", "longest_s", "serve", "shards", "speed", "takeover_s"),
     [
-        pytest.param(10, 5.0, 2, 1, 10.0, 1.5 * TAKEOVER_S, marks=SHORT),  # also where many tests run beside it
+        pytest.param(10, 5.0, 1, 1, 10.0, 1.5 * TAKEOVER_S, marks=SHORT),  # also where many tests run beside it
         pytest.param(200, 12.0, 3, 2, SPEED, TAKEOVER_S, marks=LONG),
     ],
     ids=["short", "long"],

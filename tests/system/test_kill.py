@@ -167,7 +167,7 @@ def wait_until_whole(daemon: Daemon) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("kills", [pytest.param(6, marks=SHORT), pytest.param(100, marks=LONG)])
+@pytest.mark.parametrize("kills", [pytest.param(4, marks=SHORT), pytest.param(100, marks=LONG)])
 def test_kill_9_at_random_moments_loses_nothing_that_was_stored(tmp_path, kills):
     """Promise 17. The first half of the kills hits the filling of a fresh store, the second the live feed."""
     draw, tape, settings = random.Random(17), Tape(), replay_settings(tmp_path)

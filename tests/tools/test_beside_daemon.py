@@ -89,6 +89,9 @@ def test_a_second_daemon_waits_for_the_file_and_takes_over(tmp_path):
         while first.get("/health")["status"] != "pass":
             time.sleep(0.1)
         health = second.start({**SETTINGS, "intervals": ["1m", "5m"], "store": {"url": url, "journal": ""}})
+        while not health["store"]["lastError"]:  # `/health` may be a second old
+            time.sleep(0.1)
+            health = second.get("/health")
         assert health["store"]["state"] == "away"
         assert f"another candled uses it (process {first.process.pid})" in health["store"]["lastError"]
         assert second.get("/health/ready")["status"] != "pass"
