@@ -212,10 +212,12 @@ class StoreReader:
     # ------------------------------------------------------------ lost messages
 
     def recover_lost(self, market: MarketBars, sure_ms: int | None) -> None:
-        """Start recovery from lost messages. Everything before `sure_ms` was final before they were lost."""
-        newest = market.aggregator.series_of(MINUTE).newest_bar
-        newest_ms = 0 if newest is None else newest.open_ms
-        market.lost_from_ms = max(0, (newest_ms if sure_ms is None else sure_ms) - 2 * MINUTE_MS)
+        """Start recovery from lost messages.
+
+        Everything before `sure_ms` was final before they were lost; None if nothing was. The bars in memory are no
+        evidence: a forming minute may have been stored before the minutes that precede it.
+        """
+        market.lost_from_ms = max(0, (sure_ms or 0) - 2 * MINUTE_MS)
         if not market.is_recovering:
             market.is_recovering = True
             self._tasks.start(self._recover_market(market))

@@ -288,6 +288,22 @@ async def test_minutes_lost_within_a_gap_are_read_before_their_bars_are_final():
     assert (bar.volume, one.bars.is_final(BTC, FIVE, bar)) == (5, True)
 
 
+async def test_a_stored_forming_minute_is_no_evidence_of_the_minutes_before_it():
+    """As at a first start: the forming minute was stored, and the final ones before it were published, not stored."""
+    one = Process(0)
+    one.stored.since, one.stored.unfinished = None, [minute(60, volume="1")]
+    await one.start()
+    one.bars.on_feed_message(MessagesLost(BTC), Position("one", 0))
+    one.seq += 60  # minutes up to 59 are published and lost
+    one.say(MinuteChanged(BTC, minute(60, volume="2"), FeedMetadata(at(60), Range(at(0), at(30)), 60)))
+    one.stored.since = at(0)
+    for number in range(60):
+        one.stored.minutes[at(number)] = minute(number, final=True)
+    one.say(HistoryChanged(BTC, at(0), at(30), at(0), FeedMetadata(at(60), None, one.seq)))
+    await one.clock.advance(30)
+    assert [bar.open_ms for bar in one.bars.newest_bars(BTC, MINUTE, 100)] == [at(number) for number in range(61)]
+
+
 async def test_before_anything_is_known_of_history_what_was_lost_is_looked_for():
     one = Process(0)
     one.stored.since = None
