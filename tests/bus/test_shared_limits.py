@@ -85,7 +85,7 @@ async def test_several_processes_together_keep_to_one_budget(names):
 async def test_every_host_has_a_budget_of_its_own(names):
     async with budgets(shared_redis(), names, 1) as (one,):
         assert one.budget_for("a", 5.0) is one.budget_for("a", 5.0)
-        assert await taken_within(0.2, one.budget_for("a", 5.0), one.budget_for("b", 5.0)) >= 10
+        assert await taken_within(1.0, one.budget_for("a", 5.0), one.budget_for("b", 5.0)) >= 10
 
 
 async def test_silence_that_a_host_asks_of_one_process_binds_all(names):

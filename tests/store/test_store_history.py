@@ -342,3 +342,22 @@ async def test_failing_reads_are_a_state_and_two_log_lines(history, store, caplo
     assert history.problem is None
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [f"the store cannot be read: disk image is malformed: {BTC}", "the store can be read again"]
+
+
+async def test_a_failed_read_about_an_exchange_is_repeated_too(history, store):
+    """A process that only ingests may never read it again by itself."""
+    read, failing = store.newest_minutes, True
+
+    def newest_minutes(exchange):
+        if failing:
+            raise StoreUnavailable("timeout expired")
+        return read(exchange)
+
+    store.newest_minutes = newest_minutes
+    with pytest.raises(StoreUnavailable):
+        await history.newest_minutes("bitget")
+    await history.retry_failed()
+    assert history.problem == "timeout expired"
+    failing = False
+    await history.retry_failed()
+    assert history.problem is None
