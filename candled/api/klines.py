@@ -195,11 +195,7 @@ class Klines(BarHandler, KlinesHandler):
     def read_bars(
         cls, arguments: Mapping[str, Sequence[bytes]], headers: Mapping[str, str], sources: Mapping[str, Any]
     ) -> BarQuery:
-        """Return the request for bars of a query.
-
-        Raises:
-            ApiError: it is invalid.
-        """
+        """See `BarHandler.read_bars`."""
         markets: BinanceMarkets = sources["markets"]
         query = KlinesParameters(markets, arguments, headers)
         query.expect("symbol", "interval", "startTime", "endTime", "timeZone", "limit")

@@ -164,11 +164,7 @@ class Pages(BarHandler, RestHandler):
     def read_bars(
         cls, arguments: Mapping[str, Sequence[bytes]], headers: Mapping[str, str], sources: Mapping[str, Any]
     ) -> BarQuery:
-        """Return the request for bars of a query.
-
-        Raises:
-            ApiError: it is invalid.
-        """
+        """See `BarHandler.read_bars`."""
         values = sources["operation"].read_query(arguments)
         source: ApiContext = sources["source"]
         market, interval = source.catalog.find_market(values["exchange"], values["symbol"]), values["interval"]

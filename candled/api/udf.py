@@ -252,11 +252,7 @@ class History(BarHandler, UdfHandler):
     def read_bars(
         cls, arguments: Mapping[str, Sequence[bytes]], headers: Mapping[str, str], sources: Mapping[str, Any]
     ) -> BarQuery:
-        """Return the request for bars of a query.
-
-        Raises:
-            ApiError: it is invalid.
-        """
+        """See `BarHandler.read_bars`."""
         return cls._query(sources["source"].catalog, read_query(cls.parameters, arguments))
 
     @staticmethod

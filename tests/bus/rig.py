@@ -110,7 +110,7 @@ class Process:
         """Publish the next version of a minute."""
         candle = minute(number, volume=str(next(self._volume)), final=final)
         self.bus.publish(MinuteChanged(market, candle, FeedMetadata()))
-        if self.state is LeaseState.LEADER:  # whoever takes over reads the exchange, and is told of nothing lost
+        if self.state is LeaseState.LEADER:  # the process that takes over reads the exchange, and no message is lost
             self.ear.open_gaps.discard(market)
         return candle
 

@@ -218,7 +218,7 @@ async def test_a_server_that_is_loading_its_data_is_waited_for():
     slow = {"key_load_delay": "20000", "loading_process_events_interval_bytes": "1024", "rdbcompression": "no"}
     with own_redis(save="1000 1000", **slow) as server:
         async with site(server.url) as one:
-            with server.client() as client:  # it loads for a minute, unless it is told to hurry
+            with server.client() as client:  # it loads for a minute, unless it is asked to hurry
                 client.mset({f"filler-{number}": "x" * 1024 for number in range(3000)})
                 client.save()
             server.kill()
