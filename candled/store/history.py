@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -46,8 +46,6 @@ class HistoryReader:
         self._under_way: dict[object, SharedRead] = {}
         #: The error of the last read about each market, or of each exchange, whose last read failed.
         self._failing: dict[object, str] = {}
-        #: The reads among them that are not about a market, to be repeated.
-        self._failed_reads: dict[object, Callable[[], Awaitable[object]]] = {}
 
     @property
     def problem(self) -> str | None:
@@ -55,13 +53,13 @@ class HistoryReader:
         return next(iter(self._failing.values()), None)
 
     async def retry_failed(self) -> None:
-        """Repeat failed reads, of a market only a short one, to notice when the store works again."""
+        """Read a value of each market or exchange whose last read failed, to notice when the store works again."""
         for subject in list(self._failing):
             with suppress(StoreUnavailable, StoreRejected):
                 if isinstance(subject, MarketKey):
                     await self.complete_from(subject)
-                else:
-                    await self._failed_reads[subject]()
+                elif isinstance(subject, str):
+                    await self.newest_minutes(subject)
 
     async def read_bars(self, market: MarketKey, interval: Interval, before_ms: int, limit: int) -> tuple[Candle, ...]:
         """Return the newest `limit` bars with `open_ms < before_ms`, oldest first, built from final minutes only."""
@@ -128,10 +126,7 @@ class HistoryReader:
         if read is None:
             read = self._under_way[key] = SharedRead(asyncio.create_task(self._threads.run_read(call, *args)))
             read.task.add_done_callback(lambda _: self._remove_read(key, read))
-            subject = next(iter(args), None)
-            read.task.add_done_callback(partial(self._on_read, subject))
-            if not isinstance(subject, MarketKey):
-                self._failed_reads[subject] = partial(self._read_shared, call, *args)
+            read.task.add_done_callback(partial(self._on_read, next(iter(args), None)))
         read.waiters += 1
         try:
             # a cancelled caller must not cancel the read of the others
