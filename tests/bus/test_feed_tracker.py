@@ -1,7 +1,7 @@
 """What is noticed of messages that do not come, and what is believed of those that do."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from candled.bus.codec import Heartbeat
@@ -374,6 +374,9 @@ def test_nothing_is_lost_in_silence(data):
         max_size=60,
     ),
     st.sampled_from([KEPT, LOST]),
+)
+@example(
+    [("message", 11, 0), ("heartbeat", 1, 0), ("heartbeat", 1, 0), ("heartbeat", 11, 0), ("message", 2**53, 0)], LOST
 )
 def test_whatever_is_forged_four_seconds_later_the_feed_is_what_its_leader_says(forged, fence):
     one = Follower(fence)

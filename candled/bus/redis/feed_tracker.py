@@ -178,6 +178,7 @@ class FeedTracker:
         elif market in shard.known_positions and order_of(announced) < order_of(shard.known_positions[market]):
             shard.lower_counts[market] = shard.lower_counts.get(market, 0) + 1
             if shard.lower_counts[market] == _TWICE:
+                del shard.lower_counts[market]  # the next two count again
                 self.mark_missed([market], "reset")
                 known = Position(announced.epoch, 0)
         else:
