@@ -48,7 +48,9 @@ HOLDERS = {
         ("api/bar_answers", "api/klines", "api/rest", "api/routes", "api/udf"), "resources over api/handler"
     ),
     "aggregate/store_reader": "starts tasks and waits through tasks",
+    "aggregate/resume": "reads over store/history",
     "aggregate/live_bars": "reads over aggregate/store_reader",
+    **dict.fromkeys(("api/context", "api/pages"), "read over store/history"),
     "ingest/publisher": "repeats writes through tasks",
     "ingest/market_loader": "reads through tasks",
     "ingest/market_listing": "reads the list over ingest/http",
@@ -106,7 +108,7 @@ STEPS = {
         "tasks",
         "token_bucket",
     },
-    "aggregate": {"bus", "errors", "exchange", "model", "tasks"},
+    "aggregate": {"bus", "errors", "exchange", "model", "store", "tasks"},
     "protocol": {"errors", "model"},
     "rooms": {"exchange", "model", "protocol"},
     "transport": {"addresses", "exchange", "model", "protocol", "rooms", "tasks", "token_bucket"},
@@ -122,7 +124,18 @@ STEPS = {
         "token_bucket",
         "transport",
     },
-    "api": {"config", "errors", "exchange", "model", "protocol", "rooms", "serve", "token_bucket", "transport"},
+    "api": {
+        "config",
+        "errors",
+        "exchange",
+        "model",
+        "protocol",
+        "rooms",
+        "serve",
+        "store",
+        "token_bucket",
+        "transport",
+    },
     "client": {"clock", "errors", "exchange", "model", "tasks"},
 }
 ROOTS = {
@@ -152,7 +165,12 @@ SHARED = {
         "serve/hot_path",
         "serve/rate_limit",
     },  # the values of a request, and its limit
-    "store": {"store/__init__", "store/interface", "store/ingest_store"},  # stores, and their use by ingest
+    "store": {
+        "store/__init__",
+        "store/interface",
+        "store/history",
+        "store/ingest_store",
+    },  # stores, their readers and writers
 }
 
 # All other modules wait and read the time through `candled.exchange.Clock`.

@@ -20,11 +20,12 @@ from candled.model import (
     RangeSet,
     iso_ms,
 )
+from candled.store.history import HistoryReader
 from candled.tasks import in_parallel
 
 from .market_bars import BarsListener, MarketBars
 from .resume import Resume, Resumer
-from .store_reader import StoredHistory, StoreReader
+from .store_reader import StoreReader
 
 _LOADED_AT_ONCE = 8
 _QUEUED_KEPT = 500
@@ -34,7 +35,7 @@ class LiveBars:
     """All bars of the served markets, from the start of stored history. Earlier bars would be incomplete."""
 
     def __init__(
-        self, markets: Iterable[MarketKey], intervals: Sequence[Interval], history: StoredHistory, clock: Clock
+        self, markets: Iterable[MarketKey], intervals: Sequence[Interval], history: HistoryReader, clock: Clock
     ) -> None:
         self._clock = clock
         self._listeners: list[BarsListener] = []

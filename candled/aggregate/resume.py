@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from candled.exchange import Clock
-from candled.model import END_OF_TIME_MS, MINUTE_MS, Candle, Interval, MarketKey, Position, Range, RangeSet
+from candled.model import END_OF_TIME_MS, MINUTE_MS, Candle, Interval, Position, Range, RangeSet
+from candled.store.history import HistoryReader
 
 if TYPE_CHECKING:
     from .market_bars import MarketBars
@@ -14,20 +15,6 @@ MOST_RESUMED = 2000
 _LOGGED_WITHIN_S = 2.0
 # A minute that was not final when the client disconnected can be at most this much older than the client's newest bar.
 _UNSETTLED_MS = 10 * MINUTE_MS
-
-
-class ChangeHistory(Protocol):
-    """The store reads that this module needs; implemented by `candled.store.history.HistoryReader`."""
-
-    async def read_bars_between(
-        self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int
-    ) -> Sequence[Candle]:
-        """See `Store.read_bars_between`."""
-
-    async def changes_since(
-        self, market: MarketKey, epoch: str, seq: int, *, logged_seq: int = -1
-    ) -> Sequence[Range] | None:
-        """See `HistoryReader.changes_since`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +38,7 @@ class Resume:
 class Resumer:
     """The answers to clients that reconnect: `plan_resume` reads, then `finish_resume` answers as of that moment."""
 
-    def __init__(self, history: ChangeHistory, clock: Clock) -> None:
+    def __init__(self, history: HistoryReader, clock: Clock) -> None:
         self._history = history
         self._clock = clock
 

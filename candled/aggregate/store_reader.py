@@ -2,16 +2,15 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 from candled.bus import FeedMetadata
 from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock
-from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, Candle, Gap, Interval, MarketKey, Position, Range, RangeSet
+from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, Candle, Interval, Position, Range, RangeSet
+from candled.store.history import HistoryReader
 from candled.tasks import TaskSet
 
 from .market_bars import AT_FIRST, MarketBars
-from .resume import ChangeHistory as ResumeHistory
 
 logger = logging.getLogger(__name__)
 
@@ -22,29 +21,10 @@ _MAX_LOG_WAITS = 3  # how often to wait for the log of changes; after that, ever
 _RECOVERY_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 
 
-class StoredHistory(ResumeHistory, Protocol):
-    """The store reads that this module needs; implemented by `candled.store.history.HistoryReader`."""
-
-    async def read_bars(self, market: MarketKey, interval: Interval, before_ms: int, limit: int) -> Sequence[Candle]:
-        """See `Store.read_bars`."""
-
-    async def read_forming(self, market: MarketKey) -> Sequence[Candle]:
-        """See `Store.read_forming`."""
-
-    async def complete_from(self, market: MarketKey) -> int | None:
-        """See `Store.complete_from`."""
-
-    async def served_from(self, market: MarketKey) -> int | None:
-        """See `Store.served_from`."""
-
-    async def known_gaps(self, market: MarketKey, within: Range) -> Sequence[Gap]:
-        """See `Store.known_gaps`."""
-
-
 class StoreReader:
     """Keeps markets in memory in step with the store. `on_loaded` is called once the newest bars are in memory."""
 
-    def __init__(self, history: StoredHistory, clock: Clock, on_loaded: Callable[[MarketBars], None]) -> None:
+    def __init__(self, history: HistoryReader, clock: Clock, on_loaded: Callable[[MarketBars], None]) -> None:
         self._history = history
         self._clock = clock
         self._on_loaded = on_loaded

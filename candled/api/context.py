@@ -1,31 +1,17 @@
 """The sources that handlers make their answers from."""
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from candled.exchange import Clock
-from candled.model import REASONS, Decimals, Gap, MarketKey, Range
+from candled.model import Decimals, MarketKey
+from candled.store.history import HistoryReader
 
 from .catalog import MarketCatalog
 
 if TYPE_CHECKING:
     from .pages import BarReader
-
-
-class CoverageStore(Protocol):
-    """The store reads besides pages of bars. `candled.store.history.HistoryReader` implements it."""
-
-    async def find_gaps(
-        self, market: MarketKey, span: Range, *, limit: int | None = None, reasons: Container[str] = REASONS
-    ) -> Sequence[Gap]:
-        """Return the gaps of a range, oldest first. With a `limit`, at least that many of the newest ones."""
-
-    async def complete_from(self, market: MarketKey) -> int | None:
-        """Return the time from which history is complete except for known gaps; None if it is not known."""
-
-    async def served_from(self, market: MarketKey) -> int | None:
-        """Return the time from which bars are served; None if no bars are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +20,7 @@ class ApiContext:
 
     catalog: MarketCatalog
     pages: "BarReader"
-    stored: CoverageStore
+    stored: HistoryReader
     clock: Clock
     #: The decimals that the exchange declares for a market.
     decimals: Callable[[MarketKey], Decimals]

@@ -13,6 +13,7 @@ from candled.exchange import Clock
 from candled.model import DAY, END_OF_TIME_MS, MINUTE, Candle, Interval, MarketKey, Position, Topic, fold
 from candled.rooms.encoded_bars import BarSource, EncodedBarCache, Printer
 from candled.serve.content_coding import PLAIN, ContentCoding
+from candled.store.history import HistoryReader
 
 from .queries import MOST_BARS, BarQuery, HistoryRequest, Page, PrintedPage, WrittenPage, print_page
 
@@ -52,24 +53,6 @@ class LiveSource(BarSource, Protocol):
         """Return the position of a market's feed; None if it is unknown."""
 
 
-class BarStore(Protocol):
-    """The store reads this module needs; identical reads are joined.
-
-    `candled.store.history.HistoryReader` implements it.
-    """
-
-    async def read_bars(self, market: MarketKey, interval: Interval, before_ms: int, limit: int) -> Sequence[Candle]:
-        """Return the last `limit` bars that begin before `before_ms`, oldest first."""
-
-    async def read_bars_between(
-        self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int
-    ) -> Sequence[Candle]:
-        """Return the bars in `[start_ms, end_ms)`, oldest first."""
-
-    async def served_from(self, market: MarketKey) -> int | None:
-        """Return the time from which bars are served; None if no bars are."""
-
-
 class _Beginning(NamedTuple):
     """A market's very first bar, as read from the store. Valid `until` a time, or until the market's past changes."""
 
@@ -101,7 +84,7 @@ class BarReader:
     if the store cannot be read.
     """
 
-    def __init__(self, live: LiveSource, stored: BarStore, texts: EncodedBarCache, clock: Clock) -> None:
+    def __init__(self, live: LiveSource, stored: HistoryReader, texts: EncodedBarCache, clock: Clock) -> None:
         self._live = live
         self._stored = stored
         self._texts = texts
