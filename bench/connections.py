@@ -3,7 +3,7 @@
     python -m bench.connections [memory handshakes reading heartbeat collection storm loop slow never]
                                 [--clients 10000] [--seconds 60]
 
-candled is its serving half: bus, bars, hub, publisher, links. The alternative in the same run is Tornado's plain
+candled is its serving half: bus, bars, hub, broadcaster, links. The alternative in the same run is Tornado's plain
 `WebSocketHandler`; for handshakes `websockets` and picows beside it. Three numbers are minimum / median / maximum.
 """
 

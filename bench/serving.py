@@ -1,4 +1,4 @@
-"""The serving half of the daemon in this process: bus, bars, hub, publisher, links, HTTP. Without ingest and store."""
+"""The serving half of the daemon in this process: bus, bars, hub, broadcaster, HTTP. Without ingest and store."""
 
 import asyncio
 import time
@@ -58,7 +58,7 @@ class Serving:
         self._bus = MemoryBus()
         self._bars = bars = LiveBars(self._markets, DEFAULT_INTERVALS, stored, clock)
         codec = RequestCodec({"replay": symbols}, DEFAULT_INTERVALS)
-        self._publisher = Broadcaster(asyncio.get_running_loop().call_soon, clock)
+        self._broadcaster = Broadcaster(asyncio.get_running_loop().call_soon, clock)
         hub = Hub(codec, bars, clock, self._publish)
         self._rooms = Timed(hub)
         durations = {name: timedelta(seconds=settings.pop(name)) for name in _DURATIONS & settings.keys()}
@@ -66,7 +66,7 @@ class Serving:
         self._server = Server(
             options,
             hub=self._rooms,
-            publisher=self._publisher,
+            broadcaster=self._broadcaster,
             make_client=lambda connection: ClientSession(
                 connection,
                 hub,
@@ -106,7 +106,7 @@ class Serving:
             spent = time.thread_time_ns() - began
             await asyncio.wait_for(self._sent.wait(), 5)
             began = self._rooms.began - spent
-        while self._publisher.is_busy:
+        while self._broadcaster.is_busy:
             await asyncio.sleep(0)
         return (time.thread_time_ns() - began) / 1000
 
@@ -120,7 +120,7 @@ class Serving:
         self._tasks.append(asyncio.ensure_future(self._watch()))
 
     def _publish(self, recipients: Recipients, frame: Frame) -> None:
-        self._publisher.broadcast(recipients, frame)
+        self._broadcaster.broadcast(recipients, frame)
         self._sent.set()
 
     def _candle(self, values: Sequence[Decimal]) -> Candle:

@@ -158,9 +158,9 @@ class Daemon:
         self._bus: Bus = MemoryBus() if self._shared is None else self._shared.bus
         self._bars = LiveBars(markets if self._is_serving else [], config.intervals, self._history, clock)
         self._codec = RequestCodec(symbols, config.intervals)
-        publisher = Broadcaster(asyncio.get_running_loop().call_soon, clock)
+        broadcaster = Broadcaster(asyncio.get_running_loop().call_soon, clock)
         texts = EncodedBarCache(config.server.cache)
-        self._hub = Hub(self._codec, self._bars, clock, publisher.broadcast, texts=texts)
+        self._hub = Hub(self._codec, self._bars, clock, broadcaster.broadcast, texts=texts)
         self._ingest = self._make_ingest() if "ingest" in config.roles else None
         self.health = Health(
             config,
@@ -174,12 +174,12 @@ class Daemon:
             bars=self._bars,
             describe_ingest=lambda: {} if self._ingest is None else self._ingest.describe(),
         )
-        self._server = self._make_server(MarketCatalog(symbols, config.intervals), publisher, texts)
+        self._server = self._make_server(MarketCatalog(symbols, config.intervals), broadcaster, texts)
         self._tasks = TaskSet()
         self._is_started = False
         self.port = 0
 
-    def _make_server(self, catalog: MarketCatalog, publisher: Broadcaster, texts: EncodedBarCache) -> Server:
+    def _make_server(self, catalog: MarketCatalog, broadcaster: Broadcaster, texts: EncodedBarCache) -> Server:
         config, clock = self._config, self._clock
         counter = MemoryCounter(clock) if self._shared is None else self._shared.counter
         pages = BarReader(self._bars, self._history, texts, clock)
@@ -200,7 +200,7 @@ class Daemon:
         return Server(
             config.server,
             hub=self._hub,
-            publisher=publisher,
+            broadcaster=broadcaster,
             make_client=make_client,
             clock=clock,
             health=self.health.report,
@@ -208,7 +208,7 @@ class Daemon:
             statistics=lambda: {"broadcaster": self._hub.describe(), "aggregator": self._bars.describe()},
             page=ChartPage(config, self._bars.decimals).render,
             routes=make_routes(config, source, counter, clock),
-            streams=make_streams(config, source, self._bars, make_client, publisher.broadcast, clock),
+            streams=make_streams(config, source, self._bars, make_client, broadcaster.broadcast, clock),
             serves=self._is_serving,
         )
 

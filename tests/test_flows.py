@@ -20,6 +20,7 @@ INTERFACES = {
     "write_minutes": {"SqliteStore", "PostgresStore"},
     "on_client_message": {"ClientSession", "Undecided", "KlineClient", "_DetachedListener"},
     "request_snapshot": {"ClientConnection", "NullConnection", "KlineRoom"},
+    "read_bars": {"HistoryReader", "SqliteStore", "PostgresStore"},  # the reader calls the store's, in a thread
     "on_short_write": {"ClientConnection", "SocketConnection"},
 }
 # Names that an unrelated class has too.
@@ -27,7 +28,6 @@ SHARED = {
     "on_bars_changed": {"Hub", "BarStream"},  # the second belongs to the client library
     "flush": {"Writer", "RedisPublisher"},
     "run_write": {"StoreThreads", "Session"},
-    "read_bars": None,  # resources of the API are named so too
 }
 
 

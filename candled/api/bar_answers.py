@@ -24,10 +24,10 @@ class BarHandler(Handler):
         Raises:
             ApiError: it is invalid.
         """
-        return self.read_bars(self.request.query_arguments, self.request.headers, self.sources)
+        return self.parse_query(self.request.query_arguments, self.request.headers, self.sources)
 
     @classmethod
-    def read_bars(
+    def parse_query(
         cls, arguments: Mapping[str, Sequence[bytes]], headers: Mapping[str, str], sources: Mapping[str, Any]
     ) -> BarQuery:
         """Return the request for bars of a query. `sources` are the arguments of the route.
@@ -54,7 +54,7 @@ class BarHandler(Handler):
         query: BarQuery | None = request.query
         if query is None:
             try:
-                query = request.query = cls.read_bars(request.arguments, headers, sources)
+                query = request.query = cls.parse_query(request.arguments, headers, sources)
             except ApiError:
                 return None
         coding = choose_coding(headers.get("accept-encoding"), compress_from)

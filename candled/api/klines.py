@@ -192,10 +192,10 @@ class Klines(BarHandler, KlinesHandler):
     """`/api/v3/klines` and `/api/v3/uiKlines`: bars."""
 
     @classmethod
-    def read_bars(
+    def parse_query(
         cls, arguments: Mapping[str, Sequence[bytes]], headers: Mapping[str, str], sources: Mapping[str, Any]
     ) -> BarQuery:
-        """See `BarHandler.read_bars`."""
+        """See `BarHandler.parse_query`."""
         markets: BinanceMarkets = sources["markets"]
         query = KlinesParameters(markets, arguments, headers)
         query.expect("symbol", "interval", "startTime", "endTime", "timeZone", "limit")

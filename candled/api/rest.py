@@ -63,7 +63,7 @@ class Candles(BarHandler, RestHandler):
     """`/api/candles`: bars of one market."""
 
     @classmethod
-    def read_bars(
+    def parse_query(
         cls, arguments: Mapping[str, Sequence[bytes]], headers: Mapping[str, str], sources: Mapping[str, Any]
     ) -> BarQuery:
         """Return the request for bars of a query.
@@ -161,10 +161,10 @@ class Pages(BarHandler, RestHandler):
     """`/api/pages`: the bars of one aligned page, under an address whose answer never changes."""
 
     @classmethod
-    def read_bars(
+    def parse_query(
         cls, arguments: Mapping[str, Sequence[bytes]], headers: Mapping[str, str], sources: Mapping[str, Any]
     ) -> BarQuery:
-        """See `BarHandler.read_bars`."""
+        """See `BarHandler.parse_query`."""
         values = sources["operation"].read_query(arguments)
         source: ApiContext = sources["source"]
         market, interval = source.catalog.find_market(values["exchange"], values["symbol"]), values["interval"]

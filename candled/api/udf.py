@@ -249,10 +249,10 @@ class History(BarHandler, UdfHandler):
     )
 
     @classmethod
-    def read_bars(
+    def parse_query(
         cls, arguments: Mapping[str, Sequence[bytes]], headers: Mapping[str, str], sources: Mapping[str, Any]
     ) -> BarQuery:
-        """See `BarHandler.read_bars`."""
+        """See `BarHandler.parse_query`."""
         return cls._query(sources["source"].catalog, read_query(cls.parameters, arguments))
 
     @staticmethod

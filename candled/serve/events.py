@@ -75,7 +75,7 @@ class EventsHandler(ConnectingHandler):
             return
         if self.is_refused():
             return
-        self._connection = TornadoConnection(self, self.context.publisher, self.context.clock, self.address)
+        self._connection = TornadoConnection(self, self.context.broadcaster, self.context.clock, self.address)
         self.context.on_tornado_client(self._connection, stream_of(self.request))
         session = self._connection.client
         assert isinstance(session, ClientSession)

@@ -56,7 +56,7 @@ class ServerContext:
         make_client: MakeClient,
         limiter: ConnectionLimiter,
         clock: Clock,
-        publisher: Broadcaster,
+        broadcaster: Broadcaster,
         wheel: PingWheel,
         largest: int,
         descriptors: Descriptors,
@@ -73,7 +73,7 @@ class ServerContext:
         self.make_client = make_client
         self.limiter = limiter
         self.clock = clock
-        self.publisher = publisher
+        self.broadcaster = broadcaster
         self.descriptors = descriptors
         self.own_sockets = own_sockets
         self.compresses = compresses
@@ -95,7 +95,7 @@ class ServerContext:
         self.connections: set[SocketConnection | TornadoConnection] = set()
         # those whose sockets Tornado reads and writes
         self._tornado_connections: set[TornadoConnection] = set()
-        self.transport = TransportContext(publisher, clock, largest=largest, on_closed=self._on_closed)
+        self.transport = TransportContext(broadcaster, clock, largest=largest, on_closed=self._on_closed)
         self._wheel = wheel
         self._empty = asyncio.Event()
 
@@ -298,7 +298,7 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
         """Register the client after Tornado's handshake."""
         if self.ws_connection is not None and self.ws_connection.stream is not None:
             tune(self.ws_connection.stream.socket)
-        self._connection = TornadoConnection(self, self.context.publisher, self.context.clock, self.address)
+        self._connection = TornadoConnection(self, self.context.broadcaster, self.context.clock, self.address)
         self.context.on_tornado_client(self._connection, stream_of(self.request), self._make_client)
 
     def write_frame(self, frame: bytes) -> "asyncio.Future[None]":

@@ -66,7 +66,7 @@ class Server:
         settings: ServerSettings,
         *,
         hub: Hub,
-        publisher: Broadcaster,
+        broadcaster: Broadcaster,
         make_client: Callable[[ClientConnection], ConnectionListener],
         clock: Clock,
         health: Callable[[], Mapping[str, Any]],
@@ -93,7 +93,7 @@ class Server:
             make_client=make_client,
             limiter=self._limiter,
             clock=clock,
-            publisher=publisher,
+            broadcaster=broadcaster,
             wheel=self._wheel,
             largest=largest_message,
             descriptors=descriptors,
@@ -116,9 +116,9 @@ class Server:
         )
         resources = make_resources([("/health/live", LiveHandler, {"context": self._context}), *routes])
         self._hot_path = HotPath(resources, settings.prefix, clock)
-        self._acceptor = self._make_acceptor(descriptors, publisher)
+        self._acceptor = self._make_acceptor(descriptors, broadcaster)
 
-    def _make_acceptor(self, descriptors: Descriptors, publisher: Broadcaster) -> Acceptor:
+    def _make_acceptor(self, descriptors: Descriptors, broadcaster: Broadcaster) -> Acceptor:
         return Acceptor(
             self._http,
             self._hot_path.answer,
@@ -126,7 +126,7 @@ class Server:
             descriptors,
             self._connections,
             self._tasks,
-            publisher,
+            broadcaster,
         )
 
     def listen(self) -> int:
@@ -193,7 +193,7 @@ class Server:
             return PrefixedApplication(
                 probes,
                 self._settings.prefix,
-                self._context.publisher,
+                self._context.broadcaster,
                 default_handler_class=NotServingHandler,
                 default_handler_args=context,
                 log_function=_log_request,
@@ -218,7 +218,7 @@ class Server:
                 *self._routes,
             ],
             self._settings.prefix,
-            self._context.publisher,
+            self._context.broadcaster,
             default_handler_class=NotFoundHandler,
             default_handler_args=context,
             # these apply to connections that Tornado keeps

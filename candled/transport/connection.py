@@ -40,8 +40,8 @@ class ClientConnection:
 
     __slots__ = (
         "__weakref__",
+        "_broadcaster",
         "_outbox",
-        "_publisher",
         "address",
         "blocked_since",
         "client",
@@ -50,7 +50,7 @@ class ClientConnection:
         "write",
     )
 
-    def __init__(self, publisher: Broadcaster, address: str) -> None:
+    def __init__(self, broadcaster: Broadcaster, address: str) -> None:
         # sends, queues or drops a frame; replaced by `redirect_writes` when the state changes
         self.write: Callable[[bytes], int] = drop
         # the slots in lists of recipients; maintained by the slots
@@ -63,7 +63,7 @@ class ClientConnection:
         self.is_open = True
         # monotonic seconds; set while a frame is partly sent
         self.blocked_since: float | None = None
-        self._publisher = publisher
+        self._broadcaster = broadcaster
         # the queue; None while it is empty
         self._outbox: Outbox | None = None
 
@@ -96,13 +96,13 @@ class ClientConnection:
         if not self.is_open:
             return
         if self.blocked_since is None:
-            self._publisher.request_turn(self, topic)
+            self._broadcaster.request_turn(self, topic)
         else:
             self.outbox.put_initial(topic)
 
     def cancel_topic(self, topic: Topic) -> None:
         """Drop the queued frames of a topic and its requested snapshot."""
-        self._publisher.cancel_turn(self, topic)
+        self._broadcaster.cancel_turn(self, topic)
         if self._outbox is not None:
             self._outbox.drop_topic(topic)
 

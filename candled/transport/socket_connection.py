@@ -40,14 +40,14 @@ class TransportContext:
 
     def __init__(
         self,
-        publisher: Broadcaster,
+        broadcaster: Broadcaster,
         clock: Clock,
         *,
         largest: int,
         on_closed: Callable[["SocketConnection"], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.publisher = publisher
+        self.broadcaster = broadcaster
         self.clock = clock
         self.largest = largest  # bytes of a message from a client
         self.on_closed = on_closed
@@ -88,7 +88,7 @@ class SocketConnection(ClientConnection):
     def __init__(
         self, context: TransportContext, peer: socket.socket, address: str, extensions: Sequence[Extension] = ()
     ) -> None:
-        super().__init__(context.publisher, address)
+        super().__init__(context.broadcaster, address)
         self._context = context
         self._socket: socket.socket | None = peer
         self._rest: memoryview | None = None  # rest of the frame that is partly sent
@@ -117,7 +117,7 @@ class SocketConnection(ClientConnection):
     # ------------------------------------------------------------ from the socket
 
     def _on_readable(self) -> None:
-        self._publisher.read(self._read)
+        self._broadcaster.read(self._read)
 
     def _read(self) -> None:
         if self._socket is None or self._is_lost:
@@ -266,7 +266,7 @@ class SocketConnection(ClientConnection):
         if self._corked is None:
             self._corked = []
             if self._many:
-                self._publisher.uncork_later(self)
+                self._broadcaster.uncork_later(self)
         self._corked.append(frame)
         if len(frame) > KERNEL_BUFFER:  # worth its own call; later snapshots wait until the socket has taken it
             self.uncork()
@@ -337,7 +337,7 @@ class SocketConnection(ClientConnection):
         answers = self._outbox.take_replies() if self._outbox is not None else []
         self._outbox = None
         self._context.leaving[self] = self._context.clock.monotonic() + _LINGER_S
-        self._publisher.finalize_later(self)
+        self._broadcaster.finalize_later(self)
         return [*gathered, *answers]
 
     def _shut_down(self) -> None:
@@ -354,7 +354,7 @@ class SocketConnection(ClientConnection):
             self._is_lost = True
             self.is_open = False
             self.redirect_writes(drop)
-            self._publisher.finalize_later(self)
+            self._broadcaster.finalize_later(self)
 
     def finalize(self) -> None:
         """Call the client's `on_close`, and close the socket of a lost connection."""

@@ -30,8 +30,8 @@ class TornadoConnection(ClientConnection):
 
     __slots__ = ("_clock", "_handler")
 
-    def __init__(self, handler: TornadoSocket, publisher: Broadcaster, clock: Clock, address: str) -> None:
-        super().__init__(publisher, address)
+    def __init__(self, handler: TornadoSocket, broadcaster: Broadcaster, clock: Clock, address: str) -> None:
+        super().__init__(broadcaster, address)
         self._handler: TornadoSocket | None = handler
         self._clock = clock
         self.redirect_writes(self._write_frame)
@@ -74,7 +74,7 @@ class TornadoConnection(ClientConnection):
             self.is_open = False
             self.redirect_writes(drop)
             self._outbox = None
-            self._publisher.finalize_later(self)
+            self._broadcaster.finalize_later(self)
 
     def abort(self) -> None:
         """Release the handler: the connection is closed."""

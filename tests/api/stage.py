@@ -105,9 +105,9 @@ async def open_stage(
     for market in minutes:
         symbols.setdefault(market.exchange, []).append(market.symbol)
     codec = RequestCodec(symbols, intervals)
-    publisher = Broadcaster(asyncio.get_running_loop().call_soon, clock)
+    broadcaster = Broadcaster(asyncio.get_running_loop().call_soon, clock)
     texts = EncodedBarCache()
-    hub = Hub(codec, bars, clock, publisher.broadcast, texts=texts)
+    hub = Hub(codec, bars, clock, broadcaster.broadcast, texts=texts)
     bars.add_listener(hub)
     pages = BarReader(bars, history, texts, clock)
     source = ApiContext(
@@ -128,7 +128,7 @@ async def open_stage(
     one.server = Server(
         config.server,
         hub=hub,
-        publisher=publisher,
+        broadcaster=broadcaster,
         make_client=make_client,
         clock=clock,
         health=dict,
@@ -136,7 +136,7 @@ async def open_stage(
         statistics=lambda: {"broadcaster": hub.describe(), "aggregator": bars.describe()},
         page=str,
         routes=make_routes(config, source, MemoryCounter(clock), clock),
-        streams=make_streams(config, source, bars, make_client, publisher.broadcast, clock),
+        streams=make_streams(config, source, bars, make_client, broadcaster.broadcast, clock),
     )
     one.server.start()
     try:

@@ -93,11 +93,11 @@ class EchoSite:
         self.clients: list[EchoClient] = []
         self.recipients = Recipients()
         self.opened: list[Any] = []  # what is closed at the end
-        self.publisher = Broadcaster(asyncio.get_running_loop().call_soon, passes_by or SystemClock())
+        self.broadcaster = Broadcaster(asyncio.get_running_loop().call_soon, passes_by or SystemClock())
         self.server = Server(
             ServerSettings(**{**QUIET, **settings}),
             hub=NoRooms(),
-            publisher=self.publisher,
+            broadcaster=self.broadcaster,
             make_client=self._make,
             clock=SystemClock(),
             health=lambda: {"status": "pass"},

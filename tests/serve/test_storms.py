@@ -103,7 +103,7 @@ async def test_clients_that_never_read_take_nothing_from_those_that_do():
         await site.client(54)
         reading = [asyncio.create_task(numbers(reader, 600)) for reader in readers]
         for number in range(600):
-            site.publisher.broadcast(site.recipients, update(number))
+            site.broadcaster.broadcast(site.recipients, update(number))
             await asyncio.sleep(0.002)
         for got in await asyncio.gather(*reading):
             assert got == list(range(600))
@@ -121,7 +121,7 @@ async def test_a_broadcast_runs_no_python_code_for_a_client():
         calls = []
         sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_name) if event == "call" else None)
         try:
-            site.publisher.broadcast(site.recipients, update(1))
+            site.broadcaster.broadcast(site.recipients, update(1))
         finally:
             sys.setprofile(None)
         assert len(calls) < 20, calls
@@ -161,11 +161,11 @@ async def test_the_loop_is_free_while_a_large_room_is_sent_to():
 
         async def count() -> None:
             nonlocal passes
-            while site.publisher.is_busy:
+            while site.broadcaster.is_busy:
                 passes += 1
                 await asyncio.sleep(0)
 
-        site.publisher.broadcast(site.recipients, Frame.from_text("x"))
+        site.broadcaster.broadcast(site.recipients, Frame.from_text("x"))
         await count()
         assert passes >= 2
         for _ in range(100):

@@ -21,7 +21,7 @@ class Loop:
         self.soon: list[Callable[[], None]] = []
         self.longest = 0.0
         self.number = 0
-        self.publisher = Broadcaster(self.soon.append, self)
+        self.broadcaster = Broadcaster(self.soon.append, self)
 
     def monotonic(self) -> float:
         return self.now
@@ -44,7 +44,7 @@ class Loop:
 
 
 class Wire:
-    """What a link has that the publisher uses."""
+    """What a link has that the broadcaster uses."""
 
     address = "here"
     recipient_slots: tuple[RecipientSlot, ...] = ()
@@ -105,7 +105,7 @@ ONE, TWO = frame("one"), frame("two")
 def test_a_small_room_is_sent_to_at_once():
     loop = Loop()
     recipients = room(loop, SLICE)
-    loop.publisher.broadcast(recipients, ONE)
+    loop.broadcaster.broadcast(recipients, ONE)
     assert all(connection.got == [ONE] for connection in recipients)
     assert recipients.sending == 0
 
@@ -113,7 +113,7 @@ def test_a_small_room_is_sent_to_at_once():
 def test_a_large_room_is_sent_to_in_slices_and_no_pass_is_long():
     loop = Loop()
     recipients = room(loop, 10_000)
-    loop.publisher.broadcast(recipients, ONE)
+    loop.broadcaster.broadcast(recipients, ONE)
     assert loop.now <= PASS_S + SLICE * COST_S
     assert recipients.sending == 1
     assert loop.run() > 5
@@ -126,8 +126,8 @@ def test_a_large_room_is_sent_to_in_slices_and_no_pass_is_long():
 def test_a_small_room_need_not_wait_for_a_large_one():
     loop = Loop()
     large, small = room(loop, 10_000), room(loop, 10)
-    loop.publisher.broadcast(large, ONE)
-    loop.publisher.broadcast(small, TWO)
+    loop.broadcaster.broadcast(large, ONE)
+    loop.broadcaster.broadcast(small, TWO)
     loop.run_once()
     assert all(connection.got == [TWO] for connection in small)
     assert large[-1].got == []
@@ -136,8 +136,8 @@ def test_a_small_room_need_not_wait_for_a_large_one():
 def test_the_second_frame_of_a_room_waits_for_the_first():
     loop = Loop()
     recipients = room(loop, 3000)
-    loop.publisher.broadcast(recipients, ONE)
-    loop.publisher.broadcast(recipients, TWO)
+    loop.broadcaster.broadcast(recipients, ONE)
+    loop.broadcaster.broadcast(recipients, TWO)
     loop.run()
     assert all(connection.got == [ONE, TWO] for connection in recipients)
 
@@ -149,9 +149,9 @@ def test_of_a_bar_that_waits_for_its_turn_only_the_newest_state_is_sent():
     recipients = room(loop, 3000)
     states = [Frame.from_text(str(number), "topic", 60_000) for number in range(100)]
     for state in states:
-        loop.publisher.broadcast(recipients, state)
-    loop.publisher.broadcast(recipients, ONE)
-    loop.publisher.broadcast(recipients, Frame.from_text("next", "topic", 120_000))
+        loop.broadcaster.broadcast(recipients, state)
+    loop.broadcaster.broadcast(recipients, ONE)
+    loop.broadcaster.broadcast(recipients, Frame.from_text("next", "topic", 120_000))
     late = Wire(loop)
     recipients.add_slot(RecipientSlot(late))
     assert recipients.sending == 4
@@ -165,7 +165,7 @@ def test_of_a_bar_that_waits_for_its_turn_only_the_newest_state_is_sent():
 def test_who_left_or_joined_meanwhile_does_not_get_the_frame():
     loop = Loop()
     recipients = room(loop, 3000)
-    loop.publisher.broadcast(recipients, ONE)
+    loop.broadcaster.broadcast(recipients, ONE)
     gone, late = recipients[-1], Wire(loop)
     recipients.remove_slot(recipients.slots[-1])
     recipients.add_slot(RecipientSlot(late))
@@ -183,7 +183,7 @@ def test_what_the_kernel_does_not_take_is_left_to_the_link(trouble, taken, which
     recipients = room(loop, SLICE * 2 + 10)
     for position in which:
         recipients[position].trouble = trouble
-    loop.publisher.broadcast(recipients, ONE)
+    loop.broadcaster.broadcast(recipients, ONE)
     loop.run()
     assert [connection.stalled for connection in recipients] == [
         [(ONE, taken)] * (at in which) for at in range(len(recipients))
@@ -198,7 +198,7 @@ def test_a_broken_connection_does_not_stop_the_others(trouble, which):
     recipients = room(loop, SLICE * 2 + 10)
     for position in which:
         recipients[position].trouble = trouble
-    loop.publisher.broadcast(recipients, ONE)
+    loop.broadcaster.broadcast(recipients, ONE)
     loop.run()
     assert [at for at, connection in enumerate(recipients) if connection.is_lost] == list(which)
     assert all(connection.got == [ONE] for at, connection in enumerate(recipients) if at not in which)
@@ -217,7 +217,7 @@ def test_a_link_whose_way_changes_is_found_in_every_list():
     for slot in connection.recipient_slots:
         slot.refresh_write()
     for recipients in lists:
-        loop.publisher.broadcast(recipients, ONE)
+        loop.broadcaster.broadcast(recipients, ONE)
     assert (connection.got, kept) == ([], [ONE, ONE])
 
 
@@ -227,8 +227,8 @@ def test_a_mistake_behind_one_link_does_not_stop_the_others_nor_send_to_them_twi
     recipients = room(loop, 3000)
     for broken in (recipients[1], recipients[2500]):
         broken.trouble = RuntimeError("no bars")
-    loop.publisher.broadcast(recipients, ONE)
-    loop.publisher.broadcast(recipients, TWO)
+    loop.broadcaster.broadcast(recipients, ONE)
+    loop.broadcaster.broadcast(recipients, TWO)
     loop.run()
     assert [(number, connection.code) for number, connection in enumerate(recipients) if connection.code] == [
         (1, 1011),
@@ -248,7 +248,7 @@ def test_initials_share_the_time_and_one_that_fails_harms_nobody_else(caplog):
 
     recipients[500].on_grant = fail
     for connection in recipients:
-        loop.publisher.request_turn(connection, "topic")
+        loop.broadcaster.request_turn(connection, "topic")
     assert loop.now <= PASS_S + COST_S * 100
     loop.run()
     assert loop.longest <= PASS_S + 10 * COST_S * 100
@@ -261,8 +261,8 @@ def test_an_initial_is_wanted_once_and_can_be_forgotten():
     recipients = room(loop, 100)
     for _ in range(2):
         for connection in recipients:
-            loop.publisher.request_turn(connection, "topic")
-    loop.publisher.cancel_turn(recipients[-1], "topic")
+            loop.broadcaster.request_turn(connection, "topic")
+    loop.broadcaster.cancel_turn(recipients[-1], "topic")
     loop.run()
     assert len(recipients[-1].got) == 0
     assert len(recipients[-2].got) == 1
@@ -271,8 +271,8 @@ def test_an_initial_is_wanted_once_and_can_be_forgotten():
 def test_what_was_gathered_is_flushed_and_what_ended_is_settled_in_the_next_pass():
     loop = Loop()
     one, two = room(loop, 2)
-    loop.publisher.uncork_later(one)
-    loop.publisher.finalize_later(two)
+    loop.broadcaster.uncork_later(one)
+    loop.broadcaster.finalize_later(two)
     assert one.got + two.got == []
     assert loop.run() == 1
     assert (one.got, two.got) == ([b"flushed"], [b"settled"])
@@ -287,7 +287,7 @@ def test_every_link_gets_every_frame_of_its_room_once_and_in_order(steps):
     for number, (which, goes_on) in enumerate(steps):
         text = frame(str(number))
         sent[which].append(text)
-        loop.publisher.broadcast(rooms[which], text)
+        loop.broadcaster.broadcast(rooms[which], text)
         if goes_on and loop.soon:
             loop.run_once()
     loop.run()
@@ -308,7 +308,7 @@ class Reader:
         self.passes: list[int] = []  # in which it was read
 
     def on_readable(self) -> None:
-        self.loop.publisher.read(self.read)
+        self.loop.broadcaster.read(self.read)
 
     def read(self) -> None:
         self.loop.now += self.cost_s
@@ -358,11 +358,11 @@ def test_a_storm_of_requests_starts_a_few_in_each_pass_in_order_and_a_client_is_
         ready[:] = due
         due.clear()
         for number in arriving[loop.number]:
-            if loop.publisher.has_time_to_start():
+            if loop.broadcaster.has_time_to_start():
                 started.append(number)
                 loop.now += 0.0003 * slowness
             else:
-                loop.publisher.start_later(lambda number=number: start(number))
+                loop.broadcaster.start_later(lambda number=number: start(number))
         client.on_readable()
         starts_per_pass.append(len(started) - before)
 
@@ -378,11 +378,11 @@ def test_frames_are_sent_before_waiting_clients_are_read():
     reader = Reader(loop, 0.02)
     run_passes(loop, 3, lambda: [reader.on_readable(), reader.on_readable()])
     recipients = room(loop, 10)
-    loop.publisher.broadcast(recipients, ONE)
+    loop.broadcaster.broadcast(recipients, ONE)
     assert recipients[0].got == [], "the pass is used up"
     read_before = len(reader.passes)
     got_when_read: list[bytes] = []
-    loop.publisher.read(lambda: got_when_read.extend(recipients[0].got))
+    loop.broadcaster.read(lambda: got_when_read.extend(recipients[0].got))
     loop.run()
     assert got_when_read == [ONE]
     assert len(reader.passes) >= read_before
@@ -395,7 +395,7 @@ def test_answers_use_the_time_of_a_pass_and_at_least_one_is_given(slowness):
 
     def events() -> None:
         for _ in range(64):
-            if loop.publisher.may_answer():
+            if loop.broadcaster.may_answer():
                 loop.now += 0.0005 * slowness
                 answers.append(loop.number)
 

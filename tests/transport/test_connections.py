@@ -92,10 +92,10 @@ async def test_a_client_that_stops_reading_is_sent_the_newest_state_of_each_bar_
         peer = await mute(site)
         await site.client()
         for number in range(20_000):
-            site.publisher.broadcast(site.recipients, update(number))
+            site.broadcaster.broadcast(site.recipients, update(number))
             if number % 50 == 0:
                 await asyncio.sleep(0)
-        site.publisher.broadcast(site.recipients, update(99_999, open_ms=120_000))
+        site.broadcaster.broadcast(site.recipients, update(99_999, open_ms=120_000))
         reader = Reader()
         await read_until(peer, reader, b"00099999")
         numbers = [int(payload[:8]) for payload in reader.payloads]
@@ -110,7 +110,7 @@ async def test_a_stuck_client_holds_no_more_than_a_few_frames_and_the_kernel_no_
         await mute(site)
         connection = (await site.client()).connection
         for number in range(5000):
-            site.publisher.broadcast(site.recipients, update(number, open_ms=number % MOST_BARS_WAITING + 1))
+            site.broadcaster.broadcast(site.recipients, update(number, open_ms=number % MOST_BARS_WAITING + 1))
         assert connection.blocked_since is not None
         assert len(connection._rest) <= 504
         assert sum(map(len, connection._outbox._updates.values())) <= MOST_BARS_WAITING
@@ -124,12 +124,12 @@ async def test_too_many_bars_are_replaced_by_a_fresh_initial():
         client = await site.client()
         client.initials[ONE] = lambda: Frame.from_text("initial".ljust(20))
         for number in range(5000):
-            site.publisher.broadcast(site.recipients, update(number, open_ms=number // 500 + 1))
+            site.broadcaster.broadcast(site.recipients, update(number, open_ms=number // 500 + 1))
             await asyncio.sleep(0)
         assert client.behind == [ONE]
         reader = Reader()
         await read_until(peer, reader, b"initial")
-        site.publisher.broadcast(site.recipients, update(99_999))
+        site.broadcaster.broadcast(site.recipients, update(99_999))
         await read_until(peer, reader, b"00099999")
         numbers = [int(payload[:8]) for payload in reader.payloads if not payload.startswith(b"initial")]
         assert numbers == sorted(numbers)
@@ -194,7 +194,7 @@ async def test_who_naps_gets_rising_numbers_and_always_the_newest():
             for at, (peer, reader) in enumerate(zip(peers, readers, strict=True))
         ]
         for number in range(3000):
-            site.publisher.broadcast(site.recipients, update(number, size=300))
+            site.broadcaster.broadcast(site.recipients, update(number, size=300))
             if number % 10 == 0:
                 await asyncio.sleep(0)
         await deadlines.wait_for(asyncio.gather(*naps), 60)
@@ -234,7 +234,7 @@ async def test_frames_of_several_rooms_leave_in_one_system_call_and_in_order():
         rooms = [Recipients() for _ in range(7)]
         for number, room in enumerate(rooms):
             room.add_slot(RecipientSlot(connection))
-            site.publisher.broadcast(room, update(number, topic=Topic(number, "1m")))
+            site.broadcaster.broadcast(room, update(number, topic=Topic(number, "1m")))
         connection.send_reply(Frame.from_text("answer"))
         got = [(await peer.receive())[1][:8] for _ in range(8)]
         assert got == [b"%08d" % number for number in range(7)] + [b"answer"]
@@ -254,7 +254,7 @@ async def test_a_client_in_several_rooms_that_is_slow_loses_no_last_state():
             room.add_slot(RecipientSlot(connection))
         for number in range(4000):
             for topic, room in rooms.items():
-                site.publisher.broadcast(room, update(number, topic=topic))
+                site.broadcaster.broadcast(room, update(number, topic=topic))
             if number % 5 == 0:
                 await asyncio.sleep(0)
         assert connection.blocked_since is not None
@@ -336,9 +336,9 @@ async def test_a_goodbye_is_said_however_long_the_pass_has_been():
     async with echo_site() as site:
         peer = await site.connect()
         client = await site.client()
-        site.publisher.has_time_to_read()
+        site.broadcaster.has_time_to_read()
         time.sleep(2 * READ_UNTIL_S)
-        assert not site.publisher.has_time_to_read()
+        assert not site.broadcaster.has_time_to_read()
         client.connection.disconnect(1001, "bye")
         assert await peer.receive() == (0x88, (1001).to_bytes(2, "big") + b"bye")
 
