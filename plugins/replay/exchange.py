@@ -189,7 +189,7 @@ def read_recording(name: str) -> Recording:
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise BadRecording([f"cannot be read: {reason}"]) from error
-    return Recording.parse(text.splitlines())
+    return Recording.parse(text.splitlines(), checked=name.startswith(_BUNDLED_PREFIX))
 
 
 def _path(name: str) -> Path:

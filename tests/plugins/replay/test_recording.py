@@ -119,9 +119,8 @@ def test_half_of_the_volume_has_come_in_the_middle_cut_to_the_recorded_digits() 
 
 
 def playing(candle: Candle) -> Recording:
-    return Recording(
-        {candle.open_ms + n * MINUTE_MS: candle._replace(open_ms=candle.open_ms + n * MINUTE_MS) for n in range(60)}
-    )
+    numbers = ",".join(format(number, "f") for number in candle.values if number is not None)
+    return Recording({candle.open_ms + n * MINUTE_MS: numbers for n in range(60)})
 
 
 prices = st.decimals("0.0001", "99999", places=4)
@@ -237,3 +236,6 @@ def test_the_bundled_recordings_are_two_whole_weeks_from_a_monday(path: Path) ->
     assert (rec.base_ms - MONDAY_MS) % WEEK_MS == 0
     minutes = rec.minutes_between(rec.base_ms, rec.base_ms + rec.period_ms, rec.base_ms + rec.period_ms)
     assert len(minutes) == 14 * 24 * 60
+    unchecked = read_recording(f"bundled:{path.name.removesuffix('.csv.gz')}")
+    assert unchecked.minutes_between(rec.base_ms, rec.base_ms + rec.period_ms, rec.base_ms + rec.period_ms) == minutes
+    assert (unchecked.price_decimals, unchecked.volume_decimals) == (rec.price_decimals, rec.volume_decimals)
