@@ -2,10 +2,11 @@
 
     python -m bench.fairness [--symbols 20] [--clients 1000] [--connections 64] [--flooders 3] [--seconds 20]
 
-The daemon, the exchange and the clients are processes of their own, as in `bench.scale`. Three windows follow each
-other: idle; with `wrk`, whose connections request the newest 500 klines; and with connections that send empty pongs as
-fast as the daemon reads them. Measured are the updates that reached the clients, how long after the exchange sent them,
-and how long a healthy client waited for a pong. The first window is the measure of the others.
+The daemon, the exchange and the clients are processes of their own, as in `bench.scale`. The daemon has one core, all
+others share the next one, and the load has a lower priority than the clients that measure. There is a window with
+connections that send empty pongs as fast as the daemon reads them, one with `wrk`, whose connections request the newest
+500 klines, and an idle one before each, to compare it with. Measured are the updates that reached the clients, how long
+after the exchange sent them, and how long a healthy client waited for a pong.
 """
 
 import argparse
@@ -17,11 +18,12 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import websockets
 
-from bench.process import MONDAY_MS, Daemon, Process, scratch, spread, symbols
+from bench.process import MONDAY_MS, Daemon, Process, on_core, scratch, spread, symbols
 from bench.scale import fill, lines_of, wait_for
 from tests.serve.peers import PONG, connect, frame
 from tests.system.daemon import free_port
@@ -49,7 +51,6 @@ async def measure(options: argparse.Namespace, stack: contextlib.ExitStack) -> N
     fill(directory / "candled.db", names, _BARS)
     port, started_ms = free_port(), MONDAY_MS + 1000
     pushes = [str(port), str(started_ms), "1.05", *names]
-    stack.enter_context(Process("bench.stamped_exchange", *pushes, directory=directory))
     exchange = {
         "symbols": names,
         "ws_url": f"ws://127.0.0.1:{port}/v2/ws/public",
@@ -57,42 +58,54 @@ async def measure(options: argparse.Namespace, stack: contextlib.ExitStack) -> N
     }
     limits = dict.fromkeys(("api_requests", "udf_requests", "klines_requests"), 0)
     more = {"ingest": {"backfill": "0m", "confirm": False}, "limits": limits, "klines": {"enabled": True}}
-    daemon = stack.enter_context(Daemon(directory, {"bitget": exchange}, started_ms, **more))
+    with on_core(1):
+        stack.enter_context(Process("bench.stamped_exchange", *pushes, directory=directory))
+    with on_core(0):
+        daemon = stack.enter_context(Daemon(directory, {"bitget": exchange}, started_ms, **more))
+    stack.enter_context(on_core(1))
     await asyncio.to_thread(daemon.wait_until_complete, 60.0 + options.symbols / 2)
     arguments = [str(daemon.port), str(options.clients), "10", "200", *names]
     crowd = stack.enter_context(Process("bench.crowd", *arguments, directory=directory))
     await asyncio.to_thread(wait_for, crowd, options.clients, 120.0 + options.clients / 10)
     path = f"/api/v3/klines?symbol={names[0].replace('/', '')}&interval=1m&limit={_BARS}"
-    loads = {"idle": _nothing(), f"{options.flooders} connections of empty pongs": _flood(daemon.port, options)}
+    loads: dict[str, Callable[[], Awaitable[None]]] = {
+        f"{options.flooders} connections of empty pongs": partial(_flood, daemon.port, options)
+    }
     if shutil.which("wrk"):
-        loads[f"{options.connections} connections of klines"] = _hammer(daemon.port, path, options)
-    idle_ms = 0.0
+        loads[f"{options.connections} connections of klines"] = partial(_hammer, daemon.port, path, options)
+    idle = partial(asyncio.sleep, 0)
     for label, load in loads.items():
-        await asyncio.sleep(min(2.0, options.seconds))  # the last load is over
-        first_line = len(lines_of(crowd.log))
-        loading = asyncio.create_task(load)
-        pings_ms = await _ping(daemon.port, options.seconds)
-        await loading
-        crowd.check()
-        _, updates, half, p99, most = zip(*lines_of(crowd.log)[first_line:], strict=True)
-        idle_ms = idle_ms or statistics.median(p99)
-        print(
-            f"{label}: {statistics.fmean(updates):,.0f} updates a second to {options.clients:,} clients, "
-            f"p50 {spread(half)}, p99 {spread(p99)} ({statistics.median(p99) / idle_ms:.1f} of idle), "
-            f"most {spread(most)} ms; a ping: p50 {pings_ms[len(pings_ms) // 2]:.1f}, "
-            f"p95 {pings_ms[int(0.95 * len(pings_ms))]:.1f}, most {pings_ms[-1]:.1f} ms",
-            flush=True,
-        )
+        idle_ms = await _window("idle", idle, 0.0, crowd, daemon, options)
+        await _window(label, load, idle_ms, crowd, daemon, options)
 
 
-async def _nothing() -> None:
-    pass
+async def _window(
+    label: str, load: Callable[[], Awaitable[None]], idle_ms: float, crowd: Process, daemon: Daemon,
+    options: argparse.Namespace,
+) -> float:  # fmt: skip
+    """Print one window; return the median of the p99 of its seconds, of which `idle_ms` is another's."""
+    await asyncio.sleep(min(3.0, options.seconds))  # the last load is over
+    first_line = len(lines_of(crowd.log))
+    loading = asyncio.ensure_future(load())
+    pings_ms = await _ping(daemon.port, options.seconds)
+    await loading
+    crowd.check()
+    _, updates, half, p99, most = zip(*lines_of(crowd.log)[first_line:], strict=True)
+    compared = f" ({statistics.median(p99) / idle_ms:.1f} of idle)" if idle_ms else ""
+    print(
+        f"{label}: {statistics.fmean(updates):,.0f} updates a second to {options.clients:,} clients, "
+        f"p50 {spread(half)}, p99 {spread(p99)}{compared}, "
+        f"most {spread(most)} ms; a ping: p50 {pings_ms[len(pings_ms) // 2]:.1f}, "
+        f"p95 {pings_ms[int(0.95 * len(pings_ms))]:.1f}, most {pings_ms[-1]:.1f} ms",
+        flush=True,
+    )
+    return statistics.median(p99)
 
 
 async def _hammer(port: int, path: str, options: argparse.Namespace) -> None:
     """Request a path on many connections without a pause."""
     process = await asyncio.create_subprocess_exec(
-        "wrk", "-t1", f"-c{options.connections}", f"-d{options.seconds:g}s", f"http://127.0.0.1:{port}{path}",
+        "nice", "wrk", "-t1", f"-c{options.connections}", f"-d{options.seconds:g}s", f"http://127.0.0.1:{port}{path}",
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     output, _ = await process.communicate()
@@ -103,7 +116,9 @@ async def _flood(port: int, options: argparse.Namespace) -> None:
     """Send empty pongs from another process, as fast as they are read."""
     arguments = [str(port), str(options.flooders), str(options.seconds)]
     program = "from bench.fairness import flood; flood()"
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, *arguments, env={**os.environ})
+    process = await asyncio.create_subprocess_exec(
+        "nice", sys.executable, "-c", program, *arguments, env={**os.environ}
+    )
     await process.wait()
 
 

@@ -181,6 +181,18 @@ def spread(values: Sequence[float], form: str = ".1f") -> str:
 
 
 @contextlib.contextmanager
+def on_core(number: int) -> Iterator[None]:
+    """Start processes on one core, if there are two: what one of them takes, another on the other core keeps."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) > 1:
+        os.sched_setaffinity(0, {cores[number % len(cores)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+@contextlib.contextmanager
 def scratch() -> Iterator[Path]:
     """An empty folder for one run."""
     with tempfile.TemporaryDirectory(prefix="candled-bench-") as name:

@@ -14,8 +14,8 @@ from candled.rooms.recipients import Recipients
 logger = logging.getLogger(__name__)
 
 PASS_S = 0.005  # time for sending in one pass of the loop
-READ_UNTIL_S = 0.009  # clients are read until this time into a pass: the rest of it and a little more
-ANSWER_UNTIL_S = 0.002  # requests are read until this time: each of them costs as much as many messages
+READ_S = 0.003  # time for reading from clients in a pass, from the first of them on
+ANSWER_S = 0.001  # time for requests that memory answers: each of them costs as much as many messages
 SLICE = 256  # connections between two readings of the clock
 _BROKEN, _FAILED = -1, -2  # results in place of the number of bytes taken
 STARTS = 16  # waiting requests that start in a pass: their time is spent after it
@@ -89,7 +89,9 @@ class Broadcaster:
         self._reads: dict[Callable[[], None], None] = {}
         # requests that found no time, the next one first
         self._starts: deque[Callable[[], None]] = deque()
-        self._has_answered = False  # True once `may_answer` was called in this pass
+        # monotonic time of the first read and of the first answer in this pass; None before
+        self._reads_since: float | None = None
+        self._answers_since: float | None = None
         self._started = 0  # of them in the last pass: they run before requests that arrive in this one
 
     # ------------------------------------------------------------ frames
@@ -158,16 +160,17 @@ class Broadcaster:
 
     def has_time_to_read(self) -> bool:
         """Return True if there is time in this pass to accept a connection or to read from one."""
-        self._begin_pass()
-        return self._clock.monotonic() - self._began < READ_UNTIL_S
+        now = self._begin_pass()
+        if self._reads_since is None:
+            self._reads_since = now
+        return now - self._reads_since < READ_S
 
     def may_answer(self) -> bool:
         """Return True if a request may be read in this pass: there is time, or it is the first one."""
-        self._begin_pass()
-        if self._has_answered and self._clock.monotonic() - self._began >= ANSWER_UNTIL_S:
-            return False
-        self._has_answered = True
-        return True
+        now = self._begin_pass()
+        if self._answers_since is None:
+            self._answers_since = now
+        return now - self._answers_since < ANSWER_S
 
     def has_time_to_start(self) -> bool:
         """Return True if a request may start now. Otherwise call `start_later`."""
@@ -178,25 +181,25 @@ class Broadcaster:
         self._starts.append(start)
         self._begin_pass()
 
-    def _begin_pass(self) -> None:
-        if not self._is_due:
-            self._is_due = True
-            self._began = self._clock.monotonic()
-            self._has_answered = False
-            self._soon(self._run_pass)
-
-    def _has_time(self) -> bool:
+    def _begin_pass(self) -> float:
+        """Begin a pass unless one is under way; return the time."""
         now = self._clock.monotonic()
         if not self._is_due:
             self._is_due = True
-            self._began = now
+            self._reset(now)
             self._soon(self._run_pass)
-        return now - self._began < PASS_S
+        return now
+
+    def _reset(self, now: float) -> None:
+        self._began = now
+        self._reads_since = self._answers_since = None
+
+    def _has_time(self) -> bool:
+        return self._begin_pass() - self._began < PASS_S
 
     def _run_pass(self) -> None:
         """Send as much of the remaining work as there is time for."""
-        self._began = self._clock.monotonic()
-        self._has_answered = False
+        self._reset(self._clock.monotonic())
         try:
             while self._corked and self._has_time():
                 self._corked.popleft().uncork()

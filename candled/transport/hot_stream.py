@@ -16,6 +16,7 @@ from candled.addresses import client_of
 from candled.exchange import Clock
 
 from .http_connections import MOST_UNSENT, REFUSED_S, HttpConnections
+from .library_internals import has_buffered_bytes
 
 Answer = Callable[[bytes, str], bytes | None]
 """Returns the complete answer to a request, given its head and the peer's address; None if Tornado must answer."""
@@ -51,8 +52,6 @@ class HotStream(IOStream):
         self._clock = clock
         # True while Tornado waits for a request and has none of its bytes
         self._is_idle = False
-        # True if all bytes that Tornado has were complete requests without bodies
-        self._is_whole = True
         self._since = -1.0  # when Tornado began to wait; negative before that
         # True until the first bytes after Tornado began to wait
         self._awaits_first = True
@@ -68,7 +67,7 @@ class HotStream(IOStream):
 
     def expect_request(self) -> None:
         """Answer the next request if possible. Tornado calls this, through the application, before it reads one."""
-        self._is_idle = self._is_whole
+        self._is_idle = not has_buffered_bytes(self)
         former, self._since = self._since, self._clock.monotonic()
         self._is_kept = former >= 0
         if self._is_kept and not self.closed():  # the first request has the header timeout, from accept
@@ -97,9 +96,7 @@ class HotStream(IOStream):
         is_first, self._awaits_first = self._awaits_first, False
         if is_first:
             self._connections.on_first_bytes(self, self._clock.monotonic())
-        if not self._is_idle:
-            self._is_whole = False
-        elif self._is_answered(buf, count):
+        if self._is_idle and self._is_answered(buf, count):
             return None
         if is_first and self._connections.is_refused(
             self, bytes(buf[: min(count, _MOST_HEAD)]), self._clock.monotonic()
@@ -110,21 +107,23 @@ class HotStream(IOStream):
         return count
 
     def _is_answered(self, buf: bytearray | memoryview, count: int) -> bool:
-        """Answer a complete request if possible; otherwise note the state of the bytes that Tornado gets."""
-        is_whole = False
+        """Answer a complete request if possible; otherwise Tornado gets its bytes."""
         head = bytes(buf[:count]) if count <= _MOST_HEAD else b""
-        if head.endswith(_END):
-            is_whole = head.find(_END) == count - 4
-            if is_whole and not self.writing() and self._clock.monotonic() < self._since + _BY_TORNADO_S:
-                answer = self._answer(head, self._address)
-                if answer is not None:
-                    self._awaits_first = True
-                    self._connections.await_request(self, self._clock.monotonic())
-                    self._is_kept = True
-                    self.write(answer)
-                    return True
-            is_whole = is_whole and head.startswith(b"GET ") and not _has_body(head)
-        self._is_idle, self._is_whole = False, is_whole
+        now = self._clock.monotonic()
+        if (
+            head.endswith(_END)
+            and head.find(_END) == count - 4
+            and not self.writing()
+            and now < self._since + _BY_TORNADO_S
+        ):
+            answer = self._answer(head, self._address)
+            if answer is not None:
+                self._awaits_first = True
+                self._connections.await_request(self, now)
+                self._is_kept = True
+                self.write(answer)
+                return True
+        self._is_idle = False
         return False
 
     def write(self, data: bytes | memoryview) -> "asyncio.Future[None]":
@@ -149,8 +148,3 @@ class HotStream(IOStream):
 
     def set_nodelay(self, value: bool) -> None:
         """Do nothing: answers are sent without delay from the beginning."""
-
-
-def _has_body(head: bytes) -> bool:
-    lower = head.lower()
-    return b"content-length" in lower or b"transfer-encoding" in lower

@@ -20,6 +20,11 @@ def stream_of(request: HTTPServerRequest) -> IOStream:
     return stream
 
 
+def has_buffered_bytes(stream: IOStream) -> bool:
+    """Return True if a stream has bytes from the socket that are not parsed yet."""
+    return stream._read_buffer_size > 0
+
+
 def peer_address(request: HTTPServerRequest) -> str:
     """Return the address of the socket's other end, which may be a proxy."""
     peer = request.connection.context.address  # type: ignore[union-attr]

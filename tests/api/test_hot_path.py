@@ -185,13 +185,13 @@ BODY = b"GET /api/v3/ping HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
     [
         ([HEAD, HEAD, HEAD], 3, 3),
         ([HEAD, PLAIN, HEAD, PLAIN, HEAD], 5, 3),  # Tornado in between
-        ([HEAD + HEAD, HEAD], 3, 0),  # sent together
-        ([PLAIN + HEAD, HEAD], 3, 0),
-        ([HEAD[:20], HEAD[20:], HEAD], 2, 0),  # in two pieces
+        ([HEAD + HEAD, HEAD], 3, 1),  # two sent together
+        ([PLAIN + HEAD, HEAD], 3, 1),
+        ([HEAD[:20], HEAD[20:], HEAD], 2, 1),  # in two pieces
         ([PLAIN + HEAD[:20], HEAD[20:]], 2, 0),
         ([BODY % (len(HEAD), HEAD), PLAIN], 2, 0),  # a body that looks like a request
         ([BODY % (len(HEAD), b""), HEAD, PLAIN], 2, 0),  # the same, after its head
-        ([PLAIN, BODY % (len(HEAD), b""), HEAD, PLAIN, HEAD], 4, 0),
+        ([PLAIN, BODY % (len(HEAD), b""), HEAD, PLAIN, HEAD], 4, 1),
     ],
 )
 async def test_requests_are_told_apart_however_they_arrive(seen, stage, parts, count, hot):

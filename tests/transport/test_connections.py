@@ -22,7 +22,7 @@ from candled.model import Topic
 from candled.protocol.frames import Frame
 from candled.rooms.recipients import Recipients, RecipientSlot
 from candled.serve.handlers import StreamHandler
-from candled.transport.broadcaster import READ_UNTIL_S
+from candled.transport.broadcaster import READ_S
 from candled.transport.outbox import MOST_BARS_WAITING
 from candled.transport.socket_connection import KERNEL_BUFFER
 from tests import deadlines
@@ -337,7 +337,7 @@ async def test_a_goodbye_is_said_however_long_the_pass_has_been():
         peer = await site.connect()
         client = await site.client()
         site.broadcaster.has_time_to_read()
-        time.sleep(2 * READ_UNTIL_S)
+        time.sleep(2 * READ_S)
         assert not site.broadcaster.has_time_to_read()
         client.connection.disconnect(1001, "bye")
         assert await peer.receive() == (0x88, (1001).to_bytes(2, "big") + b"bye")

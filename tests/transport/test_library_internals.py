@@ -1,5 +1,7 @@
 """The undocumented names of Tornado and websockets, run against the installed releases."""
 
+import asyncio
+
 import pytest
 from tornado.httpclient import AsyncHTTPClient
 from tornado.httpserver import HTTPServer
@@ -24,7 +26,7 @@ class Probe(RequestHandler):
         assert self.ui  # Tornado's own, with references to the handler
         internals.break_handler_cycle(self)
         assert not self.ui
-        self.finish("fine")
+        self.finish("followed" if internals.has_buffered_bytes(internals.stream_of(self.request)) else "fine")
         assert internals.is_finished(self)
 
 
@@ -65,6 +67,15 @@ async def port():
 async def test_requests_and_handlers(port, path, status, body):
     answer = await AsyncHTTPClient().fetch(f"http://127.0.0.1:{port}/{path}", raise_error=False)
     assert (answer.code, answer.body) == (status, body)
+
+
+async def test_bytes_of_the_next_request_are_noticed(port):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /probe HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+    assert await reader.readuntil(b"followed")
+    assert await reader.readuntil(b"fine")
+    writer.close()
+    await writer.wait_closed()
 
 
 async def test_an_answer_that_is_broken_off_is_no_complete_answer(port):
