@@ -13,10 +13,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, NamedTuple, TextIO
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -60,7 +62,39 @@ def alone(tmp_path, monkeypatch):
     root.handlers[:] = before[1]
 
 
-def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+class Ended(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: str, env: dict[str, str] | None = None) -> Ended:
+    """The command in this process, with pipes for its output."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="") for _ in range(2))
+    status = _status(arguments, out, err, env or {})
+    texts = []
+    for stream in (out, err):
+        stream.flush()
+        texts.append(stream.buffer.getvalue().decode())
+    return Ended(status, *texts)
+
+
+def _status(arguments: Sequence[str], out: TextIO, err: TextIO, env: dict[str, str]) -> int:
+    """Run a command as a new process would, its log to its own standard error; return its exit status."""
+    root = logging.getLogger()
+    before, root.handlers[:] = root.handlers[:], []
+    try:
+        with patch.dict(os.environ, env), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            return main(arguments)
+    except SystemExit as ended:  # of completion
+        return int(ended.code or 0)
+    finally:
+        root.handlers[:] = before
+
+
+def processed(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """The command as a process."""
     return subprocess.run(
         [sys.executable, "-m", "candled", *arguments],
@@ -148,14 +182,13 @@ def test_a_recording_that_cannot_be_read_is_found_before_the_daemon_runs(capsys,
 # ---------------------------------------------------------------- the daemon
 
 
-@pytest.mark.usefixtures("daemon")
 def test_the_daemon_does_not_start_on_a_mistake():
     ended = run(env={"CANDLED_SERVER__PORT": "99999"})
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "candled: server.port (CANDLED_SERVER__PORT): at most 65535, was 99999\n"
 
 
-@pytest.mark.usefixtures("daemon")
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["server: &s {host: *s}", "server: " + "[" * 3000])
 def test_settings_without_an_end_are_a_line_and_status_2(text, tmp_path):
     (tmp_path / "candled.yaml").write_text(text, "utf-8")
@@ -185,22 +218,32 @@ def candled_exchanges(): return [Acme, Other]
 """
 
 
-def installed(tmp_path, module: str, source: str | None) -> dict[str, str]:
-    """Install a plugin of one module (None: it is missing) for processes with this environment."""
-    info = tmp_path / f"candled_{module}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: candled-{module}\nVersion: 1.0\n", "utf-8")
-    (info / "entry_points.txt").write_text(f"[candled]\n{module} = {module}\n", "utf-8")
-    if source is not None:
-        (tmp_path / f"{module}.py").write_text(source, "utf-8")
-    return {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+@pytest.fixture
+def install(tmp_path, monkeypatch) -> Iterator[Callable[[str, str | None], None]]:
+    """Install a plugin of one module (None: it is missing) until the test ends."""
+    modules: list[str] = []
+
+    def install(module: str, source: str | None) -> None:
+        modules.append(module)
+        info = tmp_path / f"candled_{module}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: candled-{module}\nVersion: 1.0\n", "utf-8")
+        (info / "entry_points.txt").write_text(f"[candled]\n{module} = {module}\n", "utf-8")
+        if source is not None:
+            (tmp_path / f"{module}.py").write_text(source, "utf-8")
+        monkeypatch.syspath_prepend(tmp_path)
+
+    yield install
+    for module in modules:
+        sys.modules.pop(module, None)
 
 
-@pytest.mark.usefixtures("daemon")
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["check-config"], []], ids=["check-config", "run"])
-def test_exchanges_that_cannot_be_made_are_a_line_each_and_status_2(command, tmp_path):
+def test_exchanges_that_cannot_be_made_are_a_line_each_and_status_2(command, tmp_path, install):
+    install("acme", ACME)
     (tmp_path / "candled.yaml").write_text("server: {port: 0}\nexchanges: {acme: , replay: , other: }", "utf-8")
-    ended = run(*command, env=installed(tmp_path, "acme", ACME))
+    ended = run(*command)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.splitlines() == [
         "candled: exchanges.acme: OSError: no card in the reader",
@@ -208,16 +251,15 @@ def test_exchanges_that_cannot_be_made_are_a_line_each_and_status_2(command, tmp
     ]
 
 
-@pytest.mark.usefixtures("daemon")
-def test_a_broken_plugin_that_is_not_used_is_one_warning(tmp_path):
-    ended = run("check-config", env=installed(tmp_path, "broken", "1 / 0"))
+def test_a_broken_plugin_that_is_not_used_is_one_warning(install):
+    install("broken", "1 / 0")
+    ended = run("check-config")
     assert ended.returncode == 0
     assert ended.stderr == (
         "candled: plugin broken (candled-broken 1.0) is not used: ZeroDivisionError: division by zero\n"
     )
 
 
-@pytest.mark.usefixtures("daemon")
 def test_a_password_of_the_store_is_in_no_line(tmp_path):
     for url in ("mysql://me:hunter2@host/db", "me:hunter2@host", "sqlite://me:hunter2@host/db"):
         ended = run("check-config", env={"CANDLED_STORE__URL": url, "CANDLED_LOG__LEVEL": "debug"})
@@ -228,7 +270,7 @@ def test_a_password_of_the_store_is_in_no_line(tmp_path):
 
 @pytest.mark.usefixtures("daemon")
 def test_the_daemon_does_not_start_without_the_file_it_was_told():
-    ended = run("--config", "none.yaml")
+    ended = processed("--config", "none.yaml")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "candled: none.yaml: cannot be read: No such file or directory\n"
 
@@ -238,7 +280,7 @@ def test_a_port_in_use_is_a_line_and_status_2():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         config = str(ROOT / "config" / "demo.yaml")
-        ended = run("--config", config, env={"CANDLED_SERVER__PORT": str(port)})
+        ended = processed("--config", config, env={"CANDLED_SERVER__PORT": str(port)})
     assert ended.returncode == 2
     last = ended.stderr.splitlines()[-1]
     assert last == f"candled: server: cannot listen on 127.0.0.1:{port}: the port is in use"
@@ -271,7 +313,6 @@ def test_help_lists_commands_under_headings_environment_and_statuses(capsys):
         assert word in text
 
 
-@pytest.mark.usefixtures("daemon")
 def test_every_command_and_option_is_on_the_page():
     page = (ROOT / "docs" / "reference" / "command-line.md").read_text("utf-8")
     commands = ([], ["check-config"], ["plugins"], ["tail"])
@@ -281,7 +322,6 @@ def test_every_command_and_option_is_on_the_page():
     assert [option for option in sorted(options) if option not in page] == []
 
 
-@pytest.mark.usefixtures("daemon")
 def test_the_statuses_of_the_page_are_those_of_the_help():
     page = (ROOT / "docs" / "reference" / "command-line.md").read_text("utf-8")
     rows = re.findall(r"^\| (\d) \| (.+) \|$", page, re.MULTILINE)
@@ -363,36 +403,37 @@ def test_the_settings_are_named_before_or_after_the_command(words, file):
 
 
 def on_terminal(*arguments: str, env: dict[str, str] | None = None) -> str:
-    """The output of a command on a terminal of 100 columns, standard error too."""
+    """The output of a command in this process on a terminal of 100 columns, standard error too."""
     ours, its = pty.openpty()
-    with os.fdopen(ours, "rb", buffering=0) as terminal:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "candled", *arguments],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "100", **(env or {})},
-            stdout=its,
-            stderr=its,
-        )
-        os.close(its)
-        parts: list[bytes] = []
+    parts: list[bytes] = []
+
+    def read() -> None:
         with contextlib.suppress(OSError):  # the end of a terminal
-            while part := terminal.read(4096):
+            while part := os.read(ours, 65_536):
                 parts.append(part)
-        process.wait(timeout=30)
+
+    reader = Thread(target=read)
+    reader.start()
+    try:
+        with os.fdopen(its, "w", encoding="utf-8") as terminal:
+            _status(arguments, terminal, terminal, {"TERM": "xterm-256color", "COLUMNS": "100", **(env or {})})
+    finally:
+        reader.join()
+        os.close(ours)
     return b"".join(parts).decode()
 
 
 DRAWN = re.compile("[\x1b\u2500-\u257f]")  # colours and movements, lines of boxes
 
 
-@pytest.mark.usefixtures("daemon")
 @pytest.mark.parametrize("arguments", [["--help"], ["verify", "--help"], ["plugins"], ["stop"]], ids=" ".join)
-def test_there_are_plain_lines_where_no_terminal_is(arguments):
+def test_there_are_plain_lines_where_no_terminal_is(arguments, monkeypatch):
+    monkeypatch.setattr("typer.rich_utils.FORCE_TERMINAL", True)  # as Typer reads FORCE_COLOR when it is imported
     ended = run(*arguments, env={"TERM": "xterm-256color", "FORCE_COLOR": "1"})
     assert ended.stdout + ended.stderr
     assert not DRAWN.search(ended.stdout + ended.stderr)
 
 
-@pytest.mark.usefixtures("daemon")
 @pytest.mark.parametrize(
     ("arguments", "facts"),
     [
@@ -410,10 +451,9 @@ def test_a_terminal_shows_tables_and_panels_of_the_same_facts(arguments, facts):
         assert fact in plain
 
 
-@pytest.mark.usefixtures("daemon")
-def test_the_markup_of_rich_in_a_fact_is_text(tmp_path):
-    env = installed(tmp_path, "x", "raise ValueError('no [bold]luck[/bold]')")
-    assert "no [bold]luck[/bold]" in on_terminal("plugins", env={**env, "COLUMNS": "200"})
+def test_the_markup_of_rich_in_a_fact_is_text(install):
+    install("x", "raise ValueError('no [bold]luck[/bold]')")
+    assert "no [bold]luck[/bold]" in on_terminal("plugins", env={"COLUMNS": "200"})
 
 
 MOVES = re.compile("\x1b\\[[0-9;?]*[a-zA-Z]")
@@ -427,12 +467,12 @@ def filled(tmp_path_factory):
 
 @pytest.fixture
 def stored(tmp_path, filled):
-    """A store of 20,000 minutes of BTC/USDT, with two gaps, in the current directory."""
+    """A store of 5,000 minutes of BTC/USDT, with two gaps, in the current directory."""
     (tmp_path / "candled.yaml").write_text("exchanges: {replay: {symbols: [BTC/USDT]}}\ningest: {backfill: 0s}\n")
     if filled.exists():
         shutil.copy(filled, tmp_path)
         return
-    minutes = [minute for minute in range(20_000) if minute not in (1000, 2000)]
+    minutes = [minute for minute in range(5_000) if minute not in (1000, 2000)]
     rows = "".join(f"{1_700_000_040_000 + 60_000 * minute},1,1,1,1,1\n" for minute in minutes)
     (tmp_path / "in.csv").write_text(f"time_ms,open,high,low,close,volume\n{rows}")
     assert main(["init-db"]) == 0
@@ -456,7 +496,8 @@ def test_export_into_a_pipe_that_closes_ends_without_a_traceback():
         assert (export.wait(timeout=60), export.stderr.read()) == (0, "")
 
 
-@pytest.mark.usefixtures("daemon", "stored")
+@pytest.mark.slow
+@pytest.mark.usefixtures("stored")
 def test_gaps_are_plain_lines_in_a_pipe_and_a_table_on_a_terminal():
     lines = run("gaps").stdout.splitlines()
     assert (
@@ -477,7 +518,8 @@ def test_gaps_are_plain_lines_in_a_pipe_and_a_table_on_a_terminal():
     ] in rows
 
 
-@pytest.mark.usefixtures("daemon", "stored")
+@pytest.mark.slow
+@pytest.mark.usefixtures("stored")
 @pytest.mark.parametrize("command", [["gaps", "--json"], ["verify", "--json"], ["export", "BTC/USDT"]], ids=" ".join)
 def test_json_and_bars_are_the_same_bytes_in_a_pipe_and_on_a_terminal(command):
     command = [*command, "--quiet"] if command[0] == "verify" else command
@@ -489,13 +531,14 @@ def test_json_and_bars_are_the_same_bytes_in_a_pipe_and_on_a_terminal(command):
     assert shown == piped
 
 
-@pytest.mark.usefixtures("daemon", "stored")
+@pytest.mark.slow
+@pytest.mark.usefixtures("stored")
 def test_a_long_command_draws_a_bar_on_a_terminal_and_nothing_elsewhere():
     command = ["export", "BTC/USDT", "--output", "out.csv"]
     ended = run(*command)
     assert (ended.stdout, ended.stderr) == ("", "")
     text = on_terminal(*command)
-    assert "of 20,000" in text
+    assert "of 5,000" in text
     assert text.endswith("\x1b[2K")  # the line of the bar is cleared
     assert on_terminal(*command, "--quiet") == ""
 
@@ -531,7 +574,6 @@ def test_completion_is_installed_for_the_shell(tmp_path):
     assert "candled.sh" in (tmp_path / ".bashrc").read_text("utf-8")
 
 
-@pytest.mark.usefixtures("daemon")
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -556,12 +598,14 @@ def test_words_are_completed(words, expected):
 @pytest.mark.parametrize(
     ("program", "unwanted"),
     [
-        ("main(['--version'])", {"asyncio", "pydantic", "redis", "rich", "tornado", "yaml"}),
-        ("main(['--help'])", {"asyncio", "pydantic", "redis", "rich", "tornado", "yaml"}),
+        (
+            "main(['--version']); main(['--help'])",
+            {"asyncio", "pydantic", "redis", "rich", "tornado", "yaml"},
+        ),
         ("main(['check-config'])", {"rich", "candled.app", "candled.tools.session"}),
         ("parse([]); import candled.app", {"psycopg2", "redis", "rich", "candled.tools.session"}),
     ],
-    ids=["version", "help", "check-config", "daemon"],
+    ids=["version and help", "check-config", "daemon"],
 )
 def test_a_command_loads_only_the_libraries_that_it_needs(program, unwanted):
     script = f"from candled.cli import main, parse; {program}; import sys; print(*sys.modules, file=sys.stderr)"
@@ -585,15 +629,14 @@ def test_plugins_are_listed(capsys):
     assert f"bitget (candled {__version__}): exchanges: bitget\n" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("daemon")
-def test_a_broken_plugin_is_listed_with_its_reason_and_status_1(tmp_path):
-    env = installed(tmp_path, "x", None)
-    ended = run("plugins", env=env)
+def test_a_broken_plugin_is_listed_with_its_reason_and_status_1(install):
+    install("absent", None)
+    ended = run("plugins")
     assert ended.returncode == 1
-    reason = "x (candled-x 1.0): cannot be used: ModuleNotFoundError: No module named 'x'"
+    reason = "absent (candled-absent 1.0): cannot be used: ModuleNotFoundError: No module named 'absent'"
     assert reason in ended.stdout.splitlines()
     assert "Traceback" not in ended.stderr
-    assert "Traceback" in run("plugins", env={**env, "CANDLED_LOG__LEVEL": "debug"}).stderr  # for its author
+    assert "Traceback" in run("plugins", env={"CANDLED_LOG__LEVEL": "debug"}).stderr  # for its author
 
 
 # ---------------------------------------------------------------- tail: formatting
@@ -824,31 +867,35 @@ async def test_a_refusal_ends_tail_with_status_2(serve, control, more, capsys):
     assert capsys.readouterr().err == "candled: Invalid interval: 7m. Valid: 1m, 5m\n"
 
 
-@pytest.mark.usefixtures("daemon")
-def test_tail_follows_a_daemon_until_ctrl_c(tmp_path):
-    with Daemon(tmp_path) as daemon:
+@pytest.fixture(scope="module")
+def running(tmp_path_factory) -> Iterator[Daemon]:
+    """A daemon that is followed."""
+    with Daemon(tmp_path_factory.mktemp("followed")) as daemon:
         daemon.start({"exchanges": {"replay": {"symbols": ["BTC/USDT"]}}, "ingest": {"backfill": "0s"}})
-        tail = started("BTC/USDT", "1m", "--url", daemon.ws_url, "--bars", "2")
-        assert tail.stdout is not None
-        first = tail.stdout.readline()
-        tail.send_signal(signal.SIGINT)
-        _, errors = tail.communicate(timeout=60)
+        yield daemon
+
+
+@pytest.mark.usefixtures("daemon")
+def test_tail_follows_a_daemon_until_ctrl_c(running):
+    tail = started("BTC/USDT", "1m", "--url", running.ws_url, "--bars", "2")
+    assert tail.stdout is not None
+    first = tail.stdout.readline()
+    tail.send_signal(signal.SIGINT)
+    _, errors = tail.communicate(timeout=60)
     assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d  O \d", first)
     assert (tail.returncode, errors) == (0, "")
 
 
 @pytest.mark.usefixtures("daemon")
-def test_tail_into_a_pipe_that_closes_ends_without_a_traceback(tmp_path):
-    with Daemon(tmp_path) as daemon:
-        daemon.start({"exchanges": {"replay": {"symbols": ["BTC/USDT"]}}, "ingest": {"backfill": "0s"}})
-        tail = started("BTC/USDT", "1m", "--url", daemon.ws_url, "--bars", "2")
-        assert tail.stdout is not None
-        tail.stdout.readline()
-        tail.stdout.close()
-        assert tail.wait(timeout=60) == 0
-        assert tail.stderr is not None
-        with tail.stderr:
-            assert tail.stderr.read() == ""
+def test_tail_into_a_pipe_that_closes_ends_without_a_traceback(running):
+    tail = started("BTC/USDT", "1m", "--url", running.ws_url, "--bars", "2")
+    assert tail.stdout is not None
+    tail.stdout.readline()
+    tail.stdout.close()
+    assert tail.wait(timeout=60) == 0
+    assert tail.stderr is not None
+    with tail.stderr:
+        assert tail.stderr.read() == ""
 
 
 @pytest.mark.usefixtures("daemon")
