@@ -31,7 +31,7 @@ def client_of(address: str) -> str:
 
 @lru_cache(maxsize=1024)
 def network_of(address: str) -> str:
-    """Return the same with the first 64 bits of an IPv6 address."""
+    """Return the network of an address: the IPv4 address itself, or the first 64 bits of an IPv6 address."""
     return _network_of(address, _IPV6_NETWORK)
 
 

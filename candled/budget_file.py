@@ -26,7 +26,7 @@ class BudgetFile:
     """The budgets of all hosts in one file, which is locked briefly while it is read and written.
 
     Its times are on the wall clock, which is the same for all processes. The contents need not be valid: an unreadable
-    file counts as empty, and a clock that was set closes nothing for longer than an hour.
+    file counts as empty. If the clock is set, no host stays closed for more than an hour.
     """
 
     def __init__(self, path: Path, clock: Clock) -> None:

@@ -100,7 +100,7 @@ def parse(argv: Sequence[str]) -> "partial[Outcome] | None":
 
 
 def _with_window_count(argv: Sequence[str]) -> list[str]:
-    """Add the default of `--exchange-check` where it has no value: options of Typer have one always or never."""
+    """Add the default value of `--exchange-check` if it has none: Typer has no options with an optional value."""
     words: list[str] = []
     for word, following in zip_longest(argv, argv[1:], fillvalue=""):
         words.append(word)

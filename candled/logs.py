@@ -1,4 +1,4 @@
-"""The log on standard error: bounded, and without lines that somebody else wrote into it."""
+"""The log on standard error: bounded, and protected against forged lines."""
 
 import logging
 import re
@@ -34,9 +34,9 @@ class LineFormatter(logging.Formatter):
 
 
 class BoundedHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes at most 60 lines a minute of one place in the code, and counts the others.
+    """Writes at most 60 lines a minute from one place in the code, and counts the others.
 
-    The number follows with the first line of a later minute. Debug lines are not counted.
+    Their number is written with the first line of a later minute. Debug lines are not counted.
     """
 
     def __init__(self, format: str) -> None:

@@ -29,7 +29,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
 class PluginError(CandledError):
-    """A plugin is not as docs/how-to/plugins.md asks; its author can act."""
+    """A plugin breaks a rule of docs/how-to/plugins.md; its author can act."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

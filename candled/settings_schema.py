@@ -50,7 +50,7 @@ def _by_name(names: list[str]) -> dict[str, Any]:
 
 
 class _Generator(GenerateJsonSchema):
-    """Values as they are written in YAML, and no titles: they would repeat the keys."""
+    """Generates schemas for values as written in YAML, without titles, which would only repeat the keys."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False

@@ -29,7 +29,7 @@ class FeedLog:
     """The changes of a market, each with a change id. Change ids only grow, even from one feed to the next. Pure.
 
     The change id of a message is even. Changes found by reading the store again get the following odd one, because a
-    client that has every message up to a position need not have those changes.
+    client with every message up to a position may lack those changes.
     """
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class FeedLog:
         self.lost_since = self._lost_until = None
 
     def repaired_since(self, position: Position) -> Iterator[Position]:
-        """Yield a position and then the last ones of earlier feeds: the log may know those but not yet the first."""
+        """Yield a position, then the last ones of earlier feeds: the log may not have the position's own feed yet."""
         yield position
         names = [epoch.name for epoch in self._epochs]
         earlier = list(self._epochs)[: names.index(position.epoch)] if position.epoch in names else []
@@ -129,7 +129,7 @@ class FeedLog:
     def log_change(self, change_id: int, start_ms: int, end_ms: int, *, only_final: bool = False) -> None:
         """Record that a range changed after it was final.
 
-        With `only_final`, its bars became final again without other values.
+        With `only_final`, its bars became final again with the same values.
         """
         if len(self._changes) >= _CHANGES_KEPT:
             self._changes_from = self._changes.popleft()[0]

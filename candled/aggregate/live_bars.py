@@ -116,7 +116,7 @@ class LiveBars:
                 market.notify_finality()
 
     def _update_metadata(self, market: MarketBars, metadata: FeedMetadata) -> bool:
-        """Apply metadata; return whether bars may be final now. A feed that has only begun has no watermark yet."""
+        """Apply metadata; return whether bars may be final now. A feed that has just begun has no watermark yet."""
         known = market.feed_log.metadata
         if metadata.watermark_ms is None:
             metadata = replace(metadata, watermark_ms=known.watermark_ms, gap=known.gap)
@@ -229,7 +229,7 @@ class LiveBars:
         return await self._resumer.plan_resume(self._markets[key], interval, position, time_ms)
 
     def bars_since(self, key: MarketKey, interval: Interval, resume: Resume) -> list[Candle] | None:
-        """Return the bars that changed since, oldest first, as of now; None if they cannot be determined any more."""
+        """Return the changed bars in their current state, oldest first; None if they cannot be determined any more."""
         return self._resumer.finish_resume(self._markets[key], interval, resume)
 
     def became_final(self, key: MarketKey, resume: Resume) -> RangeSet:

@@ -84,7 +84,7 @@ class Resumer:
         )
 
     def finish_resume(self, market: "MarketBars", interval: Interval, resume: Resume) -> list[Candle] | None:
-        """Return the bars that changed since, oldest first, as of now; None if they cannot be determined any more."""
+        """Return the changed bars in their current state, oldest first; None if they cannot be determined any more."""
         series = market.aggregator.series_of(interval)
         if market.feed_log.is_broken or (market.past_version, series.since_ms) != (
             resume.past_version,

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 class Rollup:
-    """The bars of one interval, kept folded from their parts, the bars of a shorter one.
+    """The bars of one interval, folded from their parts: the bars of a shorter interval.
 
-    The fold of the forming bar without its newest part is cached, so that a new version of that part costs a fold of
-    two. Any other change folds the bar from all its parts.
+    The fold of the forming bar without its newest part is cached, so that a new version of that part needs only a fold
+    of two values. Any other change folds the bar from all its parts.
     """
 
     __slots__ = ("_bar", "_before", "_end_ms", "_part_ms", "_parts", "_series", "_start_ms")

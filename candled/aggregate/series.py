@@ -54,7 +54,7 @@ class Series:
 
     @property
     def capacity(self) -> int:
-        """The minimum number of bars to keep."""
+        """The number of bars that are always kept."""
         return self._capacity
 
     def grow_capacity(self, capacity: int) -> None:

@@ -104,7 +104,7 @@ class BarHandler(Handler):
         return reply
 
     def is_exempt(self) -> bool:
-        """Return True if the answer is one that the settings exempt, and memory has it."""
+        """Return True if the settings exempt answers from memory, and this is one."""
         if not self.limit.exempts_cached:
             return False
         try:

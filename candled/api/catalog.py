@@ -57,7 +57,7 @@ class MarketCatalog:
         return self._tickers[market]
 
     def by_ticker(self, name: str) -> MarketKey | None:
-        """Return the market of a ticker, or None. The exchange is optional, and the slash is allowed."""
+        """Return the market of a ticker, or None. The exchange is optional, and so is the slash."""
         found = self._by_ticker.get(name)
         if found is not None:
             return found

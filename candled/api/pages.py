@@ -202,7 +202,7 @@ class BarReader:
         return None if revision is None else revision.decode()
 
     def _find_part(self, query: BarQuery, page: PrintedPage, name: str) -> bytes | None:
-        """Return what `_keep_part` kept of this version of a page."""
+        """Return the value that `_keep_part` kept for this version of a page."""
         key = (query.asked, query.variant, name)
         if page.tag is None:
             return None
@@ -212,7 +212,7 @@ class BarReader:
         return self._texts.kept_body(Topic(query.market, query.interval), query.printer, key, page.tag)
 
     def _keep_part(self, query: BarQuery, page: PrintedPage, name: str, part: bytes) -> None:
-        """Keep something that was made of a page, for as long as the page has this tag."""
+        """Keep a value computed from a page until the page gets another tag."""
         key = (query.asked, query.variant, name)
         if page.tag is None or not part:
             return
@@ -351,7 +351,7 @@ class BarReader:
         return _Span(times, first, stop, end_ms, count > limit, is_lasting)
 
     def _begins_with(self, market: MarketKey, interval: Interval, times: Sequence[int]) -> bool:
-        """Return True if no bars older than these exist, by a recent read of the store."""
+        """Return True if no bars older than these exist, according to a recent read of the store."""
         known = self._begins.get((market, interval))
         if known is None or known[:2] != (times[0], self._live.past_version(market)):
             return False

@@ -89,7 +89,7 @@ class FailureLog:
         return "; ".join(f"{one.work}: {one.reason}" for one in self._all if one.reason is not None) or None
 
     async def retry_failed(self) -> None:
-        """Retry failing work that would not be retried soon otherwise, and log work that succeeds again."""
+        """Retry failed work that does not retry itself, and log work that succeeds again."""
         for one in self._all:
             if one.reason is not None and one.retry is not None:
                 await one.retry()

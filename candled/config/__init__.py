@@ -180,7 +180,7 @@ def budget_path(config: Config) -> Path | None:
 
 
 def as_plain(config: Config, *, redact: bool = True) -> dict[str, Any]:
-    """The settings as YAML values that `load` reads back; with `redact`, secrets and passwords are stars."""
+    """Return the settings as YAML values that `load` reads back; with `redact`, secrets and passwords are stars."""
     plain: dict[str, Any] = as_written(config.model_copy(update={"exchanges": ()}), redact=redact)
     plain["exchanges"] = {
         one.name: {
@@ -222,7 +222,7 @@ def _read_file(path: Path, lines: dict[str, int]) -> dict[str, Any]:
 
 
 def _keys(raw: Mapping[str, Any], plugins: Plugins) -> Keys:
-    """Every key that the environment may set; under `exchanges` those of the configured and of all known exchanges."""
+    """Return every key that the environment may set, including those of all configured and all known exchanges."""
     chosen: dict[str, Any] = dict.fromkeys(plugins.exchanges)
     if isinstance(written := raw.get("exchanges"), Mapping):
         chosen |= {str(name): own.get("plugin") if isinstance(own, Mapping) else None for name, own in written.items()}
@@ -299,7 +299,7 @@ def _no_plugin(path: str, wanted: str, plugins: Plugins) -> str:
 
 
 def _contradictions(config: Config) -> Iterator[str]:
-    """Yield the problems of settings that are right by themselves and do not fit together."""
+    """Yield the problems of settings that are valid on their own but contradict each other."""
     if config.server.ping_timeout > config.server.ping_interval:
         yield "server.ping_timeout: at most server.ping_interval"
     names = [one.name for one in config.exchanges]

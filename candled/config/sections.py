@@ -62,7 +62,7 @@ def _check_headers(headers: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _check_url(url: str, what: str, known: Sequence[str]) -> str:
-    """Return the scheme. The value is not repeated: where it is wrong, any part of it may be the password."""
+    """Return the scheme. The value is not repeated: any part of an invalid address may be the password."""
     scheme, found, _ = url.partition("://")
     choice = ", ".join(f"{one}://" for one in known)
     if not found or not _SCHEME.fullmatch(scheme):
@@ -163,12 +163,15 @@ class ServerSettings(Settings):
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The addresses to listen on; an empty text is every one of this machine."""
+        """The addresses to listen on; an empty text means all addresses of this machine."""
         return (self.host,) if isinstance(self.host, str) else self.host
 
 
 class LimitSettings(Settings):
-    """The number of HTTP requests that one address may send in a window, by group of paths. The first one opens it."""
+    """The number of HTTP requests that one address may send in a window, by group of paths.
+
+    The first request opens the window.
+    """
 
     api_requests: int = setting(100, "requests to /api/ in a window; 0 for no limit", ge=0)
     api_window: Duration = setting("15m", "the length of that window", ge=_1_S)

@@ -309,7 +309,7 @@ class MarketIngest:
         self._idle_until_ms = 0
 
     def compare_with_store(self, expected: RangeSet, stored: RangeSet, span: Range) -> tuple[RangeSet, RangeSet]:
-        """Compare the minutes that should be in the store with those that are, within `span`.
+        """Compare the minutes of `span` in the store with those that should be there.
 
         `expected` is the result of `coverage.covered_within` from before the store was read. Lost minutes are requested
         again, once: if the store does not keep them then, they are older than its retention, or it refuses them. New

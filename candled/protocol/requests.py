@@ -329,7 +329,7 @@ _SHARED: Mapping[str, Callable[[Any], Any]] = {
 
 
 def _shortened(given: Any, read: Callable[[Any], Any]) -> Any:
-    """Return a value that each subscription of a message reads again: as valid, with the same error, but short."""
+    """Return a shorter equivalent of a value that every subscription of a message reads."""
     if not isinstance(given, str | list | dict):
         return given
     try:

@@ -26,7 +26,7 @@ class BarSource(Protocol):
     """Bars in memory. `candled.aggregate.live_bars.LiveBars` implements it."""
 
     def newest_times(self, key: MarketKey, interval: Interval, count: int) -> Sequence[int]:
-        """Return when the newest bars begin, at most `count`, in ms and oldest first."""
+        """Return the opening times of the newest bars, at most `count`, oldest first."""
 
     def get_bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None:
         """Return the bar that begins at `open_ms`, or None."""
@@ -38,7 +38,7 @@ class BarSource(Protocol):
         """Return the series' revision. It changes if a bar other than the newest changes, or older bars are loaded."""
 
     def revised_from(self, key: MarketKey, interval: Interval, revision: int) -> int:
-        """Return when the oldest bar that changed after `revision` opens, in ms; later than any bar if none did."""
+        """Return the opening time of the oldest bar changed after `revision`, or a time after all bars."""
 
     def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
         """Return True if the bar is final."""

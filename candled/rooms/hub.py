@@ -144,7 +144,7 @@ class Hub:
     # ------------------------------------------------------------ changes in the aggregate (BarsListener)
 
     def on_bars_changed(self, market: MarketKey, changes: Sequence[BarChange]) -> None:
-        """Send changed bars now where the last update is a second ago, or queue them until then."""
+        """Send each changed bar now if the last update was at least a second ago; otherwise queue it until then."""
         rooms = self._rooms.get(market)
         if not rooms:
             return

@@ -229,7 +229,7 @@ class MessageRenderer:
         """Encode enough bars to show `count` of them, all but the last.
 
         Returns:
-            When the first and the last bar begin, in ms.
+            The opening times of the first and the last bar.
         """
         topic, sent = group.room.topic, group.throttle.sent
         more = 0 if group.mode == "live" else _NEWER

@@ -59,7 +59,7 @@ class ConnectionLimiter:
         return None
 
     def count_of(self, customer: str) -> int:
-        """Return the number of clients of one customer, as `client_of` returns it."""
+        """Return the number of clients of one customer, a result of `client_of`."""
         return self._customers[customer]
 
     def add_connection(self, address: str) -> None:

@@ -48,7 +48,10 @@ class PrefixedApplication(Application):
 
 
 class _TurnDelegate(HTTPMessageDelegate):
-    """Delays a request whose pass of the loop is used up: Tornado handles all that one client sent without a pause."""
+    """Delays a request if this pass of the loop has no time left.
+
+    Tornado handles all requests of one client in one pass.
+    """
 
     def __init__(self, request: HTTPMessageDelegate, turns: Broadcaster) -> None:
         self._request = request

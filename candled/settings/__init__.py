@@ -110,7 +110,7 @@ def _match(pattern: str, raw: Any) -> re.Match[str]:
 
 
 def refused(problem: str) -> PydanticCustomError:
-    """Return an error for a validator to raise. `problem` is shown as it is: let it repeat no password."""
+    """Return an error for a validator to raise. `problem` is shown as it is, so it must not contain a password."""
     return PydanticCustomError("refused", "{problem}", {"problem": problem})
 
 
@@ -247,7 +247,7 @@ _LIMITS = {
 
 
 class _Mistake:
-    """One that pydantic found, with its place in the tree and in the models."""
+    """A mistake that pydantic found, with its place in the tree and in the models."""
 
     def __init__(self, cls: type[Settings], tree: Any, path: str, found: ErrorDetails) -> None:
         self.kind, self.raw, self.context = found["type"], found["input"], found.get("ctx", {})
@@ -278,13 +278,13 @@ class _Mistake:
 
     @property
     def is_harmless(self) -> bool:
-        """A section that is null, so that nothing is set in it; or a list too short only without its wrong items."""
+        """True for a section that is null, or a list that is too short only because its wrong items were dropped."""
         if self.kind == "too_short":
             return bool(len(self.raw) >= self.context["min_length"])
         return self.kind == "model_type" and self.raw is None
 
     def problem(self, beside: Iterable[str]) -> str:
-        """Put it into candled's words, without passwords."""
+        """Return the mistake in candled's words, without passwords."""
         if self.kind == "extra_forbidden":
             return f"unknown setting{suggestion(self.key, [*beside, *self.known])}"
         if self.kind == "refused":
@@ -314,7 +314,7 @@ class _Mistake:
 
 
 def suggestion(wrong: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the known one it resembles, or all of them."""
+    """Return the end of a message about an unknown name: the known one it resembles, or all of them."""
     names = list(known)
     close = difflib.get_close_matches(wrong, names, n=1)
     if close:
@@ -323,7 +323,7 @@ def suggestion(wrong: str, known: Iterable[str]) -> str:
 
 
 def _shown(raw: object, *, quoted: bool = True) -> str:
-    """A wrong value for a message: short, and without passwords."""
+    """Return a wrong value for a message: short, and without passwords."""
     if raw is None:
         return "nothing"
     if isinstance(raw, Mapping | list | tuple):
@@ -347,7 +347,7 @@ def redacted(message: str) -> str:
 
 
 def plain_text(value: Any) -> str:
-    """A value as it is written in the settings, without passwords."""
+    """Return a value as it is written in the settings, without passwords."""
     plain = as_written(value)
     return json.dumps(plain) if isinstance(plain, bool) else str(plain)
 

@@ -91,7 +91,7 @@ class IngestStore:
         await self._threads.run_write(self._store.log_changes, market, epoch, changes)
 
     async def _save_unsaved(self) -> Mapping[MarketKey, Exception]:
-        """Save the coverage of all markets that wait by then; return the errors."""
+        """Save the coverage of all waiting markets; return the errors."""
         async with self._turn:
             unsaved, self._unsaved, self._saving = self._unsaved, {}, None
             try:

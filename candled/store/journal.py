@@ -108,7 +108,7 @@ class Journal:
         return len(lines)
 
     def next_rows(self, limit: int) -> list[Row]:
-        """Return the oldest rows not done, at most `limit`, or none if all are done.
+        """Return the oldest rows that are not done, at most `limit`; none if all are done.
 
         The result is the same until `mark_done`.
 

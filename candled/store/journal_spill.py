@@ -20,7 +20,7 @@ PAGE_ROWS = 5_000
 
 
 class JournalSpill:
-    """The way of the rows in `waiting` to `journal` and back. The journal works on a thread of its own."""
+    """Moves the rows in `waiting` to `journal`, and from there to the store. The journal has its own thread."""
 
     def __init__(self, journal: Journal, waiting: PendingRows) -> None:
         self.journal = journal
@@ -47,7 +47,7 @@ class JournalSpill:
         return True
 
     async def move_rows(self, *, forming: bool = False) -> bool:
-        """Move queued rows to the journal; return whether all of them are there."""
+        """Move queued rows to the journal; return whether it has taken all of them."""
         if not await self.open():
             return False
         while page := self._waiting.next_rows(PAGE_ROWS, forming=forming):

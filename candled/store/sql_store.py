@@ -102,7 +102,7 @@ def as_known_gaps(rows: Iterable[Any]) -> list[Gap]:
 
 
 def log_unused(unused: Collection[Interval]) -> None:
-    """Log which intervals are stored though the settings do not name them, if any."""
+    """Log the stored intervals that the settings do not name, if there are any."""
     if unused:
         logger.info(
             "the store keeps bars of %s, which the settings do not name; to drop them: "
@@ -113,6 +113,6 @@ def log_unused(unused: Collection[Interval]) -> None:
 
 
 def log_progress(intervals: Iterable[Interval], done: int, count: int) -> None:
-    """Log at most ten times how many of the markets are folded into new intervals."""
+    """Log how many markets are folded into new intervals, at most ten times."""
     if done * 10 // count > (done - 1) * 10 // count:
         logger.info("folded stored minutes into %s: %s of %s markets", ", ".join(map(str, intervals)), done, count)

@@ -1,4 +1,4 @@
-"""Opening the store of a daemon, and its regular care."""
+"""Opens the daemon's store, and maintains it regularly."""
 
 import logging
 from collections.abc import Sequence
@@ -65,14 +65,14 @@ class StoreUpkeep:
         tasks.start_periodic(self._check_in, self._clock, CHECK_IN_S)
 
     async def _tidy_up(self) -> None:
-        """Let the store tidy up. Nothing depends on it."""
+        """Let the store tidy up. A failure does no harm."""
         try:
             await self._threads.run_read(self._store.tidy_up, self._clock.now_ms())
         except (StoreUnavailable, StoreRejected) as error:
             logger.warning("the store could not be tidied up: %s", error)
 
     async def _check_in(self) -> None:
-        """Detect other daemons that use the store with other settings, and the end of failing reads."""
+        """Repeat failed reads, and detect other daemons that use the store with other settings."""
         await self._history.retry_failed()
         try:
             conflicts = await self._threads.run_write(self._store.check_in)

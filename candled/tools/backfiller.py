@@ -50,7 +50,7 @@ class Result:
 class Backfiller:
     """Fills one market. Minutes are stored before they are counted, so a kill loses only the requests in progress.
 
-    `is_reopened` selects the known gaps that are fetched now instead of at their next attempt. With `rereads` stored
+    `is_reopened` selects the known gaps that are fetched now instead of at their next attempt. With `rereads`, stored
     minutes are fetched too, and replaced if the exchange has other values, regardless of their timestamps.
     """
 
@@ -85,7 +85,7 @@ class Backfiller:
     async def fill_span(self, span: Range, advance: Callable[[int], None], *, to_present: bool) -> None:
         """Fetch the missing minutes of `span`, newest first; call `advance` with the number of minutes of each answer.
 
-        With `to_present` the span ends with the newest minute that is over. The start of the complete history is then
+        With `to_present`, the span ends with the newest minute that is over. The start of the complete history is then
         stored even if it was unknown.
         """
         for segment in self._split_span(span):
@@ -215,7 +215,7 @@ class Backfiller:
 
 
 def _differs(answer: Candle, known: Candle) -> bool:
-    """Return whether an answer has other values; a quote volume that it lacks is none."""
+    """Return whether an answer has other values; a missing quote volume is no difference."""
     if answer.quote_volume is None:
         return answer.values[:-1] != known.values[:-1]
     return answer.values != known.values

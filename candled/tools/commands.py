@@ -112,9 +112,9 @@ def verify(
 ) -> Outcome:
     """Prove that stored bars are right.
 
-    Recomputes every stored bar from its minutes and compares digit for digit, week by week; weeks that the time range
-    cuts are taken whole. Prints a line for each difference, and for each row that is no bar. You may run it beside the
-    daemon.
+    Recomputes every stored bar from its minutes and compares digit for digit, week by week; it checks the whole of each
+    week that the time range touches. Prints a line for each difference, and for each row that is no bar. You may run it
+    beside the daemon.
     """
     from .verify import verify
 
@@ -148,8 +148,8 @@ def backfill(
     """Fetch the history of markets from their exchange.
 
     Fetches every minute that is missing, newest first. The stored minutes are the progress: if you stop it at any
-    moment and start it again, it continues where it was. You may run it beside the daemon, whose live repair keeps
-    half of the request budget. Without --from it finds out where the exchange's history begins, and remembers it.
+    moment and start it again, it continues where it stopped. You may run it beside the daemon, whose live repair keeps
+    half of the request budget. Without --from, it finds out where the exchange's history begins, and remembers it.
     """
     from .backfill import backfill
 
@@ -240,8 +240,8 @@ def import_(
 ) -> Outcome:
     """Store minutes from CSV or Parquet files.
 
-    Checks every file as a whole before it stores anything of any of them. A stored minute is replaced only by a newer
-    version of it (column as_of_ms), so an import never undoes a correction, and you can repeat one that was cut short.
+    Checks all files completely before it stores any minute. A stored minute is replaced only by a newer version of it
+    (column as_of_ms), so an import never undoes a correction, and you can repeat an interrupted one.
     """
     from .transfer import import_files
 

@@ -103,8 +103,8 @@ def compare(
 ) -> list[Difference]:
     """Return the bars of `found` that differ from `expected`, oldest first. Numbers are compared exactly (10.0 is 10).
 
-    With `quote_may_be_absent` a quote volume that only one side has is no difference; with `revisions` another `rev`
-    is one.
+    With `quote_may_be_absent`, a quote volume that only one side has is no difference. With `revisions`, a different
+    `rev` is one.
     """
     found_bars, expected_bars = {bar.open_ms: bar for bar in found}, {bar.open_ms: bar for bar in expected}
     return [
@@ -152,9 +152,9 @@ def impossible(market: MarketKey, minutes: Iterable[Candle]) -> list[Difference]
 
 
 def contradictions(market: MarketKey, minutes: Iterable[Candle]) -> list[Difference]:
-    """Return the minutes that do not open where the one right before them closed, on an exchange where all do.
+    """Return the minutes that do not open at the close of the minute before, on an exchange where all do.
 
-    Imported ones may be of another exchange, and are not compared.
+    Imported minutes may come from another exchange and are not compared.
     """
     wrong = []
     for before, minute in pairwise(minutes):

@@ -17,12 +17,12 @@ class DayDigest(NamedTuple):
 
 
 def day_digests(minutes: Iterable[Candle]) -> Iterator[DayDigest]:
-    """Yield the digest of each UTC day that has minutes, oldest first, as `minutes` are.
+    """Yield the digest of each UTC day that has minutes. Days and `minutes` are oldest first.
 
     A digest is the SHA-256, in hexadecimal, of one line of ASCII per minute, oldest first, each ended by a line feed:
-    `time_ms,open,high,low,close,volume,quote_volume`. Numbers are in shortest form (no exponent, no zeros at the
-    end: `67234.5`, `0.00000001`, `0`); a missing quote volume is empty. The time at which a minute was
-    stated is not part of it, so stores that got the same candles in different ways agree.
+    `time_ms,open,high,low,close,volume,quote_volume`. Numbers are in shortest form (no exponent, no zeros at the end:
+    `67234.5`, `0.00000001`, `0`); a missing quote volume is empty. `as_of_ms` is not part of it, so stores that
+    received the same candles in different ways agree.
     """
     for day, of_day in groupby(minutes, key=lambda minute: minute.open_ms // DAY_MS):
         lines = [_line(minute) for minute in of_day]

@@ -32,7 +32,8 @@ _Ask = Callable[[MarketKey, Interval, Range], Awaitable[Answer]]
 class ExchangeCheck:
     """Compares one exchange's markets in windows that `chance` chooses.
 
-    With `repair` minutes that differ are replaced by those of the exchange, as a new revision, and longer bars follow.
+    With `repair`, minutes that differ are replaced by a new revision with the exchange's values, and longer bars are
+    recomputed.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class ExchangeCheck:
     ) -> None:
         """Compare `windows` ranges of minutes of each market, and a range of each longer interval that is offered.
 
-        With `all` every stored bar is compared that the exchange still has. `suspect` minutes are always compared.
+        With `all`, every stored bar that the exchange still has is compared. `suspect` minutes are always compared.
         """
         self._exchange.resume_after(max(self._store.newest_minutes(self._name).values(), default=None))
         plans = {

@@ -131,7 +131,7 @@ def read_candles(path: Path, now_ms: int) -> Iterator[Candle | BadRow]:
 
     The file is CSV, optionally compressed with gzip, or Parquet, as its first bytes show. Columns are `time_ms` (UTC
     epoch milliseconds), `open`, `high`, `low`, `close`, `volume`, and optionally `quote_volume` (blank is unknown, not
-    0) and `as_of_ms`. Without `as_of_ms` a minute counts as stated at its end, so a later version of the exchange is
+    0) and `as_of_ms`. Without `as_of_ms`, the end of the minute is used, so that a later version from the exchange is
     kept. Times must ascend. `now_ms` is the present: a minute that is not over is a bad row.
 
     Raises:

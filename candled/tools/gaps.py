@@ -27,7 +27,7 @@ _MARGIN_MS = 120_000
 
 
 def expected(store: Store, market: MarketKey, now_ms: int, backfill_ms: int) -> Range:
-    """Return the range that should be stored at `now_ms`, by the stored minutes, the settings and the store."""
+    """Return the range that should be stored at `now_ms`, according to the settings and the store."""
     stored = store.span(market, MINUTE)
     begins = [WEEK.floor(now_ms - backfill_ms), *([stored.start_ms] if stored else [])]
     since_ms = store.complete_from(market)

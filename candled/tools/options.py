@@ -174,8 +174,8 @@ F = TypeVar("F", bound=Callable[..., Outcome])
 def declare(app: typer.Typer, heading: str, epilog: str | None = None) -> Callable[[F], F]:
     """Declare a command with the name, the options and the docstring of a function.
 
-    Parsing a command line that names it returns a `partial` of the function, for `candled.cli.main` to call. So a
-    command runs outside Typer, which has its own ideas of Ctrl-C and broken pipes.
+    Parsing a command line that names it returns a `partial` of the function, for `candled.cli.main` to call. The
+    command then runs outside Typer, which would handle Ctrl-C and broken pipes differently.
     """
 
     def register(function: F) -> F:

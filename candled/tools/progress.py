@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def show_progress(label: str, total: int | None, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """Draw a bar on standard error while the block runs; yield the function that counts how many more are done.
+    """Draw a bar on standard error while the block runs; yield a function that adds to the completed work.
 
     Where standard error is no terminal, or with `quiet`, nothing is drawn. Other lines appear above the bar, which
-    goes when the block ends. Without `total` the bar has no end and no time to go.
+    disappears when the block ends. Without `total`, the bar shows no end and no remaining time.
     """
     if quiet or not sys.stderr.isatty():
         yield lambda count: None

@@ -57,5 +57,5 @@ class Report:
 
     @property
     def exit_status(self) -> int:
-        """The exit status: 1 where something differs or could not be checked."""
+        """The exit status: 1 if something differs or could not be checked."""
         return 1 if self.found_count or self._unchecked else 0

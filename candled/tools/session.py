@@ -142,7 +142,7 @@ class Session:
         """Call a method of the store that only reads.
 
         Raises:
-            StoreUnavailable, StoreRejected: as the method, the first one after several attempts over minutes.
+            StoreUnavailable: several attempts over minutes have failed. StoreRejected: as the method.
         """
         read = partial(self._threads.run_read, call, *args, **kwargs)
         return await retry(read, self.clock, Backoff(), on=StoreUnavailable, attempts=_ATTEMPTS)

@@ -43,9 +43,9 @@ def exchange_of(config: Config, name: str | None) -> ExchangeConfig:
 
 
 def markets_of(config: Config, symbols: Sequence[Symbol], exchange: str | None) -> list[MarketKey]:
-    """Return the markets of a command: of each symbol the configured ones, without symbols all of them.
+    """Return the markets of a command: the configured ones with these symbols, or all if no symbol is given.
 
-    A symbol that is not in the settings means that of `exchange`, by default the first one: its history may still be
+    A symbol that is not in the settings means the market at `exchange`, by default the first: its history may still be
     stored.
 
     Raises:
@@ -62,9 +62,9 @@ def markets_of(config: Config, symbols: Sequence[Symbol], exchange: str | None) 
 
 
 def before_beginning(store: Store, market: MarketKey, since_ms: int) -> int:
-    """Return the start of the week in which history begins, if it begins at `since_ms`; else `since_ms`.
+    """Return the start of the week in which history begins if it begins at `since_ms`, else `since_ms`.
 
-    The bars in which history begins are complete then, though they start earlier.
+    A bar that contains the beginning of history is complete although it starts earlier.
     """
     for gap in store.known_gaps(market, Range(since_ms - MINUTE_MS, since_ms)):
         if gap.reason == "beyond_history" and gap.end_ms >= since_ms:
@@ -73,7 +73,7 @@ def before_beginning(store: Store, market: MarketKey, since_ms: int) -> int:
 
 
 def put_past(store: Store, market: MarketKey, minutes: Sequence[Candle]) -> None:
-    """Store minutes, oldest first. Log the change before: clients that reconnect then get the bars.
+    """Store past minutes, oldest first. Log the change first, so that clients that reconnect receive the bars.
 
     This works without a running daemon too.
     """

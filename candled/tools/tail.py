@@ -46,7 +46,7 @@ async def tail(
 
 
 class Printer:
-    """Writes bars: with `in_place` the newest line is overwritten while its bar changes, else each change is a line.
+    """Writes bars, one line for each change. With `in_place`, the newest line is overwritten while its bar changes.
 
     A bar that has not changed since it was printed, for instance after a reconnect, is not printed again.
     """

@@ -149,8 +149,8 @@ def verify_market(
 ) -> BadMinutes:
     """Compare every longer bar of the weeks that `bounds` touch with its minutes; report the differences.
 
-    With `repair` bad rows are deleted and wrong bars rebuilt, and reported as repaired if they are right afterwards.
-    With `opens_at_previous_close` every minute must open where the one before it closed. Minutes that contradict their
+    With `repair`, bad rows are deleted and wrong bars rebuilt, and reported as repaired if they are right afterwards.
+    With `opens_at_previous_close`, every minute must open at the close of the one before. Minutes that contradict their
     neighbours are reported unless `asks_later`: then the exchange is asked first.
     """
     longer = [interval for interval in intervals if interval != MINUTE]
@@ -227,7 +227,7 @@ class _MarketCheck:
                 insort(self._unreadable.setdefault(row.interval, []), row.time)
 
     def _report_bad(self, rows: Sequence[BadRow]) -> None:
-        """Report rows that are no bars; with `repair` delete them, so that their minutes are fetched again."""
+        """Report rows that are no bars. With `repair`, delete them, so that their minutes are fetched again."""
         if self._is_repairing and rows:
             times = [(at_ms, row.interval.ms) for row in rows if (at_ms := _time_of(row)) is not None]
             spans = [(at_ms, at_ms + length_ms) for at_ms, length_ms in times]
@@ -255,7 +255,7 @@ class _MarketCheck:
     # ------------------------------------------------------------ wrong bars
 
     def _beyond(self, span: Range | None, bounds: Range) -> Iterator[Range]:
-        """Yield, in long pages, the time before and after the weeks of the minutes in which bars are stored."""
+        """Yield the time in which bars but no minutes are stored, in long pages."""
         found = [one for interval in self._longer if (one := self._store.span(self._market, interval)) is not None]
         if not found:
             return

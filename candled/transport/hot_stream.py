@@ -32,9 +32,9 @@ _BY_TORNADO_S = 1800.0  # a request reaches Tornado at least so often, which clo
 
 
 class HotStream(IOStream):
-    """A connection whose requests `answer` may answer while Tornado waits for the next one.
+    """A connection whose requests are answered by `answer` if possible, otherwise by Tornado.
 
-    After its first request it is read in those passes of the loop in which `may_read` returns True.
+    After its first request, it is read only in passes of the loop in which `may_read` returns True.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class HotStream(IOStream):
         self._connections.on_refused(self, self._address, path.rpartition("/")[0], self._clock.monotonic())
 
     def leave_connections(self) -> None:
-        """Count this connection no longer: it is a client's now."""
+        """Stop counting this connection: it belongs to a client now."""
         self._connections.remove_connection(self)
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
@@ -142,7 +142,7 @@ class HotStream(IOStream):
         return count
 
     def close_fd(self) -> None:
-        """Close the socket, and count it no longer."""
+        """Close the socket, and stop counting it."""
         super().close_fd()
         self._connections.remove_connection(self)
 

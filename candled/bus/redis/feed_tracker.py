@@ -42,9 +42,9 @@ class FeedTracker:
     reports messages that did not arrive. Reported messages have until the next heartbeat to arrive, because channels of
     a cluster use different connections.
 
-    No single message moves the position of a feed. A jump counts only if the market's fence confirms it (`prove`),
-    which only the leader writes. The leader's heartbeats decide in the end: two in a row with less than the known
-    position mean that the known position was wrong.
+    No single message moves the position of a feed. A jump counts only if the market's fence confirms it
+    (`confirm_jump`), which only the leader writes. The leader's heartbeats decide in the end: two in a row with less
+    than the known position mean that the known position was wrong.
     """
 
     def __init__(self, shards: Mapping[int, Iterable[MarketKey]], now: float) -> None:
@@ -64,7 +64,10 @@ class FeedTracker:
     # ------------------------------------------------------------ messages
 
     def on_message(self, market: MarketKey, position: Position) -> MessageOrder:
-        """Judge a message. One that leaves a gap has its market read first, and is not recorded before that."""
+        """Judge a message.
+
+        If it leaves a gap, its market is read first, and the message is recorded only after that.
+        """
         known = self._positions.get(market)
         if known is None:  # messages from before the connection are read anyway
             reason = "hole" if position.seq > 1 else ""
@@ -112,7 +115,7 @@ class FeedTracker:
         return known
 
     def on_external_minute(self, market: MarketKey, now: float) -> bool:
-        """Record a minute from another program; return whether it counts, which is only if the market has no leader."""
+        """Record a minute from another program; return whether it counts. It does only if the market has no leader."""
         shard = self._shards[self._shard_of[market]]
         if not shard.is_late:
             return False
@@ -206,7 +209,7 @@ class FeedTracker:
             shard.external_at = {market: at for market, at in times if is_late and now - at <= EXTERNAL_LATE_S}
 
     def stale_markets(self) -> set[MarketKey]:
-        """Return the markets that may be in doubt."""
+        """Return the markets whose last published state may be outdated."""
         found = {*self._unreadable, *self._undelivered}
         for shard in self._shards.values():
             found.update(shard.markets if shard.is_late else shard.unlisted_counts)
@@ -235,14 +238,14 @@ class FeedTracker:
             self.keep_alive(shard, now)
 
     def on_shard_lost(self, shard: int, now: float) -> None:
-        """Reset a shard that this process led and another leads now: nothing is known of the new feed."""
+        """Reset a shard that another process leads now: nothing is known about its feed yet."""
         fresh = self._shards[shard] = _Shard(self._shards[shard].markets, now)
         for market in fresh.markets:
             self._undelivered.pop(market, None)
         self.mark_missed(fresh.markets, "handover")
 
     def keep_alive(self, shard: int, now: float) -> None:
-        """Keep a shard that this process leads from being late: its heartbeat is not awaited."""
+        """Record that this process leads a shard, so its heartbeat cannot be late."""
         self._shards[shard].heartbeat_at = now
         self._shards[shard].is_late = False
 
@@ -253,7 +256,7 @@ class FeedTracker:
     # ------------------------------------------------------------ reading again
 
     def mark_missed(self, markets: Iterable[MarketKey], reason: str) -> None:
-        """Have markets read again."""
+        """Mark markets as missed, so that they are read again."""
         for market in markets:
             if market not in self._missed:
                 self._missed[market] = reason

@@ -177,7 +177,7 @@ class Leases:
             self._on_change(lease, lease.release())
 
     def on_fenced(self, lease: Lease, token: int) -> None:
-        """Handle a rejection by Redis, because a higher token has published.
+        """Handle a rejection by Redis: another process has published with a higher token.
 
         The lease is unsure until it is requested again.
         """

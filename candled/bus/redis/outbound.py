@@ -107,7 +107,7 @@ class OutboundQueue:
 
 
 def _add_version(candles: Sequence[Candle], candle: Candle) -> list[Candle]:
-    """Return the newest minutes including one more version, oldest first."""
+    """Return the newest minutes after adding one version, oldest first."""
     kept = [one for one in candles if one.open_ms != candle.open_ms]
     return sorted([*kept, candle], key=lambda one: one.open_ms)[-_MAX_MINUTES:]
 

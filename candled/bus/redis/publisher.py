@@ -280,7 +280,10 @@ class RedisPublisher:
             outgoing.sent_up_to(batch.seq)
 
     def _on_overtaken(self, batch: "_Batch", number: int) -> None:
-        """Handle a later call of this feed in Redis. If this process never made that call, it must be overwritten."""
+        """Handle a higher number in Redis.
+
+        If this process has never used it, another program wrote it: overwrite it.
+        """
         outgoing = self._markets[batch.market]
         if self._lease_of(batch.market).epoch != batch.epoch:
             return

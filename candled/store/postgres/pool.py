@@ -101,7 +101,7 @@ class Watchdog:
 
     @contextmanager
     def watch_call(self, line: socket.socket, limit_s: float) -> Iterator[None]:
-        """Shut `line` if the block takes longer than `limit_s` seconds."""
+        """Shut the socket `line` if the block takes longer than `limit_s` seconds."""
         deadline = time.monotonic() + limit_s
         with self._changed:
             self._deadlines[line] = deadline

@@ -52,7 +52,7 @@ def _differ(columns: Sequence[str]) -> str:
 
 
 def _merge(revisions: str) -> str:
-    """Return SQL for the rule of `Candle.merged_with`, in which other values count as so many revisions."""
+    """Return SQL for the rule of `Candle.merged_with`. `revisions` is added to `rev` if the values differ."""
     others = _differ(_NUMBERS)
     return f"""ON CONFLICT (market, time) DO UPDATE SET {_all_new((*_NUMBERS, "as_of"))},
             src = CASE WHEN {others} THEN excluded.src ELSE old.src END,
