@@ -34,10 +34,10 @@ Settings:
 
 \b
 Exit status:
-  0  ended as asked, by Ctrl-C or SIGTERM too, and nothing was wrong
+  0  ended normally (also by Ctrl-C or SIGTERM) and found no problem
   1  the daemon ended with candles it could not store, `candled plugins` found
      a plugin that cannot be used, or a command on stored history found
-     something missing or wrong
+     missing or wrong minutes
   2  a mistake in settings or arguments, a port in use, a file that cannot be
      read, a subscription that the server refused: a line for each on standard
      error
@@ -148,8 +148,8 @@ def _parse_daemon(
             min=1,
             max=1024,
             metavar="N",
-            show_default="one process that does all",
-            help="Run one process that ingests and N that serve and share the port; needs Redis and PostgreSQL.",
+            show_default="one process that does everything",
+            help="Run one process that ingests and N that serve and share the port. Needs Redis and PostgreSQL.",
         ),
     ] = None,
     worker: Annotated[str | None, typer.Option(hidden=True)] = None,  # given by `candled.workers`

@@ -131,7 +131,9 @@ def _answer(entry_point: metadata.EntryPoint, within_s: float) -> dict[str, type
     try:
         answer = answers.get(timeout=within_s)
     except queue.Empty:
-        raise PluginError(f"was not imported and asked within {within_s:g} s; does it wait for something?") from None
+        raise PluginError(
+            f"took more than {within_s:g} s to be imported and to answer; does it wait for something?"
+        ) from None
     if isinstance(answer, PluginError):
         raise answer
     if isinstance(answer, BaseException):

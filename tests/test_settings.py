@@ -122,7 +122,7 @@ def test_what_yaml_says_becomes_a_value(text, expected):
         ("files: [a]", "x.files: expected a mapping, got a list"),
         ("files: {a: b}", "x.files.a: expected a whole number, got 'b'"),
         ("kind: odd", "x.kind: one of new, old, was odd"),
-        ("symbols: [A/B, A/B]", "x.symbols: A/B is there twice"),
+        ("symbols: [A/B, A/B]", "x.symbols: A/B is listed twice"),
         ("names: a", "x.names: expected a list, got 'a': write [a]"),
         ("names: {}", "x.names: expected a list, got a mapping"),
         ("hosts: 7", "x.hosts: expected text, got 7: put it in quotes"),

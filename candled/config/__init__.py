@@ -138,7 +138,7 @@ def make_exchanges(config: Config, clock: Clock) -> list[Exchange]:
         except CandledError as error:
             problems.append(f"exchanges.{one.name}: {redacted(str(error))}")
         except (Exception, SystemExit) as error:  # a plugin may raise anything, even SystemExit
-            logger.debug("exchanges.%s cannot be made", one.name, exc_info=True)
+            logger.debug("exchanges.%s cannot be created", one.name, exc_info=True)
             problems.append(f"exchanges.{one.name}: {redacted(one_line(error))}")
     if problems:
         raise ConfigError(problems)

@@ -46,9 +46,9 @@ def _network(text: str) -> str:
 def _check_hosts(written: str | tuple[str, ...]) -> str | tuple[str, ...]:
     hosts = (written,) if isinstance(written, str) else written
     if not hosts:
-        raise refused('at least one address is needed; "" is every one of this machine')
+        raise refused('at least one address is needed; "" means every address of this machine')
     if len(hosts) > 1 and "" in hosts:
-        raise refused('"" is every address of this machine, so that it stands alone')
+        raise refused('"" means every address of this machine, so it cannot be one of several')
     if any(host and not host.strip("[] ") for host in hosts):
         raise refused("blanks are no address")
     distinct(hosts)
@@ -57,7 +57,7 @@ def _check_hosts(written: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 def _check_headers(headers: tuple[str, ...]) -> tuple[str, ...]:
     if {"draft-6", "draft-8"} <= set(headers):
-        raise refused("draft-6 or draft-8, they use one name for different things")
+        raise refused("choose draft-6 or draft-8: they use the same name for different values")
     return headers
 
 
@@ -95,7 +95,7 @@ def _check_store(url: str) -> str:
     if file.endswith("/"):
         raise refused("the file is missing, for instance sqlite:///candled.db")
     if _NO_FILE.search(file):
-        raise refused("sqlite:// is followed by a file alone, without user, password or parameters")
+        raise refused("only a file may follow sqlite://, without user, password or parameters")
     return url
 
 
@@ -118,22 +118,18 @@ class ServerSettings(Settings):
         "", "a path such as /candles that a reverse proxy leaves before candled's own paths"
     )
     allowed_origins: tuple[_Origin, ...] = setting(
-        ("*",), "which web pages may connect, such as https://charts.example.org; * is any page"
+        ("*",), "web pages that may connect, such as https://charts.example.org; * is any page"
     )
     trusted_proxies: tuple[_Network, ...] = setting(
-        (), "addresses or networks of proxies whose X-Forwarded-For is believed"
+        (), "addresses or networks of proxies whose X-Forwarded-For is trusted"
     )
-    max_connections: int = setting(10_000, "connections in all, of every kind; 0 for no limit", ge=0)
+    max_connections: int = setting(10_000, "total number of connections of every kind; 0 for no limit", ge=0)
     max_connections_per_ip: int = setting(200, "connections from one address, of every kind; 0 for no limit", ge=0)
-    max_handshakes_per_second: int = setting(
-        1000, "WebSocket connections that are let in per second; 0 for no limit", ge=0
-    )
+    max_handshakes_per_second: int = setting(1000, "new WebSocket connections per second; 0 for no limit", ge=0)
     max_rooms_per_connection: int = setting(64, "subscriptions of one connection", ge=1)
     max_messages_per_second: int = setting(20, "messages a client may send per second; 0 for no limit", ge=0)
-    ping_interval: Duration = setting("30s", "how often a connection is pinged", ge=_100_MS)
-    ping_timeout: Duration = setting(
-        "10s", "how long a client may take to answer a ping; at most ping_interval", ge=_100_MS
-    )
+    ping_interval: Duration = setting("30s", "time between pings of a connection", ge=_100_MS)
+    ping_timeout: Duration = setting("10s", "time a client has to answer a ping; at most ping_interval", ge=_100_MS)
     slow_client_timeout: Duration = setting(
         "30s", "how long a client may leave a message unread before it is disconnected", ge=_100_MS
     )
@@ -141,7 +137,7 @@ class ServerSettings(Settings):
         "10s", "how long a new connection may take to send the header of its request", ge=_100_MS
     )
     idle_timeout: Duration = setting(
-        "75s", "how long a connection may wait for its next HTTP request; more than your proxy keeps it", ge=_1_S
+        "75s", "how long a connection may wait for its next HTTP request; choose more than your proxy's limit", ge=_1_S
     )
     compression: bool = setting(
         False, "compress large messages for clients that offer permessage-deflate; updates never are"
@@ -150,14 +146,14 @@ class ServerSettings(Settings):
         "2KB", "compress HTTP answers of this size or more for clients that accept gzip or zstd; 0 for none"
     )
     own_sockets: bool = setting(
-        True, "own the sockets of clients after the handshake; false leaves them to Tornado, at five times the cost"
+        True, "take over the clients' sockets after the handshake; false lets Tornado keep them, at five times the CPU"
     )
     cache: Size = setting(
-        "64MB", "memory for encoded bars, which rooms and HTTP answers are copied from", ge=ByteSize(10**6)
+        "64MB", "memory for encoded bars, from which rooms and HTTP answers are copied", ge=ByteSize(10**6)
     )
     warmup_wait: Duration = setting(
         "10s",
-        "how long a subscription waits until the current week is complete, before it gets the bars in memory",
+        "how long a subscription waits for the current week to be complete, before it gets the bars in memory",
         ge=timedelta(0),
     )
 
@@ -168,10 +164,7 @@ class ServerSettings(Settings):
 
 
 class LimitSettings(Settings):
-    """The number of HTTP requests that one address may send in a window, by group of paths.
-
-    The first request opens the window.
-    """
+    """The number of HTTP requests of one address in a window, by group of paths. Its first request opens the window."""
 
     api_requests: int = setting(100, "requests to /api/ in a window; 0 for no limit", ge=0)
     api_window: Duration = setting("15m", "the length of that window", ge=_1_S)
@@ -196,7 +189,7 @@ class UdfSettings(Settings):
     """TradingView's charts, at /udf."""
 
     next_time: Literal["s", "ms"] = setting(
-        "s", "the unit of nextTime where a range is empty: s or ms, which TradingView's pages disagree on"
+        "s", "the unit of nextTime for an empty range: s or ms; TradingView's own pages disagree"
     )
 
 
@@ -204,7 +197,7 @@ class KlinesSettings(Settings):
     """Binance's klines, for bots and libraries that speak Binance."""
 
     enabled: bool = setting(False, "serve /api/v3/klines and the kline streams")
-    exchange: str | None = setting(None, "the exchange of these symbols; by default the first one")
+    exchange: str | None = setting(None, "the exchange whose symbols are served; by default the first one")
     prefix: Annotated[str, matching(_PATH, "a path such as /binance")] = setting(
         "", "prefix of these paths, such as /binance"
     )
@@ -214,7 +207,7 @@ class IngestSettings(Settings):
     """The way candles are read from exchanges."""
 
     backfill: Duration = setting(
-        "30d", "how far back a new store is filled; the current week always is", ge=timedelta(0)
+        "30d", "how far back a new store is filled; the current week is always filled", ge=timedelta(0)
     )
     grace_period: Duration = setting(
         "6s",
@@ -231,7 +224,7 @@ class IngestSettings(Settings):
     )
     shards: int = setting(
         1,
-        "into how many parts the markets are divided for several ingest processes; the same in all processes",
+        "number of parts into which the markets are divided for several ingest processes; the same in all processes",
         ge=1,
         le=1024,
     )
@@ -246,20 +239,18 @@ class StoreSettings(Settings):
         "postgresql://user:password@host:5432/database, with or without TimescaleDB",
     )
     init: bool = setting(
-        True, "the daemon makes or upgrades the store's tables on start; false leaves that to `candled init-db`"
+        True, "the daemon creates or upgrades the store's tables on start; false leaves that to `candled init-db`"
     )
     flush_interval: Duration = setting(
-        "250ms", "how long candles are gathered before they are written together", ge=timedelta(milliseconds=1)
+        "250ms", "how long candles are collected before they are written together", ge=timedelta(milliseconds=1)
     )
-    journal: str = setting(
-        "candled.journal", 'folder of the candles that wait while the store is unavailable; "" for none'
-    )
-    journal_limit: Size = setting("256MB", "the largest size of that folder", ge=ByteSize(64 * 10**3))
+    journal: str = setting("candled.journal", 'folder where candles wait while the store is unavailable; "" for none')
+    journal_limit: Size = setting("256MB", "the maximum size of that folder", ge=ByteSize(64 * 10**3))
     compress_after: Duration = setting(
         "14d", "TimescaleDB compresses minutes older than this, in whole days; 0s for never", ge=timedelta(0)
     )
     retention: Duration = setting(
-        "0s", "PostgreSQL drops minutes older than this, in whole days; 0s keeps them forever", ge=timedelta(0)
+        "0s", "PostgreSQL deletes minutes older than this, in whole days; 0s keeps them forever", ge=timedelta(0)
     )
 
 

@@ -167,7 +167,7 @@ def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the values; refuse duplicates."""
     texts = [str(value) for value in values]
     if twice := [text for text in dict.fromkeys(texts) if texts.count(text) > 1]:
-        raise refused(f"{', '.join(twice)} is there twice")
+        raise refused(f"{', '.join(twice)} is listed twice")
     return values
 
 

@@ -25,16 +25,16 @@ Why a minute is missing:
 _GAPS_STATUS = """
 \b
 Exit status:
-  0  nothing is missing that the exchange was not asked for
+  0  the exchange was asked for all missing minutes
   1  some minutes were not fetched yet (missing)
   2  a mistake in settings or arguments
 """
 _FETCH_STATUS = """\
 \b
 Exit status:
-  0  the exchange answered for everything, and what it has is stored
-  1  the exchange or the store failed for minutes on end, or some answers
-     were not usable: run it again
+  0  everything was requested, and stored if the exchange has it
+  1  the exchange or the store failed for minutes, or some answers were not
+     usable: run it again
   2  a mistake in settings or arguments
 """
 
@@ -70,7 +70,7 @@ def init_db(drop_interval: opt.Intervals = None, config: ConfigFile = None) -> O
 def gaps(
     symbols: opt.Symbols = None,
     exchange: opt.OnlyExchange = None,
-    every: Annotated[bool, typer.Option("--all", help="List minutes without trades one by one too.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Also list minutes without trades one by one.")] = False,
     as_json: opt.Json = False,
     config: ConfigFile = None,
 ) -> Outcome:
@@ -94,8 +94,8 @@ def verify(
         bool,
         typer.Option(
             "--repair",
-            help="Rebuild wrong bars from their minutes, and delete rows that are no bars. With --exchange-check also "
-            "replace minutes that differ at the exchange.",
+            help="Rebuild wrong bars from their minutes, and delete rows that are no bars. With --exchange-check, also "
+            "replace minutes for which the exchange has other values.",
         ),
     ] = False,
     exchange_check: opt.ExchangeCheck = None,
@@ -174,7 +174,7 @@ def repair(
     end: opt.To = None,
     reread: opt.Reread = False,
     every: Annotated[
-        bool, typer.Option("--all", help="Ask for minutes that are older than the exchange's history too.")
+        bool, typer.Option("--all", help="Also ask for minutes that are older than the exchange's history.")
     ] = False,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -226,14 +226,14 @@ def export(
 @declare(app, _FILES)
 def import_(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", readable=False, help="CSV, .gz too, or Parquet.")],
-    symbol: Annotated[
-        Symbol, typer.Option(parser=Symbol.parse, metavar="SYMBOL", help="The symbol whose minutes they are.")
-    ],
+    symbol: Annotated[Symbol, typer.Option(parser=Symbol.parse, metavar="SYMBOL", help="The symbol of the minutes.")],
     exchange: opt.ExchangeName = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Store the good rows of a file that has bad ones.")
     ] = False,
-    sparse: Annotated[bool, typer.Option("--sparse", help="The rows are minutes, however far they are apart.")] = False,
+    sparse: Annotated[
+        bool, typer.Option("--sparse", help="Treat the rows as minutes, however far apart they are.")
+    ] = False,
     as_json: opt.JsonLines = False,
     quiet: opt.Quiet = False,
     config: ConfigFile = None,

@@ -177,7 +177,7 @@ def _picker(path: Path, columns: Sequence[str]) -> Callable[[Sequence[str]], Seq
     """Return a function that picks the cells of NEEDED and OPTIONAL from a row, empty for a missing column."""
     problems = [f"no column {name}" for name in NEEDED if name not in columns]
     problems += [f"unknown column {name!r}" for name in columns if name not in NEEDED + OPTIONAL + _IGNORED]
-    problems += [f"column {name} is there twice" for name in dict.fromkeys(columns) if columns.count(name) > 1]
+    problems += [f"column {name} is listed twice" for name in dict.fromkeys(columns) if columns.count(name) > 1]
     if problems:
         expected = f"{','.join(NEEDED)}[,{'][,'.join(OPTIONAL)}]"
         raise ConfigError([f"{path}: {problem}; expected {expected}" for problem in problems[:3]])
@@ -195,7 +195,7 @@ def _candle(cells: Sequence[str], now_ms: int) -> Candle:
     if not as_of:
         return candle._replace(as_of_ms=end_ms)
     if not (as_of.isascii() and as_of.isdigit()) or int(as_of) > now_ms + DAY_MS:
-        raise InvalidCandle(f"expected the time of the statement in epoch milliseconds, got {as_of!r}")
+        raise InvalidCandle(f"expected as_of_ms in epoch milliseconds, got {as_of!r}")
     return candle._replace(as_of_ms=int(as_of))
 
 

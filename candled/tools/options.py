@@ -139,7 +139,10 @@ Intervals = Annotated[
     ),
 ]
 Reread = Annotated[
-    bool, typer.Option("--reread", help="Fetch stored minutes too, and replace those that differ at the exchange.")
+    bool,
+    typer.Option(
+        "--reread", help="Also fetch stored minutes, and replace those for which the exchange has other values."
+    ),
 ]
 ExchangeCheck = Annotated[
     Any,
@@ -160,7 +163,7 @@ MemoryUrl = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")]
-JsonLines = Annotated[bool, typer.Option("--json", help="Print JSON, an object a line.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 # ---------------------------------------------------------------- commands

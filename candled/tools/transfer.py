@@ -37,7 +37,7 @@ def export(
     with open_store(config) as store:
         kept = [MINUTE, *store.intervals()]
         if interval not in kept:
-            raise ConfigError(f"--interval: no bars of {interval} are kept; kept are {', '.join(map(str, kept))}")
+            raise ConfigError(f"--interval: no bars of {interval} are kept, only of {', '.join(map(str, kept))}")
         stored = store.span(market, interval)
         start_ms = max(bounds.start_ms, stored.start_ms if stored else 0)
         end_ms = min(bounds.end_ms, stored.end_ms if stored else 0)

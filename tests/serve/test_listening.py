@@ -177,9 +177,9 @@ def test_one_host_or_a_list_can_be_written(tmp_path, written, env, hosts):
 @pytest.mark.parametrize(
     ("written", "problem"),
     [
-        ([], 'server.host: at least one address is needed; "" is every one of this machine'),
-        (["", "::1"], 'server.host: "" is every address of this machine, so that it stands alone'),
-        (["::1", "::1"], "server.host: ::1 is there twice"),
+        ([], 'server.host: at least one address is needed; "" means every address of this machine'),
+        (["", "::1"], 'server.host: "" means every address of this machine, so it cannot be one of several'),
+        (["::1", "::1"], "server.host: ::1 is listed twice"),
         (["::1", 7], "server.host[1]: expected text, got 7: put it in quotes"),
         ({":": None}, "server.host: expected text, got a mapping"),
         (" ", "server.host: blanks are no address"),

@@ -207,7 +207,7 @@ def test_an_export_of_nothing_says_what_there_is(config, tmp_path, capsys):
 
 
 def test_what_cannot_be_exported_is_refused(config, tmp_path):
-    assert "no bars of 3m are kept; kept are 1m, 5m" in refusal(config, "export", "BTC/USDT", "--interval", "3m")
+    assert "no bars of 3m are kept, only of 1m, 5m" in refusal(config, "export", "BTC/USDT", "--interval", "3m")
     assert "Parquet needs a file" in refusal(config, "export", "BTC/USDT", "--format", "parquet")
     assert "did you mean bitget" in refusal(config, "export", "BTC/USDT", "--exchange", "bitgte")
     load(config, write(tmp_path / "in.csv", HEADER, row(0)))
@@ -227,8 +227,8 @@ def test_what_cannot_be_exported_is_refused(config, tmp_path):
         (f"{MONDAY_MS},2,9,1,2,NaN,,", "finite"),
         (f"{MONDAY_MS},2,9,1,2,1E+999999999,,", "at most 50 digits"),
         (f"{MONDAY_MS},2,9,1,2,1E-99,,", "at most 50 digits"),
-        (f"{MONDAY_MS},2,9,1,2,1,,yesterday", "time of the statement"),
-        (f"{MONDAY_MS},2,9,1,2,1,,{NOW_MS * 2}", "time of the statement"),
+        (f"{MONDAY_MS},2,9,1,2,1,,yesterday", "expected as_of_ms"),
+        (f"{MONDAY_MS},2,9,1,2,1,,{NOW_MS * 2}", "expected as_of_ms"),
         (f"{MONDAY_MS},2,9,1,2,1", "8 columns, got 6"),
         (f"{NOW_MS - NOW_MS % MINUTE_MS},2,9,1,2,1,,", "a minute that is over"),
     ],
@@ -277,7 +277,7 @@ def test_bad_rows_can_be_skipped_and_are_counted(config, store, tmp_path, capsys
         ("", "no column time_ms"),
         ("time_ms,open,high,low,close\n", "no column volume"),
         ("time_ms,open,high,low,close,volume,price\n", "unknown column 'price'"),
-        ("time_ms,open,high,low,close,volume,volume\n", "column volume is there twice"),
+        ("time_ms,open,high,low,close,volume,volume\n", "column volume is listed twice"),
         ("PAR1 but no more", "cannot be read|pyarrow"),
         (b"\x1f\x8b not gzip", "cannot be read"),
         (b"time_ms,open,high,low,close,volume\n\xff\xfe\n", "cannot be read"),
