@@ -79,7 +79,7 @@ def run_workers(config: Config, plugins: Plugins, count: int, name: str | None) 
     _start_log(config, name)
     if name is None:
         return workers.run(count, SystemClock())
-    return _run_one(workers.settings_of(name, config), plugins, SystemClock(), is_worker=True)
+    return _run_one(workers.settings_of(name, config), plugins, SystemClock(), name)
 
 
 def _start_log(config: Config, worker: str | None = None) -> None:
@@ -88,20 +88,20 @@ def _start_log(config: Config, worker: str | None = None) -> None:
     logging.basicConfig(level=config.log.level.upper(), handlers=[handler], force=True)
 
 
-def _run_one(config: Config, plugins: Plugins, clock: Clock, *, is_worker: bool = False) -> int:
+def _run_one(config: Config, plugins: Plugins, clock: Clock, worker: str | None = None) -> int:
     clients = config.server.max_connections if "serve" in config.roles else 0
     for warning in (*config_warnings(config), shortage(raise_limit(), clients)):
         if warning is not None:
             logger.warning("%s", warning)
-    return asyncio.run(_run(config, plugins, clock, is_worker))
+    return asyncio.run(_run(config, plugins, clock, worker))
 
 
-async def _run(config: Config, plugins: Plugins, clock: Clock, is_worker: bool) -> int:
+async def _run(config: Config, plugins: Plugins, clock: Clock, worker: str | None) -> int:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(DaemonThreads(_LOOKUPS, "lookup"))
-    daemon = Daemon(config, plugins, clock)  # nothing runs before this, so a signal ends the process immediately
+    daemon = Daemon(config, plugins, clock, worker)  # nothing runs before this, so a signal ends the process immediately
     stopping = asyncio.Event()
-    _listen_to_signals(loop, stopping, is_worker)
+    _listen_to_signals(loop, stopping, is_worker=worker is not None)
     collector = GcTuner(keeps_handlers=not config.server.own_sockets)
 
     async def start() -> None:
@@ -118,7 +118,7 @@ async def _run(config: Config, plugins: Plugins, clock: Clock, is_worker: bool) 
     return 1 if left else 0
 
 
-def _listen_to_signals(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event, is_worker: bool) -> None:
+def _listen_to_signals(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event, *, is_worker: bool) -> None:
     # A terminal and systemd signal a worker as well as its supervisor, which kills it if that is wanted.
     ask = stopping.set if is_worker else partial(_asked_to_stop, stopping)
     for name in (signal.SIGINT, signal.SIGTERM):
@@ -138,8 +138,10 @@ def _asked_to_stop(stopping: asyncio.Event) -> None:
 class Daemon:
     """All parts of one process."""
 
-    def __init__(self, config: Config, plugins: Plugins, clock: Clock) -> None:
+    def __init__(self, config: Config, plugins: Plugins, clock: Clock, worker: str | None = None) -> None:
         self._config = config
+        # names the process in its statistics if others answer on the same port
+        self._name = {"process": worker or str(os.getpid())} if worker or config.server.reuse_port else {}
         self._clock = clock
         self._store = make_store(config, owns=True)
         self._threads = StoreThreads(self._store)
@@ -203,9 +205,13 @@ class Daemon:
             broadcaster=broadcaster,
             make_client=make_client,
             clock=clock,
-            health=self.health.report,
+            health=lambda: {**self.health.report(), **self._name},
             ready=self.health.report_readiness,
-            statistics=lambda: {"broadcaster": self._hub.describe(), "aggregator": self._bars.describe()},
+            statistics=lambda: {
+                "broadcaster": self._hub.describe(),
+                "aggregator": self._bars.describe(),
+                **self._name,
+            },
             page=ChartPage(config, self._bars.decimals).render,
             routes=make_routes(config, source, counter, clock),
             streams=make_streams(config, source, self._bars, make_client, broadcaster.broadcast, clock),

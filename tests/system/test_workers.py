@@ -104,12 +104,17 @@ async def test_two_processes_share_a_port_and_a_limit_and_one_may_die(tmp_path):
 
             # Redis counts the requests of both. `connections` counts those of the process that answers.
             assert [remaining(daemon) for _ in range(LIMIT + 3)] == [*range(LIMIT - 1, -1, -1), None, None, None]
-            clients = [
-                await websockets.connect(daemon.ws_url) for _ in range(17)
-            ]  # odd, so that the processes have different numbers
-            counts = set()
-            await until(lambda: counts.add(daemon.get("/health/ws-stats")["connections"]) or len(counts) > 1)
-            assert sum(counts) == len(clients)
+            clients = [await websockets.connect(daemon.ws_url) for _ in range(16)]
+            counts: dict[str, int] = {}
+
+            def has_all() -> bool:
+                statistics = daemon.get("/health/ws-stats")
+                counts[statistics["process"]] = statistics["connections"]
+                return sum(counts.values()) == len(clients)
+
+            await until(has_all)
+            assert counts.keys() <= {"serve-1", "serve-2"}
+            assert daemon.get("/health")["process"] in ("serve-1", "serve-2")
             for client in clients:
                 await client.send(json.dumps(SUBSCRIBE))
                 assert json.loads(await client.recv())["type"] == "initial"
@@ -120,7 +125,7 @@ async def test_two_processes_share_a_port_and_a_limit_and_one_may_die(tmp_path):
                 with socket.create_connection(("127.0.0.1", daemon.port)):
                     pass
             alive = [await is_alive_client(client) for client in clients]
-            assert alive.count(True) in counts
+            assert alive.count(True) == counts.get("serve-2", 0)
             await until(lambda: daemon.output.count("chart on") == 3)
             assert daemon.pid("serve-1") != pids["serve-1"]
             assert daemon.pid("serve-2") == pids["serve-2"]
