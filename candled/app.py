@@ -99,7 +99,7 @@ def _run_one(config: Config, plugins: Plugins, clock: Clock, worker: str | None 
 async def _run(config: Config, plugins: Plugins, clock: Clock, worker: str | None) -> int:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(DaemonThreads(_LOOKUPS, "lookup"))
-    daemon = Daemon(config, plugins, clock, worker)  # nothing runs before this, so a signal ends the process immediately
+    daemon = Daemon(config, plugins, clock, worker)  # until now a signal ends the process immediately
     stopping = asyncio.Event()
     _listen_to_signals(loop, stopping, is_worker=worker is not None)
     collector = GcTuner(keeps_handlers=not config.server.own_sockets)

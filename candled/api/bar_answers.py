@@ -1,6 +1,6 @@
 """Answers with bars, the same in every dialect: read the query, print the page, set the headers for caches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from candled.api.queries import BarQuery, WrittenPage
@@ -24,13 +24,12 @@ class BarHandler(Handler):
         Raises:
             ApiError: it is invalid.
         """
-        return self.parse_query(self.request.query_arguments, self.request.headers, self.sources)
+        request = self.request
+        return self.parse_query(HotRequest(request.path, request.query_arguments, request.headers), self.sources)
 
     @classmethod
-    def parse_query(
-        cls, arguments: Mapping[str, Sequence[bytes]], headers: Mapping[str, str], sources: Mapping[str, Any]
-    ) -> BarQuery:
-        """Return the request for bars of a query. `sources` are the arguments of the route.
+    def parse_query(cls, request: HotRequest, sources: Mapping[str, Any]) -> BarQuery:
+        """Return the request for bars that an HTTP request is for. `sources` are the arguments of the route.
 
         Raises:
             ApiError: it is invalid.
@@ -54,7 +53,7 @@ class BarHandler(Handler):
         query: BarQuery | None = request.query
         if query is None:
             try:
-                query = request.query = cls.parse_query(request.arguments, headers, sources)
+                query = request.query = cls.parse_query(request, sources)
             except ApiError:
                 return None
         coding = choose_coding(headers.get("accept-encoding"), compress_from)

@@ -11,6 +11,7 @@ from typing import Any
 
 from candled.api.queries import MOST_BARS, BarQuery, Headers, HistoryRequest, PrintedPage
 from candled.model import END_OF_TIME_MS, MINUTE_MS, Interval, MarketKey, decimal_text
+from candled.serve.hot_path import HotRequest
 from candled.serve.rate_limit import RateLimit
 from candled.transport.library_internals import is_finished
 
@@ -192,12 +193,10 @@ class Klines(BarHandler, KlinesHandler):
     """`/api/v3/klines` and `/api/v3/uiKlines`: bars."""
 
     @classmethod
-    def parse_query(
-        cls, arguments: Mapping[str, Sequence[bytes]], headers: Mapping[str, str], sources: Mapping[str, Any]
-    ) -> BarQuery:
+    def parse_query(cls, request: HotRequest, sources: Mapping[str, Any]) -> BarQuery:
         """See `BarHandler.parse_query`."""
         markets: BinanceMarkets = sources["markets"]
-        query = KlinesParameters(markets, arguments, headers)
+        query = KlinesParameters(markets, request.arguments, request.headers)
         query.expect("symbol", "interval", "startTime", "endTime", "timeZone", "limit")
         market = query.market_parameter(query.required_parameter("symbol"))
         interval = markets.intervals.get(query.required_parameter("interval"))

@@ -14,7 +14,7 @@ from candled.exchange import Clock
 from candled.model import DAY_MS, END_OF_TIME_MS, MINUTE, MINUTE_MS, Gap, Interval, MarketKey, Range, iso_ms
 from candled.model.gaps import split_by_day
 from candled.serve.content_coding import ContentCoding
-from candled.serve.hot_path import HotReply
+from candled.serve.hot_path import HotReply, HotRequest
 
 from . import operations
 from .bar_answers import BarHandler
@@ -63,15 +63,13 @@ class Candles(BarHandler, RestHandler):
     """`/api/candles`: bars of one market."""
 
     @classmethod
-    def parse_query(
-        cls, arguments: Mapping[str, Sequence[bytes]], headers: Mapping[str, str], sources: Mapping[str, Any]
-    ) -> BarQuery:
+    def parse_query(cls, request: HotRequest, sources: Mapping[str, Any]) -> BarQuery:
         """Return the request for bars of a query.
 
         Raises:
             ApiError: it is invalid, or for a format that is only streamed.
         """
-        values = sources["operation"].read_query(arguments)
+        values = sources["operation"].read_query(request.arguments)
         query = cls._query(sources["source"].catalog.find_market(values["exchange"], values["symbol"]), values)
         if query is None:
             raise ApiError(400, "invalid_parameter", "format: expected one that is not streamed")
@@ -161,11 +159,9 @@ class Pages(BarHandler, RestHandler):
     """`/api/pages`: the bars of one aligned page, under an address whose answer never changes."""
 
     @classmethod
-    def parse_query(
-        cls, arguments: Mapping[str, Sequence[bytes]], headers: Mapping[str, str], sources: Mapping[str, Any]
-    ) -> BarQuery:
+    def parse_query(cls, request: HotRequest, sources: Mapping[str, Any]) -> BarQuery:
         """See `BarHandler.parse_query`."""
-        values = sources["operation"].read_query(arguments)
+        values = sources["operation"].read_query(request.arguments)
         source: ApiContext = sources["source"]
         market, interval = source.catalog.find_market(values["exchange"], values["symbol"]), values["interval"]
         length_ms = MOST_BARS * interval.ms

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from candled.api.queries import BarQuery, Headers, HistoryRequest, PrintedPage
 from candled.model import DAY_MS, END_OF_TIME_MS, MINUTE_MS, REASONS, Gap, Interval, MarketKey, Range, iso_ms
+from candled.serve.hot_path import HotRequest
 
 from .bar_answers import BarHandler
 from .catalog import MarketCatalog, joined
@@ -249,11 +250,9 @@ class History(BarHandler, UdfHandler):
     )
 
     @classmethod
-    def parse_query(
-        cls, arguments: Mapping[str, Sequence[bytes]], headers: Mapping[str, str], sources: Mapping[str, Any]
-    ) -> BarQuery:
+    def parse_query(cls, request: HotRequest, sources: Mapping[str, Any]) -> BarQuery:
         """See `BarHandler.parse_query`."""
-        return cls._query(sources["source"].catalog, read_query(cls.parameters, arguments))
+        return cls._query(sources["source"].catalog, read_query(cls.parameters, request.arguments))
 
     @staticmethod
     def _query(catalog: MarketCatalog, values: dict[str, Any]) -> BarQuery:
