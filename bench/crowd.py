@@ -33,11 +33,13 @@ _NAP_S = 0.005
 class Crowd:
     """The sockets, and what came of them since the last report."""
 
+    report_every_s = 1.0
+
     def __init__(self, port: int, bars: int, symbols: Sequence[str]) -> None:
-        self._port = port
+        self.port = port
         self._bars = bars
         self._symbols = symbols
-        self._selector = selectors.DefaultSelector()
+        self.selector = selectors.DefaultSelector()
         self.connected = 0
         self.naps = False
         self.updates = 0
@@ -50,12 +52,12 @@ class Crowd:
         while True:
             now = time.monotonic()
             if self.connected < clients and now >= connect_at:
-                self._connect(next(waiting))
+                self.connect(next(waiting))
                 connect_at = now + 1 / per_second
-            self._read(0.2 if self.connected == clients else max(0.0, connect_at - time.monotonic()))
-            if now - reported >= 1.0:
+            self.read(0.2 if self.connected == clients else max(0.0, connect_at - time.monotonic()))
+            if now - reported >= self.report_every_s:
                 reported = now
-                print(self._report(), flush=True)
+                print(self.report(), flush=True)
 
     def _requests(self, clients: int) -> Iterator[bytes]:
         for turn in range(clients):
@@ -64,11 +66,11 @@ class Crowd:
             fields = {"type": "subscribe", "symbol": symbol, "interval": str(interval), "initialBars": self._bars}
             yield json.dumps(fields).encode()
 
-    def _connect(self, request: bytes) -> None:
+    def connect(self, request: bytes) -> None:
         """Open one connection and subscribe; updates of the others wait meanwhile, which is a millisecond."""
         while True:
-            link = socket.create_connection(("127.0.0.1", self._port), timeout=_TIMED_OUT_S)
-            link.sendall(_handshake(self._port))
+            link = socket.create_connection(("127.0.0.1", self.port), _TIMED_OUT_S, self.source())
+            link.sendall(handshake(self.port))
             answer = b""
             while b"\r\n\r\n" not in answer:
                 answer += link.recv(4096)
@@ -76,30 +78,42 @@ class Crowd:
                 break
             link.close()
             time.sleep(0.1)  # too many handshakes in this second
-        link.sendall(_masked(0x81, request))
+        link.sendall(masked(0x81, request))
         link.setblocking(False)
-        self._selector.register(link, selectors.EVENT_READ)
+        self.selector.register(link, selectors.EVENT_READ)
         self.connected += 1
-        self._look_at(link, answer.partition(b"\r\n\r\n")[2])  # perhaps a first ping
+        self.look_at(link, answer.partition(b"\r\n\r\n")[2])  # perhaps a first ping
 
-    def _read(self, timeout_s: float) -> None:
+    def read(self, timeout_s: float) -> None:
+        """Read once from every socket that has something, after so long at most."""
         if self.naps:
             time.sleep(_NAP_S)
             timeout_s = 0.0
-        for key, _ in self._selector.select(timeout_s):
+        for key, _ in self.selector.select(timeout_s):
             link = key.fileobj
             assert isinstance(link, socket.socket)
             with contextlib.suppress(BlockingIOError):
-                chunk = link.recv(262_144)
-                if not chunk:
-                    raise RuntimeError("a connection was cut")
-                self._look_at(link, chunk)
+                try:
+                    chunk = link.recv(262_144)
+                except ConnectionError:
+                    chunk = b""
+                if not chunk or chunk[:1] == b"\x88":
+                    self.on_cut(link, chunk)
+                else:
+                    self.look_at(link, chunk)
 
-    def _look_at(self, link: socket.socket, chunk: bytes) -> None:
-        if chunk[:1] == b"\x88":
-            raise RuntimeError(f"the daemon closed a connection: {chunk!r}")
+    def source(self) -> tuple[str, int] | None:
+        """The address of the next connection."""
+        return None
+
+    def on_cut(self, link: socket.socket, chunk: bytes) -> None:
+        """Stop: no connection may end."""
+        raise RuntimeError(f"the daemon closed a connection: {chunk!r}")
+
+    def look_at(self, link: socket.socket, chunk: bytes) -> None:
+        """Take note of a chunk."""
         if b"\x89" in chunk[:1] or b"\x89\x00" in chunk:  # never part of JSON
-            link.send(_masked(0x8A, b""))
+            link.send(masked(0x8A, b""))
         found = chunk.find(_UPDATE, 0, 40)
         if found < 0:
             return
@@ -107,14 +121,16 @@ class Crowd:
         start = chunk.find(_CLOSE, found) + len(_CLOSE)
         self.delays_ms.append(1000 * (time.monotonic() - float(chunk[start : chunk.find(b",", start)])))
 
-    def _report(self) -> str:
+    def report(self) -> str:
+        """The line of this second."""
         delays, updates = sorted(self.delays_ms), self.updates
         self.delays_ms, self.updates = [], 0
         at = [delays[min(len(delays) - 1, int(share * len(delays)))] if delays else 0.0 for share in (0.5, 0.99, 1.0)]
         return f"{self.connected} {updates} {at[0]:.2f} {at[1]:.2f} {at[2]:.2f}"
 
 
-def _handshake(port: int) -> bytes:
+def handshake(port: int) -> bytes:
+    """A client's upgrade."""
     key = base64.b64encode(os.urandom(16)).decode()
     lines = [
         "GET / HTTP/1.1", f"Host: 127.0.0.1:{port}", "Connection: Upgrade", "Upgrade: websocket",
@@ -123,7 +139,7 @@ def _handshake(port: int) -> bytes:
     return "\r\n".join(lines).encode()
 
 
-def _masked(first: int, payload: bytes) -> bytes:
+def masked(first: int, payload: bytes) -> bytes:
     """A client's frame; its mask is all zeros."""
     length = len(payload)
     header = bytes((first, 0x80 | length)) if length < 126 else bytes((first, 0xFE)) + length.to_bytes(2, "big")

@@ -17,6 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Exchange:
 
     def __init__(self, port: int = 0) -> None:
         self._links: list[_Link] = []
-        routes = [(r"/v2/ws/public", _Link, {"exchange": self}), (r".*", _Nothing, {"exchange": self})]
+        routes = [(r"/v2/ws/public", _Link, {"exchange": self}), (r".*", _Rest, {"exchange": self})]
         self._server = HTTPServer(Application(routes, log_function=lambda _: None))
         sockets = bind_sockets(port, "127.0.0.1")
         self.port: int = sockets[0].getsockname()[1]
@@ -62,9 +63,28 @@ class Exchange:
                 with contextlib.suppress(WebSocketClosedError):
                     link.write_message(text)
 
+    def send_all(self, text: str) -> list[asyncio.Future[None]]:
+        """Send a text to every connection; return what ends when it was taken."""
+        taken = []
+        for link in self._links:
+            with contextlib.suppress(WebSocketClosedError):
+                taken.append(link.write_message(text))
+        return taken
+
+    def drop_all(self) -> None:
+        """Cut every connection."""
+        for link in self._links:
+            link.close()
+        self._links.clear()
+
     def snapshot(self, name: str) -> str:
         """What a new subscriber is sent."""
         return frame("snapshot", name, [1, 1, 1, 1])
+
+    def answer(self, request: RequestHandler, data: Sequence[Any] = ()) -> None:
+        """Answer a GET request."""
+        request.set_header("Date", formatdate(self.now_ms() / 1000, usegmt=True))
+        request.write({"code": "00000", "msg": "success", "requestTime": self.now_ms(), "data": list(data)})
 
     def now_ms(self) -> int:
         """UTC epoch milliseconds."""
@@ -96,12 +116,12 @@ class _Link(WebSocketHandler):
             self.names.add(arg["instId"])
 
 
-class _Nothing(RequestHandler):
+class _Rest(RequestHandler):
     def initialize(self, exchange: Exchange) -> None:
         self._exchange = exchange
 
     def get(self) -> None:
-        self.write({"code": "00000", "msg": "success", "requestTime": self._exchange.now_ms(), "data": []})
+        self._exchange.answer(self)
 
 
 def frame(action: str, name: str, volumes: Sequence[int]) -> str:

@@ -71,6 +71,10 @@ class Process:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
+    def descriptors(self) -> int:
+        """Open file descriptors."""
+        return sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir())
+
     def rss_mib(self) -> float:
         """Resident memory, MiB."""
         return rss_mib(self.pid)
@@ -88,11 +92,17 @@ class Daemon(Process):
     """
 
     def __init__(
-        self, directory: Path, exchanges: Mapping[str, Any], start_ms: int, held: Path | None = None, **more: Any
+        self,
+        directory: Path,
+        exchanges: Mapping[str, Any],
+        start_ms: int,
+        held: Path | None = None,
+        server: Mapping[str, Any] = _NO_LIMITS,
+        **more: Any,
     ) -> None:
         self.port = free_port()
         document = {
-            "server": {"host": "127.0.0.1", "port": self.port, **_NO_LIMITS},
+            "server": {"host": "127.0.0.1", "port": self.port, **server},
             "exchanges": exchanges,
             "store": {"url": f"sqlite:///{directory / 'candled.db'}", "journal": str(directory / "journal")},
             "log": {"level": "warning"},

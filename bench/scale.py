@@ -166,7 +166,7 @@ def wait_for(crowd: Process, clients: int, within_s: float) -> float:
 # ---------------------------------------------------------------- the store
 
 
-def fill(path: Path, names: Sequence[str], held: int) -> None:
+def fill(path: Path, names: Sequence[str], held: int, exchange: str = "bitget") -> None:
     """A store with `held` bars of every interval that end where the week begins, in which nothing is missing."""
     store = SqliteStore(path, DEFAULT_INTERVALS)
     store.open()
@@ -176,9 +176,10 @@ def fill(path: Path, names: Sequence[str], held: int) -> None:
     connection.execute("BEGIN")
     oldest_ms = MONDAY_MS - held * DEFAULT_INTERVALS[-1].ms
     known_gap = (oldest_ms, MONDAY_MS - held * MINUTE_MS, "exchange_outage", 5, None)
-    for market, name in enumerate(names, 1):
+    (known,) = connection.execute("SELECT count(*) FROM markets").fetchone()
+    for market, name in enumerate(names, known + 1):
         dice = random.Random(market)
-        connection.execute(sql.ADD_MARKET, ("bitget", name))
+        connection.execute(sql.ADD_MARKET, (exchange, name))
         connection.execute(sql.SET_COMPLETE_FROM, (oldest_ms, market))
         connection.execute(sql.PUT_KNOWN_GAP, (market, *known_gap))
         for interval in DEFAULT_INTERVALS:

@@ -11,7 +11,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from bench.latency import Exchange, inst_id
 from candled.model import MINUTE_MS
@@ -47,22 +48,34 @@ class StampedExchange(Exchange):
             await asyncio.sleep(SLICE_S)
 
     def _frame(self, action: str, name: str) -> str:
+        return self.frame_of(action, name, self.rows(name, action))
+
+    def rows(self, name: str, action: str) -> list[list[str]]:
+        """The rows of a market's next frame: its running minute."""
         sent_ms = self.now_ms()
         open_ms = sent_ms - sent_ms % MINUTE_MS
         close = f"{time.monotonic():.6f}"
         volume = f"{(sent_ms - open_ms) / 1000 + 1:.6f}"
+        quote = f"{float(close) * float(volume):.8f}"
+        return [[str(open_ms), OPEN, close, OPEN, close, volume, quote, quote]]
+
+    def frame_of(self, action: str, name: str, rows: Sequence[Any]) -> str:
+        """A frame of a market with these rows."""
         arg = {"instType": "SPOT", "channel": "candle1m", "instId": name}
-        row = [str(open_ms), OPEN, close, OPEN, close, volume, f"{float(close) * float(volume):.8f}"]
-        return json.dumps(
-            {"action": action, "arg": arg, "data": [[*row, row[-1]]], "ts": sent_ms}, separators=(",", ":")
-        )
+        return json.dumps({"action": action, "arg": arg, "data": rows, "ts": self.now_ms()}, separators=(",", ":"))
 
 
-async def main(port: int, start_ms: int, every_s: float, symbols: Sequence[str]) -> None:
+async def main(
+    port: int,
+    start_ms: int,
+    every_s: float,
+    symbols: Sequence[str],
+    make: Callable[[int, int, Sequence[str]], StampedExchange] = StampedExchange,
+) -> None:
     """Serve until SIGTERM."""
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    exchange = StampedExchange(port, start_ms, [inst_id(symbol) for symbol in symbols])
+    exchange = make(port, start_ms, [inst_id(symbol) for symbol in symbols])
     pushing = asyncio.ensure_future(exchange.push_for_ever(every_s))
     await asyncio.wait([pushing, asyncio.ensure_future(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
 

@@ -48,6 +48,7 @@ TINY = {
         "3",
     ],
     "fairness": ["--symbols", "2", "--clients", "4", "--connections", "2", "--flooders", "1", "--seconds", "2"],
+    "abuse": ["--rows", "empty pongs", "a long price", "--clients", "20", "--seconds", "0.5", "--symbols", "2"],
     "scale": ["--symbols", "2", "--clients", "14", "--held", "20", "--seconds", "2", "--settle", "1"],
 }
 SAYS = {
@@ -63,6 +64,7 @@ SAYS = {
     "startup": "candled check-config: ",
     "http": "sqlite, a page of 1,000 bars, cold: p50",
     "fairness": "1 connections of empty pongs: ",
+    "abuse": "minutes missing or other than the exchange's: 0",
     "scale": "14 clients in 14 rooms",
 }
 

@@ -1,0 +1,172 @@
+"""Healthy clients while strangers, the exchange, publishers on Redis or somebody on the machine misbehave, a row each.
+
+    python -m bench.abuse [--rows NAME ...] [--clients 1000] [--seconds 6] [--symbols 20]
+
+The daemon, the exchange, the healthy clients and the stranger are processes of their own. After a common idle run each
+row lasts some seconds. Its line is one of a table: what happened before issue 13, what healthy clients waited for, how
+long the loop was held by the clock and in processor time, memory, descriptors, the log, and which musts it missed: p99
+within 3 times of the idle run and under 20 ms, at most 32 MiB more memory, no minute lost, no healthy connection cut or
+refused, no traceback. Rows that wait for REST begin after the end of a minute.
+"""
+
+import argparse
+import contextlib
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+
+from bench.abuse_site import Site, Window
+from bench.hostile_exchange import HOSTILITIES
+from bench.process import ROOT, scratch, symbols
+from bench.strangers import STRANGERS
+from candled.model import MINUTE_MS
+
+_LIMIT_MS, _TIMES, _MEMORY_MIB, _LOG_KB = 20.0, 3.0, 32.0, 100.0
+_MARKET_S = 6.0  # after a row that concerns the exchange or the store
+_COLUMNS = (
+    "row", "item", "before", "ping p50 / p99, ms", "update p50 / p99, ms", "loop held, ms (CPU)",
+    "memory, MiB: most (after)", "CPU, %", "descriptors", "log, KB", "verdict",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """An abuse: the item that bounds it, what happened before, where it happens, and how; it ends with the block.
+
+    One that `waits` begins after the end of a minute, when final minutes are compared over REST. After one that
+    `spoils` its site, the next row has a new one.
+    """
+
+    name: str
+    item: int
+    before: str
+    site: type[Site]
+    act: Callable[[Site, float], AbstractContextManager[object]]
+    settle_s: float = 1.0
+    waits: bool = False
+    spoils: bool = False
+
+
+def all_rows() -> Iterator[Row]:
+    """Every row, site by site."""
+    for name, stranger in STRANGERS.items():
+        yield Row(name, stranger.item, stranger.before, Site, partial(attack, name))
+    for name, hostility in HOSTILITIES.items():
+        is_rest = hostility.breaks_rest is not None
+        act = partial(misbehave, name)
+        yield Row(name, hostility.item, hostility.before, Site, act, _MARKET_S, is_rest, hostility.spoils)
+
+
+@contextlib.contextmanager
+def attack(name: str, site: Site, seconds: float) -> Iterator[None]:
+    """A stranger in a process of its own."""
+    command = [sys.executable, "-m", "bench.strangers", str(site.daemon.port), str(seconds), name]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        process.stdout.readline()
+        yield
+        output, _ = process.communicate(timeout=seconds + 30)
+        print(f"  {name}: {output.strip()}", file=sys.stderr)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def misbehave(name: str, site: Site, _: float) -> AbstractContextManager[None]:
+    """The exchange."""
+    return site.hostile(name)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    rows = {row.name: row for row in all_rows()}
+    parser = argparse.ArgumentParser(prog="python -m bench.abuse", description=__doc__)
+    parser.add_argument("--rows", nargs="+", choices=list(rows), default=list(rows), metavar="NAME")
+    parser.add_argument("--clients", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each row")
+    parser.add_argument("--symbols", type=int, default=20)
+    options = parser.parse_args(arguments)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    print(" | ".join(("", *_COLUMNS, "")).strip())
+    print("|" + " --- |" * len(_COLUMNS), flush=True)
+    for site, its_rows in groupby((rows[name] for name in rows if name in options.rows), key=lambda row: row.site):
+        waiting = list(its_rows)
+        while waiting:
+            waiting = run(site, waiting, options)
+
+
+def run(kind: type[Site], rows: Sequence[Row], options: argparse.Namespace) -> list[Row]:
+    """Measure rows at one site until it is spoiled; return the rest."""
+    names = symbols(options.symbols)
+    done: list[tuple[Row, Window]] = []
+    with scratch() as directory, kind(directory, names, options.clients) as site:
+        time.sleep(min(2.0, options.seconds))  # all clients are in
+        idle = site.measure(contextlib.nullcontext(), options.seconds, 0.0)
+        print(line("idle", "", "", idle, verdict(idle, idle)), flush=True)
+        for row in rows:
+            if row.waits:
+                time.sleep((MINUTE_MS - site.now_ms() % MINUTE_MS) / 1000 + 1.0)
+            try:
+                window = site.measure(
+                    row.act(site, options.seconds), options.seconds, min(row.settle_s, 2 * options.seconds)
+                )
+            except (OSError, RuntimeError) as error:
+                print(f"| {row.name} | {row.item} | {row.before} | MISSED: {str(error)[:2000]!r} |", flush=True)
+                return list(rows[rows.index(row) + 1 :])
+            done.append((row, window))
+            print(line(row.name, str(row.item), row.before, window, verdict(window, idle)), flush=True)
+            if row.spoils:
+                break
+        wrong = site.wrong_minutes()
+        print(f"  minutes missing or other than the exchange's: {len(wrong)}", flush=True)
+        for name, open_ms in wrong[:10]:
+            during = [row.name for row, seen in done if seen.first_ms < open_ms + MINUTE_MS and open_ms < seen.last_ms]
+            print(f"  {name} at {open_ms}, during: {', '.join(during) or 'idle'}", flush=True)
+    return list(rows[len(done) :])
+
+
+def verdict(window: Window, idle: Window) -> str:
+    """`pass`, or what was missed."""
+    missed = list(window.faults)
+    for what, of in (("ping", "pings_ms"), ("update", "updates_ms")):
+        p99, idle_p99 = percentile(getattr(window, of), 0.99), percentile(getattr(idle, of), 0.99)
+        if p99 > min(_LIMIT_MS, _TIMES * idle_p99):
+            missed.append(f"{what} p99 {p99:.1f} ms, {p99 / max(idle_p99, 0.01):.1f} of idle")
+    grown_mib = window.most_mib - window.before_mib
+    if grown_mib > _MEMORY_MIB:
+        missed.append(f"+{grown_mib:.0f} MiB")
+    if window.log_kb > _LOG_KB:
+        missed.append(f"{window.log_kb:.0f} KB of log")
+    return f"MISSED: {'; '.join(missed)}" if missed else "pass"
+
+
+def line(name: str, item: str, before: str, window: Window, result: str) -> str:
+    """A line of the table."""
+    halves = [
+        f"{percentile(values, 0.5):.1f} / {percentile(values, 0.99):.1f}" if values else "none"
+        for values in (window.pings_ms, window.updates_ms)
+    ]
+    memory = [window.most_mib - window.before_mib, window.after_mib - window.before_mib]
+    cells = [
+        name, item, before, *halves, f"{window.held_ms:.0f} ({window.held_cpu_ms:.0f})",
+        f"{memory[0]:+.1f} ({memory[1]:+.1f})",
+        f"{100 * window.cpu_share:.0f}", str(window.descriptors), f"{window.log_kb:.1f}", result,
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """Of sorted values; 0.0 if there are none."""
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+
+
+if __name__ == "__main__":
+    main()
