@@ -22,6 +22,9 @@ from tests.system.daemon import free_port
 
 BARS = 1000  # of each market and interval in the store, and of the first answer of a subscription
 STARTED_MS = MONDAY_MS + 1000
+PUSH_EVERY_S = (
+    "1.5"  # a busy machine delays pushes, and one that came within a second of the last would wait for its room
+)
 HEALTHY, HOSTILE = "bitget", "hostile"  # the exchanges
 _HOSTILE_MARKETS = 2
 _SAMPLE_S = 0.1
@@ -68,7 +71,7 @@ class Site:
     def __enter__(self) -> "Site":
         with contextlib.ExitStack() as stack:
             for exchange, names in self.markets.items():
-                pushes = [str(self.exchange_ports[exchange]), str(STARTED_MS), "1.05", *names]
+                pushes = [str(self.exchange_ports[exchange]), str(STARTED_MS), PUSH_EVERY_S, *names]
                 stack.enter_context(Process("bench.hostile_exchange", *pushes, directory=self.directory))
             self._clock = ScaledClock(start_ms=STARTED_MS)
             self.daemon = self.start_daemons(stack)

@@ -169,7 +169,7 @@ class Attack:
         await loop.sock_connect(link, ("127.0.0.1", self._port))
         self.counts["connects"] += 1
         if stranger.web_socket:
-            await self._send(link, handshake(self._port))
+            await self._send(link, self._forwarded(handshake(self._port), number))
             if stranger.resets:
                 link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 return
@@ -178,7 +178,7 @@ class Attack:
                 return
         reading = asyncio.ensure_future(self._read(link))
         try:
-            for data in self._texts(number):
+            for data in self._texts():
                 if reading.done():
                     break
                 if data:
@@ -188,14 +188,16 @@ class Attack:
             reading.cancel()
         self.counts["cut"] += 1
 
-    def _texts(self, number: int) -> Iterator[bytes]:
-        stranger = self._stranger
-        header = b""
-        if stranger.forwarded:
-            header = f"X-Forwarded-For: {stranger.forwarded[number % len(stranger.forwarded)]}\r\n\r\n".encode()
-        yield stranger.first.removesuffix(b"\r\n") + header if header else stranger.first
+    def _texts(self) -> Iterator[bytes]:
+        yield self._stranger.first
         while True:
-            yield stranger.again
+            yield self._stranger.again
+
+    def _forwarded(self, request: bytes, number: int) -> bytes:
+        clients = self._stranger.forwarded
+        if not clients:
+            return request
+        return request.removesuffix(b"\r\n") + f"X-Forwarded-For: {clients[number % len(clients)]}\r\n\r\n".encode()
 
     async def _send(self, link: socket.socket, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(link, data)
