@@ -174,20 +174,19 @@ def storm(options: argparse.Namespace) -> list[str]:
 
 def loop(options: argparse.Namespace) -> list[str]:
     """How long the loop is held with 1,000 rooms that all change every second."""
-    markets = 143  # of seven rooms
-    names = ["BTC/USDT", *(f"SYM{number:03}/USDT" for number in range(1, markets))]
+    names = ["BTC/USDT", *(f"SYM{number:03}/USDT" for number in range(1, options.markets))]
     asks = [SUBSCRIBE.replace("BTC/USDT", name).replace("1m", str(one)) for name in names for one in DEFAULT_INTERVALS]
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("\n".join(asks) + "\n")
         file.flush()
-        with Crowd("candled", options.clients, "--subs", file.name, markets=markets) as crowd:
+        with Crowd("candled", options.clients, "--subs", file.name, markets=options.markets) as crowd:
             crowd.complete()
             time.sleep(2)
             crowd.server.ask("live")
             time.sleep(2)
             crowd.server.ask("longest")
             longest, shares, window_s = [], [], min(10.0, options.seconds)
-            for _ in range(max(3, options.seconds // 10)):
+            for _ in range(max(3, int(options.seconds) // 10)):
                 shares.append(crowd.share(window_s))
                 longest.append(crowd.server.ask("longest"))
     measured_s = window_s * len(longest)
@@ -240,7 +239,7 @@ def never(options: argparse.Namespace) -> list[str]:
             seen = crowd.load.results()["v"]["1"]
             slowest.append(seen["all_p99_us"])
             lines.append(
-                f"{stuck} of {500 + stuck} never read, {options.seconds} s: {gone:.0f} were closed, the process grew "
+                f"{stuck} of {500 + stuck} never read, {options.seconds:g} s: {gone:.0f} were closed, the process grew "
                 f"by {grown_mib:.1f} MiB; the others' p50 {seen['all_p50_us'] / 1000:.2f} ms, "
                 f"p99 {seen['all_p99_us'] / 1000:.2f} ms"
             )
@@ -275,7 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.connections", description=__doc__)
     parser.add_argument("measures", nargs="*", metavar="MEASURE", help=", ".join(MEASURES))
     parser.add_argument("--clients", type=int, default=10_000)
-    parser.add_argument("--seconds", type=int, default=60, help="of the loop's and the slow clients' runs")
+    parser.add_argument("--seconds", type=float, default=60, help="of the loop's and the slow clients' runs")
+    parser.add_argument("--markets", type=int, default=143, help="of the loop's run, with seven rooms each")
     options = parser.parse_args(arguments)
     if compiler() is None:
         print("the load client is C, and there is no compiler", file=sys.stderr)

@@ -23,6 +23,7 @@ from functools import partial
 
 import websockets
 
+from bench.http import wrk_for
 from bench.process import MONDAY_MS, Daemon, Process, on_core, scratch, spread, symbols
 from bench.scale import fill, lines_of, wait_for
 from tests.serve.peers import PONG, connect, frame
@@ -89,6 +90,9 @@ async def _window(
     loading = asyncio.ensure_future(load())
     pings_ms = await _ping(daemon.port, options.seconds)
     await loading
+    while len(lines_of(crowd.log)) == first_line:  # it writes one a second
+        crowd.check()
+        await asyncio.sleep(0.1)
     crowd.check()
     _, updates, half, p99, most = zip(*lines_of(crowd.log)[first_line:], strict=True)
     compared = f" ({statistics.median(p99) / idle_ms:.1f} of idle)" if idle_ms else ""
@@ -105,7 +109,7 @@ async def _window(
 async def _hammer(port: int, path: str, options: argparse.Namespace) -> None:
     """Request a path on many connections without a pause."""
     process = await asyncio.create_subprocess_exec(
-        "nice", "wrk", "-t1", f"-c{options.connections}", f"-d{options.seconds:g}s", f"http://127.0.0.1:{port}{path}",
+        "nice", *wrk_for(options.seconds), "-t1", f"-c{options.connections}", f"http://127.0.0.1:{port}{path}",
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     output, _ = await process.communicate()

@@ -16,10 +16,12 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.native import Floor, connections
-from bench.serving import Serving
+
+if TYPE_CHECKING:
+    from bench.serving import Serving
 
 # Sends one frame to all; returns how long it took, in microseconds, where that is not the time until it returned.
 Send = Callable[[], Awaitable[float | None]]
@@ -47,11 +49,13 @@ def framed(message: str) -> bytes:
     return b"\x81\x7e" + len(payload).to_bytes(2, "big") + payload
 
 
-_serving: list[Serving] = []
+_serving: list["Serving"] = []
 
 
 async def candled(port: int, **options: Any) -> Send:
     """The daemon's way from the bus to the sockets."""
+    from bench.serving import Serving  # the others start without it
+
     serving = Serving(port, **options)
     await serving.start()
     _serving.append(serving)

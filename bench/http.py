@@ -151,15 +151,7 @@ def compare(options: argparse.Namespace, ports: dict[str, int], symbol: str) -> 
 def wrk(connections: int, seconds: float, port: int, path: str, *headers: str) -> tuple[float, float]:
     """The requests a second of one run, and the 99th percentile of the latency in milliseconds."""
     more = [part for header in headers for part in ("-H", header)]
-    command = [
-        "wrk",
-        "-t1",
-        f"-c{connections}",
-        f"-d{seconds:g}s",
-        "--latency",
-        *more,
-        f"http://127.0.0.1:{port}{path}",
-    ]
+    command = [*wrk_for(seconds), "-t1", f"-c{connections}", "--latency", *more, f"http://127.0.0.1:{port}{path}"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in output and "If-None-Match" not in "".join(headers):
         raise RuntimeError(output)
@@ -167,6 +159,11 @@ def wrk(connections: int, seconds: float, port: int, path: str, *headers: str) -
     assert rate is not None, output
     assert p99 is not None, output
     return float(rate[1]), float(p99[1]) * _UNITS[p99[2]]
+
+
+def wrk_for(seconds: float) -> list[str]:
+    """The first words of a command that runs `wrk` for that long, which itself knows whole seconds only."""
+    return ["timeout", "--preserve-status", "--signal=INT", f"{seconds:g}", "wrk", f"-d{seconds + 60:.0f}s"]
 
 
 async def burst(port: int, names: Sequence[str], clients: int) -> None:

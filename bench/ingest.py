@@ -47,7 +47,9 @@ def measure(source: str, count: int, options: argparse.Namespace, stack: context
     time.sleep(options.settle)
     memory = daemon.rss_mib()
     shares = [100 * share for share in every(window_s, round(options.seconds / window_s), daemon.cpu_s)]
-    crowd.check()
+    while "\n" not in crowd.log.read_text():  # it writes a line a second
+        crowd.check()
+        time.sleep(0.1)
     updates = [int(line) for line in crowd.log.read_text().split()][-round(options.seconds) :]
     print(
         f"{source}, {count} symbols, {options.clients} clients: {spread(shares)} % of a core "

@@ -16,7 +16,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from tests.system.daemon import free_port
 BETWEEN_S = 1.1
 INTERVAL = "1m"
 PATIENCE_S = 120.0
+WAYS = ("daemon", "through Redis", "relay")
 
 
 class Exchange:
@@ -173,22 +174,24 @@ class _Outlet(WebSocketHandler):
 # ---------------------------------------------------------------- measuring
 
 
-async def measure(markets: int, pushes: int, rounds: int, settle_s: float, directory: Path) -> list[str]:
+async def measure(options: argparse.Namespace, markets: int, directory: Path) -> list[str]:
     """Measure each way; return a line for each."""
-    ids = [inst_id(name) for name in symbols(markets)]
-    took: dict[str, list[float]] = {"daemon": [], "through Redis": [], "relay": []}
+    names, pushes = symbols(markets), options.pushes
+    ids = [inst_id(name) for name in names]
+    took: dict[str, list[float]] = {way: [] for way in options.ways}
     with contextlib.ExitStack() as stack:
         server = own_postgres()
         stack.callback(server.remove)
         first, second = (stack.enter_context(Database(server.dsn)).url() for _ in range(2))
         redis = stack.enter_context(own_redis())
-        ways = {
-            "daemon": await daemon(stack, directory / "one", first, symbols(markets)),
-            "through Redis": await daemon(stack, directory / "two", second, symbols(markets), redis.url),
-            "relay": await relayed(stack, directory, symbols(markets)),
+        begin: dict[str, Callable[[], Awaitable[Way]]] = {
+            "daemon": lambda: daemon(stack, directory / "one", first, names),
+            "through Redis": lambda: daemon(stack, directory / "two", second, names, redis.url),
+            "relay": lambda: relayed(stack, directory, names),
         }
-        await asyncio.sleep(settle_s)
-        for number in range(rounds):
+        ways = {way: await begin[way]() for way in options.ways}
+        await asyncio.sleep(options.settle)
+        for number in range(options.rounds):
             for way, (exchange, socket) in ways.items():
                 took[way] += await timed(socket, exchange, ids, pushes, 1000 + number * pushes * markets)
         for _, socket in ways.values():
@@ -304,10 +307,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pushes", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--settle", type=float, default=10.0, help="seconds between the start and the first push")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     options = parser.parse_args(arguments)
     for markets in options.markets:
         with scratch() as directory:
-            for line in asyncio.run(measure(markets, options.pushes, options.rounds, options.settle, directory)):
+            for line in asyncio.run(measure(options, markets, directory)):
                 print(line, flush=True)
 
 

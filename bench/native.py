@@ -1,6 +1,7 @@
 """The C parts of the benchmarks, compiled when needed; without a compiler there is no floor, and a slower load."""
 
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -25,12 +26,18 @@ def compiler() -> str | None:
 
 @cache
 def compiled(name: str, *options: str) -> Path | None:
-    """What `NAME.c` beside this file compiles to; None without a compiler."""
+    """What `NAME.c` beside this file compiles to, kept for the next process; None without a compiler."""
     program = compiler()
     if program is None:
         return None
-    target = Path(tempfile.mkdtemp(prefix="candled-bench-")) / name
-    subprocess.run([program, "-O2", *options, "-o", str(target), str(HERE / f"{name}.c")], check=True)
+    source = HERE / f"{name}.c"
+    target = HERE / "__pycache__" / f"{name}-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}"
+    if not target.exists():
+        target.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            made = Path(folder) / name
+            subprocess.run([program, "-O2", *options, "-o", str(made), str(source)], check=True)
+            made.replace(target)
     return target
 
 

@@ -8,6 +8,7 @@ databases), the programs in the folder `CANDLED_TEST_POSTGRES_BIN`, the newest o
 import atexit
 import contextlib
 import ctypes
+import hashlib
 import importlib.util
 import os
 import re
@@ -47,6 +48,8 @@ _SETTINGS = {
     "unix_socket_directories": "",
 }
 
+_TEMPLATE = "CANDLED_TEST_INITDB"
+
 _names = count()
 
 
@@ -61,7 +64,7 @@ class PostgresServer:
         self._settings = {**_SETTINGS, **settings}
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
-        self._run("initdb", "-D", self._data, "-U", "candled", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
+        self._make_data(binaries)
 
     @property
     def dsn(self) -> str:
@@ -133,11 +136,26 @@ class PostgresServer:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, number)
 
-    def _run(self, program: str, *arguments: object) -> None:
-        command = [str(self._binaries / program), *map(str, arguments)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False, **self._account)
+    def _make_data(self, binaries: Path) -> None:
+        """Copy the files of a new server, which `initdb` makes once for this process and those that it starts."""
+        if not (kept := os.environ.get(_TEMPLATE)):
+            kept = os.environ[_TEMPLATE] = tempfile.mkdtemp(prefix="candled-initdb-")
+            _unprivileged(Path(kept))
+            atexit.register(shutil.rmtree, kept, ignore_errors=True)
+        template = Path(kept) / hashlib.sha256(str(binaries.resolve()).encode()).hexdigest()[:12]
+        if not template.exists():
+            options = ("-U", "candled", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
+            self._run(self._binaries / "initdb", "-D", self._data, *options)
+            self._run("cp", "-a", self._data, f"{template}.{os.getpid()}")
+            with contextlib.suppress(OSError):  # another process was quicker
+                Path(f"{template}.{os.getpid()}").rename(template)
+        else:
+            self._run("cp", "-a", template, self._data)
+
+    def _run(self, *command: object) -> None:
+        result = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, **self._account)
         if result.returncode:
-            raise RuntimeError(f"{program}: {result.stderr.strip()}")
+            raise RuntimeError(f"{command[0]}: {result.stderr.strip()}")
 
 
 def own_postgres(**settings: str) -> PostgresServer:
