@@ -18,6 +18,12 @@ PAGES = [
     ROOT / "bench" / "README.md",
 ]
 SOURCES = [path for folder in ("candled", "plugins") for path in sorted((ROOT / folder).rglob("*.py"))]
+SCRIPTS = [
+    path
+    for folder in ("candled", "clients")
+    for path in sorted((ROOT / folder).rglob("*"))
+    if path.suffix in (".js", ".ts", ".html", ".css", ".sql") and not {"vendor", "node_modules"} & {*path.parts}
+]
 
 # Each has a plainer word; see CONTRIBUTING.md, "Style". `at once` is fine where it means "at the same time" only.
 RETIRED = [
@@ -31,12 +37,14 @@ RETIRED_TEXT = re.compile(
 # Words of identifiers that house rules replaced by a term of the field, or that are metaphors.
 RETIRED_NAMES = {
     "anew", "door", "doubt", "doubts", "doubtful", "everybody", "filler", "forgotten", "gate", "goodbye", "healed",
-    "heard", "held", "hole", "holes", "lacking", "ladder", "lane", "link", "links", "news", "nobody", "nonsense", "our",
-    "ours", "patience", "rung", "said", "settled", "site", "spoke", "stuck", "tally", "telling", "theirs", "told",
+    "hear", "heard", "held", "hole", "holes", "lacking", "ladder", "lane", "link", "links", "news", "nobody", "nonsense", "our",
+    "ours", "patience", "rung", "said", "say", "settled", "site", "spoke", "stuck", "tally", "tell", "telling", "theirs", "told",
     "trouble", "troubles", "verdict", "whereof", "whoever", "wires",
 }  # fmt: skip
 # Fields of answers over HTTP, whose names stay; calls of the standard library.
 PUBLIC_NAMES = {"hole_count", "holes", "unlink"}
+# Fields of answers, and the element that shows them.
+SCRIPT_NAMES = {"hole", "holeCount", "holes"}
 WHAT = re.compile(r"\bwhat(ever)?\b", re.IGNORECASE)
 INDIRECT = {"What", "Whether", "Who", "Whoever", "How", "Where", "Whose"}
 
@@ -142,6 +150,17 @@ def test_comments_log_lines_and_error_texts_use_no_retired_word(path):
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_names_use_no_retired_word(path):
     assert [name for name in sorted(identifiers(path) - PUBLIC_NAMES) if RETIRED_NAMES & {*words_of(name)}] == []
+
+
+def test_scripts_pages_styles_and_statements_use_no_retired_word():
+    found = []
+    for path in SCRIPTS:
+        source = path.read_text("utf-8")
+        names = set(re.findall(r"[A-Za-z_]\w*", source)) if path.suffix in (".js", ".ts") else set()
+        found += [(path.name, match[0]) for match in RETIRED_TEXT.finditer(source)]
+        found += [(path.name, name) for name in sorted(names - SCRIPT_NAMES) if RETIRED_NAMES & {*words_of(name)}]
+    assert len(SCRIPTS) > 15
+    assert found == []
 
 
 @pytest.mark.parametrize(

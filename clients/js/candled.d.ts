@@ -48,10 +48,10 @@ export interface HistoryPage<N extends number | string = number> {
   end: boolean;
 }
 
-export type LinkState = "idle" | "connecting" | "open" | "lost" | "refused" | "closed";
+export type ConnectionState = "idle" | "connecting" | "open" | "lost" | "refused" | "closed";
 
 export interface ClientState {
-  state: LinkState;
+  state: ConnectionState;
   /** With `lost`: the time of the next attempt, in epoch milliseconds. */
   retryAt?: number;
   /** With `refused`: why the server asked this client not to reconnect. */

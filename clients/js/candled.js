@@ -8,10 +8,10 @@
  *       onStatus: ({ state }) => label.textContent = state,
  *     });
  *
- * The bars in memory are always those that a new subscription would get. You only need this file, link.js and
+ * The bars in memory are always those that a new subscription would get. You only need this file, connection.js and
  * series.js. It works in browsers, and in Node with the built-in WebSocket or the one of the package `ws`.
  */
-import { ServerConnection } from "./link.js";
+import { ServerConnection } from "./connection.js";
 import { Series } from "./series.js";
 
 const DEFAULT_BARS = 100;
@@ -30,7 +30,7 @@ export class CandledError extends Error {
 }
 
 export class CandledClient {
-  #link;
+  #connection;
   #options;
   #form; // the optional fields and the number format of requests
   #streams = new Set();
@@ -41,15 +41,15 @@ export class CandledClient {
 
   /** The client connects with the first subscription or request, and stays connected until `close()`. */
   constructor(url, options = {}) {
-    const { keep = 20000, historyWithinMs = 30000, defaultExchange = null, numbers, onState = () => {}, ...link } = options;
+    const { keep = 20000, historyWithinMs = 30000, defaultExchange = null, numbers, onState = () => {}, ...connection } = options;
     this.#options = { keep, historyWithinMs, onState };
     this.#form = numbers === undefined ? { fields: FIELDS } : { fields: FIELDS, numbers };
     this.defaultExchange = defaultExchange;
-    this.#link = new ServerConnection(url, {
-      ...link,
+    this.#connection = new ServerConnection(url, {
+      ...connection,
       onOpen: () => this.#opened(),
-      onMessage: (message) => this.#take(message),
-      onState: (state, facts) => this.#tell({ state, ...facts }),
+      onMessage: (message) => this.#onMessage(message),
+      onState: (state, details) => this.#setState({ state, ...details }),
     });
   }
 
@@ -86,7 +86,7 @@ export class CandledClient {
 
   /** End all streams and requests, and close the socket. */
   close() {
-    this.#link.close();
+    this.#connection.close();
     clearInterval(this.#watch);
     for (const id of [...this.#requests.keys()]) this.#resolveRequest(id, new CandledError("the client was closed", "closed"));
     this.#streams.clear();
@@ -95,13 +95,13 @@ export class CandledClient {
   /** Unsubscribe a stream whose last subscription has ended. */
   leave(stream) {
     if (!this.#streams.delete(stream)) return;
-    this.#link.send({ type: "unsubscribe", ...stream.topic });
+    this.#connection.send({ type: "unsubscribe", ...stream.topic });
   }
 
   #open() {
     if (this.#state.state === "closed") throw new CandledError("the client was closed", "closed");
     if (this.#state.state === "idle") {
-      this.#link.open();
+      this.#connection.open();
       this.#watch = setInterval(() => this.#askAgain(), ASK_AGAIN_MS / 4);
     }
   }
@@ -111,19 +111,19 @@ export class CandledClient {
       stream.refusal = null;
       this.#ask(stream);
     }
-    for (const [id, { message }] of this.#requests) this.#link.send({ ...message, id });
+    for (const [id, { message }] of this.#requests) this.#connection.send({ ...message, id });
   }
 
   #ask(stream) {
     stream.askedId = this.#nextId++;
     stream.askedAt = Date.now();
     stream.isAcknowledged = false;
-    stream.isSettled = false;
+    stream.isInitialized = false;
     const { position, series } = stream;
     const request = { type: "subscribe", id: stream.askedId, ...stream.topic, initialBars: stream.wanted };
     Object.assign(request, { ...this.#form, status: true, corrections: true });
     if (position && series.last) request.resume = { ...position, time: series.last.time };
-    this.#link.send(request);
+    this.#connection.send(request);
     stream.notifyStatus();
   }
 
@@ -131,8 +131,8 @@ export class CandledClient {
   #askAgain() {
     const before = Date.now() - ASK_AGAIN_MS;
     for (const stream of this.#streams) {
-      const isOpen = stream.isSettled || stream.isAcknowledged || stream.refusal;
-      if (this.#link.state === "open" && !isOpen && stream.askedAt < before) this.#ask(stream);
+      const isOpen = stream.isInitialized || stream.isAcknowledged || stream.refusal;
+      if (this.#connection.state === "open" && !isOpen && stream.askedAt < before) this.#ask(stream);
     }
   }
 
@@ -143,7 +143,7 @@ export class CandledClient {
       const late = () => this.#resolveRequest(id, new CandledError("the server did not answer in time", "timeout", true));
       const timer = setTimeout(late, this.#options.historyWithinMs);
       this.#requests.set(id, { message, resolve, reject, timer });
-      this.#link.send({ ...message, id });
+      this.#connection.send({ ...message, id });
     });
   }
 
@@ -156,7 +156,7 @@ export class CandledClient {
     else request.resolve(answer);
   }
 
-  #take(message) {
+  #onMessage(message) {
     switch (message.type) {
       case "initial":
       case "resumed":
@@ -168,7 +168,7 @@ export class CandledClient {
         this.#acknowledged(message);
         break;
       case "status":
-        for (const stream of this.#streams) if (stream.isAbout(message, this.defaultExchange)) stream.tellFeed(message);
+        for (const stream of this.#streams) if (stream.isAbout(message, this.defaultExchange)) stream.setFeedState(message);
         break;
       case "history":
         this.#resolveRequest(message.id, message);
@@ -177,7 +177,7 @@ export class CandledClient {
         this.#refused(message);
         break;
       case "bye":
-        this.#link.expectEnd(message.reconnectAfterMs);
+        this.#connection.expectEnd(message.reconnectAfterMs);
         break;
     }
   }
@@ -216,12 +216,12 @@ export class CandledClient {
 
   #repeat(id) {
     const request = this.#requests.get(id);
-    if (request) this.#link.send({ ...request.message, id });
+    if (request) this.#connection.send({ ...request.message, id });
   }
 
-  #tell(state) {
+  #setState(state) {
     this.#state = state;
-    for (const stream of this.#streams) stream.tellLink();
+    for (const stream of this.#streams) stream.onConnectionState();
     this.#options.onState(state);
   }
 }
@@ -233,7 +233,7 @@ class Stream {
   askedId = null;
   askedAt = 0;
   isAcknowledged = false;
-  isSettled = false; // true once `initial` or `resumed` has arrived on this connection
+  isInitialized = false; // true once `initial` or `resumed` has arrived on this connection
   refusal = null;
   #client;
   #feed = null;
@@ -264,7 +264,7 @@ class Stream {
   isMeantBy(text) {
     const { symbol, interval, exchange } = this.topic;
     const names = [`Invalid symbol: ${symbol}.`, `Invalid interval: ${interval}.`, `Invalid exchange: ${exchange}.`];
-    return !this.isSettled && (names.some((name) => text.startsWith(name)) || text.startsWith("Too many subscriptions"));
+    return !this.isInitialized && (names.some((name) => text.startsWith(name)) || text.startsWith("Too many subscriptions"));
   }
 
   /** True if no bars older than the first one exist. */
@@ -279,8 +279,8 @@ class Stream {
 
   take(message) {
     const { type, epoch, seq } = message;
-    if (type === "initial" || type === "resumed") this.#settled();
-    else if (!this.isSettled) return; // from an earlier subscription
+    if (type === "initial" || type === "resumed") this.#onInitialized();
+    else if (!this.isInitialized) return; // from an earlier subscription
     if (epoch !== undefined) this.position = { epoch, seq };
     else if (type === "initial") this.position = null;
     switch (type) {
@@ -305,15 +305,15 @@ class Stream {
     this.#client.leave(this);
   }
 
-  tellFeed({ state, since, reason }) {
+  setFeedState({ state, since, reason }) {
     this.#feed = reason === undefined ? { state, since } : { state, since, reason };
     this.notifyStatus();
   }
 
-  tellLink() {
+  onConnectionState() {
     if (this.#client.state.state !== "open") {
       this.#feed = null;
-      this.isSettled = false;
+      this.isInitialized = false;
     }
     this.notifyStatus();
   }
@@ -353,8 +353,8 @@ class Stream {
     return { added: change.changed.length, end };
   }
 
-  #settled() {
-    this.isSettled = true;
+  #onInitialized() {
+    this.isInitialized = true;
     this.refusal = null;
   }
 
@@ -379,12 +379,12 @@ class Stream {
     if (state === "closed") return { state };
     if (this.refusal) return { state: "refused", message: this.refusal.message };
     if (state !== "open") return { state: "connecting" };
-    if (!this.isSettled && (this.#feed?.state ?? "live") === "live") return { state: "loading" };
+    if (!this.isInitialized && (this.#feed?.state ?? "live") === "live") return { state: "loading" };
     return this.#feed ?? { state: "live" };
   }
 
-  emit(name, ...facts) {
-    for (const follower of [...this.followers]) follower.hear(name, facts);
+  emit(name, ...values) {
+    for (const follower of [...this.followers]) follower.notify(name, values);
   }
 }
 
@@ -437,10 +437,10 @@ class Subscription {
     if (!this.#stream.followers.size) this.#stream.ended();
   }
 
-  hear(name, facts) {
+  notify(name, values) {
     if (this.#isOver) return;
     try {
-      this.#listeners[name]?.(...facts);
+      this.#listeners[name]?.(...values);
     } catch (error) {
       queueMicrotask(() => { throw error; }); // reported like any other error, without stopping the other listeners
     }
@@ -448,7 +448,7 @@ class Subscription {
 
   /** Call the listeners with the status and the bars that the stream already has. */
   #greet() {
-    this.hear("onStatus", [this.status]);
-    if (this.bar) this.hear("onBars", [this.bars, { reason: "initial", changed: this.bars, isFirst: true, recovered: false }]);
+    this.notify("onStatus", [this.status]);
+    if (this.bar) this.notify("onBars", [this.bars, { reason: "initial", changed: this.bars, isFirst: true, recovered: false }]);
   }
 }

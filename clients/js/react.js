@@ -23,18 +23,18 @@ export function useCandles({ url, client = null, symbol, interval, exchange = nu
   const latest = useRef({ of: null, value: NOTHING });
   const subscribe = useCallback(
     (changed) => {
-      const held = client === null ? borrow(url) : { client, giveBack: () => {} };
+      const lent = client === null ? borrow(url) : { client, giveBack: () => {} };
       const read = () => {
         const { bars, bar, status, end } = subscription;
         latest.current = { of: subscribe, value: { bars, bar, status, end, loadOlder } };
         changed();
       };
       const listeners = { onBars: read, onBar: read, onCorrection: read, onStatus: read };
-      const subscription = held.client.subscribe({ symbol, interval, exchange, bars }, listeners);
+      const subscription = lent.client.subscribe({ symbol, interval, exchange, bars }, listeners);
       const loadOlder = (limit) => subscription.loadOlder(limit);
       return () => {
         subscription.unsubscribe();
-        held.giveBack();
+        lent.giveBack();
       };
     },
     [url, client, symbol, interval, exchange, bars],

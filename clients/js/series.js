@@ -97,9 +97,9 @@ export class Series {
   /** Put a bar at its time; return the kind of change, or null. */
   #put(bar) {
     const at = this.#indexOf(bar.time);
-    const held = this.#bars[at];
-    if (held?.time === bar.time) {
-      if (isSame(held, bar)) return null;
+    const known = this.#bars[at];
+    if (known?.time === bar.time) {
+      if (isSame(known, bar)) return null;
       this.#bars[at] = bar;
       this.#shown = null;
       return at === this.#bars.length - 1 ? "moved" : "old";

@@ -252,7 +252,7 @@ function joined({ symbol }) {
   return symbol.replace("/", "").toUpperCase();
 }
 
-/** Return the market of a ticker such as `BITGET:BTCUSDT`. The exchange is optional, and the slash is allowed. */
+/** Return the market of a ticker such as `BITGET:BTCUSDT`. The exchange is optional, and so is the slash. */
 function findMarket(markets, name) {
   const wanted = name.toUpperCase();
   const spellings = (market) => [

@@ -35,7 +35,7 @@ export class ChartView {
     this.candles.priceScale().applyOptions({ scaleMargins: { top: 0.08, bottom: 0.24 } });
     this.volumes.priceScale().applyOptions({ scaleMargins: { top: 0.82, bottom: 0 } });
     this.chart.subscribeCrosshairMove(({ time }) => this.#point(time));
-    this.chart.timeScale().subscribeVisibleLogicalRangeChange((range) => this.#tellPlace(range));
+    this.chart.timeScale().subscribeVisibleLogicalRangeChange((range) => this.#showPosition(range));
     byId("newest").addEventListener("click", () => this.#toNewest());
     this.#setDecimals(2);
     this.paint();
@@ -49,16 +49,16 @@ export class ChartView {
         if (change.isFirst) this.#setDecimals(this.#declared ?? priceDecimals(bars));
         draw.onBars(bars);
         if (change.isFirst) this.#showNewest(bars.length);
-        this.#tell();
+        this.#showValues();
       },
       onBar: (bar) => {
         if (this.#declared === null) this.#widen(priceDecimals([bar]));
         draw.onBar(bar);
-        this.#tell();
+        this.#showValues();
       },
       onCorrection: (bar) => {
         draw.onCorrection(bar);
-        this.#tell();
+        this.#showValues();
       },
     };
   }
@@ -74,7 +74,7 @@ export class ChartView {
     this.chart.applyOptions({ timeScale: { timeVisible: !/[DW]$/.test(interval) } });
     byId("chart").setAttribute("aria-label", `Candlestick chart of ${marketName(market)}, ${interval}`);
     this.#endLoading = loadOnScroll(this.chart, stream);
-    this.#tell();
+    this.#showValues();
   }
 
   /** Use the colours of page.css in the current colour scheme. */
@@ -136,7 +136,7 @@ export class ChartView {
   }
 
   /** Show if older bars are loading, and the button that leads back to the newest bar. */
-  #tellPlace(range) {
+  #showPosition(range) {
     const isAtBeginning = Boolean(range && this.#stream?.bar && range.from < 5);
     byId("past").hidden = !isAtBeginning;
     if (isAtBeginning) {
@@ -160,11 +160,11 @@ export class ChartView {
 
   #point(seconds) {
     this.#pointed = seconds === undefined ? null : new Date(seconds * 1000).toISOString();
-    this.#tell();
+    this.#showValues();
   }
 
   /** Show the numbers of the bar under the pointer, or else of the newest one. */
-  #tell() {
+  #showValues() {
     const last = this.#stream?.bar;
     const bar = this.#pointed === null ? last : (findBar(this.#stream.bars, this.#pointed) ?? last);
     byId("price").textContent = last ? this.priceText(last.close) : "–";
@@ -172,7 +172,7 @@ export class ChartView {
     byId("change").className = bar ? direction(bar) : "";
     const texts = bar ? this.#texts(bar) : {};
     for (const id of VALUES) byId(id).textContent = texts[id] ?? (id === "finality" ? "" : "–");
-    this.#tellPlace(this.chart.timeScale().getVisibleLogicalRange());
+    this.#showPosition(this.chart.timeScale().getVisibleLogicalRange());
   }
 
   #texts(bar) {

@@ -4,7 +4,7 @@ import { countText, reasonText, shareText, timeText } from "./words.js";
 
 const DAYS = 92; // the most in one answer
 const DAY_MS = 86400000;
-const MOST_HOLES = 200;
+const MOST_GAPS = 200;
 const byId = (id) => document.getElementById(id);
 
 export class CoverageView {
@@ -20,13 +20,13 @@ export class CoverageView {
   async show(market) {
     const number = (this.#shown += 1);
     byId("coverage-market").textContent = marketName(market);
-    this.#say("Loading…");
+    this.#showSummary("Loading…");
     this.#clear();
     try {
-      const facts = await ask(market);
-      if (number === this.#shown) this.#draw(facts);
+      const coverage = await fetchCoverage(market);
+      if (number === this.#shown) this.#draw(coverage);
     } catch (error) {
-      if (number === this.#shown) this.#say(error.message);
+      if (number === this.#shown) this.#showSummary(error.message);
     }
   }
 
@@ -38,15 +38,15 @@ export class CoverageView {
   #draw({ completeFrom, days }) {
     this.#days = new Map(days.map((day) => [day.day, day]));
     if (!days.length) {
-      this.#say("No history is complete yet.");
+      this.#showSummary("No history is complete yet.");
       return;
     }
-    const [there, expected] = ["minutes", "expected"].map((key) => days.reduce((sum, day) => sum + day[key], 0));
+    const [stored, expected] = ["minutes", "expected"].map((key) => days.reduce((sum, day) => sum + day[key], 0));
     const count = days.reduce((sum, day) => sum + day.holeCount, 0);
     const isCut = days[0].day > completeFrom.slice(0, 10);
     const span = isCut ? `of the last ${days.length} days` : `since ${timeText(completeFrom)}`;
-    const all = `${there.toLocaleString("en-US")} of ${countText(expected, "minute")}`;
-    this.#say(`${all} ${span} (${shareText(there / expected)}), ${count ? countText(count, "gap") : "no gaps"}.`);
+    const all = `${stored.toLocaleString("en-US")} of ${countText(expected, "minute")}`;
+    this.#showSummary(`${all} ${span} (${shareText(stored / expected)}), ${count ? countText(count, "gap") : "no gaps"}.`);
     byId("months").replaceChildren(...months(days).reverse().map((month) => this.#month(month)));
     this.#list(days);
     this.#choose(days.findLast((day) => day.holeCount)?.day ?? days.at(-1).day);
@@ -90,7 +90,7 @@ export class CoverageView {
       if (isChosen && focus) cell.focus();
     }
     const parts = [make("h3", "", name), make("p", "", `${inWords(day)}.`)];
-    if (day.holes.length) parts.push(holeList(day.holes));
+    if (day.holes.length) parts.push(gapList(day.holes));
     const more = day.holeCount - day.holes.length;
     if (more > 0) parts.push(make("p", "", `and ${countText(more, "more gap")}`));
     byId("day").replaceChildren(...parts);
@@ -112,17 +112,17 @@ export class CoverageView {
   #list(days) {
     const holes = days.flatMap((day) => day.holes).reverse();
     if (!holes.length) return;
-    const parts = [make("h3", "", "All gaps, newest first"), holeList(holes.slice(0, MOST_HOLES))];
-    if (holes.length > MOST_HOLES) parts.push(make("p", "", `and ${holes.length - MOST_HOLES} more`));
+    const parts = [make("h3", "", "All gaps, newest first"), gapList(holes.slice(0, MOST_GAPS))];
+    if (holes.length > MOST_GAPS) parts.push(make("p", "", `and ${holes.length - MOST_GAPS} more`));
     byId("holes").replaceChildren(...parts);
   }
 
-  #say(text) {
+  #showSummary(text) {
     byId("coverage-summary").textContent = text;
   }
 }
 
-async function ask({ exchange, symbol }) {
+async function fetchCoverage({ exchange, symbol }) {
   const today = Math.floor(Date.now() / DAY_MS);
   const from = new Date((today - DAYS + 1) * DAY_MS).toISOString();
   const query = new URLSearchParams({ symbol, exchange, from });
@@ -151,9 +151,9 @@ function monthName(first) {
 function level(day) {
   if (!day) return "none";
   if (day.minutes === day.expected) return "full";
-  const lacking = day.expected - day.minutes - quietMinutes(day);
-  if (lacking <= 0) return "calm";
-  return lacking * 2 < day.expected ? "some" : "few";
+  const missing = day.expected - day.minutes - quietMinutes(day);
+  if (missing <= 0) return "calm";
+  return missing * 2 < day.expected ? "some" : "few";
 }
 
 /**
@@ -173,7 +173,7 @@ function inWords({ minutes, expected, holeCount }) {
   return `${minutes.toLocaleString("en-US")} of ${countText(expected, "minute")}${count}`;
 }
 
-function holeList(holes) {
+function gapList(holes) {
   const list = make("ul", "list");
   for (const { from, to, minutes, reason } of holes) {
     const until = to.slice(0, 10) === from.slice(0, 10) ? to.slice(11, 16) : timeText(to);

@@ -31,7 +31,7 @@ class Page {
     byId("market").addEventListener("click", () => this.search.open(this.choice.market));
     byId("help").addEventListener("click", () => byId("keys").showModal());
     byId("theme").addEventListener("click", () => this.turnTheme());
-    byId("problem-close").addEventListener("click", () => tellProblem(null));
+    byId("problem-close").addEventListener("click", () => showProblem(null));
     addEventListener("hashchange", () => this.choose(readHash()));
     addEventListener("keydown", (event) => this.key(event));
     setInterval(() => this.showStatus(), 1000);
@@ -59,7 +59,7 @@ class Page {
     for (const name of ["chart", "coverage"]) byId(`${name}-view`).hidden = name !== view;
     byId("intervals").hidden = view !== "chart";
     writeHash(this.choice);
-    tellProblem(unknown ? `${unknown} is not served here; this is ${marketName(market)}.` : null);
+    showProblem(unknown ? `${unknown} is not served here; this is ${marketName(market)}.` : null);
     if (view === "coverage") this.coverage.show(market);
   }
 
@@ -70,32 +70,32 @@ class Page {
     this.stream = this.client.subscribe(
       { symbol: market.symbol, exchange: market.exchange, interval, bars: INITIAL_BARS },
       {
-        onBars: (...facts) => {
-          if (!this.choice.unknown) tellProblem(null);
-          this.heard(draw.onBars, facts);
+        onBars: (...values) => {
+          if (!this.choice.unknown) showProblem(null);
+          this.redraw(draw.onBars, values);
         },
-        onBar: (...facts) => this.heard(draw.onBar, facts),
-        onCorrection: (...facts) => this.heard(draw.onCorrection, facts),
+        onBar: (...values) => this.redraw(draw.onBar, values),
+        onCorrection: (...values) => this.redraw(draw.onCorrection, values),
         onStatus: () => this.showStatus(),
-        onError: (error) => tellProblem(error.message),
+        onError: (error) => showProblem(error.message),
       },
     );
     this.chart.watch(this.stream, this.choice);
     this.showStatus();
-    this.tellTitle();
+    this.showTitle();
   }
 
-  heard(draw, facts) {
-    draw(...facts);
-    this.tellTitle();
+  redraw(draw, values) {
+    draw(...values);
+    this.showTitle();
   }
 
-  tellTitle() {
+  showTitle() {
     const { market, interval } = this.choice;
     document.title = `${this.stream.bar ? this.chart.price : interval} ${market.symbol} · candled`;
   }
 
-  /** Show the state in words. The part that changes every second is not read aloud. */
+  /** Show the state in words. The part that changes every second is not announced by screen readers. */
   showStatus() {
     const { state, since, reason, retryAt, message } = this.stream.status;
     const [text, meaning] = STATES[state] ?? STATES.stale;
@@ -161,7 +161,7 @@ function addInterval(interval, choose) {
   byId("intervals").append(label);
 }
 
-function tellProblem(text) {
+function showProblem(text) {
   byId("problem").hidden = text === null;
   byId("problem-text").textContent = text ?? "";
 }

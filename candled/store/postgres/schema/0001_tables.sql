@@ -1,7 +1,7 @@
--- The candles of all markets. Numbers are NUMERIC, digit for digit as the exchange printed them; `time` is when the
--- minute or bar begins, `as_of` the exchange's clock when it made the statement (1970-01-01 where it does not say).
+-- The candles of all markets. Numbers are NUMERIC, digit for digit as the exchange printed them. `time` is the start of
+-- the minute or bar, `as_of` the exchange's clock when it sent the values (1970-01-01 if unknown).
 
--- One row: which migration ran last, and before which time minutes are no longer kept.
+-- One row: the number of the last migration, and the time before which minutes are no longer kept.
 CREATE TABLE candled.state (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     schema integer NOT NULL,
@@ -21,7 +21,7 @@ CREATE TABLE candled.markets (
     UNIQUE (exchange, symbol)
 ) WITH (fillfactor = 50);
 
--- Final minutes: the truth. No second index, no foreign key: both would double the work of writing.
+-- Final minutes, the source of truth. A second index or a foreign key would double the cost of writing.
 CREATE TABLE candled.candles (
     market integer NOT NULL,
     time timestamptz NOT NULL,
@@ -35,8 +35,8 @@ CREATE TABLE candled.candles (
     PRIMARY KEY (market, time)
 );
 
--- Longer bars, folded from the minutes in the transaction that changes these. The newest one changes every minute:
--- with room on its page that touches no index.
+-- Longer bars, folded from minutes in the transaction that changes those minutes. The newest bar changes every minute;
+-- with free space on its page, such an update touches no index.
 CREATE TABLE candled.rollups (
     market integer NOT NULL,
     minutes smallint NOT NULL,
@@ -51,7 +51,7 @@ CREATE TABLE candled.rollups (
     PRIMARY KEY (market, minutes, time)
 ) WITH (fillfactor = 80);
 
--- The last state of the minute in progress.
+-- The last state of the forming minute.
 CREATE TABLE candled.running (
     market integer PRIMARY KEY,
     time timestamptz NOT NULL,
@@ -64,7 +64,7 @@ CREATE TABLE candled.running (
     as_of timestamptz NOT NULL
 ) WITH (fillfactor = 50);
 
--- Stretches that the exchange itself does not have.
+-- Ranges of minutes that the exchange does not have.
 CREATE TABLE candled.holes (
     market integer NOT NULL,
     start_time timestamptz NOT NULL,
@@ -75,8 +75,8 @@ CREATE TABLE candled.holes (
     PRIMARY KEY (market, start_time)
 );
 
--- Which longer bars are kept up to date by every writer. `folded`: the past is folded too, so they can be read and
--- be the parts of still longer ones. `used_at`: when a process that is configured for them last said so.
+-- The longer intervals that every writer keeps up to date. `folded`: their past is folded too, so they can be read, and
+-- be the parts of longer bars. `used_at`: when a process with this interval in its settings was last running.
 CREATE TABLE candled.intervals (
     name text PRIMARY KEY,
     folded boolean NOT NULL DEFAULT false,

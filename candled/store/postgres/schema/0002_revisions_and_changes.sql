@@ -1,16 +1,15 @@
--- How often a final minute was revised, and who stated its values (its number in the list of sources): NULL in rows from
--- before this step is 0, none and not known. Two statements without a default, as that is what compressed chunks take
--- without being rewritten.
+-- `rev`: how often a final minute was revised. `src`: the number of the source of its values. NULL, in rows from before
+-- this migration, means 0 and unknown. A column without a default needs no rewriting of compressed chunks.
 ALTER TABLE candled.candles ADD COLUMN rev integer;
 ALTER TABLE candled.candles ADD COLUMN src smallint;
 ALTER TABLE candled.running ADD COLUMN rev integer;
 ALTER TABLE candled.running ADD COLUMN src smallint;
 
--- Of a longer bar the sum over its minutes; its source is always the same, folding.
+-- The sum over the minutes of a bar. Longer bars have no source, because all of them are folded.
 ALTER TABLE candled.rollups ADD COLUMN rev integer NOT NULL DEFAULT 0;
 
--- The feeds of each market, in the order of their numbers; `epoch` is the name a process gave one. `seen_at`: when
--- maintenance first met it.
+-- The feeds of each market, in the order of their numbers. `epoch` is the name of a feed. `seen_at`: when maintenance
+-- first found it.
 CREATE TABLE candled.feeds (
     market integer NOT NULL,
     number integer NOT NULL,
@@ -20,7 +19,7 @@ CREATE TABLE candled.feeds (
     UNIQUE (market, epoch)
 );
 
--- Which stretches of the past changed with which message of a feed.
+-- The ranges of the past that changed, each with the number of the feed's message about the change.
 CREATE TABLE candled.changes (
     market integer NOT NULL,
     feed integer NOT NULL,

@@ -1,4 +1,4 @@
--- The daemons that use the database, with those of their settings that concern it: two that differ are named.
+-- The daemons that use the database, with their settings for it, so that different ones can be reported.
 CREATE TABLE candled.processes (
     id text PRIMARY KEY,
     name text NOT NULL,
@@ -6,5 +6,5 @@ CREATE TABLE candled.processes (
     seen_at timestamptz NOT NULL
 );
 
--- An interval is dropped by an explicit act only, so that nobody need know when it was used.
+-- Intervals are only dropped by command, so the time of their last use is not needed.
 ALTER TABLE candled.intervals DROP COLUMN used_at;

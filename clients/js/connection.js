@@ -13,7 +13,7 @@ const TIMINGS = {
 /**
  * Connects, and nothing else: its owner subscribes again in `onOpen`.
  *
- * `onState(state, facts)` is called with `connecting`, `open`, `lost` (with `retryAt` in epoch ms), `refused` (the
+ * `onState(state, details)` is called with `connecting`, `open`, `lost` (with `retryAt` in epoch ms), `refused` (the
  * server asked the client not to reconnect, with `message`) and `closed`.
  */
 export class ServerConnection {
@@ -27,14 +27,14 @@ export class ServerConnection {
   #sentAt = [];
   #timers = { deadline: null, retry: null, ping: null, pump: null };
   #due = 0;
-  #hurry = () => this.hurry();
-  #shown = () => globalThis.document.hidden || this.hurry();
+  #onOnline = () => this.retryNow();
+  #onVisibility = () => globalThis.document.hidden || this.retryNow();
 
   constructor(url, options) {
     this.#url = url;
     this.#options = { WebSocket: globalThis.WebSocket, random: Math.random, ...TIMINGS, ...options };
     if (!this.#options.WebSocket) {
-      throw new TypeError("there is no WebSocket here: pass one, new CandledClient(url, { WebSocket })");
+      throw new TypeError("no WebSocket class is available: pass one, new CandledClient(url, { WebSocket })");
     }
   }
 
@@ -45,8 +45,8 @@ export class ServerConnection {
   /** Connect, if that was not done before. */
   open() {
     if (this.#state !== "idle") return;
-    globalThis.addEventListener?.("online", this.#hurry);
-    globalThis.document?.addEventListener("visibilitychange", this.#shown);
+    globalThis.addEventListener?.("online", this.#onOnline);
+    globalThis.document?.addEventListener("visibilitychange", this.#onVisibility);
     this.#connect();
   }
 
@@ -63,21 +63,21 @@ export class ServerConnection {
   }
 
   /** Reconnect now instead of waiting: the network is back, or the page is visible again. */
-  hurry() {
+  retryNow() {
     if (this.#state === "lost") this.#connect();
   }
 
   /** Close the socket permanently, and remove all timers and listeners. */
   close() {
-    globalThis.removeEventListener?.("online", this.#hurry);
-    globalThis.document?.removeEventListener("visibilitychange", this.#shown);
+    globalThis.removeEventListener?.("online", this.#onOnline);
+    globalThis.document?.removeEventListener("visibilitychange", this.#onVisibility);
     this.#drop();
-    this.#tell("closed");
+    this.#setState("closed");
   }
 
   #connect() {
     this.#drop();
-    this.#tell("connecting");
+    this.#setState("connecting");
     const socket = new this.#options.WebSocket(this.#url);
     this.#socket = socket;
     this.#expect(this.#options.openWithinMs);
@@ -88,7 +88,7 @@ export class ServerConnection {
   }
 
   #opened() {
-    this.#tell("open");
+    this.#setState("open");
     this.#ping();
     this.#timers.ping = setInterval(() => this.#ping(), this.#options.pingEveryMs);
     this.#options.onOpen();
@@ -128,7 +128,7 @@ export class ServerConnection {
   #ended(code, reason) {
     if (code >= 3500 && code < 4000) {
       this.#drop();
-      this.#tell("refused", { message: reason || `closed with ${code}` });
+      this.#setState("refused", { message: reason || `closed with ${code}` });
     } else {
       this.#onLost();
     }
@@ -144,7 +144,7 @@ export class ServerConnection {
     else this.#failures += 1;
     this.#byeMs = null;
     this.#timers.retry = setTimeout(() => this.#connect(), waitMs);
-    this.#tell("lost", { retryAt: Date.now() + waitMs });
+    this.#setState("lost", { retryAt: Date.now() + waitMs });
   }
 
   #pump() {
@@ -170,8 +170,8 @@ export class ServerConnection {
     socket.close();
   }
 
-  #tell(state, facts = {}) {
+  #setState(state, details = {}) {
     this.#state = state;
-    this.#options.onState(state, facts);
+    this.#options.onState(state, details);
   }
 }
