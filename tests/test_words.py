@@ -36,10 +36,10 @@ RETIRED_TEXT = re.compile(
 )
 # Words of identifiers that house rules replaced by a term of the field, or that are metaphors.
 RETIRED_NAMES = {
-    "anew", "door", "doubt", "doubts", "doubtful", "everybody", "filler", "forgotten", "gate", "goodbye", "healed",
-    "hear", "heard", "held", "hole", "holes", "lacking", "ladder", "lane", "link", "links", "news", "nobody", "nonsense", "our",
-    "ours", "patience", "rung", "said", "say", "settled", "site", "spoke", "stuck", "tally", "tell", "telling", "theirs", "told",
-    "trouble", "troubles", "verdict", "whereof", "whoever", "wires",
+    "anew", "door", "doubt", "doubtful", "doubts", "everybody", "filler", "forgotten", "gate", "goodbye", "healed",
+    "hear", "heard", "held", "hole", "holes", "lacking", "ladder", "lane", "link", "links", "news", "nobody",
+    "nonsense", "our", "ours", "patience", "rung", "said", "say", "settled", "site", "spoke", "stuck", "tally",
+    "tell", "telling", "theirs", "told", "trouble", "troubles", "verdict", "whereof", "whoever", "wires",
 }  # fmt: skip
 # Fields of answers over HTTP, whose names stay; calls of the standard library.
 PUBLIC_NAMES = {"hole_count", "holes", "unlink"}
