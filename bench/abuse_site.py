@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ _SAMPLE_S = 0.1
 _PROBE_S, _PROBE_LIMIT_S = 0.5, 2.0
 _READER, _PROBER = ("127.0.0.5", 0), ("127.0.0.3", 0)
 _SETTLED_MS = 20_000  # after its end a minute is read, compared and stored
-_FORGED = ("\x1b", "\nFORGED", "\n2026-01-01 CRITICAL FORGED")
+_NEVER_LOGGED = ("Traceback", "\x1b", "\nFORGED", "\n2026-01-01 CRITICAL")
 
 
 @dataclass
@@ -164,9 +165,10 @@ class Site:
             file.seek(log)
             text = file.read().decode(errors="replace")
         window.log_kb = len(text) / 1000
-        window.faults += [
-            f"{text.count(word)} of {word!r} in the log" for word in ("Traceback", *_FORGED) if word in text
-        ]
+        for word in _NEVER_LOGGED:
+            if word in text:
+                window.faults.append(f"{text.count(word)} of {word!r} in the log")
+                print(text[max(0, text.index(word) - 200) :][:2500], file=sys.stderr)
         return window
 
     def _recover(self) -> list[str]:

@@ -119,11 +119,11 @@ STRANGERS = {
         every_s=0.005,
     ),
     "one IPv6 /64": Stranger(
-        item=1, before="each address a new client", connections=400, first=get("/health/live"),
+        item=1, before="each address a new client", connections=400, web_socket=True,
         source=PROXY, forwarded=_SLASH_64,
     ),
     "forwarded with ports": Stranger(
-        item=1, before="each port a new client", connections=400, first=get("/health/live"),
+        item=1, before="each port a new client", connections=400, web_socket=True,
         source=PROXY, forwarded=tuple(f"198.51.100.7:{port}" for port in range(2000, 2400)),
     ),
     "handshakes reset": Stranger(

@@ -28,8 +28,11 @@ class SocketDetach:
             handler.set_status(400)
             handler.finish("Missing/Invalid WebSocket headers")
             return
+        stream = stream_of(handler.request)
+        if stream.closed():  # the client reset the connection
+            return
         try:
-            peer = stream_of(handler.request).socket.dup()
+            peer = stream.socket.dup()
         except OSError:  # checked before answering 101, so that the answer can still be an error
             handler.without_descriptor()
             return

@@ -8,6 +8,8 @@ import pytest
 
 from candled.config import LimitSettings, ServerSettings
 from candled.serve.handlers import _kept_for_a_second
+from candled.transport.library_internals import stream_of
+from candled.transport.socket_detach import SocketDetach
 from tests import deadlines
 from tests.api.raw import ask_all
 from tests.clocks import ManualClock
@@ -62,6 +64,23 @@ async def test_a_handshake_that_the_client_resets_logs_nothing(caplog):
             await site.connect()  # accepted behind them
             while len(site.server._connections):
                 await asyncio.sleep(0.002)
+    assert caplog.records == []
+
+
+async def test_a_handshake_whose_connection_ended_before_its_turn_logs_nothing(caplog, monkeypatch):
+    async def end_and_accept(self, handler, accept=SocketDetach.accept_connection):
+        stream_of(handler.request).close()
+        await accept(self, handler)
+
+    async with echo_site() as site:
+        with monkeypatch.context() as patch:
+            patch.setattr(SocketDetach, "accept_connection", end_and_accept)
+            reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+            writer.write(f"{HANDSHAKE}\r\n".encode())
+            assert await deadlines.wait_for(reader.read(), 5) == b""
+            writer.close()
+        await site.connect()
+        assert site.server.connection_count == 1
     assert caplog.records == []
 
 
