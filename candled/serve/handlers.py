@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from socket import socket
@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tornado.iostream import IOStream
-from tornado.web import HTTPError, RequestHandler, StaticFileHandler
+from tornado.web import HTTPError, RequestHandler
 from tornado.websocket import WebSocketProtocol
 
 from candled.exchange import Clock
@@ -182,28 +182,50 @@ _PASS_BODY = _encode(_PASS).encode()
 _PASS_TAG = f'"{hashlib.sha1(_PASS_BODY).hexdigest()}"'  # as Tornado calculates it
 
 
-class _Common(RequestHandler):
-    """Headers and errors that all answers share."""
+class OwnHandler(RequestHandler):
+    """The base of handlers outside of the API: shared headers and errors."""
 
-    def initialize(self, context: ServerContext) -> None:
-        self.context = context
+    open_headers: Sequence[tuple[str, str]] = (("Cache-Control", "no-store"),)
 
     def set_default_headers(self) -> None:
+        """Set the headers that all answers share."""
         self.set_header("Server", "candled")
         self.set_header("X-Content-Type-Options", "nosniff")
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Write an error as JSON."""
+        if status_code == 405:
+            names = [name for name in self.SUPPORTED_METHODS if _implements(type(self), name.lower())]
+            self.set_header("Allow", ", ".join(names))
         self.finish_json({"error": {"code": status_code, "message": error_reason(self)}})
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """Log errors of the server only: the client got the others, and must not be able to fill the log."""
+        if not isinstance(value, HTTPError) or value.status_code >= 500:
+            super().log_exception(typ, value, tb)
 
     def finish_json(self, body: Any) -> None:
         """Answer with JSON that any page may read, if the settings allow any. A text is written as it is."""
         self.set_header("Content-Type", "application/json; charset=utf-8")
-        for name, value in self.context.open_headers:
+        for name, value in self.open_headers:
             self.set_header(name, value)
         self.finish(body if isinstance(body, str) else _encode(body))
 
 
-class ConnectingHandler(_Common):
+def _implements(kind: type[RequestHandler], method: str) -> bool:
+    """Return True if a handler answers a method."""
+    return getattr(kind, method) is not getattr(RequestHandler, method)
+
+
+class _ServerHandler(OwnHandler):
+    """A handler with the state of the server."""
+
+    def initialize(self, context: ServerContext) -> None:
+        self.context = context
+        self.open_headers = context.open_headers
+
+
+class ConnectingHandler(_ServerHandler):
     """A request for a lasting connection, subject to the limits."""
 
     address = ""
@@ -267,11 +289,16 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
         """Upgrade the connection, unless a limit or the origin policy refuses it."""
-        if self.request.headers.get("Upgrade", "").lower() != "websocket":
-            await super().get(*args, **kwargs)  # answers 400, and takes no handshake from others
-            return
-        if not self.is_refused():
+        if not self.is_upgrade():  # takes no handshake from others
+            self.set_status(400)
+            self.finish('Can "Upgrade" only to "WebSocket".')
+        elif not self.is_refused():
             await super().get(*args, **kwargs)
+
+    def is_upgrade(self) -> bool:
+        """Return True for the handshake of a WebSocket: without a body, and not by HTTP/1.0 (RFC 9110, 7.8)."""
+        headers, version = self.request.headers, self.request.version
+        return headers.get("Upgrade", "").lower() == "websocket" and version != "HTTP/1.0" and not self.request.body
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         """Detach a plain socket from Tornado; let Tornado keep any other connection."""
@@ -333,7 +360,7 @@ class RootHandler(StreamHandler):
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
         """Upgrade the connection, or answer with the page."""
-        if self.request.headers.get("Upgrade", "").lower() == "websocket":
+        if self.is_upgrade():
             await super().get(*args, **kwargs)
             return
         path = (self.request.uri or "/").partition("?")[0]
@@ -351,21 +378,29 @@ class RootHandler(StreamHandler):
             self.set_header("Content-Encoding", coding.name)
         self.finish(encode_once(coding, body))
 
+    async def head(self) -> None:
+        """Answer with the headers of the page."""
+        await self.get()
 
-class HealthHandler(_Common):
+
+class HealthHandler(_ServerHandler):
     """`/health`: the daemon's health."""
 
     def get(self) -> None:
         """Answer with the daemon's health."""
         self.finish_json(self.context.health())
 
+    head = get
 
-class LiveHandler(_Common):
+
+class LiveHandler(_ServerHandler):
     """`/health/live`: the loop runs. It checks nothing else, because a restart would not repair a database."""
 
     def get(self) -> None:
         """Answer `pass`."""
         self.finish_json(_PASS)
+
+    head = get
 
     @staticmethod
     def answer_now(request: HotRequest, peer: str, context: ServerContext) -> HotReply | None:
@@ -376,7 +411,7 @@ class LiveHandler(_Common):
         return HotReply(200, "application/json; charset=utf-8", headers, _PASS_BODY)
 
 
-class ReadyHandler(_Common):
+class ReadyHandler(_ServerHandler):
     """`/health/ready`: 200 while this process serves clients well, 503 while a balancer should use another."""
 
     async def get(self) -> None:
@@ -389,16 +424,20 @@ class ReadyHandler(_Common):
         shown = {name: problem or "ok" for name, problem in checks.items()}
         self.finish_json({"status": "fail" if failed else "pass", "checks": shown})
 
+    head = get
 
-class StatisticsHandler(_Common):
+
+class StatisticsHandler(_ServerHandler):
     """`/health/ws-stats`: the connections and rooms."""
 
     def get(self) -> None:
         """Answer with the statistics of connections and rooms."""
         self.finish_json(self.context.statistics())
 
+    head = get
 
-class NotFoundHandler(_Common):
+
+class NotFoundHandler(_ServerHandler):
     """Any other path: 404."""
 
     def prepare(self) -> None:
@@ -406,7 +445,7 @@ class NotFoundHandler(_Common):
         raise HTTPError(404)
 
 
-class NotServingHandler(_Common):
+class NotServingHandler(_ServerHandler):
     """Answers 503 on all other paths of a process that does not serve, so that a balancer tries the next process."""
 
     def prepare(self) -> None:
@@ -414,52 +453,6 @@ class NotServingHandler(_Common):
         message = "This process reads exchanges and serves no clients: its roles in the settings are [ingest]"
         self.set_status(503)
         self.finish_json({"error": {"code": 503, "message": message}})
-
-
-class StaticHandler(StaticFileHandler):
-    """The page's files. A browser checks on each use if they have changed."""
-
-    def parse_url_path(self, url_path: str) -> str:
-        """Return the path of a file; answer 404 for one that no file can have."""
-        if "\0" in url_path:
-            raise HTTPError(404)
-        return super().parse_url_path(url_path)
-
-    def initialize(self, path: str, compress_from: int) -> None:  # type: ignore[override]
-        """Store the folder and the smallest file to compress. Parts of files are never compressed."""
-        super().initialize(path)
-        headers = self.request.headers
-        accepted = choose_coding(headers.get("Accept-Encoding"), compress_from)
-        self._coding = PLAIN if accepted is None or "Range" in headers else accepted
-
-    async def get(self, path: str, include_body: bool = True) -> None:
-        """Answer with the file."""
-        self.path = self.parse_url_path(path)
-        self.absolute_path = self.validate_absolute_path(self.root, self.get_absolute_path(self.root, self.path))
-        size = 0 if self.absolute_path is None else self.get_content_size()
-        if not self._coding.name or size < max(self._coding.smallest, 1):
-            self._coding = PLAIN
-            await super().get(path, include_body)
-            return
-        self.modified = self.get_modified_time()
-        self.set_headers()
-        self.clear_header("Accept-Ranges")
-        if self.should_return_304():
-            self.set_status(304)
-            return
-        self.set_header("Content-Encoding", self._coding.name)
-        self.write(encode_once(self._coding, b"".join(self.get_content(str(self.absolute_path)))))
-
-    def compute_etag(self) -> str | None:
-        """Return the ETag of the file in this coding."""
-        tag = super().compute_etag()
-        return None if tag is None else self._coding.tag_of(tag)
-
-    def set_extra_headers(self, path: str) -> None:
-        """Make browsers revalidate the file."""
-        self.set_header("Cache-Control", "no-cache")
-        self.set_header("Vary", "Accept-Encoding")
-        self.set_header("X-Content-Type-Options", "nosniff")
 
 
 def _named(make_client: MakeNamedClient, uri: str, connection: ClientConnection) -> ConnectionListener:

@@ -1,6 +1,7 @@
 """Serve candled's paths below a prefix that a reverse proxy leaves in place, each request in its turn."""
 
 import asyncio
+import re
 from collections.abc import Awaitable
 from functools import partial
 from typing import Any
@@ -17,6 +18,8 @@ from tornado.web import Application
 
 from candled.transport.broadcaster import Broadcaster
 from candled.transport.hot_stream import HotStream
+
+_ABSOLUTE = re.compile(r"https?://[^/]+(/.*)?", re.IGNORECASE)
 
 
 class PrefixedApplication(Application):
@@ -42,6 +45,9 @@ class PrefixedApplication(Application):
         stream = getattr(request.connection, "stream", None)
         if isinstance(stream, HotStream):
             stream.on_request()
+        absolute = _ABSOLUTE.fullmatch(request.path)
+        if absolute is not None:  # a proxy's form, which servers accept too (RFC 9112, 3.2.2)
+            request.path = absolute[1] or "/"
         if request.path == self._prefix or request.path.startswith(f"{self._prefix}/"):
             request.path = request.path[len(self._prefix) :] or "/"
         return super().find_handler(request, **kwargs)

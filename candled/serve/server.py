@@ -20,7 +20,6 @@ from candled.transport.descriptors import Descriptors
 from candled.transport.http_connections import HttpConnections
 from candled.transport.ping_wheel import PingWheel
 
-from . import clients
 from .connection_limiter import ConnectionLimiter, is_trusted, networks
 from .dialects import Undecided
 from .events import EventsHandler
@@ -35,13 +34,13 @@ from .handlers import (
     ReadyHandler,
     RootHandler,
     ServerContext,
-    StaticHandler,
     StatisticsHandler,
     StreamHandler,
 )
 from .hot_path import HotPath, make_resources
 from .listening import listen
 from .prefix import PrefixedApplication
+from .static_files import StaticHandler, make_clients_route
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +213,7 @@ class Server:
                     if path not in own
                 ),
                 (r"/static/(.*)", StaticHandler, {"path": str(STATIC), **files}),
-                clients.make_route(files),
+                make_clients_route(files),
                 *self._routes,
             ],
             self._settings.prefix,
