@@ -19,7 +19,7 @@ from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
 from tornado.web import Application
 
-from tests import redis_servers, servers, tiers
+from tests import collector, redis_servers, servers, tiers
 
 T = TypeVar("T")
 
@@ -82,6 +82,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, reason in tiers.NEEDS.items():
         config.addinivalue_line("markers", f"{name}: {reason}")
     tiers.watch_programs()
+    collector.install()
     asyncio.set_event_loop(None)  # otherwise a request for the current loop makes one that is never closed
     if hasattr(config, "workerinput"):
         tiers.stop_second_coverage()
@@ -103,6 +104,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    collector.set_aside()
     tiers.enter(item)
     try:
         return (yield)

@@ -77,6 +77,7 @@ class VirtualExchange(Exchange):
 
     Attributes:
         begins_ms: it has nothing before.
+        lacks: minutes that it has lost.
         stream: `up`, `silent` or `down`.
         rest: `up`, `empty` (a success with nothing) or `down`.
         stamp, rest_stamp, date: how frames, rows of REST and its `Date` state the time; None: not at all.
@@ -98,6 +99,7 @@ class VirtualExchange(Exchange):
         self.feed = VirtualFeed(self)
         self.begins_ms = begins_ms
         self.quiet: Callable[[int], bool] = lambda open_ms: False
+        self.lacks: Callable[[int], bool] = lambda open_ms: False
         self.stream, self.rest = "up", "up"
         self.stamp: Stamp = lambda at_ms: at_ms
         self.rest_stamp: Stamp | None = lambda at_ms: at_ms
@@ -120,7 +122,7 @@ class VirtualExchange(Exchange):
 
     def version(self, open_ms: int, at_ms: int, as_of_ms: int | None = None) -> Candle | None:
         """A minute as it is at a time; None where the exchange has nothing."""
-        if at_ms < open_ms or open_ms < self.begins_ms:
+        if at_ms < open_ms or open_ms < self.begins_ms or self.lacks(open_ms):
             return None
         row = grown(self.row(open_ms), at_ms - open_ms)
         return row.candle(open_ms, as_of_ms=at_ms if as_of_ms is None else as_of_ms)
