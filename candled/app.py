@@ -65,8 +65,7 @@ def run(config: Config, plugins: Plugins, clock: Clock | None = None) -> int:
     Raises:
         ConfigError: a resource in the settings is not usable: the port, the database file, a recording.
     """
-    _start_log(config)
-    return _run_one(config, plugins, clock or SystemClock())
+    return _run_one(config, plugins, clock or SystemClock(), _start_log(config))
 
 
 def run_workers(config: Config, plugins: Plugins, count: int, name: str | None) -> int:
@@ -76,27 +75,28 @@ def run_workers(config: Config, plugins: Plugins, count: int, name: str | None) 
         ConfigError: several processes cannot share the settings, or as for `run`.
     """
     workers.check(config)
-    _start_log(config, name)
+    log = _start_log(config, name)
     if name is None:
         return workers.run(count, SystemClock())
-    return _run_one(workers.settings_of(name, config), plugins, SystemClock(), name)
+    return _run_one(workers.settings_of(name, config), plugins, SystemClock(), log, name)
 
 
-def _start_log(config: Config, worker: str | None = None) -> None:
+def _start_log(config: Config, worker: str | None = None) -> BoundedHandler:
     process = f"{worker} " if worker else ""
     handler = BoundedHandler(f"%(asctime)s %(levelname)s {process}%(name)s: %(message)s")
     logging.basicConfig(level=config.log.level.upper(), handlers=[handler], force=True)
+    return handler
 
 
-def _run_one(config: Config, plugins: Plugins, clock: Clock, worker: str | None = None) -> int:
+def _run_one(config: Config, plugins: Plugins, clock: Clock, log: BoundedHandler, worker: str | None = None) -> int:
     clients = config.server.max_connections if "serve" in config.roles else 0
     for warning in (*config_warnings(config), shortage(raise_limit(), clients)):
         if warning is not None:
             logger.warning("%s", warning)
-    return asyncio.run(_run(config, plugins, clock, worker))
+    return asyncio.run(_run(config, plugins, clock, log, worker))
 
 
-async def _run(config: Config, plugins: Plugins, clock: Clock, worker: str | None) -> int:
+async def _run(config: Config, plugins: Plugins, clock: Clock, log: BoundedHandler, worker: str | None) -> int:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(DaemonThreads(_LOOKUPS, "lookup"))
     daemon = Daemon(config, plugins, clock, worker)  # until now a signal ends the process immediately
@@ -104,7 +104,10 @@ async def _run(config: Config, plugins: Plugins, clock: Clock, worker: str | Non
     _listen_to_signals(loop, stopping, is_worker=worker is not None)
     collector = GcTuner(keeps_handlers=not config.server.own_sockets)
 
+    tasks = TaskSet()
+
     async def start() -> None:
+        tasks.start_periodic(lambda: log.end_minute(clock.now_ms() / 1000), clock, 1.0)
         await daemon.start()
         collector.start()
         await stopping.wait()
@@ -114,6 +117,7 @@ async def _run(config: Config, plugins: Plugins, clock: Clock, worker: str | Non
         logger.info("stopping")
     finally:
         collector.stop()
+        await tasks.cancel()
         left = await daemon.stop()
     return 1 if left else 0
 

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from contextlib import nullcontext
 from types import TracebackType
 
 from candled.model.texts import SECRET_NAMES, printable
@@ -51,19 +52,27 @@ class BoundedHandler(logging.StreamHandler):  # type: ignore[type-arg]
         if record.levelno <= logging.DEBUG:
             super().emit(record)
             return
-        if int(record.created // 60) != self._minute:
-            self._report_dropped()
-            self._minute = int(record.created // 60)
+        self._begin_minute(record.created)
         place = record.name, record.lineno
         count, first = self._counts.get(place, (0, record))
         self._counts[place] = count + 1, first
         if count < _MAX_LINES:
             super().emit(record)
 
+    def end_minute(self, now_s: float) -> None:
+        """Report the lines that were left out, if their minute is over: no line may follow. `now_s` is UTC."""
+        with self.lock or nullcontext():
+            self._begin_minute(now_s)
+
     def close(self) -> None:
         """Report the lines that were left out, and close the handler."""
         self._report_dropped()
         super().close()
+
+    def _begin_minute(self, now_s: float) -> None:
+        if int(now_s // 60) != self._minute:
+            self._report_dropped()
+            self._minute = int(now_s // 60)
 
     def _report_dropped(self) -> None:
         counts, self._counts = self._counts, {}

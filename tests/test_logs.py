@@ -7,6 +7,8 @@ import pytest
 
 from candled.logs import BoundedHandler
 from candled.model.texts import printable
+from candled.tasks import TaskSet
+from tests.clocks import ManualClock
 
 FORGED = "x\n2026-01-01 00:00:00,000 CRITICAL candled.app: forged"
 
@@ -88,6 +90,24 @@ def test_a_flood_from_one_place_is_a_bounded_number_of_lines_and_their_count():
         "left out 19940 lines of the last minute, similar to: a bad row: %d",
         "a bad row: 20000",
     ]
+
+
+async def test_lines_that_were_left_out_are_counted_when_the_minute_ends_though_none_follows():
+    clock, tasks = ManualClock(59_000), TaskSet()
+    handler, stream = handler_to_text()
+    tasks.start_periodic(lambda: handler.end_minute(clock.now_ms() / 1000), clock, 1.0)
+    for at, count in ((60, 100), (61, 2)):
+        await clock.advance(1)
+        for _ in range(count):
+            handler.emit(record("again", at=float(at)))
+    await clock.advance(58)
+    assert len(written(stream)) == 60
+    await clock.advance(1)
+    (line,) = written(stream)[60:]
+    assert line.endswith(" tornado.access: left out 42 lines of the last minute, similar to: again")
+    await clock.advance(200)
+    assert len(written(stream)) == 61
+    await tasks.cancel()
 
 
 def test_lines_that_were_left_out_are_counted_at_the_end():
