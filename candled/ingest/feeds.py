@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidURI, SecurityError, WebSocketException
 from websockets.protocol import State
-from websockets.uri import parse_uri
+from websockets.uri import WebSocketURI, parse_uri
 
 from candled.errors import CandledError, ExchangeError, Unavailable
 from candled.exchange import Candles, Clock, Event, Feed, SocketFeed, StreamFeed, SubscriptionRejected
@@ -276,6 +276,14 @@ class FeedRunner:
         return round(self._clock.monotonic() * 1000)
 
 
+def may_redirect(source: WebSocketURI, target: WebSocketURI) -> bool:
+    """Return True for the same host, port and scheme.
+
+    So none leads to a private address, unless the settings or the plugin name it, in this very notation.
+    """
+    return (source.secure, source.host, source.port) == (target.secure, target.host, target.port)
+
+
 class _Connect(connect):
     """Follows redirects only to the same host, port and scheme."""
 
@@ -283,8 +291,7 @@ class _Connect(connect):
         """Return the address of a redirect, or the error that ends the attempt."""
         target = super().process_redirect(exc)
         if isinstance(target, str):
-            old, new = self.ws_uri, parse_uri(target)
-            if (old.secure, old.host, old.port) == (new.secure, new.host, new.port):
+            if may_redirect(self.ws_uri, parse_uri(target)):
                 return target
             return SecurityError(f"redirects to another host or scheme: {target[:200]}")
         return SecurityError(str(target)[:200]) if isinstance(target, ValueError) else target
