@@ -363,20 +363,32 @@ async def test_a_feed_that_sends_too_much_is_interrupted(send, reason, most, mon
         assert len(sink.volumes) <= most
 
 
+PUBLIC = "wss://ws.example.org/ws"
+NOT_CONFIGURED = [
+    "10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "127.0.0.1", "127.1", "2130706433", "0x7f000001",
+    "0177.0.0.1", "0.0.0.0", "169.254.169.254", "[::1]", "[::]", "[fe80::1]", "[fd00::1]", "[::ffff:10.0.0.1]",
+    "[::ffff:7f00:1]", "[64:ff9b::a00:1]", "localhost", "ws.example.org.", "evil.example.org", "ws.example.org:8443",
+    "ws.example.org:x@10.0.0.1",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("location", "target"),
+    ("source", "location", "target"),
     [
-        ("/other", "wss://ws.example.org/other"),
-        ("wss://ws.example.org:443/v2", "wss://ws.example.org:443/v2"),
-        ("wss://10.0.0.1/", None),
-        ("wss://ws.example.org:8443/", None),
-        ("ws://ws.example.org/", None),
-        ("wss://evil.example.org/", None),
-        ("http://127.0.0.1/", InvalidURI),
+        (PUBLIC, "/other", "wss://ws.example.org/other"),
+        (PUBLIC, "wss://WS.example.org:443/v2", "wss://WS.example.org:443/v2"),
+        (PUBLIC, "ws://ws.example.org/", None),
+        (PUBLIC, "http://127.0.0.1/", InvalidURI),
+        *((PUBLIC, f"wss://{host}/", None) for host in NOT_CONFIGURED),
+        *((PUBLIC, f"//{host}/", None) for host in NOT_CONFIGURED),
+        # a configured address, and no other one
+        ("ws://10.0.0.1:80/ws", "ws://10.0.0.1/v2", "ws://10.0.0.1/v2"),
+        ("ws://[::1]:7000/ws", "/v2", "ws://[::1]:7000/v2"),
+        *(("ws://10.0.0.2/ws", f"ws://{host}/", None) for host in NOT_CONFIGURED),
     ],
 )
-async def test_a_redirect_leads_only_to_the_same_host_and_scheme(location, target):
-    connecting = feeds._Connect("wss://ws.example.org/ws")
+async def test_a_redirect_leads_only_to_the_same_host_and_scheme(source, location, target):
+    connecting = feeds._Connect(source)
     answer = InvalidStatus(Response(302, "Found", Headers(Location=location)))
     if target is InvalidURI:
         with pytest.raises(InvalidURI):
