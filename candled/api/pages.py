@@ -5,16 +5,16 @@ import random
 from bisect import bisect_left, bisect_right
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from dataclasses import replace
-from itertools import count
 from typing import NamedTuple, Protocol, TypeVar
 
 from candled.errors import StoreRejected, Unavailable
 from candled.exchange import Clock
-from candled.model import DAY, END_OF_TIME_MS, MINUTE, Candle, Interval, MarketKey, Position, Topic, fold
+from candled.model import DAY, END_OF_TIME_MS, MINUTE, Candle, Interval, MarketKey, Topic, fold
 from candled.rooms.encoded_bars import BarSource, EncodedBarCache, Printer
 from candled.serve.content_coding import PLAIN, ContentCoding
 from candled.store.history import HistoryReader
 
+from .past_pages import PastPages, PastSource
 from .queries import MOST_BARS, BarQuery, HistoryRequest, Page, PrintedPage, WrittenPage, print_page
 
 T = TypeVar("T")
@@ -22,17 +22,13 @@ T = TypeVar("T")
 _ALL = 10**6  # more than memory holds
 _TRUSTED_S = 10.0
 _PAGE_OVERHEAD = 600  # bytes of a kept page besides its texts
-_page_numbers = count(1)
 
 
-class LiveSource(BarSource, Protocol):
+class LiveSource(BarSource, PastSource, Protocol):
     """Bars in memory, with their revisions and finality. `candled.aggregate.live_bars.LiveBars` implements it."""
 
     def bars_between(self, key: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
         """Return the bars in `[start_ms, end_ms)`, oldest first."""
-
-    def past_version(self, key: MarketKey) -> int:
-        """Return a number that changes when the stored past has to be read again."""
 
     async def load_bars(self, key: MarketKey, interval: Interval, count: int, timeout_s: float) -> None:
         """Load the newest `count` bars, waiting up to `timeout_s` seconds for history to be fetched."""
@@ -45,12 +41,6 @@ class LiveSource(BarSource, Protocol):
 
     def is_behind(self, key: MarketKey) -> bool:
         """Return True while the store is being read again because of changes announced on the bus."""
-
-    def is_range_final(self, key: MarketKey, start_ms: int, end_ms: int) -> bool:
-        """Return True if all minutes in `[start_ms, end_ms)` are final."""
-
-    def feed_position(self, key: MarketKey) -> Position | None:
-        """Return the position of a market's feed; None if it is unknown."""
 
 
 class _Beginning(NamedTuple):
@@ -90,6 +80,7 @@ class BarReader:
         self._texts = texts
         self._clock = clock
         self._name = f"{random.getrandbits(48):x}"  # part of ETags, because their version numbers are per process
+        self._past = PastPages(live, stored, texts, self._name)
         # series whose first bar is in memory, so the store has no older ones
         self._begins: dict[tuple[MarketKey, Interval], _Beginning] = {}
 
@@ -99,7 +90,7 @@ class BarReader:
         """Return the result of `printed` if it can be made from memory without waiting, else None."""
         span = self._in_memory(market, interval, asked)
         if span is None:
-            return self._cached_page(market, interval, printer, asked, known)
+            return self._past.find(*self._of_past(market, interval, printer, asked), known)
         if printer.cares and self._live.is_behind(market):
             return None
         times, first, stop, *_ = span
@@ -231,43 +222,12 @@ class BarReader:
             await self._readable(self._live.load_bars(market, interval, asked.limit + 1, 0.0))
             page = self.printed_now(market, interval, printer, asked, known)
         if page is None:
-            past_version = self._live.past_version(market)
+            page = await self._readable(self._past.read(*self._of_past(market, interval, printer, asked), known))
+        if page is None:
             read = await self._read_page(market, interval, asked)
-            # If reading has shown that memory has all bars of the page, or another request for the same bars was
-            # faster, this answer gets the same tag as later ones.
-            page = self.printed_now(market, interval, printer, asked, known)
-            if page is None:
-                page = print_page(read, printer)
-                if page.is_final and page.last_ms is not None:
-                    key = market, interval, printer.name, asked
-                    size = sum(map(len, page.columns)) + _PAGE_OVERHEAD
-                    self._texts.keep_page(key, (past_version, next(_page_numbers), page), size)
-                    page = self._cached_page(market, interval, printer, asked, known) or page
+            # If reading has shown that memory has all bars of the page, this answer gets the same tag as later ones.
+            page = self.printed_now(market, interval, printer, asked, known) or print_page(read, printer)
         return page
-
-    def _cached_page(
-        self, market: MarketKey, interval: Interval, printer: Printer, asked: HistoryRequest, known: str
-    ) -> PrintedPage | None:
-        """Return a page of the past as it was read from the store, unless the past has changed since."""
-        key = market, interval, printer.name, asked
-        cached: tuple[int, int, PrintedPage] | None = self._texts.find_page(key)
-        if cached is None:
-            return None
-        past_version, number, page = cached
-        assert page.first_ms is not None
-        assert page.last_ms is not None
-        is_final = self._live.is_range_final(market, page.first_ms, page.last_ms + interval.ms)
-        times = self._live.newest_times(market, interval, _ALL)
-        is_old = bool(times) and page.last_ms < times[0]
-        if past_version != self._live.past_version(market) or not is_final or not is_old:
-            self._texts.drop_page(key)
-            return None
-        position = self._live.feed_position(market)
-        numbers = ("past", number, *((printer.positioned and position) or ()))
-        tag = f'"{self._name}.{".".join(map(str, numbers))}"'
-        is_known = tag in known
-        columns = () if is_known else page.columns
-        return replace(page, columns=columns, position=position, tag=tag, is_known=is_known, is_past=True)
 
     async def read_page(
         self,
@@ -330,6 +290,12 @@ class BarReader:
         if span is not None:
             return self._page_of(market, interval, span)
         return await self._readable(self._joined_page(market, interval, *asked))
+
+    def _of_past(
+        self, market: MarketKey, interval: Interval, printer: Printer, asked: HistoryRequest
+    ) -> tuple[Topic, Printer, HistoryRequest, int]:
+        times = self._live.newest_times(market, interval, _ALL)
+        return Topic(market, interval), printer, asked, self._final_until_ms(market, interval, times)
 
     def _in_memory(self, market: MarketKey, interval: Interval, asked: HistoryRequest) -> _Span | None:
         """Return the bars of a page if memory has them all and it is known if there are more; else None."""

@@ -42,6 +42,7 @@ class PrintedPage:
     """The bars of a page as a dialect prints them: for each column, the texts joined with its separator.
 
     The other fields are those of `Page`. `last_as_of_ms` is the exchange's time of the last bar's values.
+    It is 0 for a page of the past.
     """
 
     columns: Sequence[bytes]

@@ -215,6 +215,15 @@ class EncodedBars:
             for blob, ends in zip(self._blobs, self._ends, strict=True)
         ]
 
+    def times_between(self, start_ms: int, end_ms: int) -> Sequence[int]:
+        """Return the opening times of the encoded bars in `[start_ms, end_ms)`."""
+        return self._times[bisect_left(self._times, start_ms) : bisect_left(self._times, end_ms)]
+
+    def append_final(self, bars: Iterable[Candle]) -> None:
+        """Append bars that are final."""
+        for bar in bars:
+            self._append_bar(bar, True)
+
     def version(self, open_ms: int) -> int:
         """Return the version of the texts up to this bar: a number that is unique in this process."""
         return next(number for from_ms, number in reversed(self._versions) if from_ms <= open_ms)
@@ -354,17 +363,13 @@ class EncodedBarCache:
         All pages together take at most a quarter of the memory, and never that of the newest bars: a client that reads
         years of history does not slow down the others.
         """
-        self.drop_page(key)
+        if key in self._pages:
+            self._pages.move_to_end(key, last=False)
+            self._drop_page()
         self._pages[key] = page, size
         self._page_bytes += size
         self.bytes += size
         while self._pages and (self._page_bytes > self._most_bytes // 4 or self.bytes > self._most_bytes):
-            self._drop_page()
-
-    def drop_page(self, key: Hashable) -> None:
-        """Drop a page, if it is kept."""
-        if key in self._pages:
-            self._pages.move_to_end(key, last=False)
             self._drop_page()
 
     def _drop_page(self) -> None:

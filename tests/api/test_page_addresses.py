@@ -152,8 +152,9 @@ async def test_a_cold_page_that_many_clients_ask_for_is_read_and_encoded_once(st
 
     bodies = await asyncio.gather(*(ask() for _ in range(50)))
     assert len(set(bodies)) == 1
-    assert len(printed) == MOST_BARS
-    assert len(reads) == 1 or is_writing
+    first_page = FIRST * MOST_BARS - MONDAY_MS // MINUTE_MS  # bars of the page in which the week begins
+    assert len(printed) == first_page + MOST_BARS
+    assert len(reads) == 2 or is_writing
 
 
 @pytest.mark.slow
