@@ -84,8 +84,10 @@ def pytest_configure(config: pytest.Config) -> None:
     tiers.watch_programs()
     collector.install()
     asyncio.set_event_loop(None)  # otherwise a request for the current loop makes one that is never closed
-    if hasattr(config, "workerinput"):
-        tiers.stop_second_coverage()
+    if config.pluginmanager.hasplugin("_cov"):
+        from tests.measuring import Measuring
+
+        config.pluginmanager.register(Measuring())
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

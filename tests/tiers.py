@@ -4,7 +4,6 @@ Each fixture gives its name as a marker to the tests that take it, so that `-m "
 A test that starts a program without any of them fails and names the line to add.
 """
 
-import contextlib
 import os
 import shutil
 import sys
@@ -23,15 +22,11 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 _running: pytest.Item | None = None
 
-
 LONG = "CANDLED_TEST_LONG" in os.environ
 
 
 def mark(items: list[pytest.Item]) -> None:
-    """Mark each test with the names of the fixtures in `NEEDS` that it takes; skip long ones in the short form.
-
-    `make test` measures coverage with the tests that are not marked `no_cover`.
-    """
+    """Mark each test with the names of the fixtures in `NEEDS` that it takes; skip long ones in the short form."""
     for item in items:
         if item.get_closest_marker("long") and not LONG:
             item.add_marker(pytest.mark.skip(reason="the long form: make soak, or make chaos"))
@@ -39,21 +34,6 @@ def mark(items: list[pytest.Item]) -> None:
             named = any(need in used.args for used in item.iter_markers("usefixtures"))
             if named or need in getattr(item, "fixturenames", ()):
                 item.add_marker(need)
-        if is_marked(item, "slow", "daemon", "browser", "redis"):
-            item.add_marker("no_cover")  # tracing doubles their processor time, and theirs is measured in seconds
-
-
-def stop_second_coverage() -> None:
-    """Stop the measurement that pytest-cov starts in a worker of pytest-xdist before the worker's own.
-
-    Its figures are never read, and it would go on while `no_cover` pauses the worker's own: tests would cost twice the
-    processor time.
-    """
-    with contextlib.suppress(ImportError):
-        from coverage import Coverage
-
-        if (running := Coverage.current()) is not None:
-            running.stop()
 
 
 def is_marked(item: pytest.Item, *markers: str) -> bool:
