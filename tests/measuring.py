@@ -30,13 +30,14 @@ class Measuring:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
-        if self.measured is None or tiers.is_marked(item, "slow", "daemon", "browser", "redis"):
+        if self.measured is None:
             return (yield)
-        self.measured.start()
+        if not tiers.is_marked(item, "no_cover", "slow", "daemon", "browser", "redis"):
+            self.measured.start()
         try:
             return (yield)
         finally:
-            self.measured.stop()
+            self.measured.stop()  # pytest-cov starts it at the end of a test marked no_cover
 
 
 def import_all() -> None:

@@ -5,7 +5,7 @@
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 import candled
+from tests.sources import ROOT, SOURCES, nodes, read
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.no_cover
 
 # Modules that do I/O, wait or read the time. Files are not included: any part may read settings and recordings.
 OUTSIDE = {
@@ -207,19 +208,19 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT / "candled").with_suffix("").as_posix()
 
 
-MODULES = {name_of(path): path for path in sorted((ROOT / "candled").rglob("*.py"))}
+MODULES = {name_of(path): path for path in SOURCES if path.is_relative_to(ROOT / "candled")}
 DOTTED = {f"candled/{name}".removesuffix("/__init__").replace("/", "."): name for name in MODULES}
 PAGE = ROOT / "docs" / "explanation" / "architecture.md"
-PLUGINS = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "plugins").rglob("*.py"))}
+PLUGINS = {path.relative_to(ROOT).as_posix(): path for path in SOURCES if path not in MODULES.values()}
 PURE = sorted(name for name in MODULES.keys() - EDGES - HOLDERS.keys() if not name.startswith("tools/"))
 
 
 @cache
-def imported(path: Path, walk: Callable[[ast.AST], Iterator[ast.AST]] = ast.walk) -> frozenset[str]:
+def imported(path: Path, walk: Callable[[Path], Iterable[ast.AST]] = nodes) -> frozenset[str]:
     """Return the absolute names of all modules that a file imports anywhere; both x and x.y for `from x import y`."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     found = set()
-    for node in walk(ast.parse(path.read_text("utf-8"))):
+    for node in walk(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -229,15 +230,19 @@ def imported(path: Path, walk: Callable[[ast.AST], Iterator[ast.AST]] = ast.walk
     return frozenset(found)
 
 
-def run_on_import(node: ast.AST) -> Iterator[ast.AST]:
+def run_on_import(path: Path) -> Iterator[ast.AST]:
     """Yield the nodes of a module that run when it is imported: not functions, and nothing under TYPE_CHECKING."""
+    return _run_on_import(nodes(path)[0])
+
+
+def _run_on_import(node: ast.AST) -> Iterator[ast.AST]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
             continue
         yield child
-        yield from run_on_import(child)
+        yield from _run_on_import(child)
 
 
 def touches(path: Path) -> set[str]:
@@ -245,7 +250,7 @@ def touches(path: Path) -> set[str]:
     return {module for module in imported(path) if any(f"{module}.".startswith(f"{one}.") for one in OUTSIDE)}
 
 
-def own(name: str, walk: Callable[[ast.AST], Iterator[ast.AST]] = ast.walk) -> set[str]:
+def own(name: str, walk: Callable[[Path], Iterable[ast.AST]] = nodes) -> set[str]:
     """Return the modules of candled that a module imports."""
     return {DOTTED[module] for module in imported(MODULES[name], walk) if module in DOTTED} - {name}
 
@@ -270,35 +275,30 @@ def rules_table() -> str:
 # ---------------------------------------------------------------- the outside
 
 
-@pytest.mark.parametrize("name", PURE)
-def test_only_edges_touch_the_outside(name):
-    assert touches(MODULES[name]) == set()
-    assert own(name) & (EDGES | HOLDERS.keys()) == set()
+def test_only_edges_touch_the_outside():
+    assert {name: touches(MODULES[name]) for name in PURE if touches(MODULES[name])} == {}
+    found = {name: own(name) & (EDGES | HOLDERS.keys()) for name in PURE}
+    assert {name: edges for name, edges in found.items() if edges} == {}
 
 
-@pytest.mark.parametrize("name", sorted(EDGES))
-def test_what_is_listed_as_an_edge_is_one(name):
-    assert touches(MODULES[name])
+def test_what_is_listed_as_an_edge_is_one():
+    assert [name for name in sorted(EDGES) if not touches(MODULES[name])] == []
 
 
-@pytest.mark.parametrize("name", sorted(HOLDERS))
-def test_what_is_listed_as_a_holder_holds_an_edge_and_is_none_itself(name):
-    assert touches(MODULES[name]) == set()
-    assert own(name) & (EDGES | HOLDERS.keys())
+def test_what_is_listed_as_a_holder_holds_an_edge_and_is_none_itself():
+    assert [name for name in HOLDERS if touches(MODULES[name])] == []
+    assert [name for name in HOLDERS if not own(name) & (EDGES | HOLDERS.keys())] == []
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_waiting_and_time_go_through_the_injected_clock(name):
-    text = MODULES[name].read_text("utf-8")
-    used = re.findall(
+def test_waiting_and_time_go_through_the_injected_clock():
+    real = re.compile(
         r"asyncio\.sleep\(|\btime\.(?:time|time_ns|monotonic|perf_counter|sleep)\b|\.(?:utcnow|today|call_later)\(|"
-        r"datetime\.now\(|loop\(?\)?\.time\(\)",
-        text,
+        r"datetime\.now\(|loop\(?\)?\.time\(\)"
     )
-    assert bool(used) == (name in OWN_TIME), used
+    assert {name for name, path in MODULES.items() if real.search(read(path))} == OWN_TIME.keys()
 
 
-def loops_with_sleep(source: str) -> list[str]:
+def loops_with_sleep(module: ast.AST) -> list[str]:
     """Return the sleeps that repeat something else: those in a loop with other statements."""
     found = []
 
@@ -308,8 +308,8 @@ def loops_with_sleep(source: str) -> list[str]:
         elif isinstance(node, ast.While | ast.For | ast.AsyncFor):
             loop = node
         elif (
-            loop is not None
-            and isinstance(node, ast.Await)
+            isinstance(node, ast.Await)
+            and loop is not None
             and re.match(r"await [\w.]*\bsleep\((?!0\))", ast.unparse(node))
         ):
             is_wait = [ast.unparse(one) for one in loop.body] == [ast.unparse(node)]
@@ -317,17 +317,15 @@ def loops_with_sleep(source: str) -> list[str]:
         for child in ast.iter_child_nodes(node):
             visit(child, loop)
 
-    visit(ast.parse(source), None)
+    visit(module, None)
     return found
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_tasks_and_repeated_calls_go_through_the_module_tasks(name):
-    source = MODULES[name].read_text("utf-8")
-    made = re.findall(r"\bensure_future\(|\b(?:asyncio|loop)\.create_task\(", source)
-    assert bool(made) == (name in OWN_TASKS), made
-    repeated = loops_with_sleep(source)
-    assert bool(repeated) == (name in OWN_LOOPS), repeated
+def test_tasks_and_repeated_calls_go_through_the_module_tasks():
+    made = re.compile(r"\bensure_future\(|\b(?:asyncio|loop)\.create_task\(")
+    assert {name for name, path in MODULES.items() if made.search(read(path))} == OWN_TASKS.keys()
+    sleeping = {name: path for name, path in MODULES.items() if "sleep(" in read(path)}
+    assert {name for name, path in sleeping.items() if loops_with_sleep(nodes(path)[0])} == OWN_LOOPS.keys()
 
 
 @pytest.mark.parametrize(
@@ -341,32 +339,32 @@ def test_tasks_and_repeated_calls_go_through_the_module_tasks(name):
     ],
 )
 def test_a_loop_by_hand_is_noticed(body, is_found):
-    assert bool(loops_with_sleep(body)) is is_found
+    assert bool(loops_with_sleep(ast.parse(body))) is is_found
 
 
-@pytest.mark.parametrize("name", sorted(name for name in MODULES if step_of(name) != "model"))
-def test_constants_of_time_are_those_of_the_model(name):
-    again = r"\b86_400_000\b|\b2 ?\*\* ?62\b|Interval\.parse\(\"1[mDW]\"\)"
-    assert re.findall(again, MODULES[name].read_text("utf-8")) == []
+def test_constants_of_time_are_those_of_the_model():
+    again = re.compile(r"\b86_400_000\b|\b2 ?\*\* ?62\b|Interval\.parse\(\"1[mDW]\"\)")
+    assert {step_of(name) for name, path in MODULES.items() if again.search(read(path))} == {"model"}
 
 
 # ---------------------------------------------------------------- directions
 
 
-@pytest.mark.parametrize("name", sorted(name for name in MODULES if step_of(name) not in ROOTS))
-def test_a_step_knows_only_the_steps_it_may(name):
-    step = step_of(name)
-    others = {step_of(other) for other in own(name)} - {step}
+def between_steps() -> Iterator[tuple[str, str]]:
+    """Yield each module that may not import every part, with each module of another part that it imports."""
+    for name in sorted(MODULES):
+        if step_of(name) not in ROOTS:
+            yield from ((name, other) for other in sorted(own(name)) if step_of(other) != step_of(name))
+
+
+def test_a_step_knows_only_the_steps_it_may():
     # `from candled import __version__` and the like: the package itself, not a step
-    assert others - {"candled"} <= STEPS[step]
+    allowed = {step: may | {"candled"} for step, may in STEPS.items()}
+    assert [pair for pair in between_steps() if step_of(pair[1]) not in allowed[step_of(pair[0])]] == []
 
 
-@pytest.mark.parametrize("name", sorted(name for name in MODULES if step_of(name) not in ROOTS))
-def test_a_step_knows_of_another_only_what_is_shared(name):
-    step = step_of(name)
-    for other in own(name):
-        if step_of(other) != step and step_of(other) in SHARED:
-            assert other in SHARED[step_of(other)]
+def test_a_step_knows_of_another_only_what_is_shared():
+    assert [pair for pair in between_steps() if pair[1] not in SHARED.get(step_of(pair[1]), pair)] == []
 
 
 def test_only_the_command_line_knows_the_composition_root_and_nobody_the_command_line():
@@ -407,29 +405,28 @@ def methods(path: Path) -> set[str]:
     """Return the methods that the classes of a file define, as `Class.method`."""
     return {
         f"{owner.name}.{one.name}"
-        for owner in ast.parse(path.read_text("utf-8")).body
+        for owner in nodes(path)
         if isinstance(owner, ast.ClassDef)
         for one in owner.body
         if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)
     }
 
 
-STEPS_OF_FLOWS = re.findall(r"`(\w+\.\w+)` in `([\w/]+\.py)`", PAGE.read_text("utf-8"))
+STEPS_OF_FLOWS = re.findall(r"`(\w+\.\w+)` in `([\w/]+\.py)`", read(PAGE))
 
 
 def test_every_step_of_a_flow_names_a_method():
-    rows = re.findall(r"^\| .+\.py` \|$", PAGE.read_text("utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| .+\.py` \|$", read(PAGE), re.MULTILINE)
     assert len(rows) > 20
     assert [row for row in rows if not re.search(r"`\w+\.\w+` in `[\w/]+\.py`", row)] == []
 
 
-@pytest.mark.parametrize(("method", "file"), sorted(set(STEPS_OF_FLOWS)))
-def test_every_method_of_the_page_exists(method, file):
-    assert method in methods(ROOT / file)
+def test_every_method_of_the_page_exists():
+    assert [f"{method} in {file}" for method, file in STEPS_OF_FLOWS if method not in methods(ROOT / file)] == []
 
 
 def test_the_table_of_the_page_is_that_of_the_rules():
-    page = re.search(r"<!-- import rules -->\n(.*?)\n?<!-- end of import rules -->", PAGE.read_text("utf-8"), re.DOTALL)
+    page = re.search(r"<!-- import rules -->\n(.*?)\n?<!-- end of import rules -->", read(PAGE), re.DOTALL)
     assert page is not None
     assert page[1].strip() == rules_table(), "run `python -m tests.test_architecture` and paste the table into the page"
 
@@ -447,7 +444,7 @@ def test_a_bundled_plugin_uses_what_a_third_partys_may_and_nothing_else(name):
 @pytest.mark.parametrize("name", sorted(PLUGINS))
 def test_a_bundled_plugin_holds_no_socket_and_no_clock(name):
     assert touches(PLUGINS[name]) == set()
-    assert not re.search(r"asyncio|\btime\.(time|sleep|monotonic)|datetime\.now", PLUGINS[name].read_text("utf-8"))
+    assert not re.search(r"asyncio|\btime\.(time|sleep|monotonic)|datetime\.now", read(PLUGINS[name]))
 
 
 @pytest.mark.parametrize("name", sorted(PLUGINS))
@@ -457,13 +454,11 @@ def test_a_bundled_plugin_does_not_reach_into_another(name):
     assert all(module.split(".")[1] == package for module in others)
 
 
-def test_the_rules_would_notice_a_breach(tmp_path, monkeypatch):
+def test_the_rules_would_notice_a_breach():
     """`imported` finds every form of import, also inside functions."""
     source = "import a.b\nfrom c import d\nfrom . import e\nfrom ..x.y import z\n\ndef f():\n    import tornado.web\n"
     path = ROOT / "candled" / "rooms" / "hub.py"
-    read = Path.read_text  # other threads read other files meanwhile
-    monkeypatch.setattr(Path, "read_text", lambda self, *a, **k: source if self == path else read(self, *a, **k))
-    assert imported.__wrapped__(path) == {
+    assert imported.__wrapped__(path, lambda _: ast.walk(ast.parse(source))) == {
         "a.b", "c", "c.d", "candled.rooms", "candled.rooms.e", "candled.x.y", "candled.x.y.z", "tornado.web",
     }  # fmt: skip
 
@@ -481,15 +476,14 @@ if __name__ == "__main__":
 LONGEST_FUNCTION, LONGEST_FILE = 57, 600  # lines
 
 
-def functions(source: str) -> Iterator[tuple[str, int]]:
+def functions(path: Path) -> Iterator[tuple[str, int]]:
     """The name and the length of each function."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
 
 
-@pytest.mark.parametrize("path", [*(ROOT / "candled").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")], ids=str)
-def test_functions_and_files_are_short(path):
-    source = path.read_text("utf-8")
-    assert {name: length for name, length in functions(source) if length > LONGEST_FUNCTION} == {}
-    assert len(source.splitlines()) <= LONGEST_FILE
+def test_functions_and_files_are_short():
+    lengths = [(str(path), name, length) for path in SOURCES for name, length in functions(path)]
+    assert [one for one in lengths if one[2] > LONGEST_FUNCTION] == []
+    assert [str(path) for path in SOURCES if len(read(path).splitlines()) > LONGEST_FILE] == []

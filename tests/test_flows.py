@@ -3,12 +3,15 @@
 import ast
 import re
 from collections import defaultdict
-from pathlib import Path
+from functools import cache
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs/explanation/architecture.md").read_text()
+from tests.sources import ROOT, SOURCES, nodes, read
+
+pytestmark = pytest.mark.no_cover
+
+PAGE = read(ROOT / "docs/explanation/architecture.md")
 FLOWS = re.split(r"^## ", PAGE, flags=re.MULTILINE)
 FLOWS = {title: re.findall(r"`(\w+)\.(\w+)`", body) for title, _, body in (one.partition("\n") for one in FLOWS)}
 STEPS = sorted({step for title, steps in FLOWS.items() if re.match(r"Flow [123]\b", title) for step in steps})
@@ -31,26 +34,25 @@ SHARED = {
 }
 
 
+@cache
 def definitions() -> dict[str, set[str]]:
     """The classes that define each method, without interfaces."""
     found = defaultdict(set)
-    for folder in ("candled", "plugins"):
-        for path in (ROOT / folder).rglob("*.py"):
-            for kind in (one for one in ast.walk(ast.parse(path.read_text())) if isinstance(one, ast.ClassDef)):
-                bases = {ast.unparse(base).rpartition(".")[2] for base in kind.bases}
-                if bases & {"Protocol", "Interface"}:
-                    continue
-                for one in kind.body:
-                    if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef):
-                        found[one.name].add(kind.name)
+    for path in SOURCES:
+        for kind in (one for one in nodes(path) if isinstance(one, ast.ClassDef)):
+            bases = {ast.unparse(base).rpartition(".")[2] for base in kind.bases}
+            if bases & {"Protocol", "Interface"}:
+                continue
+            for one in kind.body:
+                if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef):
+                    found[one.name].add(kind.name)
     return found
 
 
-FOUND = definitions()
-
-
-@pytest.mark.parametrize(("kind", "method"), STEPS, ids=lambda value: value)
-def test_the_name_of_a_step_leads_to_one_definition(kind, method):
-    assert kind in FOUND[method]
-    expected = INTERFACES.get(method) or SHARED.get(method, {kind})
-    assert expected is None or FOUND[method] == expected
+def test_the_name_of_a_step_leads_to_one_definition():
+    assert len(STEPS) > 20
+    found = definitions()
+    for kind, method in STEPS:
+        assert kind in found[method], method
+        expected = INTERFACES.get(method) or SHARED.get(method, {kind})
+        assert expected is None or found[method] == expected, method

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.no_cover
+
 TESTS = Path(__file__).parent
 OF_HANDLERS = sorted(path for folder in ("api", "serve") for path in (TESTS / folder).glob("*.py"))
 HAND_MADE = {"AsyncHTTPClient", "SimpleAsyncHTTPClient", "HTTPClient", "HTTPServer", "urlopen", "HTTPConnection"}

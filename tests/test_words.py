@@ -10,14 +10,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PAGES = [
-    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
-    *sorted((ROOT / "docs").rglob("*.md")),
-    ROOT / "plugins" / "README.md",
-    ROOT / "bench" / "README.md",
-]
-SOURCES = [path for folder in ("candled", "plugins") for path in sorted((ROOT / folder).rglob("*.py"))]
+from tests.sources import PAGES, ROOT, SOURCES, name_of, nodes, read
+
+pytestmark = pytest.mark.no_cover
+
 SCRIPTS = [
     path
     for folder in ("candled", "clients")
@@ -55,35 +51,24 @@ def prose(markdown: str) -> str:
     return re.sub(r"`[^`\n]*`|<[^>\n]*>|\]\([^)]*\)", " ", without_blocks)
 
 
-@cache
-def docstrings(path: Path) -> list[tuple[str, str]]:
+def docstrings(path: Path) -> Iterator[tuple[str, str]]:
     """The name and docstring of a module and of everything defined in it."""
-    return [*_docstrings(path)]
-
-
-def _docstrings(path: Path) -> Iterator[tuple[str, str]]:
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
             if text:
                 yield getattr(node, "name", path.stem), text
 
 
-def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """Each comment of a module, and each of its strings that is a sentence and no docstring, with its line."""
-    source = path.read_text("utf-8")
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            yield token.start[0], re.sub(r"`[^`]*`", "", token.string)
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
-            yield node.lineno, re.sub(r"`[^`]*`", "", node.value)
+def comments(tokens: list[tokenize.TokenInfo]) -> list[tuple[int, str]]:
+    """Each comment of a module, with its line."""
+    return [(token.start[0], token.string) for token in tokens if token.type == tokenize.COMMENT]
 
 
-def identifiers(path: Path) -> set[str]:
-    """Every name that a module uses or defines."""
-    tokens = tokenize.generate_tokens(io.StringIO(path.read_text("utf-8")).readline)
-    return {token.string for token in tokens if token.type == tokenize.NAME}
+def sentences(path: Path) -> list[tuple[int, str]]:
+    """Each string of a module that has words, with its line."""
+    strings = [node for node in nodes(path) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [(node.lineno, node.value) for node in strings if " " in node.value]
 
 
 def words_of(identifier: str) -> list[str]:
@@ -91,24 +76,28 @@ def words_of(identifier: str) -> list[str]:
     return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", identifier)]
 
 
-def all_docstrings() -> Iterator[tuple[Path, str, str]]:
-    return ((path, name, text) for path in SOURCES for name, text in docstrings(path))
+@cache
+def all_docstrings() -> list[tuple[Path, str, str]]:
+    return [(path, name, text) for path in SOURCES for name, text in docstrings(path)]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_a_page_uses_no_retired_word(page):
+def test_a_page_uses_no_retired_word():
     found = [
-        f"{number}: {match[0]}"
-        for number, line in enumerate(prose(page.read_text("utf-8")).splitlines(), 1)
+        f"{name_of(page)}:{number}: {match[0]}"
+        for page in PAGES
+        for number, line in enumerate(prose(read(page)).splitlines(), 1)
         for match in RETIRED_WORDS.finditer(line)
     ]
-    assert not found
+    assert found == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_a_docstring_uses_no_retired_word(path):
-    found = [(name, match[0]) for name, text in docstrings(path) for match in RETIRED_WORDS.finditer(prose(text))]
-    assert not found
+def test_a_docstring_uses_no_retired_word():
+    found = [
+        f"{name_of(path)}: {name}: {match[0]}"
+        for path, name, text in all_docstrings()
+        for match in RETIRED_WORDS.finditer(prose(text))
+    ]
+    assert found == []
 
 
 def test_docstrings_begin_with_a_verb_or_a_noun():
@@ -130,7 +119,7 @@ def test_the_help_of_settings_uses_no_retired_word():
 
 
 def test_docs_speak_to_the_reader():
-    words = [word.lower() for page in PAGES for word in re.findall(r"[A-Za-z']+", prose(page.read_text("utf-8")))]
+    words = [word.lower() for page in PAGES for word in re.findall(r"[A-Za-z']+", prose(read(page)))]
     assert sum(word in ("you", "your") for word in words) / len(words) * 1000 >= 10
 
 
@@ -138,18 +127,22 @@ def test_every_term_of_the_glossary_occurs_in_the_code():
     terms = re.findall(
         r"^\| ([^|`]+?) \|", (ROOT / "docs" / "reference" / "glossary.md").read_text("utf-8"), re.MULTILINE
     )[1:]
-    code = "\n".join(path.read_text("utf-8") for path in SOURCES).lower().replace("_", " ")
+    code = "\n".join(map(read, SOURCES)).lower().replace("_", " ")
     assert [term for term in terms if term != "---" and term.lower() not in code] == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_comments_log_lines_and_error_texts_use_no_retired_word(path):
-    assert [(line, match[0]) for line, text in texts(path) for match in RETIRED_TEXT.finditer(text)] == []
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_names_use_no_retired_word(path):
-    assert [name for name in sorted(identifiers(path) - PUBLIC_NAMES) if RETIRED_NAMES & {*words_of(name)}] == []
+def test_comments_log_lines_error_texts_and_names_use_no_retired_word():
+    found = []
+    for path in SOURCES:
+        tokens = [*tokenize.generate_tokens(io.StringIO(read(path)).readline)]
+        found += [
+            f"{name_of(path)}:{line}: {match[0]}"
+            for line, text in [*comments(tokens), *sentences(path)]
+            for match in RETIRED_TEXT.finditer(re.sub(r"`[^`]*`", "", text))
+        ]
+        names = {token.string for token in tokens if token.type == tokenize.NAME} - PUBLIC_NAMES
+        found += [f"{name_of(path)}: {name}" for name in sorted(names) if not RETIRED_NAMES.isdisjoint(words_of(name))]
+    assert found == []
 
 
 def test_scripts_pages_styles_and_statements_use_no_retired_word():
