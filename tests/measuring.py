@@ -1,9 +1,10 @@
 """The measurement of coverage in `make test`.
 
 While its tracer is on, Python 3.11 takes twice the processor time, also for code that is not measured. So it is on only
-while candled is imported for the first time, and while a test that is not left out runs.
+while candled is imported for the first time, and while a test that is not left out prepares and runs.
 """
 
+import contextlib
 import importlib
 import pkgutil
 from collections.abc import Iterator
@@ -29,13 +30,25 @@ class Measuring:
             running.stop()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
-        if self.measured is None:
+    def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[None]:
+        with self.measure(item):
             return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
+        with self.measure(item):
+            return (yield)
+
+    @contextlib.contextmanager
+    def measure(self, item: pytest.Item) -> Iterator[None]:
+        """Measure meanwhile, unless the test is left out."""
+        if self.measured is None:
+            yield
+            return
         if not tiers.is_marked(item, "no_cover", "slow", "daemon", "browser", "redis"):
             self.measured.start()
         try:
-            return (yield)
+            yield
         finally:
             self.measured.stop()  # pytest-cov starts it at the end of a test marked no_cover
 
