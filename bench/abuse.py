@@ -22,6 +22,7 @@ from functools import partial
 from itertools import groupby
 
 from bench.abuse_site import Site, Window
+from bench.forgeries import FILES, FORGERIES, FileAct, Forgery, RedisSite
 from bench.hostile_exchange import HOSTILITIES
 from bench.process import ROOT, scratch, symbols
 from bench.strangers import STRANGERS
@@ -61,6 +62,10 @@ def all_rows() -> Iterator[Row]:
         is_rest = hostility.breaks_rest is not None
         act = partial(misbehave, name)
         yield Row(name, hostility.item, hostility.before, Site, act, _MARKET_S, is_rest, hostility.spoils)
+    for name, act in FILES.items():
+        yield Row(name, 7, act.before, Site, partial(begin, act), _MARKET_S, spoils=act.spoils)
+    for name, forgery in FORGERIES.items():
+        yield Row(name, 7, forgery.before, RedisSite, partial(begin, forgery), _MARKET_S)
 
 
 @contextlib.contextmanager
@@ -84,6 +89,11 @@ def misbehave(name: str, site: Site, _: float) -> AbstractContextManager[None]:
     return site.hostile(name)
 
 
+def begin(act: FileAct | Forgery, site: Site, _: float) -> AbstractContextManager[object]:
+    """Somebody on the machine or on Redis."""
+    return act.begin(site)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     rows = {row.name: row for row in all_rows()}
@@ -105,32 +115,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(kind: type[Site], rows: Sequence[Row], options: argparse.Namespace) -> list[Row]:
     """Measure rows at one site until it is spoiled; return the rest."""
-    names = symbols(options.symbols)
     done: list[tuple[Row, Window]] = []
-    with scratch() as directory, kind(directory, names, options.clients) as site:
+    with scratch() as directory, kind(directory, symbols(options.symbols), options.clients) as site:
         time.sleep(min(2.0, options.seconds))  # all clients are in
         idle = site.measure(contextlib.nullcontext(), options.seconds, 0.0)
         print(line("idle", "", "", idle, verdict(idle, idle)), flush=True)
-        for row in rows:
+        for number, row in enumerate(rows, 1):
             if row.waits:
                 time.sleep((MINUTE_MS - site.now_ms() % MINUTE_MS) / 1000 + 1.0)
+            if row.spoils:
+                report_minutes(site, done)
             try:
-                window = site.measure(
-                    row.act(site, options.seconds), options.seconds, min(row.settle_s, 2 * options.seconds)
-                )
-            except (OSError, RuntimeError) as error:
-                print(f"| {row.name} | {row.item} | {row.before} | MISSED: {str(error)[:2000]!r} |", flush=True)
-                return list(rows[rows.index(row) + 1 :])
+                settle_s = min(row.settle_s, 2 * options.seconds)
+                window = site.measure(row.act(site, options.seconds), options.seconds, settle_s)
+            except (OSError, RuntimeError, ValueError) as error:
+                print(f"| {row.name} | {row.item} | {row.before} | MISSED: {str(error)[-2000:]!r} |", flush=True)
+                return list(rows[number:])
             done.append((row, window))
             print(line(row.name, str(row.item), row.before, window, verdict(window, idle)), flush=True)
             if row.spoils:
-                break
-        wrong = site.wrong_minutes()
-        print(f"  minutes missing or other than the exchange's: {len(wrong)}", flush=True)
-        for name, open_ms in wrong[:10]:
-            during = [row.name for row, seen in done if seen.first_ms < open_ms + MINUTE_MS and open_ms < seen.last_ms]
-            print(f"  {name} at {open_ms}, during: {', '.join(during) or 'idle'}", flush=True)
-    return list(rows[len(done) :])
+                return list(rows[number:])
+        report_minutes(site, done)
+    return []
+
+
+def report_minutes(site: Site, done: Sequence[tuple[Row, Window]]) -> None:
+    """Print which minutes are wrong, and which rows ran meanwhile."""
+    wrong = site.wrong_minutes()
+    print(f"  minutes missing or other than the exchange's: {len(wrong)}", flush=True)
+    for name, open_ms in wrong[:10]:
+        during = [row.name for row, seen in done if seen.first_ms < open_ms + MINUTE_MS and open_ms < seen.last_ms]
+        print(f"  {name} at {open_ms}, during: {', '.join(during) or 'idle'}", flush=True)
 
 
 def verdict(window: Window, idle: Window) -> str:
@@ -140,6 +155,8 @@ def verdict(window: Window, idle: Window) -> str:
         p99, idle_p99 = percentile(getattr(window, of), 0.99), percentile(getattr(idle, of), 0.99)
         if p99 > min(_LIMIT_MS, _TIMES * idle_p99):
             missed.append(f"{what} p99 {p99:.1f} ms, {p99 / max(idle_p99, 0.01):.1f} of idle")
+    if idle.updates_ms and len(window.updates_ms) < len(idle.updates_ms) / 2:
+        missed.append(f"{len(window.updates_ms):,} updates instead of {len(idle.updates_ms):,}")
     grown_mib = window.most_mib - window.before_mib
     if grown_mib > _MEMORY_MIB:
         missed.append(f"+{grown_mib:.0f} MiB")

@@ -29,6 +29,7 @@ PUSH_EVERY_S = (
 HEALTHY, HOSTILE = "bitget", "hostile"  # the exchanges
 _HOSTILE_MARKETS = 2
 _SAMPLE_S = 0.1
+_QUICK_S = 0.05
 _PROBE_S, _PROBE_LIMIT_S = 0.5, 2.0
 _READER, _PROBER = ("127.0.0.5", 0), ("127.0.0.3", 0)
 _SETTLED_MS = 20_000  # after its end a minute is read, compared and stored
@@ -58,11 +59,13 @@ class Window:
 class Site:
     """One daemon on SQLite, its exchange and its healthy clients, as a context manager."""
 
+    started_ms = STARTED_MS
+
     def __init__(self, directory: Path, names: Sequence[str], clients: int) -> None:
         self.directory = directory
         self.names = names
         self._clients = clients
-        self._held = directory / "held"
+        self.held = directory / "held"
         self._stack = contextlib.ExitStack()
         self.daemon: Daemon
         self.markets = {HEALTHY: names, HOSTILE: names[:_HOSTILE_MARKETS]}
@@ -72,9 +75,9 @@ class Site:
     def __enter__(self) -> "Site":
         with contextlib.ExitStack() as stack:
             for exchange, names in self.markets.items():
-                pushes = [str(self.exchange_ports[exchange]), str(STARTED_MS), PUSH_EVERY_S, *names]
+                pushes = [str(self.exchange_ports[exchange]), str(self.started_ms), PUSH_EVERY_S, *names]
                 stack.enter_context(Process("bench.hostile_exchange", *pushes, directory=self.directory))
-            self._clock = ScaledClock(start_ms=STARTED_MS)
+            self._clock = ScaledClock(start_ms=self.started_ms)
             self.daemon = self.start_daemons(stack)
             self.daemon.wait_until_complete(60.0 + len(self.names))
             arguments = [str(self.daemon.port), str(self._clients), str(BARS), "200", *self.names]
@@ -90,9 +93,9 @@ class Site:
         """Start what serves; return the process that is measured."""
         for exchange, names in self.markets.items():
             fill(self.directory / "candled.db", names, BARS, exchange)
-        return stack.enter_context(self.make_daemon(self.directory))
+        return stack.enter_context(self.make_daemon(self.directory, self.held))
 
-    def make_daemon(self, directory: Path, **more: Any) -> Daemon:
+    def make_daemon(self, directory: Path, held: Path | None, **more: Any) -> Daemon:
         """A daemon of this site with the limits of the defaults, but for a proxy that it trusts."""
         exchanges = {
             name: {
@@ -104,7 +107,7 @@ class Site:
             for name, names in self.markets.items()
         }
         sections = {"server": {"trusted_proxies": [PROXY]}, "ingest": {"backfill": "0m"}, "log": {"level": "info"}}
-        return Daemon(directory, exchanges, STARTED_MS, self._held, **sections | more)
+        return Daemon(directory, exchanges, self.now_ms(), held, **sections | more)
 
     def _wait_for_clients(self, within_s: float) -> None:
         until = time.monotonic() + within_s
@@ -137,24 +140,23 @@ class Site:
     def measure(self, act: contextlib.AbstractContextManager[object], seconds: float, settle_s: float) -> Window:
         """Watch daemon and clients for some seconds of an act, and see to it that they are well after it."""
         daemon, window = self.daemon, Window(first_ms=self.now_ms())
-        clients, held, log = len(self._lines()), len(lines_of(self._held)), daemon.log.stat().st_size
+        clients, held, log = len(self._lines()), len(lines_of(self.held)), daemon.log.stat().st_size
         cut = self._lines()[-1]["cut"]
         window.before_mib = window.most_mib = daemon.rss_mib()
-        cpu_s, began = daemon.cpu_s(), time.monotonic()
-        probes = Probes(daemon.port)
         with act:
+            probes, cpu_s, began = Probes(daemon.port), daemon.cpu_s(), time.monotonic()
             while time.monotonic() < began + seconds:
                 daemon.check()
                 window.most_mib = max(window.most_mib, daemon.rss_mib())
                 window.descriptors = max(window.descriptors, daemon.descriptors())
                 time.sleep(_SAMPLE_S)
-        window.cpu_share = (daemon.cpu_s() - cpu_s) / (time.monotonic() - began)
-        window.faults += probes.stop()
+            window.cpu_share = (daemon.cpu_s() - cpu_s) / (time.monotonic() - began)
+            window.faults += probes.stop()
         time.sleep(0.3 + min(1.0, settle_s))  # the last lines
         lines = self._lines()
         window.pings_ms = sorted(delay for line in lines[clients:] for delay in line["pings"])
         window.updates_ms = sorted(delay for line in lines[clients:] for delay in line["updates"])
-        wall, cpu = zip(*lines_of(self._held)[held:] or [[0.0, 0.0]], strict=True)
+        wall, cpu = zip(*lines_of(self.held)[held:] or [[0.0, 0.0]], strict=True)
         window.held_ms, window.held_cpu_ms = max(wall), max(cpu)
         if lines[-1]["cut"] > cut:
             window.faults.append(f"{lines[-1]['cut'] - cut} healthy connections cut")
@@ -173,11 +175,23 @@ class Site:
 
     def _recover(self) -> list[str]:
         try:
-            took_s = self.daemon.wait_until_complete(30.0)
+            took_s = self.daemon.wait_until_complete(30.0) + self._wait_until_quick(30.0)
         except RuntimeError as error:
             self.daemon.check()
             return [f"not well again {str(error).partition(':')[0]}"]
         return [f"well again after {took_s:.0f} s"] if took_s > 10.0 else []
+
+    def _wait_until_quick(self, within_s: float) -> float:
+        """Wait until three answers in a row came quickly; return the seconds that took."""
+        started, quick = time.monotonic(), 0
+        while quick < 3:
+            began = time.monotonic()
+            get(self.daemon.port, "/health/live")
+            quick = quick + 1 if time.monotonic() - began < _QUICK_S else 0
+            if time.monotonic() - started > within_s:
+                raise RuntimeError(f"not within {within_s:g} s: it answers slowly")
+            time.sleep(_SAMPLE_S)
+        return time.monotonic() - started
 
     def wrong_minutes(self) -> list[tuple[str, int]]:
         """Minutes that are over and that the daemon serves not at all, or not as the exchange ended them."""

@@ -18,7 +18,7 @@ from urllib.parse import unquote_plus
 
 from tornado.web import RequestHandler
 
-from bench.stamped_exchange import StampedExchange
+from bench.stamped_exchange import OPEN, StampedExchange
 from bench.stamped_exchange import main as serve
 from candled.model import MINUTE_MS
 
@@ -26,6 +26,7 @@ _STEP_S = 0.05
 _MB = 1024 * 1024
 _FAR_MS = 253_402_300_740_000  # the last minute of the year 9999
 _SNAPSHOT = 500
+_FLAT = [OPEN, OPEN, OPEN, OPEN, "1", OPEN, OPEN]  # every minute before the first push
 CANDLES = ("/api/v2/spot/market/candles", "/api/v2/spot/market/history-candles")
 
 
@@ -181,8 +182,12 @@ class HostileExchange(StampedExchange):
             return []
         end_ms, limit = int(request.get_query_argument("endTime")), int(request.get_query_argument("limit"))
         end_ms += path == CANDLES[0]  # it takes in the minute at the end
-        rows = self._minutes.get(request.get_query_argument("symbol"), {}).values()
-        return [row for row in rows if int(row[0]) < end_ms][-limit:]
+        rows = self._minutes[request.get_query_argument("symbol")]
+        newest_ms = (end_ms - 1) // MINUTE_MS * MINUTE_MS
+        first_ms = int(next(iter(rows), "0"))
+        times = (str(open_ms) for open_ms in range(newest_ms - (limit - 1) * MINUTE_MS, newest_ms + 1, MINUTE_MS))
+        known = (time for time in times if time in rows or int(time) < first_ms)
+        return [rows.get(time, [time, *_FLAT]) for time in known]
 
     def _turn(self, name: str) -> None:
         if self._task is not None:

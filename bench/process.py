@@ -151,7 +151,7 @@ class Daemon(Process):
 
 def _is_complete(health: Any) -> bool:
     markets = [market for exchange in health["exchanges"].values() for market in exchange["symbols"].values()]
-    return bool(markets) and all(one["state"] == "live" and one["missingMinutes"] <= 1 for one in markets)
+    return bool(markets) and all(one["state"] == "live" and one.get("missingMinutes", 0) <= 1 for one in markets)
 
 
 def rss_mib(pid: int) -> float:
