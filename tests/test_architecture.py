@@ -51,7 +51,7 @@ HOLDERS = {
     "aggregate/store_reader": "starts tasks and waits through tasks",
     "aggregate/resume": "reads over store/history",
     "aggregate/live_bars": "reads over aggregate/store_reader",
-    **dict.fromkeys(("api/context", "api/pages"), "read over store/history"),
+    **dict.fromkeys(("api/context", "api/pages", "api/past_pages"), "read over store/history"),
     "ingest/publisher": "repeats writes through tasks",
     "ingest/market_loader": "reads through tasks",
     "ingest/market_listing": "reads the list over ingest/http",
@@ -114,6 +114,7 @@ STEPS = {
     "transport": {"addresses", "exchange", "model", "protocol", "rooms", "tasks", "token_bucket"},
     "serve": {
         "addresses",
+        "aggregate",
         "config",
         "errors",
         "exchange",
@@ -125,6 +126,7 @@ STEPS = {
         "transport",
     },
     "api": {
+        "aggregate",
         "config",
         "errors",
         "exchange",

@@ -26,12 +26,6 @@ INTERFACES = {
     "read_bars": {"HistoryReader", "SqliteStore", "PostgresStore"},  # the reader calls the store's, in a thread
     "on_short_write": {"ClientConnection", "SocketConnection"},
 }
-# Names that an unrelated class has too.
-SHARED = {
-    "on_bars_changed": {"Hub", "BarStream"},  # the second belongs to the client library
-    "flush": {"Writer", "RedisPublisher"},
-    "run_write": {"StoreThreads", "Session"},
-}
 
 
 @cache
@@ -54,5 +48,4 @@ def test_the_name_of_a_step_leads_to_one_definition():
     found = definitions()
     for kind, method in STEPS:
         assert kind in found[method], method
-        expected = INTERFACES.get(method) or SHARED.get(method, {kind})
-        assert expected is None or found[method] == expected, method
+        assert found[method] == INTERFACES.get(method, {kind}), method

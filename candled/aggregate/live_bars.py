@@ -24,7 +24,7 @@ from candled.store.history import HistoryReader
 from candled.tasks import in_parallel
 
 from .market_bars import BarsListener, MarketBars
-from .resume import Resume, Resumer
+from .resume import ResumePlan, Resumer
 from .store_reader import StoreReader
 
 _LOADED_AT_ONCE = 8
@@ -218,7 +218,7 @@ class LiveBars:
 
     async def prepare_resume(
         self, key: MarketKey, interval: Interval, position: Position, time_ms: int
-    ) -> Resume | None:
+    ) -> ResumePlan | None:
         """Determine the changes since `position`, for a client whose newest bar began at `time_ms`.
 
         Return None if they cannot be determined, or are too many.
@@ -228,11 +228,11 @@ class LiveBars:
         """
         return await self._resumer.plan_resume(self._markets[key], interval, position, time_ms)
 
-    def bars_since(self, key: MarketKey, interval: Interval, resume: Resume) -> list[Candle] | None:
+    def bars_since(self, key: MarketKey, interval: Interval, resume: ResumePlan) -> list[Candle] | None:
         """Return the changed bars in their current state, oldest first; None if they cannot be determined any more."""
         return self._resumer.finish_resume(self._markets[key], interval, resume)
 
-    def became_final(self, key: MarketKey, resume: Resume) -> RangeSet:
+    def became_final(self, key: MarketKey, resume: ResumePlan) -> RangeSet:
         """Return the ranges in which bars may be final now that the client has not received as final."""
         return self._resumer.became_final(self._markets[key], resume)
 

@@ -18,7 +18,7 @@ _UNSETTLED_MS = 10 * MINUTE_MS
 
 
 @dataclass(frozen=True, slots=True)
-class Resume:
+class ResumePlan:
     """The result of `LiveBars.prepare_resume`, for `LiveBars.bars_since`."""
 
     #: The client has all changes up to this change id.
@@ -44,7 +44,7 @@ class Resumer:
 
     async def plan_resume(
         self, market: "MarketBars", interval: Interval, position: Position, time_ms: int
-    ) -> Resume | None:
+    ) -> ResumePlan | None:
         """Determine the changes since `position`, for a client whose newest bar began at `time_ms`.
 
         Return None if they cannot be determined, or are more than `MOST_RESUMED` bars.
@@ -74,7 +74,7 @@ class Resumer:
             return None
         read = [bar for span in older for bar in await self._history.read_bars_between(market.key, interval, *span)]
         shown = tuple(bar for bar in read if bar.open_ms >= market.served_from_ms)
-        return Resume(
+        return ResumePlan(
             change_id,
             ranges,
             shown,
@@ -83,7 +83,7 @@ class Resumer:
             max(0, time_ms - _UNSETTLED_MS) if watermark_ms is None else watermark_ms,
         )
 
-    def finish_resume(self, market: "MarketBars", interval: Interval, resume: Resume) -> list[Candle] | None:
+    def finish_resume(self, market: "MarketBars", interval: Interval, resume: ResumePlan) -> list[Candle] | None:
         """Return the changed bars in their current state, oldest first; None if they cannot be determined any more."""
         series = market.aggregator.series_of(interval)
         if market.feed_log.is_broken or (market.past_version, series.since_ms) != (
@@ -100,7 +100,7 @@ class Resumer:
         bars = [*resume.older, *in_memory]
         return bars if len(bars) <= MOST_RESUMED else None
 
-    def became_final(self, market: "MarketBars", resume: Resume) -> RangeSet:
+    def became_final(self, market: "MarketBars", resume: ResumePlan) -> RangeSet:
         """Return the ranges in which bars may be final now that the client has not received as final."""
         return RangeSet([*market.feed_log.finals_since(resume.change_id), (resume.watermark_ms, END_OF_TIME_MS)])
 

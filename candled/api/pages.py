@@ -5,42 +5,26 @@ import random
 from bisect import bisect_left, bisect_right
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from candled.errors import StoreRejected, Unavailable
 from candled.exchange import Clock
 from candled.model import DAY, END_OF_TIME_MS, MINUTE, Candle, Interval, MarketKey, Topic, fold
-from candled.rooms.encoded_bars import BarSource, EncodedBarCache, Printer
+from candled.rooms.encoded_bars import EncodedBarCache, Printer
 from candled.serve.content_coding import PLAIN, ContentCoding
 from candled.store.history import HistoryReader
 
-from .past_pages import PastPages, PastSource
+from .past_pages import PastPages
 from .queries import MOST_BARS, BarQuery, HistoryRequest, Page, PrintedPage, WrittenPage, print_page
+
+if TYPE_CHECKING:
+    from candled.aggregate.live_bars import LiveBars
 
 T = TypeVar("T")
 
 _ALL = 10**6  # more than memory holds
 _TRUSTED_S = 10.0
 _PAGE_OVERHEAD = 600  # bytes of a kept page besides its texts
-
-
-class LiveSource(BarSource, PastSource, Protocol):
-    """Bars in memory, with their revisions and finality. `candled.aggregate.live_bars.LiveBars` implements it."""
-
-    def bars_between(self, key: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
-        """Return the bars in `[start_ms, end_ms)`, oldest first."""
-
-    async def load_bars(self, key: MarketKey, interval: Interval, count: int, timeout_s: float) -> None:
-        """Load the newest `count` bars, waiting up to `timeout_s` seconds for history to be fetched."""
-
-    def state_of(self, key: MarketKey, interval: Interval) -> tuple[object, ...]:
-        """Return a value that is equal to a former one only if no bar, finality or position has changed since."""
-
-    def finality_count(self, key: MarketKey) -> int:
-        """Return a number that changes when bars may have become final."""
-
-    def is_behind(self, key: MarketKey) -> bool:
-        """Return True while the store is being read again because of changes announced on the bus."""
 
 
 class _Beginning(NamedTuple):
@@ -74,7 +58,7 @@ class BarReader:
     if the store cannot be read.
     """
 
-    def __init__(self, live: LiveSource, stored: HistoryReader, texts: EncodedBarCache, clock: Clock) -> None:
+    def __init__(self, live: "LiveBars", stored: HistoryReader, texts: EncodedBarCache, clock: Clock) -> None:
         self._live = live
         self._stored = stored
         self._texts = texts

@@ -2,44 +2,20 @@
 
 from collections.abc import Sequence
 from itertools import count
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
-from candled.model import END_OF_TIME_MS, Candle, Interval, MarketKey, Position, Topic
+from candled.model import END_OF_TIME_MS, MarketKey, Topic
 from candled.rooms.encoded_bars import EncodedBarCache, EncodedBars, Printer
+from candled.store.history import HistoryReader
 
 from .queries import MOST_BARS, HistoryRequest, PrintedPage
+
+if TYPE_CHECKING:
+    from candled.aggregate.live_bars import LiveBars
 
 _PAGE_OVERHEAD = 1500  # bytes of a kept page besides its texts
 _ALL = 10**6  # more than memory holds
 _numbers = count(1)
-
-
-class PastSource(Protocol):
-    """The end of the past, and its validity. `candled.aggregate.live_bars.LiveBars` implements it."""
-
-    def newest_times(self, key: MarketKey, interval: Interval, count: int) -> Sequence[int]:
-        """Return the opening times of the newest `count` bars in memory."""
-
-    def past_version(self, key: MarketKey) -> int:
-        """Return a number that changes when the stored past has to be read again."""
-
-    def is_range_final(self, key: MarketKey, start_ms: int, end_ms: int) -> bool:
-        """Return True if all minutes in `[start_ms, end_ms)` are final."""
-
-    def feed_position(self, key: MarketKey) -> Position | None:
-        """Return the position of a market's feed; None if it is unknown."""
-
-
-class PastStore(Protocol):
-    """The reads of pages. `candled.store.history.HistoryReader` implements it."""
-
-    async def read_bars_between(
-        self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int
-    ) -> Sequence[Candle]:
-        """Return the bars in `[start_ms, end_ms)`, oldest first."""
-
-    async def served_from(self, market: MarketKey) -> int | None:
-        """Return the time from which bars are served; None if no bars are."""
 
 
 class _PastPage(NamedTuple):
@@ -63,7 +39,7 @@ class PastPages:
     A page is valid until the market's past changes. Every method that reads raises what the store raises.
     """
 
-    def __init__(self, live: PastSource, stored: PastStore, texts: EncodedBarCache, tag_name: str) -> None:
+    def __init__(self, live: "LiveBars", stored: HistoryReader, texts: EncodedBarCache, tag_name: str) -> None:
         self._live = live
         self._stored = stored
         self._texts = texts

@@ -60,7 +60,7 @@ class BarSubscription:
             self.position = None
         self.set_status(self._feed or Status("live"))
         for follower in list(self.followers):
-            follower.on_bars_changed(changed)
+            follower.queue_bars(changed)
 
     def on_status_message(self, message: Any) -> None:
         """Apply `status`."""
@@ -129,7 +129,7 @@ class BarStream:
         self._changed = asyncio.Event()
         self._closed = False
         topic.followers.add(self)
-        self.on_bars_changed(topic.series.bars)
+        self.queue_bars(topic.series.bars)
 
     @property
     def bars(self) -> Bars:
@@ -187,7 +187,7 @@ class BarStream:
             self._through = time if self._through is None else max(time, self._through)
         return self._waiting.pop(time)
 
-    def on_bars_changed(self, changed: list[Bar]) -> None:
+    def queue_bars(self, changed: list[Bar]) -> None:
         """Queue changed bars of the series."""
         through = self._through
         if self._final_only:

@@ -9,7 +9,8 @@ from candled.protocol.frames import Frame
 from .recipients import Recipients
 
 if TYPE_CHECKING:
-    from .renderer import FeedSource, MessageRenderer
+    from .encoded_bars import BarSource
+    from .renderer import MessageRenderer
     from .room import SubscriberGroup
 
 
@@ -17,7 +18,7 @@ class Corrections:
     """Corrects older bars of a group, or requests new snapshots for its members."""
 
     def __init__(
-        self, bars: "FeedSource", renderer: "MessageRenderer", publish: Callable[[Recipients, Frame], None]
+        self, bars: "BarSource", renderer: "MessageRenderer", publish: Callable[[Recipients, Frame], None]
     ) -> None:
         self._bars = bars
         self._renderer = renderer

@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import count
 from typing import Any, Protocol
 
-from candled.model import Candle, Interval, MarketKey, Topic
+from candled.model import Candle, FeedState, Interval, MarketKey, Position, RangeSet, Topic
 from candled.protocol.messages import FINAL, bar_text
 
 MOST_BYTES = 64 * 2**20
@@ -23,7 +23,7 @@ _numbers = count(1)
 
 
 class BarSource(Protocol):
-    """Bars in memory. `candled.aggregate.live_bars.LiveBars` implements it."""
+    """Bars in memory, and the feeds' positions and states. `candled.aggregate.live_bars.LiveBars` implements it."""
 
     def newest_times(self, key: MarketKey, interval: Interval, count: int) -> Sequence[int]:
         """Return the opening times of the newest bars, at most `count`, oldest first."""
@@ -42,6 +42,18 @@ class BarSource(Protocol):
 
     def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
         """Return True if the bar is final."""
+
+    def feed_position(self, key: MarketKey) -> Position | None:
+        """Return the position of a market's feed; None if it is unknown."""
+
+    def feed_state(self, key: MarketKey) -> FeedState:
+        """Return the state of a market's feed."""
+
+    def bars_since(self, key: MarketKey, interval: Interval, resume: Any) -> list[Candle] | None:
+        """Return the bars that changed after a position; None if that is unknown."""
+
+    def became_final(self, key: MarketKey, resume: Any) -> RangeSet:
+        """Return the time ranges, in ms, that may have become final after a position."""
 
 
 @dataclass(frozen=True, slots=True)

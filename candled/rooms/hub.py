@@ -4,18 +4,18 @@ from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
-from typing import Any, Protocol
+from typing import Any
 
 from candled.exchange import Clock
-from candled.model import BarChange, Candle, FeedState, Interval, MarketKey, RangeSet, Topic
+from candled.model import BarChange, Candle, FeedState, Interval, MarketKey, Topic
 from candled.protocol.frames import Frame
 from candled.protocol.messages import Options
 from candled.protocol.requests import RequestCodec as Codec
 
 from .corrections import Corrections
-from .encoded_bars import EncodedBarCache
+from .encoded_bars import BarSource, EncodedBarCache
 from .recipients import RecipientConnection, Recipients
-from .renderer import FeedSource, MessageRenderer, Snapshot
+from .renderer import MessageRenderer, Snapshot
 from .room import Member, Membership, Room, SubscriberGroup
 from .schedule import GroupSchedule
 from .statuses import Statuses
@@ -31,16 +31,6 @@ _MOST_SNAPSHOTS = 500  # snapshots requested per call of `run_due`
 _LOOKED_AT = 64  # newest bars searched first for the newest final one
 
 
-class ResumeSource(FeedSource, Protocol):
-    """Bars in memory, and their changes since a position. `candled.aggregate.live_bars.LiveBars` implements it."""
-
-    def bars_since(self, key: MarketKey, interval: Interval, resume: Any) -> list[Candle] | None:
-        """Return the bars that changed after a position; None if that is unknown."""
-
-    def became_final(self, key: MarketKey, resume: Any) -> RangeSet:
-        """Return the time ranges, in ms, that may have become final after a position."""
-
-
 class Hub:
     """All rooms of a process. It owns no socket and never blocks; its owner calls `run_due` many times a second.
 
@@ -50,7 +40,7 @@ class Hub:
     def __init__(
         self,
         codec: Codec,
-        bars: ResumeSource,
+        bars: BarSource,
         clock: Clock,
         publish: Callable[[Recipients, Frame], None],
         *,

@@ -3,9 +3,9 @@
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from candled.model import Candle, FeedState, MarketKey, Position, RangeSet, Topic
+from candled.model import Candle, MarketKey, Position, RangeSet, Topic
 from candled.protocol import messages
 from candled.protocol.frames import BarUpdate, Frame
 from candled.protocol.messages import FINAL, SEQ, VALUES, bar_text, position_text
@@ -15,16 +15,6 @@ from .room import Membership, SubscriberGroup
 
 MOST_RESUMED = 2000
 _NEWER = 8  # bars that may be newer than the last one sent to a group
-
-
-class FeedSource(BarSource, Protocol):
-    """Bars in memory, and the feeds' positions and states. `candled.aggregate.live_bars.LiveBars` implements it."""
-
-    def feed_position(self, key: MarketKey) -> Position | None:
-        """Return the position of a market's feed; None if it is unknown."""
-
-    def feed_state(self, key: MarketKey) -> FeedState:
-        """Return the state of a market's feed."""
 
 
 class Snapshot(NamedTuple):
@@ -44,7 +34,7 @@ class Snapshot(NamedTuple):
 class MessageRenderer:
     """Renders frames from the bars in memory, and from encoded bars where possible."""
 
-    def __init__(self, bars: FeedSource, texts: EncodedBarCache) -> None:
+    def __init__(self, bars: BarSource, texts: EncodedBarCache) -> None:
         self._bars = bars
         self._texts = texts
         self._finality_counts: Counter[MarketKey] = Counter()

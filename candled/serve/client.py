@@ -3,13 +3,12 @@
 import asyncio
 import logging
 from collections.abc import Mapping
-from datetime import timedelta
-from typing import Any
-from typing import Protocol as Interface
+from typing import TYPE_CHECKING, Any
 
+from candled.config.sections import ServerSettings
 from candled.errors import Unavailable
 from candled.exchange import Clock
-from candled.model import Candle, Interval, MarketKey, Position, Topic
+from candled.model import MarketKey, Position, Topic
 from candled.protocol import messages
 from candled.protocol.frames import Frame
 from candled.protocol.messages import PLAIN
@@ -30,7 +29,10 @@ from candled.rooms.hub import Hub, Membership, RecipientConnection
 from candled.tasks import TaskSet
 from candled.token_bucket import TokenBucket
 
-from .pager import TURN, BarReader, Pager
+from .pager import TURN, Pager, ReadHistory
+
+if TYPE_CHECKING:
+    from candled.aggregate.live_bars import LiveBars
 
 logger = logging.getLogger(__name__)
 
@@ -38,41 +40,6 @@ _RETRY_S = 1.0
 _EXCESS_S = 10.0  # messages above the limit tolerated before the connection is closed, in seconds of the limit
 
 _tasks = TaskSet()  # of all sessions; each cancels its own
-
-
-class BarLoader(Interface):
-    """The bars in memory and their loading. `candled.aggregate.live_bars.LiveBars` implements it."""
-
-    def is_loaded(self, key: MarketKey, interval: Interval, count: int) -> bool:
-        """Return True if the newest `count` bars are in memory."""
-
-    def is_warm(self, key: MarketKey, interval: Interval, count: int) -> bool:
-        """Return True if the current week, or the newest `count` bars, are complete."""
-
-    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
-        """Return True if the bar is final."""
-
-    async def load_bars(self, key: MarketKey, interval: Interval, count: int, timeout_s: float) -> None:
-        """Load the newest `count` bars, waiting up to `timeout_s` seconds for history to be fetched."""
-
-    async def prepare_resume(self, key: MarketKey, interval: Interval, position: Position, time_ms: int) -> Any:
-        """Load the changes after a position; return a value for `Hub.render_snapshot`."""
-
-
-class ClientLimits(Interface):
-    """The settings that apply to one client."""
-
-    @property
-    def max_rooms_per_connection(self) -> int:
-        """The number of rooms that a client may be in; 0 for no limit."""
-
-    @property
-    def max_messages_per_second(self) -> int:
-        """The number of messages that a client may send per second; 0 for no limit."""
-
-    @property
-    def warmup_wait(self) -> timedelta:
-        """The time that a first `initial` waits for history to be fetched."""
 
 
 class ClientSession:
@@ -102,11 +69,11 @@ class ClientSession:
         self,
         connection: RecipientConnection,
         hub: Hub,
-        bars: BarLoader,
+        bars: "LiveBars",
         codec: RequestCodec,
         clock: Clock,
-        limits: ClientLimits,
-        pages: BarReader,
+        limits: ServerSettings,
+        pages: ReadHistory,
     ) -> None:
         self._connection = connection
         self._hub = hub

@@ -25,7 +25,7 @@ _tasks = TaskSet()  # of all clients; each cancels its own
 # Requested as a snapshot's topic, so that the connection calls back when it can take a page.
 TURN = Topic(MarketKey("", Symbol("", "")), Interval(0, "history"))
 
-BarReader = Callable[[MarketKey, Interval, int, int], Awaitable[tuple[Sequence[Candle], bool]]]
+ReadHistory = Callable[[MarketKey, Interval, int, int], Awaitable[tuple[Sequence[Candle], bool]]]
 """Returns the last `limit` bars that begin before a time, and True if no older ones exist; may raise `Unavailable`."""
 
 
@@ -37,7 +37,7 @@ class Pager:
     def __init__(
         self,
         connection: RecipientConnection,
-        pages: BarReader,
+        pages: ReadHistory,
         is_final: Callable[[MarketKey, Interval, Candle], bool],
         head: Callable[[Topic], str],
         clock: Clock,

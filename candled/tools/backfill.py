@@ -114,7 +114,7 @@ class _Backfill:
         begins_ms = await self._known_beginning(earliest_ms)
         if begins_ms is not None:
             return begins_ms
-        there = await self.session.run_read(self.session.store.span, self.market, MINUTE)
+        there = await self.session.read_store(self.session.store.span, self.market, MINUTE)
         if wanted_ms and (self.dry_run or (there is not None and there.start_ms <= wanted_ms)):
             return wanted_ms
         return await self._search_start(earliest_ms, end_ms, None if there is None else there.start_ms)
@@ -122,7 +122,7 @@ class _Backfill:
     async def _known_beginning(self, earliest_ms: int) -> int | None:
         """Return the beginning of the exchange's history if it is stored and not older than `earliest_ms`."""
         store = self.session.store
-        for gap in await self.session.run_read(
+        for gap in await self.session.read_store(
             store.known_gaps, self.market, Range(earliest_ms, earliest_ms + MINUTE_MS)
         ):
             if gap.reason == "beyond_history" and (gap.retry_ms is None or gap.retry_ms > self.source.now_ms()):
@@ -165,7 +165,7 @@ class _Backfill:
         before, retry_ms = Range(start_ms, begins_ms), self.source.now_ms() + _EXAMINED_MS
         reason = "unconfirmed" if is_contradicted else "beyond_history"
         gap = Gap(**before._asdict(), reason=reason, attempts=1, retry_ms=retry_ms)
-        await self.session.run_write(self.session.store.save_known_gaps, self.market, [gap], before)
+        await self.session.write_store(self.session.store.save_known_gaps, self.market, [gap], before)
 
     async def _oldest_stored(self, span: Range) -> int | None:
         answer = await self.source.fetch_range(self.market.symbol, span)

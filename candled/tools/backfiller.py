@@ -105,8 +105,8 @@ class Backfiller:
 
     async def _load_coverage(self, segment: Range) -> Coverage:
         store = self._session.store
-        known_gaps = await self._session.run_read(store.known_gaps, self._market, segment)
-        present = [] if self._rereads else await self._session.run_read(store.stored_ranges, self._market, *segment)
+        known_gaps = await self._session.read_store(store.known_gaps, self._market, segment)
+        present = [] if self._rereads else await self._session.read_store(store.stored_ranges, self._market, *segment)
         return Coverage(
             present=present,
             known_gaps=[
@@ -151,7 +151,7 @@ class Backfiller:
         store = self._session.store
         known: dict[int, Candle] = {}
         if self._rereads:
-            for minute in await self._session.run_read(store.read_bars_between, self._market, MINUTE, *span):
+            for minute in await self._session.read_store(store.read_bars_between, self._market, MINUTE, *span):
                 known[minute.open_ms] = minute
                 coverage.add_minute(minute.open_ms, confirmed=True)
         new = [candle for candle in candles if not coverage.has_minute(candle.open_ms)]
@@ -160,7 +160,7 @@ class Backfiller:
             for candle in candles
             if candle.open_ms in known and _differs(candle, known[candle.open_ms])
         ]
-        await self._session.run_write(put_past, store, self._market, sorted([*new, *revised]))
+        await self._session.write_store(put_past, store, self._market, sorted([*new, *revised]))
         await self._check_kept(new)
         for candle in new:
             coverage.add_minute(candle.open_ms, confirmed=True)
@@ -171,7 +171,7 @@ class Backfiller:
         changed = coverage.take_changes()
         if changed is not None:
             known_gaps = coverage.known_gaps_within(*changed)
-            await self._session.run_write(store.save_known_gaps, self._market, known_gaps, changed)
+            await self._session.write_store(store.save_known_gaps, self._market, known_gaps, changed)
         self.result.windows += 1
         self.result.stored += len(new)
         self.result.revised += len(revised)
@@ -182,7 +182,7 @@ class Backfiller:
         if not new:
             return
         span = Range(new[0].open_ms, new[-1].open_ms + MINUTE_MS)
-        kept = RangeSet(await self._session.run_read(self._session.store.stored_ranges, self._market, *span))
+        kept = RangeSet(await self._session.read_store(self._session.store.stored_ranges, self._market, *span))
         dropped = [candle.open_ms for candle in new if candle.open_ms not in kept]
         if dropped:
             raise StoreRejected(f"the store does not keep {iso_ms(dropped[-1])} and before: see its retention")
@@ -201,7 +201,7 @@ class Backfiller:
     async def _lower_since(self, coverage: Coverage, segment: Range, *, claims: bool) -> None:
         """Store an earlier start of the complete history, if this segment adjoins it without a gap."""
         store, market = self._session.store, self._market
-        known_ms = await self._session.run_read(store.complete_from, market)
+        known_ms = await self._session.read_store(store.complete_from, market)
         if known_ms is None and claims:
             known_ms = segment.end_ms
         if known_ms is None or not segment.start_ms < known_ms <= segment.end_ms:
@@ -209,9 +209,9 @@ class Backfiller:
         since_ms = segment.start_ms
         for gap in coverage.missing_within(segment.start_ms, known_ms):
             since_ms = gap.end_ms
-        since_ms = await self._session.run_read(before_beginning, store, market, since_ms)
+        since_ms = await self._session.read_store(before_beginning, store, market, since_ms)
         if since_ms < known_ms:
-            await self._session.run_write(store.set_complete_from, market, since_ms)
+            await self._session.write_store(store.set_complete_from, market, since_ms)
 
 
 def _differs(answer: Candle, known: Candle) -> bool:

@@ -158,11 +158,11 @@ async def _repair_market(
     session: Session, market: MarketKey, bounds: Range, backfill_ms: int, reread: bool, every: bool, quiet: bool
 ) -> dict[str, Any]:
     source, store = session.sources[market.exchange], session.store
-    start_ms, end_ms = await session.run_read(expected, store, market, source.now_ms(), backfill_ms)
+    start_ms, end_ms = await session.read_store(expected, store, market, source.now_ms(), backfill_ms)
     end_ms = min(end_ms, source.until_ms())
     start_ms = max(start_ms, MINUTE.floor(bounds.start_ms))
     span = Range(start_ms, max(start_ms, min(end_ms, MINUTE.floor(bounds.end_ms))))
-    before = await session.run_read(_listed_gaps, store, market, span)
+    before = await session.read_store(_listed_gaps, store, market, span)
     backfiller = Backfiller(
         session,
         source,
@@ -173,7 +173,7 @@ async def _repair_market(
     estimate = await backfiller.estimate(span)
     with show_progress(f"repair {market}", estimate.minutes, quiet=quiet) as advance:
         await backfiller.fill_span(span, advance, to_present=span.end_ms == end_ms)
-    after = await session.run_read(_listed_gaps, store, market, span)
+    after = await session.read_store(_listed_gaps, store, market, span)
     return {
         "exchange": market.exchange,
         "symbol": str(market.symbol),

@@ -138,7 +138,7 @@ class Session:
         self.sources = {source.name: source for source in sources}
         self._threads = threads
 
-    async def run_read(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def read_store(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a method of the store that only reads.
 
         Raises:
@@ -147,8 +147,8 @@ class Session:
         read = partial(self._threads.run_read, call, *args, **kwargs)
         return await retry(read, self.clock, Backoff(), on=StoreUnavailable, attempts=_ATTEMPTS)
 
-    async def run_write(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a method of the store that changes it. Raises the same errors as `run_read`."""
+    async def write_store(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a method of the store that changes it. Raises the same errors as `read_store`."""
         write = partial(self._threads.run_write, call, *args, **kwargs)
         return await retry(write, self.clock, Backoff(), on=StoreUnavailable, attempts=_ATTEMPTS)
 
@@ -180,7 +180,7 @@ async def open_session(
             except (StoreUnavailable, StoreRejected) as error:
                 raise ConfigError(f"store.url: {error}") from error
             for source in sources:
-                newest = await session.run_read(store.newest_minutes, source.name)
+                newest = await session.read_store(store.newest_minutes, source.name)
                 source.resume_after(max(newest.values(), default=None))
             yield session
         finally:

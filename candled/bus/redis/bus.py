@@ -177,7 +177,7 @@ class RedisBus:
     async def stop(self) -> None:
         """Publish queued messages if possible now, and close the connections."""
         if self._publisher is not None:
-            await self._publisher.flush()
+            await self._publisher.send_pending()
         await self._tasks.cancel()
         if self._subscriber is not None:
             await self._subscriber.stop()

@@ -122,7 +122,7 @@ class RedisPublisher:
         self._beats_due |= {lease.shard for lease in self._leases.all if lease.may_publish()}
         self._wake.set()
 
-    async def flush(self) -> None:
+    async def send_pending(self) -> None:
         """Send due messages if possible now."""
         await self._distribute_due()
         await self._sending.wait()
