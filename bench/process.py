@@ -27,6 +27,7 @@ _NO_LIMITS = {
     "max_rooms_per_connection": 10_000,
     "max_messages_per_second": 0,
 }
+_NO_BUDGETS = {"connection_work": "0s", "address_work": "0s"}  # all clients have one address
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -106,6 +107,7 @@ class Daemon(Process):
             "exchanges": exchanges,
             "store": {"url": f"sqlite:///{directory / 'candled.db'}", "journal": str(directory / "journal")},
             "log": {"level": "warning"},
+            **({"limits": _NO_BUDGETS} if server is _NO_LIMITS else {}),
             **more,
         }
         path = directory / "candled.yaml"

@@ -52,6 +52,9 @@ class Nowhere:
     def send_reply(self, frame: Frame) -> None:
         pass
 
+    def charge_work(self, cost: float) -> float:
+        return 0.0
+
     def request_snapshot(self, topic: Any) -> None:
         self.client.make_initial(topic)
 

@@ -219,6 +219,7 @@ class Daemon:
             page=ChartPage(config, self._bars.decimals).render,
             routes=make_routes(config, source, counter, clock),
             streams=make_streams(config, source, self._bars, make_client, broadcaster.broadcast, clock),
+            limits=config.limits,
             serves=self._is_serving,
         )
 

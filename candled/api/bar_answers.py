@@ -118,7 +118,10 @@ class BarHandler(Handler):
         known = self.request.headers.get("If-None-Match", "")
         reply, written = self.reply_unread(query, known, self.coding), None
         if reply is None:
-            written = await self.source.pages.written(query, known, self.coding)
+            written = self.source.pages.written_now(query, known, self.coding)
+            if written is None:
+                self.charge_read(query.asked.limit)
+                written = await self.source.pages.written(query, known, self.coding)
             reply = self.make_reply(query, written, self.source.clock.now_ms())
         self.set_status(reply.status)
         for name, value in reply.headers:

@@ -14,7 +14,9 @@ from candled.serve.connection_limiter import Network, client_address
 from candled.serve.content_coding import CODINGS, PLAIN, choose_coding
 from candled.serve.rate_limit import HEADERS, TOO_MANY, UNLIMITED, RateLimit
 from candled.transport.hot_stream import HotStream
+from candled.transport.http_connections import REFUSED_S
 from candled.transport.library_internals import break_off, error_reason, peer_address, stream_of
+from candled.transport.work_budget import REFUSED, page_cost
 
 from .errors import ApiError
 
@@ -112,6 +114,12 @@ class Handler(RequestHandler):
             self.set_header("Content-Encoding", self.coding.name)
         self.write(self.coding.encode(body))
 
+    def charge_read(self, bars: int) -> None:
+        """Charge a page of bars, or of as much else, that memory does not have ready."""
+        stream = stream_of(self.request)
+        if isinstance(stream, HotStream):
+            stream.charge_work(page_cost(bars))
+
     def set_cache_headers(self, is_final: bool) -> None:
         """Set the header that limits how long caches keep the answer."""
         self.set_header("Cache-Control", cache_control(is_final))
@@ -128,6 +136,9 @@ class Handler(RequestHandler):
         except (StreamClosedError, TimeoutError):
             self.abort()
             return False
+        stream = stream_of(self.request)
+        if isinstance(stream, HotStream):
+            await stream.pause()
         return True
 
     def abort(self) -> None:
@@ -150,9 +161,13 @@ class Handler(RequestHandler):
         address = self.access.client_address(peer_address(self.request), self.request.headers.get("X-Forwarded-For"))
         self.limit_result = UNLIMITED if self.is_exempt() else await self.limit.check_request(address)
         self._put_common_headers()
-        if not self.limit_result.allowed:
+        stream = stream_of(self.request)
+        is_allowed = self.limit_result.allowed
+        if isinstance(stream, HotStream) and stream.work_wait_s == REFUSED:
+            is_allowed = False
+            self.set_header("Retry-After", str(REFUSED_S))
+        if not is_allowed:
             self.set_status(429)
-            stream = stream_of(self.request)
             if isinstance(stream, HotStream):
                 stream.on_refused((self.request.uri or "").partition("?")[0])
             self.refuse_too_many(ApiError(429, "too_many_requests", TOO_MANY))

@@ -19,6 +19,7 @@ from candled.protocol.requests import Subscribe
 from candled.rooms.encoded_bars import BarSource
 from candled.rooms.recipients import NullConnection, RecipientConnection, Recipients, RecipientSlot
 from candled.token_bucket import TokenBucket
+from candled.transport.work_budget import REFUSED, SUBSCRIBE
 
 from .catalog import BinanceMarkets, binance_interval
 from .kline_order import KlineOrder
@@ -344,6 +345,9 @@ class KlineClient:
         return new
 
     def _subscribe(self, names: Sequence[str]) -> None:
+        if self._connection.charge_work(len(names) * SUBSCRIBE) == REFUSED:
+            self._connection.disconnect(1008, "Too many requests")
+            return
         for name in names:
             slot = RecipientSlot(self._connection)
             self._rooms[name] = self._streams.add_subscriber(name, slot, self._style), slot

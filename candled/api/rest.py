@@ -142,6 +142,7 @@ class Candles(BarHandler, RestHandler):
         try:
             async for page in pages:  # the first one is read before sending, so that the answer can still be an error
                 has_begun = True
+                self.charge_read(len(page.bars))
                 is_taken = await self.send_part(waiting + form.page(page.bars))
                 if not is_taken or self.request.method == "HEAD":  # a HEAD only needs the headers
                     return
@@ -282,6 +283,7 @@ class Coverage(RestHandler):
         days: list[operations.CoveredDay] = []
         if since_ms is not None:
             span = Range(max(period.start_ms, since_ms), period.end_ms)
+            self.charge_read((span.end_ms - span.start_ms) // DAY_MS)
             found = await self.source.stored.find_gaps(market, span)
             days = [_covered_day(day, some) for day, some in split_by_day(found, span)]
         self.set_cache_headers(False)
@@ -305,6 +307,7 @@ class Gaps(RestHandler):
         limit = values["limit"]
         found: list[tuple[Gap, MarketKey]] = []
         for market in markets:
+            self.charge_read(0)
             found += [(gap, market) for gap in await self._newest_gaps(market, period, limit + 1)]
         found.sort(key=lambda one: one[0].start_ms, reverse=True)
         self.set_cache_headers(False)

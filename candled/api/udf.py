@@ -315,6 +315,7 @@ class Quotes(UdfHandler):
         market = self.source.catalog.by_ticker(name)
         if market is None:
             return {"s": "error", "n": name[:64], "errmsg": "unknown_symbol", "v": {}}
+        self.charge_read(0)
         quote = await self.source.pages.read_day(market, self.source.catalog.intervals.values())
         if quote is None:
             return {"s": "error", "n": name[:64], "errmsg": "no_data", "v": {}}

@@ -164,8 +164,23 @@ class ServerSettings(Settings):
 
 
 class LimitSettings(Settings):
-    """The number of HTTP requests of one address in a window, by group of paths. Its first request opens the window."""
+    """The work that a connection and an address may cause, and the HTTP requests that an address may send in a window.
 
+    The first request opens the window of its group of paths.
+    """
+
+    connection_work: Duration = setting(
+        "100ms", "processor time that one connection may use per second; 0s for no limit", ge=timedelta(0)
+    )
+    address_work: Duration = setting(
+        "250ms",
+        "processor time that all connections of one address may use per second; 0s for no limit",
+        ge=timedelta(0),
+    )
+    work_burst: Duration = setting("20s", "how long unused work adds up", ge=_1_S)
+    work_wait: Duration = setting(
+        "5s", "how long an answer may wait for work that adds up again, before its request is refused", ge=_100_MS
+    )
     api_requests: int = setting(100, "requests to /api/ in a window; 0 for no limit", ge=0)
     api_window: Duration = setting("15m", "the length of that window", ge=_1_S)
     udf_requests: int = setting(

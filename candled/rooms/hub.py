@@ -78,6 +78,10 @@ class Hub:
         self._room_counts[connection] += 1
         return membership
 
+    def has_room(self, topic: Topic) -> bool:
+        """Return True if a topic has members."""
+        return self._find_room(topic) is not None
+
     def leave_room(self, membership: Membership) -> None:
         """Remove a member, then its group and its room if they are empty."""
         group, room = membership.group, membership.group.room

@@ -43,6 +43,9 @@ class RecipientConnection(Protocol):
     def cork(self, many: bool) -> None:
         """Collect the frames of one moment into one write if the client is in several rooms (`many`)."""
 
+    def charge_work(self, cost: float) -> float:
+        """Charge a request, in seconds of work; return the seconds that its answer has to wait, `inf` if refused."""
+
     def disconnect(self, code: int, reason: str) -> None:
         """Close the connection with a close code."""
 
@@ -71,6 +74,10 @@ class NullConnection:
 
     def cork(self, many: bool) -> None:
         """Do nothing: frames are never written together."""
+
+    def charge_work(self, cost: float) -> float:
+        """Charge nothing: requests of this process have no budget."""
+        return 0.0
 
     def disconnect(self, code: int, reason: str) -> None:
         """Do nothing: there is no socket to close."""

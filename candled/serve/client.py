@@ -28,6 +28,7 @@ from candled.protocol.requests import (
 from candled.rooms.hub import Hub, Membership, RecipientConnection
 from candled.tasks import TaskSet
 from candled.token_bucket import TokenBucket
+from candled.transport.work_budget import REFUSED, initial_cost, page_cost
 
 from .pager import TURN, Pager, ReadHistory
 
@@ -174,18 +175,19 @@ class ClientSession:
 
     # ------------------------------------------------------------ calls from the hub (Member)
 
-    def request_initial(self, membership: Membership) -> None:
-        """Have the `initial` sent as soon as the bars are in memory and the socket can take it."""
+    def request_initial(self, membership: Membership, delay_s: float = 0.0) -> None:
+        """Have the `initial` sent after a delay, as soon as the bars are in memory and the socket can take it."""
         topic = membership.topic
         if self._memberships.get(topic) is not membership or (self._preparing and topic in self._preparing):
             return
         may_wait = membership.is_new and not self._bars.is_warm(*topic, membership.bars_needed)
-        if membership.resume is None and not may_wait and self._bars.is_loaded(*topic, membership.bars_needed):
+        is_loaded = self._bars.is_loaded(*topic, membership.bars_needed)
+        if membership.resume is None and not may_wait and not delay_s and is_loaded:
             self._connection.request_snapshot(topic)
             return
         if self._preparing is None:
             self._preparing = {}
-        self._preparing[topic] = _tasks.start(self._prepare_initial(topic, may_wait))
+        self._preparing[topic] = _tasks.start(self._prepare_initial(topic, may_wait, delay_s))
 
     # ------------------------------------------------------------ requests
 
@@ -205,6 +207,15 @@ class ClientSession:
             error.request_id = self._codec.name_of(message)
             raise error
 
+    def _charge_work(self, cost: float, request: Subscribe | GetHistory) -> float:
+        """Charge a request; return the seconds that its answer has to wait."""
+        delay_s = self._connection.charge_work(cost)
+        if delay_s == REFUSED:
+            error = RequestError("Too much work: ask again later", code=TOO_MANY, temporary=True)
+            error.request_id = request.id
+            raise error
+        return delay_s
+
     def _subscribe_one(self, one: Subscribe | RequestError) -> None:
         """Handle one of several subscriptions. An invalid one does not affect the others."""
         try:
@@ -221,6 +232,10 @@ class ClientSession:
             error = RequestError(f"Too many subscriptions: at most {most} per connection", code=LIMIT)
             error.request_id = request.id
             raise error
+        # other members have the bars loaded
+        is_loaded = self._hub.has_room(topic) or self._bars.is_loaded(*topic, request.bars)
+        cost = initial_cost(request.bars, is_loaded=is_loaded, resumes=request.resume is not None)
+        delay_s = self._charge_work(cost, request)
         if request.options != PLAIN or request.status or request.resume is not None:
             self._is_extended = True
         self._connection.cancel_topic(topic)
@@ -234,7 +249,7 @@ class ClientSession:
         if request.id is not None:
             self._send_reply(messages.subscribed(membership.group.room.head, request.id))
         self._watch_state(topic, request.status)
-        self.request_initial(membership)
+        self.request_initial(membership, delay_s)
 
     def _unsubscribe_topic(self, topic: Topic) -> bool:
         membership = self._memberships.pop(topic, None)
@@ -269,16 +284,18 @@ class ClientSession:
         if self._pager is None:
             self._pager = Pager(self._connection, self._pages, self._bars.is_final, self._codec.topic_head, self._clock)
         try:
-            self._pager.enqueue_request(request)
+            self._pager.enqueue_request(request, self._charge_work(page_cost(request.limit), request))
         except RequestError as error:
             error.request_id = request.id
             raise
 
     # ------------------------------------------------------------ inside
 
-    async def _prepare_initial(self, topic: Topic, may_wait: bool) -> None:
+    async def _prepare_initial(self, topic: Topic, may_wait: bool, delay_s: float) -> None:
         """Load the bars that are not in memory, then request the `initial`."""
         try:
+            if delay_s:
+                await self._clock.sleep(delay_s)
             await self._load_bars(topic, self._limits.warmup_wait.total_seconds() if may_wait else 0.0)
         finally:
             if self._preparing is not None:

@@ -7,7 +7,7 @@ from typing import Any
 from tornado.websocket import WebSocketClosedError
 
 from candled.protocol.frames import BarUpdate, Frame
-from candled.protocol.requests import RequestError
+from candled.protocol.requests import TOO_MANY, RequestError
 from candled.transport.library_internals import stream_of
 from candled.transport.tornado_connection import TornadoConnection
 
@@ -84,8 +84,9 @@ class EventsHandler(ConnectingHandler):
             await self._wait_for_end()
         except RequestError as error:
             self.context.limiter.return_handshake()  # no stream began: others may have it
-            self.set_status(400)
-            self.finish_json({"error": {"code": 400, "message": str(error)}})
+            status = 429 if error.code == TOO_MANY else 400
+            self.set_status(status)
+            self.finish_json({"error": {"code": status, "message": str(error)}})
         finally:
             self._connection.abort()
             self.context.on_client_disconnected(self._connection)

@@ -24,15 +24,18 @@ from candled.transport.compression import agree
 from candled.transport.connection import ClientConnection, ConnectionListener
 from candled.transport.descriptors import Descriptors
 from candled.transport.hot_stream import HotStream
+from candled.transport.http_connections import REFUSED_S
 from candled.transport.library_internals import check_close_codes, error_reason, peer_address, stream_of
 from candled.transport.ping_wheel import PingWheel
 from candled.transport.socket_connection import SocketConnection, TransportContext, tune
 from candled.transport.socket_detach import DetachedHandler, SocketDetach
 from candled.transport.tornado_connection import TornadoConnection
+from candled.transport.work_budget import FRAME, UNLIMITED, WorkBucket, WorkBudgets
 
 from .connection_limiter import ConnectionLimiter, Network, client_address
 from .content_coding import PLAIN, choose_coding, encode_once
 from .hot_path import HotReply, HotRequest
+from .rate_limit import TOO_MANY
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +58,7 @@ class ServerContext:
         *,
         make_client: MakeClient,
         limiter: ConnectionLimiter,
+        budgets: WorkBudgets,
         clock: Clock,
         broadcaster: Broadcaster,
         wheel: PingWheel,
@@ -72,6 +76,7 @@ class ServerContext:
     ) -> None:
         self.make_client = make_client
         self.limiter = limiter
+        self.budgets = budgets
         self.clock = clock
         self.broadcaster = broadcaster
         self.descriptors = descriptors
@@ -99,11 +104,18 @@ class ServerContext:
         self._wheel = wheel
         self._empty = asyncio.Event()
 
+    def payer_of(self, budget: WorkBucket, peer: str, forwarded_for: str | None) -> WorkBucket:
+        """Return the budget of a request: that of its connection, or of the client behind a trusted proxy."""
+        if budget is not UNLIMITED:
+            return budget
+        return self.budgets.address_bucket(client_address(peer, forwarded_for, self.trusted))
+
     def on_client_connected(
         self, connection: SocketConnection | TornadoConnection, make_client: MakeClient | None = None
     ) -> None:
         """Register a new client. It speaks candled's protocol unless `make_client` is given."""
         self.limiter.add_connection(connection.address)
+        connection.budget = self.budgets.open_connection(connection.address)
         self.connections.add(connection)
         self._empty.clear()
         connection.client = (make_client or self.make_client)(connection)
@@ -132,6 +144,7 @@ class ServerContext:
         if isinstance(connection, TornadoConnection):
             self._tornado_connections.discard(connection)
         self.limiter.remove_connection(connection.address)
+        self.budgets.close_connection(connection.budget)
         if not self.connections:
             self._empty.set()
 
@@ -223,6 +236,16 @@ class _ServerHandler(OwnHandler):
     def initialize(self, context: ServerContext) -> None:
         self.context = context
         self.open_headers = context.open_headers
+
+
+class RefusingHandler(_ServerHandler):
+    """Any request of an address that has used up its budget of work: 429."""
+
+    def prepare(self) -> None:
+        """Answer 429."""
+        self.set_status(429)
+        self.set_header("Retry-After", str(REFUSED_S))
+        self.finish_json({"error": {"code": 429, "message": TOO_MANY}})
 
 
 class ConnectingHandler(_ServerHandler):
@@ -335,8 +358,15 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
 
     def on_message(self, message: str | bytes) -> None:
         """Pass a message to the client."""
-        if self._connection is not None:
+        if self._connection is not None and self._connection.charge_received(FRAME):
             self._connection.client.on_client_message(message)
+
+    def on_ping(self, data: bytes) -> None:
+        """Charge a ping."""
+        if self._connection is not None:
+            self._connection.charge_received(FRAME)
+
+    on_pong = on_ping
 
     def on_close(self) -> None:
         """Remove the client."""

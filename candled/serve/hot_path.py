@@ -14,6 +14,7 @@ from tornado.escape import parse_qs_bytes
 from tornado.httputil import format_timestamp
 
 from candled.exchange import Clock
+from candled.transport.work_budget import BYTE, HOT_REQUEST, WorkBucket
 
 _HEAD = re.compile(rb"GET (/[!-~]*) HTTP/1\.1\r\n((?:[A-Za-z0-9-]+:[ -~\t]*\r\n){1,64})\r\n")
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
@@ -42,6 +43,8 @@ class HotReply(NamedTuple):
     body: bytes
 
 
+PayerOf = Callable[[WorkBucket, str, str | None], WorkBucket]
+"""Returns the budget of a request, given that of its connection, the peer's address, and `X-Forwarded-For`."""
 AnswerNow = Callable[[HotRequest, str], HotReply | None]
 """Returns the answer to a request of a peer's address."""
 
@@ -54,15 +57,19 @@ def make_resources(routes: Iterable[tuple[str, type[Any], dict[str, Any]]]) -> d
 class HotPath:
     """Answers requests from memory."""
 
-    def __init__(self, resources: Mapping[str, AnswerNow], prefix: str, clock: Clock) -> None:
+    def __init__(self, resources: Mapping[str, AnswerNow], prefix: str, clock: Clock, payer_of: PayerOf) -> None:
         self._resources = resources
         self._prefix = prefix
         self._clock = clock
+        self._payer_of = payer_of
         self._date = (0, "")
         self._parse = lru_cache(maxsize=_HEADS_KEPT)(parse_head)
 
-    def answer(self, head: bytes, peer: str) -> bytes | None:
-        """Return the answer to a request with this head; None if its handler must answer."""
+    def answer(self, head: bytes, peer: str, budget: WorkBucket) -> bytes | None:
+        """Return the answer to a request with this head, and charge it; None if its handler must answer.
+
+        A handler answers if the budget has to be waited for.
+        """
         request = self._parse(head)
         if request is None:
             return None
@@ -70,8 +77,15 @@ class HotPath:
         if self._prefix and path.startswith(f"{self._prefix}/"):
             path = path[len(self._prefix) :]
         resource = self._resources.get(path)
-        reply = None if resource is None else resource(request, peer)
-        return None if reply is None else self._join(reply)
+        if resource is None:
+            return None
+        payer, now = self._payer_of(budget, peer, request.headers.get("x-forwarded-for")), self._clock.monotonic()
+        reply = None if payer.wait_of(now) else resource(request, peer)
+        if reply is None:
+            return None
+        answer = self._join(reply)
+        payer.charge(HOT_REQUEST + len(answer) * BYTE, now)
+        return answer
 
     def _join(self, reply: HotReply) -> bytes:
         status, content_type, headers, body = reply

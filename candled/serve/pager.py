@@ -47,11 +47,12 @@ class Pager:
         self._is_final = is_final
         self._head = head
         self._clock = clock
-        self._requests: deque[GetHistory] = deque()  # the first one is being answered
+        # requests, and the times from which they may be answered; the first one is being answered
+        self._requests: deque[tuple[GetHistory, float]] = deque()
         self._task: asyncio.Task[None] | None = None
 
-    def enqueue_request(self, request: GetHistory) -> None:
-        """Queue a request.
+    def enqueue_request(self, request: GetHistory, delay_s: float) -> None:
+        """Queue a request, to be answered after a delay.
 
         Raises:
             RequestError: too many requests are queued.
@@ -60,14 +61,14 @@ class Pager:
             raise RequestError(
                 f"Too many history requests: at most {MOST_WAITING} wait", code=NOT_AVAILABLE, temporary=True
             )
-        self._requests.append(request)
+        self._requests.append((request, self._clock.monotonic() + delay_s))
         if len(self._requests) == 1:
             self._connection.request_snapshot(TURN)
 
     def on_turn(self) -> None:
         """Start the next page: the socket can take it."""
         if self._requests and self._task is None:
-            self._task = _tasks.start(self._answer_request(self._requests[0]))
+            self._task = _tasks.start(self._answer_request(*self._requests[0]))
 
     def close(self) -> None:
         """Drop all requests: the client has disconnected."""
@@ -75,9 +76,11 @@ class Pager:
         if self._task is not None:
             self._task.cancel()
 
-    async def _answer_request(self, request: GetHistory) -> None:
+    async def _answer_request(self, request: GetHistory, not_before: float) -> None:
         text = messages.error(messages.HISTORY_UNAVAILABLE, request.id, code=NOT_AVAILABLE, temporary=True)
         try:
+            if not_before > self._clock.monotonic():
+                await self._clock.sleep(not_before - self._clock.monotonic())
             text = await self._render_page(request)
         except Unavailable as error:
             logger.warning("%s %s: history cannot be read: %s", *request.topic, error)

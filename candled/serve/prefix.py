@@ -18,6 +18,10 @@ from tornado.web import Application
 
 from candled.transport.broadcaster import Broadcaster
 from candled.transport.hot_stream import HotStream
+from candled.transport.library_internals import peer_address
+from candled.transport.work_budget import REFUSED
+
+from .handlers import RefusingHandler, ServerContext
 
 _ABSOLUTE = re.compile(r"https?://[^/]+(/.*)?", re.IGNORECASE)
 
@@ -28,9 +32,9 @@ class PrefixedApplication(Application):
     Answers contain only relative references, so they work with any prefix, including one that a proxy strips.
     """
 
-    def __init__(self, handlers: Any, prefix: str, turns: Broadcaster, **settings: Any) -> None:
+    def __init__(self, handlers: Any, prefix: str, context: ServerContext, **settings: Any) -> None:
         super().__init__(handlers, **settings)
-        self._turns = turns
+        self._context = context
         self._prefix = prefix
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
@@ -38,30 +42,36 @@ class PrefixedApplication(Application):
         stream = getattr(request_conn, "stream", None)
         if isinstance(stream, HotStream):
             stream.expect_request()
-        return _TurnDelegate(super().start_request(server_conn, request_conn), self._turns)
+        return _TurnDelegate(super().start_request(server_conn, request_conn), self._context.broadcaster, stream)
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
         """Return the handler of the path behind the prefix."""
         stream = getattr(request.connection, "stream", None)
         if isinstance(stream, HotStream):
-            stream.on_request()
+            forwarded = request.headers.get("X-Forwarded-For")
+            stream.on_request(self._context.payer_of(stream.budget, peer_address(request), forwarded))
         absolute = _ABSOLUTE.fullmatch(request.path)
         if absolute is not None:  # a proxy's form, which servers accept too (RFC 9112, 3.2.2)
             request.path = absolute[1] or "/"
         if request.path == self._prefix or request.path.startswith(f"{self._prefix}/"):
             request.path = request.path[len(self._prefix) :] or "/"
-        return super().find_handler(request, **kwargs)
+        found = super().find_handler(request, **kwargs)
+        if isinstance(stream, HotStream) and stream.work_wait_s == REFUSED:
+            refuses = hasattr(getattr(found, "handler_class", None), "refuse_too_many")  # in the words of its dialect
+            return found if refuses else self.get_handler_delegate(request, RefusingHandler, {"context": self._context})
+        return found
 
 
 class _TurnDelegate(HTTPMessageDelegate):
-    """Delays a request if this pass of the loop has no time left.
+    """Delays a request whose budget of work is used up, or if this pass of the loop has no time left.
 
     Tornado handles all requests of one client in one pass.
     """
 
-    def __init__(self, request: HTTPMessageDelegate, turns: Broadcaster) -> None:
+    def __init__(self, request: HTTPMessageDelegate, turns: Broadcaster, stream: object) -> None:
         self._request = request
         self._turns = turns
+        self._stream = stream
         self.data_received = request.data_received  # type: ignore[method-assign]
         self.finish = request.finish  # type: ignore[method-assign]
         self.on_connection_close = request.on_connection_close  # type: ignore[method-assign]
@@ -71,6 +81,9 @@ class _TurnDelegate(HTTPMessageDelegate):
     ) -> Awaitable[None] | None:
         """Pass the headers on. Tornado waits for the result before it reads the body and runs the handler."""
         received = self._request.headers_received(start_line, headers)
+        stream = self._stream
+        if received is None and isinstance(stream, HotStream) and 0 < stream.work_wait_s < REFUSED:
+            return stream.wait_for_budget()
         if received is not None or self._turns.has_time_to_start():
             return received
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -9,7 +9,7 @@ from typing import Any
 from tornado.httpserver import HTTPServer
 
 from candled.addresses import with_port
-from candled.config.sections import ServerSettings
+from candled.config.sections import LimitSettings, ServerSettings
 from candled.exchange import Clock
 from candled.rooms.hub import Hub
 from candled.tasks import TaskSet
@@ -19,6 +19,7 @@ from candled.transport.connection import ClientConnection, ConnectionListener
 from candled.transport.descriptors import Descriptors
 from candled.transport.http_connections import HttpConnections
 from candled.transport.ping_wheel import PingWheel
+from candled.transport.work_budget import WorkBudgets
 
 from .connection_limiter import ConnectionLimiter, is_trusted, networks
 from .dialects import Undecided
@@ -57,7 +58,7 @@ class Server:
     """Serves one hub on one port. A process without the serving role only answers requests about itself.
 
     `streams` are WebSockets of Binance's protocol, by path. On a path that is also one of candled's own, the first
-    message of a connection selects the protocol.
+    message of a connection selects the protocol. Without `limits`, connections have no budgets of work.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Server:
         page: Callable[[], str],
         routes: Sequence[tuple[str, type[Any], dict[str, Any]]] = (),
         streams: Sequence[tuple[str, MakeNamedClient]] = (),
+        limits: LimitSettings | None = None,
         largest_message: int = LARGEST_MESSAGE,
         serves: bool = True,
     ) -> None:
@@ -85,23 +87,23 @@ class Server:
         self._hub = hub
         self._clock = clock
         self._tasks = TaskSet()
-        self._limiter, self._connections = _make_limits(settings)
+        self._limiter, self._connections, self._budgets = _make_limits(settings, limits)
         self._wheel = PingWheel(settings.ping_interval.total_seconds(), settings.ping_timeout.total_seconds())
-        descriptors = Descriptors()
         self._context = ServerContext(
             make_client=make_client,
             limiter=self._limiter,
+            budgets=self._budgets,
             clock=clock,
             broadcaster=broadcaster,
             wheel=self._wheel,
             largest=largest_message,
-            descriptors=descriptors,
+            descriptors=Descriptors(),
             own_sockets=settings.own_sockets,
             compresses=settings.compression,
             compress_from=settings.compress_from,
             trusted=networks(settings.trusted_proxies),
             allowed_origins=tuple(origin.lower() for origin in settings.allowed_origins),
-            health=lambda: {**health(), "http": self._connections.describe()},
+            health=lambda: {**health(), "http": self._connections.describe(), "work": self._budgets.describe()},
             ready=ready,
             statistics=lambda: {"connections": self._limiter.count, **statistics()},
             page=page,
@@ -114,15 +116,15 @@ class Server:
             body_timeout=settings.header_timeout.total_seconds(),
         )
         resources = make_resources([("/health/live", LiveHandler, {"context": self._context}), *routes])
-        self._hot_path = HotPath(resources, settings.prefix, clock)
-        self._acceptor = self._make_acceptor(descriptors, broadcaster)
+        self._hot_path = HotPath(resources, settings.prefix, clock, self._context.payer_of)
+        self._acceptor = self._make_acceptor(broadcaster)
 
-    def _make_acceptor(self, descriptors: Descriptors, broadcaster: Broadcaster) -> Acceptor:
+    def _make_acceptor(self, broadcaster: Broadcaster) -> Acceptor:
         return Acceptor(
             self._http,
             self._hot_path.answer,
             self._clock,
-            descriptors,
+            self._context.descriptors,
             self._connections,
             self._tasks,
             broadcaster,
@@ -192,7 +194,7 @@ class Server:
             return PrefixedApplication(
                 probes,
                 self._settings.prefix,
-                self._context.broadcaster,
+                self._context,
                 default_handler_class=NotServingHandler,
                 default_handler_args=context,
                 log_function=_log_request,
@@ -217,7 +219,7 @@ class Server:
                 *self._routes,
             ],
             self._settings.prefix,
-            self._context.broadcaster,
+            self._context,
             default_handler_class=NotFoundHandler,
             default_handler_args=context,
             # these apply to connections that Tornado keeps
@@ -249,6 +251,7 @@ class Server:
         now = self._clock.monotonic()
         self._context.sweep_slow(now, self._settings.slow_client_timeout.total_seconds())
         self._connections.sweep(now)
+        self._budgets.sweep(now)
 
 
 def _log_request(handler: Any) -> None:
@@ -256,7 +259,19 @@ def _log_request(handler: Any) -> None:
         logger.error("%s %s: %d", handler.request.method, handler.request.path, handler.get_status())
 
 
-def _make_limits(settings: ServerSettings) -> tuple[ConnectionLimiter, HttpConnections]:
+def _make_budgets(limits: LimitSettings) -> WorkBudgets:
+    return WorkBudgets(
+        limits.connection_work.total_seconds(),
+        limits.address_work.total_seconds(),
+        limits.work_burst.total_seconds(),
+        limits.work_wait.total_seconds(),
+    )
+
+
+def _make_limits(
+    settings: ServerSettings, limits: LimitSettings | None
+) -> tuple[ConnectionLimiter, HttpConnections, WorkBudgets]:
+    budgets = WorkBudgets() if limits is None else _make_budgets(limits)
     trusted = networks(settings.trusted_proxies)
     limiter = ConnectionLimiter(
         settings.max_connections, settings.max_connections_per_ip, settings.max_handshakes_per_second
@@ -269,5 +284,6 @@ def _make_limits(settings: ServerSettings) -> tuple[ConnectionLimiter, HttpConne
         idle_s=settings.idle_timeout.total_seconds(),
         stalled_s=settings.slow_client_timeout.total_seconds(),
         is_proxy=lambda address: is_trusted(address, trusted),
+        budgets=budgets,
     )
-    return limiter, connections
+    return limiter, connections, budgets

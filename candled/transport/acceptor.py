@@ -16,7 +16,7 @@ from candled.tasks import TaskSet
 
 from .broadcaster import Broadcaster
 from .descriptors import Descriptors
-from .hot_stream import Answer, HotStream
+from .hot_stream import TOO_MANY, Answer, HotStream
 from .http_connections import HttpConnections
 
 # Connections accepted per pass of the loop if there is time, at about 0.3 ms for a handshake. Tornado accepts 128.
@@ -96,10 +96,12 @@ class Acceptor:
             has_descriptor = self._descriptors.has_room_for_request(peer.fileno(), self._clock.monotonic())
             host = address[0] if isinstance(address, tuple) else str(address)
             is_room = has_descriptor or self._connections.close_stale(self._clock.monotonic())
-            if is_room and self._connections.make_room(client_of(host), host):
+            if self._connections.is_address_refused(host, self._clock.monotonic()):
+                _refuse_unread(peer, TOO_MANY)
+            elif is_room and self._connections.make_room(client_of(host), host):
                 self._hand_over(peer, address)
             else:
-                _refuse(peer)
+                _refuse_unread(peer, _FULL)
 
     def _hand_over(self, peer: socket.socket, address: Any) -> None:
         stream = HotStream(peer, address, self._answer, self._clock, self._connections, self._turns.may_answer)
@@ -117,8 +119,8 @@ class Acceptor:
         self._watch_sockets()
 
 
-def _refuse(peer: socket.socket) -> None:
-    """Answer 503 without reading the request.
+def _refuse_unread(peer: socket.socket, answer: bytes) -> None:
+    """Answer without reading the request.
 
     Received bytes are discarded first. With unread bytes the kernel would reset the connection, and the answer could be
     lost.
@@ -127,5 +129,5 @@ def _refuse(peer: socket.socket) -> None:
         peer.setblocking(False)
         with suppress(BlockingIOError):
             peer.recv(64 * 1024)
-        peer.send(_FULL)
+        peer.send(answer)
         peer.shutdown(socket.SHUT_WR)

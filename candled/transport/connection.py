@@ -9,6 +9,7 @@ from candled.rooms.recipients import RecipientSlot
 
 from .broadcaster import Broadcaster
 from .outbox import Outbox
+from .work_budget import REFUSED, UNLIMITED
 
 
 class ConnectionListener(Protocol):
@@ -44,6 +45,7 @@ class ClientConnection:
         "_outbox",
         "address",
         "blocked_since",
+        "budget",
         "client",
         "is_open",
         "recipient_slots",
@@ -59,6 +61,8 @@ class ClientConnection:
         self.client: ConnectionListener = NO_CLIENT
         # the client's IP address, behind trusted proxies too
         self.address = address
+        # the budget of its work; set by the server after the handshake
+        self.budget = UNLIMITED
         # False once a close frame was sent or the connection is lost
         self.is_open = True
         # monotonic seconds; set while a frame is partly sent
@@ -116,6 +120,22 @@ class ClientConnection:
     def blocked_for(self, now: float) -> float:
         """Return for how many seconds a frame has been partly sent; 0.0 if none is."""
         return 0.0 if self.blocked_since is None or not self.is_open else now - self.blocked_since
+
+    def charge_work(self, cost: float) -> float:
+        """See `RecipientConnection.charge_work`."""
+        return self.budget.admit(cost, self.now())
+
+    def charge_received(self, cost: float) -> bool:
+        """Charge received frames; close the connection and return False if it goes on long after a refusal."""
+        budget, now = self.budget, self.now()
+        if budget.charge(cost, now) == REFUSED and self.is_open and budget.penalize(now):
+            self.disconnect(3013, "too much work")
+            return False
+        return True
+
+    def now(self) -> float:
+        """Return monotonic seconds."""
+        raise NotImplementedError
 
     # ------------------------------------------------------------ calls from the broadcaster and the ping wheel
 

@@ -17,14 +17,18 @@ from candled.exchange import Clock
 
 from .http_connections import MOST_UNSENT, REFUSED_S, HttpConnections
 from .library_internals import has_buffered_bytes
+from .work_budget import BYTE, REQUEST, UNLIMITED, WorkBucket
 
-Answer = Callable[[bytes, str], bytes | None]
-"""Returns the complete answer to a request, given its head and the peer's address; None if Tornado must answer."""
+Answer = Callable[[bytes, str, WorkBucket], bytes | None]
+"""Returns the complete answer to a request, given its head, the peer's address, and the budget of the connection.
+
+None if Tornado must answer.
+"""
 
 _MOST_HEAD = 4096
 _END = b"\r\n\r\n"
 _BODY = b"Too many requests, please try again later."
-_TOO_MANY = (
+TOO_MANY = (
     b"HTTP/1.1 429 Too Many Requests\r\nServer: candled\r\nRetry-After: %d\r\nConnection: close\r\n"
     b"Content-Type: text/html; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
 ) % (REFUSED_S, len(_BODY), _BODY)
@@ -47,7 +51,7 @@ class HotStream(IOStream):
         may_read: Callable[[], bool],
     ) -> None:
         super().__init__(peer)
-        self._address = address[0] if isinstance(address, tuple) else str(address)
+        self.address = address[0] if isinstance(address, tuple) else str(address)
         self._answer = answer
         self._clock = clock
         # True while Tornado waits for a request and has none of its bytes
@@ -58,9 +62,14 @@ class HotStream(IOStream):
         self._connections = connections
         self._may_read = may_read
         self._is_kept = False  # True after the first request
-        self.customer = client_of(self._address)
+        self.customer = client_of(self.address)
         self.deadline = self.progressed_at = 0.0
         self.unsent = 0
+        self.budget = UNLIMITED
+        # the budget of the client whose request is being answered
+        self._payer = UNLIMITED
+        # seconds that the answer has to wait; `REFUSED` if the budget refuses the request
+        self.work_wait_s = 0.0
         connections.add_connection(self, clock.monotonic())
         with contextlib.suppress(OSError):
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -74,16 +83,33 @@ class HotStream(IOStream):
             self._awaits_first = True
             self._connections.await_request(self, self._since)
 
-    def on_request(self) -> None:
-        """Note that Tornado has the header of a request."""
-        self._connections.on_request(self, self._clock.monotonic())
+    def on_request(self, payer: WorkBucket) -> None:
+        """Note that Tornado has the header of a request, and charge it to a budget."""
+        now = self._clock.monotonic()
+        self._connections.on_request(self, now)
+        self._payer, self.work_wait_s = payer, payer.admit(REQUEST, now)
+
+    def charge_work(self, cost: float) -> None:
+        """Charge work for the answer that is being made."""
+        self._payer.charge(cost, self._clock.monotonic())
+
+    async def wait_for_budget(self) -> None:
+        """Wait until the work charged before this request is paid."""
+        await self._clock.sleep(self.work_wait_s)
+
+    async def pause(self) -> None:
+        """Wait in the middle of a long answer, until the work charged so far is paid."""
+        wait_s = self._payer.wait_of(self._clock.monotonic())
+        if wait_s:
+            await self._clock.sleep(min(wait_s, self._payer.longest_wait_s))
 
     def on_refused(self, path: str) -> None:
         """Note that a limit refused a request."""
-        self._connections.on_refused(self, self._address, path.rpartition("/")[0], self._clock.monotonic())
+        self._connections.on_refused(self, self.address, path.rpartition("/")[0], self._clock.monotonic())
 
     def leave_connections(self) -> None:
         """Stop counting this connection: it belongs to a client now."""
+        self._payer = UNLIMITED
         self._connections.remove_connection(self)
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
@@ -101,7 +127,7 @@ class HotStream(IOStream):
         if is_first and self._connections.is_refused(
             self, bytes(buf[: min(count, _MOST_HEAD)]), self._clock.monotonic()
         ):
-            self.write(_TOO_MANY)
+            self.write(TOO_MANY)
             self.close()
             return None
         return count
@@ -116,11 +142,12 @@ class HotStream(IOStream):
             and not self.writing()
             and now < self._since + _BY_TORNADO_S
         ):
-            answer = self._answer(head, self._address)
+            answer = self._answer(head, self.address, self.budget)
             if answer is not None:
                 self._awaits_first = True
                 self._connections.await_request(self, now)
                 self._is_kept = True
+                self._payer = UNLIMITED  # `answer` has charged it
                 self.write(answer)
                 return True
         self._is_idle = False
@@ -130,6 +157,7 @@ class HotStream(IOStream):
         """Write bytes, and count them until the kernel has taken them."""
         if not self.closed():
             self._connections.on_written(self, len(data))
+            self._payer.charge(len(data) * BYTE, self._clock.monotonic())
         written = super().write(data)
         if self._connections.unsent > MOST_UNSENT:
             self._connections.close_unread()

@@ -6,6 +6,8 @@ from typing import Protocol
 
 from candled.token_bucket import TokenBucket
 
+from .work_budget import CONNECT, REFUSAL, REFUSED, UNLIMITED, WorkBucket, WorkBudgets
+
 # Connections beyond the limits of clients, in all and of one address: for probes, and for answers while all are full.
 SPARE = 100
 SPARE_PER_ADDRESS = 50
@@ -21,8 +23,11 @@ MOST_UNSENT = 16 * 1024 * 1024  # bytes of answers that clients have not read, o
 class HttpConnection(Protocol):
     """A connection. `candled.transport.hot_stream.HotStream` implements it."""
 
+    address: str
     #: The customer of the address, as `client_of` returns it.
     customer: str
+    #: The budget of its work; set by `add_connection`.
+    budget: WorkBucket
     #: Monotonic time at which it is closed, while it awaits a request.
     deadline: float
     #: Bytes of answers that are not sent yet, and monotonic time of the last progress.
@@ -101,8 +106,10 @@ class HttpConnections:
         idle_s: float,
         stalled_s: float,
         is_proxy: Callable[[str], bool] = lambda _: False,
+        budgets: WorkBudgets | None = None,
     ) -> None:
         self._clients = clients
+        self._budgets = WorkBudgets() if budgets is None else budgets
         self._most = most
         self._most_per_address = most_per_address
         self._header_s = header_s
@@ -144,6 +151,10 @@ class HttpConnections:
                 return False
         return not self._most or len(self) + self._clients.count < self._most + SPARE or self.close_least()
 
+    def is_address_refused(self, address: str, now: float) -> bool:
+        """Return True if a connection has to be refused unread, because its address has used up its budget of work."""
+        return not self._is_proxy(address) and self._budgets.address_bucket(address).wait_of(now) == REFUSED
+
     def close_least(self) -> bool:
         """Close the least valuable connection; return False if there is none."""
         return self._close_for_room(self._awaiting.oldest_of_heaviest() or self._answered.oldest_of_heaviest())
@@ -157,6 +168,8 @@ class HttpConnections:
     def add_connection(self, one: HttpConnection, now: float) -> None:
         """Count a new connection, which has the header timeout to send its request."""
         self._is_counted.add(one)
+        one.budget = UNLIMITED if self._is_proxy(one.address) else self._budgets.open_connection(one.address)
+        one.budget.charge(CONNECT, now)
         self._customers[one.customer] += 1
         self._awaiting.add(one)
         one.deadline = now + self._header_s
@@ -167,6 +180,7 @@ class HttpConnections:
         self._answered.remove(one)
         if one in self._is_counted:
             self._is_counted.remove(one)
+            self._budgets.close_connection(one.budget)
             self.unsent -= one.unsent
             one.unsent = 0
             self._customers[one.customer] -= 1
@@ -218,6 +232,8 @@ class HttpConnections:
 
     def is_refused(self, one: HttpConnection, head: bytes, now: float) -> bool:
         """Return True if a request has to be refused unread; its connection then ends."""
+        if one.budget.wait_of(now) == REFUSED:
+            return one.budget.admit(REFUSAL, now) == REFUSED
         if not self._refused_until:
             return False
         directory = head.partition(b" ")[2].partition(b" ")[0].partition(b"?")[0].rpartition(b"/")[0]

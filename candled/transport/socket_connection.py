@@ -17,6 +17,7 @@ from .broadcaster import Broadcaster
 from .compression import deflated
 from .connection import ClientConnection, drop
 from .library_internals import FrameProtocol
+from .work_budget import FRAME
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +130,8 @@ class SocketConnection(ClientConnection):
         except OSError:
             data = b""
         if data:
-            self._on_data(data)
+            if not self._ends:
+                self._on_data(data)
         else:
             self.connection_lost()
 
@@ -139,6 +141,8 @@ class SocketConnection(ClientConnection):
         protocol.receive_data(data)
         frames = [event for event in protocol.events_received() if isinstance(event, Received)]
         self._read_size = _READ if len(frames) <= _FLOOD else _READ_OF_FLOOD
+        if not self.charge_received(len(frames) * FRAME):
+            return
         writes = protocol.data_to_send()  # a pong for each ping, then perhaps a close frame
         is_crowd = len(frames) > 1
         if is_crowd:
@@ -191,6 +195,10 @@ class SocketConnection(ClientConnection):
         return b"".join(parts) if decoder is None else "".join(parts)  # type: ignore[arg-type]
 
     # ------------------------------------------------------------ to the socket
+
+    def now(self) -> float:
+        """Return monotonic seconds."""
+        return self._context.clock.monotonic()
 
     def send_ping(self) -> None:
         """Send a ping, unless the connection is blocked: then `sweep_slow` closes it in time."""
@@ -302,6 +310,7 @@ class SocketConnection(ClientConnection):
     def disconnect(self, code: int, reason: str) -> None:
         """Send a close frame after the frame that is partly sent. The client has 3 s to answer it."""
         if self.is_open:
+            self._ends = self._ends or code == 3013  # the answer of a client that floods is not read
             if self._protocol.state is State.OPEN:
                 self._protocol.send_close(code, reason)
             self._send_last_frames(self._protocol.data_to_send())

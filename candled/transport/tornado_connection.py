@@ -59,6 +59,10 @@ class TornadoConnection(ClientConnection):
         if frame is not None:
             self._write_frame(frame)
 
+    def now(self) -> float:
+        """Return monotonic seconds."""
+        return self._clock.monotonic()
+
     def disconnect(self, code: int, reason: str) -> None:
         """Send the queued replies, then a close frame."""
         if not self.is_open or self._handler is None:

@@ -137,6 +137,7 @@ async def open_stage(
         page=str,
         routes=make_routes(config, source, MemoryCounter(clock), clock),
         streams=make_streams(config, source, bars, make_client, broadcaster.broadcast, clock),
+        limits=config.limits,
     )
     one.server.start()
     try:

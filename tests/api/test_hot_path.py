@@ -54,8 +54,8 @@ def seen(monkeypatch):
     found = []
     real = HotPath.answer
 
-    def answer(self, head, peer):
-        result = real(self, head, peer)
+    def answer(self, *request):
+        result = real(self, *request)
         found.append(result is not None)
         return result
 

@@ -37,6 +37,9 @@ class Ear:
     on_close: list[int] = field(default_factory=list)
     recipient_slots = ()
 
+    def charge_work(self, cost: float) -> float:
+        return 0.0
+
     def send_update(self, frame) -> int:
         event = json.loads(frame.payload)
         kline = event["k"]

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from candled.config import ServerSettings
 from candled.transport import http_connections
 from candled.transport.http_connections import SPARE, SPARE_PER_ADDRESS, HttpConnections
+from candled.transport.work_budget import WorkBudgets
 from tests import deadlines
 from tests.api.stage import open_stage
 from tests.clocks import ManualClock
@@ -38,7 +39,7 @@ class One:
 
     def __init__(self, all_of_them, customer, now):
         self.all, self.customer, self.deadline, self.progressed_at, self.unsent = all_of_them, customer, 0.0, 0.0, 0
-        self.is_open = True
+        self.is_open, self.address = True, customer
         all_of_them.add_connection(self, now)
 
     def close(self):
@@ -180,7 +181,8 @@ class Doors(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.clients = Clients()
-        self.doors = make(self.clients, most=3, per=2)
+        self.budgets = WorkBudgets(0.1, 0.25)
+        self.doors = make(self.clients, most=3, per=2, budgets=self.budgets)
         self.ones, self.now = [], 0.0
 
     @rule(customer=st.sampled_from("abc"))
@@ -213,6 +215,7 @@ class Doors(RuleBasedStateMachine):
     def wait(self, seconds):
         self.now += seconds
         self.doors.sweep(self.now)
+        self.budgets.sweep(self.now)
 
     @invariant()
     def counts_are_those_of_the_open_ones(self):
@@ -220,6 +223,8 @@ class Doors(RuleBasedStateMachine):
         assert len(self.doors) == len(left) <= 3 + SPARE
         assert self.doors.unsent == sum(one.unsent for one in left)
         assert self.doors._customers == Counter(one.customer for one in left)
+        counted = {key: one.members for key, one in self.budgets._addresses.items() if one.members}
+        assert counted == Counter(one.address for one in left)
         for crowd in (self.doors._awaiting, self.doors._answered):
             sizes = Counter(one.customer for one in crowd.everyone())
             assert crowd._largest == max(sizes.values(), default=0)

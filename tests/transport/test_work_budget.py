@@ -1,0 +1,306 @@
+"""The budget of work: honest clients never notice it, and whatever an attacker does, the work admitted is bounded."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from candled.addresses import client_of, network_of
+from candled.config import LimitSettings
+from candled.transport import work_budget
+from candled.transport.work_budget import (
+    BYTE,
+    CONNECT,
+    FRAME,
+    HOT_REQUEST,
+    PENALTY,
+    REFUSED,
+    REQUEST,
+    UNLIMITED,
+    WorkBudgets,
+    initial_cost,
+    page_cost,
+)
+
+LIMITS = LimitSettings()
+CONNECTION, ADDRESS = LIMITS.connection_work.total_seconds(), LIMITS.address_work.total_seconds()
+BURST_S, WAIT_S = LIMITS.work_burst.total_seconds(), LIMITS.work_wait.total_seconds()
+V4, HOME, OFFICE, V6 = "192.0.2.1", "198.51.100.7", "203.0.113.9", "2001:db8:0:1::9"
+
+
+def make(connection=CONNECTION, address=ADDRESS, **more):
+    return WorkBudgets(connection, address, BURST_S, WAIT_S, **more)
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        (initial_cost(10, is_loaded=True), initial_cost(1000, is_loaded=True)),
+        (initial_cost(1000, is_loaded=True), initial_cost(1000, is_loaded=False)),
+        (initial_cost(1000, is_loaded=True), page_cost(1000)),
+        (initial_cost(10, is_loaded=True), initial_cost(10, is_loaded=True, resumes=True)),
+        (page_cost(10), page_cost(1000)),
+        (FRAME, initial_cost(0, is_loaded=True)),
+        (HOT_REQUEST, REQUEST),
+        (REQUEST, REQUEST + 92_000 * BYTE),
+    ],
+)
+def test_what_costs_more_is_charged_more(less, more):
+    assert 0 < less * 1.5 < more
+
+
+@pytest.mark.parametrize(
+    ("charged_s", "result"),
+    [  # of a connection with 0.1 s a second: 2 s are saved up, and 0.5 s may be owed
+        (0.0, 0.0),
+        (1.99, 0.0),
+        (2.1, 1.0),
+        (2.5, 5.0),
+        (2.51, REFUSED),
+        (9.0, REFUSED),
+    ],
+)
+def test_an_answer_waits_before_it_is_refused(charged_s, result):
+    bucket = make(address=0).open_connection(V4)
+    bucket.charge(charged_s, 1000.0)
+    assert bucket.wait_of(1000.0) == pytest.approx(result)
+    assert bucket.admit(0.001, 1000.0) == pytest.approx(result)
+    later_s = 25.0 if charged_s < 9 else 31.0
+    assert bucket.wait_of(1000.0 + later_s) == 0.0, "refilled steadily, and what can be owed is bounded"
+
+
+@pytest.mark.parametrize(("each_s", "seconds"), [(0.0, 0), (1.0, 600), (0.1, 20)])
+def test_a_connection_ends_if_it_goes_on_after_refusals(each_s, seconds):
+    """One that retries once a second, because others use its address, never does."""
+    budgets, now, refusals = make(), 0.0, 0
+    bucket, other = budgets.open_connection(V4), budgets.open_connection(V4)
+    while now <= 600:
+        for _ in range(3):
+            other.charge(5.0, now)
+        if bucket.admit(0.001, now) == REFUSED:
+            refusals += 1
+            if bucket.penalize(now):
+                assert each_s < PENALTY / CONNECTION
+                break
+        now += each_s
+    else:
+        assert each_s == 1.0
+    assert budgets.refused == refusals
+    assert budgets.ended == (each_s < PENALTY / CONNECTION)
+    assert now >= seconds / 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shares"),
+    [
+        (V4, V4, True),
+        (V4, f"::ffff:{V4}", True),
+        (V4, "192.0.2.2", False),
+        (V6, "2001:db8:0:1:ffff::1", True),
+        (V6, "2001:db8:0:2::1", False),
+        (V6, "2001:db8:1:2::1", False),
+    ],
+)
+def test_an_address_has_one_budget_for_all_its_connections(one, other, shares):
+    budgets = make(connection=0)
+    budgets.open_connection(one).charge(20.0, 0.0)
+    assert (budgets.open_connection(other).wait_of(0.0) == REFUSED) == shares
+    assert (budgets.address_bucket(other).wait_of(0.0) == REFUSED) == shares
+
+
+def test_the_networks_of_a_customer_share_four_budgets():
+    budgets = make()
+    for number in range(1, 6):
+        budgets.address_bucket(f"2001:db8:0:{number}::1").charge(5.0, 0.0)
+    assert budgets.address_bucket("2001:db8:0:ff::1").wait_of(0.0) == 5.0
+    assert budgets.address_bucket("2001:db8:0:100::1").wait_of(0.0) == 0.0
+
+
+def test_beyond_the_most_addresses_all_others_share_one_budget():
+    budgets = make(most=2)
+    for number in range(100):
+        budgets.address_bucket(f"192.0.2.{number}").charge(0.1, 0.0)
+    assert len(budgets) == 2
+    assert budgets.address_bucket("192.0.2.1").wait_of(0.0) == 0.0
+    assert budgets.address_bucket("192.0.2.200").wait_of(0.0) == REFUSED
+    budgets.sweep(1000.0)
+    assert len(budgets) == 0
+
+
+@pytest.mark.parametrize("now", [0.0, 1e9, 5.0])
+def test_no_limit_is_none(now):
+    budgets = WorkBudgets()
+    for bucket in (UNLIMITED, budgets.open_connection(V4), budgets.open_connection(V6)):
+        assert [bucket.charge(1e6, now), bucket.admit(1e6, now), bucket.penalize(now)] == [0.0, 0.0, False]
+
+
+OPERATIONS = st.lists(
+    st.tuples(
+        st.floats(0, 30),
+        st.sampled_from([FRAME, CONNECT + REQUEST, initial_cost(1000, is_loaded=True), page_cost(1000), 0.5]),
+        st.integers(1, 400),
+        st.integers(0, 3),
+    ),
+    max_size=40,
+)
+
+
+@given(OPERATIONS)
+def test_the_work_admitted_is_bounded_whatever_the_order(operations):
+    budgets, now = make(), 0.0
+    connections = [budgets.open_connection(V4) for _ in range(4)]
+    admitted, each = 0.0, [0.0] * 4
+    for pause_s, cost, count, which in operations:
+        now += pause_s
+        for _ in range(count):
+            if connections[which].admit(cost, now) != REFUSED:
+                admitted += cost
+                each[which] += cost
+        assert admitted <= ADDRESS * (BURST_S + WAIT_S + now) + 0.5 + 1e-6
+        assert max(each) <= CONNECTION * (BURST_S + WAIT_S + now) + 0.5 + 1e-6
+
+
+class Strangers(RuleBasedStateMachine):
+    """An honest chart, an office with 200 clients and 33 panes at home, while strangers do whatever they like."""
+
+    def __init__(self):
+        super().__init__()
+        self.budgets, self.now = make(), 0.0
+        self.attackers = []  # open connections with their addresses, and the work that each was admitted
+        self.admitted = Counter()  # by address
+        self.began = {}
+        self.office = [self.budgets.open_connection(OFFICE) for _ in range(200)]
+        self.chart = self.budgets.open_connection(HOME)
+        self.stormed_at = -100.0
+        self.longest_s = 0.0
+
+    # ---------------------------------------------------------------- honest clients
+
+    def never_refused(self, bucket, cost):
+        wait_s = bucket.admit(cost, self.now)
+        assert wait_s != REFUSED
+        self.longest_s = max(self.longest_s, wait_s)
+
+    @precondition(lambda self: self.now >= self.stormed_at + 10)
+    @rule(is_loaded=st.booleans())
+    def office_reconnects(self, is_loaded):
+        """All behind one address come back in the same moment, each with 64 rooms; the first one has them loaded."""
+        self.stormed_at = self.now
+        for bucket in self.office:
+            self.budgets.close_connection(bucket)
+        self.office = [self.budgets.open_connection(OFFICE) for _ in range(200)]
+        for number, bucket in enumerate(self.office):
+            bucket.charge(CONNECT, self.now)
+            self.never_refused(bucket, REQUEST)
+            for _ in range(64):
+                self.never_refused(bucket, initial_cost(100, is_loaded=is_loaded or number > 0))
+
+    @rule(bars=st.sampled_from([10, 100, 1000]), seconds=st.sampled_from([3.0, 10.0]))
+    def chart_is_reloaded(self, bars, seconds):
+        self.now += seconds
+        self.budgets.close_connection(self.chart)
+        self.chart = self.budgets.open_connection(HOME)
+        self.never_refused(self.chart, CONNECT + REQUEST)
+        for _ in range(64):
+            self.never_refused(self.chart, initial_cost(bars, is_loaded=bars < 1000))
+
+    @rule()
+    def panes_poll_for_a_minute(self):
+        """As TradingView's library: each of 33 panes asks six times a minute."""
+        for _ in range(6):
+            self.now += 10.0
+            for _ in range(33):
+                self.never_refused(self.chart, REQUEST + 55_000 * BYTE)
+
+    # ---------------------------------------------------------------- strangers
+
+    @rule(address=st.sampled_from([V4, V6, "2001:db8:0:2::1", "2001:db8:1::1"]), count=st.sampled_from([1, 30]))
+    def connect(self, address, count):
+        for _ in range(count):
+            bucket = self.budgets.open_connection(address)
+            self.attackers.append([address, bucket, 0.0, self.now])
+            bucket.charge(CONNECT, self.now)
+        self.began.setdefault(network_of(address), self.now)
+
+    @precondition(lambda self: self.attackers)
+    @rule(
+        data=st.data(),
+        cost=st.sampled_from([initial_cost(1000, is_loaded=True), page_cost(1000), REQUEST]),
+        count=st.sampled_from([1, 50, 1000]),
+    )
+    def ask(self, data, cost, count):
+        address, bucket, _, _ = data.draw(st.sampled_from(self.attackers))
+        for _ in range(count):
+            if bucket.admit(cost, self.now) != REFUSED:
+                self.admitted[network_of(address)] += cost
+                self.admitted[client_of(address)] += cost * (":" in address)
+
+    @precondition(lambda self: self.attackers)
+    @rule(data=st.data(), frames=st.sampled_from([1, 1365]), count=st.sampled_from([1, 20, 500]))
+    def flood(self, data, frames, count):
+        """Control frames are read in any case, until the connection ends."""
+        one = data.draw(st.sampled_from(self.attackers))
+        _, bucket, _, since = one
+        for _ in range(count):
+            one[2] += frames * FRAME
+            if bucket.charge(frames * FRAME, self.now) == REFUSED and bucket.penalize(self.now):
+                self.end(one)
+                break
+        most = CONNECTION * (BURST_S + 2 * WAIT_S + self.now - since) + 1365 * FRAME
+        assert one[2] <= most + 1e-6, "a flood ends"
+
+    @precondition(lambda self: self.attackers)
+    @rule(data=st.data())
+    def end_abruptly(self, data):
+        self.end(data.draw(st.sampled_from(self.attackers)))
+
+    def end(self, one):
+        self.attackers.remove(one)
+        self.budgets.close_connection(one[1])
+        one[1].charge(1.0, self.now)  # an answer that was being made
+
+    @rule(seconds=st.sampled_from([0.02, 1.0, 7.0, 60.0]))
+    def wait(self, seconds):
+        self.now += seconds
+        self.budgets.sweep(self.now)
+
+    # ---------------------------------------------------------------- always
+
+    @invariant()
+    def admitted_work_is_bounded(self):
+        for key, cost in self.admitted.items():
+            rate = ADDRESS * (4 if key.endswith("/56") else 1)
+            since = min(self.began.values())
+            assert cost <= rate * (BURST_S + WAIT_S + self.now - since) + page_cost(1000) + 1e-6
+
+    @invariant()
+    def addresses_are_counted(self):
+        opened = Counter(network_of(address) for address, *_ in self.attackers)
+        opened |= Counter({HOME: 1, OFFICE: 200})
+        found = self.budgets._addresses
+        assert {key: one.members for key, one in found.items() if one.members and "/56" not in key} == opened
+        networks = Counter(one.parent.key for one in found.values() if one.parent is not None)
+        assert {key: one.members for key, one in found.items() if key.endswith("/56")} == networks | Counter()
+
+    def teardown(self):
+        assert self.longest_s <= WAIT_S
+        for _, bucket, _, _ in self.attackers:
+            self.budgets.close_connection(bucket)
+        for bucket in (*self.office, self.chart):
+            self.budgets.close_connection(bucket)
+        self.now += BURST_S + self.budgets.most_debt_s + 1
+        for _ in range(2):  # a customer after its networks
+            self.budgets.sweep(self.now)
+        assert len(self.budgets) == 0
+
+
+Strangers.TestCase.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
+TestStrangers = pytest.mark.slow(Strangers.TestCase)  # 200 clients in many sequences
+
+
+def test_costs_are_positive_and_finite():
+    costs = [value for name, value in vars(work_budget).items() if name.isupper() and isinstance(value, float)]
+    assert sorted(costs)[-1] == REFUSED
+    assert all(0 < cost <= PENALTY for cost in costs if cost != REFUSED)
