@@ -24,7 +24,7 @@ from functools import partial
 import websockets
 
 from bench.http import wrk_for
-from bench.process import MONDAY_MS, Daemon, Process, on_core, scratch, spread, symbols
+from bench.process import MONDAY_MS, Daemon, Process, on_core, print_table, scratch, spread, symbols
 from bench.scale import fill, lines_of, wait_for
 from tests.serve.peers import PONG, connect, frame
 from tests.system.daemon import free_port
@@ -74,17 +74,28 @@ async def measure(options: argparse.Namespace, stack: contextlib.ExitStack) -> N
     }
     if shutil.which("wrk"):
         loads[f"{options.connections} connections of klines"] = partial(_hammer, daemon.port, path, options)
-    idle = partial(asyncio.sleep, 0)
+    rows = []
     for label, load in loads.items():
-        idle_ms = await _window("idle", idle, 0.0, crowd, daemon, options)
-        await _window(label, load, idle_ms, crowd, daemon, options)
+        idle, idle_ms = await _window("idle", partial(asyncio.sleep, 0), crowd, daemon, options)
+        loaded, p99_ms = await _window(label, load, crowd, daemon, options)
+        rows += [[*idle, ""], [*loaded, f"{p99_ms / idle_ms:.1f}"]]
+    print_table(
+        [
+            f"{options.clients:,} clients",
+            "updates a second",
+            "p50, ms",
+            "p99, ms",
+            "a ping: p50; p95, ms",
+            "p99, of idle",
+        ],
+        rows,
+    )
 
 
 async def _window(
-    label: str, load: Callable[[], Awaitable[None]], idle_ms: float, crowd: Process, daemon: Daemon,
-    options: argparse.Namespace,
-) -> float:  # fmt: skip
-    """Print one window; return the median of the p99 of its seconds, of which `idle_ms` is another's."""
+    label: str, load: Callable[[], Awaitable[None]], crowd: Process, daemon: Daemon, options: argparse.Namespace
+) -> tuple[list[str], float]:
+    """Return the cells of one window, and the median of the p99 of its seconds."""
     await asyncio.sleep(min(3.0, options.seconds))  # the last load is over
     first_line = len(lines_of(crowd.log))
     loading = asyncio.ensure_future(load())
@@ -93,17 +104,9 @@ async def _window(
     while len(lines_of(crowd.log)) == first_line:  # it writes one a second
         crowd.check()
         await asyncio.sleep(0.1)
-    crowd.check()
-    _, updates, half, p99, most = zip(*lines_of(crowd.log)[first_line:], strict=True)
-    compared = f" ({statistics.median(p99) / idle_ms:.1f} of idle)" if idle_ms else ""
-    print(
-        f"{label}: {statistics.fmean(updates):,.0f} updates a second to {options.clients:,} clients, "
-        f"p50 {spread(half)}, p99 {spread(p99)}{compared}, "
-        f"most {spread(most)} ms; a ping: p50 {pings_ms[len(pings_ms) // 2]:.1f}, "
-        f"p95 {pings_ms[int(0.95 * len(pings_ms))]:.1f}, most {pings_ms[-1]:.1f} ms",
-        flush=True,
-    )
-    return statistics.median(p99)
+    _, updates, half, p99, _ = zip(*lines_of(crowd.log)[first_line:], strict=True)
+    ping = f"{pings_ms[len(pings_ms) // 2]:.1f}; {pings_ms[int(0.95 * len(pings_ms))]:.1f}"
+    return [label, f"{statistics.fmean(updates):,.0f}", spread(half), spread(p99), ping], statistics.median(p99)
 
 
 async def _hammer(port: int, path: str, options: argparse.Namespace) -> None:
@@ -151,7 +154,7 @@ async def _ping(port: int, seconds: float) -> list[float]:
     found = []
     until = time.monotonic() + seconds
     async with websockets.connect(f"ws://127.0.0.1:{port}/ws", ping_interval=None) as client:
-        while time.monotonic() < until:
+        while not found or time.monotonic() < until:
             began = time.monotonic()
             await client.send('{"type":"ping"}')
             while json.loads(await client.recv())["type"] != "pong":

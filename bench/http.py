@@ -1,30 +1,35 @@
 """Requests a second over HTTP, next to plain Tornado, aiohttp and FastAPI in the same run.
 
-    python -m bench.http [--seconds 2] [--rounds 3] [--connections 16 256] [--limits 2 100 500 1000] [--servers …]
+    python -m bench.http [--seconds 1.5] [--rounds 3] [--connections 16 256] [--limits 2 500 1000] [--servers …]
 
 The daemon is a process of its own, with its embedded parts and 50 markets; its limits of requests are off. The others
 encode a list in memory with orjson. In each round every server gets the same load from `wrk`, one after another. Before
 that, one client asks for one answer at a time. After it, 500 clients ask for 50 markets each, one request after another
 on connections that they keep. Then a daemon with one market and months of history, on SQLite and on PostgreSQL, is
-asked for pages that it has not read before, each twice: cold and warm.
+asked for pages that it has not read before, each twice: cold and warm. At last a cache of encoded bars, at its default
+size, is asked for 1,000 markets.
 """
 
 import argparse
 import asyncio
 import contextlib
 import json
+import os
 import re
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Sequence
 from functools import partial
 from http.client import HTTPConnection
 
-from bench.process import MONDAY_MS, Daemon, Process, scratch, spread, symbols
-from candled.model import MINUTE_MS
+from bench.process import MONDAY_MS, Daemon, Process, print_table, rss_mib, scratch, spread, symbols
+from candled.api.printers import json_printer, klines_printer, udf_printer
+from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Symbol, Topic
+from candled.rooms.encoded_bars import MOST_BYTES, EncodedBarCache
 from tests.servers import Database, own_postgres
 from tests.system.daemon import free_port
 
@@ -32,12 +37,13 @@ STORES = ("sqlite", "postgresql")
 OTHERS = ("tornado", "aiohttp", "fastapi")
 RECORDING = "bundled:binance-spot-btcusdt"
 STARTED_MS = MONDAY_MS + 1500 * MINUTE_MS
-_UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+NAMES = {"tornado": "Tornado, a plain handler", "aiohttp": "aiohttp", "fastapi": "FastAPI"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     options = _options(arguments)
+    facts = []
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(scratch())
         names = symbols(options.markets)
@@ -55,19 +61,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         daemon.wait_until_complete(60.0 + options.markets)
         for limit in options.limits:
             path = f"/api/v3/klines?symbol={names[0].replace('/', '')}&interval=1m&limit={limit}"
-            took = one_by_one(daemon.port, [path] * options.singles)
-            print(f"one request at a time, klines, limit {limit}: {quantiles(took)}", flush=True)
+            took = one_by_one(daemon.port, [path] * options.singles)[1:]  # the first one loads the bars
+            facts.append((f"one request at a time, {limit:,} klines", quantiles(took)))
         if shutil.which("wrk"):
             compare(options, ports, names[0])
         else:
             print("wrk is not installed: only the clients that ask for all markets")
-        asyncio.run(burst(daemon.port, names, options.clients))
-    for store in options.stores:
-        cold_pages(store, options.pages)
+        facts.append(asyncio.run(burst(daemon.port, names, options.clients)))
+    facts += [cold_pages(store, options.pages) for store in options.stores]
+    program = f"from bench.http import cache_memory; cache_memory({options.cached})"
+    grown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    facts.append((f"memory of encoded bars, {options.cached:,} markets in three formats", grown.strip()))
+    print_table(["question", "result"], facts)
 
 
-def cold_pages(store: str, count: int) -> None:
-    """Print how long a page of 1,000 bars takes that must be read from the store, and the same page again."""
+def cold_pages(store: str, count: int) -> tuple[str, str]:
+    """Return how long a page of 1,000 bars takes that must be read from the store, and the same page again."""
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(scratch())
         (name,) = symbols(1)
@@ -85,12 +94,57 @@ def cold_pages(store: str, count: int) -> None:
         settings = {"ingest": {"backfill": f"{days}d"}, "limits": limits, "klines": {"enabled": True}, **more}
         daemon = stack.enter_context(Daemon(directory, exchanges, STARTED_MS, **settings))
         daemon.wait_until_complete(600.0)
-        first_ms = STARTED_MS - (days - 1) * 1440 * MINUTE_MS
+        first_ms = MINUTE_MS * 1000 * ((STARTED_MS - (days - 1) * 1440 * MINUTE_MS) // (MINUTE_MS * 1000) + 1)
         klines = f"/api/v3/klines?symbol={name.replace('/', '')}&interval=1m&limit=1000"
-        paths = [f"{klines}&startTime={first_ms + number * 1000 * MINUTE_MS}" for number in range(count)]
+        starts = [first_ms + number * 1000 * MINUTE_MS for number in range(count)]
+        paths = [f"{klines}&startTime={at_ms}&endTime={at_ms + 1000 * MINUTE_MS - 1}" for at_ms in starts]
         one_by_one(daemon.port, paths[-1:] * 20)
         took = one_by_one(daemon.port, [path for path in paths[:-1] for _ in range(2)])
-        print(f"{store}, a page of 1,000 bars, cold: {quantiles(took[::2])}; warm: {quantiles(took[1::2])}", flush=True)
+        return f"{store}, a page of 1,000 bars", f"cold {quantiles(took[::2])}; warm {quantiles(took[1::2])}"
+
+
+class SameBars:
+    """The same bars in memory for every market."""
+
+    def __init__(self, bars: Sequence[Candle]) -> None:
+        self._bars = bars
+        self.times = [bar.open_ms for bar in bars]
+
+    def newest_times(self, key: MarketKey, interval: Interval, count: int) -> Sequence[int]:
+        return self.times[-count:]
+
+    def newest_bars(self, key: MarketKey, interval: Interval, count: int) -> list[Candle]:
+        return list(self._bars[-count:])
+
+    def get_bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None:
+        return self._bars[self.times.index(open_ms)]
+
+    def revision_of(self, key: MarketKey, interval: Interval) -> int:
+        return 0
+
+    def revised_from(self, key: MarketKey, interval: Interval, revision: int) -> int:
+        return 0
+
+    def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:
+        return True
+
+
+def cache_memory(markets: int) -> None:
+    """Print the memory of a cache that is asked for 300 bars and an answer of each market in three formats."""
+    times = range(STARTED_MS, STARTED_MS + 300 * MINUTE_MS, MINUTE_MS)
+    bars = [Candle.parse(at, "67234.5", "67340", "67200", f"{67200 + at % 97}.25", "145.23", "9772.67") for at in times]
+    source, cache = SameBars(bars), EncodedBarCache()
+    printers = (klines_printer(MINUTE), json_printer(), udf_printer())
+    before, most = rss_mib(os.getpid()), 0
+    for number in range(markets):
+        topic = Topic(MarketKey("replay", Symbol.parse(f"SYM{number}/USDT")), MINUTE)
+        for printer in printers:
+            form = cache.get_form(topic, printer)
+            form.encode_bars(source, source.times, len(bars), 1)
+            cache.keep_body(topic, printer, "all", "tag", b"".join(form.columns(0, END_OF_TIME_MS)))
+            most = max(most, cache.bytes)
+    grown = rss_mib(os.getpid()) - before
+    print(f"{most / 2**20:.1f} of {MOST_BYTES / 2**20:.0f} MiB; the process grew by {grown:.1f} MiB")
 
 
 def one_by_one(port: int, paths: Sequence[str]) -> list[float]:
@@ -118,47 +172,53 @@ def compare(options: argparse.Namespace, ports: dict[str, int], symbol: str) -> 
     """Print the requests a second of each request and server."""
     name = symbol.replace("/", "")
     klines = f"/api/v3/klines?symbol={name}&interval=1m"
-    candled = {}
-    for limit in options.limits:
-        candled[f"klines, limit {limit}"] = f"{klines}&limit={limit}"
-        candled[f"/api/candles, limit {limit}"] = f"/api/candles?symbol={symbol}&interval=1m&limit={limit}"
-        candled[f"/udf/history, limit {limit}"] = (
-            f"/udf/history?symbol=REPLAY:{name}&resolution=1&from=0&to=9999999999&countback={limit}"
-        )
-    closed_ms = STARTED_MS - 60 * MINUTE_MS  # a range whose tag does not change within the run
-    closed = f"{klines}&limit=100&endTime={closed_ms}"
-    candled["/health/live"] = "/health/live"
-    candled["304"] = closed
+    udf = f"/udf/history?symbol=REPLAY:{name}&resolution=1&from=0&to=9999999999"
+    asked = {
+        "candled `/api/v3/klines`": ("candled", klines + "&limit={}"),
+        "candled `/api/candles`": ("candled", f"/api/candles?symbol={symbol}&interval=1m&limit={{}}"),
+        "candled `/udf/history`": ("candled", udf + "&countback={}"),
+        **{NAMES[server]: (server, "/api/v3/klines?limit={}") for server in options.servers},
+    }
+    # a range whose tag does not change within the run
+    closed = f"{klines}&limit=100&endTime={STARTED_MS - 60 * MINUTE_MS}"
+    lives: dict[str, list[list[float]]] = {"`/health/live`": [], "304": []}
     for connections in options.connections:
         load = partial(wrk, connections, options.seconds)
-        results: dict[str, list[tuple[float, float]]] = {}
+        results: dict[tuple[str, int], list[float]] = {}
+        for found in lives.values():
+            found.append([])
         for _ in range(options.rounds):
             for limit in options.limits:
-                for server in options.servers:
-                    path = f"/api/v3/klines?limit={limit}"
-                    results.setdefault(f"{server}, limit {limit}", []).append(load(ports[server], path))
-            for label, path in candled.items():
-                url = f"http://127.0.0.1:{ports['candled']}{closed}"
-                headers = (f"If-None-Match: {_tag(url)}",) if label == "304" else ()
-                results.setdefault(f"candled {label}", []).append(load(ports["candled"], path, *headers))
-        for label, found in results.items():
-            rates, p99s = zip(*found, strict=True)
-            print(f"{connections} connections, {label}: {spread(rates, '.0f')} requests/s, p99 {max(p99s):.1f} ms")
-        share = _median(results["candled 304"]) / _median(results["candled /health/live"])
-        print(f"{connections} connections: 304 at {share:.2f} of /health/live", flush=True)
+                for label, (server, path) in asked.items():
+                    results.setdefault((label, limit), []).append(load(ports[server], path.format(limit)))
+            lives["`/health/live`"][-1].append(load(ports["candled"], "/health/live"))
+            tag = _tag(f"http://127.0.0.1:{ports['candled']}{closed}")
+            lives["304"][-1].append(load(ports["candled"], closed, f"If-None-Match: {tag}"))
+        header = [f"{connections} connections", *(f"{limit:,} bars" for limit in options.limits)]
+        print_table(header, [[label, *(_rates(results[label, limit]) for limit in options.limits)] for label in asked])
+    rows = [[label, *map(_rates, columns)] for label, columns in lives.items()]
+    shares = [
+        f"{statistics.median(known) / max(statistics.median(live), 1):.2f}"
+        for live, known in zip(*lives.values(), strict=True)
+    ]
+    header = ["", *(f"{connections} connections" for connections in options.connections)]
+    print_table(header, [*rows, ["304, compared with `/health/live`", *shares]])
 
 
-def wrk(connections: int, seconds: float, port: int, path: str, *headers: str) -> tuple[float, float]:
-    """The requests a second of one run, and the 99th percentile of the latency in milliseconds."""
+def _rates(found: Sequence[float]) -> str:
+    return spread(found, ",.0f")
+
+
+def wrk(connections: int, seconds: float, port: int, path: str, *headers: str) -> float:
+    """The requests a second of one run."""
     more = [part for header in headers for part in ("-H", header)]
-    command = [*wrk_for(seconds), "-t1", f"-c{connections}", "--latency", *more, f"http://127.0.0.1:{port}{path}"]
+    command = [*wrk_for(seconds), "-t1", f"-c{connections}", *more, f"http://127.0.0.1:{port}{path}"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in output and "If-None-Match" not in "".join(headers):
         raise RuntimeError(output)
-    rate, p99 = re.search(r"Requests/sec:\s+([\d.]+)", output), re.search(r"99%\s+([\d.]+)(us|ms|s)", output)
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
     assert rate is not None, output
-    assert p99 is not None, output
-    return float(rate[1]), float(p99[1]) * _UNITS[p99[2]]
+    return float(rate[1])
 
 
 def wrk_for(seconds: float) -> list[str]:
@@ -166,7 +226,7 @@ def wrk_for(seconds: float) -> list[str]:
     return ["timeout", "--preserve-status", "--signal=INT", f"{seconds:g}", "wrk", f"-d{seconds + 60:.0f}s"]
 
 
-async def burst(port: int, names: Sequence[str], clients: int) -> None:
+async def burst(port: int, names: Sequence[str], clients: int) -> tuple[str, str]:
     """Let many clients ask for the last two bars of every market right after the end of a minute."""
     paths = [f"/api/v3/klines?symbol={name.replace('/', '')}&interval=1m&limit=2" for name in names]
     now_ms = _server_time(port)
@@ -184,8 +244,11 @@ async def burst(port: int, names: Sequence[str], clients: int) -> None:
     took_s = time.monotonic() - began
     right = sum(bar == closed for bot in bots for bar in bot.bars.values())
     requests = len(paths) * clients
-    print(f"{clients} clients, {len(paths)} markets each: {requests} requests in {took_s:.2f} s "
-          f"({requests / took_s:.0f} a second), {right} with the last closed bar", flush=True)  # fmt: skip
+    return (
+        f"{clients} clients ask for {len(paths)} markets each after the end of a minute",
+        f"{requests:,} requests in {took_s:.1f} s ({requests / took_s:,.0f} a second), "
+        f"{right:,} with the last closed bar",
+    )
 
 
 class Bot(asyncio.Protocol):
@@ -244,22 +307,19 @@ def _wait_for(url: str) -> None:
     raise RuntimeError(f"no answer from {url}")
 
 
-def _median(found: Sequence[tuple[float, float]]) -> float:
-    return statistics.median(rate for rate, _ in found)
-
-
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.http", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, nargs="+", default=[16, 256])
-    parser.add_argument("--limits", type=int, nargs="+", default=[2, 100, 500, 1000])
+    parser.add_argument("--limits", type=int, nargs="+", default=[2, 500, 1000])
     parser.add_argument("--servers", nargs="*", choices=OTHERS, default=list(OTHERS))
     parser.add_argument("--markets", type=int, default=50)
     parser.add_argument("--clients", type=int, default=500)
     parser.add_argument("--singles", type=int, default=1000, help="requests of the client that asks for one at a time")
     parser.add_argument("--stores", nargs="*", choices=STORES, default=list(STORES))
-    parser.add_argument("--pages", type=int, default=60, help="cold pages of each store")
+    parser.add_argument("--pages", type=int, default=40, help="cold pages of each store")
+    parser.add_argument("--cached", type=int, default=1000, help="markets in the cache of encoded bars")
     return parser.parse_args(arguments)
 
 

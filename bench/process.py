@@ -192,6 +192,13 @@ def spread(values: Sequence[float], form: str = ".1f") -> str:
     return " / ".join(format(value, form) for value in three)
 
 
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table as `bench/README.md` has it."""
+    for cells in (header, ["---"] * len(header), *rows):
+        print(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
+    print(flush=True)
+
+
 @contextlib.contextmanager
 def on_core(number: int) -> Iterator[None]:
     """Start processes on one core, if there are two: what one of them takes, another on the other core keeps."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.http import wrk
-from bench.process import scratch, spread
+from bench.process import print_table, scratch, spread
 from tests.redis_servers import own_redis
 from tests.servers import own_postgres
 from tests.system.daemon import Daemon, free_port
@@ -67,13 +67,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rates: dict[int, list[float]] = {}
         for _ in range(options.rounds):
             for count, daemon in daemons.items():
-                rates.setdefault(count, []).append(wrk(options.connections, options.seconds, daemon.port, path)[0])
+                rates.setdefault(count, []).append(wrk(options.connections, options.seconds, daemon.port, path))
         base = statistics.median(rates[options.workers[0]])
-        for count, found in rates.items():
-            print(
-                f"{count} serve processes, {options.connections} connections, {options.limit} klines: "
-                f"{spread(found, '.0f')} requests/s, {statistics.median(found) / base:.2f} of the first"
-            )
+        print_table(
+            [
+                f"{options.connections} connections, {options.limit} bars",
+                "requests a second",
+                "compared with the first",
+            ],
+            [
+                [f"serve processes: {count}", spread(found, ",.0f"), f"{statistics.median(found) / base:.2f}"]
+                for count, found in rates.items()
+            ],
+        )
 
 
 if __name__ == "__main__":

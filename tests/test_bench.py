@@ -31,7 +31,7 @@ TINY = {
     "startup": ["--runs", "1"],
     "http": [
         "--seconds", "0.1", "--rounds", "1", "--limits", "2", "--connections", "2", "--servers", "tornado",
-        "--markets", "2", "--clients", "2", "--singles", "20", "--stores", "sqlite", "--pages", "2",
+        "--markets", "2", "--clients", "2", "--singles", "20", "--stores", "sqlite", "--pages", "2", "--cached", "2",
     ],
     "fairness": ["--symbols", "2", "--clients", "4", "--connections", "2", "--flooders", "1", "--seconds", "0.3"],
     "abuse": ["--rows", "empty pongs", "a long price", "--clients", "20", "--seconds", "0.5", "--symbols", "2"],
@@ -48,8 +48,8 @@ SAYS = {
     "memory": "1 symbols, 1 clients",
     "outage": "the database away: p50",
     "startup": "candled check-config: ",
-    "http": "sqlite, a page of 1,000 bars, cold: p50",
-    "fairness": "1 connections of empty pongs: ",
+    "http": "| sqlite, a page of 1,000 bars | cold p50",
+    "fairness": "| 1 connections of empty pongs | ",
     "abuse": "minutes missing or other than the exchange's: 0",
     "scale": "14 clients in 14 rooms",
 }
