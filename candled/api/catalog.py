@@ -22,6 +22,10 @@ class MarketCatalog:
         self._by_symbol = {(key.exchange, str(key.symbol)): key for key in self.markets}
         self._tickers = self._make_tickers()
         self._by_ticker = {name: key for key, name in self._tickers.items()}
+        #: each market with the names that a search compares
+        self.spellings = [
+            (key, (joined(key.symbol), str(key.symbol).upper(), self.ticker_of(key).upper())) for key in self.markets
+        ]
 
     def find_market(self, exchange: str | None, symbol: str) -> MarketKey:
         """Return the market of a symbol (`BASE/QUOTE`) at an exchange, by default the first one.

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -12,6 +12,7 @@ from tornado.web import HTTPError, RequestHandler
 from candled.errors import CandledError, StoreRejected, Unavailable
 from candled.serve.connection_limiter import Network, client_address
 from candled.serve.content_coding import CODINGS, PLAIN, choose_coding
+from candled.serve.kept_pages import KeptPages
 from candled.serve.rate_limit import HEADERS, TOO_MANY, UNLIMITED, RateLimit
 from candled.transport.hot_stream import HotStream
 from candled.transport.http_connections import REFUSED_S
@@ -62,9 +63,12 @@ class Handler(RequestHandler):
 
     sources: Mapping[str, Any] = {}  # the arguments of the route that its queries are read with
 
-    def initialize(self, access: AccessPolicy, limit: RateLimit, compress_from: int, **_: Any) -> None:
-        """Store the access policy, the rate limit and the smallest body to compress."""
+    def initialize(
+        self, access: AccessPolicy, limit: RateLimit, compress_from: int, pages: KeptPages, **_: Any
+    ) -> None:
+        """Store the access policy, the rate limit, the smallest body to compress, and the kept answers."""
         self.access = access
+        self.pages = pages
         self.limit = limit
         self.limit_result = UNLIMITED
         accepted = choose_coding(self.request.headers.get("Accept-Encoding"), compress_from)
@@ -107,6 +111,20 @@ class Handler(RequestHandler):
         """Write a value as JSON. Bytes are written as they are."""
         self.set_header("Content-Type", "application/json; charset=utf-8")
         self.write_body(body if isinstance(body, bytes) else msgspec.json.encode(body))
+
+    def write_kept(self, key: Hashable, make: Callable[[], Any], lasts_s: float = 1.0) -> None:
+        """Write a value as JSON, which is made at most once in `lasts_s` for all requests with this key."""
+
+        def encode() -> bytes:
+            body = make()
+            return body if isinstance(body, bytes) else msgspec.json.encode(body)
+
+        body, coding = self.pages.find((type(self), key), encode, lasts_s).encoded(self.coding)
+        self.set_cache_headers(False)
+        self.set_header("Content-Type", "application/json; charset=utf-8")
+        if coding.name:
+            self.set_header("Content-Encoding", coding.name)
+        self.write(body)
 
     def write_body(self, body: bytes) -> None:
         """Write a complete body, compressed if that is worthwhile."""

@@ -5,6 +5,8 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from math import inf
 from typing import Any
 from urllib.parse import urlencode
 
@@ -219,17 +221,18 @@ class Symbols(RestHandler):
     async def answer(self) -> None:
         """Answer with the served markets."""
         wanted = self.read_query()["exchange"]
-        catalog = self.source.catalog
         if wanted is not None:
-            catalog.find_exchange(wanted)
+            self.source.catalog.find_exchange(wanted)
+        self.write_kept(wanted, partial(self._describe, wanted))
+
+    def _describe(self, wanted: str | None) -> operations.Symbols:
         found = []
-        for key in catalog.markets:
+        for key in self.source.catalog.markets:
             if wanted in (None, key.exchange):
                 decimals = self.source.decimals(key)
-                ticker = catalog.ticker_of(key)
+                ticker = self.source.catalog.ticker_of(key)
                 found.append(operations.Symbol(key.exchange, str(key.symbol), ticker, *decimals))
-        self.set_cache_headers(False)
-        self.write_json(operations.Symbols(found))
+        return operations.Symbols(found)
 
 
 class Intervals(RestHandler):
@@ -333,8 +336,7 @@ class Description(Handler):
     async def answer(self) -> None:
         """Answer with the OpenAPI description."""
         refuse_unknown((), self.request.query_arguments)
-        self.set_cache_headers(False)
-        self.write_json(self.description())
+        self.write_kept(None, self.description, inf)
 
 
 def _asked(values: Mapping[str, Any]) -> HistoryRequest:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -15,6 +15,7 @@ from candled.protocol.frames import Frame
 from candled.rooms.encoded_bars import BarSource
 from candled.rooms.recipients import RecipientConnection, Recipients
 from candled.serve.connection_limiter import networks
+from candled.serve.kept_pages import KeptPages
 from candled.serve.rate_limit import Counter, RateLimit
 
 from . import klines, operations, rest, udf
@@ -33,6 +34,7 @@ Stream = tuple[str, Callable[[RecipientConnection, str], KlineClient]]
 def make_routes(config: Config, source: ApiContext, counter: Counter, clock: Clock) -> list[Route]:
     """Return the routes enabled in the settings. `counter` counts the requests of each address."""
     limits = config.limits
+    pages = KeptPages(clock)
     access = AccessPolicy(config.server.allowed_origins, networks(config.server.trusted_proxies))
 
     def limited(group: str) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def make_routes(config: Config, source: ApiContext, counter: Counter, clock: Clo
             limits.headers,
             exempts_cached=limits.exempt_cached,
         )
-        return {"access": access, "limit": limit, "compress_from": config.server.compress_from}
+        return {"access": access, "limit": limit, "compress_from": config.server.compress_from, "pages": pages}
 
     facade = _klines(source, config.klines, limited("klines")) if config.klines.enabled else []
     return [*facade, *_rest(source, limited("api")), *_udf(source, config.udf.next_time, limited("udf"))]
@@ -70,7 +72,7 @@ def _rest(source: ApiContext, shared: dict[str, Any]) -> list[Route]:
             (operation.path, kind, {**shared, "operation": operation, "source": source})
             for operation, kind in resources
         ),
-        (description.path, rest.Description, {**shared, "description": cache(partial(_describe, every))}),
+        (description.path, rest.Description, {**shared, "description": partial(_describe, every)}),
         (r"/api(?:/.*)?", NotFound, shared),
     ]
 

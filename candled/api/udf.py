@@ -5,6 +5,8 @@ Source: "UDF" in the Charting Library's documentation, and the behaviour of its 
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from functools import partial
+from math import inf
 from typing import Any, ClassVar
 
 from candled.api.queries import BarQuery, Headers, HistoryRequest, PrintedPage
@@ -12,7 +14,7 @@ from candled.model import DAY_MS, END_OF_TIME_MS, MINUTE_MS, REASONS, Gap, Inter
 from candled.serve.hot_path import HotRequest
 
 from .bar_answers import BarHandler
-from .catalog import MarketCatalog, joined
+from .catalog import MarketCatalog
 from .context import ApiContext
 from .errors import ApiError, shown
 from .formats import json_number
@@ -132,8 +134,7 @@ class Symbols(UdfHandler):
     async def answer(self) -> None:
         """Answer with the description of a market."""
         market = _market(self.source.catalog, self.read_query()["symbol"])
-        self.set_cache_headers(False)
-        self.write_json(self._symbol_info(market))
+        self.write_kept(market, partial(self._symbol_info, market))
 
     def _symbol_info(self, market: MarketKey) -> dict[str, Any]:
         catalog = self.source.catalog
@@ -169,34 +170,34 @@ class SymbolInfo(UdfHandler):
 
     async def answer(self) -> None:
         """Answer with the descriptions of an exchange's markets."""
-        catalog = self.source.catalog
         group = self.read_query()["group"]
-        markets = [key for key in catalog.markets if group is None or key.exchange.upper() == group.upper()]
+        markets = [key for key in self.source.catalog.markets if group is None or key.exchange.upper() == group.upper()]
         if not markets:
             raise ApiError(404, "unknown_group", "unknown_group")
+        self.write_kept(tuple(markets), partial(self._describe, markets))
+
+    def _describe(self, markets: Sequence[MarketKey]) -> dict[str, Any]:
+        catalog = self.source.catalog
         decimals = [self.decimals_of(key) for key in markets]
         exchanges = [key.exchange.upper() for key in markets]
-        self.set_cache_headers(False)
-        self.write_json(
-            {
-                "symbol": [catalog.ticker_of(key).partition(":")[2] for key in markets],
-                "description": [str(key.symbol) for key in markets],
-                "exchange-listed": exchanges,
-                "exchange-traded": exchanges,
-                "minmovement": 1,
-                "pricescale": [10**price for price, _ in decimals],
-                "type": "crypto",
-                "timezone": "Etc/UTC",
-                "session-regular": "24x7",
-                "has-intraday": any(one.ms < DAY_MS for one in catalog.intervals.values()),
-                "has-daily": _DAY in catalog.intervals,
-                "has-weekly-and-monthly": "1W" in catalog.intervals,
-                "intraday-multipliers": [_intraday(catalog)] * len(markets),
-                "supported-resolutions": [_resolutions(catalog)] * len(markets),
-                "ticker": [catalog.ticker_of(key) for key in markets],
-                "volume-precision": [volume for _, volume in decimals],
-            }
-        )
+        return {
+            "symbol": [catalog.ticker_of(key).partition(":")[2] for key in markets],
+            "description": [str(key.symbol) for key in markets],
+            "exchange-listed": exchanges,
+            "exchange-traded": exchanges,
+            "minmovement": 1,
+            "pricescale": [10**price for price, _ in decimals],
+            "type": "crypto",
+            "timezone": "Etc/UTC",
+            "session-regular": "24x7",
+            "has-intraday": any(one.ms < DAY_MS for one in catalog.intervals.values()),
+            "has-daily": _DAY in catalog.intervals,
+            "has-weekly-and-monthly": "1W" in catalog.intervals,
+            "intraday-multipliers": [_intraday(catalog)] * len(markets),
+            "supported-resolutions": [_resolutions(catalog)] * len(markets),
+            "ticker": [catalog.ticker_of(key) for key in markets],
+            "volume-precision": [volume for _, volume in decimals],
+        }
 
 
 class Search(UdfHandler):
@@ -210,20 +211,21 @@ class Search(UdfHandler):
     )
 
     async def answer(self) -> None:
-        """Answer with the matching markets."""
+        """Answer with the matching markets, which never change while candled runs."""
         values = self.read_query()
-        catalog = self.source.catalog
-        wanted = (values["query"] or "").strip().upper()
-        exchange = (values["exchange"] or "").upper()
+        wanted, exchange = ((values[name] or "").strip().upper() for name in ("query", "exchange"))
+        if values["type"] not in (None, "", "crypto"):
+            exchange = "none of this type"
+        limit = min(values["limit"], _MOST_FOUND)
+        self.write_kept((wanted, exchange, limit), partial(self._find, wanted, exchange, limit), inf)
+
+    def _find(self, wanted: str, exchange: str, limit: int) -> list[dict[str, str]]:
         found: list[tuple[bool, MarketKey]] = []
-        for key in catalog.markets:
-            names = (joined(key.symbol), str(key.symbol).upper(), catalog.ticker_of(key).upper())
-            fits = any(wanted in name for name in names) and exchange in ("", key.exchange.upper())
-            if fits and values["type"] in (None, "", "crypto"):
+        for key, names in self.source.catalog.spellings:
+            if exchange in ("", key.exchange.upper()) and any(wanted in name for name in names):
                 found.append((not any(name.startswith(wanted) for name in names), key))
         found.sort(key=lambda one: one[0])
-        self.set_cache_headers(False)
-        self.write_json([self._search_item(key) for _, key in found[: min(values["limit"], _MOST_FOUND)]])
+        return [self._search_item(key) for _, key in found[:limit]]
 
     def _search_item(self, key: MarketKey) -> dict[str, str]:
         ticker = self.source.catalog.ticker_of(key)

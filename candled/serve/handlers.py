@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,8 +32,9 @@ from candled.transport.tornado_connection import TornadoConnection
 from candled.transport.work_budget import FRAME, UNLIMITED, WorkBucket, WorkBudgets
 
 from .connection_limiter import ConnectionLimiter, Network, client_address
-from .content_coding import PLAIN, choose_coding, encode_once
+from .content_coding import PLAIN, choose_coding
 from .hot_path import HotReply, HotRequest
+from .kept_pages import KeptPage, KeptPages
 from .rate_limit import TOO_MANY
 
 logger = logging.getLogger(__name__)
@@ -89,10 +89,11 @@ class ServerContext:
         self.open_headers = [("Cache-Control", "no-store")]
         if "*" in allowed_origins:
             self.open_headers.append(("Access-Control-Allow-Origin", "*"))
-        # costly texts, made at most once a second
-        self.health = _kept_for_a_second(lambda: _encode(health()), clock)
-        self.statistics = _kept_for_a_second(lambda: _encode(statistics()), clock)
-        self.page = _kept_for_a_second(page, clock)
+        # costly pages, made at most once a second
+        pages = KeptPages(clock)
+        self.health = partial(pages.find, "health", lambda: _encode(health()).encode())
+        self.statistics = partial(pages.find, "statistics", lambda: _encode(statistics()).encode())
+        self.page = partial(pages.find, "page", lambda: page().encode())
         self.ready = ready
         # True once the server accepts no more connections
         self.draining = False
@@ -177,19 +178,6 @@ def _encode(body: Any) -> str:
     return text.encode("utf-8", "replace").decode() + "\n"  # an exchange's text may contain half a character
 
 
-def _kept_for_a_second(make: Callable[[], str], clock: Clock) -> Callable[[], str]:
-    """Return a function that makes a text at most once a second, however many clients request it."""
-    text, until = "", -math.inf
-
-    def get() -> str:
-        nonlocal text, until
-        if clock.monotonic() >= until:
-            text, until = make(), clock.monotonic() + 1.0
-        return text
-
-    return get
-
-
 _PASS = {"status": "pass"}
 _PASS_BODY = _encode(_PASS).encode()
 _PASS_TAG = f'"{hashlib.sha1(_PASS_BODY).hexdigest()}"'  # as Tornado calculates it
@@ -218,11 +206,22 @@ class OwnHandler(RequestHandler):
             super().log_exception(typ, value, tb)
 
     def finish_json(self, body: Any) -> None:
-        """Answer with JSON that any page may read, if the settings allow any. A text is written as it is."""
+        """Answer with JSON that any page may read, if the settings allow any."""
+        self._set_json_headers()
+        self.finish(_encode(body))
+
+    def finish_page(self, page: KeptPage, compress_from: int) -> None:
+        """Answer with a page in the coding that the client accepts."""
+        self.set_header("Vary", "Accept-Encoding")
+        body, coding = page.encoded(choose_coding(self.request.headers.get("Accept-Encoding"), compress_from) or PLAIN)
+        if coding.name:
+            self.set_header("Content-Encoding", coding.name)
+        self.finish(body)
+
+    def _set_json_headers(self) -> None:
         self.set_header("Content-Type", "application/json; charset=utf-8")
         for name, value in self.open_headers:
             self.set_header(name, value)
-        self.finish(body if isinstance(body, str) else _encode(body))
 
 
 def _implements(kind: type[RequestHandler], method: str) -> bool:
@@ -401,12 +400,7 @@ class RootHandler(StreamHandler):
         self.set_header("Cache-Control", "no-cache")
         for name, value in _PAGE_HEADERS.items():
             self.set_header(name, value)
-        self.set_header("Vary", "Accept-Encoding")
-        body = self.context.page().encode()
-        coding = choose_coding(self.request.headers.get("Accept-Encoding"), self.context.compress_from) or PLAIN
-        if coding.applies_to(body):
-            self.set_header("Content-Encoding", coding.name)
-        self.finish(encode_once(coding, body))
+        self.finish_page(self.context.page(), self.context.compress_from)
 
     async def head(self) -> None:
         """Answer with the headers of the page."""
@@ -418,7 +412,8 @@ class HealthHandler(_ServerHandler):
 
     def get(self) -> None:
         """Answer with the daemon's health."""
-        self.finish_json(self.context.health())
+        self._set_json_headers()
+        self.finish_page(self.context.health(), self.context.compress_from)
 
     head = get
 
@@ -462,7 +457,8 @@ class StatisticsHandler(_ServerHandler):
 
     def get(self) -> None:
         """Answer with the statistics of connections and rooms."""
-        self.finish_json(self.context.statistics())
+        self._set_json_headers()
+        self.finish_page(self.context.statistics(), self.context.compress_from)
 
     head = get
 

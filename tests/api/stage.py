@@ -134,7 +134,7 @@ async def open_stage(
         health=dict,
         ready=all_well,
         statistics=lambda: {"broadcaster": hub.describe(), "aggregator": bars.describe()},
-        page=str,
+        page=lambda: "<p>page</p>",
         routes=make_routes(config, source, MemoryCounter(clock), clock),
         streams=make_streams(config, source, bars, make_client, broadcaster.broadcast, clock),
         limits=config.limits,

@@ -7,12 +7,10 @@ import struct
 import pytest
 
 from candled.config import LimitSettings, ServerSettings
-from candled.serve.handlers import _kept_for_a_second
 from candled.transport.library_internals import stream_of
 from candled.transport.socket_detach import SocketDetach
 from tests import deadlines
 from tests.api.raw import ask_all
-from tests.clocks import ManualClock
 from tests.serve.peers import HANDSHAKE, echo_site
 
 pytestmark = [pytest.mark.gen_test]
@@ -82,13 +80,3 @@ async def test_a_handshake_whose_connection_ended_before_its_turn_logs_nothing(c
         await site.connect()
         assert site.server.connection_count == 1
     assert caplog.records == []
-
-
-async def test_a_costly_text_is_made_once_a_second():
-    clock, made = ManualClock(), []
-    get = _kept_for_a_second(lambda: made.append(1) or str(len(made)), clock)
-    texts = []
-    for _ in range(5):
-        texts += [get(), get()]
-        await clock.advance(0.4)
-    assert texts == ["1"] * 6 + ["2"] * 4
