@@ -165,6 +165,7 @@ SHARED = {
         "serve/connection_limiter",
         "serve/content_coding",
         "serve/hot_path",
+        "serve/kept_pages",
         "serve/rate_limit",
     },  # the values of a request, and its limit
     "store": {
