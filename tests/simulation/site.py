@@ -103,9 +103,6 @@ class Line(Socket):
     def disconnect(self, code: int, reason: str) -> None:
         raise AssertionError(f"a client was closed: {code} {reason}")
 
-    def charge_work(self, cost: float) -> float:
-        return 0.0
-
     def _deliver(self, frame: Frame) -> None:
         payload = frame.payload
         self.shown.take(payload if isinstance(payload, str) else bytes(payload).decode())
