@@ -254,6 +254,12 @@ class FakeBitget:
         for socket in self._sockets:
             socket.stall()
 
+    def flood(self, text: str, times: int) -> None:
+        """Send a text so many times on every open connection."""
+        for socket in list(self._sockets):
+            for _ in range(times):
+                socket.send(text)
+
     def drop_all(self) -> None:
         """Cut every open connection without a close frame."""
         for socket in list(self._sockets):

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from candled.ingest import feeds
 from candled.model import MINUTE, MINUTE_MS, Interval, Range, Symbol, parse_iso_ms
 from tests import deadlines
 from tests.clocks import ScaledClock
@@ -61,6 +62,31 @@ async def test_without_faults_store_and_charts_hold_the_truth(tmp_path):
         start_ms, end_ms = parse_iso_ms(shown[0]["time"]), parse_iso_ms(shown[-1]["time"])
         assert shown[:-1] == one.truth_bars(ETH, Interval.parse("1h"), start_ms, end_ms)
         assert len(shown) >= 7  # since Monday, and the running one
+
+
+FLOOD = ('{"event":"error","code":30001,"msg":"no"}', '{"action":"update","data":[["x"]]}', "[" * 1000)
+
+
+@pytest.mark.slow  # a whole daemon, and minutes of a fast market
+async def test_a_flooded_feed_is_interrupted_and_costs_few_lines_and_no_minute(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(feeds, "_FRAMES_PER_S", 20)  # of the market's time
+    monkeypatch.setattr(feeds, "_FRAMES_PER_S_AND_SYMBOL", 10)
+    async with rig(tmp_path, speed=SPEED / 2) as one:
+        chart = one.open_chart(BTC)
+        await live(one)
+
+        def is_flooded() -> bool:
+            for text in FLOOD:
+                one.fake.flood(text, 200)
+            return feeds.FLOODED in caplog.text
+
+        await one.until(is_flooded)
+        await live(one)
+        assert await one.check() > 700
+        assert chart.bars
+        lines = [record for record in caplog.records if "feed 1" in record.getMessage()]
+        assert len(lines) < 100, caplog.text  # fewer than the frames of one flood
+        assert "Traceback" not in caplog.text
 
 
 def silence(one: Rig) -> None:
