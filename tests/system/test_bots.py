@@ -8,35 +8,35 @@ import shlex
 import shutil
 import subprocess
 import time
-import warnings
 from collections.abc import Iterator
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import ccxt
-import ccxt.async_support as ccxt_async
-import ccxt.pro as ccxt_pro
-import pandas
 import pytest
 import websockets
 
 from candled.model import MINUTE_MS, Candle, Interval, fold, parse_iso_ms
 from plugins.replay.exchange import read_recording
+from plugins.replay.recording import Recording
 from tests import deadlines
+from tests.lazy import LazyModule
 from tests.system.binance_libraries import snippet, watch, without_proxies
 from tests.system.daemon import Daemon
 
 pytestmark = pytest.mark.usefixtures("daemon")
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # it imports names that the library websockets calls old
-    from binance import AsyncClient, BinanceSocketManager
-    from binance.client import Client
+ccxt, ccxt_async, ccxt_pro = LazyModule("ccxt"), LazyModule("ccxt.async_support"), LazyModule("ccxt.pro")
+pandas, python_binance = LazyModule("pandas"), LazyModule("binance")
 
 ROOT = Path(__file__).parents[2]
-RECORDING = read_recording("bundled:binance-spot-btcusdt")
 DAY_MS = 86_400_000
+
+
+@cache
+def recording() -> Recording:
+    return read_recording("bundled:binance-spot-btcusdt")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def recorded(interval: str, start_ms: int, end_ms: int) -> dict[int, Candle]:
     """The bars that are over at `end_ms`, made of the recording without candled's store, memory or server."""
     length = Interval.parse(interval)
     buckets: dict[int, list[Candle]] = {}
-    for candle in RECORDING.minutes_between(start_ms, end_ms, end_ms):
+    for candle in recording().minutes_between(start_ms, end_ms, end_ms):
         buckets.setdefault(length.floor(candle.open_ms), []).append(candle)
     return {
         open_ms: fold(parts, open_ms)
@@ -88,18 +88,18 @@ def over_at(daemon: Daemon) -> int:
 
 
 @pytest.fixture
-def spot(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Client]]:
+def spot(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """python-binance's client for the daemon; it makes an event loop for each instance, which nobody would close."""
     loop = asyncio.new_event_loop()
     for module in ("base_client", "ws.reconnecting_websocket"):
         monkeypatch.setattr(f"binance.{module}.get_loop", lambda: loop)
-    monkeypatch.setattr(Client, "API_URL", f"{daemon.url}/api")
-    yield Client
+    monkeypatch.setattr(python_binance.Client, "API_URL", f"{daemon.url}/api")
+    yield python_binance.Client
     loop.close()
 
 
 @pytest.fixture
-def binance(daemon: Daemon) -> ccxt.binance:
+def binance(daemon: Daemon) -> Any:
     client = ccxt.binance({"options": {"fetchMarkets": {"types": ["spot"]}}})
     client.urls["api"]["public"] = f"{daemon.url}/api/v3"
     return client
@@ -136,7 +136,7 @@ def test_python_binance_reads_history_that_agrees_with_the_recording(daemon, spo
     assert client.get_exchange_info()["timezone"] == "UTC"
     assert abs(client.get_server_time()["serverTime"] - time.time() * 1000) < 5000
     first_ms = beginning(daemon)
-    rows = client.get_historical_klines("BTCUSDT", Client.KLINE_INTERVAL_5MINUTE, 0)
+    rows = client.get_historical_klines("BTCUSDT", client.KLINE_INTERVAL_5MINUTE, 0)
     wanted = recorded("5m", first_ms, over_at(daemon))
     assert rows[0][0] == first_ms
     assert {row[0]: tuple(map(Decimal, row[1:6])) for row in rows if row[0] in wanted} == {
@@ -200,12 +200,12 @@ async def test_ccxt_watches_bars_that_agree_with_the_recording(daemon):
 
 
 async def test_python_binance_hears_each_bar_end_once_and_as_recorded(daemon, monkeypatch):
-    monkeypatch.setattr(AsyncClient, "API_URL", f"{daemon.url}/api")
-    monkeypatch.setattr(BinanceSocketManager, "STREAM_URL", f"ws://127.0.0.1:{daemon.port}/")
-    client = await AsyncClient.create()
+    monkeypatch.setattr(python_binance.AsyncClient, "API_URL", f"{daemon.url}/api")
+    monkeypatch.setattr(python_binance.BinanceSocketManager, "STREAM_URL", f"ws://127.0.0.1:{daemon.port}/")
+    client = await python_binance.AsyncClient.create()
     ends: list[dict[str, Any]] = []
     try:
-        async with BinanceSocketManager(client).kline_socket("BTCUSDT", interval="1m") as stream:
+        async with python_binance.BinanceSocketManager(client).kline_socket("BTCUSDT", interval="1m") as stream:
             while len(ends) < 3:
                 kline = (await deadlines.wait_for(stream.recv(), 30))["k"]
                 ends += [kline] if kline["x"] else []

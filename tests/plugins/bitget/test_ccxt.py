@@ -9,8 +9,9 @@ from tests import deadlines
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import DAY_MS, FakeBitget, FakeMarket
 from tests.fakes.tapes import Recorded
+from tests.lazy import LazyModule
 
-ccxt = pytest.importorskip("ccxt.pro", reason="needs ccxt: pip install -e '.[test]'")
+ccxt = LazyModule("ccxt.pro")
 
 SPOT, FUTURES = "BTC/USDT", "ETH/USDT:USDT"
 UNIFIED = [(SPOT, Symbol("BTC", "USDT")), (FUTURES, Symbol("ETH", "USDT"))]
@@ -31,6 +32,7 @@ async def fake(request):
 
 @pytest.fixture
 async def bitget(fake):
+    pytest.importorskip("ccxt.pro", reason="needs ccxt: pip install -e '.[test]'")
     bitget = ccxt.bitget({"enableRateLimit": False})
     bitget.has["fetchCurrencies"] = False
     bitget.milliseconds = fake.now_ms
