@@ -33,7 +33,7 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Searches for counterexamples: in the suite a few, the same in every run, so that a change turns a test red and luck
-# does not; in `make soak` thousands, others each time.
+# does not; in `make soak` thousands, others each time. A test whose example is dear takes `tiers.few_examples`.
 hypothesis.settings.register_profile("short", max_examples=50, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("long", max_examples=2000, deadline=None)
 hypothesis.settings.load_profile("long" if tiers.LONG else "short")

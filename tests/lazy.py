@@ -1,4 +1,4 @@
-"""Libraries that take seconds to import, for the one test file that needs them: each worker of a run reads every file."""
+"""Libraries that take seconds to import, for the one test file that needs each: every worker reads all files."""
 
 import importlib
 import warnings

@@ -9,6 +9,7 @@ import shutil
 import sys
 from typing import Any
 
+import hypothesis
 import pytest
 
 NEEDS = {
@@ -23,6 +24,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 _running: pytest.Item | None = None
 
 LONG = "CANDLED_TEST_LONG" in os.environ
+few_examples = hypothesis.settings(max_examples=2000 if LONG else 15, deadline=None, derandomize=not LONG)
 
 
 def mark(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ from candled.aggregate.packed import PackedBars
 from candled.aggregate.series import Series
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, decimal_text
 from tests.rows import MONDAY_MS, minute, recorded
+from tests.tiers import few_examples
 
 FIVE = Interval.parse("5m")
 
@@ -88,6 +89,7 @@ class Plain:
 
 
 @pytest.mark.slow
+@few_examples
 @given(st.data())
 def test_a_series_gives_back_what_was_put_whatever_the_order_and_the_digits(data):
     plain = Plain()

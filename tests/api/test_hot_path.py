@@ -245,14 +245,17 @@ async def test_a_client_that_leaves_during_an_answer_disturbs_no_one(stage, capl
 
 
 @pytest.mark.slow
-@pytest.mark.stage(server=ServerSettings(host="127.0.0.1", port=0, idle_timeout=timedelta(hours=2)))
-async def test_tornado_reads_a_request_from_time_to_time_so_that_it_knows_the_connection_is_used(seen, stage):
+@pytest.mark.stage(server=ServerSettings(host="127.0.0.1", port=0, idle_timeout=timedelta(minutes=4)))
+async def test_tornado_reads_a_request_from_time_to_time_so_that_it_knows_the_connection_is_used(
+    seen, stage, monkeypatch
+):
+    monkeypatch.setattr("candled.transport.hot_stream._BY_TORNADO_S", 60.0)  # half an hour is long on a simulated clock
     reader, writer = await asyncio.open_connection("127.0.0.1", stage.server.listen())
     for _ in range(2):
         for _ in range(3):
             writer.write(HEAD)
             await reader.readuntil(b'"pass"}\n')
-        await stage.clock.advance(1801)
+        await stage.clock.advance(61)
     writer.close()
     await writer.wait_closed()
     assert seen == [True, True, True, True, True]

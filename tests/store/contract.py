@@ -19,6 +19,7 @@ from candled.store.interface import FEEDS_KEPT, SEQ_UNPUBLISHED, BadRow, Store, 
 from candled.store.threads import StoreThreads
 from tests import deadlines
 from tests.store.rows import BTC, ETH, MONDAY_MS, minute, new_market, recorded
+from tests.tiers import LONG
 
 ALWAYS_MS = 10**15
 M5, H1, D1, W1 = (Interval.parse(text) for text in ("5m", "1h", "1D", "1W"))
@@ -180,7 +181,7 @@ class StoreContract:
 
     @pytest.mark.slow
     @settings(
-        max_examples=60,
+        max_examples=60 if LONG else 20,
         deadline=None,
         # each store's subclass runs it with fixtures of its own, which is what these two checks notice
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],

@@ -221,7 +221,9 @@ def test_everyone_can_read_the_tables(database, open_store):
     ]
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=50 if tiers.LONG else 15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(at_ms=st.integers(0, 4_102_444_800_000))
 def test_times_are_exact_to_the_millisecond(open_store, stores, at_ms):
     store = stores[0] if stores else open_store(MINUTE)

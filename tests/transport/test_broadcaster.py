@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from candled.protocol.frames import Frame
 from candled.rooms.recipients import Recipients, RecipientSlot
 from candled.transport.broadcaster import ANSWER_S, PASS_S, READ_S, SLICE, STARTS, Broadcaster
+from tests.tiers import few_examples
 
 COST_S = 0.00001  # of a send
 
@@ -279,6 +280,7 @@ def test_what_was_gathered_is_flushed_and_what_ended_is_settled_in_the_next_pass
 
 
 @pytest.mark.slow
+@few_examples
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40))
 def test_every_link_gets_every_frame_of_its_room_once_and_in_order(steps):
     loop = Loop()
