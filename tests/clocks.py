@@ -6,6 +6,8 @@ import time
 from itertools import count
 from typing import Any
 
+from tests import deadlines
+
 START_MS = 1_760_000_040_000  # 2025-10-09T08:54:00Z, on a minute
 
 
@@ -28,6 +30,27 @@ class ScaledClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds / self.speed)
+
+
+class FairScaledClock(ScaledClock):
+    """A scaled clock whose real seconds are those of tests/deadlines.py: a busy machine is slow, and so is the market.
+
+    So a fast market does not run away from a daemon in the test's own process. Other processes cannot share it.
+    """
+
+    def __init__(self, speed: float = 1.0, start_ms: int | None = None) -> None:
+        super().__init__(speed, start_ms)
+        self._started = deadlines.now()
+
+    def monotonic(self) -> float:
+        return (deadlines.now() - self._started) * self.speed
+
+    async def sleep(self, seconds: float) -> None:
+        until, left_s = self.monotonic() + seconds, seconds
+        while True:
+            await asyncio.sleep(max(left_s, 0.0) / self.speed / deadlines.rate())
+            if (left_s := until - self.monotonic()) <= 0:
+                return
 
 
 class ManualClock:

@@ -27,7 +27,7 @@ class FairClock:
 
     def __init__(self) -> None:
         self._cores = _usable_cores()
-        self._passed_s = 0.0
+        self._sample = 0.0, time.monotonic(), 1.0  # seconds passed at a time of the machine, and how fast they pass
         self._busy_ticks, self._stolen_ticks = 0, 0
         self._thread: threading.Thread | None = None
 
@@ -36,17 +36,20 @@ class FairClock:
         if self._thread is None:
             if not _STAT.exists():
                 return time.monotonic()
+            self._sample = 0.0, time.monotonic(), 1.0
             self._thread = threading.Thread(target=self._run, name="fair clock", daemon=True)
             self._thread.start()
-        return self._passed_s
+        return _passed_s(self._sample, time.monotonic())
+
+    def rate(self) -> float:
+        """Return how fast seconds pass, 0 to 1, by the last sample."""
+        return max(self._sample[2], 0.01)
 
     def _run(self) -> None:
-        before = time.monotonic()
         while True:
             time.sleep(_STEP_S)
             at = time.monotonic()
-            self._passed_s += min(at - before, _MOST_A_STEP_S) * self._share(_STAT.read_text())
-            before = at
+            self._sample = _passed_s(self._sample, at), at, self._share(_STAT.read_text())
 
     def _share(self, stat: str) -> float:
         """Return the part of a core that a runnable thread gets, 0 to 1, from the text of /proc/stat."""
@@ -58,6 +61,11 @@ class FairClock:
         self._busy_ticks, self._stolen_ticks = busy, stolen
         left = new_busy / (new_busy + new_stolen) if new_busy > 0 and new_stolen > 0 else 1.0
         return left * min(1.0, self._cores / max(runnable, 1))
+
+
+def _passed_s(sample: tuple[float, float, float], at: float) -> float:
+    passed_s, sampled_at, rate = sample
+    return passed_s + min(at - sampled_at, _MOST_A_STEP_S) * rate
 
 
 def _usable_cores() -> float:
@@ -72,7 +80,7 @@ def _usable_cores() -> float:
 
 
 _clock = FairClock()
-now = _clock.now
+now, rate = _clock.now, _clock.rate
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from candled.bus import HistoryChanged, MinuteChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Interval, Symbol, iso_ms
 from candled.store.sqlite.store import SqliteStore
-from tests.clocks import ScaledClock
+from tests.clocks import FairScaledClock
 from tests.fakes.bitget import FakeBitget
 from tests.rooms.stage import BTC as STAGED
 from tests.rooms.stage import Stage, Stored
@@ -94,7 +94,7 @@ def stored_times(directory: Path, interval: Interval, sunday: list) -> list[str]
 async def test_a_warm_up_that_fails_shows_nothing_cut_says_why_and_is_made_good(tmp_path):
     """Fault 13: a failed warm-up that leaves half bars and only a log line."""
     thursday_ms = MONDAY_MORNING_MS + 3 * DAY_MS
-    clock = ScaledClock(SPEED, thursday_ms)
+    clock = FairScaledClock(SPEED, thursday_ms)
     async with FakeBitget(clock, markets(), push_interval_s=1.0) as fake:
         fake.enforce_limits = False  # limits per second mean nothing on a fast clock
         fake.rest_down = True

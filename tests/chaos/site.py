@@ -33,6 +33,7 @@ from tests.system.rig import MONDAY_MORNING_MS
 SPEED = 6.0  # a minute of the market takes ten seconds
 BEGINS_MS = MONDAY_MORNING_MS - 4 * 60_000  # so that the shortest run sees five-minute bars and an hour end
 WEEK = Interval.parse("1W")
+_PUSH_S = 0.25  # of the wall
 _HEALTH_S = 1.5
 
 Values = tuple[Any, ...]
@@ -154,7 +155,7 @@ class Site:
         self.clock = ScaledClock(speed, BEGINS_MS)
         self.symbols = [Symbol(f"SYM{number:03}", "USDT") for number in range(markets)]
         tapes = [FakeMarket(symbol=symbol, tape=Synthetic(number)) for number, symbol in enumerate(self.symbols)]
-        self.fake = FakeBitget(self.clock, tapes, push_interval_s=1.5)
+        self.fake = FakeBitget(self.clock, tapes, push_interval_s=_PUSH_S * speed)
         self.fake.enforce_limits = False  # limits per second mean nothing on a fast clock
         self.fake.late_final(self.symbols[-1], by_s=4.0)
         names = [f"ingest{number}" for number in range(ingest)], [f"serve{number}" for number in range(serve)]

@@ -6,7 +6,7 @@ from contextlib import closing
 import pytest
 
 from candled.model import MINUTE, MINUTE_MS, Symbol
-from tests.clocks import ScaledClock
+from tests.clocks import FairScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Row, Synthetic
 from tests.system.rig import MONDAY_MORNING_MS, Rig
@@ -17,7 +17,7 @@ BTC = Symbol.parse("BTC/USDT")
 
 
 async def test_minutes_that_the_store_has_lost_are_fetched_again(tmp_path, caplog):
-    clock = ScaledClock(60.0, MONDAY_MORNING_MS)
+    clock = FairScaledClock(60.0, MONDAY_MORNING_MS)
     async with FakeBitget(clock, [FakeMarket(symbol=BTC, tape=Synthetic(7))], push_interval_s=2.0) as fake:
         fake.enforce_limits = False
         rig = Rig(tmp_path, fake, clock, [BTC])
@@ -37,7 +37,7 @@ async def test_minutes_that_the_store_has_lost_are_fetched_again(tmp_path, caplo
 
 
 async def test_health_tells_how_many_minutes_agreed_with_rest(tmp_path):
-    clock = ScaledClock(40.0, MONDAY_MORNING_MS)
+    clock = FairScaledClock(40.0, MONDAY_MORNING_MS)
     async with FakeBitget(clock, [FakeMarket(symbol=BTC, tape=Synthetic(7))], push_interval_s=1.0) as fake:
         fake.enforce_limits = False
         rig = Rig(tmp_path, fake, clock, [BTC])
@@ -62,7 +62,7 @@ async def test_health_tells_how_many_minutes_agreed_with_rest(tmp_path):
 
 
 async def test_after_a_pause_longer_than_the_backfill_setting_no_week_is_left_out(tmp_path):
-    clock = ScaledClock(60.0, MONDAY_MORNING_MS)
+    clock = FairScaledClock(60.0, MONDAY_MORNING_MS)
     async with FakeBitget(clock, [FakeMarket(symbol=BTC, tape=Synthetic(7))], push_interval_s=2.0) as fake:
         fake.enforce_limits = False
         rig = Rig(tmp_path, fake, clock, [BTC])
@@ -70,7 +70,7 @@ async def test_after_a_pause_longer_than_the_backfill_setting_no_week_is_left_ou
             await rig.start()
             await rig.check()
             await rig.stop()
-            later = ScaledClock(60.0, MONDAY_MORNING_MS + 15 * 1440 * MINUTE_MS)
+            later = FairScaledClock(60.0, MONDAY_MORNING_MS + 15 * 1440 * MINUTE_MS)
             fake.clock = rig.clock = later
             await rig.start()
             assert await rig.check(within_minutes=600) > 15 * 1440

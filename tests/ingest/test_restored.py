@@ -11,7 +11,7 @@ from candled.ingest.market import MarketIngest
 from candled.ingest.market_status import Rules
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Gap, Interval, MarketKey, Range, Symbol
 from candled.store import make_store
-from tests.clocks import ManualClock, ScaledClock
+from tests.clocks import FairScaledClock, ManualClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
 from tests.rooms.stage import Stored
@@ -123,7 +123,7 @@ async def test_restored_minutes_are_shown_as_far_as_they_adjoin_what_is_final(
 # ---------------------------------------------------------------- the whole daemon
 
 
-async def until_second(clock: ScaledClock, second: float) -> None:
+async def until_second(clock: FairScaledClock, second: float) -> None:
     """Wait until so many seconds after the beginning of a minute."""
     while not second <= clock.now_ms() % MINUTE_MS / 1000 < second + 2:
         await asyncio.sleep(0.005)
@@ -131,7 +131,7 @@ async def until_second(clock: ScaledClock, second: float) -> None:
 
 @pytest.mark.usefixtures("daemon")
 async def test_after_a_stop_behind_a_boundary_and_a_start_without_the_exchange_every_minute_is_shown(tmp_path):
-    clock = ScaledClock(10.0, MONDAY_MORNING_MS)
+    clock = FairScaledClock(10.0, MONDAY_MORNING_MS)
     fake = FakeBitget(clock, [FakeMarket(symbol=BTC, tape=Synthetic(3), listed_ms=MONDAY_MORNING_MS - 86_400_000)])
     await fake.start()
     rig = Rig(tmp_path, fake, clock, [BTC])

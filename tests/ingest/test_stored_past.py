@@ -18,7 +18,7 @@ from candled.store import make_store
 from candled.tools.store_access import put_past
 from candled.tools.transfer import extend_coverage
 from tests import deadlines
-from tests.clocks import ScaledClock
+from tests.clocks import FairScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
 from tests.rows import MONDAY_MS, minute
@@ -85,7 +85,7 @@ def expected(bars: list[Candle], from_ms: int) -> list[tuple[str, float]]:
 
 @pytest.fixture
 async def fake():
-    clock = ScaledClock(20.0, MONDAY_MORNING_MS)
+    clock = FairScaledClock(20.0, MONDAY_MORNING_MS)
     fake = FakeBitget(clock, [FakeMarket(symbol=BTC, tape=Synthetic(11), listed_ms=days(90))], push_interval_s=2.0)
     fake.clock = clock
     await fake.start()

@@ -134,7 +134,7 @@ class Rig:
                 until_ms = self.clock.now_ms() - 3 * MINUTE_MS
                 return sum(len(self._truth(symbol, until_ms)) for symbol in symbols or self.symbols)
             assert deadlines.now() < deadline, wrong
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.25)  # a comparison takes long enough
 
     async def _differences(self, symbols: list[Symbol]) -> str:
         until_ms = MINUTE.floor(self.clock.now_ms()) - 3 * MINUTE_MS

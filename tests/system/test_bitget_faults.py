@@ -9,7 +9,7 @@ import pytest
 from candled.ingest import feeds
 from candled.model import MINUTE, MINUTE_MS, Interval, Range, Symbol, parse_iso_ms
 from tests import deadlines
-from tests.clocks import ScaledClock
+from tests.clocks import FairScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Recorded, Row, Synthetic
 from tests.loop_watch import LoopWatch
@@ -33,7 +33,7 @@ def markets() -> list[FakeMarket]:
 @asynccontextmanager
 async def rig(tmp_path, symbols=(BTC, ETH), *, speed: float = SPEED, push_s: float = 3.0, missing=()):
     """The `missing` minutes of BTC are numbered from the start."""
-    clock = ScaledClock(speed, MONDAY_MORNING_MS)
+    clock = FairScaledClock(speed, MONDAY_MORNING_MS)
     async with FakeBitget(clock, markets(), push_interval_s=push_s) as fake:
         fake.enforce_limits = False  # limits per second mean nothing on a fast clock; their own tests are elsewhere
         fake.missing_minutes(BTC, *(Range(*(MONDAY_MORNING_MS + at * MINUTE_MS for at in span)) for span in missing))
@@ -310,7 +310,7 @@ async def test_a_quiet_market_is_quiet_not_stale_and_has_every_minute(tmp_path):
 
 
 async def test_a_clock_far_from_the_exchanges_is_noticed_and_harmless(tmp_path, caplog):
-    clock = ScaledClock(SPEED, MONDAY_MORNING_MS)
+    clock = FairScaledClock(SPEED, MONDAY_MORNING_MS)
     async with FakeBitget(clock, markets(), push_interval_s=1.0, skew_ms=90_000) as fake:
         fake.enforce_limits = False
         one = Rig(tmp_path, fake, clock, [BTC, ETH])
@@ -343,7 +343,7 @@ async def test_a_restart_after_minutes_away_shows_no_half_bar_and_repairs_the_re
 async def test_many_symbols_share_a_connection_and_more_use_more(tmp_path):
     from tests.fakes.bitget import synthetic_markets
 
-    clock = ScaledClock(4.0, MONDAY_MORNING_MS)
+    clock = FairScaledClock(4.0, MONDAY_MORNING_MS)
     many = synthetic_markets(11)
     async with FakeBitget(clock, many, push_interval_s=1.0) as fake:
         fake.enforce_limits = False

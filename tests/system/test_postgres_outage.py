@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from candled.model import Symbol
-from tests.clocks import ScaledClock
+from tests.clocks import FairScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
 from tests.loop_watch import LoopWatch
@@ -24,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("postgres")
 BTC, ETH = Symbol.parse("BTC/USDT"), Symbol.parse("ETH/USDT")
 MARKETS = [FakeMarket(symbol=BTC, tape=Synthetic(1)), FakeMarket(symbol=ETH, tape=Synthetic(2))]
 LONG = "CANDLED_TEST_LONG" in os.environ
-OUTAGE_S = 600.0 if LONG else 6.0
+SPEED = 20.0
+OUTAGE_S = 600.0 if LONG else 4.0
 HANG_S = 60.0 if LONG else 12.0  # long enough for calls to be given up, after 10 seconds
 HITS = 200 if LONG else 20
 
@@ -52,10 +53,10 @@ class Site:
 @asynccontextmanager
 async def opened(directory: Path) -> AsyncIterator[Site]:
     server = await asyncio.to_thread(own_postgres)
-    clock = ScaledClock(20.0, MONDAY_MORNING_MS)
+    clock = FairScaledClock(SPEED, MONDAY_MORNING_MS)
     try:
         with Database(server.dsn) as database, Proxy(database.address) as proxy:
-            async with FakeBitget(clock, MARKETS) as fake:
+            async with FakeBitget(clock, MARKETS, push_interval_s=2.0) as fake:
                 fake.enforce_limits = False
                 url = database.url(address=proxy.address)
                 rig = Rig(directory, fake, clock, [BTC, ETH], store_url=url)
@@ -77,7 +78,7 @@ async def opened(directory: Path) -> AsyncIterator[Site]:
 async def killed(site: Site) -> str:
     """kill -9, and some time later a new start."""
     await asyncio.to_thread(site.server.kill)
-    await asyncio.sleep(OUTAGE_S)
+    await site.rig.clock.sleep(OUTAGE_S * SPEED)
     await site.rig.until(lambda: site.store["state"] == "away")
     await asyncio.to_thread(site.server.start)
     return f"away for {OUTAGE_S:.0f} s"
@@ -89,7 +90,7 @@ async def killed_and_daemon_restarted(site: Site) -> str:
     await site.rig.minutes(2)
     await site.rig.daemon.stop()
     await site.rig.start()
-    await asyncio.sleep(min(OUTAGE_S, 60.0))
+    await site.rig.clock.sleep(min(OUTAGE_S, 60.0) * SPEED)
     await asyncio.to_thread(site.server.start)
     return "away, and the daemon restarted"
 
@@ -97,7 +98,7 @@ async def killed_and_daemon_restarted(site: Site) -> str:
 async def hung(site: Site) -> str:
     """Connections stay open, and nothing comes any more."""
     site.proxy.freeze()
-    await asyncio.sleep(HANG_S)
+    await asyncio.sleep(HANG_S)  # of the wall, by which calls are given up
     await site.rig.until(lambda: site.store["state"] == "away")
     site.proxy.thaw()
     return f"a link that hung for {HANG_S:.0f} s"
