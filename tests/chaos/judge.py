@@ -79,7 +79,7 @@ class Judge:
                 self.score.heals_s.append(took_s)
                 return took_s
             assert took_s < within_s, f"not recovered after {took_s:.1f} s: {wrong}"
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.25)  # every look costs all processes something
 
     async def differences(self) -> str:
         """What is wrong now, in order of what depends on what; empty if nothing is."""
