@@ -4,7 +4,7 @@
 
 The daemon, the exchange, the healthy clients and the stranger are processes of their own. After a common idle run each
 row lasts some seconds. Its line is one of a table: what happened before issue 13, what healthy clients waited for, how
-long the loop was held by the clock and in processor time, memory, descriptors, the log, and which musts it missed: p99
+long the loop was blocked (wall and processor time), memory, descriptors, the log, and the limits it missed: p99
 within 3 times of the idle run and under 20 ms, at most 32 MiB more memory, no minute lost, no healthy connection cut or
 refused, no traceback. Rows that wait for REST begin after the end of a minute.
 """
@@ -31,8 +31,8 @@ from candled.model import MINUTE_MS
 _LIMIT_MS, _TIMES, _MEMORY_MIB, _LOG_KB = 20.0, 3.0, 32.0, 100.0
 _MARKET_S = 6.0  # after a row that concerns the exchange or the store
 _COLUMNS = (
-    "row", "item", "before", "ping p50 / p99, ms", "update p50 / p99, ms", "loop held, ms (CPU)",
-    "memory, MiB: most (after)", "CPU, %", "descriptors", "log, KB", "verdict",
+    "row", "item", "before", "ping p50 / p99, ms", "update p50 / p99, ms", "loop blocked, ms (CPU)",
+    "memory, MiB: most (after)", "CPU, %", "descriptors", "log, KB", "result",
 )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def run(kind: type[Site], rows: Sequence[Row], options: argparse.Namespace) -> l
     with scratch() as directory, kind(directory, symbols(options.symbols), options.clients) as site:
         time.sleep(min(2.0, options.seconds))  # all clients are in
         idle = site.measure(contextlib.nullcontext(), options.seconds, 0.0)
-        print(line("idle", "", "", idle, verdict(idle, idle)), flush=True)
+        print(line("idle", "", "", idle, result(idle, idle)), flush=True)
         for number, row in enumerate(rows, 1):
             if row.waits:
                 time.sleep((MINUTE_MS - site.now_ms() % MINUTE_MS) / 1000 + 1.0)
@@ -132,7 +132,7 @@ def run(kind: type[Site], rows: Sequence[Row], options: argparse.Namespace) -> l
                 print(f"| {row.name} | {row.item} | {row.before} | MISSED: {str(error)[-2000:]!r} |", flush=True)
                 return list(rows[number:])
             done.append((row, window))
-            print(line(row.name, str(row.item), row.before, window, verdict(window, idle)), flush=True)
+            print(line(row.name, str(row.item), row.before, window, result(window, idle)), flush=True)
             if row.spoils:
                 return list(rows[number:])
         report_minutes(site, done)
@@ -148,7 +148,7 @@ def report_minutes(site: Site, done: Sequence[tuple[Row, Window]]) -> None:
         print(f"  {name} at {open_ms}, during: {', '.join(during) or 'idle'}", flush=True)
 
 
-def verdict(window: Window, idle: Window) -> str:
+def result(window: Window, idle: Window) -> str:
     """`pass`, or what was missed."""
     missed = list(window.faults)
     for what, of in (("ping", "pings_ms"), ("update", "updates_ms")):
@@ -173,7 +173,7 @@ def line(name: str, item: str, before: str, window: Window, result: str) -> str:
     ]
     memory = [window.most_mib - window.before_mib, window.after_mib - window.before_mib]
     cells = [
-        name, item, before, *halves, f"{window.held_ms:.0f} ({window.held_cpu_ms:.0f})",
+        name, item, before, *halves, f"{window.blocked_ms:.0f} ({window.blocked_cpu_ms:.0f})",
         f"{memory[0]:+.1f} ({memory[1]:+.1f})",
         f"{100 * window.cpu_share:.0f}", str(window.descriptors), f"{window.log_kb:.1f}", result,
     ]  # fmt: skip

@@ -42,8 +42,8 @@ class Window:
 
     pings_ms: list[float] = field(default_factory=list)
     updates_ms: list[float] = field(default_factory=list)
-    held_ms: float = 0.0
-    held_cpu_ms: float = 0.0
+    blocked_ms: float = 0.0
+    blocked_cpu_ms: float = 0.0
     before_mib: float = 0.0
     most_mib: float = 0.0
     after_mib: float = 0.0
@@ -65,7 +65,7 @@ class Site:
         self.directory = directory
         self.names = names
         self._clients = clients
-        self.held = directory / "held"
+        self.blocks = directory / "blocked"
         self._stack = contextlib.ExitStack()
         self.daemon: Daemon
         self.markets = {HEALTHY: names, HOSTILE: names[:_HOSTILE_MARKETS]}
@@ -93,9 +93,9 @@ class Site:
         """Start what serves; return the process that is measured."""
         for exchange, names in self.markets.items():
             fill(self.directory / "candled.db", names, BARS, exchange)
-        return stack.enter_context(self.make_daemon(self.directory, self.held))
+        return stack.enter_context(self.make_daemon(self.directory, self.blocks))
 
-    def make_daemon(self, directory: Path, held: Path | None, **more: Any) -> Daemon:
+    def make_daemon(self, directory: Path, blocks: Path | None, **more: Any) -> Daemon:
         """A daemon of this site with the limits of the defaults, but for a proxy that it trusts."""
         exchanges = {
             name: {
@@ -107,7 +107,7 @@ class Site:
             for name, names in self.markets.items()
         }
         sections = {"server": {"trusted_proxies": [PROXY]}, "ingest": {"backfill": "0m"}, "log": {"level": "info"}}
-        return Daemon(directory, exchanges, self.now_ms(), held, **sections | more)
+        return Daemon(directory, exchanges, self.now_ms(), blocks, **sections | more)
 
     def _wait_for_clients(self, within_s: float) -> None:
         until = time.monotonic() + within_s
@@ -140,7 +140,7 @@ class Site:
     def measure(self, act: contextlib.AbstractContextManager[object], seconds: float, settle_s: float) -> Window:
         """Watch daemon and clients for some seconds of an act, and see to it that they are well after it."""
         daemon, window = self.daemon, Window(first_ms=self.now_ms())
-        clients, held, log = len(self._lines()), len(lines_of(self.held)), daemon.log.stat().st_size
+        clients, blocked, log = len(self._lines()), len(lines_of(self.blocks)), daemon.log.stat().st_size
         cut = self._lines()[-1]["cut"]
         window.before_mib = window.most_mib = daemon.rss_mib()
         with act:
@@ -156,8 +156,8 @@ class Site:
         lines = self._lines()
         window.pings_ms = sorted(delay for line in lines[clients:] for delay in line["pings"])
         window.updates_ms = sorted(delay for line in lines[clients:] for delay in line["updates"])
-        wall, cpu = zip(*lines_of(self.held)[held:] or [[0.0, 0.0]], strict=True)
-        window.held_ms, window.held_cpu_ms = max(wall), max(cpu)
+        wall, cpu = zip(*lines_of(self.blocks)[blocked:] or [[0.0, 0.0]], strict=True)
+        window.blocked_ms, window.blocked_cpu_ms = max(wall), max(cpu)
         if lines[-1]["cut"] > cut:
             window.faults.append(f"{lines[-1]['cut'] - cut} healthy connections cut")
         time.sleep(max(0.0, settle_s - 1.0))
@@ -253,8 +253,8 @@ class Probes:
 
     def _answers(self, request: bytes, expected: bytes) -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", self._port), _PROBE_LIMIT_S, _PROBER) as link:
-                link.sendall(request)
-                return link.recv(1000).startswith(expected)
+            with socket.create_connection(("127.0.0.1", self._port), _PROBE_LIMIT_S, _PROBER) as connection:
+                connection.sendall(request)
+                return connection.recv(1000).startswith(expected)
         except OSError:
             return False

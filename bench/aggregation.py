@@ -22,11 +22,11 @@ from candled.aggregate.aggregator import Aggregator
 from candled.aggregate.series import Series
 from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, fold, sources
 
-HELD_BARS = 1001  # as candled.aggregate.live_bars keeps them
+KEPT_BARS = 1001  # as candled.aggregate.live_bars keeps them
 LONGER = tuple(interval for interval in DEFAULT_INTERVALS if interval > MINUTE)
 SUNDAY_EVENING = 7 * 1440 - 240  # minutes of the week: the running 1D and 1W are nearly full
 MOST_FED = 30 * 1440  # minutes one by one
-MOST_HELD = 10_000  # bars of which the memory is counted
+MOST_MEASURED = 10_000  # bars whose memory is counted
 UPDATES_A_MINUTE = 60
 _POLARS_NAMES = {"1D": "1d", "1W": "1w"}
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     measure_updates(options.updates, options.runs)
     measure_rebuild(options.days * 1440, options.runs)
-    measure_memory(min(options.days * 1440, MOST_HELD))
+    measure_memory(min(options.days * 1440, MOST_MEASURED))
 
 
 def minute(at: int) -> Candle:
@@ -64,35 +64,37 @@ def measure_updates(updates: int, runs: int) -> None:
     """Microseconds per update of a running minute, late in a week."""
     versions = list(growing(SUNDAY_EVENING, updates))
     few = versions[: max(1, updates // 1000)]
-    ours, again, polars = [], [], []
+    candled_took, again, polars = [], [], []
     for _ in range(runs):
-        ladder, week = seeded_ladder(), [minute(at) for at in range(SUNDAY_EVENING)]
+        aggregator, week = seeded_aggregator(), [minute(at) for at in range(SUNDAY_EVENING)]
         changed = 0
 
-        def feed(ladder: Aggregator = ladder) -> None:
+        def feed(aggregator: Aggregator = aggregator) -> None:
             nonlocal changed
             for version in versions:
-                changed += len(ladder.apply_minute(version) or ())
+                changed += len(aggregator.apply_minute(version) or ())
 
-        ours.append(seconds(feed) / updates * 1e6)
+        candled_took.append(seconds(feed) / updates * 1e6)
         assert changed == updates * len(DEFAULT_INTERVALS), changed
         again.append(seconds(lambda week=week: recompute(week, few)) / len(few) * 1e6)
         if find_spec("polars"):
             polars.append(polars_update_s(week) * 1e6)
-    print(f"one update, {len(LONGER)} longer intervals, microseconds: Aggregator.apply_minute {spread(ours)}")
-    print(f"  folding the running bars from their minutes again: {spread(again, ',.0f')}, {ratio(again, ours)}")
+    print(f"one update, {len(LONGER)} longer intervals, microseconds: Aggregator.apply_minute {spread(candled_took)}")
+    print(f"  folding the running bars from their minutes again: {spread(again, ',.0f')}, {ratio(again, candled_took)}")
     if polars:
-        print(f"  polars group_by_dynamic over the running week: {spread(polars, ',.0f')}, {ratio(polars, ours)}")
+        print(
+            f"  polars group_by_dynamic over the running week: {spread(polars, ',.0f')}, {ratio(polars, candled_took)}"
+        )
 
 
-def seeded_ladder() -> Aggregator:
-    """A ladder on a Sunday evening, as after a restart: the newest bars of every level came from the store."""
-    ladder = Aggregator(DEFAULT_INTERVALS, HELD_BARS)
+def seeded_aggregator() -> Aggregator:
+    """A aggregator on a Sunday evening, as after a restart: the newest bars of every level came from the store."""
+    aggregator = Aggregator(DEFAULT_INTERVALS, KEPT_BARS)
     for interval, bars in rebuilt([minute(at) for at in range(SUNDAY_EVENING)]).items():
-        count = ladder.parts_needed(interval, 120)
+        count = aggregator.parts_needed(interval, 120)
         newest = bars[-count:]
-        ladder.seed_bars(interval, newest, newest[0].open_ms if len(newest) == count else 0)
-    return ladder
+        aggregator.seed_bars(interval, newest, newest[0].open_ms if len(newest) == count else 0)
+    return aggregator
 
 
 def recompute(week: list[Candle], versions: Sequence[Candle]) -> None:
@@ -118,21 +120,21 @@ def measure_rebuild(minutes: int, runs: int) -> None:
     """From 1-minute candles to all bars of the longer intervals."""
     year = [minute(at) for at in range(minutes)]
     part = year[:MOST_FED]
-    ours, fed, plain, polars = [], [], [], []
+    candled_took, fed, plain, polars = [], [], [], []
     for _ in range(runs):
-        ours.append(seconds(lambda: rebuilt(year)))
-        ladder = Aggregator(DEFAULT_INTERVALS, HELD_BARS)
-        took = seconds(lambda ladder=ladder: [ladder.apply_minute(one) for one in part])
+        candled_took.append(seconds(lambda: rebuilt(year)))
+        aggregator = Aggregator(DEFAULT_INTERVALS, KEPT_BARS)
+        took = seconds(lambda aggregator=aggregator: [aggregator.apply_minute(one) for one in part])
         fed.append(took * len(year) / len(part))
         plain.append(seconds(lambda: [bucketed(year, MINUTE, interval) for interval in LONGER]))
         if find_spec("polars"):
             frame = polars_frame(year)
             polars.append(seconds(lambda frame=frame: [polars_bars(frame, interval) for interval in LONGER]))
-    print(f"{minutes:,} minutes into {len(LONGER)} longer intervals, ms: each from the next shorter {ms(ours)}")
-    print(f"  minute by minute through Aggregator.apply_minute: {ms(fed)}, {ratio(fed, ours)}")
-    print(f"  each from the minutes: {ms(plain)}, {ratio(plain, ours)}")
+    print(f"{minutes:,} minutes into {len(LONGER)} longer intervals, ms: each from the next shorter {ms(candled_took)}")
+    print(f"  minute by minute through Aggregator.apply_minute: {ms(fed)}, {ratio(fed, candled_took)}")
+    print(f"  each from the minutes: {ms(plain)}, {ratio(plain, candled_took)}")
     if polars:
-        print(f"  polars group_by_dynamic, binary floats: {ms(polars)}, {ratio(polars, ours)}")
+        print(f"  polars group_by_dynamic, binary floats: {ms(polars)}, {ratio(polars, candled_took)}")
 
 
 def rebuilt(minutes: list[Candle]) -> dict[Interval, list[Candle]]:
@@ -159,9 +161,9 @@ def measure_memory(bars: int) -> None:
     """Bytes of a bar in a series beside those of the candle object, and what it costs to go in and to come out."""
     candles = [of_its_own(minute(at)) for at in range(bars)]
     objects = traced(lambda: [of_its_own(one) for one in candles])
-    packed = traced(lambda: held(candles))
-    series = held(candles)
-    put = seconds(lambda: held(candles)) / bars * 1e6
+    packed = traced(lambda: series_of(candles))
+    series = series_of(candles)
+    put = seconds(lambda: series_of(candles)) / bars * 1e6
     tail = seconds(lambda: series.newest_bars(bars, 0)) / bars * 1e6
     print(
         f"a bar in memory, of {bars:,}: {packed / bars:.0f} bytes; as a candle with its decimals {objects / bars:.0f}, "
@@ -169,7 +171,7 @@ def measure_memory(bars: int) -> None:
     )
 
 
-def held(candles: Sequence[Candle]) -> Series:
+def series_of(candles: Sequence[Candle]) -> Series:
     """A series of all the candles."""
     series = Series(MINUTE, None, len(candles))
     for one in candles:
@@ -223,9 +225,11 @@ def ms(values: Sequence[float]) -> str:
     return spread([1000 * value for value in values], ",.0f")
 
 
-def ratio(theirs: Sequence[float], ours: Sequence[float]) -> str:
+def ratio(other_took: Sequence[float], candled_took: Sequence[float]) -> str:
     """How many times as long the alternative takes, of the medians."""
-    return f"{sorted(theirs)[len(theirs) // 2] / sorted(ours)[len(ours) // 2]:.2f} times as long"
+    return (
+        f"{sorted(other_took)[len(other_took) // 2] / sorted(candled_took)[len(candled_took) // 2]:.2f} times as long"
+    )
 
 
 if __name__ == "__main__":

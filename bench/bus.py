@@ -3,7 +3,7 @@
     python -m bench.bus [--messages 2000] [--markets 1000] [--seconds 10] [--subscribers 100] [--takeovers 5]
 
 Publisher and listener are processes of their own, Redis is another. "Bare" is redis-py's own publish and subscribe of
-the same bytes between the same processes, in turns with ours. Times are read from the clock that all processes of a
+the same bytes between the same processes, in turns with candled. Times are read from the clock that all processes of a
 machine share.
 """
 
@@ -77,30 +77,30 @@ async def leading(url: str, markets: Sequence[MarketKey]) -> AsyncIterator[Redis
 
 
 async def listen(url: str, markets: Sequence[MarketKey]) -> None:
-    """Write a line for each message of the first market: its volume and when it was heard; also for bare messages.
+    """Write a line for each message of the first market: its volume and when it was received; also for bare messages.
 
     A line with -1 tells that everything is connected. Every second one with -2 tells how many messages came, and the
     processor time that they took.
     """
     one, count = parts(url, markets, ingests=False), [0]
 
-    def heard(message: Message, position: Position) -> None:
+    def received(message: Message, position: Position) -> None:
         count[0] += 1
         if isinstance(message, MinuteChanged) and message.market == markets[0]:
-            tell(int(message.candle.volume), time.perf_counter())
+            report(int(message.candle.volume), time.perf_counter())
 
-    one.bus.add_listener(heard)
+    one.bus.add_listener(received)
     one.start()
     client = aioredis.Redis.from_url(url)
     pubsub = client.pubsub()
     await pubsub.subscribe(BARE)
     while not one.bus.describe()["connected"]:
         await asyncio.sleep(0.01)
-    tell(-1, time.perf_counter())
+    report(-1, time.perf_counter())
     asyncio.ensure_future(count_up(count))  # noqa: RUF006 - it lives as long as the process
     async for message in pubsub.listen():
         if message["type"] == "message":
-            tell(int(json.loads(message["data"])["volume"]), time.perf_counter())
+            report(int(json.loads(message["data"])["volume"]), time.perf_counter())
 
 
 async def count_up(count: list[int]) -> None:
@@ -110,8 +110,8 @@ async def count_up(count: list[int]) -> None:
         print(-2, count[0], time.process_time(), flush=True)
 
 
-def tell(number: int, at: float) -> None:
-    """A line for whoever measures."""
+def report(number: int, at: float) -> None:
+    """Print a line for the measuring process."""
     print(number, repr(at), flush=True)
 
 
@@ -122,7 +122,7 @@ class Listener(Process):
         super().__init__("bench.bus", "listen", url, str(markets), directory=directory)
 
     async def lines(self, number: int, count: int = 1, within_s: float = 30.0) -> list[list[str]]:
-        """What it told with this number, once that are `count` lines."""
+        """Return the lines with this number, once there are `count` of them."""
         deadline = time.monotonic() + within_s
         while True:
             self.check()
@@ -134,8 +134,8 @@ class Listener(Process):
                 raise RuntimeError(f"{len(found)} of {count} lines with {number}")
             await asyncio.sleep(0.05)
 
-    def heard_at(self) -> dict[int, float]:
-        """When each numbered message was heard."""
+    def receive_times(self) -> dict[int, float]:
+        """When each numbered message was received."""
         lines = [line.split() for line in self.log.read_text().splitlines()]
         return {int(line[0]): float(line[1]) for line in lines if len(line) == 2}
 
@@ -161,11 +161,14 @@ async def latency(url: str, messages: int, directory: Path) -> list[str]:
                 await client.publish(BARE, text)
                 await asyncio.sleep(BETWEEN_S)
             await asyncio.sleep(0.5)
-        heard = listener.heard_at()
-    ours = [heard[number] - at for number, at in sent.items() if number in heard]
-    theirs = [heard[number] - at for number, at in bare.items() if number in heard]
-    ratio = statistics.median(ours) / statistics.median(theirs)
-    return [f"bus: {percentiles(ours)}", f"  bare redis-py: {percentiles(theirs)}; p50 {ratio:.2f} times"]
+        received = listener.receive_times()
+    through_candled = [received[number] - at for number, at in sent.items() if number in received]
+    through_bare = [received[number] - at for number, at in bare.items() if number in received]
+    ratio = statistics.median(through_candled) / statistics.median(through_bare)
+    return [
+        f"bus: {percentiles(through_candled)}",
+        f"  bare redis-py: {percentiles(through_bare)}; p50 {ratio:.2f} times",
+    ]
 
 
 async def rate(url: str, count: int, seconds: float, directory: Path) -> list[str]:
@@ -185,13 +188,13 @@ async def rate(url: str, count: int, seconds: float, directory: Path) -> list[st
                 while leader.bus.describe()["waitingMarkets"]:
                     await asyncio.sleep(0.002)
             took_s, cpu_s = time.monotonic() - started, time.process_time() - cpu_before
-            told = len(await listener.lines(-2))
-            after = [float(one) for one in (await listener.lines(-2, told + 1))[-1][1:]]
+            line_count = len(await listener.lines(-2))
+            after = [float(one) for one in (await listener.lines(-2, line_count + 1))[-1][1:]]
             facts: Any = leader.bus.describe()
-    sent, heard = volume * count, after[0] - before[0]
+    sent, received = volume * count, after[0] - before[0]
     return [
-        f"{count} markets: {sent / took_s:,.0f} messages/s published, {heard / sent:.1%} heard"
-        f", publisher {1e6 * cpu_s / sent:.0f} us each, listener {1e6 * (after[1] - before[1]) / heard:.0f} us each"
+        f"{count} markets: {sent / took_s:,.0f} messages/s published, {received / sent:.1%} received"
+        f", publisher {1e6 * cpu_s / sent:.0f} us each, listener {1e6 * (after[1] - before[1]) / received:.0f} us each"
         f", refused {facts['refused']}"
     ]
 
@@ -229,7 +232,7 @@ async def _server_cpu_s(client: "aioredis.Redis") -> float:
 
 
 def drain(port: int, subscribers: int) -> None:
-    """Subscribe so many times, and read without looking, for ever."""
+    """Subscribe so many times, and read without looking, until it is killed."""
     selector = selectors.DefaultSelector()
     for _ in range(subscribers):
         connection = socket.create_connection(("127.0.0.1", port))
@@ -242,12 +245,12 @@ def drain(port: int, subscribers: int) -> None:
 
 
 async def healing(times: int) -> list[str]:
-    """How long until a listener hears again whose link lost everything without being closed, or was reset."""
+    """Measure the time until a listener receives again after its link went silent without closing, or was reset."""
     found: dict[str, list[float]] = {"half open": [], "reset": []}
-    markets, heard = markets_of(1), [0]
+    markets, received = markets_of(1), [0]
     with own_redis() as server, Proxy(server.address) as proxy:
         far = parts(f"redis://127.0.0.1:{proxy.address[1]}", markets, ingests=False)
-        far.bus.add_listener(lambda message, _: _note(heard, message))
+        far.bus.add_listener(lambda message, _: _note(received, message))
         far.start()
         async with leading(server.url, markets) as leader:
             while not far.bus.describe()["connected"]:
@@ -258,7 +261,7 @@ async def healing(times: int) -> list[str]:
                 began = time.monotonic()
                 await asyncio.sleep(0.2)  # what the proxy has begun to carry still passes
                 first = volume + 1
-                while heard[0] < first:
+                while received[0] < first:
                     volume += 1
                     leader.bus.publish(MinuteChanged(markets[0], candle(volume), FeedMetadata()))
                     await asyncio.sleep(0.01)
@@ -267,9 +270,9 @@ async def healing(times: int) -> list[str]:
     return [f"healed after a link was {fault}: {spread(took, '.2f')} s" for fault, took in found.items()]
 
 
-def _note(heard: list[int], message: Message) -> None:
+def _note(received: list[int], message: Message) -> None:
     if isinstance(message, MinuteChanged):
-        heard[0] = max(heard[0], int(message.candle.volume))
+        received[0] = max(received[0], int(message.candle.volume))
 
 
 async def takeover(times: int, directory: Path) -> list[str]:

@@ -3,7 +3,7 @@
     python -m bench.connections [memory handshakes reading heartbeat collection storm loop slow never]
                                 [--clients 10000] [--seconds 60]
 
-candled is its serving half: bus, bars, hub, broadcaster, links. The alternative in the same run is Tornado's plain
+candled is its serving half: bus, bars, hub, broadcaster, sockets. The alternative in the same run is Tornado's plain
 `WebSocketHandler`; for handshakes `websockets` and picows beside it. Three numbers are minimum / median / maximum.
 """
 
@@ -158,7 +158,7 @@ def collection(options: argparse.Namespace) -> list[str]:
 
 
 def storm(options: argparse.Namespace) -> list[str]:
-    """Everybody comes at once, subscribes, and gets 100 bars."""
+    """All clients connect at the same moment, subscribe, and get 100 bars."""
     subscribe = SUBSCRIBE.replace('"initialBars":1', '"initialBars":100')
     with Crowd("candled", options.clients, "--inflight", str(options.clients), "--sub", subscribe) as crowd:
         crowd.server.ask("live")
@@ -166,14 +166,14 @@ def storm(options: argparse.Namespace) -> list[str]:
         time.sleep(1)
         longest_ms, results = crowd.server.ask("longest"), crowd.load.results()
     return [
-        f"{options.clients} at once: {results['open_s']:.2f} s until all were in, initial p50 "
+        f"{options.clients} together: {results['open_s']:.2f} s until all were in, initial p50 "
         f"{results['answer_p50_us'] / 1000:.0f}, p99 {results['answer_p99_us'] / 1000:.0f} ms after it was asked for; "
-        f"the loop was held {longest_ms:.0f} ms at most"
+        f"the loop was blocked {longest_ms:.0f} ms at most"
     ]
 
 
 def loop(options: argparse.Namespace) -> list[str]:
-    """How long the loop is held with 1,000 rooms that all change every second."""
+    """How long the loop is blocked with 1,000 rooms that all change every second."""
     names = ["BTC/USDT", *(f"SYM{number:03}/USDT" for number in range(1, options.markets))]
     asks = [SUBSCRIBE.replace("BTC/USDT", name).replace("1m", str(one)) for name in names for one in DEFAULT_INTERVALS]
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
@@ -192,7 +192,7 @@ def loop(options: argparse.Namespace) -> list[str]:
     measured_s = window_s * len(longest)
     return [
         f"{options.clients} clients, {len(asks)} rooms, a change a second each, {measured_s:.0f} s: the loop "
-        f"was held {spread(longest)} ms at most in {window_s:.0f} s; {spread(shares)} % of a core, {rss_text(crowd)}"
+        f"was blocked {spread(longest)} ms at most in {window_s:.0f} s; {spread(shares)} % of a core, {rss_text(crowd)}"
     ]
 
 
@@ -204,9 +204,9 @@ def rss_text(crowd: Crowd) -> str:
 def slow(options: argparse.Namespace) -> list[str]:
     """One in a hundred of 5,000 clients does not read: what the others notice, and what it costs."""
     lines, medians = [], []
-    many = SUBSCRIBE.replace('"initialBars":1', '"initialBars":1000')  # enough to fill the kernel's buffers at once
-    for stuck in (0, 50):
-        with Crowd("candled", 5000, "--slow", str(stuck), "--sub", many, slow_client_timeout=3600,
+    many = SUBSCRIBE.replace('"initialBars":1', '"initialBars":1000')  # enough to fill the kernel's buffers in one go
+    for silent in (0, 50):
+        with Crowd("candled", 5000, "--slow", str(silent), "--sub", many, slow_client_timeout=3600,
                    ping_interval=86_400) as crowd:  # fmt: skip
             crowd.complete()
             time.sleep(2)
@@ -218,7 +218,7 @@ def slow(options: argparse.Namespace) -> list[str]:
             seen = crowd.load.results()["v"]["1"]
             medians.append(seen["all_p50_us"])
             lines.append(
-                f"{stuck} of 5000 do not read: the others' p50 {seen['all_p50_us'] / 1000:.1f} ms, last client p50 "
+                f"{silent} of 5000 do not read: the others' p50 {seen['all_p50_us'] / 1000:.1f} ms, last client p50 "
                 f"{seen['last_p50_us'] / 1000:.1f} ms; the process grew by {grown:.0f} KiB in all, "
                 f"unread in the kernel {kernel_before / 1024:.0f} → {kernel / 1024:.0f} KiB in all"
             )
@@ -229,18 +229,18 @@ def never(options: argparse.Namespace) -> list[str]:
     """Fifty never read while 500 do, with the settings at their defaults: who is closed, and what the others notice."""
     lines, slowest = [], []
     many = SUBSCRIBE.replace('"initialBars":1', '"initialBars":1000')
-    for stuck in (0, 50):
-        with Crowd("candled", 500 + stuck, "--slow", str(stuck), "--sub", many) as crowd:
+    for silent in (0, 50):
+        with Crowd("candled", 500 + silent, "--slow", str(silent), "--sub", many) as crowd:
             crowd.complete()
             before_mib = rss_mib(crowd.server.pid)
             crowd.update(options.seconds)
             grown_mib = rss_mib(crowd.server.pid) - before_mib
-            gone = 500 + stuck - crowd.server.ask("count")
+            gone = 500 + silent - crowd.server.ask("count")
             seen = crowd.load.results()["v"]["1"]
             slowest.append(seen["all_p99_us"])
             lines.append(
-                f"{stuck} of {500 + stuck} never read, {options.seconds:g} s: {gone:.0f} were closed, the process grew "
-                f"by {grown_mib:.1f} MiB; the others' p50 {seen['all_p50_us'] / 1000:.2f} ms, "
+                f"{silent} of {500 + silent} never read, {options.seconds:g} s: {gone:.0f} were closed, the process "
+                f"grew by {grown_mib:.1f} MiB; the others' p50 {seen['all_p50_us'] / 1000:.2f} ms, "
                 f"p99 {seen['all_p99_us'] / 1000:.2f} ms"
             )
     return [*lines, f"p99 with them is {slowest[1] / slowest[0]:.2f} of p99 without"]

@@ -7,7 +7,7 @@ bare sockets: nothing of a frame is read but pings, and in updates the close, wh
 the time of the push. A line is `connected updates p50 p99 most`, the last three in milliseconds.
 
 From SIGUSR1 on they look at their sockets every few milliseconds only. A client elsewhere is woken by its own machine;
-here whoever sends to one that sleeps pays for waking it.
+here the sender to one that sleeps pays for waking it.
 """
 
 import base64

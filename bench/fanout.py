@@ -35,7 +35,7 @@ HERE = Path(__file__).parent
 SERVERS = ("candled", "write_message", "websockets", "picows", "socketify", "ws")
 SUBSCRIBE = '{"type":"subscribe","symbol":"BTC/USDT","interval":"1m","initialBars":1}'
 GAP_S = 0.65  # candled sends a room one update a second, and spreads rooms by up to 0.2 s
-PATIENCE_S = 120.0
+ANSWER_LIMIT_S = 120.0
 _VARIANTS = {name: str(number) for number, name in enumerate(SERVERS, 1)}
 
 
@@ -67,7 +67,7 @@ class Server:
 
     def wait_for(self, clients: int) -> None:
         """Wait until so many are connected."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + ANSWER_LIMIT_S
         while self.ask("count") < clients:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{self.name}: only {self.ask('count'):.0f} of {clients} clients came")
@@ -80,7 +80,7 @@ class Server:
 
     def _line(self) -> str:
         assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE_S)
+        ready, _, _ = select.select([self._process.stdout], [], [], ANSWER_LIMIT_S)
         line = self._process.stdout.readline() if ready else ""
         if not line:
             raise RuntimeError(f"{self.name} ended or does not answer")
@@ -122,7 +122,7 @@ def costs(name: str, clients: int, rounds: int) -> tuple[list[float], list[float
 
 
 def delays(name: str, clients: int, rounds: int) -> dict[str, Any]:
-    """What the load client saw: by variant, the delays of the last client of a round; how long the loop was held."""
+    """What the load client saw: by variant, the delays of the last client of a round; how long the loop was blocked."""
     server = Server(name)
     load = Load(server.port, clients, *_options(name))
     try:
@@ -170,7 +170,7 @@ def measure(name: str, clients: int, rounds: int, floors: dict[int, float]) -> s
     if last and base:
         line += f", p50 {last['last_p50_us'] / base['last_p50_us']:.2f} of the C loop"
     if seen["longest_ms"]:
-        line += f"; the loop was held {spread(seen['longest_ms'])} ms"
+        line += f"; the loop was blocked {spread(seen['longest_ms'])} ms"
     return line
 
 

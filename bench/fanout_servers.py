@@ -6,7 +6,7 @@ On standard input `send` has the server send one frame its own way, `floor` has 
 sockets, `idle` has nothing sent. Each is answered with a line of JSON: microseconds of processor time of the thread.
 `count` is answered with the number of connections, `collect` with the milliseconds of a full collection of cycles.
 candled alone: `live` lets all its markets change once a second; with that or `watch`, `longest` is answered with the
-milliseconds that the loop was held at most since it was asked before.
+milliseconds that the loop was blocked at most since it was asked before.
 """
 
 import asyncio

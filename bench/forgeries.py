@@ -66,7 +66,7 @@ def start_second(site: Site) -> Iterator[None]:
     directory = site.directory / "second"
     directory.mkdir()
     store = {"url": f"sqlite:///{site.directory / 'candled.db'}", "journal": ""}
-    with site.make_daemon(directory, held=None, store=store) as second:
+    with site.make_daemon(directory, blocks=None, store=store) as second:
         _until(lambda: "another candled uses it" in second.log.read_text(), "the second daemon is not refused")
         yield
 
@@ -113,7 +113,9 @@ class RedisSite(Site):
             }
             more: dict[str, Any] = {"roles": [role], "store": store, "bus": {"url": self.redis.url}}
             daemons.append(
-                stack.enter_context(self.make_daemon(directory, held=self.held if role == "serve" else None, **more))
+                stack.enter_context(
+                    self.make_daemon(directory, blocks=self.blocks if role == "serve" else None, **more)
+                )
             )
             daemons[-1].wait_until_answering(60.0)
         return daemons[-1]

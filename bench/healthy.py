@@ -1,4 +1,4 @@
-"""Healthy clients beside an attack: a crowd of many addresses, of which some also send pings; prints all their delays.
+"""Healthy clients beside an attack: a crowd of many addresses, some with pings; prints all their delays.
 
     python -m bench.healthy PORT CLIENTS BARS PER_SECOND SYMBOL...
 

@@ -1,4 +1,4 @@
-"""A stamped exchange that remembers what it pushed, as snapshots and over REST, and turns hostile when it is told to.
+"""A stamped exchange that remembers what it pushed, as snapshots and over REST, and turns hostile on command.
 
     python -m bench.hostile_exchange PORT START_MS EVERY_S SYMBOL...
 
@@ -127,18 +127,18 @@ def nested_body(request: RequestHandler) -> None:
 
 HOSTILITIES = {
     "a price of 1e999999999": Hostility(
-        before="answers nobody, 2.4 GB and growing, SIGTERM in vain", texts=pushes(close="1e999999999")
+        before="answers no request, 2.4 GB and growing, SIGTERM in vain", texts=pushes(close="1e999999999")
     ),
     "a long price": Hostility(before="served", texts=pushes(close="1" * 10_000)),
     "a volume of 300 digits": Hostility(before="longer bars stop, traceback", texts=pushes(volume="9" * 300)),
     "a minute of the year 9999": Hostility(before="", texts=pushes(time=str(_FAR_MS))),
-    "frames of 15 MB": Hostility(before="3.6 GB, loop held 2.6 s", texts=large, a_second=1),
+    "frames of 15 MB": Hostility(before="3.6 GB, loop blocked 2.6 s", texts=large, a_second=1),
     "20,000 bad rows a second": Hostility(before="75 to 230 MB of log in 12 s", texts=no_candles, a_second=2000),
     "20,000 error events a second": Hostility(before="75 to 230 MB of log in 12 s", texts=errors, a_second=20_000),
     "nested JSON": Hostility(before="RecursionError, traceback", texts=nested),
     "foreign markets": Hostility(before="", texts=unknown, a_second=20_000),
     "revisions of the past": Hostility(before="", texts=revisions, a_second=10),
-    "REST: 90 MB in 97 KB": Hostility(before="4.5 GB, loop held 7.7 s", breaks_rest=large_body),
+    "REST: 90 MB in 97 KB": Hostility(before="4.5 GB, loop blocked 7.7 s", breaks_rest=large_body),
     "REST: nested JSON": Hostility(before="RecursionError, traceback", breaks_rest=nested_body),
     "REST: Retry-After 1e308": Hostility(
         before="REST ends until a restart, /health is no JSON", breaks_rest=wait_long, spoils=True

@@ -34,7 +34,7 @@ from tests.system.daemon import free_port
 
 BETWEEN_S = 1.1
 INTERVAL = "1m"
-PATIENCE_S = 120.0
+START_LIMIT_S = 120.0
 WAYS = ("daemon", "through Redis", "relay")
 
 
@@ -42,41 +42,41 @@ class Exchange:
     """Speaks as much of Bitget's language as the way of a live candle needs; its history is empty."""
 
     def __init__(self, port: int = 0) -> None:
-        self._links: list[_Link] = []
-        routes = [(r"/v2/ws/public", _Link, {"exchange": self}), (r".*", _Rest, {"exchange": self})]
+        self._connections: list[_Connection] = []
+        routes = [(r"/v2/ws/public", _Connection, {"exchange": self}), (r".*", _Rest, {"exchange": self})]
         self._server = HTTPServer(Application(routes, log_function=lambda _: None))
         sockets = bind_sockets(port, "127.0.0.1")
         self.port: int = sockets[0].getsockname()[1]
         self._server.add_sockets(sockets)
 
-    def joined(self, link: "_Link") -> None:
+    def joined(self, connection: "_Connection") -> None:
         """Send to this connection too."""
-        self._links.append(link)
+        self._connections.append(connection)
 
     def push(self, name: str, volume: int) -> None:
-        """Send the running minute of a market to whoever is subscribed to it."""
+        """Send the running minute of a market to its subscribers."""
         self.send(name, frame("update", name, [volume]))
 
     def send(self, name: str, text: str) -> None:
-        """Send a frame of a market to whoever is subscribed to it."""
-        for link in self._links:
-            if name in link.names:
+        """Send a frame of a market to its subscribers."""
+        for connection in self._connections:
+            if name in connection.names:
                 with contextlib.suppress(WebSocketClosedError):
-                    link.write_message(text)
+                    connection.write_message(text)
 
     def send_all(self, text: str) -> list[asyncio.Future[None]]:
         """Send a text to every connection; return what ends when it was taken."""
         taken = []
-        for link in self._links:
+        for connection in self._connections:
             with contextlib.suppress(WebSocketClosedError):
-                taken.append(link.write_message(text))
+                taken.append(connection.write_message(text))
         return taken
 
     def drop_all(self) -> None:
         """Cut every connection."""
-        for link in self._links:
-            link.close()
-        self._links.clear()
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
 
     def snapshot(self, name: str) -> str:
         """What a new subscriber is sent."""
@@ -94,10 +94,10 @@ class Exchange:
     @property
     def subscribed(self) -> int:
         """How many markets are subscribed."""
-        return sum(len(link.names) for link in self._links)
+        return sum(len(connection.names) for connection in self._connections)
 
 
-class _Link(WebSocketHandler):
+class _Connection(WebSocketHandler):
     def initialize(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self.names: set[str] = set()
@@ -197,7 +197,7 @@ async def measure(options: argparse.Namespace, markets: int, directory: Path) ->
         for _, socket in ways.values():
             socket.close()
         await asyncio.sleep(0.1)
-    return [f"{markets} markets at once, {way}: {percentiles(values)}" for way, values in took.items()]
+    return [f"{markets} markets together, {way}: {percentiles(values)}" for way, values in took.items()]
 
 
 Way = tuple[Exchange, WebSocketClientConnection]
@@ -219,8 +219,8 @@ async def daemon(
         bus = {"bus": {"url": redis}} if redis else {}
         ingest = {"backfill": "1h", "confirm": False}
         daemons.append(stack.enter_context(Daemon(place, exchanges, now_ms(), ingest=ingest, **more, **bus)))
-        await asyncio.to_thread(daemons[-1].wait_until_answering, PATIENCE_S)
-    await heard(daemons[0], exchange, names)
+        await asyncio.to_thread(daemons[-1].wait_until_answering, START_LIMIT_S)
+    await wait_for_candles(daemons[0], exchange, names)
     return exchange, await subscribed(daemons[-1].port, names)
 
 
@@ -229,13 +229,13 @@ async def relayed(stack: contextlib.ExitStack, directory: Path, names: Sequence[
     exchange, port = Exchange(), free_port()
     url, ids = f"ws://127.0.0.1:{exchange.port}/v2/ws/public", map(inst_id, names)
     process = stack.enter_context(Process("bench.latency", "relay", str(port), url, *ids, directory=directory))
-    await heard(process, exchange, names)
+    await wait_for_candles(process, exchange, names)
     return exchange, await subscribed(port, names)
 
 
-async def heard(process: Process, exchange: Exchange, names: Sequence[str]) -> None:
+async def wait_for_candles(process: Process, exchange: Exchange, names: Sequence[str]) -> None:
     """Wait until a process has subscribed to every market."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + START_LIMIT_S
     while exchange.subscribed < len(names):
         process.check()
         if time.monotonic() > deadline:

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--symbols", type=int, default=5)
     parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--backfill", default="2d")
-    parser.add_argument("--ladders", type=int, default=20, help="markets of which the bound is the mean")
+    parser.add_argument("--ladders", type=int, default=20, help="markets for the mean of the bound")
     options = parser.parse_args(arguments)
     print(bound(options.ladders), flush=True)
     print(soak(options))
@@ -98,7 +98,7 @@ def bound(count: int) -> str:
 
 
 def asked_for_all() -> Aggregator:
-    """A ladder of which clients asked the most there is of every interval."""
+    """An aggregator whose clients requested the most bars of every interval."""
     aggregator = new_aggregator(DEFAULT_INTERVALS)
     for interval in aggregator.levels:
         aggregator.series_of(interval).grow_capacity(MOST_BARS)

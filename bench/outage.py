@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.latency import Exchange, heard, inst_id, now_ms, percentiles, subscribed, timed
+from bench.latency import Exchange, inst_id, now_ms, percentiles, subscribed, timed, wait_for_candles
 from bench.process import Daemon, scratch, symbols
 from tests.servers import Database, PostgresServer, own_postgres
 
@@ -26,7 +26,7 @@ async def measure(server: PostgresServer, url: str, options: argparse.Namespace,
     store = {"url": url, "journal": str(directory / "journal")}
     ingest = {"backfill": "1h", "confirm": False}
     with Daemon(directory, exchanges, now_ms(), ingest=ingest, store=store) as daemon:
-        await heard(daemon, exchange, names)
+        await wait_for_candles(daemon, exchange, names)
         socket = await subscribed(daemon.port, names)
         await asyncio.sleep(options.settle)
         there: list[float] = []
@@ -43,7 +43,7 @@ async def measure(server: PostgresServer, url: str, options: argparse.Namespace,
             while (await asyncio.to_thread(daemon.get, "/health"))["store"]["state"] != "ok":
                 await asyncio.sleep(0.5)
             await asyncio.sleep(options.settle)
-    print(f"{markets} markets at once, the database there: {percentiles(there)}")
+    print(f"{markets} markets together, the database there: {percentiles(there)}")
     print(f"  the database away: {percentiles(away)}")
 
 

@@ -32,7 +32,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Process:
-    """A process of ours, seen through /proc. As a context manager it is ended with the block."""
+    """A process of candled, seen through /proc. As a context manager it is ended with the block."""
 
     def __init__(self, *arguments: str, directory: Path) -> None:
         self.log = directory / f"{arguments[0]}.log"
@@ -63,7 +63,7 @@ class Process:
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """End it at once."""
+        """End it immediately."""
         self._process.kill()
         self._process.wait()
 
@@ -89,7 +89,7 @@ class Process:
 class Daemon(Process):
     """The whole daemon on SQLite in `directory`, its clock set to `start_ms` (UTC epoch milliseconds).
 
-    `held`: where its loop is watched, as `bench.shifted_daemon` says.
+    `blocks`: a file for the blocks of its loop; see `bench.shifted_daemon`.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Daemon(Process):
         directory: Path,
         exchanges: Mapping[str, Any],
         start_ms: int,
-        held: Path | None = None,
+        blocks: Path | None = None,
         server: Mapping[str, Any] = _NO_LIMITS,
         **more: Any,
     ) -> None:
@@ -112,7 +112,7 @@ class Daemon(Process):
         }
         path = directory / "candled.yaml"
         path.write_text(yaml.safe_dump(document), "utf-8")
-        watch = [] if held is None else [str(held)]
+        watch = [] if blocks is None else [str(blocks)]
         super().__init__("bench.shifted_daemon", str(path), str(start_ms), *watch, directory=directory)
 
     def get(self, path: str) -> Any:

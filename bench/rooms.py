@@ -1,9 +1,9 @@
-"""What rooms and clients do without a socket: read a request, join, make `initial` and `update`, keep a client.
+"""The work of rooms and clients without a socket: read a request, join, make `initial` and `update`, keep a client.
 
     python -m bench.rooms [--runs 7]
 
 CPU time of this process. `initial` warm: the running bar has changed since the last one, so that the message is
-new; cold: no bar's text is kept. It is compared with encoding the same bars anew, by `json` and by msgspec, both
+new; cold: no bar's text is kept. It is compared with encoding the same bars again, by `json` and by msgspec, both
 from objects that are ready, and both with binary floats, which are not exact.
 """
 
@@ -39,7 +39,7 @@ _EXTENDED = (
 
 
 class Nowhere:
-    """A link that takes everything, and whose turn has always come."""
+    """A connection that takes everything, and whose turn has always come."""
 
     client: ClientSession
     recipient_slots: tuple[RecipientSlot, ...] = ()
@@ -86,7 +86,7 @@ async def measure(runs: int, times: int) -> None:
 
     print("microseconds of CPU, minimum / median / maximum")
     connection = connect(one)
-    others = [connect(one) for _ in range(10)]  # with nobody else in the room every subscription would begin it
+    others = [connect(one) for _ in range(10)]  # in an empty room every subscription would begin it
     for other in others:
         other.client.on_client_message(_REQUEST)
     print(f"reading a subscribe message {spread(us(lambda: PROTOCOL.decode_request(_REQUEST)), '.2f')}, ", end="")
@@ -122,7 +122,7 @@ def measure_initial(one: Stage, count: int, us: Callable[..., list[float]], time
     changing = us(change)
     kept, new = us(lambda: one.hub.render_snapshot(member)), us(warm)
     new = [max(0.0, with_it - without) for with_it, without in zip(new, changing, strict=True)]
-    anew = us(cold, times // 100)
+    cold_us = us(cold, times // 100)
     bars = one.bars.newest_bars(BTC, MINUTE, count)
     rows = [as_floats(bar) for bar in bars]
     ready = [Bar(**row) for row in rows]
@@ -130,30 +130,30 @@ def measure_initial(one: Stage, count: int, us: Callable[..., list[float]], time
     by_msgspec = us(lambda: msgspec.json.encode({"type": "initial", "bars": ready}), times // 4)
     print(
         f"initial of {count} bars: warm {spread(new, '.1f')}, unchanged {spread(kept, '.1f')}, "
-        f"cold {spread(anew, ',.0f')}"
+        f"cold {spread(cold_us, ',.0f')}"
     )
     print(f"  json.dumps {spread(by_json, ',.0f')}, msgspec {spread(by_msgspec, ',.0f')}")
     one.hub.leave_room(member)
 
 
 def measure_updates(one: Stage, us: Callable[..., list[float]]) -> None:
-    """A changed bar, to one member whose second is over, to one whose second is not, and to nobody."""
+    """A changed bar, to one member whose second is over, to one whose second is not, and to an empty room."""
     numbers = iter(range(2, 10**9))
 
     def sent() -> None:
         one.clock._now += 2.0
-        held()
+        queue()
 
-    def held() -> None:
+    def queue() -> None:
         one.hub.on_bars_changed(BTC, [BarChange(MINUTE, running(next(numbers)))])
 
     making = us(lambda: BarChange(MINUTE, running(next(numbers))))
     at_once = [whole - part for whole, part in zip(us(sent), making, strict=True)]
-    print(f"a changed bar, told to one room of 11: {spread(at_once, '.1f')}, ", end="")
-    later = [whole - part for whole, part in zip(us(held), making, strict=True)]
-    nobody = us(lambda: one.hub.on_bars_changed(ETH, [BarChange(MINUTE, running(2))]))
-    nobody = [whole - part for whole, part in zip(nobody, making, strict=True)]
-    print(f"held {spread(later, '.1f')}, in a room without members {spread(nobody, '.2f')}")
+    print(f"a changed bar, sent to one room of 11: {spread(at_once, '.1f')}, ", end="")
+    later = [whole - part for whole, part in zip(us(queue), making, strict=True)]
+    empty = us(lambda: one.hub.on_bars_changed(ETH, [BarChange(MINUTE, running(2))]))
+    empty = [whole - part for whole, part in zip(empty, making, strict=True)]
+    print(f"queued {spread(later, '.1f')}, in a room without members {spread(empty, '.2f')}")
 
 
 # ---------------------------------------------------------------- parts
@@ -211,7 +211,7 @@ def connect(one: Stage) -> Nowhere:
 
 
 def client_bytes(one: Stage, count: int) -> float:
-    """What a subscribed client takes, but for its link."""
+    """Measure the memory of a subscribed client without its socket."""
     connections = [Nowhere() for _ in range(count)]
     gc.collect()
     tracemalloc.start()

@@ -1,12 +1,12 @@
 """The whole daemon at size: 1,000 symbols of 7 intervals an update a second each, 10,000 clients in 7,000 rooms.
 
-    python -m bench.scale [--symbols 1000] [--clients 10000] [--held 1000] [--seconds 60]
+    python -m bench.scale [--symbols 1000] [--clients 10000] [--stored 1000] [--seconds 60]
 
-The daemon, the exchange and the clients are processes of their own. The store holds `--held` bars of every interval of
+The daemon, the exchange and the clients are processes of their own. The store has `--stored` bars of every interval of
 every market from the start, and every client asks for so many, so that all of them come to be in memory. Measured in
 windows of five seconds, after everybody is in: the daemon's share of a core, all threads, kernel included, first with
 clients that wait for every frame, which the daemon's `send` wakes, then with clients that look every 5 ms; and beside
-it what that many bare `socket.send` take; its resident memory; how long its loop was held in one go; how many updates
+it what that many bare `socket.send` take; its resident memory; how long its loop was blocked; how many updates
 reached the clients, and how long after the exchange handed the frame to its socket. A symbol is updated every 1.05
 seconds: at every second exactly, whatever comes a moment too early waits for its room's next second, and what is
 measured is that wait.
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
     parser.add_argument("--symbols", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=10_000)
-    parser.add_argument("--held", type=int, default=1000, help="bars of each interval")
+    parser.add_argument("--stored", type=int, default=1000, help="bars of each interval")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--every", type=float, default=1.05, help="seconds between two updates of a symbol")
     parser.add_argument("--settle", type=float, default=20.0, help="seconds to wait when all are in")
@@ -56,7 +56,7 @@ def measure(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
     """One daemon."""
     directory = stack.enter_context(scratch())
     names = symbols(options.symbols)
-    fill(directory / "candled.db", names, options.held)
+    fill(directory / "candled.db", names, options.stored)
     port, started_ms = free_port(), MONDAY_MS + 1000
     pushes = [str(port), str(started_ms), str(options.every), *names]
     stack.enter_context(Process("bench.stamped_exchange", *pushes, directory=directory))
@@ -65,30 +65,30 @@ def measure(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
         "ws_url": f"ws://127.0.0.1:{port}/v2/ws/public",
         "rest_url": f"http://127.0.0.1:{port}",
     }
-    held = directory / "held"
+    blocks = directory / "blocked"
     daemon = stack.enter_context(
-        Daemon(directory, {"bitget": exchange}, started_ms, held, ingest={"backfill": "0m", "confirm": False})
+        Daemon(directory, {"bitget": exchange}, started_ms, blocks, ingest={"backfill": "0m", "confirm": False})
     )
     warm_s = daemon.wait_until_complete(30.0 + options.symbols / 2)
     time.sleep(options.settle)
     window_s = min(WINDOW_S, options.seconds)
     idle = every(window_s, 3, daemon.cpu_s)
     before_mib = daemon.rss_mib()
-    arguments = [str(daemon.port), str(options.clients), str(options.held), str(options.connects), *names]
+    arguments = [str(daemon.port), str(options.clients), str(options.stored), str(options.connects), *names]
     crowd = stack.enter_context(Process("bench.crowd", *arguments, directory=directory))
     joined_s = wait_for(crowd, options.clients, 120.0 + 5 * options.clients / options.connects)
     time.sleep(options.settle)
-    first_line, first_held = len(lines_of(crowd.log)), len(lines_of(held))
+    first_line, first_block = len(lines_of(crowd.log)), len(lines_of(blocks))
     windows = max(1, round(options.seconds / window_s))
     shares = every(window_s, windows, daemon.cpu_s)
-    report = Report(lines_of(crowd.log)[first_line:], lines_of(held)[first_held:])
+    report = Report(lines_of(crowd.log)[first_line:], lines_of(blocks)[first_block:])
     crowd.signal(signal.SIGUSR1)
     time.sleep(min(2.0, options.seconds))
     napping = every(window_s, windows, daemon.cpu_s)
     crowd.check()
     rooms = len({turn % (options.symbols * len(DEFAULT_INTERVALS)) for turn in range(options.clients)})
     print(
-        f"{options.symbols:,} symbols of {len(DEFAULT_INTERVALS)} intervals with {options.held:,} bars each, "
+        f"{options.symbols:,} symbols of {len(DEFAULT_INTERVALS)} intervals with {options.stored:,} bars each, "
         f"{options.clients:,} clients in {rooms:,} rooms\n"
         f"  complete {warm_s:.0f} s after the start, all clients in {joined_s:.0f} s after the first\n"
         f"  of a core: {percent(shares)}; with clients that are not woken {percent(napping)}; "
@@ -107,9 +107,9 @@ def percent(shares: Sequence[float]) -> str:
 class Report:
     """What the clients and the loop's watch wrote, a line a second."""
 
-    def __init__(self, crowd: Sequence[Sequence[float]], held: Sequence[Sequence[float]]) -> None:
+    def __init__(self, crowd: Sequence[Sequence[float]], blocks: Sequence[Sequence[float]]) -> None:
         self._crowd = crowd
-        self._held = held
+        self._blocks = blocks
 
     @property
     def updates_a_second(self) -> float:
@@ -118,7 +118,7 @@ class Report:
 
     def __str__(self) -> str:
         _, _, half, most_of_all, most = zip(*self._crowd, strict=True)
-        wall, cpu = zip(*self._held, strict=True)
+        wall, cpu = zip(*self._blocks, strict=True)
         return (
             f"  {self.updates_a_second:,.0f} updates a second to the clients, since the exchange sent the frame: "
             f"p50 {spread(half)}, p99 {spread(most_of_all)}, most {spread(most)} ms\n"
@@ -131,16 +131,16 @@ def bare_send_s() -> float:
     took = []
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        links = []
+        pairs = []
         for _ in range(200):
             sender = stack.enter_context(socket.create_connection(listener.getsockname()))
-            links.append((sender, stack.enter_context(listener.accept()[0])))
+            pairs.append((sender, stack.enter_context(listener.accept()[0])))
         for _ in range(50):
             started = time.thread_time()
-            for sender, _ in links:
+            for sender, _ in pairs:
                 sender.send(bytes(230))
-            took.append((time.thread_time() - started) / len(links))
-            for _, receiver in links:
+            took.append((time.thread_time() - started) / len(pairs))
+            for _, receiver in pairs:
                 receiver.recv(4096)
     return statistics.median(took)
 
@@ -166,16 +166,16 @@ def wait_for(crowd: Process, clients: int, within_s: float) -> float:
 # ---------------------------------------------------------------- the store
 
 
-def fill(path: Path, names: Sequence[str], held: int, exchange: str = "bitget") -> None:
-    """A store with `held` bars of every interval that end where the week begins, in which nothing is missing."""
+def fill(path: Path, names: Sequence[str], stored: int, exchange: str = "bitget") -> None:
+    """A store with `stored` bars of every interval that end where the week begins, in which nothing is missing."""
     store = SqliteStore(path, DEFAULT_INTERVALS)
     store.open()
     store.close()
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute("BEGIN")
-    oldest_ms = MONDAY_MS - held * DEFAULT_INTERVALS[-1].ms
-    known_gap = (oldest_ms, MONDAY_MS - held * MINUTE_MS, "exchange_outage", 5, None)
+    oldest_ms = MONDAY_MS - stored * DEFAULT_INTERVALS[-1].ms
+    known_gap = (oldest_ms, MONDAY_MS - stored * MINUTE_MS, "exchange_outage", 5, None)
     (known,) = connection.execute("SELECT count(*) FROM markets").fetchone()
     for market, name in enumerate(names, known + 1):
         dice = random.Random(market)
@@ -183,7 +183,7 @@ def fill(path: Path, names: Sequence[str], held: int, exchange: str = "bitget") 
         connection.execute(sql.SET_COMPLETE_FROM, (oldest_ms, market))
         connection.execute(sql.PUT_KNOWN_GAP, (market, *known_gap))
         for interval in DEFAULT_INTERVALS:
-            rows = list(bars(dice, interval, held))
+            rows = list(bars(dice, interval, stored))
             if interval == MINUTE:
                 connection.executemany(sql.PUT_MINUTE, [(market, *row, SOURCES.index(LIVE)) for row in rows])
             else:
@@ -192,10 +192,10 @@ def fill(path: Path, names: Sequence[str], held: int, exchange: str = "bitget") 
     connection.close()
 
 
-def bars(dice: random.Random, interval: Interval, held: int) -> Iterator[tuple[int | str, ...]]:
-    """Columns of bars with as many digits as what the exchange pushes: with more of them, what is held is repacked."""
+def bars(dice: random.Random, interval: Interval, stored: int) -> Iterator[tuple[int | str, ...]]:
+    """Columns of bars with as many digits as the exchange pushes: more of them would repack the bars in memory."""
     minutes = interval.ms // MINUTE_MS
-    for at in range(-held, 0):
+    for at in range(-stored, 0):
         low = dice.randrange(90_000_000_000, 110_000_000_000)
         volume = dice.randrange(10**9) * minutes
         quote = low * volume

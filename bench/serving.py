@@ -88,7 +88,7 @@ class Serving:
         self._opened = minute(_HISTORY)
         self._versions = count(self._opened.as_of_ms - 50_000)
         self._tasks: list[asyncio.Task[None]] = []
-        self.longest_s = 0.0  # that the loop was held, since it was last set to 0
+        self.longest_s = 0.0  # that the loop was blocked, since it was last set to 0
 
     async def start(self) -> None:
         """Load the bars and listen."""
@@ -111,12 +111,12 @@ class Serving:
         return (time.thread_time_ns() - began) / 1000
 
     def live(self) -> None:
-        """From now on every market changes once a second, and how long the loop is held is watched."""
+        """From now on every market changes once a second, and how long the loop is blocked is watched."""
         self._tasks.append(asyncio.ensure_future(self._change_all()))
         self.watch()
 
     def watch(self) -> None:
-        """From now on how long the loop is held is watched."""
+        """From now on how long the loop is blocked is watched."""
         self._tasks.append(asyncio.ensure_future(self._watch()))
 
     def _publish(self, recipients: Recipients, frame: Frame) -> None:

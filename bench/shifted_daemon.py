@@ -1,8 +1,8 @@
 """The daemon on a clock that was set: a run on any day of the week begins with the same amount of history.
 
-    python -m bench.shifted_daemon FILE START_MS [HELD]
+    python -m bench.shifted_daemon FILE START_MS [BLOCKS]
 
-With HELD, a file, the longest time that the event loop was held in one go is written there every second, as a line
+With BLOCKS, a file, the longest time that the event loop was blocked is written there every second, as a line
 `wall cpu` in milliseconds: by the clock, and of processor time, which leaves out what other processes took.
 """
 
@@ -22,7 +22,7 @@ from tests.clocks import ScaledClock
 
 
 class WatchedSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
-    """Between two calls of `select` the loop is held."""
+    """Between two calls of `select` the loop is blocked."""
 
     def __init__(self, report: TextIO) -> None:
         super().__init__()

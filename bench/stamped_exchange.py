@@ -1,4 +1,4 @@
-"""A fake Bitget of which every push carries its own time: the close is the seconds of CLOCK_MONOTONIC, to microseconds.
+"""A fake Bitget whose pushes carry its own time: the close is the seconds of CLOCK_MONOTONIC, to microseconds.
 
     python -m bench.stamped_exchange PORT START_MS EVERY_S SYMBOL...
 
@@ -37,7 +37,7 @@ class StampedExchange(Exchange):
         return self._frame("snapshot", name)
 
     async def push_for_ever(self, every_s: float) -> None:
-        """Push whoever is due, a few at a time."""
+        """Push the due markets, a few at a time."""
         done, started = 0, time.monotonic()
         while True:
             due = int((time.monotonic() - started) * len(self._names) / every_s)

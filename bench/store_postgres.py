@@ -5,7 +5,7 @@
 Without an address a server of its own is started in a temporary folder, as for the tests: it does not wait for the
 disk. One market gets `--years` of minutes, the others 30 days each. Reads are cold for the store: each asks for a
 place of the history that was not read before, all of them in the operating system's cache. Of a server of its own they
-are read from the disk too: it is started anew, and nothing of its files is in memory.
+are read from the disk too: it is restarted, and nothing of its files is in memory.
 """
 
 import argparse
@@ -117,7 +117,7 @@ def measure_reads(store: PostgresStore, interval: Interval, limit: int, minutes:
 
 
 def measure_disk_reads(server: PostgresServer, database: Database, minutes: int, dice: random.Random) -> None:
-    """The newest bars before random times, the first ones that a server started anew reads of its tables."""
+    """The newest bars before random times, the first ones that a restarted server reads of its tables."""
     last_ms = candle(0).open_ms + minutes * MINUTE_MS
     took: dict[tuple[int, Interval], list[float]] = {}
     for _ in range(COLD_STARTS):

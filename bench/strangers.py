@@ -81,9 +81,9 @@ STRANGERS = {
         item=1, before=f"{_PINGED}; +28 MB per 25 MB sent", connections=3, web_socket=True,
         first=masked(_TEXT_BEGINS, b"x"), again=_EMPTY * 1000, every_s=0.005,
     ),
-    "no request": Stranger(item=2, before="nobody gets in, none closed in 55 s", connections=400),
+    "no request": Stranger(item=2, before="no client gets in, none closed in 55 s", connections=400),
     "half a header": Stranger(
-        item=2, before="+107 MB, loop held 1.4 s (5,000 connections)", connections=1000, first=_HALF,
+        item=2, before="+107 MB, loop blocked 1.4 s (5,000 connections)", connections=1000, first=_HALF,
         source="127.0.2.{}",
     ),
     "history unread": Stranger(
@@ -155,34 +155,34 @@ class Attack:
     async def _return(self) -> None:
         while True:
             number = next(self._numbers)
-            with socket.socket() as link:
-                link.setblocking(False)
+            with socket.socket() as connection:
+                connection.setblocking(False)
                 try:
-                    await self._attack(link, number)
+                    await self._attack(connection, number)
                 except OSError:
                     self.counts["cut"] += 1
             await asyncio.sleep(0 if self._stranger.resets else _RETURNS_S)
 
-    async def _attack(self, link: socket.socket, number: int) -> None:
+    async def _attack(self, connection: socket.socket, number: int) -> None:
         loop, stranger = asyncio.get_running_loop(), self._stranger
-        link.bind((stranger.source.format(1 + number // 50 % 250), 0))
-        await loop.sock_connect(link, ("127.0.0.1", self._port))
+        connection.bind((stranger.source.format(1 + number // 50 % 250), 0))
+        await loop.sock_connect(connection, ("127.0.0.1", self._port))
         self.counts["connects"] += 1
         if stranger.web_socket:
-            await self._send(link, self._forwarded(handshake(self._port), number))
+            await self._send(connection, self._forwarded(handshake(self._port), number))
             if stranger.resets:
-                link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 return
-            if not (await self._receive(link)).startswith(b"HTTP/1.1 101"):
+            if not (await self._receive(connection)).startswith(b"HTTP/1.1 101"):
                 self.counts["refused"] += 1
                 return
-        reading = asyncio.ensure_future(self._read(link))
+        reading = asyncio.ensure_future(self._read(connection))
         try:
             for data in self._texts():
                 if reading.done():
                     break
                 if data:
-                    await self._send(link, data)
+                    await self._send(connection, data)
                 await asyncio.sleep(stranger.every_s)
         finally:
             reading.cancel()
@@ -199,21 +199,21 @@ class Attack:
             return request
         return request.removesuffix(b"\r\n") + f"X-Forwarded-For: {clients[number % len(clients)]}\r\n\r\n".encode()
 
-    async def _send(self, link: socket.socket, data: bytes) -> None:
-        await asyncio.get_running_loop().sock_sendall(link, data)
+    async def _send(self, connection: socket.socket, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(connection, data)
         self.sent += len(data)
 
-    async def _receive(self, link: socket.socket) -> bytes:
-        data = await asyncio.get_running_loop().sock_recv(link, 262_144)
+    async def _receive(self, connection: socket.socket) -> bytes:
+        data = await asyncio.get_running_loop().sock_recv(connection, 262_144)
         self.received += len(data)
         return data
 
-    async def _read(self, link: socket.socket) -> None:
+    async def _read(self, connection: socket.socket) -> None:
         """Until the connection ends. A stranger that does not read notices that only when it sends."""
         if not self._stranger.reads:
             await asyncio.Event().wait()
         with contextlib.suppress(OSError):
-            while chunk := await self._receive(link):
+            while chunk := await self._receive(connection):
                 self.counts["refused"] += chunk.startswith((b"HTTP/1.1 429", b"HTTP/1.1 503"))
 
     def __str__(self) -> str:

@@ -35,14 +35,14 @@ TINY = {
     ],
     "fairness": ["--symbols", "2", "--clients", "4", "--connections", "2", "--flooders", "1", "--seconds", "0.3"],
     "abuse": ["--rows", "empty pongs", "a long price", "--clients", "20", "--seconds", "0.5", "--symbols", "2"],
-    "scale": ["--symbols", "2", "--clients", "14", "--held", "20", "--seconds", "2", "--settle", "0.5"],
+    "scale": ["--symbols", "2", "--clients", "14", "--stored", "20", "--seconds", "2", "--settle", "0.5"],
 }  # fmt: skip
 SAYS = {
     "fanout": "20 clients, candled",
     "connections": "50 clients, 21 rooms",
     "aggregation": "Aggregator.apply_minute",
     "rooms": "initial of 1000 bars: warm",
-    "latency": "2 markets at once, through Redis: p50",
+    "latency": "2 markets together, through Redis: p50",
     "bus": "takeover from one that stopped in order",
     "ingest": "fake, 2 symbols, 2 clients",
     "memory": "1 symbols, 1 clients",
