@@ -1,5 +1,6 @@
 """Pages of bars from memory and the store, each bar exactly once and always complete."""
 
+import asyncio
 import hashlib
 import random
 from bisect import bisect_left, bisect_right
@@ -15,7 +16,7 @@ from candled.serve.content_coding import PLAIN, ContentCoding
 from candled.store.history import HistoryReader
 
 from .past_pages import PastPages
-from .queries import MOST_BARS, BarQuery, HistoryRequest, Page, PrintedPage, WrittenPage, print_page
+from .queries import MOST_BARS, BarQuery, HistoryRequest, Page, PrintedPage, WrittenPage, join_rows, print_bars
 
 if TYPE_CHECKING:
     from candled.aggregate.live_bars import LiveBars
@@ -24,6 +25,8 @@ T = TypeVar("T")
 
 _ALL = 10**6  # more than memory holds
 _TRUSTED_S = 10.0
+_SLICE = 200  # bars printed before other tasks run
+_MOST_UNSHARED = 2  # pages of up to 5,000 bars that are made for one request each, at a time
 _PAGE_OVERHEAD = 600  # bytes of a kept page besides its texts
 
 
@@ -63,6 +66,7 @@ class BarReader:
         self._stored = stored
         self._texts = texts
         self._clock = clock
+        self._unshared = asyncio.Semaphore(_MOST_UNSHARED)
         self._name = f"{random.getrandbits(48):x}"  # part of ETags, because their version numbers are per process
         self._past = PastPages(live, stored, texts, self._name)
         # series whose first bar is in memory, so the store has no older ones
@@ -208,10 +212,19 @@ class BarReader:
         if page is None:
             page = await self._readable(self._past.read(*self._of_past(market, interval, printer, asked), known))
         if page is None:
-            read = await self._read_page(market, interval, asked)
-            # If reading has shown that memory has all bars of the page, this answer gets the same tag as later ones.
-            page = self.printed_now(market, interval, printer, asked, known) or print_page(read, printer)
+            async with self._unshared:
+                read = await self._read_page(market, interval, asked)
+                # If reading has shown that memory has all bars of the page, this answer gets the tag of later ones.
+                page = self.printed_now(market, interval, printer, asked, known) or await self._print(read, printer)
         return page
+
+    async def _print(self, page: Page, printer: Printer) -> PrintedPage:
+        """Print a page in slices, each in a pass of its own."""
+        rows: list[Sequence[str]] = []
+        for start in range(0, len(page.bars), _SLICE):
+            rows += print_bars(page.bars[start : start + _SLICE], printer)
+            await self._clock.sleep(0)
+        return join_rows(page, printer, rows)
 
     async def read_page(
         self,

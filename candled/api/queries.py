@@ -105,10 +105,14 @@ class WrittenPage(NamedTuple):
     revision: str | None = None
 
 
-def print_page(page: Page, printer: Printer) -> PrintedPage:
-    """Return a page with each bar printed."""
+def print_bars(bars: Iterable[Candle], printer: Printer) -> list[Sequence[str]]:
+    """Return the texts of bars, for `join_rows`."""
+    return [printer.print(bar, bar.final) for bar in bars]
+
+
+def join_rows(page: Page, printer: Printer, rows: Sequence[Sequence[str]]) -> PrintedPage:
+    """Return a page, given the texts of its bars."""
     bars = page.bars
-    rows = [printer.print(bar, bar.final) for bar in bars]
     return PrintedPage(
         [printer.separator.join(map(str.encode, column)) for column in zip(*rows, strict=True)]
         or [b""] * printer.columns,

@@ -1,5 +1,6 @@
 """Answers from kept texts are, to the byte, what encoding every bar anew gives: warm, cold, revised, evicted."""
 
+import asyncio
 import gzip
 import json
 import random
@@ -12,7 +13,7 @@ import pytest
 from candled.aggregate.packed import PackedBars
 from candled.api.pages import BarReader
 from candled.api.printers import CSV, json_printer, klines_printer, ndjson_printer, udf_printer
-from candled.api.queries import MOST_BARS, BarQuery, HistoryRequest, print_page
+from candled.api.queries import MOST_BARS, BarQuery, HistoryRequest, join_rows, print_bars
 from candled.bus import FeedMetadata, HistoryChanged, MinuteChanged
 from candled.config.sections import KlinesSettings
 from candled.errors import StoreUnavailable
@@ -147,7 +148,7 @@ async def check(one: Stage, pages: BarReader, rng: random.Random, rounds: int = 
                     assert pages._texts._most_bytes < 10**8
                     continue
                 assert (again.is_known, again.tag, again.columns) == (True, page.tag, ())
-            slow = print_page(wanted, printer)
+            slow = join_rows(wanted, printer, print_bars(wanted.bars, printer))
             assert (list(slow.columns), slow.first_ms, slow.last_ms) == (
                 list(page.columns),
                 page.first_ms,
@@ -330,3 +331,37 @@ async def test_fewer_bars_are_no_reason_to_print_more_again_later(stage, monkeyp
         assert ask(900) == 0
     stage.push(minute(COUNT - 3, volume="7", as_of=90_000, final=True))
     assert ask(2) + ask(900) <= 9
+
+
+async def test_pages_that_cannot_be_shared_are_printed_in_slices_two_at_a_time(stage, monkeypatch):
+    pages, asked, running, most, passes = stage.pages, HistoryRequest(5000), 0, 0, []
+    real, real_print = pages._read_page, print_bars
+
+    async def read(*args):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        return await real(*args)
+
+    def print_some(bars, printer):
+        passes.append(len(bars))
+        return real_print(bars, printer)
+
+    async def made():
+        nonlocal running
+        page = await pages.printed(BTC, MINUTE, CSV, asked)
+        running -= 1
+        return page
+
+    async def none(*_):
+        return None
+
+    monkeypatch.setattr(pages, "_read_page", read)
+    monkeypatch.setattr(pages._past, "read", none)
+    monkeypatch.setattr(pages, "printed_now", lambda *_: None)
+    monkeypatch.setattr("candled.api.pages.print_bars", print_some)
+    monkeypatch.setattr("candled.api.pages._SLICE", 25)
+    found = await asyncio.gather(*(made() for _ in range(6)))
+    wanted = await real(BTC, MINUTE, asked)
+    assert [page.columns for page in found] == [join_rows(wanted, CSV, real_print(wanted.bars, CSV)).columns] * 6
+    assert (most, passes) == (2, [25, 25, 25, 25, 10, 10] * 3)
