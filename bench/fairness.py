@@ -57,8 +57,7 @@ async def measure(options: argparse.Namespace, stack: contextlib.ExitStack) -> N
         "ws_url": f"ws://127.0.0.1:{port}/v2/ws/public",
         "rest_url": f"http://127.0.0.1:{port}",
     }
-    limits = dict.fromkeys(("api_requests", "udf_requests", "klines_requests"), 0)
-    more = {"ingest": {"backfill": "0m", "confirm": False}, "limits": limits, "klines": {"enabled": True}}
+    more = {"ingest": {"backfill": "0m", "confirm": False}, "klines": {"enabled": True}}
     with on_core(1):
         stack.enter_context(Process("bench.stamped_exchange", *pushes, directory=directory))
     with on_core(0):

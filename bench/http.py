@@ -48,9 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         directory = stack.enter_context(scratch())
         names = symbols(options.markets)
         exchanges = {"replay": {"symbols": names, "files": {"*": RECORDING}, "speed": 1}}
-        limits = dict.fromkeys(("api_requests", "udf_requests", "klines_requests"), 0)
         daemon = stack.enter_context(
-            Daemon(directory, exchanges, STARTED_MS, ingest={"backfill": "1d"}, limits=limits, klines={"enabled": True})
+            Daemon(directory, exchanges, STARTED_MS, ingest={"backfill": "1d"}, klines={"enabled": True})
         )
         ports = {"candled": daemon.port}
         for name in options.servers:
@@ -90,8 +89,7 @@ def cold_pages(store: str, count: int) -> tuple[str, str]:
             }
         days = 3 + count * 1000 // 1440  # the newest are in memory
         exchanges = {"replay": {"symbols": [name], "files": {"*": RECORDING}, "speed": 1}}
-        limits = dict.fromkeys(("api_requests", "udf_requests", "klines_requests"), 0)
-        settings = {"ingest": {"backfill": f"{days}d"}, "limits": limits, "klines": {"enabled": True}, **more}
+        settings = {"ingest": {"backfill": f"{days}d"}, "klines": {"enabled": True}, **more}
         daemon = stack.enter_context(Daemon(directory, exchanges, STARTED_MS, **settings))
         daemon.wait_until_complete(600.0)
         first_ms = MINUTE_MS * 1000 * ((STARTED_MS - (days - 1) * 1440 * MINUTE_MS) // (MINUTE_MS * 1000) + 1)

@@ -27,7 +27,11 @@ _NO_LIMITS = {
     "max_rooms_per_connection": 10_000,
     "max_messages_per_second": 0,
 }
-_NO_BUDGETS = {"connection_work": "0s", "address_work": "0s"}  # all clients have one address
+# of requests and of work: all clients have one address
+UNLIMITED = {
+    **dict.fromkeys(("api_requests", "udf_requests", "klines_requests"), 0),
+    **dict.fromkeys(("connection_work", "address_work"), "0s"),
+}
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -107,7 +111,7 @@ class Daemon(Process):
             "exchanges": exchanges,
             "store": {"url": f"sqlite:///{directory / 'candled.db'}", "journal": str(directory / "journal")},
             "log": {"level": "warning"},
-            **({"limits": _NO_BUDGETS} if server is _NO_LIMITS else {}),
+            **({"limits": UNLIMITED} if server is _NO_LIMITS else {}),
             **more,
         }
         path = directory / "candled.yaml"

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.http import wrk
-from bench.process import print_table, scratch, spread
+from bench.process import UNLIMITED, print_table, scratch, spread
 from tests.redis_servers import own_redis
 from tests.servers import own_postgres
 from tests.system.daemon import Daemon, free_port
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 {
                     "exchanges": {"replay": {"symbols": ["BTC/USDT"]}},
                     "ingest": {"backfill": "1d"},
-                    "limits": dict.fromkeys(("api_requests", "udf_requests", "klines_requests"), 0),
+                    "limits": UNLIMITED,
                     "klines": {"enabled": True},
                     "store": {"url": f"postgresql://candled@127.0.0.1:{postgres.port}/postgres", "journal": ""},
                     "bus": {"url": redis.url},
