@@ -1,6 +1,6 @@
 """Healthy clients while strangers, the exchange, publishers on Redis or somebody on the machine misbehave, a row each.
 
-    python -m bench.abuse [--rows NAME ...] [--clients 1000] [--seconds 6] [--symbols 20]
+    python -m bench.abuse [--rows NAME ...] [--clients 1000] [--seconds 4] [--symbols 20]
 
 The daemon, the exchange, the healthy clients and the stranger are processes of their own. After a common idle run each
 row lasts some seconds. Its line is one of a table: what happened before issue 13, what healthy clients waited for, how
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.abuse", description=__doc__)
     parser.add_argument("--rows", nargs="+", choices=list(rows), default=list(rows), metavar="NAME")
     parser.add_argument("--clients", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each row")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each row")
     parser.add_argument("--symbols", type=int, default=20)
     options = parser.parse_args(arguments)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -117,7 +117,7 @@ def run(kind: type[Site], rows: Sequence[Row], options: argparse.Namespace) -> l
     """Measure rows at one site until it is spoiled; return the rest."""
     done: list[tuple[Row, Window]] = []
     with scratch() as directory, kind(directory, symbols(options.symbols), options.clients) as site:
-        time.sleep(min(2.0, options.seconds))  # all clients are in
+        time.sleep(min(5.0, options.seconds))  # all clients are in
         idle = site.measure(contextlib.nullcontext(), options.seconds, 0.0)
         print(line("idle", "", "", idle, result(idle, idle)), flush=True)
         for number, row in enumerate(rows, 1):

@@ -86,6 +86,9 @@ STRANGERS = {
         item=2, before="+107 MB, loop blocked 1.4 s (5,000 connections)", connections=1000, first=_HALF,
         source="127.0.2.{}",
     ),
+    "a header byte by byte": Stranger(
+        item=2, before="", connections=100, first=_HALF[:-2000], again=b"x", every_s=0.005
+    ),
     "history unread": Stranger(
         item=1, before="ping p95 2.6 s, an update 5 s late, +256 MB", connections=150, first=get(_UDF) * 4,
         reads=False,
