@@ -45,7 +45,7 @@ class BudgetFile:
 
     @contextmanager
     def bucket(self, host: str, rate: float) -> Iterator[TokenBucket]:
-        """Yield the bucket of a host, as all processes have left it. Changes within the block are saved.
+        """Yield the current bucket of a host, which all processes share. Changes within the block are saved.
 
         Raises:
             BlockingIOError: another process has just locked the file.

@@ -183,7 +183,7 @@ class PackedBars:
 
 
 def _integers(bar: Candle, decimals: Sequence[int]) -> tuple[int, ...]:
-    """Return the fields of a row.
+    """Return the fields of a bar as integers.
 
     Raises:
         ArithmeticError, ValueError, KeyError: a number has more digits, or a field has an unsupported value.

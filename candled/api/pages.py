@@ -350,7 +350,7 @@ class BarReader:
             raise Unavailable(str(error)) from error
 
     def _is_tail(self, market: MarketKey, interval: Interval, asked: HistoryRequest) -> bool:
-        """Return True if the request is for the newest bars, and for no more than memory may keep for a room."""
+        """Return True if the request is for the newest bars, and for at most as many as a room may keep in memory."""
         newest = self._live.newest_times(market, interval, 1)
         return bool(newest) and asked.newest_first and asked.limit <= MOST_BARS and asked.end_ms > newest[0]
 

@@ -82,7 +82,7 @@ class Presence:
         return not self.connected or self.standing(now_ms) == "polled"
 
     def is_due(self, now_ms: int, pace_ms: int) -> bool:
-        """Return whether to ask REST for the present: about a silence, or every `pace_ms` in place of the stream."""
+        """Return whether to read the present over REST, because the stream is silent or delivers nothing."""
         if self.connected:
             self._down_ms = None
         elif self._down_ms is None:

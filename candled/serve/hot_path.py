@@ -35,7 +35,7 @@ class HotRequest:
 
 
 class HotReply(NamedTuple):
-    """An answer: the headers besides those that `HotPath` adds to each."""
+    """An answer. `HotPath` adds the headers that all answers share."""
 
     status: int
     content_type: str

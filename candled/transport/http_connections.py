@@ -92,8 +92,8 @@ class _Crowd:
 class HttpConnections:
     """Counts connections together with the clients, and closes the least valuable ones. A limit of 0 means none.
 
-    Room is made among the connections that await a request, then among those that are answered; the address that has
-    most of them loses its oldest one. An address for which `is_proxy` is true has no limit of its own. Pure.
+    To make room, connections that await a request are closed before those being answered. Among them, the address with
+    the most connections loses its oldest one. An address for which `is_proxy` is true has no limit of its own. Pure.
     """
 
     def __init__(

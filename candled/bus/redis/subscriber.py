@@ -177,7 +177,7 @@ class _SubscriberConnection:
         self._ending.start(self._run_until_end())
 
     async def stop(self) -> None:
-        """End it. No messages are delivered afterwards."""
+        """End the subscription. No messages are delivered afterwards."""
         self._is_stopped = True
         await self._tasks.cancel()
         await self._ending.wait()
