@@ -3,6 +3,7 @@
 import csv
 import gzip
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 
 from candled.model import MINUTE_MS, Candle
@@ -30,8 +31,13 @@ def minute(
 
 def recorded(name: str, limit: int | None = None) -> list[Candle]:
     """The candles of a file in tests/data, as final ones."""
+    return _recorded(name)[:limit]
+
+
+@cache
+def _recorded(name: str) -> list[Candle]:
     with gzip.open(DATA / name, "rt", newline="") as lines:
-        rows = list(csv.DictReader(lines))[:limit]
+        rows = list(csv.DictReader(lines))
     return [
         Candle.parse(
             row["time_ms"], row["open"], row["high"], row["low"], row["close"], row["volume"], row.get("quote_volume"),

@@ -4,7 +4,7 @@ import csv
 import gzip
 import zlib
 from decimal import ROUND_DOWN, Decimal
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -44,18 +44,20 @@ class Recorded:
     """
 
     def __init__(self, rows: list[Row]) -> None:
-        self._rows = rows
+        self._rows = [
+            row._replace(open=last.close, high=max(row.high, last.close), low=min(row.low, last.close))
+            for last, row in zip([*rows[-1:], *rows], rows, strict=False)
+        ]
 
     @classmethod
+    @cache
     def load(cls, name: str) -> "Recorded":
         """Read `tests/data/<name>.csv.gz`; a quote volume that was not recorded is volume times the middle price."""
         with gzip.open(DATA / f"{name}.csv.gz", "rt", newline="") as file:
             return cls([_recorded_row(fields) for fields in csv.DictReader(file)])
 
     def row(self, open_ms: int) -> Row:
-        index = open_ms // MINUTE_MS % len(self._rows)
-        row, opened = self._rows[index], self._rows[index - 1].close
-        return row._replace(open=opened, high=max(row.high, opened), low=min(row.low, opened))
+        return self._rows[open_ms // MINUTE_MS % len(self._rows)]
 
 
 def _recorded_row(fields: dict[str, str]) -> Row:

@@ -3,6 +3,7 @@
 import csv
 import gzip
 from decimal import Decimal
+from functools import cache
 from itertools import count
 from pathlib import Path
 
@@ -40,6 +41,11 @@ def new_market() -> MarketKey:
 
 def recorded(name: str) -> list[Candle]:
     """The final minutes of a recording in tests/data."""
+    return [*_recorded(name)]
+
+
+@cache
+def _recorded(name: str) -> list[Candle]:
     with gzip.open(DATA / name, "rt", newline="") as file:
         return [
             Candle(
