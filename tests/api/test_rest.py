@@ -267,6 +267,7 @@ PRINTED = {
     "close": "67160.25559653090524111835", "volume": "100000000000000000000001", "quoteVolume": "0.1",
 }  # fmt: skip
 HISTORY = f"/udf/history?symbol=REPLAY:BTCUSDT&resolution=1&from=0&to={MONDAY_MS // 1000 + 60}"
+PAGE = f"/api/pages?symbol=BTC/USDT&interval=1m&page={MONDAY_MS // (1000 * 60_000)}"
 QUOTES = "/udf/quotes?symbols=REPLAY:BTCUSDT"
 
 
@@ -285,6 +286,7 @@ def of_quotes(answer) -> dict[str, object]:
     [
         (CANDLES, lambda answer: answer["bars"][0]),
         (f"{CANDLES}&limit=5", lambda answer: answer["bars"][0]),
+        (PAGE, lambda answer: answer["bars"][0]),
         (f"{CANDLES}&format=ndjson", lambda answer: answer),
         (f"{CANDLES}&format=ndjson&limit=5", lambda answer: answer),
         (HISTORY, of_history),
