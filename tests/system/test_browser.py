@@ -57,6 +57,7 @@ def config(folder: Path) -> dict[str, Any]:
             "replay": {"symbols": ["BTC/USDT", "ETH/USDT"], "speed": 20},
             "bitget": {"symbols": ["LTC/USDT", "BTC/USDT"], **nobody},
         },
+        "ingest": {"backfill": "2d"},
         "store": {"url": f"sqlite:///{folder / 'candled.db'}"},
         "limits": {"api_requests": 10_000},
     }
@@ -268,7 +269,7 @@ def test_a_feed_without_candles_is_said_to_be_stale(browser: Any, daemon: Daemon
 
 def test_scrolling_back_loads_history_to_its_beginning_and_says_so(browser: Any, daemon: Daemon) -> None:
     with Tab(browser) as tab:
-        tab.page.goto(daemon.url + "/#BTC/USDT/1h")
+        tab.page.goto(daemon.url + "/#BTC/USDT/5m")
         tab.page.wait_for_function(LIVE)
         count = len(tab.bars())
         tab.page.wait_for_function("document.getElementById('newest').hidden")
@@ -280,9 +281,10 @@ def test_scrolling_back_loads_history_to_its_beginning_and_says_so(browser: Any,
         assert tab.page.inner_text("#past").startswith("Nothing older exists than ")
         assert len(tab.bars()) > count
         times = [bar["time"] for bar in tab.bars()]
-        assert times == [times[0] + 3600 * number for number in range(len(times))]
-        everything = candles(daemon, "BTC/USDT", "1h")
-        wait_until_equal(lambda: drawn(tab.bars())[:-1], lambda _: drawn(everything)[: len(times) - 1][-MOST_BARS:])
+        assert times == [times[0] + 300 * number for number in range(len(times))]
+        over = len(times) - 1
+        everything = drawn(candles(daemon, "BTC/USDT", "5m"))[:over]
+        wait_until_equal(lambda: drawn(tab.bars())[:over], lambda _: everything)
         assert tab.page.is_visible("#newest")
         tab.page.keyboard.press("End")
         tab.page.wait_for_function("document.getElementById('newest').hidden")
