@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import zip_longest
 from typing import Annotated, Any
 
@@ -93,10 +93,14 @@ def parse(argv: Sequence[str]) -> "partial[Outcome] | None":
     Raises:
         typer.TyperException: the arguments are wrong.
     """
-    app.rich_markup_mode = "rich" if sys.stdout.isatty() else None
-    command = typer.main.get_command(app)
-    run = command.main(_with_window_count(argv), prog_name="candled", standalone_mode=False)
+    run = _make_command(sys.stdout.isatty()).main(_with_window_count(argv), prog_name="candled", standalone_mode=False)
     return run if isinstance(run, partial) else None  # else an exit status, after --help
+
+
+@cache
+def _make_command(draws: bool) -> Any:
+    app.rich_markup_mode = "rich" if draws else None
+    return typer.main.get_command(app)
 
 
 def _with_window_count(argv: Sequence[str]) -> list[str]:

@@ -29,18 +29,18 @@ from tests.tools.exchange import BTC, MARKET, NOON_MS, Bench, at, bench, iso, va
 @pytest.mark.slow
 async def test_every_minute_is_fetched_newest_first_and_nothing_is_asked_for_twice(tmp_path, capsys):
     async with bench(tmp_path) as one:
-        assert await one.run("backfill", "BTC/USDT", "--from", iso(at(-12))) == 0
+        assert await one.run("backfill", "BTC/USDT", "--from", iso(at(-6))) == 0
         stored = one.stored()
-        assert values(stored) == values(one.truth(at(-12), at(1)))[: len(stored)]
-        assert len(stored) >= 12 * 1440 - 3
+        assert values(stored) == values(one.truth(at(-6), at(1)))[: len(stored)]
+        assert len(stored) >= 6 * 1440 - 3
         ends = [end_ms for _, end_ms in one.asked()][1:]  # the first question is whether the history begins later
-        assert len(ends) > 17
+        assert len(ends) > 8
         ordered = sorted(ends, reverse=True)
         assert all(abs(place - ordered.index(end_ms)) <= 4 for place, end_ms in enumerate(ends))  # four at a time
-        assert one.complete_from() == at(-12)
+        assert one.complete_from() == at(-6)
         assert "minutes stored" in capsys.readouterr().out
         before = len(one.asked())
-        assert await one.run("backfill", "--from", iso(at(-12))) == 0
+        assert await one.run("backfill", "--from", iso(at(-6))) == 0
         assert all(start_ms >= at(minutes=-5) for start_ms, _ in one.asked()[before:])
 
 

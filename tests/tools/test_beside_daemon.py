@@ -73,7 +73,7 @@ def test_no_command_with_other_settings_touches_the_bars_of_a_running_daemon(tmp
             assert status in statuses, (arguments, said)
             if status == 2:
                 assert f"another candled uses it (process {daemon.process.pid})" in said.err
-            while minutes(tmp_path) < before + 7:  # the daemon folds on
+            while minutes(tmp_path) < before + 4:  # the daemon folds on
                 time.sleep(0.1)
         bars = daemon.get("/api/candles?symbol=BTC/USDT&interval=3m&limit=1000")["bars"]
         assert daemon.stop() == 0

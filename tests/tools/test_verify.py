@@ -306,14 +306,14 @@ def bitget(fake):
     return ExchangeConfig(name="bitget", plugin=Bitget, symbols=(BTC,), settings=ours)
 
 
-async def against(fake, file, *, windows=3, seed=1, intervals=DEFAULT_INTERVALS, clock=None):
+async def against(fake, file, *, windows=3, seed=1, intervals=DEFAULT_INTERVALS, clock=None, within=ALWAYS):
     report = Report(as_json=True, quiet=True)
     store = opened(file)
     try:
         clock = clock or fake.clock
         budget = part_of(clock, SHARE, LocalBudgets(clock).budget)
         check = ExchangeCheck(store, bitget(fake), intervals, clock, report, Random(seed), budget)
-        await check.run([MARKET], ALWAYS, windows)
+        await check.run([MARKET], within, windows)
     finally:
         store.close()
     return report
@@ -345,7 +345,8 @@ async def test_a_minute_that_the_exchange_has_otherwise_is_found(fake, stored_hi
     row = fake.truth(BTC, at, at + MINUTE_MS)[0]
     fake.revise(BTC, at, Row(row.open, row.high, row.low, row.close, row.volume + 1, row.quote_volume))
     fake.missing_minutes(BTC, (at + MINUTE_MS, at + 2 * MINUTE_MS))
-    report = await against(fake, stored_history, windows=60, intervals=[MINUTE, D1])
+    near = Range(at - 2 * DAY_MS, at + 2 * DAY_MS)
+    report = await against(fake, stored_history, windows=60, intervals=[MINUTE, D1], within=near)
     assert report.exit_status == 1
     found = [json.loads(line) for line in lines(capsys)[:-1]]
     by_interval = {(one["interval"], one["time"]): one for one in found}
@@ -367,7 +368,8 @@ async def test_everything_can_be_compared_with_the_exchange(fake, stored_history
 
     row = fake.truth(BTC, minutes[3].open_ms, minutes[4].open_ms)[0]
     fake.revise(BTC, row.open_ms, Row(row.open, row.high, row.low, row.close, row.volume + 1, row.quote_volume))
-    assert (await against(fake, stored_history, windows="all", intervals=[MINUTE])).exit_status == 1
+    near = Range(BEGUN_MS, BEGUN_MS + DAY_MS)
+    assert (await against(fake, stored_history, windows="all", intervals=[MINUTE], within=near)).exit_status == 1
     assert json.loads(lines(capsys)[0])["time"] == iso_ms(row.open_ms)
 
 
@@ -387,7 +389,7 @@ async def test_the_same_seed_asks_for_the_same_windows(fake, stored_history):
     asked = []
     for seed in (7, 7, 8):
         fake.requests.clear()
-        await against(fake, stored_history, seed=seed, clock=Frozen(fake.clock))
+        await against(fake, stored_history, windows=1, seed=seed, clock=Frozen(fake.clock))
         asked.append([(request.path, request.query) for request in fake.requests])
     assert asked[0] == asked[1]
     assert asked[0] != asked[2]
@@ -405,10 +407,10 @@ class Frozen(ScaledClock):
 
 @pytest.mark.slow
 async def test_at_most_half_of_the_request_budget_is_taken(fake, stored_history):
-    await against(fake, stored_history, windows=40, intervals=[MINUTE])
+    await against(fake, stored_history, windows=20, intervals=[MINUTE])
     first, last = fake.requests[0].at_ms, fake.requests[-1].at_ms
     half = Bitget.requests_per_s / 2
-    assert len(fake.requests) >= 40
+    assert len(fake.requests) >= 20
     assert len(fake.requests) <= half * ((last - first) / 1000 + 1) + 1
 
 
