@@ -167,7 +167,7 @@ def wait_until_whole(daemon: Daemon) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("kills", [pytest.param(4, marks=SHORT), pytest.param(100, marks=LONG)])
+@pytest.mark.parametrize("kills", [pytest.param(2, marks=SHORT), pytest.param(100, marks=LONG)])
 def test_kill_9_at_random_moments_loses_nothing_that_was_stored(tmp_path, kills):
     """Promise 17. The first half of the kills hits the filling of a fresh store, the second the live feed."""
     draw, tape, settings = random.Random(17), Tape(), replay_settings(tmp_path)
@@ -286,7 +286,7 @@ def truth(fake: FakeBitget, until_ms: int, *, lead_ms: int = 0) -> Minutes:
     }
 
 
-@pytest.mark.parametrize("kills", [pytest.param(4, marks=SHORT), pytest.param(100, marks=LONG)])
+@pytest.mark.parametrize("kills", [pytest.param(2, marks=SHORT), pytest.param(100, marks=LONG)])
 async def test_what_an_exchange_said_while_the_daemon_was_dead_is_there_afterwards(tmp_path, kills):
     """Promise 17: after each kill the exchange goes on; the next start finds the hole and has it repaired."""
     draw, clock = random.Random(4), ScaledClock(SPEED, MONDAY_MORNING_MS)
