@@ -717,7 +717,7 @@ class _Handler(WebSocketHandler):
 
     async def on_message(self, message: str | bytes) -> None:
         self.server.requests.append(json.loads(message))
-        script = self.server.scripts.pop(0)
+        script = self.server.scripts.pop(0) if self.server.scripts else []  # asked again after an error that passes
         for text in script:
             await self.write_message(text)
         if self.server.scripts:
