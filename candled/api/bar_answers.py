@@ -10,7 +10,11 @@ from candled.serve.rate_limit import UNLIMITED, RateLimit
 
 from .context import ApiContext
 from .errors import ApiError
-from .handler import IMMUTABLE, AccessPolicy, Handler, cache_control
+from .handler import IMMUTABLE, TOO_MANY_REQUESTS, AccessPolicy, Handler, cache_control
+
+
+class StreamedOnly(ApiError):
+    """A valid request whose answer is written in parts."""
 
 
 class BarHandler(Handler):
@@ -50,12 +54,17 @@ class BarHandler(Handler):
         """Return the answer if memory has the bars and the rate limit allows the request, else None."""
         headers = request.headers
         source: ApiContext = sources["source"]
-        query: BarQuery | None = request.query
+        query: BarQuery | ApiError | None = request.query
         if query is None:
             try:
-                query = request.query = cls.parse_query(request, sources)
-            except ApiError:
+                query = cls.parse_query(request, sources)
+            except ApiError as refusal:
+                query = refusal.with_traceback(None)
+            request.query = query
+        if isinstance(query, ApiError):
+            if isinstance(query, StreamedOnly):
                 return None
+            return cls.refuse_now(query, request, peer, access=access, limit=limit, compress_from=compress_from)
         coding = choose_coding(headers.get("accept-encoding"), compress_from)
         if coding is None:
             return None
@@ -69,6 +78,8 @@ class BarHandler(Handler):
             if counted is None:
                 return None
             limit_result = counted
+            if not counted.allowed:
+                return cls.reply_refusal(TOO_MANY_REQUESTS, counted, headers, access)
         first, *others = reply.headers
         shared = (
             *access.cors_headers(headers.get("origin")).items(),

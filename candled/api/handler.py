@@ -1,6 +1,7 @@
 """The base of all API handlers: CORS, rate limits, caching and error answers."""
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
@@ -12,8 +13,9 @@ from tornado.web import HTTPError, RequestHandler
 from candled.errors import CandledError, StoreRejected, Unavailable
 from candled.serve.connection_limiter import Network, client_address
 from candled.serve.content_coding import CODINGS, PLAIN, choose_coding
+from candled.serve.hot_path import HotReply, HotRequest
 from candled.serve.kept_pages import KeptPages
-from candled.serve.rate_limit import HEADERS, TOO_MANY, UNLIMITED, RateLimit
+from candled.serve.rate_limit import HEADERS, TOO_MANY, UNLIMITED, RateLimit, RateLimitResult
 from candled.transport.hot_stream import HotStream
 from candled.transport.http_connections import REFUSED_S
 from candled.transport.library_internals import break_off, error_reason, peer_address, stream_of
@@ -27,7 +29,10 @@ METHODS = "GET, HEAD, OPTIONS"
 IMMUTABLE = "public, max-age=31536000, immutable"
 EXPOSED = ", ".join((*HEADERS, "Age", "Link", "X-Candled-Last-Final", "X-MBX-USED-WEIGHT-1M"))
 _NAMES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
+TOO_MANY_REQUESTS = ApiError(429, "too_many_requests", TOO_MANY)
 _STALLED_S = 30.0
+_SMALL = 1500  # bytes; no error has more
+_JSON, _HTML = "application/json; charset=utf-8", "text/html; charset=utf-8"
 
 
 class AccessPolicy:
@@ -61,6 +66,7 @@ class AccessPolicy:
 class Handler(RequestHandler):
     """A readable resource. Subclasses implement `answer`, and the error bodies of their dialect."""
 
+    has_json_only = False  # True if 429 is JSON for every client
     sources: Mapping[str, Any] = {}  # the arguments of the route that its queries are read with
 
     def initialize(
@@ -79,22 +85,63 @@ class Handler(RequestHandler):
         """Answer a GET. A HEAD gets the same without the body.
 
         Raises:
-            ApiError: the client can act; `write_error_body` writes the answer.
+            ApiError: the client can act; `describe_error` describes the answer.
             Unavailable, StoreRejected: the store cannot be read; the answer is 503.
         """
         raise HTTPError(405)
 
-    def write_error_body(self, refusal: ApiError) -> None:
-        """Write an error in this dialect."""
-        self.write_json({"error": {"code": refusal.code, "message": str(refusal)}})
+    @classmethod
+    def describe_error(cls, refusal: ApiError) -> tuple[int, Any]:
+        """Return the status and the JSON of an error in this dialect."""
+        return refusal.status, {"error": {"code": refusal.code, "message": str(refusal)}}
 
     def refuse_too_many(self, refusal: ApiError) -> None:
         """Write that the rate limit is exceeded: JSON if the client accepts it, else the plain sentence."""
-        if "json" in self.request.headers.get("Accept", "").lower():
-            self.write_error_body(refusal)
+        if self.has_json_only or "json" in self.request.headers.get("Accept", "").lower():
+            self.write_json(self.describe_error(refusal)[1])
             return
-        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.set_header("Content-Type", _HTML)
         self.write(TOO_MANY)
+
+    @classmethod
+    def refuse_now(
+        cls,
+        refusal: ApiError,
+        request: HotRequest,
+        peer: str,
+        *,
+        access: AccessPolicy,
+        limit: RateLimit,
+        compress_from: int,
+    ) -> HotReply | None:
+        """Count a request, and return the answer that refuses it; None if its handler must answer."""
+        headers = request.headers
+        status, _ = cls.describe_error(refusal)
+        coding = choose_coding(headers.get("accept-encoding"), compress_from)
+        if coding is None or coding.applies_to(b" " * _SMALL) or (status == 200 and "if-none-match" in headers):
+            return None
+        result = limit.check_now(access.client_address(peer, headers.get("x-forwarded-for")))
+        return None if result is None else cls.reply_refusal(refusal, result, headers, access)
+
+    @classmethod
+    def reply_refusal(
+        cls, refusal: ApiError, result: RateLimitResult, headers: Mapping[str, str], access: AccessPolicy
+    ) -> HotReply:
+        """Return the answer to a refused request, which is 429 if its result is that."""
+        if not result.allowed:
+            refusal = TOO_MANY_REQUESTS
+        status, error = cls.describe_error(refusal)
+        content_type, body = _JSON, msgspec.json.encode(error)
+        if refusal.status == 429 and not cls.has_json_only and "json" not in headers.get("accept", "").lower():
+            content_type, body = _HTML, TOO_MANY.encode()
+        shared = (
+            ("Cache-Control", "no-store"),
+            *access.cors_headers(headers.get("origin")).items(),
+            *result.headers.items(),
+            *refusal.headers.items(),
+        )
+        tag = (("Etag", f'"{hashlib.sha1(body).hexdigest()}"'),) if status == 200 else ()
+        return HotReply(status, content_type, (*shared, *tag), body)
 
     def is_exempt(self) -> bool:
         """Return True if the rate limit does not count this request."""
@@ -109,7 +156,7 @@ class Handler(RequestHandler):
 
     def write_json(self, body: Any) -> None:
         """Write a value as JSON. Bytes are written as they are."""
-        self.set_header("Content-Type", "application/json; charset=utf-8")
+        self.set_header("Content-Type", _JSON)
         self.write_body(body if isinstance(body, bytes) else msgspec.json.encode(body))
 
     def write_kept(self, key: Hashable, make: Callable[[], Any], lasts_s: float = 1.0) -> None:
@@ -121,7 +168,7 @@ class Handler(RequestHandler):
 
         body, coding = self.pages.find((type(self), key), encode, lasts_s).encoded(self.coding)
         self.set_cache_headers(False)
-        self.set_header("Content-Type", "application/json; charset=utf-8")
+        self.set_header("Content-Type", _JSON)
         if coding.name:
             self.set_header("Content-Encoding", coding.name)
         self.write(body)
@@ -188,7 +235,7 @@ class Handler(RequestHandler):
             self.set_status(429)
             if isinstance(stream, HotStream):
                 stream.on_refused((self.request.uri or "").partition("?")[0])
-            self.refuse_too_many(ApiError(429, "too_many_requests", TOO_MANY))
+            self.refuse_too_many(TOO_MANY_REQUESTS)
             self.finish()
 
     async def get(self, *_: str) -> None:
@@ -225,10 +272,11 @@ class Handler(RequestHandler):
     def _reject(self, refusal: ApiError) -> None:
         self.clear()
         self._put_common_headers()
-        self.set_status(refusal.status)
+        status, body = self.describe_error(refusal)
+        self.set_status(status)
         for name, value in refusal.headers.items():
             self.set_header(name, value)
-        self.write_error_body(refusal)
+        self.write_json(body)
 
     def _put_common_headers(self) -> None:
         for headers in (self.access.cors_headers(self.request.headers.get("Origin")), self.limit_result.headers):
@@ -253,6 +301,19 @@ def cache_control(is_final: bool) -> str:
 class NotFound(Handler):
     """An unknown path of a dialect."""
 
+    @classmethod
+    def refusal_of(cls, path: str) -> ApiError:
+        """Return the error of an unknown path."""
+        return ApiError(404, "not_found", f"Nothing is at {path[:200]}")
+
     async def answer(self) -> None:
         """Answer 404."""
-        raise ApiError(404, "not_found", f"Nothing is at {self.request.path[:200]}")
+        raise self.refusal_of(self.request.path)
+
+    @classmethod
+    def answer_now(
+        cls, request: HotRequest, peer: str, *, access: AccessPolicy, limit: RateLimit, compress_from: int, **_: Any
+    ) -> HotReply | None:
+        """Return the same answer."""
+        refusal = cls.refusal_of(request.path)
+        return cls.refuse_now(refusal, request, peer, access=access, limit=limit, compress_from=compress_from)

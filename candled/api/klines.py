@@ -19,7 +19,7 @@ from .bar_answers import BarHandler
 from .catalog import BinanceMarkets
 from .context import ApiContext
 from .errors import ApiError
-from .handler import Handler
+from .handler import Handler, NotFound
 from .printers import klines_printer
 
 DEFAULT_BARS = 500
@@ -159,6 +159,8 @@ class KlinesParameters:
 class KlinesHandler(Handler):
     """A Binance resource. Errors look like Binance's: `{"code": -1121, "msg": "Invalid symbol."}`."""
 
+    has_json_only = True
+
     def initialize(self, source: ApiContext, markets: BinanceMarkets, **shared: Any) -> None:  # type: ignore[override]
         """Store the markets by Binance's names and the sources of answers."""
         super().initialize(**shared)
@@ -179,14 +181,11 @@ class KlinesHandler(Handler):
         """Return Binance's header of the number of requests."""
         return (("X-MBX-USED-WEIGHT-1M", str(count)),) if count else ()
 
-    def write_error_body(self, refusal: ApiError) -> None:
-        """Write an error as Binance does."""
+    @classmethod
+    def describe_error(cls, refusal: ApiError) -> tuple[int, Any]:
+        """Return the status and the JSON of an error as Binance does."""
         code = int(refusal.code) if refusal.code.startswith("-") else _CODES.get(refusal.code, _UNSUPPORTED)
-        self.write_json({"code": code, "msg": _NOT_HERE if code == _UNSUPPORTED else str(refusal)})
-
-    def refuse_too_many(self, refusal: ApiError) -> None:
-        """Write the error, always as JSON."""
-        self.write_error_body(refusal)
+        return refusal.status, {"code": code, "msg": _NOT_HERE if code == _UNSUPPORTED else str(refusal)}
 
 
 class Klines(BarHandler, KlinesHandler):
@@ -312,12 +311,10 @@ class Ping(KlinesHandler):
         self.write_json({})
 
 
-class UnknownPath(KlinesHandler):
+class UnknownPath(KlinesHandler, NotFound):
     """Any other path of this API."""
 
-    async def answer(self) -> None:
-        """Answer 404."""
-        raise ApiError(404, "not_found", _NOT_HERE)
+    answer = NotFound.answer
 
 
 def _limit(limit: RateLimit) -> dict[str, Any]:

@@ -19,9 +19,8 @@ from candled.serve.content_coding import ContentCoding
 from candled.serve.hot_path import HotReply, HotRequest
 
 from . import operations
-from .bar_answers import BarHandler
+from .bar_answers import BarHandler, StreamedOnly
 from .context import ApiContext
-from .errors import ApiError
 from .formats import CONTENT_TYPES, make_format
 from .handler import IMMUTABLE, Handler, cache_control
 from .operations import Operation
@@ -74,7 +73,7 @@ class Candles(BarHandler, RestHandler):
         values = sources["operation"].read_query(request.arguments)
         query = cls._query(sources["source"].catalog.find_market(values["exchange"], values["symbol"]), values)
         if query is None:
-            raise ApiError(400, "invalid_parameter", "format: expected one that is not streamed")
+            raise StreamedOnly(400, "invalid_parameter", "format: expected one that is not streamed")
         return query
 
     @classmethod

@@ -18,7 +18,7 @@ from .catalog import MarketCatalog
 from .context import ApiContext
 from .errors import ApiError, shown
 from .formats import json_number
-from .handler import Handler
+from .handler import Handler, NotFound
 from .parameters import Parameter, numbers, read_query, seconds, text, whole
 from .printers import udf_printer
 
@@ -40,6 +40,7 @@ class UdfHandler(Handler):
     """A UDF resource. A client's errors are answered with status 200, as TradingView's own tests require."""
 
     parameters: ClassVar[Sequence[Parameter]] = ()
+    has_json_only = True
 
     def initialize(self, source: ApiContext, next_time: str, **shared: Any) -> None:  # type: ignore[override]
         """Store the sources of answers and the unit of `nextTime`."""
@@ -48,15 +49,11 @@ class UdfHandler(Handler):
         self.sources = {"source": source}
         self.next_time = next_time
 
-    def write_error_body(self, refusal: ApiError) -> None:
-        """Write an error as UDF does."""
-        if refusal.status in (400, 404) and refusal.code != "not_found":
-            self.set_status(200)
-        self.write_json({"s": "error", "errmsg": str(refusal)})
-
-    def refuse_too_many(self, refusal: ApiError) -> None:
-        """Write the error, always as JSON."""
-        self.write_error_body(refusal)
+    @classmethod
+    def describe_error(cls, refusal: ApiError) -> tuple[int, Any]:
+        """Return the status and the JSON of an error as UDF does."""
+        is_read = refusal.status in (400, 404) and refusal.code != "not_found"
+        return 200 if is_read else refusal.status, {"s": "error", "errmsg": str(refusal)}
 
     def read_query(self) -> dict[str, Any]:
         """Return the values of the query's parameters.
@@ -387,12 +384,15 @@ class TimescaleMarks(Marks):
         self.write_json(found)
 
 
-class UnknownUdfPath(UdfHandler):
+class UnknownUdfPath(UdfHandler, NotFound):
     """Any other path below `/udf`."""
 
-    async def answer(self) -> None:
-        """Answer 404."""
-        raise ApiError(404, "not_found", "not_found")
+    @classmethod
+    def refusal_of(cls, path: str) -> ApiError:
+        """See `NotFound.refusal_of`."""
+        return ApiError(404, "not_found", "not_found")
+
+    answer = NotFound.answer
 
 
 _MARKED = {

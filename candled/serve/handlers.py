@@ -178,6 +178,8 @@ def _encode(body: Any) -> str:
     return text.encode("utf-8", "replace").decode() + "\n"  # an exchange's text may contain half a character
 
 
+_JSON = "application/json; charset=utf-8"
+_NOT_FOUND = _encode({"error": {"code": 404, "message": "Not Found"}}).encode()
 _PASS = {"status": "pass"}
 _PASS_BODY = _encode(_PASS).encode()
 _PASS_TAG = f'"{hashlib.sha1(_PASS_BODY).hexdigest()}"'  # as Tornado calculates it
@@ -219,7 +221,7 @@ class OwnHandler(RequestHandler):
         self.finish(body)
 
     def _set_json_headers(self) -> None:
-        self.set_header("Content-Type", "application/json; charset=utf-8")
+        self.set_header("Content-Type", _JSON)
         for name, value in self.open_headers:
             self.set_header(name, value)
 
@@ -433,7 +435,7 @@ class LiveHandler(_ServerHandler):
         if "if-none-match" in request.headers:
             return None
         headers = (*context.open_headers, ("Etag", _PASS_TAG))
-        return HotReply(200, "application/json; charset=utf-8", headers, _PASS_BODY)
+        return HotReply(200, _JSON, headers, _PASS_BODY)
 
 
 class ReadyHandler(_ServerHandler):
@@ -469,6 +471,11 @@ class NotFoundHandler(_ServerHandler):
     def prepare(self) -> None:
         """Answer 404."""
         raise HTTPError(404)
+
+    @staticmethod
+    def answer_now(request: HotRequest, peer: str, context: ServerContext) -> HotReply:
+        """Return the same answer."""
+        return HotReply(404, _JSON, context.open_headers, _NOT_FOUND)
 
 
 class NotServingHandler(_ServerHandler):

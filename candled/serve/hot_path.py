@@ -20,17 +20,23 @@ _HEAD = re.compile(rb"GET (/[!-~]*) HTTP/1\.1\r\n((?:[A-Za-z0-9-]+:[ -~\t]*\r\n)
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 _FOR_TORNADO = {"content-length", "transfer-encoding", "upgrade", "expect"}
 _HEADS_KEPT = 4096
-_REASONS = {200: "OK", 302: "Found", 304: "Not Modified"}
+_PATHS_KEPT = 1024
+_REASONS = {
+    200: "OK", 302: "Found", 304: "Not Modified", 400: "Bad Request", 404: "Not Found", 429: "Too Many Requests",
+}  # fmt: skip
 
 
 @dataclass(slots=True)
 class HotRequest:
-    """A GET request. Names of headers are in lower case. Requests with the same bytes are the same object."""
+    """A GET request, its path without the prefix of the settings. Names of headers are in lower case.
+
+    Requests with the same bytes are the same object.
+    """
 
     path: str
     arguments: Mapping[str, list[bytes]]
     headers: Mapping[str, str]
-    #: The query as the resource read it, which the resource sets.
+    #: The query as the resource read it, or the error of an invalid one, which the resource sets.
     query: Any = None
 
 
@@ -47,23 +53,36 @@ PayerOf = Callable[[WorkBucket, str, str | None], WorkBucket]
 """Returns the budget of a request, given that of its connection, the peer's address, and `X-Forwarded-For`."""
 AnswerNow = Callable[[HotRequest, str], HotReply | None]
 """Returns the answer to a request of a peer's address."""
+Route = tuple[str, type[Any], dict[str, Any]]
 
 
-def make_resources(routes: Iterable[tuple[str, type[Any], dict[str, Any]]]) -> dict[str, AnswerNow]:
-    """Return, by path, the resources whose handlers have a class method `answer_now`."""
-    return {path: partial(kind.answer_now, **more) for path, kind, more in routes if hasattr(kind, "answer_now")}
+def find_resource(routes: Iterable[Route]) -> Callable[[str], AnswerNow | None]:
+    """Return a function that finds a path's resource: that of the first route that matches.
+
+    It returns None for routes whose handlers have no class method `answer_now`.
+    """
+    resources = [
+        (re.compile(path), partial(kind.answer_now, **more) if hasattr(kind, "answer_now") else None)
+        for path, kind, more in routes
+    ]
+
+    @lru_cache(maxsize=_PATHS_KEPT)
+    def find(path: str) -> AnswerNow | None:
+        return next((answer for pattern, answer in resources if pattern.fullmatch(path)), None)
+
+    return find
 
 
 class HotPath:
     """Answers requests from memory."""
 
-    def __init__(self, resources: Mapping[str, AnswerNow], prefix: str, clock: Clock, payer_of: PayerOf) -> None:
-        self._resources = resources
+    def __init__(self, find: Callable[[str], AnswerNow | None], prefix: str, clock: Clock, payer_of: PayerOf) -> None:
+        self._find = find
         self._prefix = prefix
         self._clock = clock
         self._payer_of = payer_of
         self._date = (0, "")
-        self._parse = lru_cache(maxsize=_HEADS_KEPT)(parse_head)
+        self._parse = lru_cache(maxsize=_HEADS_KEPT)(self._read)
 
     def answer(self, head: bytes, peer: str, budget: WorkBucket) -> bytes | None:
         """Return the answer to a request with this head, and charge it; None if its handler must answer.
@@ -73,10 +92,7 @@ class HotPath:
         request = self._parse(head)
         if request is None:
             return None
-        path = request.path
-        if self._prefix and path.startswith(f"{self._prefix}/"):
-            path = path[len(self._prefix) :]
-        resource = self._resources.get(path)
+        resource = self._find(request.path)
         if resource is None:
             return None
         payer, now = self._payer_of(budget, peer, request.headers.get("x-forwarded-for")), self._clock.monotonic()
@@ -86,6 +102,13 @@ class HotPath:
         answer = self._join(reply)
         payer.charge(HOT_REQUEST + len(answer) * BYTE, now)
         return answer
+
+    def _read(self, head: bytes) -> HotRequest | None:
+        request = parse_head(head)
+        prefix = self._prefix
+        if request is not None and (request.path == prefix or request.path.startswith(f"{prefix}/")):
+            request.path = request.path[len(prefix) :] or "/"
+        return request
 
     def _join(self, reply: HotReply) -> bytes:
         status, content_type, headers, body = reply

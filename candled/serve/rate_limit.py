@@ -128,15 +128,13 @@ class RateLimit:
         return self._result(owner, count, left_s)
 
     def check_now(self, address: str) -> RateLimitResult | None:
-        """Count a request that is allowed; return None, without counting it, if it is not or the counter is remote."""
+        """Count a request and return the result; None, without counting it, if the counter is remote."""
         if not self.requests:
             return UNLIMITED
         if not isinstance(self._counter, MemoryCounter):
             return None
         owner = client_of(address)
         key = f"{self._group}:{owner}"
-        if self._counter.count_of(key, self.window_s) >= self.requests:
-            return None
         return self._result(owner, *self._counter.count_now(key, self.window_s))
 
     def _result(self, owner: str, count: int, left_s: float) -> RateLimitResult:

@@ -38,7 +38,7 @@ from .handlers import (
     StatisticsHandler,
     StreamHandler,
 )
-from .hot_path import HotPath, make_resources
+from .hot_path import HotPath, Route, find_resource
 from .listening import listen
 from .prefix import PrefixedApplication
 from .static_files import StaticHandler, make_clients_route
@@ -108,15 +108,17 @@ class Server:
             statistics=lambda: {"connections": self._limiter.count, **statistics()},
             page=page,
         )
-        self.application = self._make_application()
+        self._default = NotFoundHandler if serves else NotServingHandler
+        own = self._make_routes()
+        self.application = self._make_application(own)
         self._http = HTTPServer(
             self.application,
             max_header_size=16 * 1024,
             max_body_size=64 * 1024,
             body_timeout=settings.header_timeout.total_seconds(),
         )
-        resources = make_resources([("/health/live", LiveHandler, {"context": self._context}), *routes])
-        self._hot_path = HotPath(resources, settings.prefix, clock, self._context.payer_of)
+        everything: Route = (".*", self._default, {"context": self._context})
+        self._hot_path = HotPath(find_resource([*own, everything]), settings.prefix, clock, self._context.payer_of)
         self._acceptor = self._make_acceptor(broadcaster)
 
     def _make_acceptor(self, broadcaster: Broadcaster) -> Acceptor:
@@ -182,46 +184,39 @@ class Server:
         if left:
             logger.info("%d clients did not complete the closing handshake", left)
 
-    def _make_application(self) -> PrefixedApplication:
+    def _make_routes(self) -> list[Route]:
         context = {"context": self._context}
-        probes = [
+        probes: list[Route] = [
             (r"/health", HealthHandler, context),
             (r"/health/live", LiveHandler, context),
             (r"/health/ready", ReadyHandler, context),
             (r"/health/ws-stats", StatisticsHandler, context),
         ]
         if not self._serves:
-            return PrefixedApplication(
-                probes,
-                self._settings.prefix,
-                self._context,
-                default_handler_class=NotServingHandler,
-                default_handler_args=context,
-                log_function=_log_request,
-            )
+            return probes
         files = {"compress_from": self._settings.compress_from}
         own = {"/": RootHandler, "/ws": StreamHandler}
+        return [
+            *probes,
+            *((path, handler, {**context, "make_client": self._first_decides(path)}) for path, handler in own.items()),
+            (r"/events", EventsHandler, context),
+            *(
+                (path, StreamHandler, {**context, "make_client": make})
+                for path, make in self._streams.items()
+                if path not in own
+            ),
+            (r"/static/(.*)", StaticHandler, {"path": str(STATIC), **files}),
+            make_clients_route(files),
+            *self._routes,
+        ]
+
+    def _make_application(self, routes: Sequence[Route]) -> PrefixedApplication:
         return PrefixedApplication(
-            [
-                *probes,
-                *(
-                    (path, handler, {**context, "make_client": self._first_decides(path)})
-                    for path, handler in own.items()
-                ),
-                (r"/events", EventsHandler, context),
-                *(
-                    (path, StreamHandler, {**context, "make_client": make})
-                    for path, make in self._streams.items()
-                    if path not in own
-                ),
-                (r"/static/(.*)", StaticHandler, {"path": str(STATIC), **files}),
-                make_clients_route(files),
-                *self._routes,
-            ],
+            routes,
             self._settings.prefix,
             self._context,
-            default_handler_class=NotFoundHandler,
-            default_handler_args=context,
+            default_handler_class=self._default,
+            default_handler_args={"context": self._context},
             # these apply to connections that Tornado keeps
             websocket_ping_interval=self._settings.ping_interval.total_seconds(),
             websocket_ping_timeout=self._settings.ping_timeout.total_seconds(),

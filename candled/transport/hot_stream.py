@@ -26,6 +26,7 @@ None if Tornado must answer.
 """
 
 _MOST_HEAD = 4096
+_REFUSED = b"HTTP/1.1 429 "
 _END = b"\r\n\r\n"
 _BODY = b"Too many requests, please try again later."
 TOO_MANY = (
@@ -122,15 +123,13 @@ class HotStream(IOStream):
         is_first, self._awaits_first = self._awaits_first, False
         if is_first:
             self._connections.on_first_bytes(self, self._clock.monotonic())
-        if self._is_idle and self._is_answered(buf, count):
-            return None
         if is_first and self._connections.is_refused(
             self, bytes(buf[: min(count, _MOST_HEAD)]), self._clock.monotonic()
         ):
             self.write(TOO_MANY)
             self.close()
             return None
-        return count
+        return None if self._is_idle and self._is_answered(buf, count) else count
 
     def _is_answered(self, buf: bytearray | memoryview, count: int) -> bool:
         """Answer a complete request if possible; otherwise Tornado gets its bytes."""
@@ -148,6 +147,8 @@ class HotStream(IOStream):
                 self._connections.await_request(self, now)
                 self._is_kept = True
                 self._payer = UNLIMITED  # `answer` has charged it
+                if answer.startswith(_REFUSED):
+                    self.on_refused(head.split(b" ", 2)[1].partition(b"?")[0].decode("ascii"))
                 self.write(answer)
                 return True
         self._is_idle = False

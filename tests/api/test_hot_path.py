@@ -89,7 +89,7 @@ async def test_both_ways_answer_alike(tmp_path, seen, options):
             one.push(minute(COUNT, as_of=1_000))
             port = one.server.listen()
             if name == "handlers":  # no resource takes part
-                one.server._hot_path._resources = {}
+                one.server._hot_path._find = lambda _: None
             asked = [(path, headers) for path in (*HOT, *COLD) for headers in HEADERS]
             asked += [(f"/here{path}", {}) for path in (HOT[0], "/health/live", "/health")]
             page = f"/api/pages?symbol=BTC/USDT&interval=1m&page={MONDAY_MS // 60_000_000}"
@@ -128,6 +128,36 @@ async def test_these_are_answered_without_a_handler(seen, stage, path):
     answers = await ask_all(port, [(path, {})] * 3)
     assert {answer.status for answer in answers} == {200}
     assert seen[-2:] == [True, True]
+
+
+REFUSED = {
+    "/nowhere": 404, "/a/b?c": 404, "/api/nowhere": 404, "/udf/nowhere": 404, "/api/v3/nowhere": 404,
+    f"{KLINES}&limit=x": 400, "/api/v3/klines": 400, f"{CANDLES}&limit=0": 400, f"{CANDLES}&typo=1": 400,
+    "/api/candles?symbol=NO/PE&interval=1m": 404, "/udf/history": 200, f"{UDF}&countback=x": 200,
+    "/udf/history?symbol=NOPE&resolution=1": 200, "/api/pages?symbol=BTC/USDT&interval=1m": 400,
+}  # fmt: skip
+
+
+async def test_these_are_refused_without_a_handler(seen, stage):
+    port = stage.server.listen()
+    answers = await ask_all(port, [(path, {"Accept-Encoding": "gzip"}) for path in REFUSED])
+    assert {path: answer.status for path, answer in zip(REFUSED, answers, strict=True)} == REFUSED
+    assert all(seen)
+
+
+@pytest.mark.stage(limits=LimitSettings(klines_requests=3, api_requests=1, udf_requests=1))
+@pytest.mark.parametrize("accept", ["*/*", "application/json"])
+async def test_429_is_the_same_both_ways(seen, stage, accept):
+    port = stage.server.listen()
+    for path in (f"{KLINES}&limit=2", f"{CANDLES}&limit=2", f"{UDF}&countback=2", f"{KLINES}&limit=x", "/api/nowhere"):
+        headers = {"Accept": accept, "Origin": "https://a.example"}
+        *_, hot = await ask_all(port, [(path, headers)] * 4)
+        (handlers,) = await ask_all(port, [(path, {**headers, "Connection": "close"})])
+        assert handlers.headers["connection"] == "close"
+        assert seen[-2:] == [True, False]
+        expected = {name: value for name, value in handlers.headers.items() if name not in ("connection", "date")}
+        assert (hot.status, hot.body) == (handlers.status, handlers.body) == (429, hot.body)
+        assert {name: value for name, value in hot.headers.items() if name != "date"} == expected
 
 
 @pytest.mark.stage(limits=LimitSettings(klines_requests=3))

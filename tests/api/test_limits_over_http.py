@@ -187,7 +187,7 @@ async def test_answers_that_clients_and_caches_keep_count_unless_they_are_exempt
         one.push(minute(2500))
         port = one.server.listen()
         if not is_hot:
-            one.server._hot_path._resources = {}
+            one.server._hot_path._find = lambda _: None
         page = f"/api/pages?symbol=BTC/USDT&interval=1m&page={MONDAY_MS // MINUTE_MS // 1000 + 1}"
         first, redirect = await ask_all(port, [(CLOSED, {}), (page, {})])
         kept = [
