@@ -109,17 +109,20 @@ class Server:
             page=page,
         )
         self._default = NotFoundHandler if serves else NotServingHandler
-        own = self._make_routes()
-        self.application = self._make_application(own)
+        self.application = self._make_application()
         self._http = HTTPServer(
             self.application,
             max_header_size=16 * 1024,
             max_body_size=64 * 1024,
             body_timeout=settings.header_timeout.total_seconds(),
         )
-        everything: Route = (".*", self._default, {"context": self._context})
-        self._hot_path = HotPath(find_resource([*own, everything]), settings.prefix, clock, self._context.payer_of)
+        self._hot_path = self._make_hot_path()
         self._acceptor = self._make_acceptor(broadcaster)
+
+    def _make_hot_path(self) -> HotPath:
+        unknown: Route = (".*", self._default, {"context": self._context})
+        find = find_resource([*self._make_routes(), unknown])
+        return HotPath(find, self._settings.prefix, self._clock, self._context.payer_of)
 
     def _make_acceptor(self, broadcaster: Broadcaster) -> Acceptor:
         return Acceptor(
@@ -210,9 +213,9 @@ class Server:
             *self._routes,
         ]
 
-    def _make_application(self, routes: Sequence[Route]) -> PrefixedApplication:
+    def _make_application(self) -> PrefixedApplication:
         return PrefixedApplication(
-            routes,
+            self._make_routes(),
             self._settings.prefix,
             self._context,
             default_handler_class=self._default,
