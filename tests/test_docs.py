@@ -278,6 +278,17 @@ def links() -> list[tuple[Path, str]]:
     ]
 
 
+def programs() -> list[tuple[Path, str]]:
+    """Return each page with each Python program on it."""
+    return [(page, code) for page in PAGES for code in re.findall(r"^```python\n(.*?)^```$", read(page), re.S | re.M)]
+
+
+def test_every_program_of_the_pages_is_python():
+    assert len(programs()) > 5
+    for page, code in programs():
+        compile(code, page, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
 def test_links_are_found():
     assert len(links()) > 15
 
