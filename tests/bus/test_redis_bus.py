@@ -293,8 +293,9 @@ async def test_a_thousand_markets_in_one_moment_all_arrive(prefix):
     url = shared_redis()
     markets = tuple(MarketKey("bitget", Symbol(f"COIN{number}", "USDT")) for number in range(1000))
     async with (
-        process(url, prefix, ingests=True, markets=markets, clock=SystemClock()) as leader,
-        process(url, prefix, markets=markets, clock=SystemClock()) as other,
+        # A leader without a lease publishes nothing, and a slow machine must not cost it the lease.
+        process(url, prefix, ingests=True, markets=markets, clock=SystemClock(), lease_s=60.0) as leader,
+        process(url, prefix, markets=markets, clock=SystemClock(), lease_s=60.0) as other,
     ):
         await until(lambda: leader.state is LeaseState.LEADER and other.is_ready)
         for _ in range(3):

@@ -60,9 +60,12 @@ class Stopwatch:
                 await task
 
     def lap(self) -> list[float]:
-        """The times in seconds since the last lap, ascending; most versions must have been shown."""
+        """The times in seconds since the last lap, ascending; most versions must have been shown.
+
+        Those that a newer one replaces before their second is over are not, more of them on a busy machine.
+        """
         took = sorted(at - self._said[one] for one, at in self._shown.items() if one in self._said)
-        assert len(took) > 0.9 * len(self._said) > 0, f"{len(took)} of {len(self._said)} versions were shown"
+        assert len(took) > 0.5 * len(self._said) > 0, f"{len(took)} of {len(self._said)} versions were shown"
         self._said.clear()
         self._shown.clear()
         return took
