@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ["answer", "CPU per request, min / median / max", "ratio"],
         [
             [name, " / ".join(f"{one:.0f}" for one in sorted(some)[:: max(1, len(some) // 2)]) + " µs",
-             f"{statistics.median(some) / base:.1f}"]
+             f"{statistics.median(some) / base:.1f}" if base else "too few requests"]
             for name, some in costs.items()
         ],
     )  # fmt: skip

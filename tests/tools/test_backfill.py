@@ -292,10 +292,11 @@ async def test_memory_does_not_grow_with_the_range(tmp_path):
     try:
         await _peak(tmp_path / "first", 0.2)  # what is loaded or cached once is there afterwards
         short = await _peak(tmp_path / "short", 2)
-        long = await _peak(tmp_path / "long", 4)
+        long = await _peak(tmp_path / "long", 7)
     finally:
         tracemalloc.stop()
-    assert long < short * 1.4  # twice the range; how much is on its way at a time depends on the machine
+    # Of 3.5 times the range. How much is on its way at a time depends on the machine.
+    assert long < short * 2
 
 
 @pytest.mark.long
