@@ -33,7 +33,7 @@ class FileAct:
 
 @contextlib.contextmanager
 def move(site: Site) -> Iterator[None]:
-    """Move the file away, and back at the end."""
+    """Rename the file, and give it its name back at the end."""
     path, kept = site.directory / "candled.db", site.directory / "kept.db"
     path.rename(kept)
     try:

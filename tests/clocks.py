@@ -35,7 +35,7 @@ class ScaledClock:
 class FairScaledClock(ScaledClock):
     """A scaled clock whose real seconds are those of tests/deadlines.py: a busy machine is slow, and so is the market.
 
-    So a fast market does not run away from a daemon in the test's own process. Other processes cannot share it.
+    So a fast market is never ahead of a daemon in the test's own process. Other processes cannot share it.
     """
 
     def __init__(self, speed: float = 1.0, start_ms: int | None = None) -> None:

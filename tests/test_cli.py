@@ -404,22 +404,22 @@ def test_the_settings_are_named_before_or_after_the_command(words, file):
 
 def on_terminal(*arguments: str, env: dict[str, str] | None = None) -> str:
     """The output of a command in this process on a terminal of 100 columns, standard error too."""
-    ours, its = pty.openpty()
+    reading_end, writing_end = pty.openpty()
     parts: list[bytes] = []
 
     def read() -> None:
         with contextlib.suppress(OSError):  # the end of a terminal
-            while part := os.read(ours, 65_536):
+            while part := os.read(reading_end, 65_536):
                 parts.append(part)
 
     reader = Thread(target=read)
     reader.start()
     try:
-        with os.fdopen(its, "w", encoding="utf-8") as terminal:
+        with os.fdopen(writing_end, "w", encoding="utf-8") as terminal:
             _status(arguments, terminal, terminal, {"TERM": "xterm-256color", "COLUMNS": "100", **(env or {})})
     finally:
         reader.join()
-        os.close(ours)
+        os.close(reading_end)
     return b"".join(parts).decode()
 
 

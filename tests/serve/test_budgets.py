@@ -54,11 +54,11 @@ async def test_an_initial_waits_then_there_are_errors_then_the_end(stage):
         for number in range(10):
             await ws.send(json.dumps({**SUBSCRIBE, "id": number}))
         await ws.send('{"type":"ping"}')
-        heard = []
-        while "pong" not in heard:
-            heard.append((await hear(ws))["type"])
-        assert [one for one in heard if one != "initial"] == ["subscribed"] * 10 + ["pong"]
-        assert heard.count("initial") < 4
+        received = []
+        while "pong" not in received:
+            received.append((await hear(ws))["type"])
+        assert [one for one in received if one != "initial"] == ["subscribed"] * 10 + ["pong"]
+        assert received.count("initial") < 4
         await stage.clock.advance(0.5)
         assert (await hear(ws))["type"] == "initial"
         for _ in range(200):
