@@ -104,7 +104,7 @@ class Acceptor:
                 _refuse_unread(peer, _FULL)
 
     def _hand_over(self, peer: socket.socket, address: Any) -> None:
-        stream = HotStream(peer, address, self._answer, self._clock, self._connections, self._turns.may_answer)
+        stream = HotStream(peer, address, self._answer, self._clock, self._connections, self._turns)
         if self._descriptors.is_reserved(peer.fileno()):
             self._tasks.start(self._cut_later(stream))
         self._http.handle_stream(stream, address)

@@ -46,6 +46,13 @@ class Sender(Protocol):
         """Clean up after the connection."""
 
 
+class PausedStream(Protocol):
+    """A connection that is not read, as the broadcaster calls it."""
+
+    def resume(self) -> bool:
+        """Read the connection again; return False if it has ended."""
+
+
 class _Broadcast:
     """A frame for the first `stop` connections of a list; `at` is the next one's position."""
 
@@ -89,9 +96,16 @@ class Broadcaster:
         self._reads: dict[Callable[[], None], None] = {}
         # requests that found no time, the next one first
         self._starts: deque[Callable[[], None]] = deque()
+        # streams with a request that found no time, the next one first
+        self._paused: deque[PausedStream] = deque()
         # monotonic time of the first read and of the first answer in this pass; None before
         self._reads_since: float | None = None
         self._answers_since: float | None = None
+        self._answered, self._last_answer = 0, 0.0  # requests of this pass, and when the last of them was begun
+        self._turns_per_pass = 1
+        # streams whose turn is in this pass, and those resumed now, which the loop reports in the next one
+        self._in_turn: set[PausedStream] = set()
+        self._resumed: set[PausedStream] = set()
         self._started = 0  # of them in the last pass: they run before requests that arrive in this one
 
     # ------------------------------------------------------------ frames
@@ -165,12 +179,25 @@ class Broadcaster:
             self._reads_since = now
         return now - self._reads_since < READ_S
 
-    def may_answer(self) -> bool:
-        """Return True if a request may be read in this pass: there is time, or it is the first one."""
+    def may_answer(self, stream: PausedStream) -> bool:
+        """Return True if a stream's request may be read in this pass. Otherwise call `answer_later`.
+
+        While streams are paused, it is for those whose turn it is. Else it is if there is time, or no request before.
+        """
         now = self._begin_pass()
         if self._answers_since is None:
             self._answers_since = now
-        return now - self._answers_since < ANSWER_S
+        has_turn = stream in self._in_turn
+        if not has_turn and (self._paused or now - self._answers_since >= ANSWER_S):
+            return False
+        self._answered += 1
+        self._last_answer = now
+        return True
+
+    def answer_later(self, stream: PausedStream) -> None:
+        """Call a stream's `resume` when its turn comes, in the order of these calls."""
+        self._paused.append(stream)
+        self._begin_pass()
 
     def has_time_to_start(self) -> bool:
         """Return True if a request may start now. Otherwise call `start_later`."""
@@ -193,12 +220,14 @@ class Broadcaster:
     def _reset(self, now: float) -> None:
         self._began = now
         self._reads_since = self._answers_since = None
+        self._answered = 0
 
     def _has_time(self) -> bool:
         return self._begin_pass() - self._began < PASS_S
 
     def _run_pass(self) -> None:
         """Send as much of the remaining work as there is time for."""
+        self._resume_streams()
         self._reset(self._clock.monotonic())
         try:
             while self._corked and self._has_time():
@@ -214,9 +243,29 @@ class Broadcaster:
                 self._starts.popleft()()
         finally:
             self._is_due = False
-            if self.is_busy or self._ended or self._reads or self._starts or self._started:
+            if (
+                self.is_busy
+                or self._ended
+                or self._reads
+                or self._starts
+                or self._started
+                or self._paused
+                or self._resumed
+            ):
                 self._is_due = True  # this pass lasts until the next one begins
                 self._soon(self._run_pass)
+
+    def _resume_streams(self) -> None:
+        """Resume as many paused streams as a pass seems to have time for, judging by the last one with answers."""
+        if self._answered and self._answers_since is not None:
+            took_s = self._last_answer - self._answers_since
+            scale = 1.0 if took_s < ANSWER_S else ANSWER_S / took_s
+            self._turns_per_pass = max(1, int(self._answered * scale) + (scale == 1.0))
+        self._in_turn, self._resumed = self._resumed, set()
+        while self._paused and len(self._resumed) < self._turns_per_pass:
+            stream = self._paused.popleft()
+            if stream.resume():
+                self._resumed.add(stream)
 
     def _run_reads(self) -> None:
         """Do the reads that wait, at least one of them, as long as there is time."""

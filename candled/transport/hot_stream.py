@@ -10,11 +10,13 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 
 from candled.addresses import client_of
 from candled.exchange import Clock
 
+from .broadcaster import Broadcaster
 from .http_connections import MOST_UNSENT, REFUSED_S, HttpConnections
 from .library_internals import has_buffered_bytes
 from .work_budget import BYTE, REQUEST, UNLIMITED, WorkBucket
@@ -39,7 +41,9 @@ _BY_TORNADO_S = 1800.0  # a request reaches Tornado at least so often, which clo
 class HotStream(IOStream):
     """A connection whose requests are answered by `answer` if possible, otherwise by Tornado.
 
-    After its first request, it is read only in passes of the loop in which `may_read` returns True.
+    After its first request, it is read only in passes of the loop that have time for answers. Otherwise it is paused:
+    the loop does not watch it until its turn comes. Hundreds of ready sockets in each pass would take more time than
+    the answers.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class HotStream(IOStream):
         answer: Answer,
         clock: Clock,
         connections: HttpConnections,
-        may_read: Callable[[], bool],
+        turns: Broadcaster,
     ) -> None:
         super().__init__(peer)
         self.address = address[0] if isinstance(address, tuple) else str(address)
@@ -61,7 +65,8 @@ class HotStream(IOStream):
         # True until the first bytes after Tornado began to wait
         self._awaits_first = True
         self._connections = connections
-        self._may_read = may_read
+        self._turns = turns
+        self._is_paused = False  # until `resume`
         self._is_kept = False  # True after the first request
         self.customer = client_of(self.address)
         self.deadline = self.progressed_at = 0.0
@@ -115,8 +120,9 @@ class HotStream(IOStream):
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         """Read bytes for Tornado, and answer them if they are a request that can be answered here."""
-        if self._is_kept and not self._may_read():
-            return None  # the loop reports the socket again in the next pass
+        if self._is_kept and not self._turns.may_answer(self):
+            self._pause()
+            return None  # the loop reports the socket again in a later pass
         count = super().read_from_fd(buf)
         if not count:
             return count
@@ -130,6 +136,24 @@ class HotStream(IOStream):
             self.close()
             return None
         return None if self._is_idle and self._is_answered(buf, count) else count
+
+    def _pause(self) -> None:
+        """Stop watching the socket for requests, until `resume`."""
+        self._watch(IOLoop.ERROR)
+        if not self._is_paused:
+            self._is_paused = True
+            self._turns.answer_later(self)
+
+    def resume(self) -> bool:
+        """Read the socket again; return False if the connection has ended."""
+        self._is_paused = False
+        if self.closed():
+            return False
+        self._watch(IOLoop.READ | IOLoop.ERROR)
+        return True
+
+    def _watch(self, events: int) -> None:
+        self.io_loop.update_handler(self.fileno(), events | (IOLoop.WRITE if self.writing() else 0))
 
     def _is_answered(self, buf: bytearray | memoryview, count: int) -> bool:
         """Answer a complete request if possible; otherwise Tornado gets its bytes."""
