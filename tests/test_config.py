@@ -568,7 +568,7 @@ def test_problems_that_come_from_the_environment_name_the_variable(problems):
     }
     assert problems("ingest: {grace_period: -1s}", env) == (
         "exchanges.bitget.symbols[0] (CANDLED_EXCHANGES__BITGET__SYMBOLS): "
-        "expected BASE/QUOTE such as BTC/USDT, got 'BTCUSDT'",
+        "expected BASE/QUOTE such as BTC/USDT, or BASE/QUOTE:SETTLE such as BTC/USDT:USDT, got 'BTCUSDT'",
         "ingest.grace_period: at least 0s, was -1s",
         "store.flush_intervall (CANDLED_STORE): unknown setting, did you mean flush_interval?",
         f"bus.url (CANDLED_BUS__URL): no bus for nats://; known: {BUSES}",

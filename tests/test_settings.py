@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from candled import Duration, HttpUrl, Interval, Settings, Symbol, WebSocketUrl, setting
+from candled.model import SYMBOL_FORM
 from candled.settings import (
     ByteSize,
     Distinct,
@@ -118,7 +119,7 @@ def test_what_yaml_says_becomes_a_value(text, expected):
         ("wait: -1s", "x.wait: at least 0s, was -1s"),
         ("wait: 2h", "x.wait: at most 1h, was 2h"),
         ("symbols: BTC/USDT", "x.symbols: expected a list, got 'BTC/USDT': write [BTC/USDT]"),
-        ("symbols: [BTCUSDT]", "x.symbols[0]: expected BASE/QUOTE such as BTC/USDT, got 'BTCUSDT'"),
+        ("symbols: [BTCUSDT]", f"x.symbols[0]: expected {SYMBOL_FORM}, got 'BTCUSDT'"),
         ("files: [a]", "x.files: expected a mapping, got a list"),
         ("files: {a: b}", "x.files.a: expected a whole number, got 'b'"),
         ("kind: odd", "x.kind: one of new, old, was odd"),

@@ -23,12 +23,15 @@ class MarketCatalog:
         self._tickers = self._make_tickers()
         self._by_ticker = {name: key for key, name in self._tickers.items()}
         #: each market with the names that a search compares
-        self.spellings = [
-            (key, (joined(key.symbol), str(key.symbol).upper(), self.ticker_of(key).upper())) for key in self.markets
-        ]
+        self.spellings = [(key, (*_spellings(key.symbol), self.ticker_of(key).upper())) for key in self.markets]
+        self._by_spelling: dict[str, MarketKey] = {}  # in upper case; the first market of each
+        for key in self.markets:
+            for name in _spellings(key.symbol):
+                self._by_spelling.setdefault(name, key)
+                self._by_spelling.setdefault(f"{key.exchange}:{name}".upper(), key)
 
     def find_market(self, exchange: str | None, symbol: str) -> MarketKey:
-        """Return the market of a symbol (`BASE/QUOTE`) at an exchange, by default the first one.
+        """Return the market of a symbol, as candled writes it, at an exchange, by default the first one.
 
         Raises:
             ApiError: the exchange or the symbol is not served.
@@ -57,33 +60,27 @@ class MarketCatalog:
     # ------------------------------------------------------------ TradingView: BITGET:BTCUSDT
 
     def ticker_of(self, market: MarketKey) -> str:
-        """Return a market's name for charts: `BITGET:BTCUSDT`, with the slash if two names would otherwise be equal."""
+        """Return a market's name for charts: the exchange, a colon, and `tradingview_name` of its symbol.
+
+        If another market has that name, it is the symbol itself that follows the colon.
+        """
         return self._tickers[market]
 
     def by_ticker(self, name: str) -> MarketKey | None:
-        """Return the market of a ticker, or None. The exchange is optional, and so is the slash."""
-        found = self._by_ticker.get(name)
-        if found is not None:
-            return found
-        prefix, colon, rest = name.rpartition(":")
-        for market in self.markets:
-            if colon and prefix.upper() != market.exchange.upper():
-                continue
-            if rest.upper() in (str(market.symbol).upper(), joined(market.symbol)):
-                return market
-        return None
+        """Return the market of a ticker, or None.
+
+        A name that is not a ticker is found too if it is one in another case, or without the exchange, or has candled's
+        symbol after the exchange.
+        """
+        return self._by_ticker.get(name) or self._by_spelling.get(name.upper())
 
     def _make_tickers(self) -> dict[MarketKey, str]:
         tickers: dict[MarketKey, str] = {}
-        taken: set[str] = set()
+        taken = {str(market) for market in self.markets}  # the last resort of each, which no other may have
         for market in self.markets:
             prefix = market.exchange.upper()
-            spellings = (
-                f"{prefix}:{joined(market.symbol)}",
-                f"{prefix}:{str(market.symbol).upper()}",
-                f"{market.exchange}:{market.symbol}",
-            )
-            tickers[market] = next(name for name in spellings if name not in taken)
+            names = (f"{prefix}:{name}" for name in _spellings(market.symbol))
+            tickers[market] = next((name for name in names if name not in taken), str(market))
             taken.add(tickers[market])
         return tickers
 
@@ -96,22 +93,47 @@ class BinanceMarkets:
 
     def __init__(self, catalog: MarketCatalog, exchange: str) -> None:
         self.markets: dict[str, MarketKey] = {}
+        #: the names by those in lower case, which streams have
+        self.stream_names: dict[str, str] = {}
         for market in catalog.markets:
             if market.exchange == exchange:
-                self.markets[self._free_name(market.symbol)] = market
+                self._add_market(market)
         self.intervals = {binance_interval(interval): interval for interval in catalog.intervals.values()}
 
-    def _free_name(self, symbol: Symbol) -> str:
-        for sign in ("", "-", "_", "."):  # the characters that Binance allows in a name besides letters and digits
-            name = joined(symbol, sign)
-            if name not in self.markets:
-                return name
-        return f"{symbol.base}/{symbol.quote}"
+    def _add_market(self, market: MarketKey) -> None:
+        signs = ("", "-", "_", ".")  # the characters that Binance allows in a name besides letters and digits
+        names = (binance_name(market.symbol, sign) for sign in signs)
+        # A symbol has a slash, so it differs from all other names; it keeps its case, so it differs from other symbols.
+        name = next((name for name in names if name.lower() not in self.stream_names), str(market.symbol))
+        self.markets[name] = market
+        self.stream_names[name if "/" in name else name.lower()] = name
 
 
-def joined(symbol: Symbol, sign: str = "") -> str:
-    """Return a symbol as Binance and TradingView write it: `BTCUSDT`."""
-    return f"{symbol.base}{sign}{symbol.quote}".upper()
+def tradingview_name(symbol: Symbol) -> str:
+    """Return a symbol as TradingView writes it: `BTCUSDT`, a perpetual `BTCUSDT.P`; a dated contract `BTCUSD_261225`.
+
+    TradingView has several forms for dated contracts; this one is Binance's.
+    """
+    return _joined(symbol, "", ".P")
+
+
+def binance_name(symbol: Symbol, sign: str = "") -> str:
+    """Return a symbol as Binance writes it, with a sign after the base if it is given.
+
+    Spot pairs and dated contracts are `BTCUSDT` and `BTCUSD_261225`. A perpetual contract is `BTCUSDT_PERP`. Binance
+    writes those with a coin as margin so (`BTCUSD_PERP`), and the others like the spot pair, on another host.
+    """
+    return _joined(symbol, sign, "_PERP")
+
+
+def _joined(symbol: Symbol, sign: str, perpetual: str) -> str:
+    contract = f"_{symbol.expiry}" if symbol.expiry else perpetual if symbol.settle else ""
+    return f"{symbol.base}{sign}{symbol.quote}{contract}".upper()
+
+
+def _spellings(symbol: Symbol) -> tuple[str, str]:
+    """Return the names of a symbol in upper case: TradingView's and candled's."""
+    return tradingview_name(symbol), str(symbol).upper()
 
 
 def resolution(interval: Interval) -> str:

@@ -193,8 +193,8 @@ class KlineStreams:
         messages_per_s: int,
     ) -> None:
         self._topics = {
-            f"{symbol.lower()}@kline_{name}": (Topic(market, interval), symbol)
-            for symbol, market in markets.markets.items()
+            f"{stream}@kline_{name}": (Topic(markets.markets[symbol], interval), symbol)
+            for stream, symbol in markets.stream_names.items()
             for name, interval in markets.intervals.items()
         }
         self._bars = bars

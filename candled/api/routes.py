@@ -19,7 +19,7 @@ from candled.serve.kept_pages import KeptPages
 from candled.serve.rate_limit import Counter, RateLimit
 
 from . import klines, operations, rest, udf
-from .catalog import BinanceMarkets, joined
+from .catalog import BinanceMarkets, binance_name
 from .context import ApiContext
 from .handler import AccessPolicy, NotFound
 from .kline_streams import KlineClient, KlineStreams, Reader
@@ -111,9 +111,10 @@ def _klines(source: ApiContext, settings: KlinesSettings, shared: dict[str, Any]
     }
     markets = BinanceMarkets(source.catalog, settings.exchange or source.catalog.default)
     for name, market in markets.markets.items():
-        if name != joined(market.symbol):
-            taken = markets.markets[joined(market.symbol)].symbol
-            logger.warning("klines: %s is served as %s: %s is %s", market.symbol, name, joined(market.symbol), taken)
+        plain = binance_name(market.symbol)
+        if name != plain:
+            taken = markets.markets[markets.stream_names[plain.lower()]].symbol
+            logger.warning("klines: %s is served as %s: %s is %s", market.symbol, name, plain, taken)
     more = {**shared, "source": source, "markets": markets}
     return [(f"{settings.prefix}/api/v3/{name}", kind, more) for name, kind in resources.items()]
 

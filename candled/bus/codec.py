@@ -42,6 +42,10 @@ class FutureMessage(BadMessage):
     """A message contains a time in the future."""
 
 
+# Characters of a symbol that mean something in the name of a channel or key: `:` separates its parts.
+_ESCAPED = str.maketrans({sign: f"%{ord(sign):02X}" for sign in "%{}:"})
+
+
 class Names:
     """The names of channels and keys. `prefix` precedes all of them; `default` is the first exchange.
 
@@ -57,7 +61,7 @@ class Names:
     def candles_channel(self, market: MarketKey) -> str:
         """Return `candles:BTC/USDT:1m`, or `candles:kraken:BTC/USDT:1m` if kraken is not the default exchange."""
         exchange = "" if market.exchange == self._default else f"{market.exchange}:"
-        symbol = str(market.symbol).replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+        symbol = str(market.symbol).translate(_ESCAPED)
         return f"{self._prefix}candles:{exchange}{symbol}:1m"
 
     def newest_key(self, market: MarketKey) -> str:

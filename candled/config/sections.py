@@ -297,7 +297,9 @@ class LogSettings(Settings):
 class ExchangeKeys(Settings):
     """The daemon's own keys of each exchange; the other keys under its name belong to its plugin."""
 
-    symbols: Distinct[WrittenSymbol] = setting(("BTC/USDT",), "markets, written BASE/QUOTE", min_length=1)
+    symbols: Distinct[WrittenSymbol] = setting(
+        ("BTC/USDT",), "markets, written BASE/QUOTE, or BASE/QUOTE:SETTLE for contracts", min_length=1
+    )
     plugin: str | None = setting(None, "the plugin's exchange; by default the one of the same name")
     proxy: str | None = setting(
         None, "http://user:password@host:port, socks5h://…, or direct; by default the environment decides"

@@ -7,29 +7,51 @@ from typing import NamedTuple
 from .decimals import MAX_PLACES
 from .interval import Interval
 
-_PATTERN = re.compile(r"([^\s/:]{1,32})/([^\s/:]{1,32})")
+_PART = r"[^\s/:]{1,32}"
+#: The form of a symbol's text, as a regular expression and in words.
+SYMBOL_PATTERN = f"{_PART}/{_PART}(?::{_PART})?"
+SYMBOL_FORM = "BASE/QUOTE such as BTC/USDT, or BASE/QUOTE:SETTLE such as BTC/USDT:USDT"
+_SYMBOL = re.compile(SYMBOL_PATTERN)
 
 
 class Symbol(NamedTuple):
-    """A trading pair, written `BASE/QUOTE`; `str()` and `parse` are inverses."""
+    """The name of a spot pair, written `BASE/QUOTE`, or of a contract, written `BASE/QUOTE:SETTLE`.
+
+    `str()` and `parse` are inverses. Parts may contain any characters but blanks, `/` and `:`, and case matters.
+    Source: ccxt's manual, "Contract naming conventions".
+    """
 
     base: str
     quote: str
+    #: The coin in which a contract is settled, and, for one that expires, `-` and the date: `USDT`, `BTC-261225`. Empty
+    #: for a spot pair.
+    settle: str = ""
 
     @staticmethod
     def parse(text: str) -> "Symbol":
-        """Parse `BASE/QUOTE`.
+        """Parse `BASE/QUOTE` or `BASE/QUOTE:SETTLE`.
 
         Raises:
             ValueError: the text has another form.
         """
-        match = _PATTERN.fullmatch(text)
-        if match is None:
-            raise ValueError(f"expected BASE/QUOTE, for instance BTC/USDT; got {text!r}")
-        return Symbol(match[1], match[2])
+        if _SYMBOL.fullmatch(text) is None:
+            raise ValueError(f"expected {SYMBOL_FORM}, got {text!r}")
+        pair, _, settle = text.partition(":")
+        base, _, quote = pair.partition("/")
+        return Symbol(base, quote, settle)
+
+    @property
+    def settle_coin(self) -> str:
+        """The coin in which a contract is settled; empty for a spot pair."""
+        return self.settle.partition("-")[0]
+
+    @property
+    def expiry(self) -> str:
+        """The date at the end of `settle`, `YYMMDD`, with the strike and type of an option; empty if there is none."""
+        return self.settle.partition("-")[2]
 
     def __str__(self) -> str:
-        return f"{self.base}/{self.quote}"
+        return f"{self.base}/{self.quote}:{self.settle}" if self.settle else f"{self.base}/{self.quote}"
 
 
 class MarketKey(NamedTuple):

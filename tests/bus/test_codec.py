@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
@@ -326,6 +327,21 @@ def test_channels_are_named_as_the_page_says():
     assert NAMES.candles_channel(BTC) == "candles:BTC/USDT:1m"
     assert NAMES.candles_channel(MarketKey("kraken", BTC.symbol)) == "candles:kraken:BTC/USDT:1m"
     assert Names("staging:", "bitget", 1).candles_channel(BTC) == "staging:candles:BTC/USDT:1m"
+    perpetual = MarketKey("bitget", Symbol("BTC", "USDT", "USDT"))
+    assert NAMES.candles_channel(perpetual) == "candles:BTC/USDT%3AUSDT:1m"
+
+
+PARTS = st.text("AB1m{}%.-", min_size=1, max_size=4)
+MARKETS = st.builds(
+    MarketKey, st.sampled_from(["bitget", "kraken"]), st.builds(Symbol, PARTS, PARTS, st.just("") | PARTS)
+)
+
+
+@given(MARKETS)
+def test_a_channel_names_one_market(market):
+    kind, *exchange, written, interval = NAMES.candles_channel(market).split(":")
+    assert (kind, interval) == ("candles", "1m")
+    assert MarketKey(*(exchange or ["bitget"]), Symbol.parse(unquote(written))) == market
 
 
 @given(st.text("AB{}%/", min_size=1, max_size=8), st.text("AB{}%", min_size=1, max_size=8), st.text("a:-", max_size=4))

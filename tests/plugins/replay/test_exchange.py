@@ -23,6 +23,7 @@ from candled import (
     SubscriptionRejected,
     Symbol,
 )
+from candled.model import SYMBOL_FORM
 from candled_plugins.replay import candled_exchanges
 from candled_plugins.replay.exchange import Replay
 from tests.clocks import START_MS, ManualClock, ScaledClock
@@ -136,7 +137,7 @@ def test_every_bad_file_is_reported_in_one_run_by_name_and_line(tmp_path: Path, 
     with pytest.raises(ConfigError) as caught:
         Replay(Replay.Settings(files=files), ManualClock())
     told = caught.value.problems
-    assert told[0] == "exchanges.replay.files: expected BASE/QUOTE, for instance BTC/USDT; got 'BTCUSDT'"
+    assert told[0] == f"exchanges.replay.files: expected {SYMBOL_FORM}, got 'BTCUSDT'"
     assert told[1] == f"{broken}: line 62: expected an opening time on a boundary of 60000 ms, got 5"
     assert told[2].startswith(f"{cut}: cannot be read: ")
     assert told[3] == f"{tmp_path / 'none.csv'}: cannot be read: No such file or directory"
