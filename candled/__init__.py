@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         read_rows,
     )
     from .hookspecs import hookimpl
-    from .model import MINUTE_MS, Candle, Interval, Market, Symbol
+    from .model import MINUTE_MS, Candle, Interval, Market, MarketState, Symbol
     from .settings import Duration, HttpUrl, Settings, WebSocketUrl, setting
 
 __version__ = "0.1.0"
@@ -50,6 +50,7 @@ __all__ = [
     "InvalidCandle",
     "InvalidRow",
     "Market",
+    "MarketState",
     "Pong",
     "Settings",
     "SocketFeed",

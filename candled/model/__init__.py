@@ -4,7 +4,7 @@ from .candle import BarChange, Candle, fold
 from .decimals import MAX_DIGITS, decimal_text
 from .gaps import REASONS, Gap
 from .interval import DAY, DAY_MS, DEFAULT_INTERVALS, MINUTE, MINUTE_MS, WEEK, Interval, sources
-from .market import SYMBOL_FORM, SYMBOL_PATTERN, Decimals, Market, MarketKey, Symbol, Topic
+from .market import SYMBOL_FORM, SYMBOL_PATTERN, Decimals, Market, MarketKey, MarketState, Symbol, Topic
 from .ranges import ALL_TIME, END_OF_TIME_MS, Range, RangeSet
 from .states import STATE_REASONS, STATES, FeedState, Position, State, StateReason
 from .times import YEAR_10000_MS, iso_ms, parse_iso_ms
@@ -33,6 +33,7 @@ __all__ = [
     "Interval",
     "Market",
     "MarketKey",
+    "MarketState",
     "Position",
     "Range",
     "RangeSet",

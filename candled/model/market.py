@@ -2,7 +2,8 @@
 
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from decimal import Decimal
+from typing import Literal, NamedTuple
 
 from .decimals import MAX_PLACES
 from .interval import Interval
@@ -82,21 +83,47 @@ class Decimals(NamedTuple):
         return Decimals(*(second if first is None else first for first, second in zip(self, other, strict=True)))
 
 
+MarketState = Literal["upcoming", "trading", "suspended", "delisted"]
+"""The life of a market: listed but not open yet, open, halted for a while, or closed for good."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Market:
-    """A market as the exchange lists it. Decimals are the number of decimal places, 0 to 49; None if unknown."""
+    """A market as the exchange lists it. A fact that the exchange does not publish is None."""
 
     symbol: Symbol
+    #: The number of decimal places of prices, 0 to 49. Without it, that of `tick_size` applies.
     price_decimals: int | None = None
+    #: The number of decimal places of volumes, 0 to 49.
     volume_decimals: int | None = None
-    active: bool = True
-    #: The start of trading, UTC epoch milliseconds; None if the exchange does not publish it.
+    #: The smallest step of prices, which may be 0.5 or 25.
+    tick_size: Decimal | None = None
+    #: The state of trading. A market that the exchange leaves out of its list counts as not listed.
+    status: MarketState = "trading"
+    #: The start of trading, UTC epoch milliseconds.
     listed_ms: int | None = None
+    #: The volume of the last 24 hours in quote currency.
+    quote_volume_24h: Decimal | None = None
+
+    @property
+    def active(self) -> bool:
+        """True if the market trades now."""
+        return self.status == "trading"
 
     @property
     def decimals(self) -> Decimals:
         """The decimal places of prices and volumes, unknown if they are not credible."""
-        return Decimals(_believed(self.price_decimals), _believed(self.volume_decimals))
+        return Decimals(_believed(self.price_decimals), _believed(self.volume_decimals)).or_else(
+            Decimals(_places_of(self.tick_size))
+        )
+
+
+def _places_of(step: Decimal | None) -> int | None:
+    """Return the decimal places of the multiples of a step; None if there is no credible step."""
+    if step is None or not step.is_finite() or step <= 0:
+        return None
+    exponent = step.normalize().as_tuple().exponent
+    return _believed(max(0, -int(exponent)))
 
 
 def _believed(places: int | None) -> int | None:

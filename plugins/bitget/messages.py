@@ -23,6 +23,7 @@ from candled import (
     InvalidCandle,
     InvalidRow,
     Market,
+    MarketState,
     Pong,
     Subscribed,
     SubscriptionRejected,
@@ -60,7 +61,10 @@ class ProductType:
     price_decimals: str
     volume_decimals: str
     status: str
-    active: str
+    #: The states of markets by Bitget's words. Other words mean that a market does not trade.
+    states: Mapping[str, MarketState]
+    #: The smallest price step, in units of the last decimal place; empty if Bitget does not publish it.
+    tick: str
     listed: str
     #: Columns of a REST row that may contain the quote volume, the documented one first.
     quote_columns: tuple[int, ...]
@@ -83,8 +87,9 @@ SPOT = ProductType(
     price_decimals="pricePrecision",
     volume_decimals="quantityPrecision",
     status="status",
+    states={"online": "trading", "halt": "suspended", "offline": "delisted"},
+    tick="",
     listed="openTime",
-    active="online",
     # The current documentation has USDT volume, then quote volume; older pages and several clients have the reverse.
     quote_columns=(7, 6),
 )
@@ -102,8 +107,9 @@ USDT_FUTURES = ProductType(
     price_decimals="pricePlace",
     volume_decimals="volumePlace",
     status="symbolStatus",
+    states={"normal": "trading", "listed": "upcoming", "off": "delisted"},
+    tick="priceEndStep",
     listed="launchTime",
-    active="normal",
     quote_columns=(6,),
 )
 PRODUCT_TYPES: Mapping[str, ProductType] = {"spot": SPOT, "usdt-futures": USDT_FUTURES}
@@ -368,13 +374,20 @@ def _is_plain(entry: Mapping[str, Any]) -> bool:
 
 
 def _read_market(entry: Mapping[str, Any], product: ProductType) -> Market:
+    price_decimals = int(entry[product.price_decimals])
     return Market(
         symbol=Symbol(entry["baseCoin"], entry["quoteCoin"]),
-        price_decimals=int(entry[product.price_decimals]),
+        price_decimals=price_decimals,
         volume_decimals=int(entry[product.volume_decimals]),
-        active=entry[product.status] == product.active,
+        tick_size=_tick_size(entry.get(product.tick) or "1", price_decimals),
+        status=product.states.get(entry[product.status], "suspended"),
         listed_ms=_listed_ms(entry.get(product.listed)),
     )
+
+
+def _tick_size(steps: Any, price_decimals: int) -> Decimal | None:
+    """Return the smallest price step, given in units of the last decimal place; None if it is not credible."""
+    return Decimal(int(steps)).scaleb(-price_decimals) if 0 <= price_decimals < _MOST_DIGITS else None
 
 
 def _listed_ms(value: Any) -> int | None:

@@ -91,6 +91,25 @@ def test_impossible_decimals_of_a_market_are_unknown(places, believed):
     assert market.decimals == (believed, believed)
 
 
+@pytest.mark.parametrize(
+    ("tick", "places"),
+    [("0.01", 2), ("0.50", 1), ("1", 0), ("25", 0), ("1E-8", 8), ("1e-50", None), ("0", None), ("-1", None)],
+)
+def test_the_decimals_of_prices_follow_from_the_tick_unless_they_are_stated(tick, places):
+    assert Market(symbol=Symbol("BTC", "USDT"), tick_size=Decimal(tick)).decimals.price == places
+    assert Market(symbol=Symbol("BTC", "USDT"), tick_size=Decimal(tick), price_decimals=3).decimals.price == 3
+
+
+def test_a_tick_that_is_no_number_is_unknown():
+    assert Market(symbol=Symbol("BTC", "USDT"), tick_size=Decimal("NaN")).decimals.price is None
+
+
+@pytest.mark.parametrize("status", ["upcoming", "suspended", "delisted"])
+def test_only_a_trading_market_is_active(status):
+    assert Market(symbol=Symbol("BTC", "USDT")).active
+    assert not Market(symbol=Symbol("BTC", "USDT"), status=status).active
+
+
 @pytest.mark.slow
 @given(st.lists(st.tuples(PRICES, VOLUMES, st.none() | VOLUMES), min_size=1, max_size=50))
 def test_folding_adds_exactly(rows):

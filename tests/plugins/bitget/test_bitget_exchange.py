@@ -1,6 +1,7 @@
 """Bitget's history, markets and feeds, against the fake Bitget over real HTTP."""
 
 import json
+from decimal import Decimal
 
 import pytest
 
@@ -207,14 +208,24 @@ async def test_an_exchange_that_is_down_is_unavailable(fake, http):
         await bitget_at(fake).fetch_markets(http)
 
 
+CENT = Decimal("0.01")
+
+
 async def test_the_markets_of_spot_and_futures_are_listed_with_their_precision(fake, http):
     assert await bitget_at(fake, "spot").fetch_markets(http) == [
-        Market(symbol=SPOT, price_decimals=2, volume_decimals=4),
-        Market(symbol=CROSS, price_decimals=2, volume_decimals=4),
+        Market(symbol=SPOT, price_decimals=2, volume_decimals=4, tick_size=CENT),
+        Market(symbol=CROSS, price_decimals=2, volume_decimals=4, tick_size=CENT),
     ]
     assert await bitget_at(fake).fetch_markets(http) == [
-        Market(symbol=FUTURES, price_decimals=2, volume_decimals=4),
-        Market(symbol=THIN, price_decimals=2, volume_decimals=4, active=False, listed_ms=minutes_ago(60 * 24 * 40)),
+        Market(symbol=FUTURES, price_decimals=2, volume_decimals=4, tick_size=CENT),
+        Market(
+            symbol=THIN,
+            price_decimals=2,
+            volume_decimals=4,
+            tick_size=CENT,
+            status="suspended",
+            listed_ms=minutes_ago(60 * 24 * 40),
+        ),
     ]
 
 

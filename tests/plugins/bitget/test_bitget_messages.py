@@ -294,8 +294,14 @@ def test_an_answer_that_is_not_as_documented_is_an_error(body):
 
 def test_captured_spot_symbols_become_markets():
     assert messages.read_markets(answer(json.loads(captured("symbols_spot"))), SPOT) == [
-        Market(symbol=BTC, price_decimals=2, volume_decimals=6, active=True),
-        Market(symbol=Symbol("WLFI", "USD1"), price_decimals=4, volume_decimals=2, active=False),
+        Market(symbol=BTC, price_decimals=2, volume_decimals=6, tick_size=Decimal("0.01")),
+        Market(
+            symbol=Symbol("WLFI", "USD1"),
+            price_decimals=4,
+            volume_decimals=2,
+            tick_size=Decimal("0.0001"),
+            status="suspended",
+        ),
     ]
 
 
