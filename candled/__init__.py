@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .exchange import (
         Candles,
         Clock,
+        ConnectionLimits,
         Event,
         Exchange,
         Feed,
@@ -37,6 +38,7 @@ __all__ = [
     "Candles",
     "Clock",
     "ConfigError",
+    "ConnectionLimits",
     "Duration",
     "Event",
     "Exchange",

@@ -147,8 +147,6 @@ class SocketFeed(ABC):
     ping_every_s: ClassVar[float] = 20.0
     #: The daemon replaces the connection if neither a `Pong` nor another frame arrives within this many seconds.
     pong_within_s: ClassVar[float] = 10.0
-    #: The daemon sends at most this many frames a second, including pings.
-    frames_per_s: ClassVar[float] = 10.0
     #: The maximum age of a connection. The daemon replaces it at that age, before the exchange closes it. None: no
     #: limit.
     lifetime_s: ClassVar[float | None] = None
@@ -165,9 +163,9 @@ class SocketFeed(ABC):
     def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
         """Return the frames that subscribe to `symbols`, in order."""
 
-    @abstractmethod
     def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that unsubscribe from `symbols`, in order."""
+        """Return the frames that unsubscribe from `symbols`, in order. The default returns none."""
+        return []
 
     @abstractmethod
     def read_frame(self, frame: str) -> list[Event]:
@@ -194,6 +192,23 @@ class StreamFeed(ABC):
 
 
 Feed = SocketFeed | StreamFeed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """The exchange's limits for WebSocket connections. The daemon keeps them; None means that there is no limit."""
+
+    #: The most symbols on one connection. The daemon opens as many connections as the symbols need.
+    symbols_per_connection: int | None = None
+    #: The most connections from one address. Symbols beyond it are read over REST.
+    connections: int | None = None
+    #: The most frames that the daemon sends on one connection in a second, including pings.
+    frames_per_s: float = 10.0
+    #: The most frames of `subscribe` and `unsubscribe` that it sends on one connection in an hour.
+    subscribes_per_hour: int | None = None
+    #: The most attempts to connect in a minute. Two thirds of them may follow each other without a pause.
+    attempts_per_minute: float = 30.0
+
 
 # ---------------------------------------------------------------- services that the daemon gives to a plugin
 
@@ -240,6 +255,10 @@ class Exchange(ABC):
     Settings: ClassVar[type[Any]]
     #: The request budget for each host that the plugin contacts.
     requests_per_s: ClassVar[float] = 5.0
+    #: The limits for WebSocket connections. The constructor may replace them.
+    limits: ConnectionLimits = ConnectionLimits()
+    #: The class of a feed, which `make_feed` creates with the setting `ws_url`.
+    feed_class: ClassVar[type[SocketFeed] | None] = None
     #: The longest range, in minutes, that `fetch_history` accepts.
     max_history_minutes: ClassVar[int] = 200
     #: True if the exchange publishes a candle for a minute without trades.
@@ -277,9 +296,14 @@ class Exchange(ABC):
             Unavailable, ExchangeError: as in `Http.get_json`.
         """
 
-    @abstractmethod
-    def make_feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
-        """Distribute `symbols` over as many feeds as the exchange's limits require, each symbol in exactly one."""
+    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
+        """Return a feed that carries `symbols`, at most `limits.symbols_per_connection`.
+
+        The daemon calls this once for each connection. The default creates `feed_class` with the setting `ws_url`.
+        """
+        if self.feed_class is None:
+            raise NotImplementedError(f"{type(self).__name__} has no feed_class and does not implement make_feed")
+        return self.feed_class(self.settings.ws_url, symbols)
 
     @abstractmethod
     async def fetch_history(

@@ -112,6 +112,7 @@ class ShardedIngest:
                 http=self._http[one.name],
                 options=_options(self._config),
                 proxies=one.proxies,
+                shards=shards,
             )
             for one, exchange in zip(self._config.exchanges, made, strict=True)
             if (symbols := _symbols_of(one, shard, shards))

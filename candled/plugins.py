@@ -206,7 +206,13 @@ def _check_exchange(exchange: type[Exchange]) -> None:
     name = getattr(exchange, "name", None)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise PluginError(f"{exchange.__name__}.name is {name!r}, expected lower-case letters, digits, - and _")
-    _check_settings(exchange.__name__, getattr(exchange, "Settings", None))
+    settings = getattr(exchange, "Settings", None)
+    _check_settings(exchange.__name__, settings)
+    if exchange.make_feed is Exchange.make_feed:
+        if exchange.feed_class is None:
+            raise PluginError(f"{exchange.__name__} has no feed_class and does not implement make_feed")
+        if "ws_url" not in settings.model_fields:
+            raise PluginError(f"{exchange.__name__}.Settings has no ws_url for feed_class; add it, or make_feed")
 
 
 def _check_settings(owner: str, settings: Any) -> None:

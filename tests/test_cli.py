@@ -206,7 +206,7 @@ class Acme(Exchange):
     Settings = Settings
     def __init__(self, settings, clock): raise OSError("no card in the reader")
     async def fetch_markets(self, http): return []
-    def make_feeds(self, symbols): return []
+    def make_feed(self, symbols): raise NotImplementedError
     async def fetch_history(self, http, symbol, start_ms, end_ms): return []
 
 class Other(Acme):

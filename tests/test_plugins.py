@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import tomllib
+from dataclasses import fields
 from importlib import metadata
 
 import pytest
@@ -39,7 +40,7 @@ GOOD = """
         name = "x"
         Settings = XSettings
         async def fetch_markets(self, http): return []
-        def make_feeds(self, symbols): return []
+        def make_feed(self, symbols): raise NotImplementedError
         async def fetch_history(self, http, symbol, start_ms, end_ms): return []
 """
 OFFERS_X = f"""{GOOD}
@@ -143,7 +144,11 @@ def test_of_two_installed_plugins_with_one_name_the_second_is_refused(install):
         (f"{GOOD}\n    @hookimpl\n    def candled_exchanges(): return ['x']",
          "candled_exchanges offered a value of type str, expected a subclass of candled.Exchange"),
         (f"{GOOD}\n    @hookimpl\n    def candled_exchanges(): return [X, X]", "offers exchange x twice"),
-        (OFFERS_X.replace("def make_feeds", "def make_feed"), "X does not implement make_feeds"),
+        (OFFERS_X.replace("def fetch_history", "def fetch_past"), "X does not implement fetch_history"),
+        (OFFERS_X.replace("def make_feed", "def make_feeds"),
+         "X has no feed_class and does not implement make_feed"),
+        (OFFERS_X.replace("def make_feed", "from candled import SocketFeed as feed_class\n        def make_feeds"),
+         "X.Settings has no ws_url for feed_class; add it, or make_feed"),
         (OFFERS_X.replace('name = "x"', 'name = "X:1"'),
          "X.name is 'X:1', expected lower-case letters, digits, - and _"),
         (OFFERS_X.replace('name = "x"', ""), "X.name is None, expected lower-case letters, digits, - and _"),
@@ -277,7 +282,9 @@ def test_every_name_a_plugin_may_import_is_on_the_page():
             candled.Exchange,
             ["requests_per_s", "max_history_minutes", "publishes_empty_candles", "opens_at_previous_close"],
         ),
-        (candled.SocketFeed, ["ping", "ping_every_s", "frames_per_s", "lifetime_s", "snapshot"]),
+        (candled.SocketFeed, ["ping", "ping_every_s", "lifetime_s", "snapshot"]),
+        (candled.Exchange, ["feed_class"]),
+        (candled.ConnectionLimits(), [field.name for field in fields(candled.ConnectionLimits)]),
     ],
 )
 def test_the_documented_defaults_are_the_defaults(owner, names):
@@ -285,6 +292,16 @@ def test_the_documented_defaults_are_the_defaults(owner, names):
     for name in names:
         default = getattr(owner, name)
         assert rows[name].strip() == (f"{default:g}" if isinstance(default, float) else str(default)), name
+
+
+def test_a_plain_exchange_is_four_functions():
+    functions = candled.Exchange.__abstractmethods__ | candled.SocketFeed.__abstractmethods__
+    assert functions == {"fetch_markets", "fetch_history", "subscribe", "read_frame"}
+
+
+def test_the_example_does_not_grow():
+    """A wider interface must not make a plain exchange longer."""
+    assert len(blocks()["coinfair.py"].splitlines()) <= 102
 
 
 @pytest.fixture
@@ -309,7 +326,7 @@ def test_the_example_is_found_and_its_settings_are_read(coinfair, tmp_path):
 
 def test_the_example_refuses_frames_that_are_not_documented(coinfair):
     exchange = coinfair.exchanges["coinfair"]
-    (feed,) = exchange(exchange.Settings(), SystemClock()).make_feeds([Symbol("BTC", "USDT")])
+    feed = exchange(exchange.Settings(), SystemClock()).make_feed([Symbol("BTC", "USDT")])
     (refused,) = feed.read_frame('{"market": "btc-usdt", "refused": "no such market"}')
     assert refused.reason == "no such market"
     for frame in ("{", "[]", "7", '{"market": "eth-usdt"}', '{"market": "btc-usdt", "candle": [1], "sent": 1}'):

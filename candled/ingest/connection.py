@@ -7,8 +7,18 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from candled.exchange import Candles, Event, FeedError, Pong, SocketFeed, Subscribed, SubscriptionRejected
+from candled.exchange import (
+    Candles,
+    ConnectionLimits,
+    Event,
+    FeedError,
+    Pong,
+    SocketFeed,
+    Subscribed,
+    SubscriptionRejected,
+)
 from candled.model import Symbol
+from candled.token_bucket import TokenBucket
 
 from .rejected_symbols import RejectedSymbols
 
@@ -16,6 +26,7 @@ from .rejected_symbols import RejectedSymbols
 _ANSWER_WITHIN_S = 10.0
 _MOST_RENEWAL_S = 600.0
 _RENEW_UNSURE_S = 30.0
+_HOUR_S = 3600.0
 _LATE_S = 0.3  # a late tick may catch up on this much, not more
 
 
@@ -34,15 +45,27 @@ class FeedConnection:
     """
 
     def __init__(
-        self, feed: SocketFeed, symbols: Iterable[Symbol], now: float, rejected: RejectedSymbols | None = None
+        self,
+        feed: SocketFeed,
+        symbols: Iterable[Symbol],
+        now: float,
+        rejected: RejectedSymbols | None = None,
+        limits: ConnectionLimits | None = None,
     ) -> None:
         self._feed = feed
+        self._limits = limits or ConnectionLimits()
+        per_hour = self._limits.subscribes_per_hour
+        #: The frames of `subscribe` and `unsubscribe` that may be sent.
+        self._subscribes = None if per_hour is None else TokenBucket(per_hour / _HOUR_S, per_hour)
         self._symbols = frozenset(feed.symbols)
         self._opened_at = now
         self._ping_at = now + feed.ping_every_s
         self._pong_due: float | None = None
         self._send_at = now
+        #: Frames of `subscribe` and `unsubscribe` that wait.
         self._frames: deque[str] = deque()
+        #: Pings that wait. They go first.
+        self._urgent: deque[str] = deque()
         self._subscriptions: dict[Symbol, _Subscription] = {}
         self._broken: str | None = None
         #: Subscriptions that the exchange rejected, on this connection and on earlier ones.
@@ -84,20 +107,27 @@ class FeedConnection:
         self._renew_silent(now)
         ping = self._feed.ping
         if ping is not None and now >= self._ping_at:
-            self._frames.appendleft(ping)
+            self._urgent.append(ping)
             self._ping_at = now + self._feed.ping_every_s
             if self._pong_due is None:
                 self._pong_due = now + self._feed.pong_within_s
         due = []
-        while self._frames and now >= self._send_at:
-            due.append(self._frames.popleft())
-            self._send_at = max(self._send_at, now - _LATE_S) + 1.0 / self._feed.frames_per_s
+        while now >= self._send_at and (frame := self._next_frame(now)) is not None:
+            due.append(frame)
+            self._send_at = max(self._send_at, now - _LATE_S) + 1.0 / self._limits.frames_per_s
         return due
+
+    def _next_frame(self, now: float) -> str | None:
+        if self._urgent:
+            return self._urgent.popleft()
+        if self._frames and (self._subscribes is None or not self._subscribes.try_take(now)):
+            return self._frames.popleft()
+        return None
 
     @property
     def has_more(self) -> bool:
         """True if frames are waiting until the exchange allows them."""
-        return bool(self._frames)
+        return bool(self._frames or self._urgent)
 
     def close_reason(self, now: float) -> str | None:
         """Return why the connection must be replaced, or None."""

@@ -14,6 +14,7 @@ from candled.proxies import Proxies
 from candled.tasks import TaskSet, in_parallel
 from candled.token_bucket import TokenBucket
 
+from .distribution import distribute
 from .error_counter import ErrorCounter
 from .exchange_clock import TOLERANCE_MS
 from .feeds import FLOODED, FeedRunner, LoopBudget
@@ -40,13 +41,11 @@ _FINALITY_S = 0.5  # between two checks of a market for final minutes
 _CHECK_S = 1.0  # between two other checks of a market
 _MARKETS_AT_ONCE = 50
 _WORKERS = 4
-# Bitget allows 300 attempts in 5 minutes per address. Half of that suits every exchange we know.
-_ATTEMPTS_PER_S = 0.5
-_ATTEMPTS_AT_ONCE = 20
+_ATTEMPTS_AT_ONCE = 2 / 3  # the share of a minute's attempts that may follow each other without a pause
 
 
 class ExchangeIngest:
-    """The ingest of one configured exchange.
+    """The ingest of one configured exchange, or of one of its `shards`.
 
     `start` returns when all markets are open; everything else runs in background tasks. The feeds already run while
     markets are being opened. Their events for a market wait until it is open.
@@ -64,6 +63,7 @@ class ExchangeIngest:
         http: HttpClient,
         options: IngestOptions,
         proxies: Proxies | None = None,
+        shards: int = 1,
     ) -> None:
         self.name = name
         self._exchange = exchange
@@ -72,6 +72,7 @@ class ExchangeIngest:
         self._store = store
         self._http = http
         self._proxies = proxies
+        self._shards = shards
         self._tasks = TaskSet()
         self._time = IngestClock(name, exchange, clock)
         http.on_date = self._time.estimate.observe_date
@@ -98,6 +99,8 @@ class ExchangeIngest:
         self._in_grace_period: dict[Symbol, MarketIngest] = {}
         #: The feed of each symbol.
         self._runners: dict[Symbol, FeedRunner] = {}
+        #: The symbols for which no connection is left.
+        self._surplus: tuple[Symbol, ...] = ()
         #: The symbols whose feeds are connected.
         self._connected: set[Symbol] = set()
         # Events of markets that are not open yet, since the last interruption, each with the exchange's time of receipt
@@ -115,11 +118,7 @@ class ExchangeIngest:
         newest = await self._loader.newest_minutes()
         if type(self._exchange).resume_after is not Exchange.resume_after:
             self._exchange.resume_after(await self._loader.newest_completed(newest, self._symbols))
-        attempts, turns = TokenBucket(_ATTEMPTS_PER_S, _ATTEMPTS_AT_ONCE), LoopBudget()
-        for number, feed in enumerate(self._exchange.make_feeds(self._symbols), 1):
-            runner = FeedRunner(f"{self.name} feed {number}", feed, self, self._clock, attempts, turns, self._proxies)
-            self._runners |= dict.fromkeys(feed.symbols, runner)
-            self._tasks.start(runner.run())
+        self._start_feeds()
         self._tasks.start(self._listing.run(self._symbols, self._markets))
         self._tasks.start(self._run_maintenance())
         self._tasks.start(self._run_finality())
@@ -129,6 +128,28 @@ class ExchangeIngest:
         await in_parallel(_OPENED_AT_ONCE, self._symbols, lambda symbol: self._open_market(symbol, newest.get(symbol)))
         self._tasks.start(self._audit.run(self._markets))
         self._tasks.start(self._past.run(self._markets))
+
+    def _start_feeds(self) -> None:
+        """Start as many feeds as the exchange's limits require."""
+        limits = self._exchange.limits
+        per_minute = limits.attempts_per_minute / self._shards
+        attempts, turns = TokenBucket(per_minute / 60, per_minute * _ATTEMPTS_AT_ONCE), LoopBudget()
+        groups, self._surplus = distribute(self._symbols, limits, self._shards)
+        if self._surplus:
+            logger.error("%s: %s; reading %d symbols over REST", self.name, self._describe_limit(), len(self._surplus))
+        for number, symbols in enumerate(groups, 1):
+            name, feed = f"{self.name} feed {number}", self._exchange.make_feed(symbols)
+            runner = FeedRunner(name, feed, self, self._clock, attempts, turns, self._proxies, limits)
+            self._runners |= dict.fromkeys(feed.symbols, runner)
+            self._tasks.start(runner.run())
+
+    def _describe_limit(self) -> str:
+        limits = self._exchange.limits
+        shared = f", shared by {self._shards} shards" if self._shards > 1 else ""
+        return (
+            f"the exchange allows {limits.connections} connections of {limits.symbols_per_connection} symbols{shared},"
+            " and none is left"
+        )
 
     async def stop(self) -> None:
         """Stop all tasks and queue the minutes that are not final yet for the store."""
@@ -164,6 +185,8 @@ class ExchangeIngest:
         """Read a market's stored data, then process the events that its feed has delivered since."""
         market = await self._loader.load_market(symbol, newest_ms, self._time.now_ms)
         market.presence.connected = symbol in self._connected
+        if symbol in self._surplus:
+            market.status.rejection = self._describe_limit()
         self._markets[symbol] = market
         self._listing.compare_market(market)
         self._publisher.open_market(market, newest_ms, self._time.now_ms())

@@ -10,7 +10,16 @@ from websockets.protocol import State
 from websockets.uri import WebSocketURI, parse_uri
 
 from candled.errors import CandledError, ExchangeError, Unavailable
-from candled.exchange import Candles, Clock, Event, Feed, SocketFeed, StreamFeed, SubscriptionRejected
+from candled.exchange import (
+    Candles,
+    Clock,
+    ConnectionLimits,
+    Event,
+    Feed,
+    SocketFeed,
+    StreamFeed,
+    SubscriptionRejected,
+)
 from candled.model import Symbol
 from candled.proxies import Proxies
 from candled.tasks import Backoff, first_of, retry
@@ -80,7 +89,7 @@ class FeedRunner:
     """The task of one feed, which runs until cancelled.
 
     `attempts` is the budget of connection attempts, shared by all feeds of one host. `turns` is shared by all feeds.
-    `proxies` are those from the settings.
+    `proxies` are those from the settings, `limits` those of the exchange.
     """
 
     def __init__(
@@ -92,8 +101,10 @@ class FeedRunner:
         attempts: TokenBucket,
         turns: LoopBudget,
         proxies: Proxies | None = None,
+        limits: ConnectionLimits | None = None,
     ) -> None:
         self.feed = feed
+        self._limits = limits
         self._name = name
         self._sink = sink
         self._clock = clock
@@ -211,7 +222,9 @@ class FeedRunner:
         return {"happy_eyeballs_delay": 0.25} if is_plain else {}
 
     async def _exchange_frames(self, socket: ClientConnection, feed: SocketFeed) -> str:
-        connection = self._connection = FeedConnection(feed, feed.symbols, self._clock.monotonic(), self._rejected)
+        connection = self._connection = FeedConnection(
+            feed, feed.symbols, self._clock.monotonic(), self._rejected, self._limits
+        )
         # the host only: an operator's address may contain a password
         parts = parse_uri(feed.url)
         proxy = self._proxies.choose(parts.host, parts.port, is_secure=parts.secure)

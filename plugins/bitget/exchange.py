@@ -6,6 +6,7 @@ from typing import Any, Literal
 from candled import (
     Candle,
     Clock,
+    ConnectionLimits,
     Event,
     Exchange,
     ExchangeError,
@@ -53,7 +54,6 @@ class BitgetFeed(SocketFeed):
 
     ping = messages.PING
     ping_every_s = 20.0
-    frames_per_s = 5.0
     lifetime_s = 23.5 * 3600
     snapshot = True
 
@@ -79,7 +79,7 @@ class Bitget(Exchange):
     """Bitget's spot market or its USDT-margined perpetuals, over the classic API (V2).
 
     Bitget prints a flat row for a minute without trades, and opens every candle at the close of the one before. It
-    allows 20 requests a second per endpoint.
+    allows 20 requests a second per endpoint, and 300 attempts to connect in 5 minutes per address.
     """
 
     name = "bitget"
@@ -92,6 +92,9 @@ class Bitget(Exchange):
 
     def __init__(self, settings: BitgetSettings, clock: Clock) -> None:
         super().__init__(settings, clock)
+        self.limits = ConnectionLimits(
+            symbols_per_connection=settings.symbols_per_connection, frames_per_s=5.0, attempts_per_minute=30.0
+        )
         self._product = PRODUCT_TYPES[settings.market]
 
     async def fetch_markets(self, http: Http) -> list[Market]:
@@ -99,13 +102,9 @@ class Bitget(Exchange):
         body = await self._get_data(http, self._product.markets_path, self._product.markets_query)
         return messages.read_markets(body, self._product)
 
-    def make_feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
-        """Return one feed per `symbols_per_connection` symbols."""
-        most = self.settings.symbols_per_connection
-        return [
-            BitgetFeed(self.settings.ws_url, symbols[first : first + most], self._product)
-            for first in range(0, len(symbols), most)
-        ]
+    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
+        """Return the feed of one connection."""
+        return BitgetFeed(self.settings.ws_url, symbols, self._product)
 
     async def fetch_history(
         self, http: Http, symbol: Symbol, start_ms: int, end_ms: int

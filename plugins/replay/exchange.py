@@ -102,9 +102,9 @@ class Replay(Exchange):
             for text, recording in self._recordings.items()
         ]
 
-    def make_feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
-        """Return one feed for all symbols."""
-        return [ReplayFeed(self, symbols)]
+    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
+        """Return a feed for all symbols."""
+        return ReplayFeed(self, symbols)
 
     async def fetch_history(self, http: Http, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle]:
         """Return the recorded minutes up to now, including the forming one.

@@ -14,7 +14,7 @@ from websockets.http11 import Response
 
 from candled.clock import SystemClock
 from candled.errors import ExchangeError
-from candled.exchange import Candles, Event, SocketFeed, Subscribed, SubscriptionRejected
+from candled.exchange import Candles, ConnectionLimits, Event, SocketFeed, Subscribed, SubscriptionRejected
 from candled.ingest import feeds
 from candled.ingest.feeds import FeedRunner, LoopBudget
 from candled.model import Symbol
@@ -28,7 +28,6 @@ BTC = Symbol("BTC", "USDT")
 class Numbers(SocketFeed):
     """Frames are numbers: the volume of a minute. Without a ping of its own the protocol's is sent."""
 
-    frames_per_s = 1000.0
     ping_every_s = 0.2
     pong_within_s = 0.2
 
@@ -83,7 +82,13 @@ async def running(
         port = server.sockets[0].getsockname()[1]
         sink = Sink()
         runner = sink.runner = FeedRunner(
-            "test", feed(f"ws://127.0.0.1:{port}/", [BTC]), sink, SystemClock(), TokenBucket(100, 100), LoopBudget()
+            "test",
+            feed(f"ws://127.0.0.1:{port}/", [BTC]),
+            sink,
+            SystemClock(),
+            TokenBucket(100, 100),
+            LoopBudget(),
+            limits=ConnectionLimits(frames_per_s=1000.0),
         )
         task = asyncio.create_task(runner.run())
         try:

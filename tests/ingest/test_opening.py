@@ -49,8 +49,8 @@ class Quiet(Exchange):
     async def fetch_markets(self, http: Any) -> list[Any]:
         return []
 
-    def make_feeds(self, symbols: Any) -> list[Any]:
-        return [self.feed]
+    def make_feed(self, symbols: Any) -> Any:
+        return self.feed
 
     async def fetch_history(self, http: Any, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle]:
         return []

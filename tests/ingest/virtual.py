@@ -142,8 +142,8 @@ class VirtualExchange(Exchange):
             raise Unavailable("the list is down")
         return self.listed
 
-    def make_feeds(self, symbols: Any) -> list[Any]:
-        return [self.feed]
+    def make_feed(self, symbols: Any) -> Any:
+        return self.feed
 
     async def fetch_history(self, http: Any, symbol: Symbol, start_ms: int, end_ms: int) -> list[Any]:
         self.asked.append((self.true.true_ms, Range(start_ms, end_ms)))

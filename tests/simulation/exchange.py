@@ -99,8 +99,8 @@ class LyingExchange(Exchange):
 
     # ------------------------------------------------------------ the stream
 
-    def make_feeds(self, symbols: Sequence[Symbol]) -> list[Feed]:
-        return [LyingFeed(self)]
+    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
+        return LyingFeed(self)
 
     def connects(self) -> None:
         if any(map(self.weather.has, ("stream cut", "stream cut, no snapshot after it", "network down"))):

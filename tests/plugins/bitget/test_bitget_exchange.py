@@ -6,6 +6,7 @@ from decimal import Decimal
 import pytest
 
 from candled import ExchangeError, Market, Symbol, Unavailable
+from candled.ingest.distribution import distribute
 from candled.model import MINUTE_MS
 from candled_plugins import bitget
 from candled_plugins.bitget import messages
@@ -248,7 +249,10 @@ def test_a_listing_date_that_is_not_set_is_unknown(text, listed_ms):
 
 async def test_symbols_spread_over_as_many_connections_as_the_limit_asks_for(fake):
     symbols = [Symbol(f"S{number}", "USDT") for number in range(120)]
-    feeds = bitget_at(fake).make_feeds(symbols)
+    bitget = bitget_at(fake)
+    groups, surplus = distribute(symbols, bitget.limits)
+    feeds = [bitget.make_feed(group) for group in groups]
+    assert surplus == ()
     assert [len(feed.symbols) for feed in feeds] == [50, 50, 20]
     assert [symbol for feed in feeds for symbol in feed.symbols] == symbols
     assert {feed.url for feed in feeds} == {fake.ws_url}
@@ -256,7 +260,7 @@ async def test_symbols_spread_over_as_many_connections_as_the_limit_asks_for(fak
 
 @pytest.mark.parametrize(("market", "inst_type"), [("spot", "SPOT"), ("usdt-futures", "USDT-FUTURES")])
 async def test_a_feed_speaks_the_dialect_of_its_market(fake, market, inst_type):
-    [feed] = bitget_at(fake, market).make_feeds([FUTURES])
+    feed = bitget_at(fake, market).make_feed([FUTURES])
     for op, frames in (("subscribe", feed.subscribe([FUTURES])), ("unsubscribe", feed.unsubscribe([FUTURES]))):
         [frame] = frames
         arg = {"instType": inst_type, "channel": "candle1m", "instId": "ETHUSDT"}

@@ -315,7 +315,7 @@ def test_dated_contracts_do_not_pose_as_the_perpetual_of_their_coins():
     }
     entries = [{"symbol": "BTCUSDT_261225", **perpetual}, {"symbol": "BTCUSDT", **perpetual}]
     assert messages.read_markets(answer(entries), USDT_FUTURES) == [
-        Market(symbol=BTC, price_decimals=1, volume_decimals=4)
+        Market(symbol=BTC, price_decimals=1, volume_decimals=4, tick_size=Decimal("0.1"))
     ]
 
 

@@ -83,7 +83,7 @@ class Listener:
 
 @asynccontextmanager
 async def listening(exchange: Replay, *symbols: Symbol) -> AsyncIterator[Listener]:
-    (feed,) = exchange.make_feeds(symbols or (BTC,))
+    feed = exchange.make_feed(symbols or (BTC,))
     assert isinstance(feed, StreamFeed)
     listener = Listener()
     async with aclosing(feed.stream_events()) as events:
@@ -216,7 +216,7 @@ async def test_at_speed_the_feed_ticks_four_times_a_second_and_leaves_no_minute_
 async def test_a_listener_that_was_held_up_hears_every_minute(plain: Path) -> None:
     clock = ManualClock()
     exchange = replay(clock, BTC_USDT=plain)
-    (feed,) = exchange.make_feeds([BTC])
+    feed = exchange.make_feed([BTC])
     assert isinstance(feed, StreamFeed)
     async with aclosing(feed.stream_events()) as events:
         assert await anext(events) == Subscribed(BTC)
