@@ -206,7 +206,7 @@ def _check_exchange(exchange: type[Exchange]) -> None:
     name = getattr(exchange, "name", None)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise PluginError(f"{exchange.__name__}.name is {name!r}, expected lower-case letters, digits, - and _")
-    settings = getattr(exchange, "Settings", None)
+    settings: Any = getattr(exchange, "Settings", None)
     _check_settings(exchange.__name__, settings)
     if exchange.make_feed is Exchange.make_feed:
         if exchange.feed_class is None:
