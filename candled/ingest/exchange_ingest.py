@@ -71,8 +71,7 @@ class ExchangeIngest:
         self._clock = clock
         self._store = store
         self._http = http
-        self._proxies = proxies
-        self._shards = shards
+        self._proxies, self._shards = proxies, shards
         self._tasks = TaskSet()
         self._time = IngestClock(name, exchange, clock)
         http.on_date = self._time.estimate.observe_date
@@ -99,8 +98,7 @@ class ExchangeIngest:
         self._in_grace_period: dict[Symbol, MarketIngest] = {}
         #: The feed of each symbol.
         self._runners: dict[Symbol, FeedRunner] = {}
-        #: The symbols for which no connection is left.
-        self._surplus: tuple[Symbol, ...] = ()
+        self._surplus: tuple[Symbol, ...] = ()  # no connection is left for them
         #: The symbols whose feeds are connected.
         self._connected: set[Symbol] = set()
         # Events of markets that are not open yet, since the last interruption, each with the exchange's time of receipt
