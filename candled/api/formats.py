@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from candled.model import Candle, Interval, MarketKey, decimal_text
-from candled.protocol.messages import FINAL, bar_text
+from candled.model import BarTexts, Candle, Interval, MarketKey, decimal_text
+from candled.protocol.messages import FINAL, NumberText, bar_text
 
 from .errors import ApiError
 
@@ -157,7 +157,7 @@ def _cell(number: Any) -> str | None:
     return None if number is None else decimal_text(number)
 
 
-def csv_line(bar: Candle, final: bool) -> str:
+def csv_line(bar: Candle | BarTexts, final: bool, number_text: NumberText = decimal_text) -> str:
     """Return a bar's line of CSV without its end."""
-    cells = ",".join(_cell(number) or "" for number in bar.values)
+    cells = ",".join("" if number is None else number_text(number) for number in bar[1:7])
     return f"{bar.open_ms},{cells},{'true' if final else 'false'}"

@@ -160,7 +160,7 @@ class PastPages:
         memory_from_ms = self._memory_from_ms(topic) or END_OF_TIME_MS
         start_ms = max(number * MOST_BARS * interval.ms, served_from_ms or 0)
         end_ms = min((number + 1) * MOST_BARS * interval.ms, memory_from_ms)
-        rows = await self._stored.read_bars_between(market, interval, start_ms, end_ms)
+        rows = await self._stored.read_texts_between(market, interval, start_ms, end_ms)
         if version != self._live.past_version(market) or not self._live.is_range_final(market, start_ms, end_ms):
             return None
         key = topic, printer.name, number

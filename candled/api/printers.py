@@ -3,8 +3,8 @@
 from dataclasses import replace
 from functools import lru_cache
 
-from candled.model import Candle, Interval, decimal_text
-from candled.protocol.messages import FINAL, bar_text
+from candled.model import BarTexts, Candle, Interval, decimal_text
+from candled.protocol.messages import FINAL, NumberText, bar_text
 from candled.rooms.encoded_bars import Printer
 
 from .formats import csv_line
@@ -14,8 +14,8 @@ from .formats import csv_line
 def json_printer(numbers: int = 0) -> Printer:
     """Return the printer of `/api/candles`: a bar as on the WebSocket, including `final`."""
 
-    def texts(bar: Candle, final: bool) -> tuple[str]:
-        return (bar_text(bar, FINAL | numbers, final=final),)
+    def texts(bar: Candle | BarTexts, final: bool, number_text: NumberText = decimal_text) -> tuple[str]:
+        return (bar_text(bar, FINAL | numbers, final=final, number_text=number_text),)
 
     return Printer(("json", numbers), texts, cares=True, positioned=True)
 
@@ -32,7 +32,7 @@ def page_printer(numbers: int = 0) -> Printer:
     return replace(json_printer(numbers), name=("page", numbers), positioned=False)
 
 
-CSV = Printer("csv", lambda bar, final: (csv_line(bar, final),), cares=True, separator=b"\n")
+CSV = Printer("csv", lambda *bar: (csv_line(*bar),), cares=True, separator=b"\n")
 """Prints the lines of `format=csv`."""
 
 
@@ -43,10 +43,10 @@ def klines_printer(interval: Interval, units_per_ms: int = 1) -> Printer:
     Values that candles don't have are 0: the number of trades, the taker volumes, and a missing quote volume.
     """
 
-    def texts(bar: Candle, _: bool) -> tuple[str]:
+    def texts(bar: Candle | BarTexts, _: bool, number_text: NumberText = decimal_text) -> tuple[str]:
         start, end = bar.open_ms * units_per_ms, (bar.open_ms + interval.ms) * units_per_ms - 1
-        quote = "0" if bar.quote_volume is None else decimal_text(bar.quote_volume)
-        opened, high, low, close, volume = map(decimal_text, bar[1:6])
+        quote = "0" if bar.quote_volume is None else number_text(bar.quote_volume)
+        opened, high, low, close, volume = map(number_text, bar[1:6])
         return (f'[{start},"{opened}","{high}","{low}","{close}","{volume}",{end},"{quote}",0,"0","0","0"]',)
 
     return Printer(("klines", units_per_ms), texts)
@@ -57,7 +57,7 @@ def udf_printer(numbers: int = 0) -> Printer:
     """Return the printer of TradingView's columns: t, o, h, l, c, v."""
     quote = '"' if numbers else ""
 
-    def texts(bar: Candle, _: bool) -> list[str]:
-        return [str(bar.open_ms // 1000), *(f"{quote}{decimal_text(number)}{quote}" for number in bar[1:6])]
+    def texts(bar: Candle | BarTexts, _: bool, number_text: NumberText = decimal_text) -> list[str]:
+        return [str(bar.open_ms // 1000), *(f"{quote}{number_text(number)}{quote}" for number in bar[1:6])]
 
     return Printer(("udf", numbers), texts, columns=6)

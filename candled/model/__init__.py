@@ -1,6 +1,6 @@
 """Value types: candles, symbols, intervals, markets and ranges. This package imports only `candled.errors`."""
 
-from .candle import BarChange, Candle, fold
+from .candle import BarChange, BarTexts, Candle, fold
 from .decimals import MAX_DIGITS, decimal_text
 from .gaps import REASONS, Gap
 from .interval import DAY, DAY_MS, DEFAULT_INTERVALS, MINUTE, MINUTE_MS, WEEK, Interval, sources
@@ -26,6 +26,7 @@ __all__ = [
     "WEEK",
     "YEAR_10000_MS",
     "BarChange",
+    "BarTexts",
     "Candle",
     "Decimals",
     "FeedState",

@@ -6,7 +6,7 @@ from typing import NamedTuple, Self
 
 from candled.errors import InvalidCandle
 
-from .decimals import MAX_DIGITS, MAX_PLACES, add_exactly, is_bounded
+from .decimals import MAX_DIGITS, MAX_PLACES, add_exactly, decimal_text, is_bounded
 from .interval import MINUTE_MS, Interval
 from .times import YEAR_10000_MS
 
@@ -165,6 +165,29 @@ class Candle(NamedTuple):
         if self.as_of_ms >= self.open_ms + MINUTE_MS:
             return 1, self.as_of_ms, self.volume, *rest
         return 0, self.volume, self.as_of_ms, *rest
+
+
+class BarTexts(NamedTuple):
+    """A stored bar whose numbers are texts as `decimal_text` returns them. Its fields are those of a `Candle`."""
+
+    open_ms: int
+    open: str
+    high: str
+    low: str
+    close: str
+    volume: str
+    quote_volume: str | None
+    as_of_ms: int
+    final: bool
+    rev: int
+    src: str
+
+    @classmethod
+    def of(cls, candle: Candle) -> Self:
+        """Return the texts of a candle."""
+        opened, high, low, close, volume = map(decimal_text, candle[1:6])
+        quote = None if candle.quote_volume is None else decimal_text(candle.quote_volume)
+        return cls(candle.open_ms, opened, high, low, close, volume, quote, *candle[7:])
 
 
 def fold(candles: Sequence[Candle], open_ms: int, *, final: bool = False) -> Candle:

@@ -9,8 +9,18 @@ from functools import lru_cache
 from itertools import accumulate, count, islice
 from typing import Any, Protocol
 
-from candled.model import Candle, FeedState, Interval, MarketKey, Position, RangeSet, Topic
-from candled.protocol.messages import FINAL, bar_text
+from candled.model import (
+    BarTexts,
+    Candle,
+    FeedState,
+    Interval,
+    MarketKey,
+    Position,
+    RangeSet,
+    Topic,
+    decimal_text,
+)
+from candled.protocol.messages import FINAL, NumberText, bar_text
 
 MOST_BYTES = 64 * 2**20
 _MESSAGES_KEPT = 4  # complete messages per `EncodedBars`
@@ -61,8 +71,8 @@ class Printer:
     """A way to print bars: one text per column. Printers with the same `name` print the same texts."""
 
     name: Hashable
-    #: Print a bar; the second argument is True for a final bar.
-    print: Callable[[Candle, bool], Sequence[str]]
+    #: Print a bar; the second argument is True for a final bar. A bar of texts needs a third argument, `str`.
+    print: Callable[..., Sequence[str]]
     columns: int = 1
     #: True if the text of a final bar differs from the text of a forming one.
     cares: bool = False
@@ -78,8 +88,8 @@ class Printer:
 def fields_printer(fields: int) -> Printer:
     """Return the printer of WebSocket bars with these optional fields."""
 
-    def text(bar: Candle, final: bool) -> tuple[str]:
-        return (bar_text(bar, fields, final=final),)
+    def text(bar: Candle | BarTexts, final: bool, number_text: NumberText = decimal_text) -> tuple[str]:
+        return (bar_text(bar, fields, final=final, number_text=number_text),)
 
     return Printer(fields, text, cares=bool(fields & FINAL), fields=fields)
 
@@ -231,9 +241,9 @@ class EncodedBars:
         """Return the opening times of the encoded bars in `[start_ms, end_ms)`."""
         return self._times[bisect_left(self._times, start_ms) : bisect_left(self._times, end_ms)]
 
-    def append_final(self, bars: Sequence[Candle]) -> None:
+    def append_final(self, bars: Sequence[BarTexts]) -> None:
         """Append bars that are final, at two thirds of the cost of one after the other."""
-        rows = [self._print(bar, True) for bar in bars]
+        rows = [self._print(bar, True, str) for bar in bars]
         separator = self._printer.separator
         for column, blob, ends in zip(zip(*rows, strict=True), self._blobs, self._ends, strict=bool(rows)):
             texts = [text.encode() for text in column]

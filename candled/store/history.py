@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar, TypeVarTuple, cast
 
 from candled.errors import StoreRejected, StoreUnavailable
-from candled.model import ALL_TIME, DAY_MS, REASONS, Candle, Gap, Interval, MarketKey, Range, Symbol
+from candled.model import ALL_TIME, DAY_MS, REASONS, BarTexts, Candle, Gap, Interval, MarketKey, Range, Symbol
 from candled.model.gaps import find_gaps, join_gaps
 
 from .interface import Store
@@ -70,6 +70,12 @@ class HistoryReader:
     ) -> tuple[Candle, ...]:
         """Return all bars with `start_ms <= open_ms < end_ms`, oldest first, built from final minutes only."""
         return tuple(await self._read_shared(self._store.read_bars_between, market, interval, start_ms, end_ms))
+
+    async def read_texts_between(
+        self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int
+    ) -> tuple[BarTexts, ...]:
+        """Return the same bars as `read_bars_between`, with texts in place of numbers."""
+        return tuple(await self._read_shared(self._store.read_texts_between, market, interval, start_ms, end_ms))
 
     async def read_forming(self, market: MarketKey) -> tuple[Candle, ...]:
         """Return the minutes for which no final version is stored, oldest first."""

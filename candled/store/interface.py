@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from candled.model import ALL_TIME, DAY_MS, Candle, Gap, Interval, MarketKey, Range, Symbol
+from candled.model import ALL_TIME, DAY_MS, BarTexts, Candle, Gap, Interval, MarketKey, Range, Symbol
 
 SEQ_UNPUBLISHED = 2**53  # the seq of a past change that is not published yet; `changes_since` always returns it
 FEEDS_KEPT = 100
@@ -86,6 +86,9 @@ class Store(Protocol):
 
     def read_bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
         """Return all bars with `start_ms <= open_ms < end_ms`, oldest first, built from final minutes only."""
+
+    def read_texts_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[BarTexts]:
+        """Return the same bars as `read_bars_between`, with texts in place of numbers, at less than half the cost."""
 
     def span(self, market: MarketKey, interval: Interval) -> Range | None:
         """Return the time from the oldest bar to the end of the newest one; None if there are none.

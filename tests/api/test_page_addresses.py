@@ -108,7 +108,7 @@ async def test_a_page_of_the_past_is_read_and_encoded_once(stage, fetch, monkeyp
     def away(*_, **__):
         raise StoreUnavailable("gone")
 
-    for name in ("served_from", "read_bars", "read_bars_between"):
+    for name in ("served_from", "read_bars", "read_bars_between", "read_texts_between"):
         monkeypatch.setattr(stage.store, name, away)
     again = await fetch(path)
     assert (again.code, again.body) == (200, first.body)
@@ -141,9 +141,9 @@ async def test_a_cold_page_that_many_clients_ask_for_is_read_and_encoded_once(st
     """It is read again only for a client that asked after a later write, and encoded once even then."""
     stage.push(minute(COUNT))
     reads, printed = [], []
-    real = stage.store.read_bars_between
-    monkeypatch.setattr(stage.store, "read_bars_between", lambda *args: reads.append(args) or real(*args))
-    printer = Printer("counted", lambda bar, final: printed.append(bar.open_ms) or (str(bar.open_ms),))
+    real = stage.store.read_texts_between
+    monkeypatch.setattr(stage.store, "read_texts_between", lambda *args: reads.append(args) or real(*args))
+    printer = Printer("counted", lambda bar, *_: printed.append(bar.open_ms) or (str(bar.open_ms),))
     asked = HistoryRequest(MOST_BARS, MONDAY_MS, MONDAY_MS + 2000 * MINUTE_MS, newest_first=False)
 
     async def ask() -> bytes:
@@ -163,7 +163,7 @@ async def test_a_scan_of_the_past_by_one_client_leaves_the_newest_bars_of_the_ot
     stage.pages._texts._most_bytes = 1_000_000
     texts, printed = stage.pages._texts, []
     real = klines_printer(MINUTE)
-    newest = Printer("newest", lambda bar, final: printed.append(bar.open_ms) or real.print(bar, final))
+    newest = Printer("newest", lambda *bar: printed.append(bar[0].open_ms) or real.print(*bar))
     tail = HistoryRequest(500)
     await stage.pages.printed(BTC, MINUTE, newest, tail)
     printed.clear()

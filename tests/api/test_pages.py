@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.api.pages import BarReader
-from candled.model import DEFAULT_INTERVALS, END_OF_TIME_MS, MINUTE, MINUTE_MS, fold
+from candled.model import DEFAULT_INTERVALS, END_OF_TIME_MS, MINUTE, MINUTE_MS, BarTexts, fold
 from candled.rooms.encoded_bars import EncodedBarCache
 from tests.api.stage import BTC, open_stage
 from tests.clocks import ManualClock
@@ -63,6 +63,9 @@ class Shelf:
 
     async def read_bars_between(self, market, interval, start_ms, end_ms):
         return self._answer([bar for bar in self.stored if start_ms <= bar.open_ms < end_ms])
+
+    async def read_texts_between(self, market, interval, start_ms, end_ms):
+        return tuple(map(BarTexts.of, await self.read_bars_between(market, interval, start_ms, end_ms)))
 
     async def served_from(self, market):
         return self.complete_ms

@@ -17,8 +17,8 @@ from tests.rows import MONDAY_MS, minute
 
 SIZE = 10  # bars of a page here
 TOPIC = Topic(BTC, MINUTE)
-TIMES = Printer("times", lambda bar, _: (str(bar.open_ms),))
-TWICE = Printer("twice", lambda bar, _: (str(bar.open_ms), f"{bar.close}"), columns=2)
+TIMES = Printer("times", lambda bar, *_: (str(bar.open_ms),))
+TWICE = Printer("twice", lambda bar, *_: (str(bar.open_ms), f"{bar.close}"), columns=2)
 FIRST = -MONDAY_MS // MINUTE_MS % SIZE  # the number of the first minute that begins a page
 
 

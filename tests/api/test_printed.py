@@ -239,7 +239,7 @@ async def test_what_memory_holds_is_answered_without_the_store(stage, fetch, mon
     def away(*_, **__):
         raise StoreUnavailable("gone")
 
-    for name in ("served_from", "read_bars", "read_bars_between"):
+    for name in ("served_from", "read_bars", "read_bars_between", "read_texts_between"):
         monkeypatch.setattr(stage.store, name, away)
     assert [(await fetch(path)).body for path in paths] == before
     await stage.clock.advance(60)
@@ -316,7 +316,7 @@ async def test_a_closed_range_keeps_its_etag_while_the_running_bar_moves(stage, 
 async def test_fewer_bars_are_no_reason_to_print_more_again_later(stage, monkeypatch):
     printed = []
     real = klines_printer(MINUTE)
-    printer = Printer("counted", lambda bar, final: printed.append(bar.open_ms) or real.print(bar, final))
+    printer = Printer("counted", lambda *bar: printed.append(bar[0].open_ms) or real.print(*bar))
 
     def ask(limit: int) -> int:
         printed.clear()

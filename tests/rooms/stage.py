@@ -7,7 +7,7 @@ from collections import Counter, deque
 from candled.aggregate.live_bars import LiveBars
 from candled.bus import FeedMetadata, HistoryChanged, MinuteChanged, StateChanged
 from candled.bus.memory_bus import MemoryBus
-from candled.model import DEFAULT_INTERVALS, MINUTE_MS, MarketKey, Range, Symbol, Topic, fold
+from candled.model import DEFAULT_INTERVALS, MINUTE_MS, BarTexts, MarketKey, Range, Symbol, Topic, fold
 from candled.protocol.frames import Frame
 from candled.protocol.messages import PLAIN
 from candled.protocol.requests import RequestCodec, Subscribe
@@ -44,6 +44,9 @@ class Stored:
             parts[0] if interval.ms == MINUTE_MS else fold(parts, open_ms, final=True)
             for open_ms, parts in sorted(buckets.items())
         ]
+
+    async def read_texts_between(self, market, interval, start_ms, end_ms):
+        return [BarTexts.of(bar) for bar in await self.read_bars_between(market, interval, start_ms, end_ms)]
 
     async def read_bars(self, market, interval, before_ms, limit):
         return (await self.read_bars_between(market, interval, 0, before_ms))[-limit:]

@@ -12,7 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from candled.errors import StoreRejected
-from candled.model import ALL_TIME, DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Gap, Interval, Range, RangeSet
+from candled.model import (
+    ALL_TIME,
+    DEFAULT_INTERVALS,
+    MINUTE,
+    MINUTE_MS,
+    BarTexts,
+    Candle,
+    Gap,
+    Interval,
+    Range,
+    RangeSet,
+)
 from candled.store.batch import SOURCES, group_by_market, merge_changes
 from candled.store.history import HistoryReader
 from candled.store.interface import FEEDS_KEPT, SEQ_UNPUBLISHED, BadRow, Store, Table
@@ -366,17 +377,41 @@ class StoreContract:
         bars = store.read_bars_between(BTC, MINUTE, MONDAY_MS + MINUTE_MS, MONDAY_MS + 3 * MINUTE_MS)
         assert [(bar.open_ms - MONDAY_MS) // MINUTE_MS for bar in bars] == [1, 2]
 
+    def test_texts_of_bars_are_those_that_are_printed_of_the_same_bars(self, store):
+        numbers = ("0.00000001", "100", "1.50", "3E+3", "20.000", "0", "12345678901234567890.123456789")
+        minutes = [
+            Candle(
+                MONDAY_MS + at * MINUTE_MS,
+                *(Decimal(number) + shift for shift in (0, 2, 0, 1)),
+                Decimal(numbers[-1 - at]),
+                None if at % 2 else Decimal(number),
+                as_of_ms=MONDAY_MS + (at + 2) * MINUTE_MS,
+                final=True,
+                rev=at,
+                src="live" if at else "",
+            )
+            for at, number in enumerate(numbers)
+        ]
+        store.write_minutes([(BTC, one) for one in minutes])
+        for interval in (MINUTE, M5, D1):
+            texts = store.read_texts_between(BTC, interval, 0, ALWAYS_MS)
+            assert texts == [BarTexts.of(bar) for bar in everything(store, BTC, interval)]
+        assert store.read_texts_between(BTC, MINUTE, 0, ALWAYS_MS)[3].open == "3000"
+        assert store.read_texts_between(BTC, MINUTE, MONDAY_MS, MONDAY_MS) == []
+
     def test_an_interval_that_is_not_configured_is_refused(self, store):
         store.write_minutes([(BTC, minute(0))])
         for read in (
             lambda: store.read_bars(BTC, Interval.parse("3m"), before_ms=ALWAYS_MS, limit=1),
             lambda: store.read_bars_between(BTC, Interval.parse("3m"), 0, ALWAYS_MS),
+            lambda: store.read_texts_between(BTC, Interval.parse("3m"), 0, ALWAYS_MS),
         ):
             with pytest.raises(StoreRejected, match="3m"):
                 read()
 
     def test_of_an_unknown_market_there_is_nothing(self, store):
         assert store.read_bars(BTC, MINUTE, before_ms=ALWAYS_MS, limit=9) == everything(store, BTC, D1) == []
+        assert store.read_texts_between(BTC, MINUTE, 0, ALWAYS_MS) == []
         assert store.complete_from(BTC) is None
         assert store.read_forming(BTC) == []
         assert store.stored_ranges(BTC, 0, ALWAYS_MS) == store.known_gaps(BTC) == []

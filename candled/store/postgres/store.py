@@ -16,6 +16,7 @@ from candled.model import (
     DAY_MS,
     MINUTE,
     MINUTE_MS,
+    BarTexts,
     Candle,
     Gap,
     Interval,
@@ -24,6 +25,7 @@ from candled.model import (
     RangeSet,
 )
 from candled.model.gaps import replace_gaps
+from candled.store.bar_texts import bar_texts
 from candled.store.batch import group_by_market
 from candled.store.interface import FORMING_KEPT_MS, SEQ_UNPUBLISHED, BadRow
 from candled.store.sql_store import SqlStore, as_known_gaps
@@ -33,7 +35,7 @@ from .maintenance import drop_feeds, drop_interval, drop_minutes
 from .markets import limited_time, lock_markets, names_of, put_forming, read_kept_from, spans_within
 from .pool import DatabaseConnection, Pool, Watchdog, parse_address
 from .rollups import fold_changes, fold_history, in_minutes, read_intervals, rebuild_rollups, sorted_ranges
-from .rows import as_array, as_candles, as_columns
+from .rows import as_array, as_candles, as_columns, candles_of_texts
 from .schema import SCHEMA, check_schema, migrate_schema, timescale
 
 logger = logging.getLogger(__name__)
@@ -318,14 +320,36 @@ class PostgresStore(SqlStore):
         Raises:
             StoreRejected: bars of `interval` are not stored.
         """
+        return as_candles(self._rows_between(market, interval, start_ms, end_ms))
+
+    def read_texts_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[BarTexts]:
+        """See `Store.read_texts_between`.
+
+        Raises:
+            StoreRejected: bars of `interval` are not stored.
+        """
+        return bar_texts(
+            self._rows_between(market, interval, start_ms, end_ms, numbers_as_texts=True), candles_of_texts
+        )
+
+    def _rows_between(
+        self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, *, numbers_as_texts: bool = False
+    ) -> list[tuple[Any, ...]]:
         if interval != MINUTE:
-            span = in_minutes(self._check_interval(interval)), limited_time(start_ms), limited_time(end_ms)
-            return as_candles(self._fetch_of_market(sql.BARS_BETWEEN, market, *span))
+            length = in_minutes(self._check_interval(interval))
+            parameters = *names_of(market), length, limited_time(start_ms), limited_time(end_ms)
+            return self._run_read(
+                lambda connection: connection.fetch_rows(
+                    sql.BARS_BETWEEN, parameters, numbers_as_texts=numbers_as_texts
+                )
+            )
         return self._run_read(
             lambda connection: [
-                candle
+                row
                 for market_id, *span in spans_within(connection, market, start_ms, end_ms)
-                for candle in as_candles(connection.fetch_rows(sql.MINUTES_BETWEEN, (market_id, *span)))
+                for row in connection.fetch_rows(
+                    sql.MINUTES_BETWEEN, (market_id, *span), numbers_as_texts=numbers_as_texts
+                )
             ]
         )
 

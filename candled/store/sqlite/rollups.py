@@ -15,9 +15,16 @@ def bars_between(
     connection: sqlite3.Connection, market_id: int, interval: Interval, start_ms: int, end_ms: int
 ) -> list[Candle]:
     """Return the bars that begin in `[start_ms, end_ms)`, oldest first."""
+    return as_candles(rows_between(connection, market_id, interval, start_ms, end_ms))
+
+
+def rows_between(
+    connection: sqlite3.Connection, market_id: int, interval: Interval, start_ms: int, end_ms: int
+) -> sqlite3.Cursor:
+    """Return the rows of the bars that begin in `[start_ms, end_ms)`, oldest first."""
     if interval == MINUTE:
-        return as_candles(connection.execute(sql.MINUTES_BETWEEN, (market_id, start_ms, end_ms)))
-    return as_candles(connection.execute(sql.BARS_BETWEEN, (market_id, interval.ms, start_ms, end_ms)))
+        return connection.execute(sql.MINUTES_BETWEEN, (market_id, start_ms, end_ms))
+    return connection.execute(sql.BARS_BETWEEN, (market_id, interval.ms, start_ms, end_ms))
 
 
 def fold_levels(

@@ -9,8 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from candled.errors import StoreRejected
-from candled.model import ALL_TIME, DAY_MS, MINUTE, WEEK, Candle, Gap, Interval, MarketKey, Range, RangeSet, sources
+from candled.model import (
+    ALL_TIME,
+    DAY_MS,
+    MINUTE,
+    WEEK,
+    BarTexts,
+    Candle,
+    Gap,
+    Interval,
+    MarketKey,
+    Range,
+    RangeSet,
+    sources,
+)
 from candled.model.gaps import replace_gaps
+from candled.store.bar_texts import bar_texts
 from candled.store.batch import (
     MarketBatch,
     group_by_market,
@@ -22,7 +36,14 @@ from candled.store.sql_store import FOLD_CHUNK_MS, SqlStore, as_known_gaps, log_
 
 from . import statements as sql
 from .file import WRONG_FILE, DatabaseFile, primary_code
-from .rollups import bars_between, fold_levels, parse_interval, read_fold_sources, rebuild_rollups
+from .rollups import (
+    bars_between,
+    fold_levels,
+    parse_interval,
+    read_fold_sources,
+    rebuild_rollups,
+    rows_between,
+)
 from .rows import UnreadableRow, as_candles, minute_row, problem, time_text
 
 logger = logging.getLogger(__name__)
@@ -164,6 +185,20 @@ class SqliteStore(SqlStore):
             return bars_between(
                 self._file.thread_connection(), market_id, self._check_interval(interval), start_ms, end_ms
             )
+
+    def read_texts_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[BarTexts]:
+        """See `Store.read_texts_between`.
+
+        Raises:
+            StoreRejected: bars of `interval` are not stored.
+        """
+        market_id = self._market_id(market)
+        if market_id is None:
+            return []
+        with self._file.errors_translated():
+            connection = self._file.thread_connection()
+            rows = rows_between(connection, market_id, self._check_interval(interval), start_ms, end_ms)
+            return bar_texts(rows, as_candles)
 
     def kept_from(self) -> int:
         """See `Store.kept_from`. SQLite drops no minutes."""
