@@ -269,7 +269,7 @@ def test_a_password_of_the_store_is_in_no_line(tmp_path):
 
 
 @pytest.mark.usefixtures("daemon")
-def test_the_daemon_does_not_start_without_the_file_it_was_told():
+def test_the_daemon_does_not_start_without_the_file_it_was_given():
     ended = processed("--config", "none.yaml")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "candled: none.yaml: cannot be read: No such file or directory\n"
@@ -899,13 +899,13 @@ def test_tail_into_a_pipe_that_closes_ends_without_a_traceback(running):
 
 
 @pytest.mark.usefixtures("daemon")
-def test_tail_keeps_trying_while_nobody_listens():
+def test_tail_keeps_trying_while_no_server_listens():
     tail = started("BTC/USDT", "1m", "--url", f"ws://127.0.0.1:{free_port()}/ws")
     assert tail.stdout is not None
-    said = tail.stdout.readline()
+    printed = tail.stdout.readline()
     tail.send_signal(signal.SIGINT)
     tail.communicate(timeout=60)
-    assert "connecting again in" in said
+    assert "connecting again in" in printed
     assert tail.returncode == 0
 
 

@@ -70,13 +70,13 @@ def rev_of(bar: str) -> int:
 class Chart:
     """The state of one subscription over all its connections. Pure: it is given the texts that came.
 
-    `wrong` is what must not happen; `finals` the bars that were said to be final, as they were then.
+    `wrong` is what must not happen; `finals` the bars that were sent as final, as they were then.
     """
 
     wish: Wish
     bars: list[tuple[str, str]] = field(default_factory=list)
     position: tuple[str, int] | None = None
-    is_told: bool = False  # this connection's `initial` or `resumed` has come
+    is_initialized: bool = False  # this connection's `initial` or `resumed` has come
     messages: int = 0
     initials: int = 0
     resumed: int = 0
@@ -90,7 +90,7 @@ class Chart:
 
     def connected(self) -> dict[str, Any]:
         """A new connection: the request to send on it."""
-        self.is_told = False
+        self.is_initialized = False
         if not self.wish.more or self.position is None or not self.bars:
             return self.wish.request
         epoch, seq = self.position
@@ -130,25 +130,25 @@ class Chart:
         if message.get("recovered") is False:
             self.not_resumed += 1
         if self.bars and (not bars or bars[-1][0] < self.bars[-1][0]):
-            if self.is_told:
+            if self.is_initialized:
                 self._complain(f"an initial goes back from {self.bars[-1]} to {bars[-1:]}")
             self.went_back += 1
-        self.is_told = True
+        self.is_initialized = True
         self.bars = bars
         self._note(message, bars)
 
     def _resumed(self, message: dict[str, Any], bars: list[tuple[str, str]]) -> None:
         self.resumed += 1
-        if self.is_told or message["recovered"] is not True:
+        if self.is_initialized or message["recovered"] is not True:
             self._complain(f"resumed comes {message}")
-        self.is_told = True
+        self.is_initialized = True
         for bar in bars:
             self._put(bar)
         self._note(message, bars)
 
     def _update(self, message: dict[str, Any], bar: tuple[str, str]) -> None:
         self.updates += 1
-        if not self.is_told:
+        if not self.is_initialized:
             self._complain("an update came before its initial")
         newest = self.bars[-1] if self.bars else None
         if newest is not None and newest[0] == bar[0]:
@@ -163,7 +163,7 @@ class Chart:
 
     def _correction(self, message: dict[str, Any], bar: tuple[str, str]) -> None:
         self.corrections += 1
-        if not self.is_told:
+        if not self.is_initialized:
             self._complain("a correction came before its initial")
         self._put(bar)
         self._note(message, [bar])
@@ -178,7 +178,7 @@ class Chart:
             self.bars.insert(index, bar)
 
     def _note(self, message: dict[str, Any], bars: Iterable[tuple[str, str]]) -> None:
-        """Remember where in the feed this was, and what was said to be final."""
+        """Remember where in the feed this was, and the bars that were sent as final."""
         if "epoch" in message:
             self.position = message["epoch"], message["seq"]
         for time, bar in bars:
@@ -187,7 +187,7 @@ class Chart:
             known, rev = self.finals.setdefault(time, (bar, rev_of(bar)))
             if values_of(known) != values_of(bar):
                 if rev_of(bar) <= rev:
-                    self._complain(f"final was said of {known}, and then of {bar}")
+                    self._complain(f"sent as final: {known}, and then {bar}")
                 self.finals[time] = bar, rev_of(bar)
 
     def _resumes_at(self) -> str:

@@ -77,7 +77,7 @@ class Faults:
             self._note_takeover(await taking_over, begun_alone)
 
     async def freeze_leader(self) -> None:
-        """For so long that another takes over, or so short that nobody does."""
+        """For so long that another takes over, or so short that none does."""
         node = await self._leader()
         async with self._broken("freeze leader", node.name):
             begun_alone = self._is_alone
@@ -207,7 +207,7 @@ class Faults:
             self.takeovers_s.append(seconds)
 
     async def _leader(self) -> Node:
-        """One that leads a shard; whoever ingests, if nobody leads for long."""
+        """One that leads a shard; one that ingests, if none leads for long."""
         deadline = deadlines.now() + TAKEOVER_S
         while not (leaders := await self._site.leaders()) and deadlines.now() < deadline:
             await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Whether everything is right: store, charts, processes. What is not is said in a sentence."""
+"""Whether everything is right: store, charts, processes. What is not is named in a sentence."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -206,7 +206,7 @@ class Judge:
     # ------------------------------------------------------------ afterwards
 
     def misbehaved(self) -> list[str]:
-        """What charts complain of, and what was said to be final and was not."""
+        """What charts complain of, and bars sent as final that were not."""
         found = [wrong for viewer in self._viewers for wrong in viewer.chart.wrong]
         now_ms = self._site.clock.now_ms()
         for chart in (viewer.chart for viewer in self._viewers):
@@ -214,14 +214,14 @@ class Judge:
             for begins, (bar, _) in chart.finals.items():
                 real = truth.get(time_ms((begins, bar)))
                 if values_of(bar) != real:
-                    found.append(f"{chart.wish}: final was said of {bar}, the truth is {real}")
+                    found.append(f"{chart.wish}: sent as final: {bar}, the truth is {real}")
         return found
 
 
 def _unlike(shown: Sequence[tuple[str, str]], other: Sequence[tuple[str, str]]) -> str:
     """Where two lists of bars differ first."""
-    ours, theirs = dict(shown), dict(other)
-    differing = sorted(time for time in ours.keys() | theirs.keys() if ours.get(time) != theirs.get(time))
+    left, right = dict(shown), dict(other)
+    differing = sorted(time for time in left.keys() | right.keys() if left.get(time) != right.get(time))
     if not differing:
         return "the same bars in another order than those"
-    return f"{ours.get(differing[0])}, not {theirs.get(differing[0])} ({len(differing)} bars unlike those)"
+    return f"{left.get(differing[0])}, not {right.get(differing[0])} ({len(differing)} bars unlike those)"

@@ -6,8 +6,6 @@ import json
 import random
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,14 +18,14 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
 from candled.model import Candle, Interval, MarketKey, Symbol
-from tests import deadlines
+from tests import deadlines, prefork
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
+from tests.prefork import ROOT, Program
 from tests.proxy import Proxy
 from tests.redis_servers import RedisServer, program
 from tests.servers import NOT_FOUND, Database, PostgresServer, find_binaries
-from tests.system.daemon import ROOT
 from tests.system.rig import MONDAY_MORNING_MS
 
 SPEED = 6.0  # a minute of the market takes ten seconds
@@ -64,7 +62,7 @@ class Node:
         self.port = steady_port()
         self.starts = 0
         self.is_paused = False
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Program | None = None
         self.log = directory / f"{name}.log"
         self.journal = directory / f"{name}.journal"
         self._config = directory / f"{name}.yaml"
@@ -93,10 +91,7 @@ class Node:
         self.is_paused = False
         with self.log.open("ab") as log:
             log.write(f"--- start {self.starts} ---\n".encode())
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.daemon", str(self._config), *numbers],
-                cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
+            self.process = prefork.start("tests.chaos.daemon", [str(self._config), *numbers], cwd=ROOT, output=log)
 
     def signal(self, how: int) -> None:
         """Send a signal, if it is running."""
@@ -119,7 +114,7 @@ class Node:
         return status
 
     async def health(self) -> dict[str, Any] | None:
-        """What `/health` says, None where nothing is said in time."""
+        """What `/health` says, None where no answer comes in time."""
         client = AsyncHTTPClient(force_instance=True)
         assert isinstance(client, SimpleAsyncHTTPClient)
         try:
@@ -289,6 +284,6 @@ def postgres_binaries() -> Path:
 
 @contextmanager
 def _dropped_with_its_server(database: Database) -> Iterator[Database]:
-    """A new database that nobody drops: its server goes, and may have gone already."""
+    """A new database that is not dropped: its server goes, and may have gone already."""
     database.__enter__()
     yield database

@@ -12,14 +12,14 @@ from candled.bus.codec import token_of
 from tests import deadlines
 from tests.redis_servers import RedisServer
 
-_KEPT = 1000  # of each feed; what is older is not said again
+_KEPT = 1000  # of each feed; what is older is not sent again
 
 
 class Tap:
     """Hears every channel of one Redis server, over its restarts, straight from it.
 
     `wrong` is what must not happen. `published` counts candles. `restarted` is to be called where Redis loses its data:
-    what a fence forbids after that, nobody can know.
+    what a fence forbids after that, is unknown.
     """
 
     def __init__(self, server: RedisServer) -> None:
@@ -27,7 +27,7 @@ class Tap:
         self.published = 0
         self.tokens: dict[str, int] = {}  # by channel, the newest that spoke
         self._server = server
-        self._said: dict[tuple[str, str], dict[int, bytes]] = {}  # by channel and epoch: number and message
+        self._sent: dict[tuple[str, str], dict[int, bytes]] = {}  # by channel and epoch: number and message
         self._highest = 0
         self._task = asyncio.ensure_future(self._run())
 
@@ -40,10 +40,10 @@ class Tap:
     def restarted(self) -> None:
         """Redis has lost its data."""
         self.tokens.clear()
-        self._said.clear()
+        self._sent.clear()
 
     async def next_feed(self, within_s: float) -> float | None:
-        """Seconds until somebody speaks with a higher token than anybody before; None: nobody does."""
+        """Seconds until somebody speaks with a higher token than any process before; None: none does."""
         known, begun = self._highest, deadlines.now()
         while self._highest <= known:
             if deadlines.now() > begun + within_s:
@@ -65,24 +65,24 @@ class Tap:
             while True:
                 message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=1.0)
                 if message is not None and message["type"] == "pmessage":
-                    self._heard(message["channel"].decode(), message["data"])
+                    self._received(message["channel"].decode(), message["data"])
         finally:
             for one in (pubsub, client):
                 with contextlib.suppress(RedisError, OSError):
                     await one.aclose()
 
-    def _heard(self, channel: str, data: bytes) -> None:
+    def _received(self, channel: str, data: bytes) -> None:
         message: dict[str, Any] = json.loads(data)
         epoch, seq = message["epoch"], message["seq"]
         token, known = token_of(epoch), self.tokens.get(channel, 0)
         self.published += message["type"] == "candle"
         if token < known:
             self.wrong.append(f"{channel}: {epoch} speaks after token {known}: {message}")
-        said = self._said.setdefault((channel, epoch), {})
-        # Where an answer was lost the same may be said again; what was left out may not.
-        if said.get(seq, data) != data or (seq not in said and seq <= max(said, default=0)):
+        sent = self._sent.setdefault((channel, epoch), {})
+        # Where an answer was lost the same may be sent again; what was left out may not.
+        if sent.get(seq, data) != data or (seq not in sent and seq <= max(sent, default=0)):
             self.wrong.append(f"{channel}: {epoch} says another number {seq}: {message}")
-        said[seq] = data
-        said.pop(seq - _KEPT, None)
+        sent[seq] = data
+        sent.pop(seq - _KEPT, None)
         self.tokens[channel] = max(token, known)
         self._highest = max(self._highest, token)

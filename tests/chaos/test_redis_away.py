@@ -1,4 +1,4 @@
-"""Redis is away for minutes while candles come: all are stored, nobody is held up, and afterwards nothing floods."""
+"""Redis is away for minutes while candles come: all are stored, no part is delayed, and afterwards nothing floods."""
 
 import asyncio
 import contextlib
@@ -33,23 +33,23 @@ MOVING_WITHIN_S = 3.0  # it is a bar's beginning, or the machine is slow
 STORED_WITHIN_S = 10.0
 HEALED_S = 5.0
 HEAL_S = 30.0
-WAITING = 16  # messages of each market that may wait while nobody can be told
+WAITING = 16  # messages of each market that may wait while Redis is away
 
 
 class Stopwatch:
     """How long every version of a running minute is on its way from the exchange to the clients of a process.
 
-    It begins when whoever listens at the exchange beside the process has the version.
+    It begins when a listener at the exchange beside the process has the version.
     """
 
     def __init__(self, site: Site, node: Node) -> None:
         self._site = site
         self._node = node
-        self._said: dict[tuple[str, Decimal], float] = {}
+        self._sent: dict[tuple[str, Decimal], float] = {}
         self._shown: dict[tuple[str, Decimal], float] = {}
 
     async def __aenter__(self) -> "Stopwatch":
-        self._tasks = [asyncio.ensure_future(one) for one in (self._hear(), self._ping(), self._watch())]
+        self._tasks = [asyncio.ensure_future(one) for one in (self._listen(), self._ping(), self._watch())]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -64,13 +64,13 @@ class Stopwatch:
 
         Those that a newer one replaces before their second is over are not, more of them on a busy machine.
         """
-        took = sorted(at - self._said[one] for one, at in self._shown.items() if one in self._said)
-        assert len(took) > 0.5 * len(self._said) > 0, f"{len(took)} of {len(self._said)} versions were shown"
-        self._said.clear()
+        took = sorted(at - self._sent[one] for one, at in self._shown.items() if one in self._sent)
+        assert len(took) > 0.5 * len(self._sent) > 0, f"{len(took)} of {len(self._sent)} versions were shown"
+        self._sent.clear()
         self._shown.clear()
         return took
 
-    async def _hear(self) -> None:
+    async def _listen(self) -> None:
         names = {f"{symbol.base}{symbol.quote}": str(symbol) for symbol in self._site.symbols}
         args = [{"instType": "SPOT", "channel": "candle1m", "instId": name} for name in names]
         async with websockets.connect(self._site.fake.ws_url, max_size=None) as self._exchange:
@@ -81,7 +81,7 @@ class Stopwatch:
                 if message.get("action") == "update":
                     open_ms, _, _, _, _, volume, *_ = message["data"][0]
                     symbol = names[message["arg"]["instId"]]
-                    self._said.setdefault((f"{symbol} {iso_ms(int(open_ms))}", Decimal(volume)), now)
+                    self._sent.setdefault((f"{symbol} {iso_ms(int(open_ms))}", Decimal(volume)), now)
 
     async def _ping(self) -> None:
         while True:
@@ -124,7 +124,7 @@ async def test_while_redis_is_away_candles_are_stored_and_shown_and_afterwards_o
             site.start(node)
         wishes = [Wish(str(symbol), "1m", more=more) for symbol in site.symbols for more in ((), tuple(EXTENDED))]
         at_near, at_far = ([Viewer(wish, [node], random.Random(1)) for wish in wishes] for node in (near, far))
-        told = [viewer.chart for viewer in at_far if viewer.chart.wish.more]
+        extended = [viewer.chart for viewer in at_far if viewer.chart.wish.more]
         judge = Judge(site, at_near + at_far)
         try:
             await judge.until_right(START_S)
@@ -137,7 +137,7 @@ async def test_while_redis_is_away_candles_are_stored_and_shown_and_afterwards_o
 
                 begun = deadlines.now()
                 site.redis.pause()
-                stale_s = await until(lambda: all(chart.states[-1] == "stale" for chart in told), STALE_WITHIN_S)
+                stale_s = await until(lambda: all(chart.states[-1] == "stale" for chart in extended), STALE_WITHIN_S)
                 await asyncio.sleep(AWAY_S / 2 - stale_s)
                 await until(lambda: is_moving(site, at_near), MOVING_WITHIN_S)
                 await asyncio.to_thread(site.redis.kill)
@@ -151,13 +151,13 @@ async def test_while_redis_is_away_candles_are_stored_and_shown_and_afterwards_o
 
                 tap.restarted()
                 await asyncio.to_thread(site.redis.start)
-                back, sent = deadlines.now(), [chart.messages for chart in told]
-                await until(lambda: all(chart.states[-1] != "stale" for chart in told), HEALED_S)
+                back, sent = deadlines.now(), [chart.messages for chart in extended]
+                await until(lambda: all(chart.states[-1] != "stale" for chart in extended), HEALED_S)
                 await until(lambda: is_moving(site, at_far), HEALED_S)
                 healed_s = deadlines.now() - back
                 await asyncio.sleep(back + WATCHED_S - deadlines.now())
                 afterwards = await asyncio.to_thread(published, site.redis)
-                most = max(chart.messages - had for chart, had in zip(told, sent, strict=True))
+                most = max(chart.messages - had for chart, had in zip(extended, sent, strict=True))
             right_s = await judge.until_right(HEAL_S)
             wrong = tap.wrong + judge.misbehaved()
             assert not wrong, "\n".join(wrong)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("postgres", "redis", "daemon")
 
 SPEED = 30.0
 START_S = 60.0
-TAKEOVER_S = 12.0  # another leads, and has told everybody
+TAKEOVER_S = 12.0  # another leads, and all processes know it
 AWAY_S = 90.0  # of the market
 MOMENT_S = 0.1  # of the wall
 PATIENCE_S = 20.0  # of the machine; a process may still be starting
@@ -26,7 +26,7 @@ HEAL_S = 30.0
 
 
 class Visitor:
-    """A client that comes and goes as it is told, and asks for everything that an extended server offers."""
+    """A client that comes and goes as the test decides, and asks for everything that an extended server offers."""
 
     def __init__(self, wish: Wish, home: Node) -> None:
         self.chart = Chart(wish)
@@ -39,7 +39,7 @@ class Visitor:
         request, resumed = self.chart.connected(), self.chart.resumed
         self._reading = asyncio.ensure_future(self._read(node, request))
         async with deadlines.timeout(PATIENCE_S):
-            while not self.chart.is_told:
+            while not self.chart.is_initialized:
                 assert not self._reading.done(), self._reading.exception()
                 await asyncio.sleep(0.01)
         self.is_connected = True
@@ -88,19 +88,19 @@ class Gathering:
         ]
         self.visitors = [Visitor(wish, node) for wish in wishes for node in site.serving]
         self.judge = Judge(site, self.visitors)
-        self._step = 1  # first everybody goes elsewhere, then every second one, and so on
+        self._step = 1  # first all go elsewhere, then every second one, and so on
 
     async def begin(self) -> None:
-        """Everybody comes."""
+        """Let all come."""
         await asyncio.gather(*(visitor.visit(visitor.home) for visitor in self.visitors))
 
     async def be_away(
         self, seconds: float, *, at_boundary: bool, meanwhile: Callable[[], None] = lambda: None
     ) -> list[bool]:
-        """Everybody leaves for so long, around the beginning of a minute or between two; then `meanwhile` happens.
+        """Let all leave for so long, around the beginning of a minute or between two; then `meanwhile` happens.
 
-        By turns everybody and every second one comes back to the next process. Returns of each whether he was told
-        only what changed.
+        By turns all and every second one come back to the next process. Return for each whether it received only
+        the changes.
         """
         serving, minute_s = self.site.serving, 60.0 / self.site.clock.speed
         to_boundary_s = self.site.to_boundary_s()
@@ -114,7 +114,7 @@ class Gathering:
         return await asyncio.gather(*(visitor.visit(visitor.home) for visitor in self.visitors))
 
     async def right(self) -> None:
-        """Every chart is a fresh one, letter by letter, and nobody was told what must not be."""
+        """Every chart is a fresh one, letter by letter, and no client received a wrong message."""
         await self.judge.until_right(HEAL_S)
         wrong = self.judge.misbehaved()
         assert not wrong, "\n".join(wrong)
@@ -123,7 +123,7 @@ class Gathering:
         await asyncio.gather(*(visitor.leave() for visitor in self.visitors))
 
 
-async def test_whoever_comes_back_shows_what_a_reload_would(tmp_path):
+async def test_a_client_that_comes_back_shows_what_a_reload_would(tmp_path):
     async with Site(tmp_path, ingest=1, serve=1, speed=SPEED) as site:
         for node in site.nodes:
             site.start(node)
@@ -134,19 +134,20 @@ async def test_whoever_comes_back_shows_what_a_reload_would(tmp_path):
             await together.right()
             for seconds in (MOMENT_S, AWAY_S / SPEED):
                 for at_boundary in (True, False):
-                    told = await together.be_away(seconds, at_boundary=at_boundary)
-                    assert sum(told) > len(told) / 2, f"{seconds:.1f} s: {told}"  # a process may itself be catching up
+                    resumed = await together.be_away(seconds, at_boundary=at_boundary)
+                    # a process may itself be catching up
+                    assert sum(resumed) > len(resumed) / 2, f"{seconds:.1f} s: {resumed}"
                     await together.right()
             for node, seconds in ((site.serving[0], AWAY_S / SPEED), (await leader(site), TAKEOVER_S)):
-                told = await together.be_away(seconds, at_boundary=True, meanwhile=restart(site, node))
-                assert sum(told) > len(told) / 2, f"{node.name} was restarted: {told}"
+                resumed = await together.be_away(seconds, at_boundary=True, meanwhile=restart(site, node))
+                assert sum(resumed) > len(resumed) / 2, f"{node.name} was restarted: {resumed}"
                 await together.right()
         finally:
             await together.end()
 
 
 async def leader(site: Site) -> Node:
-    """Whoever reads the exchange."""
+    """Return the process that reads the exchange."""
     while not (leaders := await site.leaders()):
         await asyncio.sleep(0.1)
     return leaders[0]

@@ -22,8 +22,8 @@ async def health_of(node: Node, within_s: float = 20.0) -> dict:
     return health
 
 
-async def test_whoever_begins_while_the_leaders_database_is_away_says_nothing_wrong_to_be_final(tmp_path):
-    """What the leader cannot store nobody can read; it is shown as soon as it is there."""
+async def test_a_process_that_starts_while_the_leaders_database_is_away_sends_nothing_wrong_as_final(tmp_path):
+    """What the leader cannot store no process can read; it is shown as soon as it is there."""
     async with Site(tmp_path, ingest=1, serve=2, speed=SPEED) as site:
         late = next(node for node in site.nodes if node.name == "serve1")
         site.nodes = [node for node in site.nodes if node.name in ("ingest0", "serve0")]

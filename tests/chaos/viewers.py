@@ -59,7 +59,7 @@ class Viewer:
             with contextlib.suppress(websockets.ConnectionClosed):
                 async for text in ws:
                     self.chart.take(str(text))
-                    self.is_connected = self.chart.is_told
+                    self.is_connected = self.chart.is_initialized
 
 
 async def fresh(node: Node, wish: Wish) -> list[tuple[str, str]]:

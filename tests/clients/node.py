@@ -1,4 +1,4 @@
-"""The JavaScript client in a Node process, told and heard by lines of JSON."""
+"""The JavaScript client in a Node process, driven and read by lines of JSON."""
 
 import asyncio
 import json
@@ -29,13 +29,13 @@ def arguments() -> tuple[str, ...]:
 
 
 class JsClient:
-    """One `CandledClient`, or what else a driver holds; `heard` has everything it said so far."""
+    """One `CandledClient`, or what else a driver has; `received` has all of its events so far."""
 
     def __init__(
         self, url: str, options: dict[str, Any] | None = None, *, library: str = "", driver: str = "driver.mjs"
     ) -> None:
         self._command = [str(FOLDER / driver), url, json.dumps({**QUICK, **(options or {})}), library]
-        self.heard: list[dict[str, Any]] = []
+        self.received: list[dict[str, Any]] = []
         self._changed = asyncio.Event()
 
     async def __aenter__(self) -> "JsClient":
@@ -64,10 +64,10 @@ class JsClient:
 
     def events(self, event: str, name: str = "a") -> list[Any]:
         """The facts of every event of that name so far."""
-        return [one["facts"] for one in self.heard if (one["name"], one["event"]) == (name, event)]
+        return [one["facts"] for one in self.received if (one["name"], one["event"]) == (name, event)]
 
     async def until(self, event: str, count: int = 1, name: str = "a", within_s: float = 10.0) -> Any:
-        """Wait until an event was heard that often; the facts of the last."""
+        """Wait until an event was received that often; the facts of the last."""
         async with deadlines.timeout(within_s):
             while len(self.events(event, name)) < count:
                 self._changed.clear()
@@ -87,5 +87,5 @@ class JsClient:
     async def _read(self) -> None:
         assert self._process.stdout is not None
         async for line in self._process.stdout:
-            self.heard.append(json.loads(line))
+            self.received.append(json.loads(line))
             self._changed.set()

@@ -173,7 +173,7 @@ class Scripted:
         return self._bars[topic]
 
     def changed_since(self, topic: Topic, resume: Bar) -> list[Bar] | None:
-        """The bars that changed after a position, or None if nobody knows."""
+        """The bars that changed after a position, or None if they are unknown."""
         if resume["epoch"] not in self._epochs:
             return None
         after = (self._epochs.index(resume["epoch"]), resume["seq"])

@@ -61,7 +61,7 @@ async def test_it_gives_the_bars_then_what_moves_then_what_opens(server: Scripte
         assert len(await settled(client, server, BTC)) == 21
 
 
-async def test_each_bar_is_said_to_be_final_once_and_in_order(server: Scripted) -> None:
+async def test_each_bar_is_reported_final_once_and_in_order(server: Scripted) -> None:
     server.misorders = True
     async with JsClient(server.url) as client:
         client.tell("subscribe", "a", request=request())
@@ -86,8 +86,8 @@ async def test_time_does_not_run_backwards_whatever_the_server_sends(server: Scr
             server.open_next(BTC)
             await asyncio.sleep(0.02)
         await settled(client, server, BTC)
-        heard = [bar["time"] for bar, _ in client.events("onBar")]
-        assert heard == sorted(heard)
+        moved = [bar["time"] for bar, _ in client.events("onBar")]
+        assert moved == sorted(moved)
 
 
 async def test_a_correction_changes_the_bar_where_it_stands(extended: Scripted) -> None:
@@ -127,7 +127,7 @@ async def test_after_a_drop_it_gets_what_changed_and_nothing_else(extended: Scri
         await settled(client, extended, BTC)
 
 
-async def test_a_position_that_nobody_knows_any_more_means_everything_anew(extended: Scripted) -> None:
+async def test_a_position_that_is_no_longer_known_loads_everything_again(extended: Scripted) -> None:
     async with JsClient(extended.url) as client:
         client.tell("subscribe", "a", request=request())
         await client.until("onBars")
@@ -226,7 +226,7 @@ async def test_a_server_without_history_says_so() -> None:
 
 
 @pytest.mark.parametrize("is_extended", [True, False])
-async def test_a_refusal_is_told_and_ends_with_the_next_connection(is_extended: bool) -> None:
+async def test_a_refusal_is_reported_and_ends_with_the_next_connection(is_extended: bool) -> None:
     async for server in serving(is_extended):
         server.refuses[BTC] = "Invalid symbol: BTC/USDT. Only ETH/USDT is supported.", 102
         async with JsClient(server.url) as client:
@@ -242,7 +242,7 @@ async def test_a_refusal_is_told_and_ends_with_the_next_connection(is_extended: 
             await settled(client, server, BTC)
 
 
-async def test_the_state_of_the_feed_is_told_in_one_word(extended: Scripted) -> None:
+async def test_the_state_of_the_feed_is_one_word(extended: Scripted) -> None:
     async with JsClient(extended.url) as client:
         client.tell("subscribe", "a", request=request())
         await client.until("onBars")
@@ -252,13 +252,13 @@ async def test_the_state_of_the_feed_is_told_in_one_word(extended: Scripted) -> 
         await client.until("onStatus", 6)
         await extended.stop()
         await client.until("onStatus", 7)
-        told = [status for (status,) in client.events("onStatus")][:7]
-        states = [status["state"] for status in told]
+        statuses = [status for (status,) in client.events("onStatus")][:7]
+        states = [status["state"] for status in statuses]
         assert states == ["connecting", "loading", "live", "live", "stale", "live", "lost"]
-        assert told[4]["since"] == "2026-10-05T00:01:00.000Z"
+        assert statuses[4]["since"] == "2026-10-05T00:01:00.000Z"
 
 
-async def test_it_comes_back_when_the_server_said_it_should(extended: Scripted) -> None:
+async def test_it_comes_back_when_the_server_asked_for_it(extended: Scripted) -> None:
     async with JsClient(extended.url, {"firstRetryMs": 60_000, "longestRetryMs": 60_000}) as client:
         client.tell("subscribe", "a", request=request())
         await client.until("onBars")
@@ -295,8 +295,8 @@ async def test_after_any_faults_it_holds_what_a_fresh_load_gets(server: Scripted
             assert times(bars) == sorted(set(times(bars)))
             finals = [bar["time"] for (bar,) in client.events("onFinal", name)]
             assert finals == sorted(set(finals))
-            heard = [bar["time"] for bar, _ in client.events("onBar", name)]
-            assert heard == sorted(heard)
+            moved = [bar["time"] for bar, _ in client.events("onBar", name)]
+            assert moved == sorted(moved)
 
 
 async def test_a_client_that_asks_for_strings_gets_the_digits_as_they_were_printed(extended: Scripted) -> None:

@@ -252,7 +252,7 @@ async def test_after_a_drop_it_asks_for_what_changed(extended: Scripted, reading
 
 
 @pytest.mark.slow
-async def test_after_a_restart_that_forgot_it_loads_anew(extended: Scripted, reading: Reading) -> None:
+async def test_after_a_restart_that_forgot_it_loads_everything_again(extended: Scripted, reading: Reading) -> None:
     async with connected(extended) as client:
         reader = reading(client.bars(*BTC, initial_bars=30))
         await reader.read(30)
@@ -434,8 +434,8 @@ async def test_after_any_faults_it_holds_what_a_fresh_load_gets(server: Scripted
         await calm(server)
         for topic, reader in readers.items():
             await reader.until(is_settled(server, topic, reader.stream))
-            held = [bar.time for bar in reader.stream.bars]
-            assert held == sorted(set(held))
+            times = [bar.time for bar in reader.stream.bars]
+            assert times == sorted(set(times))
             given = [bar.time for bar in reader.bars]
             assert given == sorted(given)
             once = [bar.time for bar in finals[topic].bars]

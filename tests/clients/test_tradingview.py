@@ -30,7 +30,7 @@ def shown(bars: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 async def settled(library: JsClient, server: Scripted, topic: tuple[str, str], name: str = "a") -> int:
-    """Wait until the chart holds what a fresh one would get, and was told nothing that runs backwards; its bars."""
+    """Wait until the chart shows the bars of a fresh one, and received none that runs backwards; return its bars."""
     async with deadlines.timeout(10):
         while True:
             bars = shown((await library.report(name))["bars"])

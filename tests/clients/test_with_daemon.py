@@ -111,12 +111,12 @@ async def test_what_javascript_holds_in_the_end_is_what_rest_says(javascript: Js
     while not (await javascript.ask("older", "older", limit=1000))["end"]:
         pass
     report = await javascript.report()
-    held = [values(bar) for bar in report["bars"] if bar["final"]]
+    kept = [values(bar) for bar in report["bars"] if bar["final"]]
     assert report["status"]["state"] == "live"
-    assert is_part(held, candles(daemon, "BTC/USDT", "1m"))
-    assert held[0] == candles(daemon, "BTC/USDT", "1m")[0]
+    assert is_part(kept, candles(daemon, "BTC/USDT", "1m"))
+    assert kept[0] == candles(daemon, "BTC/USDT", "1m")[0]
     (final,) = javascript.events("onFinal")[0]
-    assert values(final) in held
+    assert values(final) in kept
 
 
 async def test_what_python_holds_in_the_end_is_what_rest_says(daemon: Daemon) -> None:
@@ -159,9 +159,9 @@ async def test_a_killed_daemon_is_survived_by_both_without_a_hole(daemon: Daemon
         async with deadlines.timeout(20):
             while len(given) < 102:
                 given.append(await anext(stream))
-        held = [values(bar) for bar in (await javascript.report())["bars"] if bar["final"]]
+        kept = [values(bar) for bar in (await javascript.report())["bars"] if bar["final"]]
     known = candles(daemon, "BTC/USDT", "1m")
-    assert is_part(held, known)
+    assert is_part(kept, known)
     assert is_part([plain(bar) for bar in given], known)
 
 

@@ -35,7 +35,7 @@ def _install(command: str, sign: Path) -> None:
 
 
 def command_of(library: str, port: int, interval: str) -> tuple[list[str], dict[str, str]]:
-    """The command that watches an interval with a library, and what its environment has beside ours."""
+    """The command that watches an interval with a library, and its additions to the environment."""
     if library == "binance-connector":
         _install(INSTALL_CONNECTOR, CONNECTOR / "binance")
         script = SCRIPTS / "binance_connector.py"
@@ -72,9 +72,9 @@ async def watch(library: str, port: int, interval: str) -> list[dict[str, Any]]:
         *command, stdout=asyncio.subprocess.PIPE, env={**without_proxies(), **more}
     )
     try:
-        told, _ = await asyncio.wait_for(process.communicate(), 60)
+        output, _ = await asyncio.wait_for(process.communicate(), 60)
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    return [json.loads(line) for line in told.splitlines()]
+    return [json.loads(line) for line in output.splitlines()]

@@ -16,10 +16,9 @@ from typing import Any
 
 import yaml
 
-from tests import deadlines
+from tests import deadlines, prefork
 from tests.ports import free_port
-
-ROOT = Path(__file__).parents[2]
+from tests.prefork import ROOT, Program
 
 
 def _limit_files(most: int) -> None:
@@ -29,16 +28,19 @@ def _limit_files(most: int) -> None:
 class Daemon:
     """`python -m candled --config FILE`, started and stopped any number of times on one port and directory.
 
+    It is forked (tests/prefork.py) unless the test is about the start of an interpreter, or limits its descriptors.
+
     Everything it prints goes to one file; `output` is all of it so far. Used as a context manager it is killed at
     the end, whatever happened.
     """
 
     arguments: tuple[str, ...] = ()
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, is_forked: bool = True) -> None:
         self.directory = directory
         self.port = free_port()
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Program | None = None
+        self._is_forked = is_forked
         self._output = directory / "daemon.log"
 
     def __enter__(self) -> "Daemon":
@@ -79,9 +81,13 @@ class Daemon:
         server = {"host": "127.0.0.1", "port": self.port, **config.get("server", {})}
         path = self.directory / "candled.yaml"
         path.write_text(yaml.safe_dump({**config, "server": server}, sort_keys=False), "utf-8")
+        arguments = ["--config", str(path), *self.arguments]
         with self._output.open("ab") as output:
+            if self._is_forked and open_files is None:
+                self.process = prefork.start("candled", arguments, cwd=self.directory, output=output, env=env)
+                return
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "candled", "--config", str(path), *self.arguments],
+                [sys.executable, "-m", "candled", *arguments],
                 cwd=self.directory,
                 env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
                 stdin=subprocess.DEVNULL,
@@ -110,7 +116,7 @@ class Daemon:
             try:
                 return self.get("/health")
             except OSError:
-                time.sleep(0.05)
+                time.sleep(0.02)
         raise AssertionError(f"/health did not answer within {within_s} s:\n{self.output}")
 
     def get(self, path: str) -> Any:

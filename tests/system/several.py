@@ -13,7 +13,7 @@ from tests.system.daemon import Daemon
 class Several:
     """One `ingest` process on the replay exchange and as many `serving` ones as wanted; a context manager.
 
-    `more` are further sections of everybody's settings.
+    `more` are further sections of the settings of all.
     """
 
     def __init__(self, directory: Path, serving: int, **more: Any) -> None:

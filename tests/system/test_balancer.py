@@ -142,7 +142,7 @@ def nginx(site, tmp_path_factory) -> Iterator[Nginx]:
         yield one
 
 
-async def hear(client: Any, *types: str, within_s: float = 20.0) -> dict[str, Any]:
+async def next_message(client: Any, *types: str, within_s: float = 20.0) -> dict[str, Any]:
     """The next message of one of these types."""
     async with deadlines.timeout(within_s):
         while True:
@@ -154,13 +154,13 @@ async def hear(client: Any, *types: str, within_s: float = 20.0) -> dict[str, An
 async def test_a_websocket_passes_and_the_page_too(nginx):
     async with nginx.connect() as client:
         await client.send(json.dumps(SUBSCRIBE))
-        assert (await hear(client, "initial"))["bars"]
-        assert (await hear(client, "update"))["bar"]
+        assert (await next_message(client, "initial"))["bars"]
+        assert (await next_message(client, "update"))["bar"]
     assert await nginx.status("/") == 200
 
 
 async def test_connections_are_spread_and_each_clients_address_is_its_own(site, nginx):
-    """Two in each process is what one address may have; whoever claims another one is known all the same."""
+    """Two in each process is what one address may have; a client that claims another one is known by its own."""
     clients = [await nginx.connect() for _ in range(4)]
     try:
         counts = [one.get("/health/ws-stats")["connections"] for one in site.serving]
@@ -172,7 +172,7 @@ async def test_connections_are_spread_and_each_clients_address_is_its_own(site, 
             assert f"from {NEAR}".encode() in refused.value.response.body
         async with nginx.connect(FAR) as other:
             await other.send(json.dumps(SUBSCRIBE))
-            await hear(other, "initial")
+            await next_message(other, "initial")
     finally:
         for client in clients:
             await client.close()
@@ -224,7 +224,7 @@ async def test_everything_works_behind_a_path(site, tmp_path, location):
         assert await nginx.status("/candles/clients/candled.js") == 200
         async with nginx.connect(path="/candles/ws") as client:
             await client.send(json.dumps(SUBSCRIBE))
-            assert (await hear(client, "initial"))["bars"]
+            assert (await next_message(client, "initial"))["bars"]
 
 
 async def alone_at(site: Several) -> Daemon:
@@ -237,13 +237,13 @@ async def alone_at(site: Several) -> Daemon:
             await asyncio.sleep(0.05)
 
 
-async def test_whoever_was_at_a_process_that_stops_comes_back_at_the_other_and_resumes(site, nginx):
+async def test_a_client_of_a_process_that_stops_comes_back_at_the_other_and_resumes(site, nginx):
     """First the one is restarted, then the other; the client sees one feed."""
     client = await nginx.connect()
     await client.send(json.dumps(SUBSCRIBE))
     for _ in range(2):
-        while "seq" not in (at := await hear(client, "update")):
-            continue  # this process has only just begun to hear the feed
+        while "seq" not in (at := await next_message(client, "update")):
+            continue  # this process has only just begun to read the feed
         time_of = at["bar"]["time"]
         here = await alone_at(site)
         stopping = asyncio.create_task(asyncio.to_thread(here.stop))
@@ -257,20 +257,20 @@ async def test_whoever_was_at_a_process_that_stops_comes_back_at_the_other_and_r
             await (await nginx.connect(FAR)).close()
         client = await nginx.connect()
         await client.send(json.dumps({**SUBSCRIBE, "resume": resume}))
-        resumed = await hear(client, "resumed", "initial")
+        resumed = await next_message(client, "resumed", "initial")
         assert (resumed["type"], resumed["recovered"], resumed["epoch"]) == ("resumed", True, at["epoch"])
         assert all(bar["time"] >= time_of for bar in resumed["bars"])
-        assert (await hear(client, "update"))["seq"] > at["seq"]
+        assert (await next_message(client, "update"))["seq"] > at["seq"]
         await stopping
         await asyncio.to_thread(site.start, here)
         await asyncio.sleep(5.2)  # fail_timeout: so long it is left alone
     await client.close()
 
 
-async def test_a_process_that_only_ingests_among_the_servers_costs_nobody_anything(site, tmp_path):
+async def test_a_process_that_only_ingests_among_the_servers_costs_no_client_anything(site, tmp_path):
     with balancer(tmp_path / "nginx", [site.ingest, *site.serving]) as nginx:
         for _ in range(4):
             assert await nginx.status("/") == 200
             async with nginx.connect(FAR) as client:
                 await client.send(json.dumps(SUBSCRIBE))
-                await hear(client, "initial")
+                await next_message(client, "initial")

@@ -89,7 +89,7 @@ def over_at(daemon: Daemon) -> int:
 
 @pytest.fixture
 def spot(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """python-binance's client for the daemon; it makes an event loop for each instance, which nobody would close."""
+    """python-binance's client for the daemon; it makes an event loop for each instance, which it does not close."""
     loop = asyncio.new_event_loop()
     for module in ("base_client", "ws.reconnecting_websocket"):
         monkeypatch.setattr(f"binance.{module}.get_loop", lambda: loop)

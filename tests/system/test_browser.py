@@ -51,11 +51,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(folder: Path) -> dict[str, Any]:
-    nobody = {"ws_url": "ws://127.0.0.1:9/", "rest_url": "http://127.0.0.1:9"}  # so that there is a second exchange
+    # so that there is a second exchange
+    unreachable = {
+        "ws_url": "ws://127.0.0.1:9/",
+        "rest_url": "http://127.0.0.1:9",
+    }
     return {
         "exchanges": {
             "replay": {"symbols": ["BTC/USDT", "ETH/USDT"], "speed": 20},
-            "bitget": {"symbols": ["LTC/USDT", "BTC/USDT"], **nobody},
+            "bitget": {"symbols": ["LTC/USDT", "BTC/USDT"], **unreachable},
         },
         "ingest": {"backfill": "2d"},
         "store": {"url": f"sqlite:///{folder / 'candled.db'}"},
@@ -131,14 +135,14 @@ def wait_until_equal(shown: Callable[[], list[Any]], fresh: Callable[[int], list
     """
     deadline = deadlines.now() + within_s
     while True:
-        ours = fresh(min(len(shown()), MOST_BARS))
-        theirs = shown()[-len(ours) :]
-        if theirs == ours:
+        expected = fresh(min(len(shown()), MOST_BARS))
+        actual = shown()[-len(expected) :]
+        if actual == expected:
             return
         if deadlines.now() > deadline:
-            known = {bar[0]: bar for bar in ours}
-            both = [(bar, known[bar[0]]) for bar in theirs[1:-2] if bar[0] in known]
-            assert len(both) > len(theirs) / 2
+            known = {bar[0]: bar for bar in expected}
+            both = [(bar, known[bar[0]]) for bar in actual[1:-2] if bar[0] in known]
+            assert len(both) > len(actual) / 2
             assert [pair for pair in both if pair[0] != pair[1]] == []
             return
         time.sleep(0.1)
@@ -187,7 +191,7 @@ def test_the_page_returns_by_itself_when_the_daemon_was_restarted(
         tab.page.wait_for_function(LIVE, timeout=60_000)
         tab.page.wait_for_function(f"candled.bars().at(-1).time > {before[-1]['time']}")
         wait_until_equal(lambda: drawn(tab.bars()), lambda count: drawn(subscribed(daemon, "1m", count, "ETH/USDT")))
-        # what the browser itself prints while nobody listens
+        # what the browser itself prints while no server listens
         assert [text for text in tab.problems if not re.match("WebSocket connection to .* failed", text)] == []
 
 
@@ -249,7 +253,7 @@ def found(tab: Tab, text: str) -> list[str]:
     return names
 
 
-def test_a_market_that_is_not_served_is_said_and_another_is_shown(browser: Any, daemon: Daemon) -> None:
+def test_a_market_that_is_not_served_is_reported_and_another_is_shown(browser: Any, daemon: Daemon) -> None:
     with Tab(browser) as tab:
         tab.page.goto(daemon.url + "/#DOGE/USDT/5m")
         tab.page.wait_for_function(LIVE)
@@ -258,7 +262,7 @@ def test_a_market_that_is_not_served_is_said_and_another_is_shown(browser: Any, 
         assert not tab.page.is_visible("#problem")
 
 
-def test_a_feed_without_candles_is_said_to_be_stale(browser: Any, daemon: Daemon) -> None:
+def test_a_feed_without_candles_is_shown_as_stale(browser: Any, daemon: Daemon) -> None:
     with Tab(browser) as tab:
         tab.page.goto(daemon.url + "/#bitget:LTC/USDT/5m")
         tab.page.wait_for_function("document.getElementById('state').dataset.state === 'stale'")

@@ -15,21 +15,21 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright
 pytestmark = pytest.mark.usefixtures("browser", "daemon")
 
 LISTEN = """() => {
-  window.told = [];
+  window.received = [];
   const source = new EventSource('/events?symbol=BTC/USDT&interval=1m&initialBars=5');
-  source.onmessage = (event) => window.told.push({id: event.lastEventId, ...JSON.parse(event.data)});
+  source.onmessage = (event) => window.received.push({id: event.lastEventId, ...JSON.parse(event.data)});
 }"""
 
 
-def told(page: Any, count: int, *, until: str = "", within_s: float = 30) -> list[dict[str, Any]]:
+def wait_for(page: Any, count: int, *, until: str = "", within_s: float = 30) -> list[dict[str, Any]]:
     """At least so many messages, the last of them of type `until` if that is given."""
     deadline = deadlines.now() + within_s
     while deadlines.now() < deadline:
-        messages: list[dict[str, Any]] = page.evaluate("window.told")
+        messages: list[dict[str, Any]] = page.evaluate("window.received")
         if len(messages) >= count and messages[-1]["type"] == (until or messages[-1]["type"]):
             return messages
         time.sleep(0.1)
-    raise AssertionError(page.evaluate("window.told"))
+    raise AssertionError(page.evaluate("window.received"))
 
 
 def test_an_event_source_comes_back_by_itself_and_says_where_it_was(tmp_path: Path) -> None:
@@ -44,17 +44,17 @@ def test_an_event_source_comes_back_by_itself_and_says_where_it_was(tmp_path: Pa
         page = browser.new_page()
         page.goto(daemon.url)
         page.evaluate(LISTEN)
-        before = told(page, 3)
+        before = wait_for(page, 3)
         assert [message["type"] for message in before[:3]] == ["initial", "update", "update"]
         assert before[2]["id"] == f"{before[2]['epoch']}:{before[2]['seq']}:{before[2]['id'].rpartition(':')[2]}"
         daemon.stop()
-        assert told(page, 1)[-1]["type"] == "bye"
-        count = len(told(page, 1))
+        assert wait_for(page, 1)[-1]["type"] == "bye"
+        count = len(wait_for(page, 1))
         daemon.start(config)
-        after = told(page, count + 2, until="update")[count:]
+        after = wait_for(page, count + 2, until="update")[count:]
         browser.close()
     assert after[0]["type"] in ("resumed", "initial")
-    assert "recovered" in after[0]  # only who sent an id is told this
+    assert "recovered" in after[0]  # only for a client that sent an id
     # A minute that passed meanwhile may be read afterwards: an older bar then changes, and who knows no corrections is
     # sent everything again.
     assert {message["type"] for message in after[1:]} <= {"update", "initial"}

@@ -1,4 +1,4 @@
-"""The daemon on a real PostgreSQL that goes away: nothing is lost, charts go on, the loop is never held."""
+"""The daemon on a real PostgreSQL that goes away: nothing is lost, charts go on, the loop is never blocked."""
 
 import asyncio
 import os
@@ -117,7 +117,7 @@ async def hit(site: Site) -> str:
         [(killed,)] = await asyncio.to_thread(site.database.rows, KILL) if dice.random() < 0.5 else [(0,)]
         kills += killed
         await asyncio.sleep(0.1)
-    site.proxy.spare()  # else what is left hits whoever looks at the store afterwards
+    site.proxy.spare()  # else what is left hits the next reader of the store
     assert site.proxy.faults_at_commit >= HITS // 10
     return f"{site.proxy.faults} resets, {site.proxy.faults_at_commit} of them at COMMIT, {kills} backends killed"
 
@@ -129,7 +129,7 @@ KILL = """SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_
 @pytest.mark.timeout(1200 if LONG else 900)
 @pytest.mark.parametrize("trouble", [killed, killed_and_daemon_restarted, hung, hit])
 async def test_trouble_with_the_database_loses_no_minute_and_charts_go_on(tmp_path, trouble):
-    """Promise 4, 5 and 8 for the whole daemon. The loop is never held, whatever the database does."""
+    """Promise 4, 5 and 8 for the whole daemon. The loop is never blocked, whatever the database does."""
     async with opened(tmp_path) as site:
         shown = len(site.chart.bars)
         async with LoopWatch() as watch:

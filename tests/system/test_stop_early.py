@@ -67,10 +67,19 @@ def end(process: subprocess.Popen[bytes], pid: int, how: int = signal.SIGTERM) -
     return status, deadlines.now() - asked_at
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("after_s", [0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0])
+MOMENTS = [0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0]
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+
+
+@pytest.mark.parametrize(
+    ("how", "after_s"),
+    [
+        *((SIGNALS[at % 2], after_s) for at, after_s in enumerate((0.0, 0.05, 0.15, 0.3, 0.6, 1.2))),
+        *(pytest.param(how, after_s, marks=pytest.mark.long) for how in SIGNALS for after_s in MOMENTS),
+    ],
+)
 def test_it_obeys_at_any_moment_of_the_start(tmp_path, how, after_s):
-    with Daemon(tmp_path) as daemon:
+    with Daemon(tmp_path, is_forked=False) as daemon:
         daemon.launch(replay(tmp_path))
         assert daemon.process is not None
         wait_for_handler(daemon.process, daemon.process.pid)
@@ -88,7 +97,7 @@ def can_unshare() -> bool:
 
 
 @pytest.mark.skipif(not can_unshare(), reason="needs root, unshare, and the right to make a PID namespace")
-@pytest.mark.parametrize("after_s", [0.0, 0.2, 0.5, 2.0])
+@pytest.mark.parametrize("after_s", [0.0, 0.3, *(pytest.param(one, marks=pytest.mark.long) for one in MOMENTS)])
 def test_as_process_1_of_a_container_it_obeys_too(tmp_path, after_s):
     """The kernel does not deliver to process 1 what has no handler."""
     assert UNSHARE is not None
@@ -203,7 +212,7 @@ def test_it_obeys_whatever_it_waits_for(tmp_path, stalled: Callable[[Path], Any]
 
 def test_a_hangup_is_logged_and_ignored(tmp_path):
     """Also one that comes before the daemon can say so."""
-    with Daemon(tmp_path) as daemon:
+    with Daemon(tmp_path, is_forked=False) as daemon:
         daemon.launch(replay(tmp_path))
         assert daemon.process is not None
         wait_for_handler(daemon.process, daemon.process.pid)
@@ -213,9 +222,9 @@ def test_a_hangup_is_logged_and_ignored(tmp_path):
         while "SIGHUP" not in daemon.output:
             assert daemon.running
             assert deadlines.now() < deadline
-            time.sleep(0.05)
+            time.sleep(0.02)
         while "chart on" not in daemon.output:
-            time.sleep(0.05)
+            time.sleep(0.02)
         daemon.process.send_signal(signal.SIGHUP)
         time.sleep(0.3)
         assert daemon.get("/health/live") == {"status": "pass"}

@@ -36,7 +36,7 @@ class Workers(Daemon):
     arguments = ("--workers", "2")
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+        super().__init__(directory, is_forked=False)
         free_port()  # takes the next port for the ingest process
 
     def pid(self, name: str) -> int:

@@ -96,7 +96,7 @@ def iso(at_ms: int) -> str:
 
 
 def values(candles: list[Candle]) -> list[tuple]:
-    """What was traded, without when it was said."""
+    """What was traded, without the time of the statement."""
     return [(candle.open_ms, *candle.values) for candle in candles]
 
 

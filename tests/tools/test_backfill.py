@@ -112,7 +112,7 @@ async def test_a_dry_run_without_from_only_looks_for_the_beginning(tmp_path, cap
         assert (one.stored(), one.known_gaps()) == ([], [])
 
 
-async def test_what_the_exchange_does_not_have_is_remembered_and_not_asked_for_again_at_once(tmp_path, capsys):
+async def test_what_the_exchange_does_not_have_is_remembered_and_not_requested_again_immediately(tmp_path, capsys):
     async with bench(tmp_path) as one:
         lacking = (at(-3, 100), at(-3, 160))
         one.fake.missing_minutes(BTC, lacking)

@@ -69,10 +69,10 @@ def test_no_command_with_other_settings_touches_the_bars_of_a_running_daemon(tmp
         monkeypatch.setenv("CANDLED_INTERVALS", OTHER_INTERVALS)
         for arguments, statuses in commands:
             before = minutes(tmp_path)
-            status, said = main([*arguments, "--config", "candled.yaml"]), capsys.readouterr()
-            assert status in statuses, (arguments, said)
+            status, printed = main([*arguments, "--config", "candled.yaml"]), capsys.readouterr()
+            assert status in statuses, (arguments, printed)
             if status == 2:
-                assert f"another candled uses it (process {daemon.process.pid})" in said.err
+                assert f"another candled uses it (process {daemon.process.pid})" in printed.err
             while minutes(tmp_path) < before + 4:  # the daemon folds on
                 time.sleep(0.1)
         bars = daemon.get("/api/candles?symbol=BTC/USDT&interval=3m&limit=1000")["bars"]

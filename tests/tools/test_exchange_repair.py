@@ -40,8 +40,8 @@ async def fake():
 
 
 def config_of(fake, tables):
-    ours = BitgetSettings(ws_url=fake.ws_url, rest_url=fake.rest_url)
-    return settings(tables.url, ExchangeConfig(name="bitget", plugin=Bitget, symbols=(BTC,), settings=ours))
+    own = BitgetSettings(ws_url=fake.ws_url, rest_url=fake.rest_url)
+    return settings(tables.url, ExchangeConfig(name="bitget", plugin=Bitget, symbols=(BTC,), settings=own))
 
 
 async def check(fake, tables, *, windows="all", intervals=DEFAULT_INTERVALS, repair=True, doubtful=()):
@@ -77,7 +77,7 @@ def other(candle, **change):
 KINDS = {
     "another volume": lambda one: other(one, volume=one.volume + 1),
     "a stamp from the future": lambda one: other(one, volume=one.volume + 1, as_of_ms=END_OF_TIME_MS),
-    "said before the end": lambda one: other(one, volume=one.volume + 7, as_of_ms=one.open_ms + 1),
+    "stated before the end": lambda one: other(one, volume=one.volume + 7, as_of_ms=one.open_ms + 1),
     "another open": lambda one: other(one, open=one.low),
     "another close": lambda one: other(one, close=one.low),
     "revised before": lambda one: other(one, volume=one.volume + 1, rev=3),

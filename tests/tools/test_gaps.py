@@ -65,7 +65,7 @@ def shop(tmp_path) -> Shop:
     return one
 
 
-def test_every_missing_minute_is_told_with_its_reason_attempts_and_next_try(tmp_path, capsys):
+def test_every_missing_minute_is_listed_with_its_reason_attempts_and_next_try(tmp_path, capsys):
     one = shop(tmp_path)
     one.put((60, 100), (110, 200), (203, 300))
     known_gaps = [

@@ -286,9 +286,9 @@ def test_bad_rows_can_be_skipped_and_are_counted(config, store, tmp_path, capsys
 def test_a_file_of_another_kind_is_refused(config, tmp_path, text, problem):
     path = tmp_path / "in.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    said = refusal(config, "import", path, "--symbol", "BTC/USDT")
-    assert str(path) in said or "pyarrow" in said
-    assert any(part in said for part in problem.split("|"))
+    problems = refusal(config, "import", path, "--symbol", "BTC/USDT")
+    assert str(path) in problems or "pyarrow" in problems
+    assert any(part in problems for part in problem.split("|"))
 
 
 def test_a_truncated_gzip_file_leaves_nothing(config, store, tmp_path):
@@ -309,16 +309,16 @@ def test_a_file_that_is_not_there_is_named(config, tmp_path):
 def test_an_export_of_longer_bars_is_not_taken_for_minutes(config, tmp_path, interval):
     load(config, ETHUSDT)
     unload(config, tmp_path / "longer.csv", "--interval", interval)
-    said = refusal(config, "import", tmp_path / "longer.csv", "--symbol", "ETH/USDT")
-    assert f"the rows are {interval.ms // MINUTE_MS} minutes apart" in said
+    problems = refusal(config, "import", tmp_path / "longer.csv", "--symbol", "ETH/USDT")
+    assert f"the rows are {interval.ms // MINUTE_MS} minutes apart" in problems
 
 
 def test_parquet_of_longer_bars_is_not_taken_for_minutes(config, tmp_path):
     pytest.importorskip("pyarrow", reason="no pyarrow: install candled[parquet]")
     load(config, EWZ)
     unload(config, tmp_path / "longer.parquet", "--interval", "1D")
-    said = refusal(config, "import", tmp_path / "longer.parquet", "--symbol", "ETH/USDT")
-    assert "bars of 1D; only 1-minute candles can be imported" in said
+    problems = refusal(config, "import", tmp_path / "longer.parquet", "--symbol", "ETH/USDT")
+    assert "bars of 1D; only 1-minute candles can be imported" in problems
 
 
 def test_parquet_with_binary_floats_is_refused(config, tmp_path):
@@ -341,7 +341,7 @@ def test_parquet_with_decimals_of_others_is_read(config, store, tmp_path):
     assert closes(store) == ["2.50"]
 
 
-def test_minutes_far_apart_are_taken_when_they_are_said_to_be_minutes(config, store, tmp_path):
+def test_minutes_far_apart_are_taken_when_they_are_declared_to_be_minutes(config, store, tmp_path):
     lines = [row(at * 60).rpartition(",")[0] for at in range(4)]
     path = write(tmp_path / "in.csv", HEADER.rpartition(",")[0], *lines)
     assert "60 minutes apart" in refusal(config, "import", path, "--symbol", "BTC/USDT")
@@ -365,7 +365,7 @@ def test_an_older_version_never_replaces_a_newer_one(config, store, tmp_path, ca
     assert closes(store) == ["5", "6", "7"]
 
 
-def test_rows_without_a_time_of_statement_yield_to_anything_the_exchange_said_later(config, store, tmp_path):
+def test_rows_without_a_time_of_statement_yield_to_anything_the_exchange_sent_later(config, store, tmp_path):
     stated = Candle.parse(MONDAY_MS, "2", "9", "1", "5", "1", as_of_ms=MONDAY_MS + MINUTE_MS + 1, final=True)
     store.write_minutes([(MARKET, stated)])
     line = row(0, close="4").rpartition(",")[0]

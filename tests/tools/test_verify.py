@@ -157,7 +157,7 @@ def candle(at, close="2", volume="1", as_of=60_000):
     return Candle.parse(open_ms, "2", "9", "1", close, volume, as_of_ms=open_ms + as_of, final=True)
 
 
-def test_a_market_without_minutes_is_said_to_have_none(file, capsys):
+def test_a_market_without_minutes_is_reported_to_have_none(file, capsys):
     assert run(settings(file.url), "verify", "--quiet") == 0
     assert lines(capsys) == [f"bitget:{symbol}: no minutes are stored" for symbol in (BTC, ETH)]
 
@@ -302,8 +302,8 @@ async def fake():
 
 
 def bitget(fake):
-    ours = BitgetSettings(ws_url=fake.ws_url, rest_url=fake.rest_url)
-    return ExchangeConfig(name="bitget", plugin=Bitget, symbols=(BTC,), settings=ours)
+    own = BitgetSettings(ws_url=fake.ws_url, rest_url=fake.rest_url)
+    return ExchangeConfig(name="bitget", plugin=Bitget, symbols=(BTC,), settings=own)
 
 
 async def against(fake, file, *, windows=3, seed=1, intervals=DEFAULT_INTERVALS, clock=None, within=ALWAYS):

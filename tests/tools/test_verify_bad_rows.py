@@ -312,7 +312,7 @@ def test_many_bad_rows_hide_no_wrong_bar_beside_them(file, capsys):
     ]
 
 
-def test_who_reads_a_bad_row_is_told_where_it_is(file):
+def test_reading_a_bad_row_names_its_place(file):
     fill(file, minutes())
     file.spoil(f"UPDATE candles SET close = X'00' WHERE time_ms = {AT}")
     store = opened(file)
@@ -353,7 +353,7 @@ def test_a_minute_changed_in_the_middle_of_every_bar_contradicts_its_neighbour(t
     assert verify(tables, "--repair") == 1  # only the exchange knows which one is wrong
 
 
-def test_imported_minutes_and_those_beside_a_gap_contradict_nobody(file, capsys):
+def test_imported_minutes_and_those_beside_a_gap_contradict_no_neighbour(file, capsys):
     imported = [one._replace(open=Decimal(50)) for one in minutes(10, 0, src="")]
     fill(file, [*imported, *minutes(10, 10), *[one._replace(open=Decimal(700)) for one in minutes(1, 30)]])
     assert verify(file) == 0

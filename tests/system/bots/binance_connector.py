@@ -11,15 +11,15 @@ from binance.websocket.spot.websocket_stream import SpotWebsocketStreamClient
 def main() -> None:
     port, interval = sys.argv[1:]
     over = threading.Event()
-    told: list[dict] = []
+    received: list[dict] = []
 
     def take(_: object, text: str) -> None:
         message = json.loads(text)
         if "error" in message:
-            told.append({"refused": message["error"]["msg"], "ms": (time.monotonic() - begun) * 1000})
+            received.append({"refused": message["error"]["msg"], "ms": (time.monotonic() - begun) * 1000})
         elif "k" in message:
-            told.append({"time": message["k"]["t"], "close": float(message["k"]["c"])})
-        if len(told) == 2 or "error" in message:
+            received.append({"time": message["k"]["t"], "close": float(message["k"]["c"])})
+        if len(received) == 2 or "error" in message:
             over.set()
 
     client = SpotWebsocketStreamClient(stream_url=f"ws://127.0.0.1:{port}", on_message=take)
@@ -27,7 +27,7 @@ def main() -> None:
     client.kline(symbol="btcusdt", interval=interval)
     over.wait(30)
     client.stop()
-    for one in told[:2]:
+    for one in received[:2]:
         print(json.dumps(one))
 
 
