@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,6 @@ from candled.exchange import Clock, Exchange
 from candled.health import Health
 from candled.ingest_side import ShardedIngest
 from candled.logs import BoundedHandler
-from candled.model import MarketKey
 from candled.plugins import Plugins
 from candled.protocol.requests import RequestCodec
 from candled.rooms.encoded_bars import EncodedBarCache
@@ -48,6 +47,7 @@ from candled.store.writer import Writer
 from candled.tasks import TaskSet, first_of, in_parallel
 from candled.transport.broadcaster import Broadcaster
 from candled.transport.descriptors import raise_limit, shortage
+from candled.universe import Universe
 
 if TYPE_CHECKING:
     from candled.bus.factory import RedisParts
@@ -158,11 +158,12 @@ class Daemon:
         )
         self._history = HistoryReader(self._store, self._threads)
         self._upkeep = StoreUpkeep(self._store, self._threads, self._history, clock)
-        symbols = {exchange.name: exchange.symbols for exchange in config.exchanges}
-        markets = [MarketKey(name, symbol) for name in symbols for symbol in symbols[name]]
-        self._shared = _shared(config, markets, clock)
+        #: The markets of all exchanges. Every part that has markets follows its changes.
+        self.universe = _make_universe(config)
+        symbols = {name: self.universe.symbols(name) for name in self.universe.exchanges}
+        self._shared = _shared(config, self.universe, clock)
         self._bus: Bus = MemoryBus() if self._shared is None else self._shared.bus
-        self._bars = LiveBars(markets if self._is_serving else [], config.intervals, self._history, clock)
+        self._bars = LiveBars(self.universe.markets if self._is_serving else [], config.intervals, self._history, clock)
         self._codec = RequestCodec(symbols, config.intervals)
         broadcaster = Broadcaster(asyncio.get_running_loop().call_soon, clock)
         texts = EncodedBarCache(config.server.cache)
@@ -315,7 +316,14 @@ def _journal(config: Config) -> Journal | None:
     return Journal(Path(settings.journal), limit_bytes=settings.journal_limit) if settings.journal else None
 
 
-def _shared(config: Config, markets: Sequence[MarketKey], clock: Clock) -> "RedisParts | None":
+def _make_universe(config: Config) -> Universe:
+    universe = Universe([one.name for one in config.exchanges])
+    for one in config.exchanges:
+        universe.set_markets(one.name, one.symbols)
+    return universe
+
+
+def _shared(config: Config, universe: Universe, clock: Clock) -> "RedisParts | None":
     """Return the objects shared with other processes through Redis, if the settings name one."""
     if config.bus.url.startswith("memory:"):
         return None
@@ -324,8 +332,8 @@ def _shared(config: Config, markets: Sequence[MarketKey], clock: Clock) -> "Redi
     return make_redis_parts(
         config.bus.url,
         clock,
-        markets,
-        default_exchange=config.exchanges[0].name,
+        universe.markets,
+        default_exchange=universe.default,
         prefix=config.bus.prefix,
         shards=config.ingest.shards,
         lease_s=config.bus.lease.total_seconds(),

@@ -85,6 +85,7 @@ STEPS = {
     "budget": {"exchange", "token_bucket"},
     "budget_file": {"exchange", "token_bucket", "budget"},
     "model": {"errors"},
+    "universe": {"model"},
     "exchange": {"errors", "model"},
     "hookspecs": {"exchange"},
     "logs": {"model"},

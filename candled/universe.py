@@ -1,0 +1,89 @@
+"""The markets that candled reads and serves now. They change while it runs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from candled.model import Market, MarketKey, Symbol
+
+
+@dataclass(frozen=True, slots=True)
+class MarketsChanged:
+    """A change of the markets of one exchange."""
+
+    exchange: str
+    #: The markets that are new, in order of choice.
+    added: tuple[Symbol, ...] = ()
+    #: The markets that do not belong to the universe any more.
+    removed: tuple[Symbol, ...] = ()
+    #: The other markets with new facts, such as another status.
+    changed: tuple[Symbol, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Return whether anything changed."""
+        return bool(self.added or self.removed or self.changed)
+
+
+Listener = Callable[[MarketsChanged], None]
+
+
+class Universe:
+    """The markets of all exchanges. Pure.
+
+    `exchanges` are the names in the order of the settings; the first one is the default.
+    """
+
+    def __init__(self, exchanges: Sequence[str]) -> None:
+        self.exchanges = tuple(exchanges)
+        self.default = self.exchanges[0]
+        self._symbols: dict[str, tuple[Symbol, ...]] = dict.fromkeys(self.exchanges, ())
+        #: The keys are the markets of the universe; the value is None before the exchange's list was read.
+        self._facts: dict[MarketKey, Market | None] = {}
+        self._listeners: list[Listener] = []
+
+    @property
+    def markets(self) -> tuple[MarketKey, ...]:
+        """All markets, in the order of the exchanges, then in order of choice."""
+        return tuple(MarketKey(name, symbol) for name in self.exchanges for symbol in self._symbols[name])
+
+    def symbols(self, exchange: str) -> tuple[Symbol, ...]:
+        """Return the markets of an exchange, in order of choice; none for an unknown exchange."""
+        return self._symbols.get(exchange, ())
+
+    def __contains__(self, key: MarketKey) -> bool:
+        return key in self._facts
+
+    def facts(self, key: MarketKey) -> Market | None:
+        """Return the newest facts from the exchange's list; None if it has not listed the market so far."""
+        return self._facts.get(key)
+
+    def add_listener(self, listener: Listener) -> None:
+        """Call `listener` for every later change, after the earlier listeners. It must not change the universe."""
+        self._listeners.append(listener)
+
+    def set_markets(
+        self, exchange: str, symbols: Sequence[Symbol], facts: Mapping[Symbol, Market] | None = None
+    ) -> MarketsChanged:
+        """Replace the markets of an exchange, and notify the listeners if anything changed.
+
+        A market without new `facts` keeps those that are known, because a delisted market may be missing from the list.
+
+        Raises:
+            ValueError: the exchange is unknown.
+        """
+        if exchange not in self._symbols:
+            raise ValueError(f"expected one of the exchanges {', '.join(self.exchanges)}, got {exchange!r}")
+        wanted, facts = tuple(dict.fromkeys(symbols)), facts or {}
+        before = {symbol: self._facts.pop(MarketKey(exchange, symbol)) for symbol in self._symbols[exchange]}
+        after = {symbol: facts.get(symbol, before.get(symbol)) for symbol in wanted}
+        self._symbols[exchange] = wanted
+        self._facts |= {MarketKey(exchange, symbol): known for symbol, known in after.items()}
+        change = MarketsChanged(
+            exchange,
+            added=tuple(symbol for symbol in wanted if symbol not in before),
+            removed=tuple(symbol for symbol in before if symbol not in after),
+            changed=tuple(symbol for symbol in wanted if symbol in before and before[symbol] != after[symbol]),
+        )
+        if change:
+            for listener in self._listeners:
+                listener(change)
+        return change
