@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
     from .hookspecs import hookimpl
     from .model import MINUTE_MS, Candle, Interval, Market, MarketState, Symbol
-    from .settings import Duration, HttpUrl, Settings, WebSocketUrl, setting
+    from .settings import Distinct, Duration, HttpUrl, Settings, WebSocketUrl, setting
 
 __version__ = "0.1.0"
 
@@ -39,6 +39,7 @@ __all__ = [
     "Clock",
     "ConfigError",
     "ConnectionLimits",
+    "Distinct",
     "Duration",
     "Event",
     "Exchange",

@@ -191,10 +191,10 @@ def test_a_file_that_is_not_yaml_is_one_line_that_says_where(problems, text, exp
 def test_anchors_and_merged_keys_are_no_duplicates(settings):
     config = settings(
         "exchanges:\n"
-        "  bitget: &spot {symbols: [BTC/USDT], market: spot}\n"
-        "  futures: {<<: *spot, plugin: bitget, market: usdt-futures}"
+        "  bitget: &spot {symbols: [BTC/USDT], markets: [spot]}\n"
+        "  futures: {<<: *spot, plugin: bitget, markets: [usdt-futures]}"
     )
-    assert [exchange.settings.market for exchange in config.exchanges] == ["spot", "usdt-futures"]
+    assert [exchange.settings.markets for exchange in config.exchanges] == [("spot",), ("usdt-futures",)]
 
 
 PLACES = [
@@ -237,12 +237,12 @@ def test_all_problems_of_all_places_come_in_one_run(problems):
     text = """
         servers: {}
         server: {port: seventy, ping_timeout: 1h, trusted_proxies: [proxy]}
-        exchanges: {bitget: {market: moon}}
+        exchanges: {bitget: {markets: [moon]}}
         store: {url: mysql://h/d, flush_intervall: 1s}
     """
     assert problems(text, {"CANDLED_BUS__URLS": "x"}) == (
         "CANDLED_BUS__URLS: no such setting, did you mean CANDLED_BUS__URL?",
-        "exchanges.bitget.market: one of spot, usdt-futures, was moon",
+        "exchanges.bitget.markets[0]: one of spot, usdt-futures, was moon",
         "servers: unknown setting, did you mean server?",
         "server.port: expected a whole number, got 'seventy'",
         "server.trusted_proxies[0]: expected an address or a network such as 10.0.0.0/8, got 'proxy'",
@@ -369,8 +369,8 @@ def test_exchanges_keep_the_order_of_the_file(settings):
 
 
 def test_one_plugin_can_serve_two_exchanges(settings):
-    config = settings("exchanges: {bitget: , bitget-futures: {plugin: bitget, market: usdt-futures}}")
-    assert [exchange.settings.market for exchange in config.exchanges] == ["spot", "usdt-futures"]
+    config = settings("exchanges: {bitget: , bitget-futures: {plugin: bitget, markets: [usdt-futures]}}")
+    assert [exchange.settings.markets for exchange in config.exchanges] == [("spot",), ("usdt-futures",)]
     assert config.exchanges[0].plugin is config.exchanges[1].plugin
 
 
@@ -485,7 +485,7 @@ def test_the_environment_goes_over_the_file(settings):
         "CANDLED_INGEST__BACKFILL": "2h",
         "CANDLED_INTERVALS": "[5m, 1m]",
         "CANDLED_EXCHANGES__BITGET__SYMBOLS": "[ETH/USDT]",
-        "CANDLED_EXCHANGES__BITGET__MARKET": "usdt-futures",
+        "CANDLED_EXCHANGES__BITGET__MARKETS": "[usdt-futures]",
         "PATH": "/bin",
     }
     config = settings("server: {port: 1, host: 127.0.0.1}", env)
@@ -493,13 +493,13 @@ def test_the_environment_goes_over_the_file(settings):
     assert config.ingest.backfill == timedelta(hours=2)
     assert list(map(str, config.intervals)) == ["1m", "5m"]
     assert config.exchanges[0].symbols == (Symbol("ETH", "USDT"),)
-    assert config.exchanges[0].settings.market == "usdt-futures"
+    assert config.exchanges[0].settings.markets == ("usdt-futures",)
 
 
 def test_the_environment_reaches_exchanges_of_any_name(settings):
     text = "exchanges: {bitget: , Bitget-Futures: {plugin: bitget}}"
-    config = settings(text, {"CANDLED_EXCHANGES__BITGET_FUTURES__MARKET": "usdt-futures"})
-    assert [exchange.settings.market for exchange in config.exchanges] == ["spot", "usdt-futures"]
+    config = settings(text, {"CANDLED_EXCHANGES__BITGET_FUTURES__MARKETS": "[usdt-futures]"})
+    assert [exchange.settings.markets for exchange in config.exchanges] == [("spot",), ("usdt-futures",)]
 
 
 def test_the_environment_can_name_an_exchange_the_file_does_not(settings):

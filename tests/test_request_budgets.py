@@ -351,7 +351,7 @@ async def counting() -> AsyncIterator[str]:
 
 TWO_SECTIONS = {
     "spot": {"plugin": "bitget", "symbols": ["BTC/USDT"]},
-    "futures": {"plugin": "bitget", "symbols": ["BTC/USDT"], "market": "usdt-futures"},
+    "futures": {"plugin": "bitget", "symbols": ["BTC/USDT:USDT"], "markets": ["usdt-futures"]},
 }
 
 

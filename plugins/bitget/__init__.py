@@ -1,4 +1,4 @@
-"""The Bitget plugin: spot and USDT-margined futures."""
+"""The Bitget plugin: spot pairs and perpetual contracts settled in USDT."""
 
 from collections.abc import Sequence
 

@@ -1,12 +1,13 @@
 """Bitget: its addresses, the distribution of symbols over connections, and the paging of history."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from candled import (
     Candle,
     Clock,
     ConnectionLimits,
+    Distinct,
     Event,
     Exchange,
     ExchangeError,
@@ -24,7 +25,7 @@ from candled import (
 )
 
 from . import messages
-from .messages import MINUTE, PRODUCT_TYPES, ProductType
+from .messages import MINUTE, PRODUCT_TYPES, Instrument, InstrumentKey, ProductType
 
 # `candles` reaches back "about one month", measured as 30.6 days; earlier requests get empty lists.
 _RECENT_MS = 30 * 86_400_000 - 3_600_000
@@ -36,7 +37,9 @@ _HISTORY_PAGE_MS = 90 * 86_400_000  # the longest page, with any limit
 class BitgetSettings(Settings):
     """Settings of the Bitget exchange."""
 
-    market: Literal["spot", "usdt-futures"] = setting("spot", "the market to read: spot or perpetuals")
+    markets: Distinct[Literal["spot", "usdt-futures"]] = setting(
+        ("spot",), "the kinds of markets to read: spot pairs, and perpetual contracts settled in USDT", min_length=1
+    )
     ws_url: WebSocketUrl = setting("wss://ws.bitget.com/v2/ws/public", "the public WebSocket")
     rest_url: HttpUrl = setting("https://api.bitget.com", "the REST API, without a path")
     symbols_per_connection: int = setting(
@@ -57,26 +60,31 @@ class BitgetFeed(SocketFeed):
     lifetime_s = 23.5 * 3600
     snapshot = True
 
-    def __init__(self, url: str, symbols: Sequence[Symbol], product: ProductType) -> None:
+    def __init__(self, url: str, symbols: Sequence[Symbol], products: Sequence[ProductType]) -> None:
         super().__init__(url, symbols)
-        self._product = product
-        self._by_name = {messages.inst_id(symbol): symbol for symbol in symbols}
+        self._products = products
+        self._symbols = self._by_name(symbols)
 
     def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
         """Return the frames that subscribe."""
-        return messages.command_frames("subscribe", self._product, symbols)
+        named = self._by_name(symbols)
+        self._symbols |= named
+        return messages.command_frames("subscribe", named)
 
     def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
         """Return the frames that unsubscribe."""
-        return messages.command_frames("unsubscribe", self._product, symbols)
+        return messages.command_frames("unsubscribe", self._by_name(symbols))
 
     def read_frame(self, frame: str) -> list[Event]:
         """Return the events of a frame."""
-        return messages.read_frame(frame, self._product, self._by_name)
+        return messages.read_frame(frame, self._symbols)
+
+    def _by_name(self, symbols: Iterable[Symbol]) -> dict[InstrumentKey, Symbol]:
+        return {messages.find_instrument(symbol, self._products).key: symbol for symbol in symbols}
 
 
 class Bitget(Exchange):
-    """Bitget's spot market or its USDT-margined perpetuals, over the classic API (V2).
+    """Bitget's spot market and its perpetual contracts settled in USDT, over the classic API (V2).
 
     Bitget prints a flat row for a minute without trades, and opens every candle at the close of the one before. It
     allows 20 requests a second per endpoint, and 300 attempts to connect in 5 minutes per address.
@@ -95,39 +103,44 @@ class Bitget(Exchange):
         self.limits = ConnectionLimits(
             symbols_per_connection=settings.symbols_per_connection, frames_per_s=5.0, attempts_per_minute=30.0
         )
-        self._product = PRODUCT_TYPES[settings.market]
+        self._products = [PRODUCT_TYPES[name] for name in settings.markets]
 
     async def fetch_markets(self, http: Http) -> list[Market]:
-        """Return the listed markets."""
-        body = await self._get_data(http, self._product.markets_path, self._product.markets_query)
-        return messages.read_markets(body, self._product)
+        """Return the listed markets of all configured kinds."""
+        found: list[Market] = []
+        for product in self._products:
+            body = await self._get_data(http, product.markets_path, product.markets_query)
+            found += messages.read_markets(body, product)
+        return found
 
     def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
         """Return the feed of one connection."""
-        return BitgetFeed(self.settings.ws_url, symbols, self._product)
+        return BitgetFeed(self.settings.ws_url, symbols, self._products)
 
     async def fetch_history(
         self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
     ) -> Sequence[Candle | InvalidRow]:
         """Return the minutes in `[start_ms, end_ms)`, recent ones from `candles`, others from `history-candles`."""
         recent = start_ms >= self.now_ms() - _RECENT_MS
-        path = self._product.candles_path if recent else self._product.history_path
+        market = messages.find_instrument(symbol, self._products)
+        path = market.product.candles_path if recent else market.product.history_path
         return await self._fetch_pages(
-            http, path, _RECENT_PAGE if recent else _HISTORY_PAGE, symbol, MINUTE, start_ms, end_ms
+            http, path, _RECENT_PAGE if recent else _HISTORY_PAGE, market, MINUTE, start_ms, end_ms
         )
 
     async def fetch_bars(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
     ) -> list[Candle] | None:
         """Return bars in UTC (`1Dutc`, `1Wutc`) from `history-candles`, which reaches back to the listing."""
-        if str(interval) not in self._product.granularities:
+        market = messages.find_instrument(symbol, self._products)
+        if str(interval) not in market.product.granularities:
             return None
         most = min(_HISTORY_PAGE, _HISTORY_PAGE_MS // interval.ms)
-        rows = await self._fetch_pages(http, self._product.history_path, most, symbol, interval, start_ms, end_ms)
+        rows = await self._fetch_pages(http, market.product.history_path, most, market, interval, start_ms, end_ms)
         return [messages.strict(row) for row in rows]
 
     async def _fetch_pages(
-        self, http: Http, path: str, most: int, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
+        self, http: Http, path: str, most: int, market: Instrument, interval: Interval, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
         """Page back from `end_ms`. Each page of `most` bars is anchored at the oldest bar of the page before it.
 
@@ -138,7 +151,7 @@ class Bitget(Exchange):
         found: list[Candle | InvalidRow] = []
         while end_ms > start_ms:
             limit = min(most, (end_ms - start_ms) // interval.ms + 1)
-            page = await self._fetch_page(http, path, symbol, interval, end_ms, limit)
+            page = await self._fetch_page(http, path, market, interval, end_ms, limit)
             earliest_ms = end_ms - (limit - 1) * interval.ms
             found += [row for row in page if row.open_ms is None or start_ms <= row.open_ms < end_ms]
             oldest_ms = messages.oldest_of(page, earliest_ms, interval)
@@ -151,18 +164,18 @@ class Bitget(Exchange):
         return messages.in_order(found)
 
     async def _fetch_page(
-        self, http: Http, path: str, symbol: Symbol, interval: Interval, end_ms: int, limit: int
+        self, http: Http, path: str, market: Instrument, interval: Interval, end_ms: int, limit: int
     ) -> list[Candle | InvalidRow]:
         # `startTime` is left out: with the other two it has no effect, except that a window wider than `limit` is
         # answered with a different window.
         query = {
-            **self._product.query,
-            "granularity": self._product.granularities[str(interval)],
-            "symbol": messages.inst_id(symbol),
+            **market.product.query,
+            "granularity": market.product.granularities[str(interval)],
+            "symbol": market.inst_id,
             "endTime": str(end_ms),
             "limit": str(limit),
         }
-        return messages.read_page(await self._get_data(http, path, query), self._product, end_ms, interval)
+        return messages.read_page(await self._get_data(http, path, query), market.product, end_ms, interval)
 
     async def _get_data(self, http: Http, path: str, query: Mapping[str, str]) -> Any:
         try:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -49,6 +49,8 @@ class ProductType:
     """The names that one kind of market uses for paths, fields and values."""
 
     inst_type: str
+    #: `settle` of the symbols of its markets.
+    settle: str
     candles_path: str
     history_path: str
     markets_path: str
@@ -74,6 +76,7 @@ _IN_UTC = {"6h": "6Hutc", "12h": "12Hutc", "1D": "1Dutc", "1W": "1Wutc"}
 
 SPOT = ProductType(
     inst_type="SPOT",
+    settle="",
     candles_path="/api/v2/spot/market/candles",
     history_path="/api/v2/spot/market/history-candles",
     markets_path="/api/v2/spot/public/symbols",
@@ -95,6 +98,7 @@ SPOT = ProductType(
 )
 USDT_FUTURES = ProductType(
     inst_type="USDT-FUTURES",
+    settle="USDT",
     candles_path="/api/v2/mix/market/candles",
     history_path="/api/v2/mix/market/history-candles",
     markets_path="/api/v2/mix/market/contracts",
@@ -115,24 +119,48 @@ USDT_FUTURES = ProductType(
 PRODUCT_TYPES: Mapping[str, ProductType] = {"spot": SPOT, "usdt-futures": USDT_FUTURES}
 
 
-def inst_id(symbol: Symbol) -> str:
-    """Return Bitget's name of a market, `BTCUSDT`. It can't be parsed, because nothing marks the end of the base."""
-    return f"{symbol.base}{symbol.quote}".upper()
+class Instrument(NamedTuple):
+    """A market as Bitget names it. A spot pair and its perpetual contract have the same `inst_id`, `BTCUSDT`."""
+
+    product: ProductType
+    #: It can't be parsed, because nothing marks the end of the base.
+    inst_id: str
+
+    @property
+    def key(self) -> "InstrumentKey":
+        """The pair that identifies the market in frames."""
+        return self.product.inst_type, self.inst_id
+
+
+#: `instType` and `instId` of a market.
+InstrumentKey = tuple[str, str]
+
+
+def find_instrument(symbol: Symbol, products: Sequence[ProductType]) -> Instrument:
+    """Return Bitget's names of a market of one of `products`.
+
+    If the symbol is of another kind (not in `products`, dated, or settled in another coin), it is named as it is
+    written: Bitget has no such market and says so.
+    """
+    for product in products:
+        if product.settle == symbol.settle:
+            return Instrument(product, f"{symbol.base}{symbol.quote}".upper())
+    return Instrument(products[0], str(symbol).upper())
 
 
 # ---------------------------------------------------------------- WebSocket
 
 
-def command_frames(op: str, product: ProductType, symbols: Sequence[Symbol]) -> list[str]:
-    """Return the frames that `subscribe` to or `unsubscribe` from (the `op`) the minute candles of `symbols`."""
-    args = [{"instType": product.inst_type, "channel": CHANNEL, "instId": inst_id(symbol)} for symbol in symbols]
+def command_frames(op: str, markets: Iterable[InstrumentKey]) -> list[str]:
+    """Return the frames that `subscribe` to or `unsubscribe` from (the `op`) the minute candles of `markets`."""
+    args = [{"instType": inst_type, "channel": CHANNEL, "instId": inst_id} for inst_type, inst_id in markets]
     return [
         json.dumps({"op": op, "args": args[first : first + MOST_ARGS]}, separators=(",", ":"))
         for first in range(0, len(args), MOST_ARGS)
     ]
 
 
-def read_frame(text: str, product: ProductType, symbols: Mapping[str, Symbol]) -> list[Event]:
+def read_frame(text: str, symbols: Mapping[InstrumentKey, Symbol]) -> list[Event]:
     """Return the events of one frame of the public WebSocket. `symbols` are the subscribed markets, by Bitget's names.
 
     Candles are never marked as closed. Their `as_of_ms` is the frame's send time. Rows that cannot be candles are
@@ -145,9 +173,9 @@ def read_frame(text: str, product: ProductType, symbols: Mapping[str, Symbol]) -
         return [Pong()]
     message = _parse(text)
     if "event" in message:
-        return _read_event(message, product, symbols)
+        return _read_event(message, symbols)
     if message.get("action") in ("snapshot", "update"):
-        return _read_push(message, product, symbols)
+        return _read_push(message, symbols)
     raise ExchangeError(f"expected an event or a push, got {_shorten(text)}")
 
 
@@ -164,10 +192,10 @@ def _parse(text: str) -> dict[str, Any]:
     return message
 
 
-def _read_event(message: Mapping[str, Any], product: ProductType, symbols: Mapping[str, Symbol]) -> list[Event]:
+def _read_event(message: Mapping[str, Any], symbols: Mapping[InstrumentKey, Symbol]) -> list[Event]:
     event = message["event"]
     if event == "subscribe":
-        return [Subscribed(_symbol_of(message, product, symbols))]
+        return [Subscribed(_symbol_of(message, symbols))]
     if event == "unsubscribe":
         return []
     if event != "error":
@@ -175,12 +203,12 @@ def _read_event(message: Mapping[str, Any], product: ProductType, symbols: Mappi
     code = str(message.get("code"))  # a number in some messages, text in others
     reason = f"{code} {message.get('msg')}"
     if code in _SUBSCRIPTION_REFUSED and message.get("arg"):
-        return [SubscriptionRejected(_symbol_of(message, product, symbols), reason)]
+        return [SubscriptionRejected(_symbol_of(message, symbols), reason)]
     return [FeedError(reason, reconnect=code == _CONNECTION_CLOSED)]
 
 
-def _read_push(message: Mapping[str, Any], product: ProductType, symbols: Mapping[str, Symbol]) -> list[Event]:
-    symbol = _symbol_of(message, product, symbols)
+def _read_push(message: Mapping[str, Any], symbols: Mapping[InstrumentKey, Symbol]) -> list[Event]:
+    symbol = _symbol_of(message, symbols)
     rows, sent_ms, snapshot = message.get("data"), message.get("ts"), message["action"] == "snapshot"
     if not isinstance(rows, list) or not isinstance(sent_ms, int | str):
         raise ExchangeError(f"expected rows and a send time for {symbol}, got {_shorten(str(message))}")
@@ -191,13 +219,14 @@ def _read_push(message: Mapping[str, Any], product: ProductType, symbols: Mappin
     return [Candles(symbol, tuple(candles), snapshot, invalid)] if found or snapshot else []
 
 
-def _symbol_of(message: Mapping[str, Any], product: ProductType, symbols: Mapping[str, Symbol]) -> Symbol:
+def _symbol_of(message: Mapping[str, Any], symbols: Mapping[InstrumentKey, Symbol]) -> Symbol:
     arg = message.get("arg")
-    if not isinstance(arg, dict) or arg.get("instType") != product.inst_type or arg.get("channel") != CHANNEL:
-        raise ExchangeError(f"expected an arg of {product.inst_type} {CHANNEL}, got {_shorten(str(message))}")
-    symbol = symbols.get(str(arg.get("instId")).upper())
+    if not isinstance(arg, dict) or arg.get("channel") != CHANNEL:
+        raise ExchangeError(f"expected an arg of {CHANNEL}, got {_shorten(str(message))}")
+    inst_type, inst_id = arg.get("instType"), arg.get("instId")
+    symbol = symbols.get((str(inst_type), str(inst_id).upper()))
     if symbol is None:
-        raise ExchangeError(f"got a message about {arg.get('instId')!r}, which was not subscribed")
+        raise ExchangeError(f"got a message about {inst_type} {inst_id!r}, which was not subscribed")
     return symbol
 
 
@@ -363,20 +392,24 @@ def read_markets(body: Any, product: ProductType) -> list[Market]:
     """
     entries, _ = read_envelope(body)
     try:
-        return [_read_market(entry, product) for entry in entries if _is_plain(entry)]
+        return [_read_market(entry, product) for entry in entries if _is_plain(entry, product)]
     except (KeyError, TypeError, ValueError) as error:
         raise ExchangeError(f"a market is not as documented: {error!r}") from error
 
 
-def _is_plain(entry: Mapping[str, Any]) -> bool:
-    """Return True if the market's name is `inst_id` of its coins; that excludes dated contracts."""
-    return bool(entry["symbol"] == inst_id(Symbol(entry["baseCoin"], entry["quoteCoin"])))
+def _is_plain(entry: Mapping[str, Any], product: ProductType) -> bool:
+    """Return True if the market's name is made from its coins; that excludes dated contracts."""
+    return bool(entry["symbol"] == find_instrument(_symbol(entry, product), [product]).inst_id)
+
+
+def _symbol(entry: Mapping[str, Any], product: ProductType) -> Symbol:
+    return Symbol(entry["baseCoin"], entry["quoteCoin"], product.settle)
 
 
 def _read_market(entry: Mapping[str, Any], product: ProductType) -> Market:
     price_decimals = int(entry[product.price_decimals])
     return Market(
-        symbol=Symbol(entry["baseCoin"], entry["quoteCoin"]),
+        symbol=_symbol(entry, product),
         price_decimals=price_decimals,
         volume_decimals=int(entry[product.volume_decimals]),
         tick_size=_tick_size(entry.get(product.tick) or "1", price_decimals),

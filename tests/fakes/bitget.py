@@ -31,8 +31,7 @@ from .tapes import Row, Synthetic, Tape, grown
 
 SNAPSHOT_ROWS = 500
 DAY_MS = 86_400_000
-INST_TYPES = {"spot": "SPOT", "usdt-futures": "USDT-FUTURES"}
-_ALL_INST_TYPES = {"SPOT", "USDT-FUTURES", "COIN-FUTURES", "USDC-FUTURES"}
+_INST_TYPES = {"SPOT", "USDT-FUTURES", "COIN-FUTURES", "USDC-FUTURES"}
 _MOST_FRAME_BYTES = 4096
 _MOST_CHANNELS = 1000
 _MOST_MESSAGES_PER_S = 10
@@ -44,15 +43,14 @@ _TEXTS_KEPT = 3 * SNAPSHOT_ROWS
 
 @dataclass(frozen=True, kw_only=True)
 class FakeMarket:
-    """One market; `market` is `spot` or `usdt-futures`. There is nothing before `listed_ms` (UTC epoch ms),
-    which the list of markets names with `names_listing`.
+    """One market, spot or of the USDT futures if its symbol is settled in something. There is nothing before
+    `listed_ms` (UTC epoch ms), which the list of markets names with `names_listing`.
 
     `usdt_per_quote` is the price of the quote coin, for the column that holds the volume in USDT.
     """
 
     symbol: Symbol
     tape: Tape
-    market: str = "spot"
     price_decimals: int = 2
     volume_decimals: int = 4
     active: bool = True
@@ -61,20 +59,21 @@ class FakeMarket:
     usdt_per_quote: Decimal = Decimal(1)
 
     @property
+    def inst_type(self) -> str:
+        return "USDT-FUTURES" if self.symbol.settle else "SPOT"
+
+    @property
     def inst_id(self) -> str:
         return f"{self.symbol.base}{self.symbol.quote}"
 
     @property
     def key(self) -> tuple[str, str]:
-        return INST_TYPES[self.market], self.inst_id
+        return self.inst_type, self.inst_id
 
 
-def synthetic_markets(count: int, market: str = "spot") -> list[FakeMarket]:
+def synthetic_markets(count: int) -> list[FakeMarket]:
     """`count` made-up markets, `SYM000/USDT` and on."""
-    return [
-        FakeMarket(symbol=Symbol(f"SYM{number:03}", "USDT"), tape=Synthetic(number), market=market)
-        for number in range(count)
-    ]
+    return [FakeMarket(symbol=Symbol(f"SYM{number:03}", "USDT"), tape=Synthetic(number)) for number in range(count)]
 
 
 @dataclass(frozen=True)
@@ -213,9 +212,9 @@ class FakeBitget:
         """The requests to paths that end in `/endpoint`, for instance `candles` or `history-candles`."""
         return [request for request in self.requests if request.path.endswith(f"/{endpoint}")]
 
-    def truth(self, symbol: Symbol | str, start_ms: int, end_ms: int, market: str | None = None) -> list[Candle]:
+    def truth(self, symbol: Symbol | str, start_ms: int, end_ms: int) -> list[Candle]:
         """The final candles of the minutes `[start_ms, end_ms)` that are over and that the exchange has."""
-        channel = next(iter(self._find(symbol, market)))
+        [channel] = self._find(symbol)
         end_ms = min(end_ms, _minute(self.now_ms()))
         minutes = range(_minute(start_ms + MINUTE_MS - 1), end_ms, MINUTE_MS)
         rows = ((open_ms, channel.row(open_ms)) for open_ms in minutes)
@@ -333,12 +332,8 @@ class FakeBitget:
 
     # ------------------------------------------------------------ inside
 
-    def _find(self, symbol: Symbol | str, market: str | None = None) -> list["_Channel"]:
-        found = [
-            channel
-            for channel in self._channels.values()
-            if str(channel.market.symbol) == str(symbol) and market in (None, channel.market.market)
-        ]
+    def _find(self, symbol: Symbol | str) -> list["_Channel"]:
+        found = [channel for channel in self._channels.values() if str(channel.market.symbol) == str(symbol)]
         if not found:
             raise KeyError(f"the fake has no market {symbol}")
         return found
@@ -376,7 +371,7 @@ class FakeBitget:
             socket.refuse(30016, "Param error", arg)
             return
         known = any(inst_id == known_id for _, known_id in self._channels)
-        if inst_type not in _ALL_INST_TYPES or not known:
+        if inst_type not in _INST_TYPES or not known:
             reason = f"instType:{inst_type},channel:{name},instId:{inst_id},precision:null doesn't exist"
             socket.refuse(30001, reason, arg)
             return
@@ -440,7 +435,7 @@ class FakeBitget:
         return []
 
     def _symbols(self, query: Mapping[str, str]) -> list[dict[str, str]]:
-        markets = self._listed("spot")
+        markets = self._listed("SPOT")
         wanted = query.get("symbol")
         if wanted is None:
             return [_spot_entry(market) for market in markets]
@@ -453,10 +448,10 @@ class FakeBitget:
         if "productType" not in query:
             raise _Refused("400172", "Parameter verification failed")
         usdt = query["productType"].upper() == "USDT-FUTURES"
-        return [_contract_entry(market) for market in self._listed("usdt-futures")] if usdt else []
+        return [_contract_entry(market) for market in self._listed("USDT-FUTURES")] if usdt else []
 
-    def _listed(self, kind: str) -> list[FakeMarket]:
-        return [channel.market for channel in self._channels.values() if channel.market.market == kind]
+    def _listed(self, inst_type: str) -> list[FakeMarket]:
+        return [channel.market for channel in self._channels.values() if channel.market.inst_type == inst_type]
 
     def _spot_candles(self, query: Mapping[str, str]) -> list[list[str]]:
         channel, period = self._asked("SPOT", query)

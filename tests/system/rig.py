@@ -67,7 +67,7 @@ class Rig:
         path = self.directory / "candled.yaml"
         bitget = {
             "symbols": [str(symbol) for symbol in self.symbols],
-            "market": self.more.get("market", "spot"),
+            "markets": ["spot", "usdt-futures"],
             "ws_url": self.fake.ws_url,
             "rest_url": self.fake.rest_url,
             **self.more.get("bitget", {}),

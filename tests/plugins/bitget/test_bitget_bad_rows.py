@@ -94,7 +94,7 @@ def test_numbers_of_a_frame_keep_their_digits():
     arg = {"instType": "SPOT", "channel": "candle1m", "instId": "BTCUSDT"}
     frame = json.dumps({"action": "update", "arg": arg, "ts": 300_500, "data": [row(5)]})
     frame = frame.replace('"6"', "67160.25559653090524111836").replace('"7"', "70000")
-    [event] = messages.read_frame(frame, SPOT, {"BTCUSDT": BTC})
+    [event] = messages.read_frame(frame, {("SPOT", "BTCUSDT"): BTC})
     assert event.candles[0].close == Decimal("67160.25559653090524111836")
 
 
@@ -103,7 +103,7 @@ def test_a_bad_row_of_a_frame_costs_itself(bad):
     arg = {"instType": "SPOT", "channel": "candle1m", "instId": "BTCUSDT"}
     rows = [row(4), bad, row(6)]
     frame = json.dumps({"action": "snapshot", "arg": arg, "ts": 400_500, "data": rows})
-    [event] = messages.read_frame(frame, SPOT, {"BTCUSDT": BTC})
+    [event] = messages.read_frame(frame, {("SPOT", "BTCUSDT"): BTC})
     assert [candle.open_ms for candle in event.candles] == [4 * MINUTE_MS, 6 * MINUTE_MS]
     assert [one.open_ms // MINUTE_MS for one in event.invalid] == [5]
 

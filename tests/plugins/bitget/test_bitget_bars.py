@@ -15,7 +15,7 @@ from tests.fakes.bitget import DAY_MS, FakeBitget, FakeMarket
 from tests.fakes.http import PlainHttp
 from tests.fakes.tapes import Recorded, Synthetic
 
-BTC, ETH = Symbol("BTC", "USDT"), Symbol("ETH", "USDT")
+BTC, ETH = Symbol("BTC", "USDT"), Symbol("ETH", "USDT", "USDT")
 NOW_MS = 1_763_640_000_000 + 12_345  # 2025-11-20T12:00Z, a Thursday
 LISTED_MS = NOW_MS - NOW_MS % DAY_MS - 17 * DAY_MS  # a Monday
 LONGER = [interval for interval in DEFAULT_INTERVALS if interval != MINUTE]
@@ -28,7 +28,6 @@ async def fake():
         FakeMarket(
             symbol=ETH,
             tape=Recorded.load("bitget-usdt-futures-ethusdt"),
-            market="usdt-futures",
             listed_ms=LISTED_MS,
         ),
     ]
@@ -44,21 +43,22 @@ def http():
     http.close()
 
 
-def bitget_at(fake, market):
-    return Bitget(BitgetSettings(market=market, ws_url=fake.ws_url, rest_url=fake.rest_url), fake.clock)
+def bitget_at(fake):
+    settings = BitgetSettings(markets=("spot", "usdt-futures"), ws_url=fake.ws_url, rest_url=fake.rest_url)
+    return Bitget(settings, fake.clock)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("market", "symbol"), [("spot", BTC), ("usdt-futures", ETH)])
+@pytest.mark.parametrize("symbol", [BTC, ETH], ids=str)
 @pytest.mark.parametrize("interval", LONGER, ids=str)
 @pytest.mark.parametrize("takes_in_end", [True, False])
-async def test_they_equal_the_sums_of_the_minutes(fake, http, market, symbol, interval, takes_in_end):
+async def test_they_equal_the_sums_of_the_minutes(fake, http, symbol, interval, takes_in_end):
     fake.history_takes_in_end = takes_in_end
     reach_ms = 7 * DAY_MS if interval.ms > 3_600_000 else 250 * interval.ms
     end_ms = interval.floor(NOW_MS)
     start_ms = interval.floor(max(LISTED_MS, end_ms - reach_ms))
-    bars = await bitget_at(fake, market).fetch_bars(http, symbol, interval, start_ms, end_ms)
-    expected = fold_bars(fake.truth(symbol, start_ms, end_ms, market), interval)
+    bars = await bitget_at(fake).fetch_bars(http, symbol, interval, start_ms, end_ms)
+    expected = fold_bars(fake.truth(symbol, start_ms, end_ms), interval)
     assert [(bar.open_ms, *bar.values) for bar in bars] == [(bar.open_ms, *bar.values) for bar in expected]
     assert len(bars) >= 1
 
@@ -66,14 +66,14 @@ async def test_they_equal_the_sums_of_the_minutes(fake, http, market, symbol, in
 async def test_more_bars_than_a_page_holds_come_without_a_hole(fake, http):
     m5 = Interval.parse("5m")
     end_ms = m5.floor(NOW_MS)
-    bars = await bitget_at(fake, "spot").fetch_bars(http, BTC, m5, end_ms - 450 * m5.ms, end_ms)
+    bars = await bitget_at(fake).fetch_bars(http, BTC, m5, end_ms - 450 * m5.ms, end_ms)
     assert [bar.open_ms for bar in bars] == list(range(end_ms - 450 * m5.ms, end_ms, m5.ms))
     assert len(fake.requests_to("history-candles")) == 3
 
 
-@pytest.mark.parametrize("market", ["spot", "usdt-futures"])
-async def test_a_length_that_bitget_does_not_have_is_not_offered(fake, http, market):
-    assert await bitget_at(fake, market).fetch_bars(http, BTC, Interval.parse("8h"), 0, DAY_MS) is None
+@pytest.mark.parametrize("symbol", [BTC, ETH], ids=str)
+async def test_a_length_that_bitget_does_not_have_is_not_offered(fake, http, symbol):
+    assert await bitget_at(fake).fetch_bars(http, symbol, Interval.parse("8h"), 0, DAY_MS) is None
     assert fake.requests == []
 
 

@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 
-from candled import ExchangeError, Market, Symbol, Unavailable
+from candled import ExchangeError, Market, Subscribed, Symbol, Unavailable
 from candled.ingest.distribution import distribute
 from candled.model import MINUTE_MS
 from candled_plugins import bitget
@@ -16,8 +16,8 @@ from tests.fakes.bitget import DAY_MS, FakeBitget, FakeMarket
 from tests.fakes.http import PlainHttp
 from tests.fakes.tapes import Recorded, Synthetic
 
-SPOT, FUTURES = Symbol("BTC", "USDT"), Symbol("ETH", "USDT")
-CROSS, THIN = Symbol("ETH", "BTC"), Symbol("EWZ", "USDT")
+SPOT, FUTURES = Symbol("BTC", "USDT"), Symbol("ETH", "USDT", "USDT")
+CROSS, THIN = Symbol("ETH", "BTC"), Symbol("EWZ", "USDT", "USDT")
 NOW = START_MS + 30_000  # in the middle of a minute
 LATEST = START_MS  # the minute in progress
 
@@ -31,11 +31,10 @@ async def fake():
     markets = [
         FakeMarket(symbol=SPOT, tape=Recorded.load("bitget-spot-btcusdt")),
         FakeMarket(symbol=CROSS, tape=Synthetic(7), usdt_per_quote=60_000),
-        FakeMarket(symbol=FUTURES, tape=Recorded.load("bitget-usdt-futures-ethusdt"), market="usdt-futures"),
+        FakeMarket(symbol=FUTURES, tape=Recorded.load("bitget-usdt-futures-ethusdt")),
         FakeMarket(
             symbol=THIN,
             tape=Recorded.load("bitget-usdt-futures-ewzusdt"),
-            market="usdt-futures",
             active=False,
             listed_ms=minutes_ago(60 * 24 * 40),
         ),
@@ -51,10 +50,10 @@ def http():
     http.close()
 
 
-def bitget_at(fake, market="usdt-futures", **more):
+def bitget_at(fake, *markets, **more):
     settings = BitgetSettings(
         **{
-            "market": market,
+            "markets": markets or ("spot", "usdt-futures"),
             "ws_url": fake.ws_url,
             "rest_url": fake.rest_url,
             "symbols_per_connection": 50,
@@ -68,22 +67,22 @@ def values(candles):
     return [(candle.open_ms, *candle.values) for candle in candles]
 
 
-MARKETS = [("spot", SPOT), ("spot", CROSS), ("usdt-futures", FUTURES), ("usdt-futures", THIN)]
+MARKETS = [SPOT, CROSS, FUTURES, THIN]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("market", "symbol"), MARKETS)
+@pytest.mark.parametrize("symbol", MARKETS, ids=str)
 @pytest.mark.parametrize("days_ago", [0, 20, 35])
 @pytest.mark.parametrize("takes_in_end", [True, False])
 @pytest.mark.parametrize("pages_count_rows", [True, False])
 async def test_history_equals_what_was_traded_digit_for_digit(
-    fake, http, market, symbol, days_ago, takes_in_end, pages_count_rows
+    fake, http, symbol, days_ago, takes_in_end, pages_count_rows
 ):
     fake.candles_take_in_end = fake.history_takes_in_end = takes_in_end
     fake.pages_count_rows = pages_count_rows
     end_ms = LATEST - days_ago * DAY_MS
     start_ms = end_ms - Bitget.max_history_minutes * MINUTE_MS
-    candles = await bitget_at(fake, market).fetch_history(http, symbol, start_ms, end_ms)
+    candles = await bitget_at(fake).fetch_history(http, symbol, start_ms, end_ms)
     assert len(candles) == Bitget.max_history_minutes
     assert values(candles) == values(fake.truth(symbol, start_ms, end_ms))
     assert {candle.as_of_ms for candle in candles} == {NOW}
@@ -217,7 +216,7 @@ async def test_the_markets_of_spot_and_futures_are_listed_with_their_precision(f
         Market(symbol=SPOT, price_decimals=2, volume_decimals=4, tick_size=CENT),
         Market(symbol=CROSS, price_decimals=2, volume_decimals=4, tick_size=CENT),
     ]
-    assert await bitget_at(fake).fetch_markets(http) == [
+    futures = [
         Market(symbol=FUTURES, price_decimals=2, volume_decimals=4, tick_size=CENT),
         Market(
             symbol=THIN,
@@ -228,6 +227,27 @@ async def test_the_markets_of_spot_and_futures_are_listed_with_their_precision(f
             listed_ms=minutes_ago(60 * 24 * 40),
         ),
     ]
+    assert await bitget_at(fake, "usdt-futures").fetch_markets(http) == futures
+    assert [market.symbol for market in await bitget_at(fake).fetch_markets(http)] == [SPOT, CROSS, FUTURES, THIN]
+
+
+async def test_a_spot_pair_and_its_perpetual_have_a_history_each(fake, http):
+    """Both are `ETHUSDT`."""
+    spot = FakeMarket(symbol=Symbol("ETH", "USDT"), tape=Synthetic(9))
+    async with FakeBitget(fake.clock, [spot, FakeMarket(symbol=FUTURES, tape=Synthetic(10))]) as both:
+        exchange = bitget_at(both)
+        pair = await exchange.fetch_history(http, spot.symbol, minutes_ago(9), LATEST)
+        contract = await exchange.fetch_history(http, FUTURES, minutes_ago(9), LATEST)
+        assert values(pair) == values(both.truth(spot.symbol, minutes_ago(9), LATEST))
+        assert values(contract) == values(both.truth(FUTURES, minutes_ago(9), LATEST))
+        assert not set(values(pair)) & set(values(contract))
+
+
+@pytest.mark.parametrize("text", ["ETH/USDT:ETH", "ETH/USDT:USDT-261225", "ETH/USDT:USDT"])
+async def test_bitget_refuses_a_contract_of_another_kind(fake, http, text):
+    exchange = bitget_at(fake, "spot")
+    with pytest.raises(ExchangeError, match=f"40034: Parameter {text} does not exist"):
+        await exchange.fetch_history(http, Symbol.parse(text), minutes_ago(5), LATEST)
 
 
 LISTINGS = [("", None), ("0", None), (None, None), (0, None), ("soon", None), ("1700000000000", 1_700_000_000_000)]
@@ -258,13 +278,24 @@ async def test_symbols_spread_over_as_many_connections_as_the_limit_asks_for(fak
     assert {feed.url for feed in feeds} == {fake.ws_url}
 
 
-@pytest.mark.parametrize(("market", "inst_type"), [("spot", "SPOT"), ("usdt-futures", "USDT-FUTURES")])
-async def test_a_feed_speaks_the_dialect_of_its_market(fake, market, inst_type):
-    feed = bitget_at(fake, market).make_feed([FUTURES])
-    for op, frames in (("subscribe", feed.subscribe([FUTURES])), ("unsubscribe", feed.unsubscribe([FUTURES]))):
+async def test_one_feed_carries_both_kinds_of_markets(fake):
+    symbols = [FUTURES, SPOT]
+    feed = bitget_at(fake).make_feed(symbols)
+    names = [("USDT-FUTURES", "ETHUSDT"), ("SPOT", "BTCUSDT")]
+    for op, frames in (("subscribe", feed.subscribe(symbols)), ("unsubscribe", feed.unsubscribe(symbols))):
         [frame] = frames
-        arg = {"instType": inst_type, "channel": "candle1m", "instId": "ETHUSDT"}
-        assert json.loads(frame) == {"op": op, "args": [arg]}
+        args = [{"instType": inst_type, "channel": "candle1m", "instId": inst_id} for inst_type, inst_id in names]
+        assert json.loads(frame) == {"op": op, "args": args}
+    for symbol, (inst_type, inst_id) in zip(symbols, names, strict=True):
+        arg = {"instType": inst_type, "channel": "candle1m", "instId": inst_id}
+        assert feed.read_frame(json.dumps({"event": "subscribe", "arg": arg})) == [Subscribed(symbol)]
+
+
+async def test_a_feed_takes_symbols_that_were_added_later(fake):
+    feed = bitget_at(fake).make_feed([SPOT])
+    arg = {"instType": "USDT-FUTURES", "channel": "candle1m", "instId": "ETHUSDT"}
+    feed.subscribe([FUTURES])
+    assert feed.read_frame(json.dumps({"event": "subscribe", "arg": arg})) == [Subscribed(FUTURES)]
 
 
 def test_the_plugin_offers_bitget():

@@ -26,7 +26,8 @@ from candled_plugins.bitget import messages
 from candled_plugins.bitget.messages import SPOT, USDT_FUTURES
 
 BTC = Symbol("BTC", "USDT")
-SYMBOLS = {"BTCUSDT": BTC}
+PERPETUAL = Symbol("BTC", "USDT", "USDT")
+SYMBOLS = {("SPOT", "BTCUSDT"): BTC, ("USDT-FUTURES", "BTCUSDT"): PERPETUAL}
 FRAMES = Path(__file__).parent / "frames"
 
 
@@ -56,7 +57,7 @@ def answer(rows, request_time=1_000_000):
 
 
 def test_a_captured_snapshot_is_read_digit_for_digit():
-    [event] = messages.read_frame(captured("snapshot_spot"), SPOT, SYMBOLS)
+    [event] = messages.read_frame(captured("snapshot_spot"), SYMBOLS)
     assert event == Candles(
         BTC,
         (
@@ -74,8 +75,9 @@ def test_a_captured_snapshot_is_read_digit_for_digit():
 
 
 def test_a_captured_update_is_an_open_candle_as_of_its_send_time():
-    [event] = messages.read_frame(captured("update_futures"), USDT_FUTURES, SYMBOLS)
+    [event] = messages.read_frame(captured("update_futures"), SYMBOLS)
     [candle] = event.candles
+    assert event.symbol == PERPETUAL
     assert not event.snapshot
     assert not candle.final
     assert candle.as_of_ms == 1786650728706
@@ -83,54 +85,54 @@ def test_a_captured_update_is_an_open_candle_as_of_its_send_time():
 
 
 def test_an_acknowledgement_names_its_symbol():
-    assert messages.read_frame(captured("ack_futures"), USDT_FUTURES, SYMBOLS) == [Subscribed(BTC)]
+    assert messages.read_frame(captured("ack_futures"), SYMBOLS) == [Subscribed(PERPETUAL)]
 
 
 def test_an_unsubscription_is_no_news():
-    assert messages.read_frame(captured("unsubscribed_spot_trade"), SPOT, SYMBOLS) == []
+    assert messages.read_frame(captured("unsubscribed_spot_trade"), SYMBOLS) == []
 
 
 def test_the_answer_to_a_ping_is_a_pong():
-    assert messages.read_frame("pong", SPOT, SYMBOLS) == [Pong()]
+    assert messages.read_frame("pong", SYMBOLS) == [Pong()]
 
 
 @pytest.mark.parametrize("code", [30001, "30001", 30016, "30016"])
 def test_a_refused_subscription_costs_that_symbol_only(code):
-    assert messages.read_frame(error(code), SPOT, SYMBOLS) == [SubscriptionRejected(BTC, f"{code} no")]
+    assert messages.read_frame(error(code), SYMBOLS) == [SubscriptionRejected(BTC, f"{code} no")]
 
 
 def test_an_error_about_a_channel_that_is_not_ours_is_not_taken_for_one_of_our_symbols():
     with pytest.raises(ExchangeError, match="candle1m"):
-        messages.read_frame(captured("error_30001"), USDT_FUTURES, SYMBOLS)
+        messages.read_frame(captured("error_30001"), SYMBOLS)
 
 
 @pytest.mark.parametrize(("code", "reconnect"), [(30002, False), (30003, False), (30006, False), (30007, True)])
 def test_other_errors_are_trouble_and_only_30007_costs_the_connection(code, reconnect):
-    assert messages.read_frame(error(code, arg=False), SPOT, SYMBOLS) == [FeedError(f"{code} no", reconnect=reconnect)]
+    assert messages.read_frame(error(code, arg=False), SYMBOLS) == [FeedError(f"{code} no", reconnect=reconnect)]
 
 
 def test_a_refusal_that_names_no_subscription_is_trouble():
-    assert messages.read_frame(error(30016, arg=False), SPOT, SYMBOLS) == [FeedError("30016 no")]
+    assert messages.read_frame(error(30016, arg=False), SYMBOLS) == [FeedError("30016 no")]
 
 
 def test_rows_of_a_push_come_out_oldest_first():
-    [event] = messages.read_frame(push(row(120_000), row(60_000)), SPOT, SYMBOLS)
+    [event] = messages.read_frame(push(row(120_000), row(60_000)), SYMBOLS)
     assert [candle.open_ms for candle in event.candles] == [60_000, 120_000]
 
 
 def test_an_impossible_row_is_left_out_and_reported_without_losing_the_others():
-    [event] = messages.read_frame(push(row(60_000), row(60_001), action="snapshot"), SPOT, SYMBOLS)
+    [event] = messages.read_frame(push(row(60_000), row(60_001), action="snapshot"), SYMBOLS)
     assert [candle.open_ms for candle in event.candles] == [60_000]
     assert event.snapshot
     assert [(row.open_ms, "boundary" in row.reason) for row in event.invalid] == [(60_001, True)]
 
 
 def test_an_empty_snapshot_still_proves_the_subscription():
-    assert messages.read_frame(push(action="snapshot"), SPOT, SYMBOLS) == [Candles(BTC, (), snapshot=True)]
+    assert messages.read_frame(push(action="snapshot"), SYMBOLS) == [Candles(BTC, (), snapshot=True)]
 
 
 def test_a_lower_case_echo_of_a_market_is_understood():
-    [event] = messages.read_frame(push(row(60_000), inst_id="btcusdt"), SPOT, SYMBOLS)
+    [event] = messages.read_frame(push(row(60_000), inst_id="btcusdt"), SYMBOLS)
     assert event.symbol == BTC
 
 
@@ -143,7 +145,7 @@ def test_a_lower_case_echo_of_a_market_is_understood():
         '{"event":"login","code":0}',
         '{"event":"subscribe"}',
         push(row(60_000), inst_id="ETHUSDT"),
-        push(row(60_000)).replace("SPOT", "USDT-FUTURES"),
+        push(row(60_000)).replace("SPOT", "COIN-FUTURES"),
         push(row(60_000)).replace("candle1m", "candle5m"),
         push(row(60_000)).replace("120500", "null"),
         push(row(60_000)).replace("120500", '"soon"'),
@@ -152,7 +154,7 @@ def test_a_lower_case_echo_of_a_market_is_understood():
 )
 def test_a_frame_that_is_not_as_documented_is_an_error(frame):
     with pytest.raises(ExchangeError):
-        messages.read_frame(frame, SPOT, SYMBOLS)
+        messages.read_frame(frame, SYMBOLS)
 
 
 @pytest.mark.slow
@@ -160,22 +162,44 @@ def test_a_frame_that_is_not_as_documented_is_an_error(frame):
     st.sampled_from(["event", "action", "arg", "data", "ts", "code", "instId"]), x)).map(json.dumps))  # fmt: skip
 def test_whatever_arrives_is_events_or_an_exchange_error(frame):
     try:
-        events = messages.read_frame(frame, SPOT, SYMBOLS)
+        events = messages.read_frame(frame, SYMBOLS)
     except ExchangeError:
         return
     assert isinstance(events, list)
 
 
 def test_subscriptions_are_written_ten_to_a_frame_and_within_its_size():
-    symbols = [Symbol(f"{'X' * 20}{number:03}", "USDT") for number in range(25)]
-    frames = messages.command_frames("subscribe", USDT_FUTURES, symbols)
+    symbols = [Symbol(f"{'X' * 20}{number:03}", "USDT", "USDT") for number in range(25)]
+    keys = [messages.find_instrument(symbol, [SPOT, USDT_FUTURES]).key for symbol in symbols]
+    frames = messages.command_frames("subscribe", keys)
     args = [json.loads(frame)["args"] for frame in frames]
     assert [len(part) for part in args] == [10, 10, 5]
     assert max(map(len, frames)) < 4096
     assert args[0][0] == {"instType": "USDT-FUTURES", "channel": "candle1m", "instId": f"{'X' * 20}000USDT"}
     assert [arg for part in args for arg in part] == [
-        {"instType": "USDT-FUTURES", "channel": "candle1m", "instId": messages.inst_id(symbol)} for symbol in symbols
+        {"instType": "USDT-FUTURES", "channel": "candle1m", "instId": f"{symbol.base}USDT"} for symbol in symbols
     ]
+
+
+BOTH = [SPOT, USDT_FUTURES]
+
+
+@pytest.mark.parametrize(
+    ("symbol", "products", "key"),
+    [
+        ("BTC/USDT", BOTH, ("SPOT", "BTCUSDT")),
+        ("BTC/USDT:USDT", BOTH, ("USDT-FUTURES", "BTCUSDT")),
+        ("BTC/USDT:USDT", [USDT_FUTURES], ("USDT-FUTURES", "BTCUSDT")),
+        ("stETH/USDT", BOTH, ("SPOT", "STETHUSDT")),
+        # None of these may be read from the market of the same coins.
+        ("BTC/USDT", [USDT_FUTURES], ("USDT-FUTURES", "BTC/USDT")),
+        ("BTC/USDT:USDT", [SPOT], ("SPOT", "BTC/USDT:USDT")),
+        ("BTC/USDT:BTC", BOTH, ("SPOT", "BTC/USDT:BTC")),
+        ("BTC/USDT:USDT-261225", BOTH, ("SPOT", "BTC/USDT:USDT-261225")),
+    ],
+)
+def test_a_symbol_has_the_names_of_its_kind_of_market(symbol, products, key):
+    assert messages.find_instrument(Symbol.parse(symbol), products).key == key
 
 
 # ---------------------------------------------------------------- rows
@@ -315,7 +339,7 @@ def test_dated_contracts_do_not_pose_as_the_perpetual_of_their_coins():
     }
     entries = [{"symbol": "BTCUSDT_261225", **perpetual}, {"symbol": "BTCUSDT", **perpetual}]
     assert messages.read_markets(answer(entries), USDT_FUTURES) == [
-        Market(symbol=BTC, price_decimals=1, volume_decimals=4, tick_size=Decimal("0.1"))
+        Market(symbol=PERPETUAL, price_decimals=1, volume_decimals=4, tick_size=Decimal("0.1"))
     ]
 
 

@@ -5,26 +5,26 @@ import pytest
 from candled import Symbol
 from candled.clock import SystemClock
 from candled.model import MINUTE_MS
+from candled_plugins.bitget.exchange import Bitget, BitgetSettings
 from tests import deadlines
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import DAY_MS, FakeBitget, FakeMarket
+from tests.fakes.http import PlainHttp
 from tests.fakes.tapes import Recorded
 from tests.lazy import LazyModule
 
 ccxt = LazyModule("ccxt.pro")
 
 SPOT, FUTURES = "BTC/USDT", "ETH/USDT:USDT"
-UNIFIED = [(SPOT, Symbol("BTC", "USDT")), (FUTURES, Symbol("ETH", "USDT"))]
+UNIFIED = [SPOT, FUTURES]
 TIMEOUT_S = 30
 
 
 @pytest.fixture
 async def fake(request):
     markets = [
-        FakeMarket(symbol=Symbol("BTC", "USDT"), tape=Recorded.load("bitget-spot-btcusdt")),
-        FakeMarket(
-            symbol=Symbol("ETH", "USDT"), tape=Recorded.load("bitget-usdt-futures-ethusdt"), market="usdt-futures"
-        ),
+        FakeMarket(symbol=Symbol.parse(SPOT), tape=Recorded.load("bitget-spot-btcusdt")),
+        FakeMarket(symbol=Symbol.parse(FUTURES), tape=Recorded.load("bitget-usdt-futures-ethusdt")),
     ]
     async with FakeBitget(getattr(request, "param", SystemClock)(), markets) as fake:
         yield fake
@@ -48,24 +48,33 @@ def as_floats(candles):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("unified", "symbol"), UNIFIED)
-async def test_ccxt_fetches_the_candles_of_the_last_hours(fake, bitget, unified, symbol):
-    rows = await bitget.fetch_ohlcv(unified, "1m", limit=300)
+@pytest.mark.parametrize("symbol", UNIFIED)
+async def test_ccxt_fetches_the_candles_of_the_last_hours(fake, bitget, symbol):
+    rows = await bitget.fetch_ohlcv(symbol, "1m", limit=300)
     assert len(rows) == 300
     finished = fake.truth(symbol, rows[0][0], rows[-1][0])
     assert rows[:-1] == as_floats(finished)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("unified", "symbol"), UNIFIED)
+@pytest.mark.parametrize("symbol", UNIFIED)
 @pytest.mark.parametrize("days_ago", [3, 40])
-async def test_ccxt_fetches_older_candles_by_their_time(fake, bitget, unified, symbol, days_ago):
+async def test_ccxt_fetches_older_candles_by_their_time(fake, bitget, symbol, days_ago):
     start_ms = fake.now_ms() - days_ago * DAY_MS
     start_ms -= start_ms % MINUTE_MS
-    rows = await bitget.fetch_ohlcv(unified, "1m", since=start_ms, limit=150)
+    rows = await bitget.fetch_ohlcv(symbol, "1m", since=start_ms, limit=150)
     assert rows == as_floats(fake.truth(symbol, rows[0][0], rows[-1][0] + MINUTE_MS))
     assert len(rows) >= 149
     assert len(fake.requests_to("candles" if days_ago == 3 else "history-candles")) == 1
+
+
+@pytest.mark.slow
+async def test_ccxt_gives_every_market_the_symbol_that_the_plugin_gives_it(fake, bitget):
+    settings = BitgetSettings(markets=("spot", "usdt-futures"), ws_url=fake.ws_url, rest_url=fake.rest_url)
+    http = PlainHttp()
+    listed = await Bitget(settings, fake.clock).fetch_markets(http)
+    http.close()
+    assert sorted(str(market.symbol) for market in listed) == sorted(await bitget.load_markets())
 
 
 @pytest.mark.slow
@@ -85,11 +94,11 @@ async def test_ccxt_understands_too_many_requests(fake, bitget):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fake", [lambda: ScaledClock(60)], indirect=True)
-@pytest.mark.parametrize(("unified", "symbol"), UNIFIED)
-async def test_ccxt_watches_minutes_come_and_go_through_a_lost_connection(fake, bitget, unified, symbol):
+@pytest.mark.parametrize("symbol", UNIFIED)
+async def test_ccxt_watches_minutes_come_and_go_through_a_lost_connection(fake, bitget, symbol):
     fake.ping_patience_s = None  # ccxt pings in real time
     fake.enforce_limits = False
-    snapshot = await deadlines.wait_for(bitget.watch_ohlcv(unified, "1m"), TIMEOUT_S)
+    snapshot = await deadlines.wait_for(bitget.watch_ohlcv(symbol, "1m"), TIMEOUT_S)
     assert len(snapshot) == 500
     begun_ms = snapshot[-1][0]
     dropped, seen = False, {row[0]: row for row in snapshot}
@@ -100,7 +109,7 @@ async def test_ccxt_watches_minutes_come_and_go_through_a_lost_connection(fake, 
             fake.drop_all()
             dropped = True
         try:
-            rows = await deadlines.wait_for(bitget.watch_ohlcv(unified, "1m"), TIMEOUT_S)
+            rows = await deadlines.wait_for(bitget.watch_ohlcv(symbol, "1m"), TIMEOUT_S)
         except ccxt.NetworkError:
             continue
         seen |= {row[0]: list(row) for row in rows}

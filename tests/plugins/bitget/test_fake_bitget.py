@@ -17,7 +17,7 @@ from tests.clocks import START_MS, ManualClock
 from tests.fakes.bitget import FakeBitget, FakeMarket, synthetic_markets
 from tests.fakes.tapes import Recorded, Synthetic, grown
 
-BTC, ETH, EWZ = Symbol("BTC", "USDT"), Symbol("ETH", "USDT"), Symbol("EWZ", "USDT")
+BTC, ETH, EWZ = Symbol("BTC", "USDT"), Symbol("ETH", "USDT", "USDT"), Symbol("EWZ", "USDT", "USDT")
 CANDLES = "/api/v2/mix/market/candles"
 HISTORY = "/api/v2/mix/market/history-candles"
 
@@ -26,8 +26,8 @@ HISTORY = "/api/v2/mix/market/history-candles"
 async def fake():
     markets = [
         FakeMarket(symbol=BTC, tape=Recorded.load("bitget-spot-btcusdt")),
-        FakeMarket(symbol=ETH, tape=Recorded.load("bitget-usdt-futures-ethusdt"), market="usdt-futures"),
-        FakeMarket(symbol=EWZ, tape=Recorded.load("bitget-usdt-futures-ewzusdt"), market="usdt-futures"),
+        FakeMarket(symbol=ETH, tape=Recorded.load("bitget-usdt-futures-ethusdt")),
+        FakeMarket(symbol=EWZ, tape=Recorded.load("bitget-usdt-futures-ewzusdt")),
     ]
     async with FakeBitget(ManualClock(START_MS), markets) as fake:
         yield fake
@@ -36,9 +36,9 @@ async def fake():
 class Client:
     """One connection, read through the feed of the plugin."""
 
-    def __init__(self, fake, symbols, product):
+    def __init__(self, fake, symbols, products):
         self._fake = fake
-        self.feed = BitgetFeed(fake.ws_url, symbols, product)
+        self.feed = BitgetFeed(fake.ws_url, symbols, products)
 
     async def connect(self):
         self.socket = await websocket_connect(self.feed.url)
@@ -87,8 +87,8 @@ async def until_closed(fake):
 async def connect(fake):
     clients = []
 
-    async def connect(symbols=(ETH,), product=USDT_FUTURES, to=fake):
-        clients.append(await Client(to, symbols, product).connect())
+    async def connect(symbols=(ETH,), to=fake, products=(SPOT, USDT_FUTURES)):
+        clients.append(await Client(to, symbols, products).connect())
         return clients[-1]
 
     yield connect
@@ -211,7 +211,7 @@ async def test_who_unsubscribes_hears_no_more(fake, client):
 
 
 async def test_an_unknown_market_is_refused_and_the_others_of_the_frame_are_served(fake, connect):
-    client = await connect([Symbol("NOPE", "USDT"), ETH])
+    client = await connect([Symbol("NOPE", "USDT", "USDT"), ETH])
     refused, acknowledged, snapshot = await client.subscribe()
     assert isinstance(refused, SubscriptionRejected)
     assert refused.reason.startswith("30001 instType:USDT-FUTURES,channel:candle1m,instId:NOPEUSDT")
@@ -220,8 +220,9 @@ async def test_an_unknown_market_is_refused_and_the_others_of_the_frame_are_serv
 
 
 async def test_a_market_of_another_type_is_acknowledged_and_silent_for_ever(fake, connect):
-    client = await connect([ETH], SPOT)
-    assert await client.subscribe() == [Subscribed(ETH)]
+    spot = Symbol("ETH", "USDT")
+    client = await connect([spot])
+    assert await client.subscribe() == [Subscribed(spot)]
     assert await client.watch(3) == []
 
 
@@ -429,7 +430,7 @@ async def test_minutes_the_exchange_does_not_have_are_neither_pushed_nor_in_snap
 async def test_synthetic_markets_are_served_by_the_hundred(connect):
     async with FakeBitget(ManualClock(START_MS), synthetic_markets(100), push_interval_s=1.0) as fake:
         symbols = [Symbol(f"SYM{number:03}", "USDT") for number in range(100)]
-        client = await connect(symbols, SPOT, fake)
+        client = await connect(symbols, fake)
         for first in (0, 50):
             events = await client.subscribe(*symbols[first : first + 50])
             assert len(events) == 100
