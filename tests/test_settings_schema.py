@@ -163,4 +163,4 @@ def test_the_command_prints_it_with_the_keys_of_every_plugin(capsys):
     assert main(["config", "schema"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == make_schema(discover().exchanges)
-    assert "market" in printed["$defs"]["exchanges.bitget"]["properties"]
+    assert "markets" in printed["$defs"]["exchanges.bitget"]["properties"]
