@@ -68,6 +68,10 @@ class BarHandler(Handler):
         coding = choose_coding(headers.get("accept-encoding"), compress_from)
         if coding is None:
             return None
+        # within a second, because of the header `Age`
+        state = None if limit.requests else (source.pages.state_of(query), source.clock.now_ms() // 1000)
+        if request.kept is not None and state is not None and request.kept[0] == state:
+            return request.kept[1]
         reply = cls._reply_now(query, headers.get("if-none-match", ""), coding, source)
         if reply is None:
             return None
@@ -86,7 +90,9 @@ class BarHandler(Handler):
             *limit_result.headers.items(),
             *cls.count_headers(limit_result.count),
         )
-        return reply._replace(headers=(first, *shared, *others))
+        reply = reply._replace(headers=(first, *shared, *others))
+        request.kept = (state, reply) if state is not None and reply.status == 304 else None
+        return reply
 
     @classmethod
     def reply_unread(cls, query: BarQuery, known: str, coding: ContentCoding) -> HotReply | None:

@@ -119,11 +119,15 @@ class BarReader:
             tag, tag in known, span.is_lasting,
         )  # fmt: skip
 
+    def state_of(self, query: BarQuery) -> tuple[object, ...]:
+        """Return a value that is equal to a former one only if the query's answer has not changed since."""
+        return self._live.state_of(query.market, query.interval)
+
     def written_now(self, query: BarQuery, known: str = "", coding: ContentCoding = PLAIN) -> WrittenPage | None:
         """Return a query's answer, if memory has its bars; without the body if `known` contains its ETag."""
         market, interval = query.market, query.interval
         known = "" if query.has_revision else known
-        state = self._live.state_of(market, interval)
+        state = self.state_of(query)
         if query.page is not None and query.state == state:
             written = self._write(query, query.page, known, coding)
             if written is not None:

@@ -21,6 +21,7 @@ _HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5
 _FOR_TORNADO = {"content-length", "transfer-encoding", "upgrade", "expect"}
 _HEADS_KEPT = 4096
 _PATHS_KEPT = 1024
+_SMALL = 1024  # bytes of an answer that is kept for the next request with the same bytes
 _REASONS = {
     200: "OK", 302: "Found", 304: "Not Modified", 400: "Bad Request", 404: "Not Found", 429: "Too Many Requests",
 }  # fmt: skip
@@ -38,6 +39,10 @@ class HotRequest:
     headers: Mapping[str, str]
     #: The query as the resource read it, or the error of an invalid one, which the resource sets.
     query: Any = None
+    #: A small reply, and a value that is equal to this one as long as the reply is right. The resource sets it.
+    kept: tuple[object, "HotReply"] | None = None
+    #: A small reply, the text of its date, and the complete answer. `HotPath` sets it.
+    joined: tuple["HotReply", str, bytes] | None = None
 
 
 class HotReply(NamedTuple):
@@ -99,7 +104,12 @@ class HotPath:
         reply = None if payer.wait_of(now) else resource(request, peer)
         if reply is None:
             return None
-        answer = self._join(reply)
+        date, joined = self._date_text(), request.joined
+        if joined is not None and joined[0] is reply and joined[1] == date:
+            answer = joined[2]
+        else:
+            answer = self._join(reply, date)
+            request.joined = (reply, date, answer) if len(answer) <= _SMALL else None
         payer.charge(HOT_REQUEST + len(answer) * BYTE, now)
         return answer
 
@@ -110,13 +120,13 @@ class HotPath:
             request.path = request.path[len(prefix) :] or "/"
         return request
 
-    def _join(self, reply: HotReply) -> bytes:
+    def _join(self, reply: HotReply, date: str) -> bytes:
         status, content_type, headers, body = reply
         has_body = status != 304
         lines = [f"HTTP/1.1 {status} {_REASONS[status]}", "Server: candled"]
         if has_body:
             lines.append(f"Content-Type: {content_type}")
-        lines += (f"Date: {self._date_text()}", "X-Content-Type-Options: nosniff")
+        lines += (f"Date: {date}", "X-Content-Type-Options: nosniff")
         lines += [f"{_written(name)}: {value}" for name, value in headers]
         if has_body:
             lines.append(f"Content-Length: {len(body)}")

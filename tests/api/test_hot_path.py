@@ -173,6 +173,26 @@ async def test_the_limit_counts_requests_of_both_ways_once(stage):
     assert again.headers["x-ratelimit-remaining"] == "2"
 
 
+async def test_a_304_is_given_again_until_a_bar_changes_or_the_second_is_over(seen, stage):
+    port, path = stage.server.listen(), f"{KLINES}&limit=2"
+    made_ms = stage.clock.now_ms() - AT[COUNT] - 5_000
+    stage.push(minute(COUNT, as_of=made_ms))
+    (first,) = await ask_all(port, [(path, {})])
+    known = {"If-None-Match": first.headers["etag"]}
+    same = await ask_all(port, [(path, known)] * 3)
+    assert [answer.status for answer in same] == [304, 304, 304]
+    assert len({(answer.headers["age"], answer.headers["date"]) for answer in same}) == 1
+    await stage.clock.advance(1)
+    later, _ = await ask_all(port, [(path, known)] * 2)
+    assert int(later.headers["age"]) == int(same[0].headers["age"]) + 1
+    assert later.headers["date"] != same[0].headers["date"]
+    stage.push(minute(COUNT, as_of=made_ms + 1_000, volume="9"))
+    changed, again = await ask_all(port, [(path, known)] * 2)
+    assert changed.status == again.status == 200
+    assert changed.headers["etag"] != first.headers["etag"]
+    assert all(seen)
+
+
 HEAD = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
