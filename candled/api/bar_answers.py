@@ -68,6 +68,10 @@ class BarHandler(Handler):
         coding = choose_coding(headers.get("accept-encoding"), compress_from)
         if coding is None:
             return None
+        address = access.client_address(peer, headers.get("x-forwarded-for"))
+        refused = None if limit.exempts_cached else limit.refuse_now(address)
+        if refused is not None:
+            return cls.reply_refusal(TOO_MANY_REQUESTS, refused, headers, access)
         # within a second, because of the header `Age`
         state = None if limit.requests else (source.pages.state_of(query), source.clock.now_ms() // 1000)
         if request.kept is not None and state is not None and request.kept[0] == state:
@@ -78,7 +82,7 @@ class BarHandler(Handler):
         if limit.exempts_cached and _is_cached(reply):
             limit_result = UNLIMITED
         else:
-            counted = limit.check_now(access.client_address(peer, headers.get("x-forwarded-for")))
+            counted = limit.check_now(address)
             if counted is None:
                 return None
             limit_result = counted

@@ -137,6 +137,17 @@ class RateLimit:
         key = f"{self._group}:{owner}"
         return self._result(owner, *self._counter.count_now(key, self.window_s))
 
+    def refuse_now(self, address: str) -> RateLimitResult | None:
+        """Count a request that is over the limit and return its result; None, without counting it, if it may not be."""
+        counter = self._counter
+        if not self.requests or not isinstance(counter, MemoryCounter):
+            return None
+        owner = client_of(address)
+        key = f"{self._group}:{owner}"
+        if counter.count_of(key, self.window_s) < self.requests:
+            return None
+        return self._result(owner, *counter.count_now(key, self.window_s))
+
     def _result(self, owner: str, count: int, left_s: float) -> RateLimitResult:
         allowed = count <= self.requests
         headers = self._limit_headers(max(self.requests - count, 0), left_s, owner)
