@@ -9,7 +9,8 @@ from candled.model.texts import SECRET_NAMES, printable
 
 _MAX_LINE = 4000  # characters
 _MAX_TRACEBACK_LINES = 60
-_MAX_LINES = 60  # of one place in the code, in a minute
+_MAX_TEXTS = 20  # different ones of one place in the code, in a minute
+_MAX_KEY = 300  # characters by which texts differ
 _SECRET = re.compile(rf"([?&;#]{SECRET_NAMES}=)[^\s&;#\"']+", re.IGNORECASE)
 
 
@@ -34,18 +35,41 @@ class LineFormatter(logging.Formatter):
         return _indented(stack_info)
 
 
-class BoundedHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes at most 60 lines a minute from one place in the code, and counts the others.
+class _Place:
+    """The records of one place in the code, in one minute."""
 
-    Their number is written with the first line of a later minute. Debug lines are not counted.
+    __slots__ = ("dropped", "first", "texts")
+
+    def __init__(self, first: logging.LogRecord) -> None:
+        self.first = first
+        #: The number of records by their text, the text with the latest record last.
+        self.texts: dict[str, int] = {}
+        #: The number of records with other texts.
+        self.dropped = 0
+
+    def count(self, record: logging.LogRecord) -> bool:
+        """Count a record; return True if it is the first one with its text."""
+        text = _text_of(record)
+        count = self.texts.pop(text, 0)
+        if not count and len(self.texts) >= _MAX_TEXTS:
+            self.dropped += 1
+            return False
+        self.texts[text] = count + 1
+        return not count
+
+
+class BoundedHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes a text of one place in the code once a minute, and at most 20 texts of a place. It counts the others.
+
+    Their numbers are written when the minute is over. Debug lines are not counted.
     """
 
     def __init__(self, format: str) -> None:
         super().__init__()
         self.setFormatter(LineFormatter(format))
         self._minute = 0
-        #: The records of this minute by logger and line number: their number, and the first one.
-        self._counts: dict[tuple[str, int], tuple[int, logging.LogRecord]] = {}
+        # the records of this minute by logger and line number
+        self._places: dict[tuple[str, int], _Place] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, or count it."""
@@ -53,34 +77,48 @@ class BoundedHandler(logging.StreamHandler):  # type: ignore[type-arg]
             super().emit(record)
             return
         self._begin_minute(record.created)
-        place = record.name, record.lineno
-        count, first = self._counts.get(place, (0, record))
-        self._counts[place] = count + 1, first
-        if count < _MAX_LINES:
+        key = record.name, record.lineno
+        place = self._places.get(key)
+        if place is None:
+            place = self._places[key] = _Place(record)
+        if place.count(record):
             super().emit(record)
 
     def end_minute(self, now_s: float) -> None:
-        """Report the lines that were left out, if their minute is over: no line may follow. `now_s` is UTC."""
+        """Report the counted lines, if their minute is over: no line may follow. `now_s` is UTC."""
         with self.lock or nullcontext():
             self._begin_minute(now_s)
 
     def close(self) -> None:
-        """Report the lines that were left out, and close the handler."""
-        self._report_dropped()
+        """Report the counted lines, and close the handler."""
+        self._report_counts()
         super().close()
 
     def _begin_minute(self, now_s: float) -> None:
         if int(now_s // 60) != self._minute:
-            self._report_dropped()
+            self._report_counts()
             self._minute = int(now_s // 60)
 
-    def _report_dropped(self) -> None:
-        counts, self._counts = self._counts, {}
-        for (name, number), (count, first) in counts.items():
-            if count > _MAX_LINES:
+    def _report_counts(self) -> None:
+        """Write the counts of each place, the latest text last."""
+        places, self._places = self._places, {}
+        for place in places.values():
+            if place.dropped:
                 text = "left out %d lines of the last minute, similar to: %s"
-                arguments = count - _MAX_LINES, str(first.msg)[:100]
-                super().emit(logging.LogRecord(name, first.levelno, first.pathname, number, text, arguments, None))
+                self._report(place.first, text, place.dropped, str(place.first.msg)[:100])
+            for text, count in place.texts.items():
+                if count > 1:
+                    self._report(place.first, "%d times in the last minute: %s", count, text)
+
+    def _report(self, first: logging.LogRecord, text: str, *arguments: object) -> None:
+        super().emit(logging.LogRecord(first.name, first.levelno, first.pathname, first.lineno, text, arguments, None))
+
+
+def _text_of(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()[:_MAX_KEY]
+    except Exception:  # wrong arguments, which `emit` reports
+        return str(record.msg)[:_MAX_KEY]
 
 
 def _safe(line: str) -> str:

@@ -84,10 +84,10 @@ def test_a_flood_from_one_place_is_a_bounded_number_of_lines_and_their_count():
     lines = written(stream)
     assert sum("debug" in line for line in lines) == 100
     rows = [line.partition("tornado.access: ")[2] for line in lines if "debug" not in line]
-    assert len(rows) == 63
-    assert rows[60:] == [
+    assert rows[:20] == [f"a bad row: {number}" for number in range(20)]
+    assert rows[20:] == [
         "another place",
-        "left out 19940 lines of the last minute, similar to: a bad row: %d",
+        "left out 19980 lines of the last minute, similar to: a bad row: %d",
         "a bad row: 20000",
     ]
 
@@ -101,12 +101,12 @@ async def test_lines_that_were_left_out_are_counted_when_the_minute_ends_though_
         for _ in range(count):
             handler.emit(record("again", at=float(at)))
     await clock.advance(58)
-    assert len(written(stream)) == 60
+    assert len(written(stream)) == 1
     await clock.advance(1)
-    (line,) = written(stream)[60:]
-    assert line.endswith(" tornado.access: left out 42 lines of the last minute, similar to: again")
+    (line,) = written(stream)[1:]
+    assert line.endswith(" tornado.access: 102 times in the last minute: again")
     await clock.advance(200)
-    assert len(written(stream)) == 61
+    assert len(written(stream)) == 2
     await tasks.cancel()
 
 
@@ -115,7 +115,27 @@ def test_lines_that_were_left_out_are_counted_at_the_end():
     for _ in range(100):
         handler.emit(record("again"))
     handler.close()
-    assert "left out 40 lines" in written(stream)[-1]
+    assert "100 times in the last minute: again" in written(stream)[-1]
+
+
+def test_a_text_is_one_line_a_minute_and_the_latest_state_is_the_last_count():
+    handler, stream = handler_to_text()
+    for at in (60.0, 120.0):
+        for number in range(5):
+            for state in ("connected", "lost"):
+                for exchange in ("one", "two"):
+                    handler.emit(record("%s: %s", exchange, state, at=at + number))
+        handler.emit(record("one: connected", at=at + 6))
+    handler.end_minute(180.0)
+    rows = [line.partition("tornado.access: ")[2] for line in written(stream)]
+    states = ["one: connected", "two: connected", "one: lost", "two: lost"]
+    counts = [
+        "5 times in the last minute: two: connected",
+        "5 times in the last minute: one: lost",
+        "5 times in the last minute: two: lost",
+        "6 times in the last minute: one: connected",
+    ]
+    assert rows == [*states, *counts] * 2
 
 
 @pytest.mark.parametrize(

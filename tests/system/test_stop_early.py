@@ -228,8 +228,8 @@ def test_a_hangup_is_logged_and_ignored(tmp_path):
         daemon.process.send_signal(signal.SIGHUP)
         time.sleep(0.3)
         assert daemon.get("/health/live") == {"status": "pass"}
-        assert daemon.output.count("SIGHUP is ignored") == 2
         assert daemon.stop() == 0
+        assert daemon.output.count("SIGHUP is ignored") == 2  # or once, and its number at the end of the minute
 
 
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGHUP, -signal.SIGHUP)])
