@@ -19,6 +19,7 @@ from candled.transport.connection import ClientConnection, ConnectionListener
 from candled.transport.descriptors import Descriptors
 from candled.transport.http_connections import HttpConnections
 from candled.transport.ping_wheel import PingWheel
+from candled.transport.request_head import LARGEST
 from candled.transport.work_budget import WorkBudgets
 
 from .connection_limiter import ConnectionLimiter, is_trusted, networks
@@ -112,7 +113,7 @@ class Server:
         self.application = self._make_application()
         self._http = HTTPServer(
             self.application,
-            max_header_size=16 * 1024,
+            max_header_size=LARGEST,
             max_body_size=64 * 1024,
             body_timeout=settings.header_timeout.total_seconds(),
         )

@@ -18,8 +18,9 @@ from candled.exchange import Clock
 
 from .broadcaster import Broadcaster
 from .http_connections import MOST_UNSENT, REFUSED_S, HttpConnections
-from .library_internals import has_buffered_bytes
-from .work_budget import BYTE, REQUEST, UNLIMITED, WorkBucket
+from .library_internals import buffered_tail, has_buffered_bytes
+from .request_head import TAIL, RequestHead
+from .work_budget import BYTE, HEAD_PART, REFUSED, REQUEST, UNLIMITED, WorkBucket
 
 Answer = Callable[[bytes, str, WorkBucket], bytes | None]
 """Returns the complete answer to a request, given its head, the peer's address, and the budget of the connection.
@@ -28,7 +29,7 @@ None if Tornado must answer.
 """
 
 _MOST_HEAD = 4096
-_REFUSED = b"HTTP/1.1 429 "
+_STATUS_REFUSED = b"HTTP/1.1 429 "
 _END = b"\r\n\r\n"
 _BODY = b"Too many requests, please try again later."
 TOO_MANY = (
@@ -41,9 +42,9 @@ _BY_TORNADO_S = 1800.0  # a request reaches Tornado at least so often, which clo
 class HotStream(IOStream):
     """A connection whose requests are answered by `answer` if possible, otherwise by Tornado.
 
-    After its first request, it is read only in passes of the loop that have time for answers. Otherwise it is paused:
-    the loop does not watch it until its turn comes. Hundreds of ready sockets in each pass would take more time than
-    the answers.
+    Requests are read only in passes of the loop that have time for answers, and Tornado gets complete heads. Otherwise
+    the stream is paused: the loop does not watch it until its turn comes. Hundreds of ready sockets in each pass would
+    take more time than the answers.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class HotStream(IOStream):
         self._turns = turns
         self._is_paused = False  # until `resume`
         self._is_kept = False  # True after the first request
+        # the head of the next request; None while Tornado has it
+        self._head: RequestHead | None = None
         self.customer = client_of(self.address)
         self.deadline = self.progressed_at = 0.0
         self.unsent = 0
@@ -83,6 +86,7 @@ class HotStream(IOStream):
     def expect_request(self) -> None:
         """Answer the next request if possible. Tornado calls this, through the application, before it reads one."""
         self._is_idle = not has_buffered_bytes(self)
+        self._head = RequestHead(*buffered_tail(self, TAIL))
         former, self._since = self._since, self._clock.monotonic()
         self._is_kept = former >= 0
         if self._is_kept and not self.closed():  # the first request has the header timeout, from accept
@@ -92,6 +96,7 @@ class HotStream(IOStream):
     def on_request(self, payer: WorkBucket) -> None:
         """Note that Tornado has the header of a request, and charge it to a budget."""
         now = self._clock.monotonic()
+        self._head = None
         self._connections.on_request(self, now)
         self._payer, self.work_wait_s = payer, payer.admit(REQUEST, now)
 
@@ -120,22 +125,48 @@ class HotStream(IOStream):
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         """Read bytes for Tornado, and answer them if they are a request that can be answered here."""
-        if self._is_kept and not self._turns.may_answer(self):
+        head = self._head
+        if (self._is_kept or head is not None) and not self._turns.may_answer(self):
             self._pause()
             return None  # the loop reports the socket again in a later pass
-        count = super().read_from_fd(buf)
+        room = memoryview(buf)[: len(buf) - head.waiting] if head is not None and head.waiting else buf
+        count = super().read_from_fd(room)
         if not count:
             return count
         is_first, self._awaits_first = self._awaits_first, False
         if is_first:
             self._connections.on_first_bytes(self, self._clock.monotonic())
-        if is_first and self._connections.is_refused(
-            self, bytes(buf[: min(count, _MOST_HEAD)]), self._clock.monotonic()
-        ):
-            self.write(TOO_MANY)
-            self.close()
+        if is_first and self._is_refused(buf[: min(count, _MOST_HEAD)]):
             return None
-        return None if self._is_idle and self._is_answered(buf, count) else count
+        if self._is_idle and self._is_answered(buf, count):
+            return None
+        return count if head is None else self._collect_head(head, buf, count)
+
+    def _collect_head(self, head: RequestHead, buf: bytearray | memoryview, count: int) -> int | None:
+        """Keep a part of a head until it is complete; return the number of bytes for Tornado then."""
+        in_parts = head.waiting > 0
+        data = head.add(buf[:count])
+        if data is None:
+            if self.budget.charge(HEAD_PART, self._clock.monotonic()) == REFUSED:
+                self._refuse_unread()
+            return None
+        self._head = None
+        if in_parts:
+            if self._is_refused(data[:_MOST_HEAD]):
+                return None
+            buf[: len(data)] = data
+        return len(data)
+
+    def _is_refused(self, head: bytes | bytearray | memoryview) -> bool:
+        """Refuse a request that is not to be parsed, and close the connection."""
+        is_refused = self._connections.is_refused(self, bytes(head), self._clock.monotonic())
+        if is_refused:
+            self._refuse_unread()
+        return is_refused
+
+    def _refuse_unread(self) -> None:
+        self.write(TOO_MANY)
+        self.close()
 
     def _pause(self) -> None:
         """Stop watching the socket for requests, until `resume`."""
@@ -171,7 +202,7 @@ class HotStream(IOStream):
                 self._connections.await_request(self, now)
                 self._is_kept = True
                 self._payer = UNLIMITED  # `answer` has charged it
-                if answer.startswith(_REFUSED):
+                if answer.startswith(_STATUS_REFUSED):
                     self.on_refused(head.split(b" ", 2)[1].partition(b"?")[0].decode("ascii"))
                 self.write(answer)
                 return True

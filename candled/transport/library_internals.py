@@ -25,6 +25,11 @@ def has_buffered_bytes(stream: IOStream) -> bool:
     return stream._read_buffer_size > 0
 
 
+def buffered_tail(stream: IOStream, most: int) -> tuple[bytes, int]:
+    """Return the last bytes of those that are not parsed yet, at most `most`, and how many there are in all."""
+    return bytes(stream._read_buffer[-most:]), stream._read_buffer_size
+
+
 def peer_address(request: HTTPServerRequest) -> str:
     """Return the address of the socket's other end, which may be a proxy."""
     peer = request.connection.context.address  # type: ignore[union-attr]

@@ -19,6 +19,7 @@ COLD_READ = 1e-3  # a query of the store
 CONNECT = 0.1e-3
 REQUEST = 0.3e-3  # an HTTP request, and a handshake
 HOT_REQUEST = 25e-6  # one that is answered from memory
+HEAD_PART = 20e-6  # a part of the head of a request, unless it is the last one
 REFUSAL = 60e-6
 PENALTY = 20e-3  # of a connection that goes on after a refusal; a client that retries once a second can afford it
 

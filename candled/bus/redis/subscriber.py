@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 LOOPBACK_S = 1.0
 SILENT_S = 3.0  # a connection without a loopback message for this long is dead
 _READ_S = 0.25  # how long one read waits for a message
+_TURN_S = 0.002  # how long buffered messages are delivered before other tasks run
+_BUFFERED_S = 0.0005  # a read that took less did not wait: the message was buffered
 _MAX_EARLY_NONES = 20  # this many immediate "no message yet": the connection is dead, and the loop would spin
 _SUBSCRIBE_S = 3.0
 _CHECK_S = 5.0  # how often to check whether channels have moved to other servers
@@ -230,11 +232,16 @@ class _SubscriberConnection:
     async def _read_messages(self) -> str:
         """Deliver messages; return why that ended."""
         pubsub: Any = self._pubsub
-        early = 0
+        early, turn_began = 0, self._clock.monotonic()
         while True:
             asked_at = self._clock.monotonic()
+            if asked_at - turn_began > _TURN_S:
+                await self._clock.sleep(0)  # `get_message` does not wait while messages are buffered
+                asked_at = turn_began = self._clock.monotonic()
             message = await pubsub.get_message(timeout=_READ_S)
             now = self._clock.monotonic()
+            if now - asked_at > _BUFFERED_S:
+                turn_began = now
             if message is None:
                 early = early + 1 if now - asked_at < _READ_S / 2 else 0
                 if early >= _MAX_EARLY_NONES:

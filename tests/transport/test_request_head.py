@@ -1,0 +1,114 @@
+"""Heads of requests that arrive in pieces reach Tornado complete."""
+
+import asyncio
+import re
+import socket
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from candled.serve.connection_limiter import ConnectionLimiter
+from candled.transport.hot_stream import HotStream
+from candled.transport.http_connections import HttpConnections
+from candled.transport.library_internals import has_buffered_bytes
+from candled.transport.request_head import LARGEST, TAIL, RequestHead
+from candled.transport.work_budget import HEAD_PART, WorkBudgets
+from tests.clocks import ManualClock
+
+TORNADOS = re.compile(rb"\r?\n\r?\n")
+LINES = st.lists(st.sampled_from([b"\r", b"\n", b"a", b"bc"]), max_size=12)
+
+
+@given(parts=st.lists(LINES.map(b"".join), max_size=8), parsed=LINES.map(b"".join))
+def test_tornado_gets_all_bytes_as_soon_as_it_finds_the_end_in_them(parts, parsed):
+    if TORNADOS.search(parsed):
+        parsed = b""
+    head, sent = RequestHead(parsed[-TAIL:], len(parsed)), b""
+    for part in filter(None, parts):
+        sent += part
+        passed = head.add(part)
+        assert (passed is not None) == bool(TORNADOS.search(parsed + sent))
+        if passed is not None:
+            assert passed == sent
+            return
+        assert head.waiting == len(sent)
+
+
+@pytest.mark.parametrize("before", [0, 1000])
+def test_a_head_that_is_too_large_is_passed_on_to_be_refused(before):
+    head = RequestHead(b"x" * min(before, TAIL), before)
+    assert head.add(b"x" * (LARGEST - before)) is None
+    assert head.add(b"x") == b"x" * (LARGEST - before + 1)
+
+
+class Site:
+    """A stream of the server, the client's socket, and the budget of the client's address."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock(0)
+        self.budgets = WorkBudgets(0.1, 0.25, burst_s=20.0, wait_s=5.0)
+        limiter = ConnectionLimiter(0, 0)
+        connections = HttpConnections(
+            limiter, most=0, most_per_address=0, header_s=10, idle_s=60, stalled_s=30, budgets=self.budgets
+        )
+        self.client, peer = socket.socketpair()
+        self.is_time = True
+        self.stream = HotStream(
+            peer, ("192.0.2.1", 1), lambda *_: None, self.clock, connections, lambda _: self.is_time
+        )
+
+    def expect(self) -> "asyncio.Future[bytes]":
+        """Read a request, as Tornado does."""
+        self.stream.expect_request()
+        return self.stream.read_until_regex(b"\r?\n\r?\n", max_bytes=LARGEST)
+
+    async def send(self, data: bytes) -> None:
+        self.client.sendall(data)
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def site():
+    site = Site()
+    yield site
+    site.stream.close()
+    site.client.close()
+
+
+async def test_tornado_searches_no_part_of_a_head(site):
+    head = site.expect()
+    for part in (b"GET / HTTP/1.1\r\nHost: x\r\nX: ", *[b"y"] * 50, b"\r", b"\n", b"\r"):
+        await site.send(part)
+        assert not has_buffered_bytes(site.stream)
+        assert not head.done()
+    await site.send(b"\nGET /2 HTTP/1.1\r")
+    assert bytes(await head).endswith(b"y" * 50 + b"\r\n\r\n")
+    second = site.expect()  # Tornado has its begin
+    for part in (b"\n", b"A: b", b"\r\n", b"\r"):
+        await site.send(part)
+    assert not second.done()
+    await site.send(b"\n")
+    assert bytes(await second) == b"GET /2 HTTP/1.1\r\nA: b\r\n\r\n"
+
+
+async def test_the_first_request_waits_for_its_turn_too(site):
+    site.is_time = False
+    head = site.expect()
+    await site.send(b"GET / HTTP/1.1\r\n\r\n")
+    assert not head.done()
+    site.is_time = True
+    assert bytes(await head) == b"GET / HTTP/1.1\r\n\r\n"
+
+
+async def test_parts_are_charged_and_end_the_connection(site):
+    head = site.expect()
+    await site.send(b"GET / HTTP/1.1\r\nX: ")
+    site.stream.budget.charge(0.1 * 25, 0.0)  # all that was saved up, and the longest wait
+    before = site.stream.budget.paid_at
+    await site.send(b"y")
+    assert site.stream.budget.paid_at == pytest.approx(before + HEAD_PART / 0.1)
+    assert site.client.recv(100).startswith(b"HTTP/1.1 429 ")
+    assert head.done() or site.stream.closed()
+    head.cancel()
