@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Subscribed,
         SubscriptionRejected,
         read_rows,
+        read_rows_in_slices,
     )
     from .hookspecs import hookimpl
     from .model import MINUTE_MS, Candle, Interval, Market, MarketState, Symbol
@@ -65,6 +66,7 @@ __all__ = [
     "WebSocketUrl",
     "hookimpl",
     "read_rows",
+    "read_rows_in_slices",
     "setting",
 ]
 

@@ -175,7 +175,8 @@ class Bitget(Exchange):
             "endTime": str(end_ms),
             "limit": str(limit),
         }
-        return messages.read_page(await self._get_data(http, path, query), market.product, end_ms, interval)
+        body = await self._get_data(http, path, query)
+        return await messages.read_page(body, market.product, end_ms, self.clock, interval)
 
     async def _get_data(self, http: Http, path: str, query: Mapping[str, str]) -> Any:
         try:

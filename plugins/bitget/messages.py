@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import msgspec
 from candled import (
     Candle,
     Candles,
+    Clock,
     Event,
     ExchangeError,
     FeedError,
@@ -30,6 +32,7 @@ from candled import (
     Symbol,
     Unavailable,
     read_rows,
+    read_rows_in_slices,
 )
 
 CHANNEL = "candle1m"
@@ -213,7 +216,8 @@ def _read_push(message: Mapping[str, Any], symbols: Mapping[InstrumentKey, Symbo
     if not isinstance(rows, list) or not isinstance(sent_ms, int | str):
         raise ExchangeError(f"expected rows and a send time for {symbol}, got {_shorten(str(message))}")
     as_of_ms = read_ms(sent_ms)
-    found = _read_rows(rows, _SOCKET_QUOTE_COLUMN, as_of_ms)
+    read = partial(read_row, quote_columns=_SOCKET_QUOTE_COLUMN, as_of_ms=as_of_ms)
+    found = read_rows(rows, read, open_ms=_opening_of)
     candles = sorted((row for row in found if isinstance(row, Candle)), key=lambda candle: candle.open_ms)
     invalid = tuple(row for row in found if isinstance(row, InvalidRow))
     return [Candles(symbol, tuple(candles), snapshot, invalid)] if found or snapshot else []
@@ -266,7 +270,9 @@ def refuse_failure(body: Any) -> None:
     raise Unavailable(problem) if code in _RETRY_LATER else ExchangeError(problem)
 
 
-def read_page(body: Any, product: ProductType, end_ms: int, interval: Interval = MINUTE) -> list[Candle | InvalidRow]:
+async def read_page(
+    body: Any, product: ProductType, end_ms: int, clock: Clock, interval: Interval = MINUTE
+) -> list[Candle | InvalidRow]:
     """Return the bars of an answer, oldest first, to a request for bars of `interval` anchored at `end_ms`.
 
     The request is for bars before `end_ms`; whether the bar at `end_ms` is included differs by endpoint. An invalid
@@ -277,7 +283,8 @@ def read_page(body: Any, product: ProductType, end_ms: int, interval: Interval =
             do not begin at 00:00 UTC.
     """
     rows, as_of_ms = read_envelope(body)
-    page = list(dict.fromkeys(_read_rows(rows, product.quote_columns, as_of_ms)))
+    read = partial(read_row, quote_columns=product.quote_columns, as_of_ms=as_of_ms)
+    page = list(dict.fromkeys(await read_rows_in_slices(rows, read, clock, open_ms=_opening_of)))
     times = sorted({row.open_ms for row in page if isinstance(row, Candle)})
     late = [open_ms for open_ms in times if open_ms > end_ms]
     if late and (len(late) > 1 or len(times) <= 2):
@@ -318,8 +325,8 @@ def strict(row: Candle | InvalidRow) -> Candle:
     return row
 
 
-def _read_rows(rows: Sequence[Any], quote_columns: Sequence[int], as_of_ms: int) -> list[Candle | InvalidRow]:
-    return read_rows(rows, lambda row: read_row(row, quote_columns, as_of_ms), open_ms=lambda row: _whole(row[0]))
+def _opening_of(row: Any) -> int:
+    return _whole(row[0])
 
 
 def read_row(row: Any, quote_columns: Sequence[int], as_of_ms: int) -> Candle:

@@ -14,6 +14,7 @@ from tests.clocks import START_MS, ManualClock
 from tests.fakes.bitget import DAY_MS, FakeBitget, FakeMarket
 from tests.fakes.http import PlainHttp
 from tests.fakes.tapes import Synthetic
+from tests.plugins.bitget.pages import read_page
 
 BTC = Symbol("BTC", "USDT")
 END_MS = 10 * MINUTE_MS
@@ -55,7 +56,7 @@ BAD = {
 @pytest.mark.parametrize("newest_first", [False, True])
 def test_a_bad_row_of_a_page_costs_itself_and_names_its_minute(bad, newest_first):
     rows = [row(4), bad, row(6)]
-    page = messages.read_page(answer(rows[::-1] if newest_first else rows), SPOT, END_MS)
+    page = read_page(answer(rows[::-1] if newest_first else rows), SPOT, END_MS)
     assert [one.open_ms // MINUTE_MS for one in page] == [4, 5, 6]
     assert [type(one) for one in page] == [Candle, InvalidRow, Candle]
     assert page[1].reason
@@ -63,7 +64,7 @@ def test_a_bad_row_of_a_page_costs_itself_and_names_its_minute(bad, newest_first
 
 @pytest.mark.parametrize("bad", [None, "row", [], {}, 7, ["soon", *GOOD], [None, *GOOD]])
 def test_a_row_without_a_time_names_no_minute(bad):
-    page = messages.read_page(answer([row(4), bad, row(6)]), SPOT, END_MS)
+    page = read_page(answer([row(4), bad, row(6)]), SPOT, END_MS)
     assert [one.open_ms for one in page] == [None, 4 * MINUTE_MS, 6 * MINUTE_MS]
 
 
@@ -85,7 +86,7 @@ GOOD_ROWS = {
 
 @pytest.mark.parametrize(("product", "good"), GOOD_ROWS.values(), ids=GOOD_ROWS)
 def test_what_says_the_same_in_another_form_is_the_same_candle(product, good):
-    (candle,) = messages.read_page(answer([good]), product, END_MS)
+    (candle,) = read_page(answer([good]), product, END_MS)
     assert isinstance(candle, Candle), candle.reason
     assert (candle.open_ms, *candle.values) == (300_000, 5, 7, 4, 6, 2, 10)
 
@@ -110,16 +111,16 @@ def test_a_bad_row_of_a_frame_costs_itself(bad):
 
 def test_two_different_rows_of_one_minute_both_come():
     """The daemon takes neither of them."""
-    page = messages.read_page(answer([row(5), row(5, "5", "8", "4", "8", "2", "10", "10"), row(5)]), SPOT, END_MS)
+    page = read_page(answer([row(5), row(5, "5", "8", "4", "8", "2", "10", "10"), row(5)]), SPOT, END_MS)
     assert [one.open_ms for one in page] == [300_000, 300_000]
 
 
 def test_one_row_later_than_asked_for_is_left_out_and_several_are_another_answer():
     rows = [row(number) for number in range(5)]
-    page = messages.read_page(answer([*rows, row(500)]), SPOT, END_MS)
+    page = read_page(answer([*rows, row(500)]), SPOT, END_MS)
     assert [one.open_ms // MINUTE_MS for one in page] == [0, 1, 2, 3, 4]
     with pytest.raises(ExchangeError, match="asked for bars"):
-        messages.read_page(answer([*rows, row(500), row(501)]), SPOT, END_MS)
+        read_page(answer([*rows, row(500), row(501)]), SPOT, END_MS)
 
 
 # ---------------------------------------------------------------- pages of a window

@@ -7,13 +7,13 @@ import pytest
 from candled import ExchangeError, Interval, Symbol
 from candled.model import DEFAULT_INTERVALS, MINUTE
 from candled.store.batch import fold_bars
-from candled_plugins.bitget import messages
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
 from candled_plugins.bitget.messages import SPOT, USDT_FUTURES
 from tests.clocks import ManualClock
 from tests.fakes.bitget import DAY_MS, FakeBitget, FakeMarket
 from tests.fakes.http import PlainHttp
 from tests.fakes.tapes import Recorded, Synthetic
+from tests.plugins.bitget.pages import read_page
 
 BTC, ETH = Symbol("BTC", "USDT"), Symbol("ETH", "USDT", "USDT")
 NOW_MS = 1_763_640_000_000 + 12_345  # 2025-11-20T12:00Z, a Thursday
@@ -90,7 +90,7 @@ def test_a_day_that_begins_in_utc_plus_8_is_an_error(product, interval):
     row = [str(LISTED_MS - 8 * 3_600_000), "2", "3", "1", "2", "1", "2", "2"]
     body = json.loads(json.dumps({"code": "00000", "requestTime": NOW_MS, "data": [row]}))
     with pytest.raises(ExchangeError, match=f"bars of {interval} on their boundaries"):
-        messages.read_page(body, product, NOW_MS, Interval.parse(interval))
+        read_page(body, product, NOW_MS, Interval.parse(interval))
 
 
 @pytest.mark.parametrize("product", [SPOT, USDT_FUTURES])

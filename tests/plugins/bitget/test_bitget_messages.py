@@ -24,6 +24,7 @@ from candled import (
 from candled.model import MINUTE_MS, decimal_text
 from candled_plugins.bitget import messages
 from candled_plugins.bitget.messages import SPOT, USDT_FUTURES
+from tests.plugins.bitget.pages import read_page
 
 BTC = Symbol("BTC", "USDT")
 PERPETUAL = Symbol("BTC", "USDT", "USDT")
@@ -230,7 +231,7 @@ def test_a_row_gives_back_the_candle_it_was_printed_from(candle):
 
 def test_captured_rest_rows_of_spot_keep_every_digit():
     rows = json.loads(captured("rest_rows_spot"))
-    page = messages.read_page(answer(rows), SPOT, 1758798540000)
+    page = read_page(answer(rows), SPOT, 1758798540000)
     assert [as_row(candle) for candle in page] == rows
 
 
@@ -266,7 +267,7 @@ def test_an_answer_tells_the_exchange_clock():
 
 
 def test_rows_in_any_order_and_twice_make_one_page():
-    page = messages.read_page(answer([row(180_000), row(60_000), row(120_000), row(60_000)]), SPOT, 240_000)
+    page = read_page(answer([row(180_000), row(60_000), row(120_000), row(60_000)]), SPOT, 240_000)
     assert [(candle.open_ms, candle.as_of_ms) for candle in page] == [
         (60_000, 1_000_000),
         (120_000, 1_000_000),
@@ -275,20 +276,20 @@ def test_rows_in_any_order_and_twice_make_one_page():
 
 
 def test_the_minute_at_the_end_of_the_window_may_come_or_not():
-    assert len(messages.read_page(answer([row(60_000), row(120_000)]), SPOT, 120_000)) == 2
+    assert len(read_page(answer([row(60_000), row(120_000)]), SPOT, 120_000)) == 2
     with pytest.raises(ExchangeError, match="asked for bars of 1m before 60000"):
-        messages.read_page(answer([row(60_000), row(120_000)]), SPOT, 60_000)
+        read_page(answer([row(60_000), row(120_000)]), SPOT, 60_000)
 
 
 def test_candles_of_another_period_are_refused():
     hours = json.loads(captured("rest_hours_rows_futures"))
     more = ["1788336000000", *hours[1][1:]]
     with pytest.raises(ExchangeError, match="3600000 ms apart"):
-        messages.read_page(answer([*hours, more]), USDT_FUTURES, 1788339600000)
+        read_page(answer([*hours, more]), USDT_FUTURES, 1788339600000)
 
 
 def test_a_market_without_candles_answers_null():
-    assert messages.read_page(answer(None), SPOT, 60_000) == []
+    assert read_page(answer(None), SPOT, 60_000) == []
 
 
 @pytest.mark.parametrize("code", ["429", "40725", "40015", "45001", "40010", "40910"])
