@@ -206,7 +206,7 @@ def as_floats(bar: Candle) -> dict[str, Any]:
 
 def connect(one: Stage) -> Nowhere:
     connection = Nowhere()
-    connection.client = ClientSession(connection, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.history)
+    connection.client = ClientSession(connection, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.pages)
     return connection
 
 
@@ -216,7 +216,7 @@ def client_bytes(one: Stage, count: int) -> float:
     gc.collect()
     tracemalloc.start()
     for connection in connections:
-        connection.client = ClientSession(connection, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.history)
+        connection.client = ClientSession(connection, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.pages)
         connection.client.on_client_message(_REQUEST)
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -23,6 +23,7 @@ from candled.rooms.hub import Hub
 from candled.rooms.recipients import Recipients
 from candled.serve.client import ClientSession
 from candled.serve.gc_tuner import GcTuner
+from candled.serve.pager import HistoryPages
 from candled.serve.server import Server
 from candled.transport.broadcaster import Broadcaster
 from tests.rooms.stage import Stored
@@ -74,7 +75,7 @@ class Serving:
                 codec,
                 clock,
                 options,
-                BarReader(bars, stored, EncodedBarCache(), clock).read_history,
+                HistoryPages(BarReader(bars, stored, EncodedBarCache(), clock).read_history),
             ),
             clock=clock,
             health=dict,

@@ -36,6 +36,7 @@ from candled.serve.client import ClientSession
 from candled.serve.gc_tuner import GcTuner
 from candled.serve.listening import in_browser
 from candled.serve.page import ChartPage
+from candled.serve.pager import HistoryPages
 from candled.serve.rate_limit import MemoryCounter
 from candled.serve.server import Server
 from candled.store.history import HistoryReader
@@ -199,10 +200,10 @@ class Daemon:
             seen_decimals=self._bars.seen_decimals,
         )
 
+        older = HistoryPages(pages.read_history)
+
         def make_client(connection: RecipientConnection) -> ClientSession:
-            return ClientSession(
-                connection, self._hub, self._bars, self._codec, clock, config.server, pages.read_history
-            )
+            return ClientSession(connection, self._hub, self._bars, self._codec, clock, config.server, older)
 
         return Server(
             config.server,

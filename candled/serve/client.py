@@ -30,7 +30,7 @@ from candled.tasks import TaskSet
 from candled.token_bucket import TokenBucket
 from candled.transport.work_budget import REFUSED, initial_cost, page_cost
 
-from .pager import TURN, Pager, ReadHistory
+from .pager import TURN, HistoryPages, Pager
 
 if TYPE_CHECKING:
     from candled.aggregate.live_bars import LiveBars
@@ -74,7 +74,7 @@ class ClientSession:
         codec: RequestCodec,
         clock: Clock,
         limits: ServerSettings,
-        pages: ReadHistory,
+        pages: HistoryPages,
     ) -> None:
         self._connection = connection
         self._hub = hub

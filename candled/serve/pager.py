@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 
 from candled.errors import Unavailable
 from candled.exchange import Clock
@@ -18,7 +19,8 @@ from candled.tasks import TaskSet
 logger = logging.getLogger(__name__)
 
 MOST_WAITING = 8
-_AT_ONCE = 200  # bars encoded before other tasks run
+_PAGES_AT_ONCE = 2  # of all clients: they may wait for the same read, and would all go on in one pass of the loop
+_BARS_AT_ONCE = 100  # encoded before other tasks run
 
 _tasks = TaskSet()  # of all clients; each cancels its own
 
@@ -29,6 +31,20 @@ ReadHistory = Callable[[MarketKey, Interval, int, int], Awaitable[tuple[Sequence
 """Returns the last `limit` bars that begin before a time, and True if no older ones exist; may raise `Unavailable`."""
 
 
+class HistoryPages:
+    """Reads pages for all clients, two at a time, in the order of the requests."""
+
+    def __init__(self, read: ReadHistory) -> None:
+        self._read = read
+        self._turns = asyncio.Semaphore(_PAGES_AT_ONCE)
+
+    @asynccontextmanager
+    async def open_page(self, request: GetHistory, before_ms: int) -> AsyncIterator[tuple[Sequence[Candle], bool]]:
+        """Read the requested page. It is to be encoded within the block."""
+        async with self._turns:
+            yield await self._read(*request.topic, before_ms, request.limit)
+
+
 class Pager:
     """Answers history requests one at a time, each only when the client has read the messages sent before."""
 
@@ -37,7 +53,7 @@ class Pager:
     def __init__(
         self,
         connection: RecipientConnection,
-        pages: ReadHistory,
+        pages: HistoryPages,
         is_final: Callable[[MarketKey, Interval, Candle], bool],
         head: Callable[[Topic], str],
         clock: Clock,
@@ -95,11 +111,11 @@ class Pager:
 
     async def _render_page(self, request: GetHistory) -> str:
         before_ms = self._clock.now_ms() if request.before_ms is None else request.before_ms
-        bars, end = await self._pages(*request.topic, before_ms, request.limit)
         texts: list[str] = []
-        for bar in bars:
-            is_final = bool(request.fields & FINAL) and self._is_final(*request.topic, bar)
-            texts.append(bar_text(bar, request.fields, final=is_final))
-            if len(texts) % _AT_ONCE == 0:
-                await self._clock.sleep(0)
-        return messages.history(self._head(request.topic), texts, request.id, end=end)
+        async with self._pages.open_page(request, before_ms) as (bars, end):
+            for bar in bars:
+                is_final = bool(request.fields & FINAL) and self._is_final(*request.topic, bar)
+                texts.append(bar_text(bar, request.fields, final=is_final))
+                if len(texts) % _BARS_AT_ONCE == 0:
+                    await self._clock.sleep(0)
+            return messages.history(self._head(request.topic), texts, request.id, end=end)

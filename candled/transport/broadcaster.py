@@ -304,6 +304,8 @@ class Broadcaster:
                     connection.on_turn(topic)
                 except Exception:  # a failure of one client must not stop the others
                     logger.exception("%s: cannot render the initial message", connection.address)
+                if not self._has_time():  # it may have had to encode a thousand bars
+                    return
 
     def _finalize_next(self) -> None:
         """Call `finalize` of the next connection that has ended."""

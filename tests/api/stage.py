@@ -27,6 +27,7 @@ from candled.rooms.encoded_bars import EncodedBarCache
 from candled.rooms.hub import Hub
 from candled.rooms.recipients import RecipientConnection
 from candled.serve.client import ClientSession
+from candled.serve.pager import HistoryPages
 from candled.serve.rate_limit import MemoryCounter
 from candled.serve.server import Server
 from candled.store.history import HistoryReader
@@ -121,7 +122,7 @@ async def open_stage(
     config = Config(limits=limits, server=server or ServerSettings(host="127.0.0.1", port=0), **settings)
 
     def make_client(connection: RecipientConnection) -> ClientSession:
-        return ClientSession(connection, hub, bars, codec, clock, config.server, pages.read_history)
+        return ClientSession(connection, hub, bars, codec, clock, config.server, HistoryPages(pages.read_history))
 
     one = Stage(bars, store, pages, clock)
     one.hub = hub

@@ -13,6 +13,7 @@ from candled.protocol.messages import PLAIN
 from candled.protocol.requests import RequestCodec, Subscribe
 from candled.rooms.hub import Hub
 from candled.serve.client import ClientSession
+from candled.serve.pager import HistoryPages
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
 
@@ -322,6 +323,7 @@ class Stage:
         self.bus.add_listener(self.bars.on_feed_message)
         self.facts = FeedMetadata(watermark_ms=MONDAY_MS + 60 * MINUTE_MS)
         self.limits = Limits()
+        self.pages = HistoryPages(lambda *request: self.history(*request))  # tests replace `history`
 
     async def start(self) -> "Stage":
         await self.bars.start()
@@ -366,7 +368,7 @@ class Stage:
     def connect(self) -> Socket:
         """A client with a socket."""
         socket = Socket(self.clock)
-        socket.client = ClientSession(socket, self.hub, self.bars, PROTOCOL, self.clock, self.limits, self.history)
+        socket.client = ClientSession(socket, self.hub, self.bars, PROTOCOL, self.clock, self.limits, self.pages)
         return socket
 
     async def history(self, key, interval, before_ms, limit):

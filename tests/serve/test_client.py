@@ -448,6 +448,30 @@ async def test_one_page_at_a_time_the_others_wait_in_order_and_too_many_are_refu
     assert [message["id"] for message in ws.of("history")] == list(range(MOST_WAITING + 1))
 
 
+async def test_pages_of_all_clients_are_made_two_at_a_time_in_the_order_of_the_requests():
+    """Clients that wait for the same read would otherwise all go on, and encode their pages, in one pass."""
+    one = await stage(count=250)
+    await one.clock.advance(250 * 60)
+    running, most, order = 0, 0, []
+
+    async def history(key, interval, before_ms, limit):
+        nonlocal running, most
+        running, most = running + 1, max(most, running + 1)
+        order.append(limit)
+        await asyncio.sleep(0)
+        running -= 1
+        return await read(key, interval, before_ms, limit)
+
+    read, one.history = one.history, history
+    clients = [one.connect() for _ in range(20)]
+    for number, ws in enumerate(clients):
+        ws.say({"type": "history", "symbol": "BTC/USDT", "interval": "1m", "limit": 100 + number})
+    await one.wait(0.1)
+    assert most == 2
+    assert order == list(range(100, 120))
+    assert [len(ws.of("history")[0]["bars"]) for ws in clients] == order
+
+
 async def test_a_client_that_does_not_read_has_no_page_made_for_it():
     one = await stage()
     asked = []
@@ -546,7 +570,7 @@ def measure(one: Stage, count: int) -> float:
     gc.collect()
     tracemalloc.start()
     for connection in connections:
-        connection.client = ClientSession(connection, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.history)
+        connection.client = ClientSession(connection, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.pages)
         connection.client.on_client_message(text)
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
