@@ -7,7 +7,7 @@ TAIL = _LONGEST_END - 1  # bytes after which an end may begin that is not comple
 
 
 class RequestHead:
-    """The bytes of a head that have arrived so far, each of which is searched once.
+    """The bytes of a head that have arrived so far. Each byte is searched once.
 
     Tornado searches a head from its beginning after each read, so one that arrives byte by byte would cost it quadratic
     time. It gets the bytes when they contain an empty line, or when they are too many.

@@ -15,6 +15,7 @@ from candled.bus.redis.leases import LeaseState
 from candled.bus.redis.lua import PUBLISH
 from candled.clock import SystemClock
 from candled.model import Decimals, MarketKey, Symbol
+from tests import deadlines
 from tests.bus.rig import BTC, CLOCK, ETH, MARKETS, new_prefix, process, until
 from tests.redis_servers import own_redis, shared_redis
 from tests.rows import minute
@@ -368,3 +369,25 @@ async def test_publishing_takes_no_time_whatever_redis_does(prefix):
             one.publish(MARKETS[number % 2])
             took.append(time.perf_counter() - started)
         assert sorted(took)[1980] < 0.005
+
+
+async def test_other_tasks_run_while_a_flood_of_messages_is_received(prefix, names):
+    """redis-py returns buffered messages without waiting, so the loop would do nothing else until there are none."""
+    url, count = shared_redis(), 3000
+    async with process(url, prefix) as one:
+        await until(lambda: one.is_ready)
+
+        def flood() -> None:
+            with redis.Redis.from_url(url) as client, client.pipeline(transaction=False) as pipeline:
+                for _ in range(count):
+                    pipeline.publish(names.candles_channel(BTC), "{")
+                pipeline.execute()
+
+        flooding = asyncio.ensure_future(asyncio.to_thread(flood))
+        received = [0]
+        async with deadlines.timeout(30):
+            while received[-1] < count:
+                await asyncio.sleep(0)
+                received.append(one.bus.describe()["ignored"].get("unreadable", 0))
+        await flooding
+        assert max(later - earlier for earlier, later in zip(received, received[1:], strict=False)) <= count / 10

@@ -1,15 +1,18 @@
 """Rows that cannot be candles: counted, a gap with a reason, asked for again, and no obstacle to anything else."""
 
+import asyncio
 import logging
 
 import pytest
 
-from candled.exchange import Candles, InvalidRow, read_rows
+from candled.errors import ExchangeError
+from candled.exchange import MAX_ROWS, Candles, InvalidRow, read_rows, read_rows_in_slices
 from candled.ingest.coverage import Coverage, Urgency, Window
 from candled.ingest.error_counter import ErrorCounter
 from candled.ingest.market import MarketIngest
 from candled.ingest.rows import sift
 from candled.model import MINUTE_MS, Range, RangeSet
+from tests.clocks import ManualClock
 from tests.ingest.test_market import BTC, at, market, push
 from tests.rows import MONDAY_MS, minute
 
@@ -59,6 +62,28 @@ def test_a_plugin_reads_rows_one_by_one():
     rows = read_rows([["0", "11"], ["60000", "x"], None, ["2", "12"]], read)
     assert [getattr(row, "close", None) for row in rows] == [11, None, None, 12]
     assert [row.open_ms for row in rows if isinstance(row, InvalidRow)] == [60_000, None]
+
+
+async def test_other_tasks_run_while_a_page_is_read():
+    read: list[int] = []
+    seen: list[int] = []
+
+    def read_row(row):
+        read.append(row)
+        return minute(row) if row % 7 else minute("no")
+
+    async def watch():
+        while True:
+            seen.append(len(read))
+            await asyncio.sleep(0)
+
+    watching = asyncio.ensure_future(watch())
+    rows = await read_rows_in_slices(range(1000), read_row, ManualClock(), open_ms=lambda row: row)
+    watching.cancel()
+    assert rows == read_rows(range(1000), read_row, open_ms=lambda row: row)
+    assert max(later - earlier for earlier, later in zip(seen, seen[1:], strict=False)) <= 100
+    with pytest.raises(ExchangeError, match=f"expected at most {MAX_ROWS} rows"):
+        await read_rows_in_slices(range(MAX_ROWS + 1), read_row, ManualClock())
 
 
 # ---------------------------------------------------------------- a market with bad rows
