@@ -187,8 +187,10 @@ class Broadcaster:
         now = self._begin_pass()
         if self._answers_since is None:
             self._answers_since = now
-        has_turn = stream in self._in_turn
-        if not has_turn and (self._paused or now - self._answers_since >= ANSWER_S):
+        if stream in self._in_turn or stream in self._resumed:
+            self._in_turn.discard(stream)
+            self._resumed.discard(stream)
+        elif self._in_turn or self._resumed or self._paused or now - self._answers_since >= ANSWER_S:
             return False
         self._answered += 1
         self._last_answer = now

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.serve.connection_limiter import ConnectionLimiter
+from candled.transport.broadcaster import Broadcaster
 from candled.transport.hot_stream import HotStream
 from candled.transport.http_connections import HttpConnections
 from candled.transport.library_internals import has_buffered_bytes
@@ -53,10 +54,8 @@ class Site:
             limiter, most=0, most_per_address=0, header_s=10, idle_s=60, stalled_s=30, budgets=self.budgets
         )
         self.client, peer = socket.socketpair()
-        self.is_time = True
-        self.stream = HotStream(
-            peer, ("192.0.2.1", 1), lambda *_: None, self.clock, connections, lambda _: self.is_time
-        )
+        self.turns = Broadcaster(asyncio.get_running_loop().call_soon, self.clock)
+        self.stream = HotStream(peer, ("192.0.2.1", 1), lambda *_: None, self.clock, connections, self.turns)
 
     def expect(self) -> "asyncio.Future[bytes]":
         """Read a request, as Tornado does."""
@@ -67,6 +66,13 @@ class Site:
         self.client.sendall(data)
         for _ in range(3):
             await asyncio.sleep(0)
+
+
+class Paused:
+    """A stream with a request that came before."""
+
+    def resume(self) -> bool:
+        return True
 
 
 @pytest.fixture
@@ -94,11 +100,10 @@ async def test_tornado_searches_no_part_of_a_head(site):
 
 
 async def test_the_first_request_waits_for_its_turn_too(site):
-    site.is_time = False
+    site.client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    site.turns.answer_later(Paused())
     head = site.expect()
-    await site.send(b"GET / HTTP/1.1\r\n\r\n")
     assert not head.done()
-    site.is_time = True
     assert bytes(await head) == b"GET / HTTP/1.1\r\n\r\n"
 
 
