@@ -26,6 +26,8 @@ class Probe(RequestHandler):
         assert self.ui  # Tornado's own, with references to the handler
         internals.break_handler_cycle(self)
         assert not self.ui
+        tail, size = internals.buffered_tail(internals.stream_of(self.request), 4)
+        assert (tail, size > 4) == ((b"\r\n\r\n", True) if size else (b"", False))
         self.finish("followed" if internals.has_buffered_bytes(internals.stream_of(self.request)) else "fine")
         assert internals.is_finished(self)
 
