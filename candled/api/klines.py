@@ -6,17 +6,18 @@ Source: Binance's spot REST API, "Market Data endpoints" and "Error codes".
 import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from candled.api.queries import MOST_BARS, BarQuery, Headers, HistoryRequest, PrintedPage
-from candled.model import END_OF_TIME_MS, MINUTE_MS, Interval, MarketKey, decimal_text
+from candled.model import END_OF_TIME_MS, MINUTE_MS, Interval, MarketKey, Symbol, decimal_text
 from candled.serve.hot_path import HotRequest
 from candled.serve.rate_limit import RateLimit
 from candled.transport.library_internals import is_finished
 
 from .bar_answers import BarHandler
-from .catalog import BinanceMarkets
+from .catalog import BinanceMarkets, binance_name
 from .context import ApiContext
 from .errors import ApiError
 from .handler import Handler, NotFound
@@ -34,6 +35,7 @@ _UNSUPPORTED = -1020  # not -1000, which clients take for temporary and retry
 _NOT_HERE = "This operation is not supported: here are klines, uiKlines, exchangeInfo, time and ping, for GET."
 _UNITS = {"MILLISECOND": 1, "MICROSECOND": 1000}
 _DECIMALS = 8
+_PERPETUAL_MS = 4_133_404_800_000  # Binance's own delivery date of contracts that have none
 _LARGEST = "9000000000.00000000"
 _NOT_ALLOWED = (
     "icebergAllowed", "ocoAllowed", "otoAllowed", "opoAllowed", "quoteOrderQtyMarketAllowed", "allowTrailingStop",
@@ -280,16 +282,17 @@ class ExchangeInfo(KlinesHandler):
             "quoteCommissionPrecision": _DECIMALS,
             "orderTypes": [],
             **dict.fromkeys(_NOT_ALLOWED, False),
-            "isSpotTradingAllowed": True,
+            "isSpotTradingAllowed": not market.symbol.settle,
             "isMarginTradingAllowed": False,
             "filters": [
                 {"filterType": "PRICE_FILTER", "minPrice": tick, "maxPrice": _LARGEST, "tickSize": tick},
                 {"filterType": "LOT_SIZE", "minQty": step, "maxQty": _LARGEST, "stepSize": step},
             ],
             "permissions": [],
-            "permissionSets": [["SPOT"]],
+            "permissionSets": [[] if market.symbol.settle else ["SPOT"]],
             "defaultSelfTradePreventionMode": "NONE",
             "allowedSelfTradePreventionModes": ["NONE"],
+            **_contract_facts(market.symbol),
         }
 
 
@@ -324,6 +327,23 @@ def _limit(limit: RateLimit) -> dict[str, Any]:
         "intervalNum": round(limit.window_s),
         "limit": limit.requests,
     }
+
+
+def _contract_facts(symbol: Symbol) -> dict[str, Any]:
+    """Return the fields by which Binance's futures APIs describe a contract; empty for a spot pair.
+
+    Source: Binance's USDⓈ-M futures API, "Exchange Information".
+    """
+    if not symbol.settle:
+        return {}
+    facts = {"pair": binance_name(Symbol(symbol.base, symbol.quote)), "marginAsset": symbol.settle_coin}
+    if not symbol.expiry:
+        return {**facts, "contractType": "PERPETUAL", "deliveryDate": _PERPETUAL_MS}
+    try:
+        expiry = datetime.strptime(f"{symbol.expiry}T08+0000", "%y%m%dT%H%z")  # the hour at most exchanges
+    except ValueError:
+        return {**facts, "contractType": ""}
+    return {**facts, "contractType": "", "deliveryDate": int(expiry.timestamp()) * 1000}
 
 
 def _unit(decimals: int | None) -> str:

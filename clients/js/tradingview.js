@@ -52,12 +52,12 @@ export class CandledDatafeed {
     const wanted = userInput.trim().toUpperCase();
     const found = markets.filter(
       (market) =>
-        [market.ticker, market.symbol, joined(market)].some((name) => name.toUpperCase().includes(wanted)) &&
+        [market.ticker, market.symbol, nameOf(market)].some((name) => name.toUpperCase().includes(wanted)) &&
         (!exchange || exchange === market.exchange.toUpperCase()),
     );
-    const rank = (market) => (joined(market).startsWith(wanted) ? 0 : 1);
+    const rank = (market) => (nameOf(market).toUpperCase().startsWith(wanted) ? 0 : 1);
     found.sort((one, other) => rank(one) - rank(other));
-    onResult(found.map((market) => ({ ...named(market), symbol: joined(market), type: "crypto" })));
+    onResult(found.map((market) => ({ ...named(market), symbol: nameOf(market), type: "crypto" })));
   }
 
   async resolveSymbol(symbolName, onResolve, onError) {
@@ -245,22 +245,22 @@ function keyOf({ ticker }, resolution) {
 function named(market) {
   const exchange = market.exchange.toUpperCase();
   const { ticker, symbol } = market;
-  return { name: joined(market), full_name: ticker, ticker, description: symbol, exchange };
+  return { name: nameOf(market), full_name: ticker, ticker, description: symbol, exchange };
 }
 
-function joined({ symbol }) {
-  return symbol.replace("/", "").toUpperCase();
+/** Return a ticker without its exchange: `BTCUSDT`, or `BTCUSDT.P` for a perpetual contract. */
+function nameOf({ ticker }) {
+  return ticker.slice(ticker.indexOf(":") + 1);
 }
 
-/** Return the market of a ticker such as `BITGET:BTCUSDT`. The exchange is optional, and so is the slash. */
+/** Return the market of a ticker such as `BITGET:BTCUSDT`, in any case, also without the exchange or as candled's symbol. */
 function findMarket(markets, name) {
   const wanted = name.toUpperCase();
   const spellings = (market) => [
     market.ticker,
     `${market.exchange}:${market.symbol}`,
-    `${market.exchange}:${joined(market)}`,
     market.symbol,
-    joined(market),
+    nameOf(market),
   ];
   return (
     markets.find(({ ticker }) => ticker === name) ??

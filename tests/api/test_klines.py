@@ -320,6 +320,25 @@ async def test_markets_whose_names_would_be_one_are_both_reachable_and_the_secon
     assert "klines: A/BUSDT is served as A-BUSDT: ABUSDT is AB/USDT" in logged
 
 
+CONTRACTS = [
+    MarketKey("replay", Symbol.parse(text))
+    for text in ("BTC/USDT", "BTC/USDT:USDT", "BTC/USD:BTC", "BTC/USD:BTC-261225", "1000SHIB/USDT:USDT")
+]
+
+
+@pytest.mark.slow
+@pytest.mark.stage(minutes={key: [minute(0, volume=str(at), final=True)] for at, key in enumerate(CONTRACTS)})
+async def test_ccxt_gives_spot_pairs_and_contracts_the_symbols_they_have_here(fetch, get):
+    ccxt = pytest.importorskip("ccxt", reason="needs ccxt: pip install -e '.[test]'")
+    described = json.loads((await fetch("/api/v3/exchangeInfo")).body)["symbols"]
+    pairs = {"crossMarginPairsData": [], "isolatedMarginPairsData": []}  # fetched with the markets, from elsewhere
+    markets = ccxt.binance({"options": pairs}).parse_markets(described)
+    assert [market["symbol"] for market in markets] == [str(key.symbol) for key in CONTRACTS]
+    assert [market["type"] for market in markets] == ["spot", "swap", "swap", "future", "swap"]
+    rows = [await get(f"/api/v3/klines?symbol={market['id']}&interval=1m") for market in markets]
+    assert [row[0][5] for row in rows] == ["0", "1", "2", "3", "4"]
+
+
 @pytest.mark.stage(klines=KlinesSettings())
 async def test_the_facade_is_off_by_default(fetch):
     assert (await fetch(KLINES)).code == 404

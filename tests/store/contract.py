@@ -2,10 +2,12 @@
 
 import asyncio
 import random
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,8 +23,10 @@ from candled.model import (
     Candle,
     Gap,
     Interval,
+    MarketKey,
     Range,
     RangeSet,
+    Symbol,
 )
 from candled.store.batch import SOURCES, group_by_market, merge_changes
 from candled.store.history import HistoryReader
@@ -41,6 +45,32 @@ OpenStore = Callable[..., Store]
 
 def everything(store: Store, market, interval: Interval) -> list[Candle]:
     return store.read_bars_between(market, interval, 0, ALWAYS_MS)
+
+
+def renaming(program: str) -> str:
+    """The statement with which docs/reference/storage.md renames the contracts of an earlier version."""
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "storage.md").read_text("utf-8")
+    (statement,) = re.findall(rf'^{program} .*"(UPDATE .*)"$', page, re.MULTILINE)
+    return statement
+
+
+def check_renaming(open_store: OpenStore, rename: Callable[[], None]) -> None:
+    """Check that `rename` keeps all that an earlier version stored of a contract, under its new name."""
+    old, new = (MarketKey("futures", Symbol.parse(text)) for text in ("BTC/USDT", "BTC/USDT:USDT"))
+    store = open_store(M5, D1)
+    store.write_minutes([(old, minute(at)) for at in range(12)] + [(BTC, minute(at, "3")) for at in range(5)])
+    store.save_known_gaps(old, [gap(20, 22)])
+    store.set_complete_from(old, 7)
+    before = [everything(store, old, interval) for interval in (MINUTE, M5, D1)]
+    store.close()
+    rename()
+    store = open_store(M5, D1)
+    assert [everything(store, new, interval) for interval in (MINUTE, M5, D1)] == before
+    assert (store.known_gaps(new), store.complete_from(new)) == ([gap(20, 22)], 7)
+    assert everything(store, old, MINUTE) == []
+    assert len(everything(store, BTC, MINUTE)) == 5
+    store.write_minutes([(new, minute(12))])
+    assert everything(store, new, MINUTE)[:-1] == before[0]
 
 
 def gap(start: int, end: int, reason: str = "exchange_outage") -> Gap:

@@ -19,7 +19,19 @@ from candled.store.postgres.store import PostgresStore
 from candled.store.sqlite.store import SqliteStore
 from tests import tiers
 from tests.servers import Database, shared_postgres
-from tests.store.contract import D1, H1, LONGER, M5, W1, StoreContract, everything, folded, sums
+from tests.store.contract import (
+    D1,
+    H1,
+    LONGER,
+    M5,
+    W1,
+    StoreContract,
+    check_renaming,
+    everything,
+    folded,
+    renaming,
+    sums,
+)
 from tests.store.rows import BTC, ETH, MONDAY_MS, minute, new_market
 
 pytestmark = pytest.mark.usefixtures("postgres")
@@ -66,6 +78,10 @@ class TestPostgresStore(StoreContract):
     @staticmethod
     def read_endlessly(store):
         store._fetch_rows("SELECT pg_sleep(60)", ())
+
+
+def test_the_page_renames_a_market_with_all_that_is_stored_of_it(database, open_store):
+    check_renaming(open_store, lambda: database.rows(renaming("psql")))
 
 
 # ---------------------------------------------------------------- addresses

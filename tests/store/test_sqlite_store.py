@@ -21,7 +21,7 @@ from candled.store.sqlite import file
 from candled.store.sqlite import store as sqlite
 from candled.store.sqlite.store import SqliteStore
 from tests.store import load
-from tests.store.contract import H1, LONGER, M5, StoreContract, everything, folded, sums
+from tests.store.contract import H1, LONGER, M5, StoreContract, check_renaming, everything, folded, renaming, sums
 from tests.store.rows import BTC, ETH, minute
 
 
@@ -56,6 +56,16 @@ class TestSqliteStore(StoreContract):
         store._fetch_rows(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 999999999) SELECT max(i) FROM n"
         )
+
+
+def test_the_page_renames_a_market_with_all_that_is_stored_of_it(path, open_store):
+    def rename():
+        connection = sqlite3.connect(path)
+        with connection:
+            connection.execute(renaming("sqlite3"))
+        connection.close()
+
+    check_renaming(open_store, rename)
 
 
 # ---------------------------------------------------------------- files it refuses

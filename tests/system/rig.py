@@ -77,6 +77,7 @@ class Rig:
             "exchanges": {"bitget": bitget},
             "ingest": {"backfill": "1h", **self.more.get("ingest", {})},
             "store": {"url": self.store_url, "journal": str(self.directory / "journal")},
+            **self.more.get("sections", {}),
         }
         path.write_text(yaml.safe_dump(document), "utf-8")
         self.daemon = Daemon(settings.load(path, {}, PLUGINS), PLUGINS, self.clock)

@@ -45,7 +45,7 @@ export function writeHash({ market, interval, view }) {
 export function findMarkets(text) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   const names = ({ exchange, symbol }) =>
-    [symbol, symbol.replace("/", ""), `${exchange}:${symbol}`].map((name) => name.toLowerCase());
+    [symbol, symbol.replace(/[/:]/g, ""), `${exchange}:${symbol}`].map((name) => name.toLowerCase());
   const found = markets.filter((market) => words.every((word) => names(market).some((name) => name.includes(word))));
   const rank = ({ symbol }) => (words.length && symbol.toLowerCase().startsWith(words[0]) ? 0 : 1);
   return found.sort((one, other) => rank(one) - rank(other));
