@@ -13,7 +13,8 @@ from tornado.testing import bind_unused_port
 from tornado.web import Application, RequestHandler, StaticFileHandler
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
-from candled.model import Interval, iso_ms, parse_iso_ms
+from candled.api.catalog import tradingview_name
+from candled.model import Interval, Symbol, iso_ms, parse_iso_ms
 
 Bar = dict[str, Any]
 Topic = tuple[str, str]  # symbol, interval
@@ -228,7 +229,7 @@ class _Facts(RequestHandler):
 
 
 def _market(symbol: str) -> Bar:
-    names = {"exchange": "demo", "symbol": symbol, "ticker": f"DEMO:{symbol.replace('/', '')}"}
+    names = {"exchange": "demo", "symbol": symbol, "ticker": f"DEMO:{tradingview_name(Symbol.parse(symbol))}"}
     return {**names, "priceDecimals": None if symbol.startswith("ETH") else 2, "volumeDecimals": None}
 
 

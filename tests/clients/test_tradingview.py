@@ -54,6 +54,19 @@ async def test_symbols_are_found_and_described(server: Scripted) -> None:
         assert await library.ask("time", "time", "") == START_MS // 1000
 
 
+async def test_a_contract_is_found_beside_its_pair(server: Scripted) -> None:
+    contract = ("BTC/USDT:USDT", "5m")
+    server.make(*contract, 60)
+    async with charting(server) as library:
+        found = await library.ask("search", "found", "", input="btcusdt")
+        assert [one["ticker"] for one in found] == ["DEMO:BTCUSDT", "DEMO:BTCUSDT.P"]
+        for name in ("BTCUSDT.P", "demo:btcusdt.p", "BTC/USDT:USDT"):
+            info = (await library.ask("show", "shown", symbol=name, resolution="5"))["info"]
+            assert (info["ticker"], info["description"]) == ("DEMO:BTCUSDT.P", "BTC/USDT:USDT")
+        server.trade(contract)
+        await settled(library, server, contract)
+
+
 async def test_where_the_exchange_says_no_decimals_the_bars_do(server: Scripted) -> None:
     server.trade(ETH)  # two decimals
     async with charting(server) as library:
