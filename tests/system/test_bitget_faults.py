@@ -212,17 +212,17 @@ async def test_after_each_fault_the_store_and_the_charts_hold_the_truth(tmp_path
         one.open_chart(ETH)
         await live(one)
         for fault in FAULTS[group]:
-            before = one.clock.now_ms()
             try:
                 fault(one)
-                await one.minutes(3)
-                calm(one)
                 await one.minutes(2)
+                calm(one)
+                await one.minutes(1)
                 assert await one.check() > 700
             except AssertionError as error:
-                error.add_note(f"after {fault.__name__}")
+                error.add_note(f"after {fault.__name__}, or before it")  # minutes are compared when they are 3 old
                 raise
-            assert one.clock.now_ms() - before > 5 * MINUTE_MS  # what was compared goes as far as the fault
+        await one.minutes(3)
+        assert await one.check() > 700
         assert chart.initials >= 1
 
 
