@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from decimal import Decimal
@@ -31,6 +32,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# The suite starts hundreds of programs, and rewrites the assertions of 300 modules: only the first run compiles them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Searches for counterexamples: in the suite a few, the same in every run, so that a change turns a test red and luck
 # does not; in `make soak` thousands, others each time. A test whose example is dear takes `tiers.few_examples`.
