@@ -11,8 +11,8 @@ from candled.token_bucket import MOST_CLOSED_S, TokenBucket
 class Budget(Protocol):
     """The requests that may be made to one host."""
 
-    async def acquire(self) -> None:
-        """Wait until a request may be made, and count it."""
+    async def acquire(self, weight: float = 1.0) -> None:
+        """Wait until a request may be made, and count it `weight` times. With 0, wait only while the host is closed."""
 
     def close_for(self, seconds: float) -> None:
         """Allow no requests for some time, an hour at most, because the host asked for it."""
@@ -43,10 +43,10 @@ class LocalBudget:
         """Allow at most `rate` requests a second from now on."""
         self._bucket.limit(rate)
 
-    async def acquire(self) -> None:
+    async def acquire(self, weight: float = 1.0) -> None:
         """See `Budget.acquire`."""
         async with self._turn:
-            while wait_s := self._bucket.try_take(self._clock.monotonic()):
+            while wait_s := self._bucket.try_take(self._clock.monotonic(), weight):
                 await self._clock.sleep(wait_s)
 
     def close_for(self, seconds: float) -> None:
@@ -85,10 +85,10 @@ class PartialBudget:
         self._own = own
         self._shared = shared
 
-    async def acquire(self) -> None:
+    async def acquire(self, weight: float = 1.0) -> None:
         """See `Budget.acquire`."""
-        await self._own.acquire()
-        await self._shared.acquire()
+        await self._own.acquire(weight)
+        await self._shared.acquire(weight)
 
     def close_for(self, seconds: float) -> None:
         """See `Budget.close_for`."""

@@ -100,10 +100,10 @@ class SharedBudget:
         self._rate = min(self._rate, rate)
         self._own.limit(rate * _SHARE)
 
-    async def acquire(self) -> None:
-        """Wait until a request may be made, and count it. Processes take turns."""
+    async def acquire(self, weight: float = 1.0) -> None:
+        """Wait until a request may be made, and count it `weight` times. Processes take turns."""
         async with self._turn:
-            while (seen := await self._try_to_look(reserves=True)) is not None:
+            while (seen := await self._try_to_look(weight)) is not None:
                 closed_s, wait_s = seen
                 if closed_s:
                     await self._clock.sleep(min(closed_s, _MOST_WAIT_S))
@@ -111,10 +111,10 @@ class SharedBudget:
                 if not wait_s:
                     return
                 await self._clock.sleep(wait_s)
-                seen = await self._try_to_look(reserves=False)
+                seen = await self._try_to_look(None)
                 if seen is None or not seen[0]:  # otherwise another process has closed the host in the meantime
                     return
-            await self._own.acquire()
+            await self._own.acquire(weight)
 
     def close_for(self, seconds: float) -> None:
         """Allow no requests for some time, in all processes, because the host asked for it."""
@@ -122,7 +122,7 @@ class SharedBudget:
         self._to_close_until = max(self._to_close_until, until)
         self._own.close_for(seconds)
         with suppress(OSError):  # the next request writes it
-            self._look(reserves=False)
+            self._look(None)
 
     def closed_for(self) -> float:
         """Return the seconds until the host may be asked again, as of the last read."""
@@ -133,11 +133,11 @@ class SharedBudget:
         """Return the share of the budget that is left, as of the last read."""
         return 0.0 if self.closed_for() else self._seen.remaining_share(self._now())
 
-    async def _try_to_look(self, *, reserves: bool) -> tuple[float, float] | None:
+    async def _try_to_look(self, weight: float | None) -> tuple[float, float] | None:
         """Read and update the file, with retries while it is locked; return None if it cannot be used."""
         for _ in range(_ATTEMPTS):
             try:
-                return self._look(reserves=reserves)
+                return self._look(weight)
             except BlockingIOError:
                 await self._clock.sleep(_BUSY_S)
             except OSError as error:
@@ -146,17 +146,17 @@ class SharedBudget:
         self._file.failed("another process keeps it locked")
         return None
 
-    def _look(self, *, reserves: bool) -> tuple[float, float]:
+    def _look(self, weight: float | None) -> tuple[float, float]:
         """Read and update the file; return for how many seconds the host is closed, and how long to wait for a request.
 
-        With `reserves`, a request is reserved unless the host is closed.
+        A request of `weight` is reserved unless the host is closed. With None, nothing is.
         """
         with self._file.bucket(self._host, self._rate) as bucket:
             now = self._now()
             if self._to_close_until > now:
                 bucket.close_until(min(self._to_close_until, now + MOST_CLOSED_S))
             closed_s = bucket.closed_for(now)
-            wait_s = bucket.reserve(now) if reserves and not closed_s else 0.0
+            wait_s = bucket.reserve(now, weight) if weight is not None and not closed_s else 0.0
             self._seen = bucket
         self._to_close_until = 0.0
         return closed_s, wait_s

@@ -8,7 +8,7 @@ the request budget, ordering, duplicates and the repair of gaps.
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from candled.errors import ExchangeError, InvalidCandle
 from candled.model import Candle, Interval, Market, Symbol
@@ -152,24 +152,47 @@ class FeedError:
     reconnect: bool = False
 
 
-Event = Candles | Subscribed | SubscriptionRejected | Pong | FeedError
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The exchange greeted the connection. A feed with `awaits_ready` subscribes now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The exchange expects an answer, for instance to a ping of its own. The daemon sends it before other frames."""
+
+    #: The text frame to send.
+    text: str
+
+
+Event = Candles | Subscribed | SubscriptionRejected | Pong | FeedError | Ready | Reply
 
 # ---------------------------------------------------------------- feeds
+
+Compression = Literal["gzip", "zlib", "deflate"]
+"""How an exchange compresses its binary frames: RFC 1952, RFC 1950, or RFC 1951 without a header."""
 
 
 class SocketFeed(ABC):
     """The protocol of one WebSocket connection that carries `symbols`. The daemon owns the socket.
 
-    It accepts frames of at most 1 MB, and on average at most 1,000 a second plus 50 for each symbol. If the exchange
-    sends more, it replaces the connection. It follows redirects only to the same host, port and scheme.
+    It accepts frames of at most 1 MB, also after decompression, and on average at most 1,000 a second plus 50 for each
+    symbol. If the exchange sends more, it replaces the connection. It follows redirects only to the same host, port and
+    scheme.
     """
 
     #: A text frame that the daemon sends as a ping. None: the daemon relies on protocol pings.
     ping: ClassVar[str | None] = None
-    #: The seconds between two pings.
-    ping_every_s: ClassVar[float] = 20.0
+    #: The seconds between two pings. `prepare_connection` may set it for one feed.
+    ping_every_s: float = 20.0
     #: The daemon replaces the connection if neither a `Pong` nor another frame arrives within this many seconds.
-    pong_within_s: ClassVar[float] = 10.0
+    pong_within_s: float = 10.0
+    #: How the exchange compresses its binary frames; the daemon decompresses them. None: not at all.
+    compression: ClassVar[Compression | None] = None
+    #: True if the daemon must wait for a `Ready` before it sends anything.
+    awaits_ready: ClassVar[bool] = False
+    #: With `awaits_ready`, the daemon replaces a connection that is not ready within this many seconds.
+    ready_within_s: ClassVar[float] = 10.0
     #: The maximum age of a connection. The daemon replaces it at that age, before the exchange closes it. None: no
     #: limit.
     lifetime_s: ClassVar[float | None] = None
@@ -182,6 +205,20 @@ class SocketFeed(ABC):
         self.url = url
         self.symbols = tuple(symbols)
 
+    async def prepare_connection(self, http: "Http") -> str:
+        """Return the address of the next connection. The daemon calls this before each one.
+
+        The default returns `url`. Override it if the exchange gives out addresses or tokens over REST.
+
+        Raises:
+            Unavailable, ExchangeError: as in `Http.get_json`. The daemon tries again after a pause.
+        """
+        return self.url
+
+    def make_ping(self) -> str | None:
+        """Return the next ping. The default returns `ping`; override it if each ping differs."""
+        return self.ping
+
     @abstractmethod
     def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
         """Return the frames that subscribe to `symbols`, in order."""
@@ -191,8 +228,8 @@ class SocketFeed(ABC):
         return []
 
     @abstractmethod
-    def read_frame(self, frame: str) -> list[Event]:
-        """Read one text frame.
+    def read_frame(self, frame: str | bytes) -> list[Event]:
+        """Read one frame: text, or the bytes of a binary frame after decompression.
 
         Raises:
             ExchangeError: the frame does not have the documented form. The daemon counts and skips it and keeps the
@@ -249,19 +286,54 @@ class Clock(Protocol):
         """Wait for `seconds`."""
 
 
-class Http(Protocol):
-    """The daemon's HTTP client. It keeps the request budget of each host and follows no redirects.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestBudget:
+    """The exchange's limit for some of its requests from one address, in a unit of its own ("weight").
 
-    It obeys 429, 418 and `Retry-After`, which counts as an hour if it is longer.
+    All processes of a site share it.
     """
 
-    async def get_json(self, url: str, params: Mapping[str, str] | None = None) -> Any:
+    #: The most weight in each period.
+    limit: float
+    #: The length of a period. Periods begin at multiples of it.
+    period_s: float = 60.0
+    #: The share of the limit that the daemon uses. The rest is left to other programs at the address.
+    share: float = 0.5
+    #: A header of the responses with the weight used in this period by all programs at the address.
+    used_header: str | None = None
+    #: A header of the responses with the weight that is left in this period.
+    remaining_header: str | None = None
+
+
+class Http(Protocol):
+    """The daemon's HTTP client. It keeps the request budgets of each host and follows no redirects.
+
+    It obeys 429, 418 and `Retry-After`, which counts as an hour if it is longer. A request costs `weight` of the named
+    `budget`, one of `Exchange.request_budgets`; without a name, it counts against `Exchange.requests_per_s`.
+    """
+
+    async def get_json(
+        self, url: str, params: Mapping[str, str] | None = None, *, weight: float = 1.0, budget: str = ""
+    ) -> Any:
         """Fetch `url` with GET and return the parsed JSON body, with decimal numbers as `decimal.Decimal`.
 
         Raises:
             Unavailable: no connection, timeout, 429, 418, 5xx, or a body of more than 4 MB, also after decompression.
                 The daemon tries again later.
             ExchangeError: another status, or a body that is not JSON. `HttpRejected` contains the status and the body.
+        """
+
+    async def post_json(self, url: str, body: Any = None, *, weight: float = 1.0, budget: str = "") -> Any:
+        """Send `body` as JSON with POST, and return the answer as `get_json` does. None sends no body.
+
+        Raises:
+            Unavailable, ExchangeError: as in `get_json`.
+        """
+
+    def pause_requests(self, url: str, seconds: float) -> None:
+        """Send no requests to the host of `url` for some time, an hour at most, in all processes.
+
+        Call this if the exchange reports in a way of its own that it got too many, then raise `Unavailable`.
         """
 
 
@@ -278,6 +350,8 @@ class Exchange(ABC):
     Settings: ClassVar[type[Any]]
     #: The request budget for each host that the plugin contacts.
     requests_per_s: ClassVar[float] = 5.0
+    #: Further budgets of each host by name, for requests that the exchange limits in another way.
+    request_budgets: ClassVar[Mapping[str, RequestBudget]] = {}
     #: The limits for WebSocket connections. The constructor may replace them.
     limits: ConnectionLimits = ConnectionLimits()
     #: The class of a feed, which `make_feed` creates with the setting `ws_url`.

@@ -50,7 +50,7 @@ class ShardedIngest:
         self._made = make_exchanges(config, clock)
         budget = budget or LocalBudgets(clock).budget
         self._http = {
-            one.name: HttpClient(clock, exchange.requests_per_s, budget, one.proxies)
+            one.name: HttpClient(clock, exchange.requests_per_s, budget, one.proxies, exchange.request_budgets)
             for one, exchange in zip(config.exchanges, self._made, strict=True)
         }
         self._running: dict[int, list[ExchangeIngest]] = {}

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple, Self
 
-_MOST_DEBT = 100.0  # tokens that are reserved but not available yet
+# Tokens that are reserved but not available yet: so many, or those of so many seconds.
+_MOST_DEBT, _MOST_DEBT_S = 100.0, 60.0
 _ROUNDING = 1e-9  # avoids waits that are too short for any clock
 MOST_CLOSED_S = 3600.0  # no host is avoided for longer, regardless of its request
 
@@ -34,7 +35,7 @@ class TokenBucket:
         bucket = cls(rate)
         tokens, at, closed_until = state
         bucket._closed_until = closed_until if now < closed_until <= now + MOST_CLOSED_S else 0.0
-        bucket._tokens = min(bucket.burst, tokens) if tokens >= -_MOST_DEBT else 0.0
+        bucket._tokens = min(bucket.burst, tokens) if tokens >= -max(_MOST_DEBT, _MOST_DEBT_S * rate) else 0.0
         bucket._at = at if at <= max(now, bucket._closed_until) else now
         return bucket
 
@@ -49,30 +50,35 @@ class TokenBucket:
             self.rate, self.burst = rate, max(1.0, rate)
             self._tokens = min(self._tokens, self.burst)
 
-    def try_take(self, now: float) -> float:
-        """Take a token and return 0.0, or return the seconds after which to try again."""
+    def try_take(self, now: float, weight: float = 1.0) -> float:
+        """Take `weight` tokens and return 0.0, or return the seconds after which to try again.
+
+        A weight above the burst needs a full bucket, and the next taker waits until it is paid for. A weight of 0 only
+        waits while the bucket is closed.
+        """
         if now < self._closed_until:
             return self._closed_until - now
         self._refill(now)
-        if self._tokens >= 1.0 - _ROUNDING:
-            self._tokens = max(0.0, self._tokens - 1.0)
+        needed = min(weight, self.burst)
+        if self._tokens >= needed - _ROUNDING or not weight:
+            self._tokens = max(needed - weight, self._tokens - weight)
             return 0.0
-        return (1.0 - self._tokens) / self.rate
+        return (needed - self._tokens) / self.rate
 
     def give_back(self) -> None:
         """Return a token that was not used."""
         self._tokens = min(self.burst, self._tokens + 1.0)
 
-    def reserve(self, now: float) -> float:
-        """Take a token, even one that is not available yet; return the seconds until it is.
+    def reserve(self, now: float, weight: float = 1.0) -> float:
+        """Take `weight` tokens, even ones that are not available yet; return the seconds until they are.
 
         While the bucket is closed, nothing is taken.
         """
         if now < self._closed_until:
             return self._closed_until - now
         self._refill(now)
-        self._tokens -= 1.0
-        return 0.0 if self._tokens >= -_ROUNDING else -self._tokens / self.rate
+        self._tokens -= weight
+        return 0.0 if not weight or self._tokens >= -_ROUNDING else -self._tokens / self.rate
 
     def close_until(self, at: float) -> None:
         """Allow nothing before `at`, and start with an empty bucket then."""

@@ -13,6 +13,8 @@ from candled.exchange import (
     Event,
     FeedError,
     Pong,
+    Ready,
+    Reply,
     SocketFeed,
     Subscribed,
     SubscriptionRejected,
@@ -27,6 +29,7 @@ _ANSWER_WITHIN_S = 10.0
 _MOST_RENEWAL_S = 600.0
 _RENEW_UNSURE_S = 30.0
 _HOUR_S = 3600.0
+_MOST_REPLIES = 100  # and pings, that wait to be sent
 _LATE_S = 0.3  # a late tick may catch up on this much, not more
 
 
@@ -64,15 +67,18 @@ class FeedConnection:
         self._send_at = now
         #: Frames of `subscribe` and `unsubscribe` that wait.
         self._frames: deque[str] = deque()
-        #: Pings that wait. They go first.
+        #: Pings and replies that wait. They go first.
         self._urgent: deque[str] = deque()
         self._subscriptions: dict[Symbol, _Subscription] = {}
         self._broken: str | None = None
         #: Subscriptions that the exchange rejected, on this connection and on earlier ones.
         self._rejected = RejectedSymbols() if rejected is None else rejected
-        self._request_symbols(self._rejected.select_allowed(symbols, now), now)
+        self._is_ready = not feed.awaits_ready
+        self._is_greeted = False  # just now, so that nothing was sent since
+        if self._is_ready:
+            self._request_symbols(self._rejected.select_allowed(symbols, now), now)
 
-    def on_frame(self, frame: str, now: float) -> list[Event]:
+    def on_frame(self, frame: str | bytes, now: float) -> list[Event]:
         """Read a frame; return its events for the caller: candles, rejections and errors.
 
         Events about symbols that the feed did not subscribe to are returned unused.
@@ -90,6 +96,12 @@ class FeedConnection:
                 self._pong_due = None
             elif isinstance(event, Subscribed):
                 self._on_acknowledgement(event.symbol)
+            elif isinstance(event, Reply):
+                self._urgent.append(event.text)
+                if len(self._urgent) > _MOST_REPLIES:
+                    self._broken = "the exchange asks for more replies than may be sent"
+            elif isinstance(event, Ready):
+                self._on_ready(now)
             else:
                 if isinstance(event, Candles):
                     self._on_sign_of_life(event.symbol)
@@ -103,15 +115,15 @@ class FeedConnection:
 
     def frames_to_send(self, now: float) -> list[str]:
         """Return the frames to send now, as fast as the exchange allows. Pings go first."""
-        self._request_symbols(self._rejected.take_due(now), now)
-        self._renew_silent(now)
-        ping = self._feed.ping
-        if ping is not None and now >= self._ping_at:
+        if self._is_ready:
+            self._request_symbols(self._rejected.take_due(now), now)
+            self._renew_silent(now)
+        if now >= self._ping_at and self._is_ready and (ping := self._feed.make_ping()) is not None:
             self._urgent.append(ping)
             self._ping_at = now + self._feed.ping_every_s
             if self._pong_due is None:
                 self._pong_due = now + self._feed.pong_within_s
-        due = []
+        due, self._is_greeted = [], False
         while now >= self._send_at and (frame := self._next_frame(now)) is not None:
             due.append(frame)
             self._send_at = max(self._send_at, now - _LATE_S) + 1.0 / self._limits.frames_per_s
@@ -129,10 +141,17 @@ class FeedConnection:
         """True if frames are waiting until the exchange allows them."""
         return bool(self._frames or self._urgent)
 
+    @property
+    def has_urgent(self) -> bool:
+        """True if a ping, a reply, or the first subscription after a greeting is waiting."""
+        return bool(self._urgent) or self._is_greeted
+
     def close_reason(self, now: float) -> str | None:
         """Return why the connection must be replaced, or None."""
         if self._broken is not None:
             return self._broken
+        if not self._is_ready and now > self._opened_at + self._feed.ready_within_s:
+            return f"the exchange is not ready after {self._feed.ready_within_s:g} s"
         if self._pong_due is not None and now > self._pong_due:
             return f"no pong or other frame within {self._feed.pong_within_s:g} s after a ping"
         if self._feed.lifetime_s is not None and now > self._opened_at + self._feed.lifetime_s:
@@ -152,6 +171,12 @@ class FeedConnection:
     def silent_symbols(self) -> list[Symbol]:
         """The symbols that were requested more than once and still deliver nothing."""
         return [symbol for symbol, one in self._subscriptions.items() if one.renewals and not one.alive]
+
+    def _on_ready(self, now: float) -> None:
+        if not self._is_ready:
+            self._is_ready = self._is_greeted = True
+            self._ping_at = now + self._feed.ping_every_s
+            self._request_symbols(self._rejected.select_allowed(self._feed.symbols, now), now)
 
     def _request_symbols(self, symbols: tuple[Symbol, ...], now: float) -> None:
         if symbols:

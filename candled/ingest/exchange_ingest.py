@@ -137,7 +137,7 @@ class ExchangeIngest:
             logger.error("%s: %s; reading %d symbols over REST", self.name, self._describe_limit(), len(self._surplus))
         for number, symbols in enumerate(groups, 1):
             name, feed = f"{self.name} feed {number}", self._exchange.make_feed(symbols)
-            runner = FeedRunner(name, feed, self, self._clock, attempts, turns, self._proxies, limits)
+            runner = FeedRunner(name, feed, self, self._clock, attempts, turns, self._proxies, limits, self._http)
             self._runners |= dict.fromkeys(feed.symbols, runner)
             self._tasks.start(runner.run())
 

@@ -16,6 +16,7 @@ from candled.exchange import (
     ConnectionLimits,
     Event,
     Feed,
+    Http,
     SocketFeed,
     StreamFeed,
     SubscriptionRejected,
@@ -26,6 +27,7 @@ from candled.tasks import Backoff, first_of, retry
 from candled.token_bucket import TokenBucket
 
 from .connection import FeedConnection
+from .decompression import TooLarge, decompress
 from .error_counter import ErrorCounter
 from .rejected_symbols import RejectedSymbols
 from .tunnel import open_tunnel
@@ -37,6 +39,7 @@ _protocol_log.setLevel(logging.WARNING)  # FeedRunner logs the end of a connecti
 _TICK_S = 1.0
 _SEND_TICK_S = 0.25  # while frames wait to be sent
 _CONNECT_TIMEOUT_S = 10.0
+_PREPARE_TIMEOUT_S = 30.0  # for the requests of a plugin before a connection
 _CLOSE_TIMEOUT_S = 0.2  # for the reply to our close frame, from a peer that may be dead
 _SEND_TIMEOUT_S = 5.0
 _HANG_UP_S = 1.0
@@ -45,6 +48,7 @@ _STEADY_S = 30.0  # a connection that lived this long is not a failure
 _MAX_FRAME_BYTES = 1024 * 1024
 # The frames, or events of a `StreamFeed`, that a feed may deliver each second, and in a row after a pause.
 _FRAMES_PER_S, _FRAMES_PER_S_AND_SYMBOL, _FRAMES_BURST_S = 1000, 50, 5.0
+_NOT_READ = "the exchange does not read the frames sent to it"
 FLOODED = "the exchange sends too many messages"
 """The reason for the interruption of a feed with too many frames a second."""
 
@@ -89,7 +93,8 @@ class FeedRunner:
     """The task of one feed, which runs until cancelled.
 
     `attempts` is the budget of connection attempts, shared by all feeds of one host. `turns` is shared by all feeds.
-    `proxies` are those from the settings, `limits` those of the exchange.
+    `proxies` are those from the settings, `limits` those of the exchange. Without `http`, nothing is asked before a
+    connection.
     """
 
     def __init__(
@@ -102,9 +107,11 @@ class FeedRunner:
         turns: LoopBudget,
         proxies: Proxies | None = None,
         limits: ConnectionLimits | None = None,
+        http: Http | None = None,
     ) -> None:
         self.feed = feed
         self._limits = limits
+        self._http = http
         self._name = name
         self._sink = sink
         self._clock = clock
@@ -193,9 +200,10 @@ class FeedRunner:
     async def _run_socket(self) -> str:
         feed = self.feed
         assert isinstance(feed, SocketFeed)
-        pings_itself = feed.ping is not None
+        url = await self._prepare_connection(feed)
+        pings_itself = feed.make_ping() is not None
         socket = await _Connect(
-            feed.url,
+            url,
             compression=None,
             proxy=None,
             open_timeout=_CONNECT_TIMEOUT_S,
@@ -204,12 +212,22 @@ class FeedRunner:
             ping_timeout=None if pings_itself else feed.pong_within_s,
             max_size=_MAX_FRAME_BYTES,
             logger=_protocol_log,
-            **await self._connect_options(feed.url),
+            **await self._connect_options(url),
         )
         try:
-            return await self._exchange_frames(socket, feed)
+            return await self._exchange_frames(socket, feed, url)
         finally:
             await _close_socket(socket)
+
+    async def _prepare_connection(self, feed: SocketFeed) -> str:
+        """Return the address to connect to, which the plugin may have to ask for."""
+        if self._http is None:
+            return feed.url
+        try:
+            async with asyncio.timeout(_PREPARE_TIMEOUT_S):
+                return await feed.prepare_connection(self._http)
+        except TimeoutError as error:
+            raise Unavailable(f"the connection was not prepared within {_PREPARE_TIMEOUT_S:g} s") from error
 
     async def _connect_options(self, url: str) -> dict[str, Any]:
         """Return the options of `create_connection`: a tunnel through a proxy, or how to connect to the host."""
@@ -221,12 +239,12 @@ class FeedRunner:
         # if an address does not answer, the next one is tried in parallel; uvloop does not support this
         return {"happy_eyeballs_delay": 0.25} if is_plain else {}
 
-    async def _exchange_frames(self, socket: ClientConnection, feed: SocketFeed) -> str:
+    async def _exchange_frames(self, socket: ClientConnection, feed: SocketFeed, url: str) -> str:
         connection = self._connection = FeedConnection(
             feed, feed.symbols, self._clock.monotonic(), self._rejected, self._limits
         )
         # the host only: an operator's address may contain a password
-        parts = parse_uri(feed.url)
+        parts = parse_uri(url)
         proxy = self._proxies.choose(parts.host, parts.port, is_secure=parts.secure)
         through = "" if proxy is None else f" through {proxy}"
         logger.info("%s: connected to %s%s for %d symbols", self._name, parts.host, through, len(feed.symbols))
@@ -240,13 +258,11 @@ class FeedRunner:
             if socket.state is not State.OPEN:  # one side is closing; the other may not hang up
                 await _close_socket(socket)
             try:
-                async with asyncio.timeout(_SEND_TIMEOUT_S):
-                    for frame in connection.frames_to_send(now):
-                        await socket.send(frame)
+                await self._send_due(socket, connection)
             except ConnectionClosed:
                 await socket.wait_closed()
             except TimeoutError:
-                return "the exchange does not read the frames sent to it"
+                return _NOT_READ
             skipped = self.malformed.end_series(self._steady_ms())
             if skipped > 1:
                 logger.info("%s: no more unreadable frames; skipped %d", self._name, skipped)
@@ -254,6 +270,17 @@ class FeedRunner:
             if reason is not None:
                 return reason
             await self._clock.sleep(_SEND_TICK_S if connection.has_more else _TICK_S)
+
+    async def _send_due(self, socket: ClientConnection, connection: FeedConnection) -> None:
+        """Send the frames that are due.
+
+        Raises:
+            TimeoutError: the exchange does not read them.
+            ConnectionClosed: the connection has ended.
+        """
+        async with asyncio.timeout(_SEND_TIMEOUT_S):
+            for frame in connection.frames_to_send(self._clock.monotonic()):
+                await socket.send(frame)
 
     async def _read_frames(self, socket: ClientConnection, connection: FeedConnection) -> str:
         turns = self._turns
@@ -267,9 +294,10 @@ class FeedRunner:
             began = self._clock.monotonic()
             if self._frames.try_take(began):
                 return FLOODED
-            text = frame if isinstance(frame, str) else frame.decode("utf-8", "replace")
             try:
-                events = connection.on_frame(text, began)
+                events = connection.on_frame(self._decompress(frame), began)
+            except TooLarge:
+                return f"a frame has more than {_MAX_FRAME_BYTES} bytes after decompression"
             except ExchangeError as error:
                 events = []
                 self._skip_frame(str(error))
@@ -280,6 +308,19 @@ class FeedRunner:
             for event in events:
                 self._on_event(event)
             turns.add_time(self._clock.monotonic() - began)
+            if connection.has_urgent:  # a reply does not wait for the next tick
+                try:
+                    await self._send_due(socket, connection)
+                except ConnectionClosed as error:
+                    return f"connection closed: {error}"
+                except TimeoutError:
+                    return _NOT_READ
+
+    def _decompress(self, frame: str | bytes) -> str | bytes:
+        feed = self.feed
+        if isinstance(frame, str) or not isinstance(feed, SocketFeed) or feed.compression is None:
+            return frame
+        return decompress(frame, feed.compression, _MAX_FRAME_BYTES)
 
     def _skip_frame(self, reason: str) -> None:
         if self.malformed.add_error(self._steady_ms()):

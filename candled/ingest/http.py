@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -15,7 +16,7 @@ from tornado.simple_httpclient import HTTPStreamClosedError, SimpleAsyncHTTPClie
 
 from candled.budget import Budget, LocalBudget, MakeBudget
 from candled.errors import ExchangeError, HttpRejected, Unavailable
-from candled.exchange import Clock
+from candled.exchange import Clock, RequestBudget
 from candled.proxies import Proxies
 from candled.token_bucket import MOST_CLOSED_S
 
@@ -29,20 +30,27 @@ _MOST_PENALTY_S = 120.0
 #: The longest body, before and after decompression.
 _MAX_BODY_BYTES = 4 * 1024 * 1024
 _MAX_LISTS = 200_000  # and objects: `[[],[],…]` takes 30 times its length in memory
+_MOST_USED = 0.9  # of a limit: then candled waits for the next period, so that other programs can go on
 _TOO_MANY = (418, 429)  # 418 is Binance's answer to clients that go on after 429
 
 
 class HttpClient:
-    """The `candled.exchange.Http` of one exchange. Each host has a budget of `requests_per_s`.
+    """The `candled.exchange.Http` of one exchange. Each host has a budget of `requests_per_s`, and the named `budgets`.
 
     `budget` returns the budget of a host, which other clients share. Without it, the budgets belong to this client
     alone. `proxies` are those from the settings.
     """
 
     def __init__(
-        self, clock: Clock, requests_per_s: float, budget: MakeBudget | None = None, proxies: Proxies | None = None
+        self,
+        clock: Clock,
+        requests_per_s: float,
+        budget: MakeBudget | None = None,
+        proxies: Proxies | None = None,
+        budgets: Mapping[str, RequestBudget] = MappingProxyType({}),
     ) -> None:
         self._clock = clock
+        self._limits = budgets
         self._rate = requests_per_s
         self._budget = budget or self._own_budget
         self._client = SimpleAsyncHTTPClient(force_instance=True, max_clients=8, max_buffer_size=_MAX_BODY_BYTES)
@@ -52,21 +60,39 @@ class HttpClient:
         #: milliseconds of the steady clock.
         self.on_date: Callable[[int, int, int], None] | None = None
 
-    async def get_json(self, url: str, params: Mapping[str, str] | None = None) -> Any:
+    async def get_json(
+        self, url: str, params: Mapping[str, str] | None = None, *, weight: float = 1.0, budget: str = ""
+    ) -> Any:
         """Fetch `url` with GET; see `candled.exchange.Http.get_json`."""
-        name = _host_of(url)
-        host = self._hosts.get(name)
-        if host is None:
-            host = self._hosts[name] = _Host(self._budget(name, self._rate))
-        await host.budget.acquire()
         full = f"{url}?{urlencode(params)}" if params else url
+        return await self._fetch(HTTPRequest(full), weight, budget)
+
+    async def post_json(self, url: str, body: Any = None, *, weight: float = 1.0, budget: str = "") -> Any:
+        """Send `body` with POST; see `candled.exchange.Http.post_json`."""
+        data = b"" if body is None else msgspec.json.encode(body)
+        headers = {"Content-Type": "application/json"}
+        return await self._fetch(HTTPRequest(url, "POST", headers, data), weight, budget)
+
+    def pause_requests(self, url: str, seconds: float) -> None:
+        """Send no requests for some time; see `candled.exchange.Http.pause_requests`."""
+        name = _host_of(url)
+        logger.warning("%s asked for a pause: no requests for %.0f s", name, seconds)
+        self._host(name).budget.close_for(max(0.0, seconds))
+
+    async def _fetch(self, request: HTTPRequest, weight: float, budget: str) -> Any:
+        name = _host_of(request.url)
+        host = self._host(name)
+        named = host.named(budget) if budget else None
+        # the host's own budget is closed if the host asked for a pause
+        await host.budget.acquire(weight if named is None else 0.0)
+        if named is not None:
+            await named.acquire(weight)
         host.requests += 1
         asked = self._clock.monotonic()
+        request.connect_timeout = request.request_timeout = _TIMEOUT_S
+        request.follow_redirects = False
         try:
-            response = await self._client.fetch(
-                HTTPRequest(full, connect_timeout=_TIMEOUT_S, request_timeout=_TIMEOUT_S, follow_redirects=False),
-                raise_error=False,
-            )
+            response = await self._client.fetch(request, raise_error=False)
         except (OSError, HTTPClientError) as error:
             raise Unavailable(f"cannot reach {name}: {error}") from error
         if response.code == 599:  # Tornado's own status: no response
@@ -76,6 +102,8 @@ class HttpClient:
         date_ms = _date_ms(response.headers)
         if date_ms is not None and self.on_date is not None:
             self.on_date(date_ms, round(asked * 1000), round(self._clock.monotonic() * 1000))
+        if named is not None:
+            self._pause_if_used(f"{name}, budget {budget}", named, self._limits[budget], response.headers, date_ms)
         return self._read_response(name, host, response)
 
     def describe(self) -> dict[str, Any]:
@@ -88,17 +116,40 @@ class HttpClient:
                 "requests": host.requests,
                 "budgetLeft": round(host.budget.remaining_share(), 3),
                 "closedForSeconds": round(host.budget.closed_for(), 1),
+                "budgets": {budget: round(one.remaining_share(), 3) for budget, one in host.by_name.items()},
             }
             for name, host in self._hosts.items()
         }
 
     def is_busy(self) -> bool:
         """Return whether less than half of some host's budget is left."""
-        return any(host.budget.remaining_share() < 0.5 for host in self._hosts.values())
+        return any(
+            budget.remaining_share() < 0.5
+            for host in self._hosts.values()
+            for budget in (host.budget, *host.by_name.values())
+        )
 
     def close(self) -> None:
         """Close idle connections."""
         self._client.close()
+
+    def _host(self, name: str) -> "_Host":
+        host = self._hosts.get(name)
+        if host is None:
+            host = self._hosts[name] = _Host(name, self._budget(name, self._rate), self._budget, self._limits)
+        return host
+
+    def _pause_if_used(
+        self, name: str, budget: Budget, limit: RequestBudget, headers: Mapping[str, str], date_ms: int | None
+    ) -> None:
+        """Wait for the exchange's next period if it reports that little is left of this one."""
+        used = _used_share(limit, headers)
+        if used is not None and used >= _MOST_USED:
+            period_ms = max(1, round(limit.period_s * 1000))
+            now_ms = self._clock.now_ms() if date_ms is None else date_ms
+            wait_s = (period_ms - now_ms % period_ms) / 1000
+            logger.info("%s: %.0f %% is used, no requests for %.1f s", name, 100 * used, wait_s)
+            budget.close_for(wait_s)
 
     def _own_budget(self, name: str, rate: float) -> Budget:
         return LocalBudget(self._clock, rate)
@@ -131,10 +182,40 @@ class HttpClient:
 
 
 class _Host:
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, name: str, budget: Budget, make: MakeBudget, limits: Mapping[str, RequestBudget]) -> None:
+        self._name = name
+        self._make = make
+        self._limits = limits
         self.budget = budget
+        self.by_name: dict[str, Budget] = {}
         self.requests = 0
         self.penalties = 0
+
+    def named(self, budget: str) -> Budget:
+        """Return one of the host's named budgets.
+
+        Raises:
+            ExchangeError: the plugin declares no budget of that name.
+        """
+        if budget not in self.by_name:
+            if budget not in self._limits:
+                raise ExchangeError(f"expected a budget of {', '.join(self._limits) or 'none'}, got {budget}")
+            limit = self._limits[budget]
+            rate = limit.limit * limit.share / limit.period_s
+            self.by_name[budget] = self._make(f"{self._name}/{budget}", rate)
+        return self.by_name[budget]
+
+
+def _used_share(limit: RequestBudget, headers: Mapping[str, str]) -> float | None:
+    """Return the share of a limit that the exchange reports as used; None if it reports none."""
+    try:
+        if limit.used_header is not None and limit.used_header in headers:
+            return float(headers[limit.used_header]) / limit.limit
+        if limit.remaining_header is not None and limit.remaining_header in headers:
+            return 1.0 - float(headers[limit.remaining_header]) / limit.limit
+    except ValueError:
+        return None
+    return None
 
 
 def _host_of(url: str) -> str:

@@ -57,7 +57,8 @@ class ExchangeCheck:
         self._chance = chance
         self._is_repairing = repair
         self._compared: Counter[Interval] = Counter()
-        self._http = HttpClient(clock, self._exchange.requests_per_s, budget, exchange.proxies)
+        made = self._exchange
+        self._http = HttpClient(clock, made.requests_per_s, budget, exchange.proxies, made.request_budgets)
 
     async def run(
         self,

@@ -48,7 +48,8 @@ class ExchangeSource:
         self._grace_period_ms = grace_period_ms
         self._print_line = print_line
         self.requests_per_s = self._exchange.requests_per_s * SHARE
-        self._http = HttpClient(clock, self._exchange.requests_per_s, budget, config.proxies)
+        made = self._exchange
+        self._http = HttpClient(clock, made.requests_per_s, budget, config.proxies, made.request_budgets)
 
     @property
     def most_minutes(self) -> int:

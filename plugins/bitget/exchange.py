@@ -75,7 +75,7 @@ class BitgetFeed(SocketFeed):
         """Return the frames that unsubscribe."""
         return messages.command_frames("unsubscribe", self._by_name(symbols))
 
-    def read_frame(self, frame: str) -> list[Event]:
+    def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
         return messages.read_frame(frame, self._symbols)
 

@@ -163,7 +163,7 @@ def command_frames(op: str, markets: Iterable[InstrumentKey]) -> list[str]:
     ]
 
 
-def read_frame(text: str, symbols: Mapping[InstrumentKey, Symbol]) -> list[Event]:
+def read_frame(text: str | bytes, symbols: Mapping[InstrumentKey, Symbol]) -> list[Event]:
     """Return the events of one frame of the public WebSocket. `symbols` are the subscribed markets, by Bitget's names.
 
     Candles are never marked as closed. Their `as_of_ms` is the frame's send time. Rows that cannot be candles are
@@ -185,7 +185,7 @@ def read_frame(text: str, symbols: Mapping[InstrumentKey, Symbol]) -> list[Event
 _decoder = msgspec.json.Decoder(float_hook=Decimal)  # a number keeps its digits
 
 
-def _parse(text: str) -> dict[str, Any]:
+def _parse(text: str | bytes) -> dict[str, Any]:
     try:
         message = _decoder.decode(text)
     except (ValueError, RecursionError) as error:
@@ -450,5 +450,5 @@ def read_ms(value: Any) -> int:
         raise ExchangeError(f"expected a time in milliseconds, got {value!r}") from error
 
 
-def _shorten(text: str) -> str:
+def _shorten(text: str | bytes) -> str:
     return repr(text[:120])

@@ -37,7 +37,8 @@ class Numbers(SocketFeed):
     def unsubscribe(self, symbols):
         return [f"-{symbol}" for symbol in symbols]
 
-    def read_frame(self, frame: str) -> list[Event]:
+    def read_frame(self, frame: str | bytes) -> list[Event]:
+        frame = frame if isinstance(frame, str) else frame.decode()
         if frame.startswith("ok"):
             return [Subscribed(BTC)]
         if not frame.isdecimal():

@@ -139,22 +139,22 @@ return redis.call('ZRANGE', KEYS[1], 0, 999)
 """)
 
 # Take a request from a budget; return {wait in ms, the rest in thousandths, closed for ms}, as text.
-# KEYS: budget. ARGV: requests per second, the burst size, ms to close it for before (0: not at all), 1 to take one.
-# It is closed for an hour at most.
+# KEYS: budget. ARGV: requests per second, the burst size, ms to close it for before (0: not at all), 1 to take one, its
+# weight. A weight above the burst needs a full budget, which is then in debt. It is closed for an hour at most.
 BUDGET = Script("""
 if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then
   redis.call('DEL', KEYS[1])
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local rate, burst = tonumber(ARGV[1]) / 1000, tonumber(ARGV[2])
+local rate, burst, weight = tonumber(ARGV[1]) / 1000, tonumber(ARGV[2]), tonumber(ARGV[5])
 local kept = redis.call('HMGET', KEYS[1], 'tokens', 'at', 'closed')
 local function within(text, least, most, default)
   local number = tonumber(text or '')
   return number and number >= least and number <= most and number or default
 end
 local latest = now + 3600000
-local tokens = within(kept[1], 0, burst, burst)
+local tokens = within(kept[1], -math.max(100, 60000 * rate), burst, burst)
 local closed = within(kept[3], 0, latest, 0)
 local at = within(kept[2], 0, math.max(now, closed), now)
 local close = math.min(now + tonumber(ARGV[3]), latest)
@@ -167,14 +167,14 @@ end
 local wait = 0
 if now < closed then
   wait = closed - now
-elseif tokens < 1 then
-  wait = math.ceil((1 - tokens) / rate)
+elseif weight > 0 and tokens < math.min(weight, burst) then
+  wait = math.ceil((math.min(weight, burst) - tokens) / rate)
 elseif ARGV[4] == '1' then
-  tokens = tokens - 1
+  tokens = tokens - weight
 end
 local function whole(number) return string.format('%.0f', number) end
 local closed_for = math.max(closed - now, 0)
 redis.call('HSET', KEYS[1], 'tokens', tostring(tokens), 'at', whole(at), 'closed', whole(closed))
-redis.call('PEXPIRE', KEYS[1], whole(closed_for + math.ceil(burst / rate) + 1000))
-return {whole(wait), whole(tokens / burst * 1000), whole(closed_for)}
+redis.call('PEXPIRE', KEYS[1], whole(closed_for + math.ceil((burst - math.min(tokens, 0)) / rate) + 1000))
+return {whole(wait), whole(math.max(tokens, 0) / burst * 1000), whole(closed_for)}
 """)

@@ -157,10 +157,10 @@ class RedisBudget:
         self._rate = min(self._rate, rate)
         self._local_bucket.limit(rate)
 
-    async def acquire(self) -> None:
-        """Wait until a request may be made, and count it."""
+    async def acquire(self, weight: float = 1.0) -> None:
+        """Wait until a request may be made, and count it `weight` times."""
         async with self._lock:
-            while wait_s := await self._try_acquire():
+            while wait_s := await self._try_acquire(weight):
                 await self._clock.sleep(min(wait_s, _MAX_WAIT_S))
 
     def close_for(self, seconds: float) -> None:
@@ -183,33 +183,34 @@ class RedisBudget:
         back = (self._clock.monotonic() - self._remaining_at) * self._rate / max(1.0, self._rate)
         return min(1.0, self._remaining + back)
 
-    async def _try_acquire(self) -> float:
+    async def _try_acquire(self, weight: float) -> float:
         """Return the seconds to wait before asking again, or 0.0 once a request was counted."""
         if closed_s := self.closed_for():
             return closed_s
         try:
-            return await self._request_share(take=True)
+            return await self._request_share(weight)
         except Unavailable:
-            return self._take_own_share()
+            return self._take_own_share(weight)
 
-    def _take_own_share(self) -> float:
+    def _take_own_share(self, weight: float) -> float:
         """Take a request from this process's share, assuming that all processes use equally much.
 
         If the number of processes is unknown, the share is about half.
         """
         self._local_bucket.rate = self._rate * self._share()
-        wait_s = self._local_bucket.try_take(self._clock.monotonic())
+        wait_s = self._local_bucket.try_take(self._clock.monotonic(), weight)
         self._remaining_at = self._clock.monotonic()
         self._remaining = self._local_bucket.remaining_share(self._remaining_at)
         return wait_s
 
-    async def _request_share(self, *, take: bool) -> float:
+    async def _request_share(self, weight: float | None) -> float:
+        """Take a request of `weight`, or nothing with None; return the seconds to wait."""
         now = self._clock.monotonic()
         close_ms = max(0, round((self._unsent_closing - now) * 1000))
         closing_until = self._unsent_closing
         burst = max(1.0, self._rate)
-        call = Call.of_script(BUDGET, [self._key], self._rate, burst, close_ms, int(take))
-        harmless = Call.of_script(BUDGET, [self._key], self._rate, burst, 0, 0)
+        call = Call.of_script(BUDGET, [self._key], self._rate, burst, close_ms, *_taking(weight))
+        harmless = Call.of_script(BUDGET, [self._key], self._rate, burst, 0, *_taking(None))
         (answer,) = await self._redis.call_redis(call, harmless=harmless)
         wait_ms, left, closed_ms = (int(part) for part in answer)
         if self._unsent_closing == closing_until:
@@ -221,6 +222,11 @@ class RedisBudget:
 
     async def _publish_closing(self) -> None:
         """Send the closing of the host to Redis, with retries while it lasts."""
-        send, backoff = partial(self._request_share, take=False), Backoff(_MAX_WAIT_S, _MAX_WAIT_S)
+        send, backoff = partial(self._request_share, None), Backoff(_MAX_WAIT_S, _MAX_WAIT_S)
         while self._unsent_closing > self._clock.monotonic():
             await retry(send, self._clock, backoff, on=Unavailable)
+
+
+def _taking(weight: float | None) -> tuple[int, float]:
+    """Return the arguments of the script that take a request of `weight`, or nothing with None."""
+    return (0, 1.0) if weight is None else (1, weight)
