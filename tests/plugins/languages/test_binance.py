@@ -67,8 +67,8 @@ class Counting(RequestHandler):
 
 async def test_a_budget_that_the_plugin_does_not_declare_is_an_error():
     http = HttpClient(SystemClock(), 10.0, budgets=BUDGETS)
-    with pytest.raises(ExchangeError, match="expected a budget of weight, history, got wieght"):
-        await http.get_json("http://127.0.0.1:1/", budget="wieght")
+    with pytest.raises(ExchangeError, match="expected a budget of weight, history, got wait"):
+        await http.get_json("http://127.0.0.1:1/", budget="wait")
     http.close()
 
 
