@@ -289,7 +289,7 @@ def test_what_is_listed_as_an_edge_is_one():
     assert [name for name in sorted(EDGES) if not touches(MODULES[name])] == []
 
 
-def test_what_is_listed_as_a_holder_holds_an_edge_and_is_none_itself():
+def test_a_module_listed_as_a_holder_of_an_edge_has_one_and_is_none_itself():
     assert [name for name in HOLDERS if touches(MODULES[name])] == []
     assert [name for name in HOLDERS if not own(name) & (EDGES | HOLDERS.keys())] == []
 
@@ -371,7 +371,7 @@ def test_a_step_knows_of_another_only_what_is_shared():
     assert [pair for pair in between_steps() if pair[1] not in SHARED.get(step_of(pair[1]), pair)] == []
 
 
-def test_only_the_command_line_knows_the_composition_root_and_nobody_the_command_line():
+def test_only_the_command_line_imports_the_composition_root_and_no_module_the_command_line():
     assert {name for name in MODULES if "app" in own(name)} == {"cli"}
     assert {name for name in MODULES if "cli" in own(name)} == {"__main__"}
 
@@ -391,7 +391,7 @@ def test_no_module_imports_itself_through_others():
     TopologicalSorter({name: own(name) for name in MODULES}).prepare()  # the error shows the circle
 
 
-def test_no_chain_of_imports_is_longer_than_the_page_says():
+def test_no_chain_of_imports_is_longer_than_documented():
     longest = max(map(longest_chain, MODULES), key=len)
     assert len(longest) <= DEPTH, " → ".join(longest)
 
@@ -446,7 +446,7 @@ def test_a_bundled_plugin_uses_what_a_third_partys_may_and_nothing_else(name):
 
 
 @pytest.mark.parametrize("name", sorted(PLUGINS))
-def test_a_bundled_plugin_holds_no_socket_and_no_clock(name):
+def test_a_bundled_plugin_has_no_socket_and_no_clock(name):
     assert touches(PLUGINS[name]) == set()
     assert not re.search(r"asyncio|\btime\.(time|sleep|monotonic)|datetime\.now", read(PLUGINS[name]))
 

@@ -181,7 +181,7 @@ def test_a_file_that_is_not_text_is_one_line(tmp_path):
         ("log: {}\nserver: {port: !!int ''}", "not valid YAML: a value does not match its tag"),
     ],
 )
-def test_a_file_that_is_not_yaml_is_one_line_that_says_where(problems, text, expected):
+def test_a_file_that_is_not_yaml_is_one_line_with_the_position(problems, text, expected):
     (only,) = problems(text)
     assert "candled.yaml" in only
     assert expected in only
@@ -394,7 +394,7 @@ def test_one_plugin_can_serve_two_exchanges(settings):
         ("exchanges: {replay: {speed: 0.5}}", "exchanges.replay.speed: at least 1.0, was 0.5"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_an_exchange_says_what_to_do(problems, text, expected):
+def test_a_mistake_in_an_exchange_names_the_remedy(problems, text, expected):
     assert problems(text) == (expected,)
 
 
@@ -413,7 +413,7 @@ def test_a_broken_plugin_that_is_used_is_reported_with_its_error(problems):
     )
 
 
-def test_an_exchange_nobody_offers_names_the_broken_plugins(problems):
+def test_an_exchange_that_no_plugin_offers_names_the_broken_plugins(problems):
     (only,) = problems("exchanges: {coinfair: }", plugins=broken("other"))
     assert only.endswith("; other (candled-x 1.0) cannot be used")
 
@@ -508,7 +508,7 @@ def test_the_environment_can_name_an_exchange_the_file_does_not(settings):
     assert [exchange.name for exchange in settings("exchanges: {bitget: }", env).exchanges] == ["bitget", "replay"]
 
 
-def test_what_kubernetes_tells_a_pod_beside_a_service_called_candled_is_left_alone(settings):
+def test_variables_of_kubernetes_for_a_service_called_candled_are_left_alone(settings):
     env = {
         "CANDLED_SERVICE_HOST": "10.0.0.11",
         "CANDLED_SERVICE_PORT": "7000",
@@ -520,7 +520,7 @@ def test_what_kubernetes_tells_a_pod_beside_a_service_called_candled_is_left_alo
     assert settings("", env) == settings("")
 
 
-def test_what_kubernetes_tells_of_services_called_candled_something_is_left_alone(settings):
+def test_variables_of_kubernetes_for_services_called_candled_something_are_left_alone(settings):
     env = {
         "CANDLED_REDIS_SERVICE_HOST": "10.0.0.12",
         "CANDLED_REDIS_SERVICE_PORT": "6379",

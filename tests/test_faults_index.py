@@ -91,7 +91,7 @@ def stored_times(directory: Path, interval: Interval, sunday: list) -> list[str]
 
 
 @pytest.mark.usefixtures("daemon")
-async def test_a_warm_up_that_fails_shows_nothing_cut_says_why_and_is_made_good(tmp_path):
+async def test_a_warm_up_that_fails_shows_no_part_of_a_bar_gives_the_reason_and_is_repeated(tmp_path):
     """Fault 13: a failed warm-up that leaves half bars and only a log line."""
     thursday_ms = MONDAY_MORNING_MS + 3 * DAY_MS
     clock = FairScaledClock(SPEED, thursday_ms)
@@ -221,7 +221,7 @@ async def test_a_message_that_was_missed_is_made_good_from_the_store():
     assert (chart.bars, hours.bars) == (one.join("1m").bars, one.join("1h").bars)
 
 
-async def test_a_message_without_news_of_the_past_changes_no_chart():
+async def test_a_message_that_changes_no_past_changes_no_chart():
     """Fault 15: a lost message that nobody notices. Asking the store once too often costs a read and moves nothing."""
     one = await Stage(Stored(minute(number, final=True) for number in range(60))).start()
     chart = one.join("1m")

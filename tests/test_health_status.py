@@ -20,6 +20,6 @@ EXCHANGES = [
 
 
 @pytest.mark.parametrize(("exchange", "symbol", "expected"), EXCHANGES)
-def test_trouble_of_an_exchange_or_of_a_market_is_a_doubt_whatever_the_state(exchange, symbol, expected):
+def test_a_problem_of_an_exchange_or_of_a_market_is_a_warning_in_any_state(exchange, symbol, expected):
     symbols = {"BTC/USDT": LIVE, "ETH/USDT": LIVE | symbol}
     assert is_healthy({"symbols": symbols, **exchange}) is expected

@@ -47,7 +47,7 @@ def record(text: str, *arguments, name: str = "tornado.access", at: float = 60.0
         ("x" * 10**6, "x" * (4000 - len("1970-01-01 00:01:00,000 WARNING tornado.access: "))),
     ],
 )
-def test_a_record_is_one_line_without_secrets_whoever_wrote_it(text, line):
+def test_a_record_is_one_line_without_secrets_whichever_library_wrote_it(text, line):
     for made in (record("%s", text), record(text)):
         handler, stream = handler_to_text()
         handler.emit(made)

@@ -97,7 +97,7 @@ def test_an_entry_point_without_a_distribution_is_loaded_too():
     assert (found.ok, found.distribution) == (True, "no distribution")
 
 
-def test_an_installed_plugin_replaces_a_bundled_exchange_and_the_log_says_so(install, caplog):
+def test_an_installed_plugin_replaces_a_bundled_exchange_and_is_logged(install, caplog):
     install(my_bitget=OFFERS_X.replace('name = "x"', 'name = "bitget"'))
     plugins = discover()
     assert plugins.exchanges["bitget"].__module__ == "my_bitget"
@@ -164,7 +164,7 @@ def test_of_two_installed_plugins_with_one_name_the_second_is_refused(install):
          "X.Settings: every key needs a default, url has none"),
     ],
 )  # fmt: skip
-def test_a_bad_plugin_is_named_with_its_reason_and_harms_nobody(install, source, error):
+def test_a_bad_plugin_is_named_with_its_reason_and_harms_no_other(install, source, error):
     install(bad=source, x_plugin=OFFERS_X.replace('name = "x"', 'name = "y"'))
     bad = status("bad")
     assert not bad.ok

@@ -106,7 +106,7 @@ SITES = [
 
 
 @pytest.mark.parametrize("make", SITES)
-async def test_whoever_asks_one_host_shares_one_budget(make, tmp_path):
+async def test_clients_of_one_host_share_one_budget(make, tmp_path):
     clock, seconds = ManualClock(), 20
     counts = await taken(clock, make(tmp_path / "budget", clock), seconds)
     assert RATE * seconds * 0.9 <= sum(counts) <= RATE * (seconds + 1) + 1  # ten at once, then ten a second
@@ -225,7 +225,7 @@ def _no_space(*_: object) -> int:
     raise OSError(28, "No space left on device")
 
 
-async def test_a_process_that_was_stopped_with_the_file_locked_holds_up_nobody(tmp_path, caplog):
+async def test_a_process_that_was_stopped_with_the_file_locked_delays_no_other(tmp_path, caplog):
     path, clock = tmp_path / "budget", ManualClock()
     caplog.set_level("INFO")
     budget = BudgetFile(path, clock).budget("host", RATE)
@@ -274,7 +274,7 @@ async def test_a_file_that_is_deleted_is_made_again(tmp_path):
     assert path.exists()
 
 
-def test_a_file_that_root_made_is_left_to_whoever_has_the_folder(tmp_path):
+def test_a_file_that_root_made_is_left_to_the_owner_of_the_folder(tmp_path):
     if os.geteuid() != 0:
         pytest.skip("run as root, so that the command has another user than the daemon")
     os.chown(tmp_path, 1234, 1234)

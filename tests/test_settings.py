@@ -99,7 +99,7 @@ def test_nothing_set_is_all_defaults():
         ("inner:", {"inner": Inner()}),
     ],
 )
-def test_what_yaml_says_becomes_a_value(text, expected):
+def test_a_yaml_scalar_becomes_a_value(text, expected):
     assert read(yaml.safe_load(text)) == (Everything(**expected), [])
 
 
@@ -149,7 +149,7 @@ def test_what_yaml_says_becomes_a_value(text, expected):
         ("[]", "x: expected a mapping of settings, got a list"),
     ],
 )
-def test_a_mistake_says_where_it_is_and_what_was_expected(text, expected):
+def test_a_mistake_names_its_place_and_the_expected_value(text, expected):
     assert problem(yaml.safe_load(text)) == expected
 
 
@@ -157,7 +157,7 @@ def test_a_duration_without_a_unit_is_refused_with_a_hint():
     assert problem({"wait": 10}).endswith("a unit is missing, write 10s if seconds are meant")
 
 
-def test_an_interval_says_why_it_cannot_be():
+def test_an_impossible_interval_has_the_reason():
     assert "does not divide a day" in problem({"interval": "7m"})
 
 
@@ -239,7 +239,7 @@ def test_what_has_no_end_or_no_value_is_not_yaml(text, expected):
     assert str(caught.value) == expected
 
 
-def test_what_is_not_yaml_says_in_which_line():
+def test_an_error_of_yaml_names_the_line():
     with pytest.raises(NotYaml) as caught:
         read_yaml("a: 1\nb: {c: &x [*x]}")
     assert caught.value.line == 2

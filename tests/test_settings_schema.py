@@ -62,7 +62,7 @@ def sections() -> list[tuple[str, type[Settings]]]:
 
 
 @pytest.mark.parametrize(("name", "model"), sections(), ids=str)
-def test_every_key_is_there_with_its_help_and_its_default(name, model):
+def test_every_key_has_its_help_and_its_default(name, model):
     schema = SCHEMA["$defs"][name]
     for key, field in model.model_fields.items():
         written = schema["properties"][key]

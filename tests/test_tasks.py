@@ -101,7 +101,7 @@ async def test_a_cancellation_that_a_library_turns_into_an_error_is_repeated(cap
 
 
 @pytest.mark.slow
-async def test_a_task_is_kept_while_it_runs_and_forgotten_afterwards():
+async def test_a_task_is_kept_while_it_runs_and_dropped_afterwards():
     tasks, go = TaskSet(), asyncio.Event()
     running = weakref.ref(tasks.start(go.wait()))
     gc.collect()

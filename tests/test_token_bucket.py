@@ -9,7 +9,7 @@ def test_a_bucket_gives_its_rate_and_no_more():
     assert taken == pytest.approx(110, abs=1)
 
 
-def test_a_bucket_says_how_long_to_wait():
+def test_a_bucket_returns_how_long_to_wait():
     bucket = TokenBucket(rate=2, burst=1)
     assert bucket.try_take(0.0) == 0.0
     assert bucket.try_take(0.0) == pytest.approx(0.5)

@@ -182,7 +182,7 @@ def heal(bars: Aggregator, stored: dict[int, Candle], at: int, change_id: int) -
     return bars.merge_stored(rows, start_ms, end_ms, change_id)
 
 
-def test_a_version_with_the_same_values_is_no_news_and_keeps_what_clients_were_told():
+def test_a_version_with_the_same_values_is_no_change_and_keeps_the_published_one():
     bars = aggregator()
     bars.apply_minute(minute(0, as_of=70_000)._replace(rev=1, src="live"), 2)
     bars.apply_minute(minute(1), 4)
@@ -198,7 +198,7 @@ def test_a_version_with_the_same_values_is_no_news_and_keeps_what_clients_were_t
     assert [bar.open_ms for bar in bars.series_of(MINUTE).changed_since(4)] == [MONDAY_MS]
 
 
-def test_another_source_of_the_same_values_is_told():
+def test_another_source_of_the_same_values_is_published():
     """A leader ended before it had stored what it told; to whoever reads the store the minute is its successor's."""
     bars = aggregator()
     bars.apply_minute(minute(0, as_of=70_000)._replace(src="live"), 2)

@@ -19,7 +19,7 @@ def test_a_feed_followed_from_its_first_message_lacks_nothing():
     assert feed_log.position == ("a", 3)
 
 
-def test_an_older_message_is_not_news_and_several_may_stand_at_one_position():
+def test_an_older_message_is_no_change_and_several_may_stand_at_one_position():
     feed_log = followed(("a", 1), ("a", 2))
     assert feed_log.record_message(Position("a", 2))
     assert not feed_log.record_message(Position("a", 1))
@@ -35,7 +35,7 @@ def test_a_missing_number_is_noticed_with_the_last_one_before_it():
     assert not feed_log.is_broken
 
 
-def test_whoever_joins_in_the_middle_has_missed_what_came_before():
+def test_a_log_that_begins_in_the_middle_has_missed_what_came_before():
     assert followed(("a", 7)).is_broken
     assert followed(("a", 7)).lost_since is None
 
@@ -114,7 +114,7 @@ def test_what_changed_since_a_position_is_known_as_far_as_the_feed_was_followed(
     assert feed_log.change_id_of(Position("c", 1)) is None
 
 
-def test_changes_that_were_forgotten_are_not_answered_for():
+def test_changes_that_were_dropped_are_not_answered_for():
     feed_log = followed(("a", 1))
     first = Position("a", 1)
     for seq in range(2, 3000):
@@ -124,7 +124,7 @@ def test_changes_that_were_forgotten_are_not_answered_for():
     assert feed_log.change_id_of(Position("a", 2990)) is not None
 
 
-def test_the_log_can_be_believed_once_it_holds_what_came_before_this_process_began():
+def test_the_log_can_be_believed_once_it_has_what_came_before_this_process_began():
     feed_log = followed(("a", 10))
     feed_log.metadata = FeedMetadata(logged_seq=9)
     assert not feed_log.is_logged
@@ -142,7 +142,7 @@ def test_stamps_only_grow(positions):
             assert feed_log.change_id_of(feed_log.position) == feed_log.change_id
 
 
-def test_what_was_settled_at_a_moment_is_remembered():
+def test_the_watermark_of_a_moment_is_remembered():
     feed_log = FeedLog()
     for seq, settled_ms in ((1, 60_000), (2, 60_000), (3, 120_000), (4, None), (5, 180_000)):
         feed_log.record_message(Position("one", seq))
@@ -153,7 +153,7 @@ def test_what_was_settled_at_a_moment_is_remembered():
     assert feed_log.metadata.watermark_ms == 180_000
 
 
-def test_a_gap_that_goes_away_counts_as_a_change_of_where_it_was():
+def test_a_gap_that_disappears_counts_as_a_change_of_its_range():
     feed_log = FeedLog()
     feed_log.record_message(Position("one", 1))
     feed_log.update_metadata(FeedMetadata(watermark_ms=10**6, gap=Range(60_000, 180_000)))

@@ -112,7 +112,7 @@ async def test_a_position_that_was_not_followed_is_answered_from_the_log():
     assert await one.since(Position("gone", 90), 58) is None
 
 
-async def test_a_log_that_may_lack_what_this_process_never_heard_is_not_believed():
+async def test_a_log_that_may_lack_messages_this_process_missed_is_not_believed():
     one = await Process().start()
     one.seq = 100
     one.minute(minute(60, volume="2", as_of=10_000), logged=99)
@@ -190,7 +190,7 @@ async def test_a_change_that_is_not_in_the_log_yet_is_waited_for():
     assert one.bars.get_bar(BTC, MINUTE, changed.open_ms).volume == 9
 
 
-async def test_where_the_log_stays_behind_everything_held_is_read_again():
+async def test_where_the_log_stays_behind_everything_cached_is_read_again():
     one = await Process().start()
     seen = one.minute(minute(60, volume="2", as_of=10_000))
     one.stored.log[tuple(seen)] = []
@@ -203,7 +203,7 @@ async def test_where_the_log_stays_behind_everything_held_is_read_again():
     assert one.bars.get_bar(BTC, MINUTE, MONDAY_MS + 5 * MINUTE_MS).volume == 9
 
 
-async def test_without_a_log_everything_held_is_read_again():
+async def test_without_a_log_everything_cached_is_read_again():
     one = await Process().start()
     one.minute(minute(60, volume="2", as_of=10_000))
     one.minute(minute(5, "12", volume="9", final=True, as_of=90_000), heard=False)
@@ -318,7 +318,7 @@ async def test_before_anything_is_known_of_history_what_was_lost_is_looked_for()
     assert one.bars.describe_recovery() == {"healed": 1, "catchingUp": 0}
 
 
-async def test_the_bus_itself_may_say_that_messages_were_missed():
+async def test_the_bus_itself_may_report_that_messages_were_missed():
     one = await Process().start()
     one.minute(minute(60, final=True))
     one.stored.minutes[minute(61).open_ms] = minute(61, volume="7", final=True)
@@ -328,7 +328,7 @@ async def test_the_bus_itself_may_say_that_messages_were_missed():
     assert one.bars.describe_recovery()["healed"] == 1
 
 
-async def test_a_position_is_told_only_once_a_healed_range_was_read():
+async def test_a_position_is_published_only_once_a_repaired_range_was_read():
     one = await Process().start()
     before = one.minute(minute(60, volume="2", as_of=10_000))
     one.say(HistoryChanged(BTC, MONDAY_MS, MONDAY_MS + MINUTE_MS, MONDAY_MS, FeedMetadata(MONDAY_MS + 60 * MINUTE_MS)))
@@ -337,7 +337,7 @@ async def test_a_position_is_told_only_once_a_healed_range_was_read():
     assert one.bars.feed_position(BTC) == ("one", 2)
 
 
-async def test_a_bar_that_history_cuts_is_told_to_nobody():
+async def test_a_bar_that_history_cuts_is_not_published():
     """Its first minutes are before the time from which on history is complete."""
     one = Process(20)
     one.stored.since = at(7)
@@ -455,7 +455,7 @@ async def test_no_bar_that_may_lack_lost_messages_is_final():
     assert not one.bars.is_final(BTC, MINUTE, late)
 
 
-async def test_a_market_whose_numbers_were_forged_goes_on_once_the_bus_says_where_it_is():
+async def test_a_market_whose_numbers_were_forged_goes_on_once_the_bus_reports_its_position():
     one = await Process().start()
     one.minute(minute(60, volume="1"))
     one.bars.on_feed_message(MinuteChanged(BTC, minute(60, volume="2")), Position("one", 1_000_000))

@@ -49,7 +49,7 @@ async def market() -> Market:
 
 
 @pytest.mark.slow
-async def test_bars_that_nobody_asked_for_are_few_in_memory():
+async def test_few_unrequested_bars_are_in_memory():
     started = await market()
     before = started.stored.queries
     assert await started.ask(FIVE, 120) == started.newest(FIVE, 120)
@@ -76,7 +76,7 @@ async def test_bars_that_were_asked_for_stay_in_memory():
 
 
 @pytest.mark.slow
-async def test_bars_between_what_is_kept_and_what_is_there_are_not_shown_as_all():
+async def test_bars_between_memory_and_the_present_are_not_shown_as_all():
     started = await market()
     for count in range(115, 165):
         assert started.bars.is_loaded(BTC, FIVE, count) == (count <= 120)

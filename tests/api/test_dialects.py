@@ -78,7 +78,7 @@ GAPPY = [
 @pytest.mark.slow
 @pytest.mark.parametrize("interval", ["1m", "5m", "1h", "1D", "1W"])
 @pytest.mark.stage(minutes={BTC: GAPPY})
-async def test_every_dialect_tells_the_same_bars_from_now_to_the_first(stage, fetch, get, connect, interval):
+async def test_every_dialect_has_the_same_bars_from_now_to_the_first(stage, fetch, get, connect, interval):
     stage.push(minute(3200, close="9", volume="0.1"))
     everything = [*GAPPY, minute(3200, close="9", volume="0.1")]
     length = Interval.parse(interval)

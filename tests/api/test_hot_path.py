@@ -244,7 +244,7 @@ BODY = b"GET /api/v3/ping HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
         ([PLAIN, BODY % (len(HEAD), b""), HEAD, PLAIN, HEAD], 4, 1),
     ],
 )
-async def test_requests_are_told_apart_however_they_arrive(seen, stage, parts, count, hot):
+async def test_requests_are_distinguished_however_they_arrive(seen, stage, parts, count, hot):
     reader, writer = await asyncio.open_connection("127.0.0.1", stage.server.listen())
     bodies = []
     for number, part in enumerate(parts):

@@ -131,7 +131,7 @@ async def streams(minutes=FIRST, at_s: float = 0.0) -> Streams:
 
 
 @pytest.mark.parametrize("settle_s", [0.0, 0.5, 1.5, 3.0, 6.0, 20.0, 45.0])
-async def test_a_new_bar_does_not_wait_long_for_the_end_of_the_old_one_which_is_told_when_it_is_known(settle_s):
+async def test_a_new_bar_does_not_wait_long_for_the_end_of_the_old_one_which_is_sent_when_it_is_known(settle_s):
     one = await streams()
     ear = one.connect()
     await one.feed(FIRST, 5)

@@ -136,7 +136,7 @@ async def test_a_mistake_is_answered_as_binance_does_and_nothing_is_subscribed(c
         assert await ask(ws, "LIST_SUBSCRIPTIONS") == {"result": [], "id": 1}
 
 
-async def test_an_address_with_an_unknown_stream_is_told(connect):
+async def test_an_address_with_an_unknown_stream_is_reported(connect):
     async with connect("/ws/nope@kline_1m") as ws:
         refusal = {"code": 2, "msg": "Invalid request: unknown stream nope@kline_1m"}
         assert await hear(ws) == {"error": refusal, "id": None}
@@ -163,7 +163,7 @@ async def test_x_is_true_exactly_once_per_bar_and_last(stage, connect):
 
 
 @pytest.mark.slow
-async def test_a_bar_that_opens_is_told_within_three_seconds_though_the_last_one_is_not_final(stage, connect):
+async def test_a_bar_that_opens_is_sent_within_three_seconds_though_the_last_one_is_not_final(stage, connect):
     async with connect("/ws/btcusdt@kline_1m") as ws:
         await hear(ws)
         stage.push(minute(60, volume="2"))
@@ -187,7 +187,7 @@ async def test_times_are_in_microseconds_where_that_is_asked_for(connect, unit, 
         assert (await hear(wrong))["error"]["msg"].startswith("Invalid request: timeUnit")
 
 
-async def test_what_a_burst_passes_over_is_told_when_everything_is_told_afresh(stage, connect):
+async def test_bars_that_a_burst_skips_are_sent_with_the_next_resync(stage, connect):
     """More bars in a moment than a room lets wait: each of them ends all the same."""
     async with connect("/ws/btcusdt@kline_1m") as ws:
         await hear(ws)
@@ -221,7 +221,7 @@ async def test_one_membership_serves_all_clients_of_a_stream_and_ends_with_the_l
 
 
 @pytest.mark.stage(server=ServerSettings(max_messages_per_second=5))
-async def test_a_flood_of_messages_is_ended_and_the_end_of_the_server_is_told(stage, connect):
+async def test_a_flood_of_messages_is_ended_and_the_end_of_the_server_is_sent(stage, connect):
     async with connect("/ws/x") as flood:
         for number in range(100):
             await flood.send(json.dumps({"method": "LIST_SUBSCRIPTIONS", "id": number}))
@@ -280,7 +280,7 @@ async def test_the_first_message_decides_which_protocol_a_connection_speaks(conn
                 assert told.get("e", told) == wanted
 
 
-async def test_a_connection_that_never_said_which_protocol_it_speaks_is_let_go(stage, connect):
+async def test_a_connection_that_never_named_its_protocol_is_let_go(stage, connect):
     silent, nonsense = await connect("/ws"), await connect("/ws")
     await nonsense.send("{")
     assert await hear(nonsense) == FORMAT

@@ -30,7 +30,7 @@ FIRST = Candle.parse(
 
 
 @pytest.mark.stage(minutes={BTC: [FIRST]})
-async def test_a_row_is_binances_and_what_no_candle_says_is_zero(stage, fetch):
+async def test_a_row_is_binances_and_a_value_that_no_candle_has_is_zero(stage, fetch):
     stage.push(minute(1, volume="0.10"))
     answer = await fetch(KLINES)
     again = await fetch(KLINES.replace("klines", "uiKlines"))
@@ -73,7 +73,7 @@ async def test_longer_bars_have_binances_names_and_close_a_millisecond_before_th
     assert (week[0], week[5], week[6]) == (MONDAY_MS, "1500", MONDAY_MS + 7 * DAY_MS - 1)
 
 
-async def test_the_answer_says_whether_its_last_row_is_final_and_how_old_what_it_says_is(stage, fetch):
+async def test_the_answer_has_the_finality_of_its_last_row_and_its_age(stage, fetch):
     done = await fetch(KLINES)
     stage.push(minute(60, as_of=10_000))  # the clock stands at minute 61
     running = await fetch(KLINES)
@@ -174,7 +174,7 @@ async def test_asked_times_are_microseconds_where_they_are_too_late_for_millisec
 
 
 @pytest.mark.stage(klines=ON, limits=LimitSettings(klines_requests=4))
-async def test_trouble_has_binances_bodies_too(stage, fetch, monkeypatch):
+async def test_errors_have_binances_bodies_too(stage, fetch, monkeypatch):
     def away(*_):
         raise StoreUnavailable("gone")
 

@@ -60,7 +60,7 @@ async def test_three_clients_behind_a_trusted_proxy_are_three_limits_and_x_real_
 
 
 @pytest.mark.stage(limits=LimitSettings(api_requests=5))
-async def test_every_answer_of_a_limited_path_says_how_many_are_left_and_a_refusal_when_to_come_again(http_port):
+async def test_every_answer_of_a_limited_path_has_the_requests_left_and_a_refusal_the_time_to_retry(http_port):
     paths = [PATH, "/api/candles", "/api/nowhere", "/api", f"{PATH}?x=%ff"]
     answers = await ask_all(http_port, [(path, {}) for path in paths])
     assert [answer.status for answer in answers] == [200, 400, 404, 404, 400]

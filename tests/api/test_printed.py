@@ -190,7 +190,7 @@ def replayed(name: str) -> Callable[..., Candle | None]:
 @pytest.mark.parametrize(
     "source", [0, 1, "btcusdt-week.csv.gz", "bitget-usdt-futures-ethusdt.csv.gz", "ethusd-thin-week.csv.gz"]
 )
-async def test_kept_texts_are_what_encoding_every_bar_anew_gives(tmp_path, source):
+async def test_kept_texts_are_those_of_a_fresh_encoding(tmp_path, source):
     rng = random.Random(str(source))
     odd = replayed(source) if isinstance(source, str) else odd_minute
     gaps = {number for start in (40, 1300, COUNT - 60) for number in range(start, start + rng.randrange(1, 30))}
@@ -227,7 +227,7 @@ async def test_kept_texts_are_what_encoding_every_bar_anew_gives(tmp_path, sourc
 
 @pytest.mark.slow
 @pytest.mark.stage(minutes=COUNT)
-async def test_what_memory_holds_is_answered_without_the_store(stage, fetch, monkeypatch):
+async def test_bars_in_memory_are_answered_without_the_store(stage, fetch, monkeypatch):
     paths = [
         "/api/v3/klines?symbol=BTCUSDT&interval=1m&limit=500",
         "/api/candles?symbol=BTC/USDT&interval=1m&limit=999",

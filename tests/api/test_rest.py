@@ -43,7 +43,7 @@ FIRST = Candle.parse(
 
 
 @pytest.mark.stage(minutes={BTC: [FIRST]})
-async def test_an_answer_has_exact_bars_that_say_whether_they_are_final(stage, fetch):
+async def test_an_answer_has_exact_bars_with_their_finality(stage, fetch):
     stage.push(minute(1, volume="0.10"))
     answer = await fetch(CANDLES)
     assert answer.body.decode() == (
@@ -141,7 +141,7 @@ PARAMETERS = "symbol, exchange, interval, limit, from, to, format, numbers"
         (f"{'x' * 90}=5", 400, "unknown_parameter", f"{'x' * 64}…: unknown parameter, expected {PARAMETERS}"),
     ],
 )
-async def test_a_mistake_is_told_with_what_was_expected_and_what_came(fetch, query, status, code, message):
+async def test_a_mistake_is_reported_with_the_expected_and_the_given_value(fetch, query, status, code, message):
     whole = query if not query or query.startswith("symbol") else f"symbol=BTC/USDT&interval=1m&{query}"
     answer = await fetch(f"/api/candles?{whole.replace(' ', '%20')}")
     assert answer.code == status
@@ -190,7 +190,7 @@ async def test_a_head_is_the_answer_without_its_body(fetch):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "ndjson", "arrow"])
 @pytest.mark.stage(minutes=2500)
-async def test_a_head_of_a_streamed_answer_says_nothing_of_its_length_or_version(
+async def test_a_head_of_a_streamed_answer_has_neither_length_nor_version(
     stage, fetch, http_port, monkeypatch, kind
 ):
     path = f"{CANDLES}&format={kind}"
@@ -227,7 +227,7 @@ async def test_no_path_ignores_a_parameter_that_it_does_not_know(fetch, path, kn
     }
 
 
-async def test_an_answer_that_did_not_change_is_304_and_only_a_settled_one_may_be_kept(stage, fetch):
+async def test_an_answer_that_did_not_change_is_304_and_only_a_final_one_may_be_kept(stage, fetch):
     stage.push(minute(60))
     settled = f"{CANDLES}&to={MONDAY_MS + 60 * MINUTE_MS}"
     for path, kept in ((settled, "public, max-age=60"), (CANDLES, "no-cache")):
@@ -241,7 +241,7 @@ async def test_an_answer_that_did_not_change_is_304_and_only_a_settled_one_may_b
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("gone for lunch"), StoreRejected("the store is not open")])
-async def test_a_store_that_cannot_be_read_is_503_and_says_when_to_come_again(stage, fetch, monkeypatch, caplog, error):
+async def test_a_store_that_cannot_be_read_is_503_with_the_time_to_retry(stage, fetch, monkeypatch, caplog, error):
     def away(*_):
         raise error
 
@@ -348,7 +348,7 @@ VARIED[7] = VARIED[7]._replace(quote_volume=Decimal("123.4500"))
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "ndjson", "arrow"])
 @pytest.mark.stage(minutes={BTC: VARIED})
-async def test_bulk_formats_hold_the_whole_range_and_the_same_numbers(stage, fetch, kind):
+async def test_bulk_formats_have_the_whole_range_and_the_same_numbers(stage, fetch, kind):
     stage.push(minute(2500))
     answer = await fetch(f"{CANDLES}&format={kind}")
     some = await fetch(f"{CANDLES}&format={kind}&limit=2")
@@ -479,7 +479,7 @@ LATER = MONDAY_MS + 3001 * MINUTE_MS
 
 
 @pytest.mark.stage(minutes={BTC: GAPPY}, now_ms=LATER)
-async def test_coverage_is_told_by_day_with_holes_and_their_reasons(stage, get):
+async def test_coverage_is_given_by_day_with_gaps_and_their_reasons(stage, get):
     with_gaps(stage)
     answer = await get("/api/coverage?symbol=BTC/USDT")
     second = await get("/api/coverage?symbol=BTC/USDT&from=2025-05-20&to=2025-05-21")
@@ -507,7 +507,7 @@ async def test_coverage_is_told_by_day_with_holes_and_their_reasons(stage, get):
 
 @pytest.mark.slow
 @pytest.mark.stage(minutes={BTC: GAPPY, ETH: [minute(0, final=True), minute(2, final=True)]}, now_ms=LATER)
-async def test_gaps_are_told_newest_first(stage, get):
+async def test_gaps_are_listed_newest_first(stage, get):
     with_gaps(stage)
     mine = await get("/api/gaps?symbol=BTC/USDT")
     few = await get("/api/gaps?symbol=BTC/USDT&limit=1")

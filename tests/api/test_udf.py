@@ -180,7 +180,7 @@ async def test_polling_over_bar_boundaries_ends_with_what_a_reload_shows(stage, 
         assert sum(bar != other for bar, other in zip(pane.bars, fresh.bars, strict=True)) == 0
 
 
-async def test_an_answer_says_beside_it_whether_its_last_bar_is_final(stage, fetch):
+async def test_a_header_of_an_answer_states_the_finality_of_its_last_bar(stage, fetch):
     path = f"/udf/history?symbol={TICKER}&resolution=1&from=0&countback=2&to="
     done = await fetch(f"{path}{MONDAY_S + 3600}")
     stage.push(minute(60))
@@ -190,7 +190,7 @@ async def test_an_answer_says_beside_it_whether_its_last_bar_is_final(stage, fet
 
 @pytest.mark.slow
 @pytest.mark.stage(minutes=5200)
-async def test_a_page_holds_at_most_5000_bars_the_latest_of_them(adapter):
+async def test_a_page_has_at_most_5000_bars_the_latest_of_them(adapter):
     for count_back in (None, 100_000):
         bars, _ = await adapter.bars(TICKER, "1", 0, MONDAY_S + 6000 * 60, count_back)
         assert [bars[0]["time"], len(bars)] == [MONDAY_MS + 200 * MINUTE_MS, 5000]
@@ -305,7 +305,7 @@ async def test_every_mistake_is_json_with_s_and_status_200(fetch, path):
 
 
 @pytest.mark.stage(limits=LimitSettings(udf_requests=6))
-async def test_every_trouble_is_json_with_s_too(stage, fetch, monkeypatch):
+async def test_every_error_is_json_with_s_too(stage, fetch, monkeypatch):
     def fails(*_):
         raise RuntimeError("a mistake of ours")
 

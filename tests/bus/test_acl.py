@@ -56,12 +56,12 @@ def server() -> Iterator[Server]:
         one.remove()
 
 
-def test_the_file_names_the_accounts_and_closes_the_door():
+def test_the_file_names_the_accounts_and_disables_the_default_one():
     assert set(rules()) == {"default", *USERS}
     assert "off" in rules()["default"]
 
 
-async def test_processes_with_these_accounts_lead_publish_hear_and_take_over(server, caplog):
+async def test_processes_with_these_accounts_lead_publish_receive_and_take_over(server, caplog):
     async with (
         process(server.url_of("candled-serve"), "") as serving,
         process(server.url_of("candled-ingest"), "", ingests=True, lease_s=3.0) as leader,

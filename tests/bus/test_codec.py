@@ -90,7 +90,7 @@ def test_unknown_keys_are_ignored(message, position, more):
     assert type(read) is type(message)
 
 
-def test_a_candle_is_written_as_the_page_says():
+def test_a_candle_is_written_as_documented():
     candle = Candle.parse(60_000, "67234.50", "67340", "67200", "67300", "0.00000001", "0.5", as_of_ms=61_234)
     candle = candle._replace(close=candle.open, rev=2, src="live")
     text = encode_message(MinuteChanged(BTC, candle, FeedMetadata(60_000, Range(0, 60_000), 5)), AT)
@@ -115,7 +115,7 @@ def test_a_minute_of_another_program_needs_time_prices_and_volume():
     assert decode_message(BTC, in_ms)[0].candle == message.candle
 
 
-def test_of_two_versions_without_a_time_of_their_own_the_final_one_holds():
+def test_of_two_versions_without_a_time_of_their_own_the_final_one_wins():
     running = b'{"time":0,"open":1,"high":9,"low":1,"close":1,"volume":5}'
     final = b'{"time":0,"open":1,"high":2,"low":1,"close":1,"volume":4,"final":true}'
     first, second = (decode_message(BTC, text)[0].candle for text in (running, final))
@@ -158,7 +158,7 @@ def test_of_two_versions_without_a_time_of_their_own_the_final_one_holds():
         b'{"type":"state","since":0,"epoch":"0.1","seq":1}',
     ],
 )
-def test_what_is_not_as_documented_is_told_apart(text):
+def test_a_message_that_is_not_as_documented_is_detected(text):
     with pytest.raises(BadMessage):
         decode_message(BTC, text)
 
@@ -298,7 +298,7 @@ def test_whatever_comes_is_read_or_refused(text):
             continue
 
 
-def test_a_heartbeat_tells_the_last_number_of_each_channel():
+def test_a_heartbeat_has_the_last_number_of_each_channel():
     text = encode_heartbeat(2, "2.17", {"candles:BTC/USDT:1m": 9})
     assert json.loads(text) == {"type": "heartbeat", "shard": 2, "epoch": "2.17", "seqs": {"candles:BTC/USDT:1m": 9}}
     assert decode_heartbeat(text) == Heartbeat(2, "2.17", {"candles:BTC/USDT:1m": 9})
@@ -315,7 +315,7 @@ def test_a_reason_is_one_line_of_bounded_length():
     assert len(message.problem) == 300
 
 
-def test_what_a_bus_says_to_its_own_listeners_is_not_published():
+def test_local_messages_of_a_bus_are_not_published():
     with pytest.raises(TypeError):
         encode_message(MessagesLost(BTC), AT)
 
@@ -323,7 +323,7 @@ def test_what_a_bus_says_to_its_own_listeners_is_not_published():
 # ---------------------------------------------------------------- names
 
 
-def test_channels_are_named_as_the_page_says():
+def test_channels_are_named_as_documented():
     assert NAMES.candles_channel(BTC) == "candles:BTC/USDT:1m"
     assert NAMES.candles_channel(MarketKey("kraken", BTC.symbol)) == "candles:kraken:BTC/USDT:1m"
     assert Names("staging:", "bitget", 1).candles_channel(BTC) == "staging:candles:BTC/USDT:1m"

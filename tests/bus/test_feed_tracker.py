@@ -43,7 +43,7 @@ def beat(heard: FeedTracker, now: float, btc: int, eth: int = 1, epoch: str = "0
     return heard.on_heartbeat(Heartbeat(0, epoch, {"btc": btc, "eth": eth}, as_of_ms), CHANNELS, now)
 
 
-def test_a_number_left_out_is_a_hole():
+def test_a_number_left_out_is_a_lost_message():
     heard = reception()
     assert heard.on_message(BTC, Position("0.10", 2)) is NEXT
     assert healed(heard) == set()
@@ -52,14 +52,14 @@ def test_a_number_left_out_is_a_hole():
     assert heard.missed_counts == {"hole": 1}
 
 
-def test_a_feed_whose_beginning_was_not_heard_is_read():
+def test_a_feed_whose_beginning_was_not_received_is_read():
     heard = FeedTracker({0: [BTC, ETH]}, 0.0)
     heard.on_message(BTC, Position("0.10", 1))
     heard.on_message(ETH, Position("0.10", 2))
     assert healed(heard) == {ETH}
 
 
-def test_a_repeated_message_is_no_news():
+def test_a_repeated_message_is_no_change():
     heard = reception()
     heard.on_message(BTC, Position("0.10", 2))
     assert heard.on_message(BTC, Position("0.10", 2)) is REPEATED
@@ -75,7 +75,7 @@ def test_another_feed_is_read_from_its_beginning():
     assert heard.position_of(BTC) == ("0.11", 1)
 
 
-def test_a_leader_with_a_lower_token_is_heard_once_the_other_has_gone():
+def test_a_leader_with_a_lower_token_is_followed_once_the_other_has_gone():
     heard = reception()
     beat(heard, 1.0, btc=1)
     heard.update_lateness(LATE_S + 2)
@@ -84,7 +84,7 @@ def test_a_leader_with_a_lower_token_is_heard_once_the_other_has_gone():
     assert heard.on_message(BTC, Position("0.3", 1)) is NEXT
 
 
-def test_a_heartbeat_tells_of_messages_that_did_not_come_by_the_next_one():
+def test_a_heartbeat_reveals_messages_that_did_not_come_by_the_next_one():
     heard = reception()
     beat(heard, 1.0, btc=3)
     assert healed(heard) == set()
@@ -95,7 +95,7 @@ def test_a_heartbeat_tells_of_messages_that_did_not_come_by_the_next_one():
     assert heard.missed_counts == {"heartbeat": 1}
 
 
-def test_a_heartbeat_that_overtook_a_message_is_no_hole():
+def test_a_heartbeat_that_overtook_a_message_is_no_lost_message():
     heard = reception()
     beat(heard, 1.0, btc=2)
     heard.on_message(BTC, Position("0.10", 2))
@@ -111,7 +111,7 @@ def test_the_heartbeat_of_another_leader_is_enough_to_read_again():
     assert healed(heard) == set()
 
 
-def test_a_shard_without_a_heartbeat_is_in_doubt_and_is_read_again_after():
+def test_a_shard_without_a_heartbeat_is_stale_and_is_read_again_after():
     heard = reception()
     beat(heard, 1.0, btc=1)
     heard.update_lateness(1.0 + LATE_S)
@@ -123,7 +123,7 @@ def test_a_shard_without_a_heartbeat_is_in_doubt_and_is_read_again_after():
     assert heard.find_stale_cause(BTC, 10.1) is None
 
 
-def test_minutes_of_other_programs_count_only_where_nobody_leads():
+def test_minutes_of_other_programs_count_only_where_no_process_leads():
     heard = reception()
     assert not heard.on_external_minute(BTC, 1.0)
     heard.update_lateness(5.0)
@@ -145,7 +145,7 @@ def test_what_was_missed_while_it_was_read_is_read_once_more():
     assert heard.take_missed(10) == [BTC]
 
 
-def test_what_could_not_be_read_is_read_later_and_in_doubt_after_a_while():
+def test_a_market_that_could_not_be_read_is_read_later_and_stale_after_a_while():
     heard = reception()
     beat(heard, 1.0, btc=1)
     heard.mark_missed([BTC], "hole")
@@ -184,7 +184,7 @@ def test_a_market_without_a_newest_state_is_where_its_fence_is():
 # ---------------------------------------------------------------- what a leader publishes and nobody gets
 
 
-def test_a_market_whose_messages_do_not_come_is_in_doubt_until_they_do():
+def test_a_market_whose_messages_do_not_come_is_stale_until_they_do():
     """Redis refuses messages and accepts heartbeats."""
     heard = reception()
     beat(heard, 1.0, btc=5)
@@ -203,7 +203,7 @@ def test_a_market_whose_messages_do_not_come_is_in_doubt_until_they_do():
     assert (healed(heard), heard.find_stale_cause(BTC, 51.0)) == (set(), None)
 
 
-def test_a_market_that_the_leader_does_not_name_is_in_doubt():
+def test_a_market_that_the_leader_does_not_name_is_stale():
     heard = reception()
     for now, doubt in ((1.0, None), (2.0, NOT_LISTED), (3.0, NOT_LISTED)):
         heard.on_heartbeat(Heartbeat(0, "0.10", {"btc": 1}), CHANNELS, now)
@@ -378,7 +378,7 @@ def test_nothing_is_lost_in_silence(data):
 @example(
     [("message", 11, 0), ("heartbeat", 1, 0), ("heartbeat", 1, 0), ("heartbeat", 11, 0), ("message", 2**53, 0)], LOST
 )
-def test_whatever_is_forged_four_seconds_later_the_feed_is_what_its_leader_says(forged, fence):
+def test_four_seconds_after_any_forgery_the_feed_is_that_of_its_leader(forged, fence):
     one = Follower(fence)
     for kind, token, seq in forged:
         if kind == "message":

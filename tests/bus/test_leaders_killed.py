@@ -59,7 +59,7 @@ async def test_when_the_leader_is_killed_another_takes_over_within_ten_seconds()
             assert hearer.ear.open_gaps == set()
 
 
-async def test_a_leader_that_was_stopped_for_a_while_says_nothing_more():
+async def test_a_leader_that_was_stopped_for_a_while_publishes_no_more():
     """Stopped, it cannot know that its lease ran out; continued, it finds out before it publishes, or is refused."""
     prefix, url = new_prefix(), shared_redis()
     epochs: list[str] = []

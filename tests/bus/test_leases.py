@@ -38,7 +38,7 @@ async def test_one_of_several_leads(prefix):
         assert all(one.leases.processes == 3 for one in all_)
 
 
-async def test_whoever_stops_in_order_is_followed_at_once_with_a_higher_token(prefix):
+async def test_a_leader_that_stops_in_order_is_succeeded_immediately_with_a_higher_token(prefix):
     url = shared_redis()
     async with contextlib.AsyncExitStack() as stack:
         second = None
@@ -53,7 +53,7 @@ async def test_whoever_stops_in_order_is_followed_at_once_with_a_higher_token(pr
         assert token_of(second.leases.all[0].epoch) == second.leases.all[0].token
 
 
-async def test_whoever_is_cut_off_stops_publishing_before_another_takes_over(prefix):
+async def test_a_leader_that_is_cut_off_stops_publishing_before_another_takes_over(prefix):
     with own_redis() as server, Proxy(server.address) as proxy:
         far = f"redis://127.0.0.1:{proxy.address[1]}"
         async with (
@@ -171,7 +171,7 @@ async def test_processes_that_disagree_on_the_shards_do_not_take_over_from_each_
         await until(lambda: led(other) == [2])
 
 
-async def test_every_change_is_told_in_order_and_what_was_overtaken_is_left_out(prefix):
+async def test_every_change_is_reported_in_order_and_an_overtaken_one_is_left_out(prefix):
     url = shared_redis()
     async with process(url, prefix, ingests=True, follows=False) as one:
         lease, told = one.leases.all[0], []
@@ -186,7 +186,7 @@ async def test_every_change_is_told_in_order_and_what_was_overtaken_is_left_out(
         assert told == [FOLLOWER, LEADER, UNSURE]
 
 
-async def test_the_lease_is_kept_as_the_page_says(prefix):
+async def test_the_lease_is_kept_as_documented(prefix):
     url = shared_redis()
     async with process(url, prefix, ingests=True) as one, aioredis.Redis.from_url(url) as client:
         await until(lambda: one.state is LEADER)

@@ -23,7 +23,7 @@ def seqs(outgoing: OutboundQueue) -> list[int]:
     return [one.seq for one in outgoing.next_batch()]
 
 
-def test_everything_is_sent_in_order_while_redis_is_there():
+def test_everything_is_sent_in_order_while_redis_is_available():
     outgoing = OutboundQueue()
     for volume in range(5):
         outgoing.enqueue(running(0, volume))
@@ -32,7 +32,7 @@ def test_everything_is_sent_in_order_while_redis_is_there():
     assert (seqs(outgoing), outgoing.sent_seq) == ([4, 5], 3)
 
 
-def test_only_the_newest_version_of_a_minute_waits_while_redis_is_away():
+def test_only_the_newest_version_of_a_minute_is_queued_while_redis_is_unavailable():
     outgoing = OutboundQueue()
     outgoing.is_blocked = True
     for volume in range(100):
@@ -77,7 +77,7 @@ def test_what_waits_is_bounded_and_in_order_whatever_happens(events):
             assert waiting[-1] == outgoing.seq  # what is newest is never dropped
 
 
-def test_the_newest_minutes_are_kept_with_what_was_said_last():
+def test_the_newest_minutes_are_kept_with_their_last_metadata():
     outgoing = OutboundQueue()
     assert outgoing.newest_state("0.1", 0) is None
     facts = FeedMetadata(60_000, None, 3)

@@ -97,7 +97,7 @@ def partition() -> Iterator[None]:
         ip("-n", NAME, "neigh", "del", NEAR, "dev", "far")
 
 
-async def test_after_a_partition_everything_is_heard_within_five_seconds(server):
+async def test_after_a_partition_everything_is_received_within_five_seconds(server):
     prefix = new_prefix()
     async with (
         process(server.url, prefix, ingests=True, lease_s=3.0) as leader,
@@ -119,7 +119,7 @@ async def test_after_a_partition_everything_is_heard_within_five_seconds(server)
     assert watch.held_s < LOOP_HELD_S
 
 
-async def test_connections_that_the_kernel_gave_up_heal_and_do_not_hold_the_loop(server, capsys):
+async def test_connections_that_the_kernel_gave_up_are_replaced_and_do_not_block_the_loop(server, capsys):
     """With keepalive, which we never switch on, redis-py takes the kernel's time-out for "no message" without end."""
     prefix, worst_s = new_prefix(), 0.0
     async with (

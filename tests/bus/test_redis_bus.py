@@ -33,7 +33,7 @@ def names(prefix):
     return Names(prefix, "bitget", 1)
 
 
-async def test_what_one_process_publishes_all_hear(prefix):
+async def test_every_process_receives_what_one_publishes(prefix):
     url = shared_redis()
     async with (
         process(url, prefix, ingests=True) as leader,
@@ -54,7 +54,7 @@ async def test_what_one_process_publishes_all_hear(prefix):
             assert one.ear.open_gaps == set()
 
 
-async def test_a_combined_process_hears_itself_once_and_at_once(prefix):
+async def test_a_combined_process_receives_its_own_message_once_and_immediately(prefix):
     async with process(shared_redis(), prefix, ingests=True) as one:
         await until(lambda: one.state is LeaseState.LEADER and one.bus.describe()["connected"])
         await asyncio.sleep(0.1)
@@ -66,7 +66,7 @@ async def test_a_combined_process_hears_itself_once_and_at_once(prefix):
         assert len(one.ear.heard) == before + 1
 
 
-async def test_whoever_comes_later_gets_the_newest_minutes_and_is_told_to_read_the_rest(prefix):
+async def test_a_later_process_gets_the_newest_minutes_and_has_to_read_the_rest(prefix):
     url = shared_redis()
     async with process(url, prefix, ingests=True) as leader:
         await until(lambda: leader.state is LeaseState.LEADER)
@@ -87,7 +87,7 @@ async def test_whoever_comes_later_gets_the_newest_minutes_and_is_told_to_read_t
             ]
 
 
-async def test_the_key_of_a_market_is_as_the_page_says(prefix, names):
+async def test_the_key_of_a_market_is_as_documented(prefix, names):
     url = shared_redis()
     async with process(url, prefix, ingests=True) as leader, aioredis.Redis.from_url(url) as client:
         await until(lambda: leader.state is LeaseState.LEADER)
@@ -124,7 +124,7 @@ def _deaf_to(channel, subscriber):
     return lambda name, data: None if name == channel else heard(name, data)
 
 
-async def test_a_mistake_while_hearing_ends_that_link_only(prefix, caplog):
+async def test_a_mistake_while_receiving_ends_that_connection_only(prefix, caplog):
     url = shared_redis()
     async with process(url, prefix, ingests=True) as leader, process(url, prefix) as other:
         await until(lambda: leader.state is LeaseState.LEADER and other.is_ready)
@@ -176,7 +176,7 @@ async def test_a_broken_key_is_no_obstacle(prefix, names):
             assert one.bus.describe()["ignored"] == {"unreadable": 1}
 
 
-async def test_a_minute_of_another_program_counts_where_nobody_leads_and_only_there(prefix, names):
+async def test_a_minute_of_another_program_counts_only_where_no_process_leads(prefix, names):
     url, text = shared_redis(), b'{"time":"2025-05-19T00:00:00Z","open":10,"high":10,"low":10,"close":10,"volume":7}'
     async with process(url, prefix) as one, aioredis.Redis.from_url(url) as client:
         await until(lambda: one.ear.states.get(BTC) == "stale", 6.0)
@@ -193,7 +193,7 @@ async def test_a_minute_of_another_program_counts_where_nobody_leads_and_only_th
             assert str(one.ear.newest[BTC].volume) == "7"
 
 
-async def test_without_a_leader_the_markets_are_stale_and_with_one_they_are_what_he_says(prefix):
+async def test_without_a_leader_the_markets_are_stale_and_with_one_they_have_its_state(prefix):
     url = shared_redis()
     async with process(url, prefix) as one:
         started = CLOCK.monotonic()
@@ -274,7 +274,7 @@ async def test_a_process_that_only_ingests_hears_nothing(prefix):
         assert one.bus.describe()["connected"]
 
 
-async def test_a_listeners_fault_stops_nobody(prefix, caplog):
+async def test_a_listeners_fault_stops_no_other_listener(prefix, caplog):
     url = shared_redis()
     async with process(url, prefix, ingests=True) as leader, process(url, prefix) as other:
         other.bus.add_listener(_faulty)
@@ -306,7 +306,7 @@ async def test_a_thousand_markets_in_one_moment_all_arrive(prefix):
         assert set(other.bus.describe()["healed"]) <= {"connected", "epoch"}
 
 
-async def test_two_candleds_with_different_prefixes_do_not_hear_each_other():
+async def test_two_candleds_with_different_prefixes_receive_nothing_of_each_other():
     url = shared_redis()
     async with process(url, new_prefix(), ingests=True) as one, process(url, new_prefix()) as other:
         await until(lambda: one.state is LeaseState.LEADER and other.is_ready)
@@ -347,7 +347,7 @@ async def test_a_socket_with_an_account_and_a_database_of_its_own(tmp_path, pref
             assert me.exists(f"{{{prefix}candles:BTC/USDT:1m}}:newest")
 
 
-async def test_a_password_is_used_and_a_wrong_one_is_told(prefix):
+async def test_a_password_is_used_and_a_wrong_one_is_reported(prefix):
     with own_redis(requirepass="right") as server:
         async with (
             process(f"redis://:right@127.0.0.1:{server.port}", prefix, ingests=True) as leader,

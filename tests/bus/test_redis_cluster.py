@@ -136,7 +136,7 @@ async def test_slots_that_move_to_other_owners_while_messages_flow(cluster, monk
     assert watch.held_s < LOOP_HELD_S
 
 
-async def test_a_node_that_answers_nothing_holds_up_no_other(capsys):
+async def test_a_node_that_answers_nothing_delays_no_other(capsys):
     """Its own markets wait; of those elsewhere nothing is late, and the lease stays."""
     with RedisCluster(timeout_ms=60_000) as cluster:  # so long the others do without it
         mute = cluster.nodes[0]  # also the first that is asked who has what

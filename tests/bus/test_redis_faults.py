@@ -101,7 +101,7 @@ async def trial() -> AsyncIterator[Trial]:
 
 
 @pytest.mark.parametrize("fault", ["half_open", "reset", "killed", "client_killed", "stopped"])
-async def test_a_fault_heals_within_five_seconds_after_the_link_is_back(fault, capsys):
+async def test_a_fault_is_over_within_five_seconds_after_the_connection_is_back(fault, capsys):
     times = TIMES if LONG or fault != "stopped" else 1
     async with trial() as one, LoopWatch() as watch:
         generation = one.hearer.bus.describe()["generation"]
@@ -124,7 +124,7 @@ async def test_a_fault_heals_within_five_seconds_after_the_link_is_back(fault, c
     assert watch.held_s < LOOP_HELD_S
 
 
-async def test_a_leader_whose_link_is_half_open_publishes_again_and_sends_what_is_newest():
+async def test_a_leader_whose_connection_is_half_open_publishes_again_and_sends_the_newest_minutes():
     prefix = new_prefix()
     with own_redis() as server, Proxy(server.address) as proxy:
         far = f"redis://127.0.0.1:{proxy.address[1]}"
@@ -172,7 +172,7 @@ async def test_a_combined_process_shows_its_own_minutes_all_the_while(capsys):
     assert watch.held_s < LOOP_HELD_S
 
 
-async def test_a_link_that_ends_again_and_again_is_not_tried_in_a_spin():
+async def test_a_connection_that_ends_again_and_again_is_not_tried_in_a_spin():
     prefix = new_prefix()
     with own_redis() as server, Proxy(server.address) as proxy:
         far = f"redis://127.0.0.1:{proxy.address[1]}"

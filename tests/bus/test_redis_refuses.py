@@ -230,7 +230,7 @@ async def test_a_server_that_is_loading_its_data_is_waited_for():
             await until(one.is_well, 2 * WELL_WITHIN_S)
 
 
-async def test_a_node_of_a_cluster_that_is_named_as_a_single_server_says_where_the_markets_are():
+async def test_a_node_of_a_cluster_that_is_named_as_a_single_server_names_the_address_to_use():
     with RedisCluster() as cluster:
         names, prefix = Names("", "bitget", 1), new_prefix()
         node = next(one for one in cluster.nodes if one is not cluster.owner(names.candles_channel(BTC)))
@@ -243,7 +243,7 @@ async def test_a_node_of_a_cluster_that_is_named_as_a_single_server_says_where_t
             assert not one.bus.describe()["connected"]
 
 
-async def test_nodes_that_say_moved_without_end_are_asked_at_a_bounded_pace():
+async def test_nodes_that_answer_moved_without_end_are_asked_at_a_bounded_pace():
     """A node with a wrong view of the cluster names servers that send everybody on."""
     with RedisCluster() as cluster:
         prefix = new_prefix()

@@ -44,7 +44,7 @@ async def all_works(leader: Process, hearer: Process, within_s: float = 10.0) ->
         (("?sentinel_password=watch", ""), "authenticated"),
     ],
 )
-async def test_what_the_sentinels_do_not_say_is_told(sentinels, wrong, told):
+async def test_a_missing_answer_of_the_sentinels_is_reported(sentinels, wrong, told):
     async with process(sentinels.url.replace(*wrong), new_prefix()) as one:
         await until(lambda: "trouble" in one.bus.describe())
         facts = one.bus.describe()

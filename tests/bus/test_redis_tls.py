@@ -120,7 +120,7 @@ async def test_a_certificate_for_another_host_is_refused_with_the_reason(authori
         assert "certificate is not valid for '127.0.0.1'" in await trouble_of(server.tls_url(authority.certificate))
 
 
-async def test_tls_where_the_server_has_none_and_none_where_it_has_it_is_trouble_too(server, authority):
+async def test_tls_where_the_server_has_none_and_none_where_it_has_it_is_an_error_too(server, authority):
     assert await trouble_of(f"redis://{HOST}:{server.port}/0")
     plain = urlsplit(shared_redis())
     assert await trouble_of(f"rediss://{plain.hostname}:{plain.port}/0?ca={authority.certificate}")
@@ -142,7 +142,7 @@ def test_files_that_cannot_be_used_are_named(authority, tmp_path):
         assert str(refused.value).startswith(told)
 
 
-def test_a_daemon_with_the_wrong_authority_serves_tries_again_and_says_why(server, authority, tmp_path):
+def test_a_daemon_with_the_wrong_authority_serves_tries_again_and_logs_the_reason(server, authority, tmp_path):
     stranger = Authority(tmp_path, "stranger")
     config = {
         "exchanges": {"replay": {"symbols": ["BTC/USDT"]}},

@@ -9,7 +9,7 @@ from candled.bus.shards import fair_share, shard_of
 from candled.model import MarketKey, Symbol
 
 
-def test_a_market_stays_in_its_shard_for_ever():
+def test_a_market_stays_in_its_shard_forever():
     assert [shard_of(MarketKey("bitget", Symbol(base, "USDT")), 8) for base in ("BTC", "ETH", "SOL")] == [3, 1, 7]
 
 

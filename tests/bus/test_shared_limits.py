@@ -114,7 +114,7 @@ async def test_what_is_left_is_known_without_asking(names):
         assert budget.remaining_share() == 0.0
 
 
-async def test_while_redis_is_away_each_process_keeps_to_its_share(names):
+async def test_while_redis_is_unavailable_each_process_keeps_to_its_share(names):
     async with budgets(NOWHERE, names, 2, processes=2) as all_:
         ways = [one.budget_for("host", 10.0) for one in all_]
         await taken_within(1.0, *ways)  # the first requests are there at once in each of them
@@ -148,14 +148,14 @@ async def test_a_command_beside_a_daemon_takes_half_of_what_both_may(names):
         assert await taken_within(0.5, daemon) == 0
 
 
-async def test_while_redis_is_away_a_command_and_a_daemon_do_not_ask_more_than_one_may(names):
+async def test_while_redis_is_unavailable_a_command_and_a_daemon_ask_no_more_than_one_may(names):
     async with budgets(NOWHERE, names, 1) as (one,), command(NOWHERE, "") as beside:
         ways = [one.budget_for("host", 10.0), beside("host", 10.0)]
         await taken_within(2.0, *ways)  # the first requests are there at once in each of them
         assert 15 <= await taken_within(2.0, *ways) <= 22
 
 
-async def test_two_sections_of_one_process_share_a_budget_in_redis_fairly_and_the_lower_rate_holds(names):
+async def test_two_sections_of_one_process_share_a_budget_in_redis_fairly_at_the_lower_rate(names):
     async with budgets(shared_redis(), names, 1) as (one,):
         first, second = HttpClient(SystemClock(), 40.0, one.budget_for), HttpClient(SystemClock(), 10.0, one.budget_for)
         ways = [http._budget("host", http._rate) for http in (first, second)]
@@ -165,7 +165,7 @@ async def test_two_sections_of_one_process_share_a_budget_in_redis_fairly_and_th
         second.close()
 
 
-async def test_silence_that_redis_did_not_hear_of_is_told_when_it_is_back(names):
+async def test_silence_that_redis_missed_is_sent_when_it_is_back(names):
     with own_redis() as server:
         async with budgets(server.url, names, 2) as (first, second):
             server.kill()
@@ -177,7 +177,7 @@ async def test_silence_that_redis_did_not_hear_of_is_told_when_it_is_back(names)
                 await deadlines.wait_for(second.budget_for("host", 10.0).acquire(), 0.5)
 
 
-async def test_a_redis_that_does_not_answer_holds_up_no_request(names):
+async def test_a_redis_that_does_not_answer_delays_no_request(names):
     with own_redis() as server, Proxy(server.address) as proxy:
         async with budgets(f"redis://127.0.0.1:{proxy.address[1]}", names, 1) as (one,):
             budget = one.budget_for("host", 10.0)
@@ -262,7 +262,7 @@ def patient(monkeypatch):
     monkeypatch.setattr(shared_limits, "_REPLY_TIMEOUT_S", 30.0)
 
 
-async def test_a_thousand_requests_at_once_are_a_thousand(names, patient):
+async def test_a_thousand_concurrent_requests_are_a_thousand(names, patient):
     async with counters(shared_redis(), names, 2) as all_:
         counts: list[tuple[int, float]] = []
         for _ in range(10):
@@ -270,7 +270,7 @@ async def test_a_thousand_requests_at_once_are_a_thousand(names, patient):
         assert sorted(count for count, _ in counts) == list(range(1, 1001))
 
 
-async def test_what_cannot_be_counted_is_told_at_once_and_counted_again_later(names, patient):
+async def test_a_request_that_cannot_be_counted_is_reported_immediately_and_counted_again_later(names, patient):
     with own_redis() as server:
         async with counters(server.url, names, 1) as (one,):
             await one.count_hit("a", 60.0)

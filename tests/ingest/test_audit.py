@@ -36,7 +36,7 @@ async def test_minutes_that_the_store_has_lost_are_fetched_again(tmp_path, caplo
             await rig.stop()
 
 
-async def test_health_tells_how_many_minutes_agreed_with_rest(tmp_path):
+async def test_health_counts_the_minutes_that_agreed_with_rest(tmp_path):
     clock = FairScaledClock(40.0, MONDAY_MORNING_MS)
     async with FakeBitget(clock, [FakeMarket(symbol=BTC, tape=Synthetic(7))], push_interval_s=1.0) as fake:
         fake.enforce_limits = False

@@ -118,7 +118,7 @@ def test_warming_ends_whatever_rows_are_bad_and_their_minutes_are_gaps_with_that
 
 
 @pytest.mark.slow
-def test_a_bad_row_is_asked_for_with_growing_pauses_for_as_long_as_it_takes_and_then_healed():
+def test_a_bad_row_is_requested_with_growing_pauses_for_as_long_as_it_takes_and_then_repaired():
     one = market(present=((0, 300), (301, 600)))
     push(one, minute(600, as_of=30_000), seconds=36_030)
     asked = []
@@ -142,7 +142,7 @@ def test_a_bad_row_is_asked_for_with_growing_pauses_for_as_long_as_it_takes_and_
     assert one.known_gaps == []
 
 
-def test_a_final_minute_whose_row_cannot_be_read_is_asked_for_again_later_and_not_at_once():
+def test_a_final_minute_whose_row_cannot_be_read_is_requested_again_later_and_not_immediately():
     one = market(confirm=True)
     for number in (600, 601):
         push(one, minute(number, as_of=50_000), seconds=number * 60 + 50)

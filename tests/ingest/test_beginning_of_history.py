@@ -37,7 +37,7 @@ SOURCES = [
 
 
 @pytest.mark.parametrize(("begins_ms", "listed_ms", "has_bars", "first_ms", "expected"), SOURCES)
-async def test_the_beginning_of_history_is_told_by_other_sources(begins_ms, listed_ms, has_bars, first_ms, expected):
+async def test_the_beginning_of_history_is_taken_from_other_sources(begins_ms, listed_ms, has_bars, first_ms, expected):
     exchange = VirtualExchange(Machine(START_MS), begins_ms)
     exchange.has_bars = has_bars
     first = exchange.version(first_ms, START_MS)
@@ -184,7 +184,7 @@ async def test_a_success_with_nothing_is_never_taken_for_an_answer():
 @pytest.mark.slow
 @pytest.mark.parametrize("empty_candles", [True, False], ids=["with empty candles", "only minutes with trades"])
 @pytest.mark.parametrize("second", [0, 15, 30, 45])
-async def test_a_success_with_nothing_in_the_middle_leaves_no_hole(second, empty_candles):
+async def test_a_success_with_nothing_in_the_middle_leaves_no_gap(second, empty_candles):
     def kind(exchange):
         exchange.publishes_empty_candles = empty_candles
 

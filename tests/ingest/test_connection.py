@@ -114,7 +114,7 @@ def test_a_refused_symbol_is_reported_and_not_asked_again_for_a_minute():
     assert "+BTC/USDT" in sent(one, 61.0, 61.0)
 
 
-def test_doubt_renews_one_subscription_but_not_again_at_once():
+def test_a_silent_symbol_renews_one_subscription_but_not_again_immediately():
     one = connection(BTC, ETH)
     sent(one, 1.0)
     for symbol in (BTC, ETH):

@@ -58,7 +58,7 @@ def test_history_is_complete_from_the_oldest_minute_reached_without_a_break():
     assert held.since_ms == NOW_MS - 120 * MINUTE_MS
 
 
-def test_a_hole_that_appears_later_does_not_move_the_beginning():
+def test_a_gap_that_appears_later_does_not_move_the_beginning():
     held = coverage(present=[(0, UNTIL - 30)], since=MONDAY_MS, start=MONDAY_MS)
     assert want(held) == Window(Urgency.RECENT, NOW_MS - 30 * MINUTE_MS, NOW_MS)
     assert held.since_ms == MONDAY_MS
@@ -121,7 +121,7 @@ def test_a_final_minute_that_rest_lacks_is_counted_as_unconfirmed_for_a_day_and_
     assert 5 <= len(asked) <= 8
 
 
-def test_a_hole_that_is_filled_later_is_forgotten():
+def test_a_gap_that_is_filled_later_is_dropped():
     held = coverage(present=[(0, 100), (102, UNTIL)], since=MONDAY_MS, start=MONDAY_MS)
     held.on_answer(want(held), NOW_MS, NOW_MS)
     held.add_minute(ms(100), confirmed=True)
@@ -161,7 +161,7 @@ def ask_for_days(held: Coverage, days: int, most: int, without=(), confirm: bool
     return windows
 
 
-def test_ten_holes_of_an_exchange_share_the_windows_in_which_they_are_asked_for():
+def test_ten_gaps_of_an_exchange_share_the_windows_of_their_requests():
     lacking = {ms(100 + known_gap * known_gap + n) for known_gap in range(10) for n in range(known_gap % 3 + 1)}
     held = coverage(present=[(0, 90), (300, UNTIL)], since=MONDAY_MS, start=MONDAY_MS)
     windows = ask_for_days(held, days=3, most=1000, without=lacking)
@@ -173,7 +173,7 @@ def test_ten_holes_of_an_exchange_share_the_windows_in_which_they_are_asked_for(
 
 
 @pytest.mark.slow
-def test_holes_found_at_different_times_are_not_asked_for_more_often_because_they_are_neighbours():
+def test_gaps_found_at_different_times_are_not_requested_more_often_because_they_are_neighbours():
     held = coverage(present=[(0, 100)], since=MONDAY_MS, start=MONDAY_MS)
     lacking = {ms(number) for number in range(100, 400, 3)}
     windows = []
@@ -205,7 +205,7 @@ def test_gaps_that_fit_into_one_request_are_asked_for_together():
     assert want(held, most=150) == Window(Urgency.WEEK, ms(200), ms(310))
 
 
-def test_a_hole_at_the_beginning_is_no_beginning_where_older_candles_are_stored():
+def test_a_gap_at_the_beginning_is_no_beginning_where_older_candles_are_stored():
     present = [Range(ms(10), ms(UNTIL))]
     held = Coverage(
         present=present, known_gaps=[], since_ms=ms(10), from_ms=MONDAY_MS, absence="exchange_outage", older=True
@@ -214,13 +214,13 @@ def test_a_hole_at_the_beginning_is_no_beginning_where_older_candles_are_stored(
     assert [known_gap.reason for known_gap in held.known_gaps] == ["exchange_outage"]
 
 
-def test_known_holes_that_have_been_filled_since_are_not_holes_any_more():
+def test_known_gaps_that_have_been_filled_since_are_not_gaps_any_more():
     known_gap = Gap(start_ms=ms(50), end_ms=ms(80), reason="exchange_outage", attempts=2, retry_ms=None)
     held = coverage(present=[(0, 60), (70, UNTIL)], known_gaps=[known_gap], since=MONDAY_MS, start=MONDAY_MS)
     assert [(one.start_ms, one.end_ms, one.attempts) for one in held.known_gaps] == [(ms(60), ms(70), 2)]
 
 
-def test_changes_of_holes_are_told_once_as_the_range_they_lie_in():
+def test_changes_of_gaps_are_reported_once_as_the_range_they_lie_in():
     held = coverage(present=[(0, 100), (110, UNTIL)], since=MONDAY_MS, start=MONDAY_MS)
     assert held.take_changes() is None
     held.on_answer(want(held), NOW_MS, NOW_MS)
@@ -235,7 +235,7 @@ def test_changes_of_holes_are_told_once_as_the_range_they_lie_in():
     ]
 
 
-def test_an_older_minute_disproves_that_history_begins_later_whoever_said_so():
+def test_an_older_minute_disproves_that_history_begins_later_by_any_source():
     held = coverage(start=ms(0))
     held.on_answer(Window(Urgency.HISTORY, ms(0), ms(2)), ms(70), NOW_MS, is_credible=False)
     held.add_minute(ms(0), confirmed=False)
@@ -249,7 +249,7 @@ def test_an_older_minute_disproves_that_history_begins_later_whoever_said_so():
 
 @pytest.mark.slow
 @given(st.data())
-def test_whatever_happens_holes_stay_apart_from_each_other_and_from_what_is_there(data):
+def test_gaps_never_touch_each_other_or_stored_minutes(data):
     held = coverage(start=ms(0))
     minutes = st.integers(0, 60)
     for step in range(data.draw(st.integers(1, 30))):
@@ -316,7 +316,7 @@ def test_after_a_start_in_the_middle_of_a_minute_whole_minutes_are_asked_for():
     assert (window.start_ms % MINUTE_MS, window.end_ms % MINUTE_MS) == (0, 0)
 
 
-def test_a_minute_before_the_told_beginning_disproves_all_that_was_taken_to_be_before_history():
+def test_a_minute_before_the_reported_beginning_disproves_all_that_was_taken_to_be_before_history():
     held = coverage(present=[(10, UNTIL)], start=ms(0))
     held.on_answer(Window(Urgency.HISTORY, ms(5), ms(10)), NOW_MS, NOW_MS)
     held.apply_evidence(Evidence(begins_ms=ms(8)), NOW_MS)
@@ -326,7 +326,7 @@ def test_a_minute_before_the_told_beginning_disproves_all_that_was_taken_to_be_b
     assert held.missing_within(ms(0), ms(10)).total_ms >= 7 * MINUTE_MS
 
 
-def test_a_doubt_about_a_minute_that_is_not_there_makes_no_window_without_minutes():
+def test_an_unconfirmed_minute_that_is_not_stored_makes_no_window_without_minutes():
     held = coverage(present=[(0, 10), (11, UNTIL)], start=ms(0))
     held.on_answer(Window(Urgency.HISTORY, ms(10), ms(11)), NOW_MS, NOW_MS - 3_600_000)
     held.mark_unconfirmed(ms(10))

@@ -151,7 +151,7 @@ async def test_it_connects_again_after_each_end():
         assert sink.volumes[:3] == [7, 7, 7]
 
 
-async def test_a_refused_handshake_is_told():
+async def test_a_refused_handshake_is_reported():
     def refuse(peer, request):
         return peer.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "busy\n")
 
@@ -285,7 +285,7 @@ async def test_a_flood_of_frames_lets_others_have_their_turn(monkeypatch):
         assert sink.volumes == list(range(1, count + 1))
 
 
-async def test_a_password_in_an_address_that_cannot_be_used_is_not_told():
+async def test_a_password_in_an_address_that_cannot_be_used_is_not_printed():
     sink = Sink()
     feed = Numbers("https://user:secret@127.0.0.1/", [BTC])
     runner = FeedRunner("test", feed, sink, SystemClock(), TokenBucket(100, 100), LoopBudget())
@@ -299,7 +299,7 @@ async def test_a_password_in_an_address_that_cannot_be_used_is_not_told():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("url", ["ws://127.0.0.1:1/", "http://127.0.0.1/", "ws://no-such-host.invalid/"])
-async def test_an_address_that_cannot_be_reached_is_told_and_tried_again(url):
+async def test_an_address_that_cannot_be_reached_is_reported_and_tried_again(url):
     sink = Sink()
     runner = FeedRunner("test", Numbers(url, [BTC]), sink, SystemClock(), TokenBucket(100, 100), LoopBudget())
     task = asyncio.create_task(runner.run())
@@ -315,7 +315,7 @@ def test_sockets_are_read_on_uvloop_too():
     uvloop = pytest.importorskip("uvloop", reason='pip install -e ".[test]"')
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(test_frames_are_read_in_order_and_a_bad_one_is_skipped())
-        runner.run(test_a_refused_handshake_is_told())
+        runner.run(test_a_refused_handshake_is_reported())
 
 
 class Foreign(Numbers):

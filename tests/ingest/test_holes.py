@@ -17,7 +17,7 @@ def lose_minutes(exchange: VirtualExchange) -> None:
 
 
 @pytest.mark.slow  # an hour and a half passes, until the fourth attempt
-async def test_ten_holes_of_the_exchange_are_reported_never_filled_and_asked_for_a_bounded_number_of_times():
+async def test_ten_gaps_of_the_exchange_are_reported_never_filled_and_requested_a_bounded_number_of_times():
     """Promise 2."""
     async with running(start_ms=START_MS, prepare=lose_minutes) as site:
         await site.run(95 * 60)

@@ -53,7 +53,7 @@ class Way:
         return [(message, position) for message, position in self.heard if isinstance(message, MinuteChanged)]
 
 
-def test_a_new_minute_at_the_live_edge_is_told_and_stored_and_changes_no_past():
+def test_a_new_minute_at_the_live_edge_is_published_and_stored_and_changes_no_past():
     way = Way()
     way.outlet.publish_live(way.market, push(way.market, minute(600, as_of=10_000), seconds=36_010).live)
     way.outlet.publish_live(way.market, push(way.market, minute(600, as_of=67_000, final=True), seconds=36_067).live)
@@ -61,7 +61,7 @@ def test_a_new_minute_at_the_live_edge_is_told_and_stored_and_changes_no_past():
     assert [message.metadata.watermark_ms for message, _ in way.minutes()] == [minute(600).open_ms, minute(601).open_ms]
 
 
-def test_no_minute_is_final_before_the_message_that_tells_how_it_ended():
+def test_no_minute_is_final_before_the_message_with_its_end():
     """The stream comes back with four minutes at once, one of which was told as it began."""
     way = Way()
     way.outlet.publish_live(way.market, push(way.market, minute(601, as_of=5_000), seconds=36_065).live)
@@ -79,7 +79,7 @@ def test_no_minute_is_final_before_the_message_that_tells_how_it_ended():
     assert way.minutes()[-1][0].metadata.gap is None
 
 
-def test_a_revision_is_told_at_once_and_stored_as_a_change_of_the_past():
+def test_a_revision_is_published_immediately_and_stored_as_a_change_of_the_past():
     way = Way()
     way.outlet.publish_live(way.market, push(way.market, minute(600, as_of=67_000, final=True), seconds=36_067).live)
     way.outlet.publish_live(
@@ -90,7 +90,7 @@ def test_a_revision_is_told_at_once_and_stored_as_a_change_of_the_past():
     assert [entry[3] for entry in way.keeper.diary] == [None, second]
 
 
-async def test_messages_say_how_far_the_log_goes():
+async def test_messages_have_the_position_of_the_log():
     way = Way()
     assert [message.metadata.logged_seq for message, _ in way.minutes()] == []
     running = asyncio.ensure_future(way.outlet.run())
@@ -109,7 +109,7 @@ async def test_messages_say_how_far_the_log_goes():
     running.cancel()
 
 
-async def test_a_healed_past_is_in_the_log_before_it_is_stored_and_told_after():
+async def test_a_repaired_past_is_in_the_log_before_it_is_stored_and_published_after():
     way = Way()
     outcome = Outcome(past=[minute(number, final=True) for number in (3, 4)], repaired=Range(MONDAY_MS, at(600)))
     way.outlet.publish_live(
@@ -146,7 +146,7 @@ async def test_healing_can_be_cancelled_while_it_is_logged():
     assert [type(one) for one in await asyncio.gather(healing, return_exceptions=True)] == [asyncio.CancelledError]
 
 
-def test_the_state_is_told_when_it_changes_and_again_for_those_who_came_later():
+def test_the_state_is_published_when_it_changes_and_again_for_later_processes():
     way = Way()
     push(way.market, minute(600, as_of=10_000), seconds=36_010)
     for seconds in (36_011, 36_012, 36_022, 36_030):
@@ -156,7 +156,7 @@ def test_the_state_is_told_when_it_changes_and_again_for_those_who_came_later():
     assert way.outlet.state_since_ms(way.market) == at(36_011)
 
 
-def test_decimals_are_told_with_the_state_as_soon_as_the_exchange_named_them():
+def test_decimals_are_published_with_the_state_as_soon_as_the_exchange_named_them():
     way = Way()
     push(way.market, minute(600, as_of=10_000), seconds=36_010)
     way.outlet.publish_state(way.market, at(36_011))

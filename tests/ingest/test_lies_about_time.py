@@ -114,7 +114,7 @@ async def test_setting_this_machines_clock_changes_nothing(by_ms):
     await site.stop()
 
 
-async def test_holes_of_minutes_to_come_are_forgotten_at_the_start():
+async def test_gaps_of_minutes_to_come_are_dropped_at_the_start():
 
     store, now_ms = Memory(), MINUTE.floor(START_MS)
     future = Gap(

@@ -49,7 +49,7 @@ def test_a_running_minute_goes_out_live():
     assert one.status.condition(at(36_010)).state == "live"
 
 
-def test_a_snapshot_after_a_hole_fills_it_the_new_part_live_the_old_part_through_the_store():
+def test_a_snapshot_after_a_gap_fills_it_the_new_part_live_the_old_part_through_the_store():
     one = market()
     rows = [minute(number, as_of=(700 - number) * 60_000 + 30_000) for number in range(500, 701)]
     outcome = push(one, *rows, seconds=42_030, snapshot=True)
@@ -59,7 +59,7 @@ def test_a_snapshot_after_a_hole_fills_it_the_new_part_live_the_old_part_through
     assert all(candle.final for candle in outcome.past)
 
 
-def test_a_snapshot_of_what_is_stored_is_told_and_stored_no_second_time():
+def test_a_snapshot_of_stored_minutes_is_published_and_stored_no_second_time():
     stored = [minute(number, final=True) for number in range(541, 601)]
     one = market(present=((0, 601),), recent=stored)
     rows = [minute(number, as_of=36_100_000 - 60_000 * number) for number in range(400, 602)]
@@ -87,7 +87,7 @@ def test_a_push_that_was_missed_is_found_by_the_next_opening_price():
     assert one.revisions == 1
 
 
-def test_rest_that_agrees_with_the_stream_is_no_news():
+def test_rest_that_agrees_with_the_stream_is_no_change():
     one = market(confirm=True)
     push(one, minute(600, "11", as_of=59_000), seconds=36_059)
     push(one, minute(601, as_of=500), seconds=36_060.5)
@@ -131,7 +131,7 @@ def test_silence_without_an_answer_of_rest_is_stale():
     assert one.status.condition(at(36_140)).state == "stale"
 
 
-def test_a_market_is_warming_until_the_running_week_is_there():
+def test_a_market_is_warming_until_the_forming_week_is_complete():
     one = market(present=())
     push(one, minute(600, as_of=30_000), seconds=36_030)
     assert one.status.condition(at(36_030)).state == "warming"
@@ -310,7 +310,7 @@ def test_what_another_process_stored_is_not_asked_for():
     assert one.next_request(at(36_030)) is None
 
 
-def test_what_is_settled_follows_the_minutes():
+def test_the_watermark_follows_the_minutes():
     one = market()
     assert one.feed_metadata(7) == FeedMetadata(logged_seq=7)
     push(one, minute(600, as_of=10_000), seconds=36_010)
@@ -323,7 +323,7 @@ def test_what_is_settled_follows_the_minutes():
     assert one.feed_metadata(7).watermark_ms == minute(601).open_ms
 
 
-def test_minutes_that_are_missing_are_not_settled_until_they_are_there():
+def test_the_watermark_does_not_pass_missing_minutes():
     one = market()
     push(one, minute(600, as_of=10_000), seconds=36_010)
     one.on_interrupted()
@@ -335,7 +335,7 @@ def test_minutes_that_are_missing_are_not_settled_until_they_are_there():
     assert one.feed_metadata(0) == FeedMetadata(minute(604).open_ms, None, 0)  # the exchange does not have 602
 
 
-def test_a_running_minute_that_a_reconnect_repeats_is_not_settled():
+def test_the_watermark_does_not_pass_a_forming_minute_that_a_reconnect_repeats():
     one = market()
     push(one, minute(600, "12", volume="5", as_of=10_000), seconds=36_010)
     one.on_interrupted()
@@ -343,7 +343,7 @@ def test_a_running_minute_that_a_reconnect_repeats_is_not_settled():
     assert one.feed_metadata(0).watermark_ms == minute(600).open_ms
 
 
-def test_revisions_of_a_final_minute_are_counted_and_say_where_they_come_from():
+def test_revisions_of_a_final_minute_are_counted_and_name_their_source():
     one = market(confirm=True)
     push(one, minute(600, "11", as_of=59_000), seconds=36_059)
     push(one, minute(601, as_of=500), seconds=36_060.5)

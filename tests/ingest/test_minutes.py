@@ -76,7 +76,7 @@ def test_a_minute_cut_short_by_a_disconnect_is_not_proved_final_by_its_successor
     assert held.apply_version(minute(0, "12", volume="2", as_of=400_000, final=True), at(400)).final
 
 
-def test_only_the_newest_hour_is_held():
+def test_only_the_newest_hour_is_in_memory():
     held = minutes()
     for number in range(200):
         held.apply_version(minute(number, as_of=62_000, final=True), at(number * 60 + 62))
@@ -95,7 +95,7 @@ def test_any_order_and_duplication_of_versions_ends_in_the_same_minute(data):
     assert held.get_minute(MONDAY_MS).values == versions[-1].values
 
 
-def test_a_minute_that_the_stream_jumped_away_from_does_not_become_final():
+def test_a_minute_that_the_stream_left_early_does_not_become_final():
     held = minutes()
     held.apply_version(minute(0, volume="3", as_of=30_000), at(30))
     held.apply_version(minute(120, as_of=500), at(7200.5))
@@ -103,7 +103,7 @@ def test_a_minute_that_the_stream_jumped_away_from_does_not_become_final():
     assert [candle.open_ms for candle in held.finalize_minutes(at(7265))] == [minute(120).open_ms]
 
 
-def test_what_is_known_from_before_is_no_news_and_another_version_of_it_is_a_revision():
+def test_a_known_minute_is_no_change_and_another_version_of_it_is_a_revision():
     """As where a process takes over from another: the first snapshot holds an hour that is stored already."""
     held = Minutes(SETTLE_MS, [minute(0, final=True)._replace(src="rest"), minute(1, final=True)._replace(rev=2)])
     assert held.apply_version(minute(0, as_of=600_000)._replace(src="live"), at(600)) is None

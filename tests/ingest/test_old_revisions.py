@@ -32,7 +32,7 @@ AGES = [pytest.param(minutes, id=f"{minutes} min") for minutes in (61, 120, 300)
 @pytest.mark.slow
 @pytest.mark.parametrize("age", AGES)
 @pytest.mark.parametrize("occasion", [restart, reconnect])
-async def test_a_revision_of_an_old_minute_is_taken_counted_and_told(age, occasion):
+async def test_a_revision_of_an_old_minute_is_taken_counted_and_published(age, occasion):
     site = await started()
     await site.run(150)
     old_ms = MINUTE.floor(site.clock.true_ms) - age * MINUTE_MS

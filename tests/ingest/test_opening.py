@@ -180,7 +180,7 @@ async def test_the_others_are_read_while_one_is_not_open():
         assert stage.state(SYMBOLS[-1])["connected"]
 
 
-async def test_one_that_is_not_open_is_said_to_be_loading():
+async def test_one_that_is_not_open_is_reported_as_loading():
     async with starting(Store(frozenset({SLOW}))) as stage:
         assert stage.state(SLOW) == {
             "state": "warming", "reason": "starting", "connected": True,
@@ -226,7 +226,7 @@ async def test_an_end_before_all_are_open_puts_aside_what_came(caplog):
 
 
 @pytest.mark.slow
-async def test_a_store_that_is_away_is_named_once_and_asked_again(caplog):
+async def test_a_store_that_is_unavailable_is_named_once_and_asked_again(caplog):
     async with starting(Store(failures=30)) as stage:
         for _ in range(240):
             if stage.starting.done():

@@ -52,7 +52,7 @@ def test_only_an_answer_for_these_minutes_makes_a_market_quiet(empty_candles, ro
 
 
 @pytest.mark.parametrize(("rows", "quiet_for_s"), [([row(1, 5), row(0, 0)], 75), ([row(1, 5)], 35)])
-def test_an_answer_tells_nothing_of_the_time_after_its_last_row(rows, quiet_for_s):
+def test_an_answer_proves_nothing_about_the_time_after_its_last_row(rows, quiet_for_s):
     """A page that was cut short in the 40th second ends with the minute before."""
     one, now_ms = Presence(60_000, publishes_empty_candles=True), NOW_MS + 40_000
     one.connected = True

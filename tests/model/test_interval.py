@@ -63,7 +63,7 @@ def test_days_begin_at_midnight_utc_and_weeks_on_monday(interval, at, start):
 
 
 @given(st.integers(0, 4 * 10**12), st.sampled_from(DEFAULT_INTERVALS))
-def test_a_bar_holds_its_time_and_starts_at_its_own_start(at_ms, interval):
+def test_a_bar_includes_its_time_and_starts_at_its_own_start(at_ms, interval):
     start_ms = interval.floor(at_ms)
     assert start_ms <= at_ms < start_ms + interval.ms
     assert interval.floor(start_ms) == start_ms

@@ -51,7 +51,7 @@ JOINED = [
 
 
 @pytest.mark.parametrize(("gaps", "expected"), JOINED)
-def test_neighbours_of_the_same_facts_are_one_gap(gaps, expected):
+def test_neighbours_of_the_same_reason_are_one_gap(gaps, expected):
     assert join_gaps(gaps) == list(join_neighbours(sorted(gaps, key=lambda one: one.start_ms))) == expected
 
 

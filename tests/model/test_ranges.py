@@ -28,6 +28,6 @@ def test_a_range_set_behaves_as_a_set_of_times(steps, start, end, at):
     assert ranges.last == (pairs[-1] if pairs else None)
 
 
-def test_the_hull_holds_both():
+def test_the_hull_includes_both():
     assert Range(5, 7).hull(Range(1, 2)) == Range(1, 7)
     assert Range(5, 7).hull(None) == Range(5, 7)

@@ -64,6 +64,6 @@ async def test_a_member_that_reads_values_gets_the_same_ones_without_a_text():
 
 
 @pytest.mark.parametrize("encoder", [KlineRoom, events], ids=["klines", "events"])
-def test_no_encoder_parses_a_message_of_ours(encoder):
+def test_no_encoder_parses_a_message_of_candled(encoder):
     source = inspect.getsource(encoder)
     assert not [word for word in ("loads", "json.decode", "json.encode(self", ".payload)") if word in source]

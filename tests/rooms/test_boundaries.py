@@ -18,7 +18,7 @@ FINAL = {"fields": ["final"]}
 
 @pytest.mark.parametrize("options", [FINAL, {"mode": "closed", **FINAL}], ids=["final", "closed"])
 @pytest.mark.parametrize("interval", ["1m", "5m", "15m", "1h", "4h", "1D", "1W"])
-async def test_a_boundary_minute_that_comes_late_is_in_the_final_bar_and_final_was_not_said_before(interval, options):
+async def test_a_boundary_minute_that_comes_late_is_in_the_final_bar_and_no_final_was_sent_before(interval, options):
     """The last minute of Sunday, the last of every interval, is heard whole only five seconds into Monday."""
     last_hour = [minute(number, final=True) for number in range(-60, -1)]
     stored = Stored(last_hour, complete_from=MONDAY_MS - WEEK_MS)
@@ -56,7 +56,7 @@ KINDS = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("interval", ["1m", "5m"])
-async def test_thousands_who_subscribe_around_boundaries_see_no_hole_no_double_and_no_update_before_initial(interval):
+async def test_thousands_who_subscribe_around_boundaries_see_no_gap_no_double_and_no_update_before_initial(interval):
     """Fault 5: an update before its initial. `Chart` asserts the order, the end is compared with a fresh load."""
     one = await stage()
     sockets = []

@@ -67,7 +67,7 @@ EVENTS = st.lists(
 
 
 @given(events=EVENTS, fields=st.sampled_from([0, FINAL, FINAL | REV]), closed=st.booleans())
-def test_what_is_read_is_what_encoding_everything_anew_would_give(events, fields, closed):
+def test_cached_texts_are_those_of_a_fresh_encoding(events, fields, closed):
     memory, form, number = Memory(), EncodedBars(TOPIC, fields_printer(fields), closed), 50
     for at in range(0, 50, 2):
         memory.put(minute(at))
@@ -167,7 +167,7 @@ def test_a_message_is_kept_while_nothing_changes():
     assert form.size_bytes < 5_000
 
 
-def test_a_bar_is_told_as_it_is_but_for_whether_it_is_final():
+def test_a_bar_is_sent_as_it_is_except_for_its_finality():
     memory, form = Memory(), EncodedBars(TOPIC, fields_printer(FINAL))
     for number in range(3):
         memory.put(minute(number))

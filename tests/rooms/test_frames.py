@@ -21,7 +21,7 @@ def test_a_frame_is_read_by_a_client_whatever_its_length(length):
     assert frame.payload == text.encode()
 
 
-def test_a_frame_says_which_bar_it_shows_and_an_answer_shows_none():
+def test_a_frame_names_its_bar_and_an_answer_has_none():
     topic = object()
     update, answer = Frame.from_text("{}", topic, 60_000), Frame.from_text(b"{}")
     assert (update.topic, update.open_ms) == (topic, 60_000)
@@ -44,7 +44,7 @@ class Socket:
         return len(frame)
 
 
-def test_whoever_leaves_during_a_broadcast_gets_no_more_of_it_and_nobody_else_is_left_out():
+def test_a_client_that_leaves_during_a_broadcast_gets_no_more_of_it_and_no_other_is_left_out():
     """Against a plain model: a hundred members, slices, and comings and goings between the slices."""
     draw = random.Random(5)
     for _ in range(200):

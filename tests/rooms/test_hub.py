@@ -83,7 +83,7 @@ async def test_a_subscriber_in_the_middle_of_a_boundary_sees_no_older_update_aft
 
 
 @pytest.mark.parametrize("options", [PLAIN, Options(FINAL)], ids=["live", "final"])
-async def test_a_bar_that_changes_back_is_told_to_who_came_in_between(options):
+async def test_a_bar_that_changes_back_is_sent_to_clients_that_came_in_between(options):
     one = await stage()
     first = one.join(options=options)
     one.push(minute(60, "11", volume="5", as_of=1_000))
@@ -153,7 +153,7 @@ async def test_a_read_that_overlapped_a_repair_is_not_believed():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("interval", ["1m", "5m", "1h", "1D", "1W"])
-async def test_ten_thousand_subscriptions_around_boundaries_see_no_hole_and_no_double(interval):
+async def test_ten_thousand_subscriptions_around_boundaries_see_no_gap_and_no_double(interval):
     """Fault 5: an update before its initial; and nothing lost between the two (`Chart` asserts the order)."""
     one = await stage()
     charts = []
@@ -213,7 +213,7 @@ async def test_rooms_that_changed_in_one_moment_have_their_next_turn_apart():
         assert min(b - a for a, b in zip(moments, moments[1:], strict=False)) >= 1.0 - 1e-6, (room, moments)
 
 
-async def test_an_update_does_not_wait_for_a_resync_that_nobody_needs_any_more():
+async def test_an_update_does_not_wait_for_a_resync_that_no_client_needs_any_more():
     one = await stage()
     client = one.connect()
     client.subscribe("1m", 50)
@@ -249,7 +249,7 @@ async def test_while_a_broadcast_is_under_way_the_newest_state_waits_and_no_othe
 
 
 @pytest.mark.slow
-async def test_a_large_room_is_told_afresh_in_turns():
+async def test_a_large_room_is_resynced_in_turns():
     one = await stage()
     charts = [one.join() for _ in range(1200)]
     one.heal([minute(30, "15", final=True, as_of=90_000)])

@@ -97,7 +97,7 @@ async def test_a_chart_that_was_cut_off_for_a_moment_is_a_fresh_load(options, in
 
 
 @pytest.mark.parametrize("options", KINDS[1:], ids=["final", "closed"])
-async def test_what_was_not_final_while_it_was_read_again_and_then_was_as_before_is_told(options):
+async def test_a_bar_that_was_not_final_while_it_was_read_again_and_then_was_as_before_is_sent(options):
     one = await stage(120)
     one.stored.clock = one.clock  # reading takes a while
     one.push(minute(120, volume="1", as_of=0), 120)
@@ -117,7 +117,7 @@ async def test_what_was_not_final_while_it_was_read_again_and_then_was_as_before
     assert chart.bars[0]["time"] == iso_ms(MONDAY_MS)
 
 
-async def test_nothing_that_changed_is_nothing_to_tell():
+async def test_without_a_change_nothing_is_sent():
     one = await stage()
     one.push(minute(60, volume="1", as_of=0))
     socket = one.connect()
@@ -135,7 +135,7 @@ async def test_nothing_that_changed_is_nothing_to_tell():
 @pytest.mark.slow
 @pytest.mark.parametrize("options", KINDS, ids=["seq", "final", "closed"])
 @pytest.mark.parametrize("interval", ["1m", "5m", "1h"] if LONG else ["1m", "1h"])
-async def test_a_day_and_two_hours_later_only_what_changed_is_told(options, interval):
+async def test_a_day_and_two_hours_later_only_changes_are_sent(options, interval):
     one = await stage()
     feed = Feed(one)
     await feed.begin()
@@ -159,7 +159,7 @@ async def test_a_day_and_two_hours_later_only_what_changed_is_told(options, inte
 
 
 @pytest.mark.slow
-async def test_more_than_two_thousand_bars_are_told_as_a_fresh_load():
+async def test_more_than_two_thousand_bars_are_sent_as_a_fresh_load():
     one = await stage()
     feed = Feed(one)
     await feed.begin()
@@ -289,7 +289,7 @@ def script(one: Stage, step: int) -> None:
 
 
 @pytest.mark.parametrize("cut_s", [30.0, 58.0, 61.0])
-async def test_one_who_comes_back_is_no_reason_to_tell_the_others_everything_afresh(cut_s):
+async def test_one_who_comes_back_is_no_reason_to_resync_the_others(cut_s):
     one, fields = await stage(), {"fields": ["final", "seq"]}
     feed = Feed(one)
     await feed.begin()
@@ -310,7 +310,7 @@ async def test_one_who_comes_back_is_no_reason_to_tell_the_others_everything_afr
 
 @pytest.mark.slow
 @pytest.mark.parametrize("away_s", [0.1, 2.0, 70.0])
-async def test_where_a_chart_is_in_the_feed_is_told_also_while_the_end_of_a_bar_is_open(away_s):
+async def test_the_position_of_a_chart_is_sent_also_while_the_end_of_a_bar_is_open(away_s):
     one, fields = await stage(), {"fields": ["final", "seq"]}
     feed = Feed(one)
     await feed.begin()
@@ -331,7 +331,7 @@ async def test_where_a_chart_is_in_the_feed_is_told_also_while_the_end_of_a_bar_
     assert texts(third.chart())[-60:] == fresh(one, "1m", 60, **fields)
 
 
-async def test_one_who_comes_back_alone_is_sent_no_older_bar_after_a_newer_one_whatever_this_machines_clock_says():
+async def test_one_who_comes_back_alone_is_sent_no_older_bar_after_a_newer_one_by_any_clock():
     one, fields = await stage(), {"fields": ["final", "seq"], "corrections": True}
     await Feed(one).run(62)  # minute 60 is over, and not final
     one.push(minute(61, volume="5", as_of=2_000), 60)
@@ -347,7 +347,7 @@ async def test_one_who_comes_back_alone_is_sent_no_older_bar_after_a_newer_one_w
     assert texts(again.chart())[-60:] == fresh(one, "1m", 60, **fields)
 
 
-async def test_a_bar_that_is_held_back_at_the_first_load_is_sent_though_nothing_changes_any_more():
+async def test_a_bar_that_is_queued_at_the_first_load_is_sent_though_nothing_changes_any_more():
     one = await stage()
     await Feed(one).run(62)
     one.push(minute(61, volume="5", as_of=2_000), 60)

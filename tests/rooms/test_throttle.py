@@ -18,7 +18,7 @@ def pace() -> UpdateThrottle:
     return one
 
 
-def test_the_first_change_goes_out_at_once_and_the_newest_at_the_end_of_the_second():
+def test_the_first_change_goes_out_immediately_and_the_newest_at_the_end_of_the_second():
     one = pace()
     one.queue_bar(minute(0, volume="2"), 5.0)
     assert one.take_due(5.0).volume == 2
@@ -159,7 +159,7 @@ def holding() -> UpdateThrottle:
     return one
 
 
-def test_the_new_bar_waits_for_the_old_one_to_be_final_and_that_is_said_even_if_nothing_else_changed():
+def test_the_new_bar_waits_for_the_final_old_one_which_is_sent_even_if_nothing_else_changed():
     one = holding()
     one.queue_bar(minute(1), 2.0)
     assert one.take_due(2.0) is None
@@ -170,7 +170,7 @@ def test_the_new_bar_waits_for_the_old_one_to_be_final_and_that_is_said_even_if_
     assert (one.take_due(8.0), one.sent_final) == (minute(1), False)
 
 
-def test_after_the_longest_wait_the_old_bar_is_passed_over_and_said_so():
+def test_after_the_longest_wait_the_old_bar_is_skipped_and_reported_as_skipped():
     one = holding()
     one.queue_bar(minute(1), 2.0)
     assert one.take_due(2.0 + FINAL_WAIT_S - 0.01) is None
@@ -179,7 +179,7 @@ def test_after_the_longest_wait_the_old_bar_is_passed_over_and_said_so():
     assert not one.queue_bar(minute(0, volume="1"), 40.0, final=True)
 
 
-def test_a_bar_that_was_said_to_be_final_is_revised_by_no_update():
+def test_a_bar_that_was_sent_as_final_is_revised_by_no_update():
     one = holding()
     one.queue_bar(minute(0, volume="1"), 1.0, final=True)
     assert one.take_due(1.0) is not None
@@ -189,7 +189,7 @@ def test_a_bar_that_was_said_to_be_final_is_revised_by_no_update():
     assert one.due_at is None
 
 
-def test_a_revision_that_changes_no_value_counts_only_where_revisions_are_told():
+def test_a_revision_that_changes_no_value_counts_only_where_revisions_are_sent():
     revised = minute(0, volume="1")._replace(rev=1)
     plain, told = UpdateThrottle(), UpdateThrottle(revisions=True)
     for one in (plain, told):

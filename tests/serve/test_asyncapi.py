@@ -65,7 +65,7 @@ def references(node: Any) -> list[str]:
     return own + [found for one in node.values() for found in references(one)]
 
 
-def test_every_reference_leads_somewhere_and_every_message_is_said_by_somebody():
+def test_every_reference_leads_somewhere_and_every_message_is_sent_by_one_side():
     for reference in references(DOCUMENT):
         node = DOCUMENT
         for part in reference.removeprefix("#/").split("/"):
@@ -165,7 +165,7 @@ def messages(tmp_path_factory) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_every_message_of_a_running_server_is_as_the_document_says(messages):
+def test_every_message_of_a_running_server_is_as_documented(messages):
     assert {message["type"] for message in messages} == ANSWERS
     for message in messages:
         validator(message["type"]).validate(message)

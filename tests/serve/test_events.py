@@ -184,7 +184,7 @@ async def test_a_mistake_is_400_with_the_error_of_the_protocol(get, http_port, q
     assert statistics["connections"] == 0
 
 
-async def test_the_end_of_the_server_is_told_and_the_answer_ends(stage, http_port):
+async def test_the_end_of_the_server_is_sent_and_the_answer_ends(stage, http_port):
     async with source(http_port) as chart:
         await chart.event()
         stopping = asyncio.ensure_future(stage.server.stop())

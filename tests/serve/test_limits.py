@@ -5,7 +5,7 @@ from candled.serve.connection_limiter import ConnectionLimiter, client_address, 
 PROXIES = networks(["10.0.0.0/8", "192.168.1.1", "fd00::/8"])
 
 
-def test_the_door_counts_in_all_and_per_address():
+def test_connections_are_counted_in_all_and_per_address():
     limiter = ConnectionLimiter(most=3, most_per_address=2)
     for address in ("a", "a", "b"):
         assert limiter.refusal_for(address) is None

@@ -38,7 +38,7 @@ def test_an_ipv6_address_counts_by_its_first_56_bits_and_an_ipv4_one_alone(addre
     assert client_of(address) == owner
 
 
-async def test_the_hundred_and_first_request_of_a_window_is_refused_and_the_window_then_begins_anew():
+async def test_the_hundred_and_first_request_of_a_window_is_refused_and_the_next_window_is_empty():
     clock = ManualClock()
     one = limit(clock)
     assert [(await one.check_request("a")).allowed for _ in range(100)] == [True] * 100
@@ -84,7 +84,7 @@ async def test_no_limit_has_no_headers():
     assert all(verdict.allowed and not verdict.headers for verdict in verdicts)
 
 
-async def test_where_the_common_counter_is_away_this_process_counts_for_itself():
+async def test_where_the_shared_counter_is_unavailable_this_process_counts_for_itself():
     class Away:
         async def count_hit(self, key, window_s):
             raise Unavailable("gone")

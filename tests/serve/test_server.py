@@ -227,7 +227,7 @@ async def test_a_client_that_left_is_in_no_room(connect, get):
     assert facts["broadcaster"]["totalRooms"] == 0
 
 
-async def test_the_end_is_told_with_1001(stage, connect):
+async def test_the_end_is_sent_with_1001(stage, connect):
     clients = [await connect() for _ in range(20)]
     for ws in clients:
         await say(ws, SUBSCRIBE)
@@ -254,7 +254,7 @@ async def test_a_port_in_use_is_one_clear_message(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.stage(minutes=900, server=ServerSettings(warmup_wait=timedelta(seconds=0.2)))
-async def test_a_store_that_cannot_be_read_is_told_to_the_subscriber_and_the_connection_stays(
+async def test_a_store_that_cannot_be_read_is_reported_to_the_subscriber_and_the_connection_stays(
     stage, connect, monkeypatch
 ):
     async with connect() as ws:

@@ -35,7 +35,7 @@ needs_compiler = pytest.mark.skipif(compiler() is None, reason="the load client 
 
 @pytest.mark.usefixtures("daemon")
 @needs_compiler
-async def test_a_thousand_who_come_back_at_once_do_not_reach_the_store_and_starve_nobody(tmp_path, monkeypatch):
+async def test_a_thousand_who_come_back_together_do_not_reach_the_store_and_starve_no_client(tmp_path, monkeypatch):
     """Promise 15: at most 7 queries for 7 rooms. p99 of `initial` below 1 s is measured in bench.
 
     The bound for a connected client is in turns, not in seconds, so that the speed of the machine does not matter.
@@ -215,9 +215,9 @@ async def exchange_messages() -> None:
         lambda: test_links.test_a_client_that_stops_reading_is_sent_the_newest_state_of_each_bar_when_it_reads_again(
             True
         ),
-        lambda: test_links.test_who_stays_stuck_is_closed_with_3008(True, _Caplog()),
+        lambda: test_links.test_a_client_that_stays_blocked_is_closed_with_3008(True, _Caplog()),
         lambda: test_links.test_a_mute_client_is_closed_with_3012(),
-        lambda: test_links.test_the_end_of_the_server_is_told_to_everybody(True),
+        lambda: test_links.test_the_end_of_the_server_is_sent_to_every_client(True),
         lambda: test_links.test_what_comes_right_behind_the_handshake_is_read(),
     ],
     ids=["messages", "slow", "stuck", "mute", "end", "early"],

@@ -182,7 +182,7 @@ class StoreContract:
         store.write_minutes([(BTC, minute(at, volume="0.1")) for at in range(3)])
         assert [bar.volume for bar in everything(store, BTC, W1)] == [Decimal("0.3")]
 
-    def test_a_batch_with_a_number_it_cannot_hold_leaves_nothing(self, store):
+    def test_a_batch_with_a_number_it_cannot_store_leaves_nothing(self, store):
         with pytest.raises(StoreRejected):
             store.write_minutes(
                 [
@@ -193,7 +193,7 @@ class StoreContract:
         assert everything(store, ETH, MINUTE) == everything(store, BTC, MINUTE) == []
 
     @pytest.mark.parametrize("text", ["1E+999999999999", "1E-999999999999"])
-    def test_a_number_of_endless_digits_is_refused_at_once(self, store, text):
+    def test_a_number_of_endless_digits_is_refused_immediately(self, store, text):
         with pytest.raises(StoreRejected, match="unsupported number"):
             store.write_minutes([(BTC, minute(0)._replace(volume=Decimal(text)))])
         assert everything(store, BTC, MINUTE) == []
@@ -295,7 +295,7 @@ class StoreContract:
         assert everything(store, BTC, MINUTE)[1].src == "live"
 
     @pytest.mark.parametrize(("said", "kept"), [(0, 4), (2, 4), (9, 9)])
-    def test_whoever_counted_more_revisions_is_believed(self, store, said, kept):
+    def test_the_version_with_more_revisions_is_believed(self, store, said, kept):
         store.write_minutes([(BTC, minute(0, rev=3))])
         store.write_minutes([(BTC, minute(0, "5", as_of_ms=MONDAY_MS + MINUTE_MS, rev=said))])
         assert [bar.rev for bar in everything(store, BTC, MINUTE)] == [kept]
@@ -402,7 +402,7 @@ class StoreContract:
         store.write_minutes([(BTC, minute(0))])
         assert store.read_bars(BTC, MINUTE, before_ms=ALWAYS_MS, limit=limit) == []
 
-    def test_bars_between_holds_its_start_and_not_its_end(self, store):
+    def test_bars_between_includes_its_start_and_not_its_end(self, store):
         store.write_minutes([(BTC, minute(at)) for at in range(5)])
         bars = store.read_bars_between(BTC, MINUTE, MONDAY_MS + MINUTE_MS, MONDAY_MS + 3 * MINUTE_MS)
         assert [(bar.open_ms - MONDAY_MS) // MINUTE_MS for bar in bars] == [1, 2]
@@ -490,7 +490,7 @@ class StoreContract:
             ([[5], [3], [4]], [3, 4, 5]),
         ],
     )
-    def test_a_forming_minute_is_kept_until_a_final_version_of_it_is_there(self, store, open_store, written, left):
+    def test_a_forming_minute_is_kept_until_a_final_version_of_it_is_stored(self, store, open_store, written, left):
         """A number is a minute, a final one where it is negative; each list is a batch."""
         for batch in written:
             store.write_minutes([(BTC, minute(abs(at), final=at < 0)) for at in batch])
@@ -532,27 +532,27 @@ class StoreContract:
         store.write_minutes([(BTC, minute(at)) for at in minutes])
         assert store.served_from(BTC) == (None if served is None else MONDAY_MS + served * MINUTE_MS)
 
-    def test_holes_saved_within_a_range_leave_the_others_and_cut_those_across_its_edges(self, store):
+    def test_gaps_saved_within_a_range_leave_the_others_and_cut_those_across_its_edges(self, store):
         store.save_known_gaps(BTC, [gap(0, 2), gap(4, 10), gap(20, 22)])
         store.save_known_gaps(BTC, [gap(6, 7, "no_trades"), gap(18, 19)], span(5, 9))
         assert store.known_gaps(BTC) == [gap(0, 2), gap(4, 5), gap(6, 7, "no_trades"), gap(9, 10), gap(20, 22)]
         store.save_known_gaps(BTC, [], span(0, 6))
         assert store.known_gaps(BTC) == [gap(6, 7, "no_trades"), gap(9, 10), gap(20, 22)]
 
-    def test_holes_that_touch_and_differ_in_nothing_else_become_one(self, store):
+    def test_gaps_that_touch_and_differ_in_nothing_else_become_one(self, store):
         store.save_known_gaps(BTC, [gap(0, 5)])
         store.save_known_gaps(BTC, [gap(5, 8)], span(5, 8))
         store.save_known_gaps(BTC, [gap(8, 9, "no_trades")], span(8, 9))
         assert store.known_gaps(BTC) == [gap(0, 8), gap(8, 9, "no_trades")]
 
-    def test_holes_can_be_read_within_a_range(self, store):
+    def test_gaps_can_be_read_within_a_range(self, store):
         known_gaps = [gap(0, 5), gap(7, 8), gap(10, 12)]
         store.save_known_gaps(BTC, known_gaps)
         assert store.known_gaps(BTC, span(4, 8)) == known_gaps[:2]
         assert store.known_gaps(BTC, span(5, 7)) == []
         assert store.known_gaps(BTC, span(11, 99)) == known_gaps[2:]
 
-    def test_saved_holes_replace_the_ones_before(self, store, open_store):
+    def test_saved_gaps_replace_the_ones_before(self, store, open_store):
         early = Gap(start_ms=0, end_ms=60_000, reason="beyond_history", attempts=1, retry_ms=None)
         late = Gap(start_ms=120_000, end_ms=240_000, reason="exchange_outage", attempts=3, retry_ms=9)
         store.save_known_gaps(BTC, [late, early])
@@ -563,7 +563,7 @@ class StoreContract:
 
     # ------------------------------------------------------------ the log of changes
 
-    def test_a_feed_tells_what_changed_after_a_message(self, store, open_store):
+    def test_a_feed_lists_changes_after_a_message(self, store, open_store):
         store.register_feed([BTC, ETH], "a")
         store.log_changes(BTC, "a", [(3, span(0, 2)), (4, span(9, 10)), (7, span(1, 5))])
         store.log_changes(ETH, "a", [(1, span(50, 60))])
@@ -573,7 +573,7 @@ class StoreContract:
         assert again.changes_since(BTC, "a", 4) == [span(1, 5)]
         assert again.changes_since(BTC, "a", 7) == []
 
-    def test_what_changed_in_later_feeds_is_told_too(self, store):
+    def test_changes_of_later_feeds_are_listed_too(self, store):
         for epoch in ("a", "b", "c"):
             store.register_feed([BTC], epoch)
         store.log_changes(BTC, "c", [(1, span(9, 10))])
@@ -583,7 +583,7 @@ class StoreContract:
         assert store.changes_since(BTC, "b", 0) == [span(4, 5), span(9, 10)]
         assert store.changes_since(BTC, "c", 1) == []
 
-    def test_a_feed_may_be_opened_and_its_changes_noted_again(self, store):
+    def test_a_feed_may_be_registered_and_its_changes_logged_again(self, store):
         store.register_feed([BTC], "a")
         store.register_feed([BTC], "b")
         store.log_changes(BTC, "b", [(1, span(3, 4))])
@@ -593,7 +593,7 @@ class StoreContract:
         assert store.changes_since(BTC, "b", 0) == [span(3, 4)]
         assert store.changes_since(BTC, "a", 0) == [span(0, 2), span(3, 4)]
 
-    def test_a_change_that_is_told_later_is_in_every_answer_until_then(self, store):
+    def test_a_change_that_is_published_later_is_in_every_answer_until_then(self, store):
         store.log_changes(BTC, None, [(SEQ_UNPUBLISHED, span(7, 8))])  # no client can ask for it yet
         store.register_feed([BTC], "a")
         store.log_changes(BTC, None, [(SEQ_UNPUBLISHED, span(0, 2)), (SEQ_UNPUBLISHED, span(5, 6))])
@@ -602,7 +602,7 @@ class StoreContract:
         assert store.changes_since(BTC, "a", 900) == [span(5, 6)]
         assert store.changes_since(BTC, "a", 6) == [span(0, 3), span(5, 6)]
 
-    def test_what_nobody_was_told_of_is_found_by_exchange(self, store):
+    def test_unpublished_changes_are_found_by_exchange(self, store):
         store.log_changes(BTC, None, [(SEQ_UNPUBLISHED, span(0, 1))])  # no client can ask for it yet
         for epoch in "ab":
             store.register_feed([BTC, ETH, BTC._replace(exchange="kraken")], epoch)
@@ -624,7 +624,7 @@ class StoreContract:
         assert store.unpublished("bitget") == {BTC.symbol: [span(7, 8)], ETH.symbol: [span(1, 2)]}
         assert store.unpublished("kraken") == store.unpublished("nobody") == {}
 
-    def test_of_an_unknown_feed_nothing_can_be_told_or_noted(self, store):
+    def test_changes_of_an_unknown_feed_can_be_neither_listed_nor_logged(self, store):
         assert store.changes_since(BTC, "a", 0) is None
         store.register_feed([], "a")
         store.register_feed([ETH], "a")
@@ -633,7 +633,7 @@ class StoreContract:
             store.log_changes(BTC, "a", [(1, span(0, 1))])
         assert store.changes_since(ETH, "a", 0) == []
 
-    def test_changes_are_noted_whole_or_not_at_all(self, store):
+    def test_changes_are_logged_whole_or_not_at_all(self, store):
         store.register_feed([BTC], "a")
         with pytest.raises(StoreRejected):
             store.log_changes(BTC, "a", [(1, span(0, 1)), (10**30, span(1, 2))])
@@ -658,7 +658,7 @@ class StoreContract:
         with pytest.raises(StoreRejected):
             store.log_changes(BTC, "e2", [(2, span(0, 1))])
 
-    def test_feeds_that_ended_long_ago_are_forgotten_and_a_long_one_is_not(self, store):
+    def test_feeds_that_ended_long_ago_are_dropped_and_a_long_one_is_not(self, store):
         day_ms = 1440 * MINUTE_MS
         store.register_feed([BTC], "a")
         store.tidy_up(MONDAY_MS)
@@ -680,7 +680,7 @@ class StoreContract:
 
     # ------------------------------------------------------------ opening again
 
-    def test_everything_is_there_after_opening_again(self, store, open_store):
+    def test_everything_is_stored_after_opening_again(self, store, open_store):
         store.write_minutes([(BTC, minute(0)), (BTC, minute(1, final=False))])
         again = open_store(*DEFAULT_INTERVALS)
         assert everything(again, BTC, MINUTE) == [minute(0)]
@@ -751,7 +751,7 @@ class StoreContract:
     # ------------------------------------------------------------ threads
 
     @pytest.mark.slow
-    async def test_a_read_that_nobody_waits_for_any_more_is_ended_or_never_begins(self, store):
+    async def test_a_read_without_waiters_is_ended_or_never_begins(self, store):
         store.write_minutes([(BTC, minute(0))])
         threads = StoreThreads(store, readers=2)
         history = HistoryReader(store, threads)

@@ -151,7 +151,7 @@ def test_connections_reset_at_any_byte_and_at_commit_lose_and_double_nothing(dat
     assert 0 < stored_all_the_same < failures
 
 
-def test_a_link_that_hangs_ends_in_time_and_is_replaced(database):
+def test_a_connection_that_hangs_ends_in_time_and_is_replaced(database):
     with (
         Proxy(database.address) as proxy,
         opened(database.url(address=proxy.address) + "?connect_timeout=2", limit_s=1.0) as store,
@@ -173,7 +173,7 @@ def test_a_link_that_hangs_ends_in_time_and_is_replaced(database):
         check(store, 2)
 
 
-def test_a_link_that_dies_silently_within_a_transaction_holds_up_nobody_for_long(database):
+def test_a_connection_that_dies_silently_within_a_transaction_delays_no_other_for_long(database):
     """The server hears nothing of it, and keeps the transaction's locks as long as it waits for more."""
     with (
         Proxy(database.address) as proxy,
@@ -193,7 +193,7 @@ def test_a_link_that_dies_silently_within_a_transaction_holds_up_nobody_for_long
         lost.close()
 
 
-def test_an_idle_connection_that_went_away_costs_no_attempt(database):
+def test_an_idle_connection_that_was_closed_costs_no_attempt(database):
     with opened(database.url()) as store:
         store.write_minutes(page(0))
         [(killed,)] = database.rows(

@@ -104,7 +104,7 @@ def test_an_address_with_a_mistake_is_refused_without_repeating_it(address):
     assert "secret" not in str(refused.value)
 
 
-def test_a_server_that_is_not_there_is_trouble_that_passes():
+def test_a_server_that_cannot_be_reached_is_a_passing_error():
     store = PostgresStore("postgresql://me:secret@127.0.0.1:1/candled", DEFAULT_INTERVALS)
     with pytest.raises(StoreUnavailable, match="refused") as refused:
         store.open()
@@ -187,7 +187,7 @@ def test_an_ordinary_role_that_owns_its_database_suffices(stores):
             admin.rows(f"DROP ROLE {admin.name}")
 
 
-def test_a_role_that_may_not_create_tables_is_told_so(database, stores):
+def test_a_role_that_may_not_create_tables_gets_that_error(database, stores):
     database.rows(f"CREATE ROLE {database.name} LOGIN")
     try:
         with pytest.raises(StoreRejected, match="permission denied"):
@@ -196,7 +196,7 @@ def test_a_role_that_may_not_create_tables_is_told_so(database, stores):
         database.rows(f"DROP ROLE {database.name}")
 
 
-def test_tables_that_are_away_while_a_backup_is_restored_are_trouble_that_passes(database, open_store):
+def test_tables_that_are_missing_while_a_backup_is_restored_are_a_passing_error(database, open_store):
     store = open_store(MINUTE, M5)
     store.write_minutes([(BTC, minute(0))])
     database.rows("ALTER SCHEMA candled RENAME TO elsewhere")
@@ -430,7 +430,7 @@ def test_a_statement_that_takes_too_long_is_ended_by_the_server(open_store):
     assert store.newest_minutes("bitget") == {}
 
 
-def test_a_closed_store_says_so(open_store):
+def test_a_closed_store_raises_that_error(open_store):
     store = open_store(MINUTE)
     store.close()
     with pytest.raises(StoreRejected, match="not open"):

@@ -122,7 +122,7 @@ def test_a_damaged_file_is_reported_not_read_as_empty(path, open_store):
         everything(damaged, BTC, MINUTE)
 
 
-def test_a_closed_store_says_so(open_store):
+def test_a_closed_store_raises_that_error(open_store):
     store = open_store(MINUTE)
     store.close()
     with pytest.raises(StoreRejected, match="not open"):
@@ -225,7 +225,7 @@ def first_schema(path):
 
 @pytest.mark.parametrize("made", [lambda path: None, lambda path: path.touch(), first_schema])
 @pytest.mark.parametrize("options", [{"intervals": None}, {"intervals": [H1], "upgrade": False}])
-def test_who_may_not_upgrade_says_what_to_run_and_leaves_the_file_alone(path, made, options):
+def test_a_store_that_may_not_upgrade_names_the_command_and_leaves_the_file_alone(path, made, options):
     made(path)
     before = path.read_bytes() if path.exists() else None
     with pytest.raises(StoreRejected, match="run `candled init-db`"):
@@ -247,7 +247,7 @@ def test_a_guest_writes_nothing_by_opening_and_reading(path, open_store):
 # ---------------------------------------------------------------- trouble that passes
 
 
-def test_a_lock_held_by_another_program_is_trouble_that_passes(path, open_store, monkeypatch):
+def test_a_lock_of_another_program_is_a_passing_error(path, open_store, monkeypatch):
     monkeypatch.setattr(file, "BUSY_TIMEOUT_S", 0.05)
     store = open_store(MINUTE)
     other = sqlite3.connect(path, isolation_level=None)

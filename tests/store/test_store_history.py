@@ -92,7 +92,7 @@ async def test_the_same_question_later_is_asked_again(history, store):
     assert store.reads == 2
 
 
-async def test_whoever_asks_after_a_write_does_not_get_an_answer_from_before(history, store, threads):
+async def test_a_read_after_a_write_does_not_get_an_answer_from_before(history, store, threads):
     store.gate.clear()
     early = asyncio.create_task(history.read_bars(BTC, MINUTE, ALWAYS_MS, 100))
     await asyncio.sleep(0)
@@ -169,7 +169,7 @@ async def test_closing_lets_what_was_asked_for_end(store, threads):
 
 
 @pytest.mark.parametrize("kind", ["a read", "a write", "a write that waits behind one"])
-async def test_a_call_that_does_not_end_cannot_hold_the_end_up(store, kind, caplog):
+async def test_a_call_that_does_not_end_cannot_delay_the_end(store, kind, caplog):
     """Neither the closing, nor the end of the process: the threads are no others that it waits for."""
     threads = StoreThreads(store, readers=2)
     stall = threading.Event()
@@ -193,7 +193,7 @@ async def test_closed_threads_refuse_work(store, threads):
         await threads.run_read(store.read_forming, BTC)
 
 
-async def test_changes_are_told_anew_to_whoever_knows_of_more(history, store, threads):
+async def test_changes_are_read_again_for_a_caller_that_knows_of_more(history, store, threads):
     store.register_feed([BTC], "a")
     assert await history.changes_since(BTC, "b", 0) is None
     asked, read = asyncio.Event(), store.changes_since

@@ -133,7 +133,7 @@ async def test_nothing_to_write_is_not_written(store, clock, running):
     assert store.batches == []
 
 
-async def test_while_the_store_is_away_attempts_come_with_doubling_pauses(writer, store, clock, running):
+async def test_while_the_store_is_unavailable_attempts_come_with_doubling_pauses(writer, store, clock, running):
     store.trouble = AWAY
     writer.enqueue_row(BTC, minute(0))
     tried_at = []
@@ -150,7 +150,7 @@ async def test_while_the_store_is_away_attempts_come_with_doubling_pauses(writer
     assert len(everything(store, BTC, MINUTE)) == 2
 
 
-async def test_going_away_and_coming_back_are_one_log_line_each(writer, store, clock, running, caplog):
+async def test_an_outage_and_its_end_are_one_log_line_each(writer, store, clock, running, caplog):
     caplog.set_level(logging.INFO, "candled.store")
     store.trouble = AWAY
     writer.enqueue_row(BTC, minute(0))
@@ -206,7 +206,7 @@ async def test_a_store_that_refuses_everything_is_not_asked_row_by_row(writer, s
     assert (writer.describe()["rejected"], writer.describe()["waiting"]) == (3000, 0)
 
 
-async def test_a_store_that_goes_away_while_a_page_is_split_gets_the_rest_later(writer, store):
+async def test_a_store_that_fails_while_a_page_is_split_gets_the_rest_later(writer, store):
     for at in range(100):
         writer.enqueue_row(BTC, impossible(at) if at == 70 else minute(at))
     write, calls = store.write_minutes, []
@@ -232,7 +232,7 @@ def impossible(at):
     return minute(at)._replace(high=Decimal("1E+999999"))
 
 
-async def test_whoever_flushes_learns_that_rows_were_refused_for_good(writer, store):
+async def test_a_flush_reports_that_rows_were_refused_for_good(writer, store):
     store.trouble = StoreRejected("the file is damaged")
     writer.enqueue_row(BTC, minute(0))
     with pytest.raises(StoreRejected):
@@ -262,7 +262,7 @@ async def test_closing_writes_what_waits_and_takes_no_more(writer, store):
     assert not writer.enqueue_row(BTC, minute(1))
 
 
-async def test_closing_waits_for_a_store_that_is_away_but_not_for_ever(writer, store, clock, caplog):
+async def test_closing_waits_for_a_store_that_is_unavailable_but_not_forever(writer, store, clock, caplog):
     store.trouble = AWAY
     writer.enqueue_row(BTC, minute(0))
     closing = asyncio.create_task(writer.close(within_s=10))
@@ -337,7 +337,7 @@ async def test_what_waits_for_some_seconds_goes_to_the_journal(journaling, store
     ]
 
 
-async def test_a_full_half_of_the_room_goes_to_the_journal_at_once(journaling, store, clock):
+async def test_a_full_half_of_the_room_goes_to_the_journal_immediately(journaling, store, clock):
     writer = journaling(max_waiting=10)
     store.trouble = AWAY
     for at in range(5):
@@ -433,7 +433,7 @@ async def test_a_store_that_hangs_does_not_keep_minutes_from_the_journal(journal
 
 
 @pytest.mark.parametrize("has_journal", [True, False])
-async def test_a_store_is_away_while_another_call_hangs_before_the_write(
+async def test_a_store_is_unavailable_while_another_call_hangs_before_the_write(
     journaling, store, threads, clock, has_journal
 ):
     """No call has failed then: the ones before the write end by their own timeouts, one after the other."""
@@ -471,7 +471,7 @@ async def test_a_full_journal_keeps_the_oldest_then_memory_fills_then_minutes_ar
     assert everything(store, BTC, MINUTE) == [minute(at) for at in taken]
 
 
-async def test_closing_while_the_store_is_away_leaves_everything_to_the_next_start(journaling, store, clock, caplog):
+async def test_closing_while_the_store_is_unavailable_leaves_everything_to_the_next_start(journaling, store, clock, caplog):
     writer = journaling()
     store.trouble = AWAY
     writer.enqueue_row(BTC, minute(0))

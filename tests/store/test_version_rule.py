@@ -161,7 +161,7 @@ def test_the_same_version_of_a_forming_minute_without_counting_a_revision(merge:
     assert kept == expected
 
 
-def test_whoever_shows_it_takes_the_writers_word_and_loses_no_count() -> None:
+def test_a_reader_takes_the_writers_version_and_loses_no_count() -> None:
     kept, expected = {}, {}
     for name, case in MERGED.items():
         shown = case.known if case.shown_rev is None else case.new._replace(rev=case.shown_rev)

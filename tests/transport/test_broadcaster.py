@@ -103,7 +103,7 @@ def frame(text: str) -> Frame:
 ONE, TWO = frame("one"), frame("two")
 
 
-def test_a_small_room_is_sent_to_at_once():
+def test_a_small_room_is_sent_to_immediately():
     loop = Loop()
     recipients = room(loop, SLICE)
     loop.broadcaster.broadcast(recipients, ONE)
@@ -179,7 +179,7 @@ PLACES = pytest.mark.parametrize("which", [(1,), (0, 1), (SLICE - 1, SLICE), (SL
 
 @PLACES
 @pytest.mark.parametrize(("trouble", "taken"), [(BlockingIOError(), 0), (3, 3)])
-def test_what_the_kernel_does_not_take_is_left_to_the_link(trouble, taken, which):
+def test_bytes_that_the_kernel_does_not_take_are_left_to_the_connection(trouble, taken, which):
     loop = Loop()
     recipients = room(loop, SLICE * 2 + 10)
     for position in which:
@@ -206,7 +206,7 @@ def test_a_broken_connection_does_not_stop_the_others(trouble, which):
     assert recipients.sending == 0
 
 
-def test_a_link_whose_way_changes_is_found_in_every_list():
+def test_a_connection_whose_way_changes_is_found_in_every_list():
     loop = Loop()
     lists = [room(loop, 3) for _ in range(2)]
     connection = Wire(loop)
@@ -223,7 +223,7 @@ def test_a_link_whose_way_changes_is_found_in_every_list():
 
 
 @pytest.mark.slow
-def test_a_mistake_behind_one_link_does_not_stop_the_others_nor_send_to_them_twice(caplog):
+def test_a_mistake_behind_one_connection_does_not_stop_the_others_nor_send_to_them_twice(caplog):
     loop = Loop()
     recipients = room(loop, 3000)
     for broken in (recipients[1], recipients[2500]):
@@ -240,7 +240,7 @@ def test_a_mistake_behind_one_link_does_not_stop_the_others_nor_send_to_them_twi
     assert "a frame cannot be sent" in caplog.text
 
 
-def test_initials_share_the_time_and_one_that_fails_harms_nobody_else(caplog):
+def test_initials_share_the_time_and_one_that_fails_harms_no_other(caplog):
     loop = Loop()
     recipients = room(loop, 1000)
 
@@ -257,7 +257,7 @@ def test_initials_share_the_time_and_one_that_fails_harms_nobody_else(caplog):
     assert "cannot render the initial message" in caplog.text
 
 
-def test_an_initial_is_wanted_once_and_can_be_forgotten():
+def test_an_initial_is_requested_once_and_can_be_cancelled():
     loop = Loop()
     recipients = room(loop, 100)
     for _ in range(2):
@@ -269,7 +269,7 @@ def test_an_initial_is_wanted_once_and_can_be_forgotten():
     assert len(recipients[-2].got) == 1
 
 
-def test_what_was_gathered_is_flushed_and_what_ended_is_settled_in_the_next_pass():
+def test_buffered_frames_are_flushed_and_ended_connections_finalized_in_the_next_pass():
     loop = Loop()
     one, two = room(loop, 2)
     loop.broadcaster.uncork_later(one)
@@ -282,7 +282,7 @@ def test_what_was_gathered_is_flushed_and_what_ended_is_settled_in_the_next_pass
 @pytest.mark.slow
 @few_examples
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40))
-def test_every_link_gets_every_frame_of_its_room_once_and_in_order(steps):
+def test_every_connection_gets_every_frame_of_its_room_once_and_in_order(steps):
     loop = Loop()
     rooms = [room(loop, size) for size in (1, 300, 1500, 4000)]
     sent: list[list[bytes]] = [[] for _ in rooms]

@@ -105,7 +105,7 @@ async def test_a_client_that_stops_reading_is_sent_the_newest_state_of_each_bar_
 
 
 @pytest.mark.slow
-async def test_a_stuck_client_holds_no_more_than_a_few_frames_and_the_kernel_no_more_than_64_kb():
+async def test_a_blocked_client_has_no_more_than_a_few_frames_and_the_kernel_no_more_than_64_kb():
     async with echo_site() as site:
         await mute(site)
         connection = (await site.client()).connection
@@ -157,7 +157,7 @@ async def test_answers_keep_their_order_and_too_many_that_are_left_close_with_30
 
 @pytest.mark.slow
 @WAYS
-async def test_who_stays_stuck_is_closed_with_3008(own_sockets, caplog):
+async def test_a_client_that_stays_blocked_is_closed_with_3008(own_sockets, caplog):
     caplog.set_level("INFO")
     async with echo_site(own_sockets=own_sockets, slow_client_timeout=timedelta(seconds=0.5)) as site:
         await mute(site)
@@ -319,7 +319,7 @@ async def test_what_comes_right_behind_the_handshake_is_read():
 
 @pytest.mark.slow
 @WAYS
-async def test_the_end_of_the_server_is_told_to_everybody(own_sockets):
+async def test_the_end_of_the_server_is_sent_to_every_client(own_sockets):
     async with echo_site(own_sockets=own_sockets) as site:
         peers = [await site.connect() for _ in range(200)]
         await site.client(199)
@@ -331,7 +331,7 @@ async def test_the_end_of_the_server_is_told_to_everybody(own_sockets):
         assert [client.ends for client in site.clients] == [1] * 200
 
 
-async def test_a_goodbye_is_said_however_long_the_pass_has_been():
+async def test_the_shutdown_is_sent_however_long_the_pass_has_been():
     """All are told when the server ends, not only those whose turn comes in the first milliseconds."""
     async with echo_site() as site:
         peer = await site.connect()
@@ -421,7 +421,7 @@ async def test_nothing_is_kept_of_the_handshake():
 
 
 @pytest.mark.slow
-async def test_a_storm_is_let_in_a_few_per_second_and_the_rest_is_told_when_to_come_back():
+async def test_a_storm_is_let_in_a_few_per_second_and_the_rest_gets_a_time_to_retry():
     async with echo_site(max_handshakes_per_second=20) as site:
         started = time.monotonic()
         peers = await asyncio.gather(*(site.connect() for _ in range(100)))

@@ -85,7 +85,7 @@ GOOD_ROWS = {
 
 
 @pytest.mark.parametrize(("product", "good"), GOOD_ROWS.values(), ids=GOOD_ROWS)
-def test_what_says_the_same_in_another_form_is_the_same_candle(product, good):
+def test_the_same_values_in_another_form_are_the_same_candle(product, good):
     (candle,) = read_page(answer([good]), product, END_MS)
     assert isinstance(candle, Candle), candle.reason
     assert (candle.open_ms, *candle.values) == (300_000, 5, 7, 4, 6, 2, 10)

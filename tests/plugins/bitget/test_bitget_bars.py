@@ -63,7 +63,7 @@ async def test_they_equal_the_sums_of_the_minutes(fake, http, symbol, interval, 
     assert len(bars) >= 1
 
 
-async def test_more_bars_than_a_page_holds_come_without_a_hole(fake, http):
+async def test_more_bars_than_a_page_come_without_a_gap(fake, http):
     m5 = Interval.parse("5m")
     end_ms = m5.floor(NOW_MS)
     bars = await bitget_at(fake).fetch_bars(http, BTC, m5, end_ms - 450 * m5.ms, end_ms)

@@ -135,7 +135,7 @@ async def test_history_that_begins_in_the_window_is_found_whole(fake, http):
 @pytest.mark.slow
 @pytest.mark.parametrize("pages_count_rows", [True, False])
 @pytest.mark.parametrize("days_ago", [1, 35])
-async def test_a_hole_of_the_exchange_wider_than_a_page_hides_nothing_before_it(fake, http, days_ago, pages_count_rows):
+async def test_a_gap_of_the_exchange_wider_than_a_page_hides_nothing_before_it(fake, http, days_ago, pages_count_rows):
     fake.pages_count_rows = pages_count_rows
     start_ms = LATEST - days_ago * DAY_MS
     end_ms = start_ms + 999 * MINUTE_MS

@@ -89,7 +89,7 @@ def test_an_acknowledgement_names_its_symbol():
     assert messages.read_frame(captured("ack_futures"), SYMBOLS) == [Subscribed(PERPETUAL)]
 
 
-def test_an_unsubscription_is_no_news():
+def test_an_unsubscription_is_no_change():
     assert messages.read_frame(captured("unsubscribed_spot_trade"), SYMBOLS) == []
 
 
@@ -102,17 +102,17 @@ def test_a_refused_subscription_costs_that_symbol_only(code):
     assert messages.read_frame(error(code), SYMBOLS) == [SubscriptionRejected(BTC, f"{code} no")]
 
 
-def test_an_error_about_a_channel_that_is_not_ours_is_not_taken_for_one_of_our_symbols():
+def test_an_error_about_a_foreign_channel_is_not_taken_for_one_of_a_subscribed_symbol():
     with pytest.raises(ExchangeError, match="candle1m"):
         messages.read_frame(captured("error_30001"), SYMBOLS)
 
 
 @pytest.mark.parametrize(("code", "reconnect"), [(30002, False), (30003, False), (30006, False), (30007, True)])
-def test_other_errors_are_trouble_and_only_30007_costs_the_connection(code, reconnect):
+def test_other_errors_are_feed_errors_and_only_30007_costs_the_connection(code, reconnect):
     assert messages.read_frame(error(code, arg=False), SYMBOLS) == [FeedError(f"{code} no", reconnect=reconnect)]
 
 
-def test_a_refusal_that_names_no_subscription_is_trouble():
+def test_a_refusal_that_names_no_subscription_is_a_feed_error():
     assert messages.read_frame(error(30016, arg=False), SYMBOLS) == [FeedError("30016 no")]
 
 
@@ -262,7 +262,7 @@ def test_what_is_no_candle_is_refused(cells):
 # ---------------------------------------------------------------- answers
 
 
-def test_an_answer_tells_the_exchange_clock():
+def test_an_answer_has_the_exchange_clock():
     assert messages.read_envelope(json.loads(captured("rest_envelope")))[1] == 1788329115116
 
 

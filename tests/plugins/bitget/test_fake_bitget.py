@@ -219,7 +219,7 @@ async def test_an_unknown_market_is_refused_and_the_others_of_the_frame_are_serv
     assert snapshot.symbol == ETH
 
 
-async def test_a_market_of_another_type_is_acknowledged_and_silent_for_ever(fake, connect):
+async def test_a_market_of_another_type_is_acknowledged_and_silent_forever(fake, connect):
     spot = Symbol("ETH", "USDT")
     client = await connect([spot])
     assert await client.subscribe() == [Subscribed(spot)]

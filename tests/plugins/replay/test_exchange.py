@@ -147,7 +147,7 @@ def test_every_bad_file_is_reported_in_one_run_by_name_and_line(tmp_path: Path, 
     assert len(told) == 7
 
 
-async def test_history_ends_with_the_running_minute_and_says_when_it_was_asked(plain: Path) -> None:
+async def test_history_ends_with_the_forming_minute_and_has_the_time_of_the_request(plain: Path) -> None:
     clock = ManualClock()
     exchange = replay(clock, BTC_USDT=plain)
     await clock.advance(90)
@@ -213,7 +213,7 @@ async def test_at_speed_the_feed_ticks_four_times_a_second_and_leaves_no_minute_
     assert [candle.open_ms for candle in live] == sorted(candle.open_ms for candle in live)
 
 
-async def test_a_listener_that_was_held_up_hears_every_minute(plain: Path) -> None:
+async def test_a_listener_that_was_delayed_receives_every_minute(plain: Path) -> None:
     clock = ManualClock()
     exchange = replay(clock, BTC_USDT=plain)
     feed = exchange.make_feed([BTC])
@@ -245,7 +245,7 @@ async def test_the_market_clock_runs_at_speed_and_resumes_after_what_is_stored(p
     assert again.now_ms() == reached + MINUTE_MS
 
 
-async def test_a_store_from_yesterday_does_not_hold_the_market_clock_back(plain: Path) -> None:
+async def test_a_store_from_yesterday_does_not_delay_the_market_clock(plain: Path) -> None:
     exchange = replay(ManualClock(), BTC_USDT=plain)
     exchange.resume_after(START_MS - 24 * 60 * MINUTE_MS)
     assert exchange.now_ms() == START_MS
@@ -270,7 +270,7 @@ def test_market_time_stands_still_while_the_wall_clock_is_set_back(plain: Path) 
 
 
 @pytest.mark.slow
-async def test_two_daemons_started_at_different_times_tell_the_same_minutes(plain: Path) -> None:
+async def test_two_daemons_started_at_different_times_publish_the_same_minutes(plain: Path) -> None:
     early, late = ScaledClock(200.0, START_MS), ScaledClock(50.0, START_MS + 90_000)
     one, other = replay(early, BTC_USDT=plain), replay(late, speed=4.0, BTC_USDT=plain)
     async with listening(one) as heard_one, listening(other) as heard_other:

@@ -88,7 +88,7 @@ def test_a_missing_minute_is_missing_in_every_loop() -> None:
         assert opens == [start_ms + n * MINUTE_MS for n in range(60) if n not in (7, 8)]
 
 
-def test_the_future_is_not_told() -> None:
+def test_the_future_is_not_published() -> None:
     rec = recording(60)
     now_ms = MONDAY_MS + 5 * MINUTE_MS
     assert rec.minutes_between(MONDAY_MS, MONDAY_MS + HOUR_MS, now_ms)[-1].open_ms == now_ms
@@ -171,7 +171,7 @@ def test_growth_ends_in_the_recorded_candle(candle: Candle) -> None:
 
 @pytest.mark.slow
 @given(steps=st.lists(st.integers(1, 5 * MINUTE_MS), min_size=1, max_size=40), start=st.integers(0, HOUR_MS))
-def test_whoever_listens_at_any_pace_hears_every_minute_to_its_end_and_in_order(steps: list[int], start: int) -> None:
+def test_a_listener_of_any_pace_receives_every_minute_to_its_end_and_in_order(steps: list[int], start: int) -> None:
     rec = recording(60, missing=frozenset({30}))
     spoke_ms = first_ms = MONDAY_MS + start
     heard: list[Candle] = []
