@@ -12,6 +12,8 @@ class LazyModule:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith(("_", "pytest")):  # pytest asks each name of a test file whether it is a fixture
+            raise AttributeError(attribute)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # python-binance imports old names of websockets
             return getattr(importlib.import_module(self._name), attribute)

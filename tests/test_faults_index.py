@@ -38,7 +38,8 @@ def told() -> dict[int, list[str]]:
     """Which tests say in their docstring that they are about which fault."""
     found: dict[int, list[str]] = {}
     for path in sorted(TESTS.rglob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        source = path.read_text("utf-8")
+        for node in ast.walk(ast.parse(source if "Fault " in source else "")):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
                 for number in re.findall(r"\bFault (\d+):", ast.get_docstring(node) or ""):
                     found.setdefault(int(number), []).append(f"{path.relative_to(TESTS)}::{node.name}")

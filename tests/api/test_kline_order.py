@@ -14,6 +14,7 @@ from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Range
 from tests.clocks import ManualClock
 from tests.rooms.stage import BTC, MONDAY_MS, Stage, Stored
 from tests.rows import minute
+from tests.tiers import LONG
 
 FIRST = 60  # the first minute that is pushed; those before are stored and final
 
@@ -265,7 +266,7 @@ async def test_a_bar_with_a_gap_is_never_closed_once_a_later_one_is():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(20 if LONG else 8))
 async def test_whatever_a_feed_does_time_goes_forward_and_each_bar_closes_with_its_end(seed):
     draw = random.Random(seed)
     one = await streams()

@@ -81,7 +81,7 @@ def test_schemathesis_finds_no_5xx_and_no_undocumented_answer(tmp_path):
         "limits": {"api_requests": 0},
     }
     command = [
-        str(Path(sys.executable).with_name("st")), "run", "--max-examples", "30" if LONG else "8",
+        str(Path(sys.executable).with_name("st")), "run", "--max-examples", "30" if LONG else "3",
         "--generation-database", "none", "--request-timeout", "20", "--no-color",
     ]  # fmt: skip
     with Daemon(tmp_path) as daemon:

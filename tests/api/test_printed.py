@@ -24,6 +24,7 @@ from candled.serve.content_coding import ContentCoding
 from tests.api.stage import BTC, Stage, open_stage
 from tests.rows import MONDAY_MS, minute
 from tests.store.rows import recorded
+from tests.tiers import LONG
 
 ON = KlinesSettings(enabled=True)
 GZIP = ContentCoding("gzip", 1)
@@ -188,7 +189,8 @@ def replayed(name: str) -> Callable[..., Candle | None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "source", [0, 1, "btcusdt-week.csv.gz", "bitget-usdt-futures-ethusdt.csv.gz", "ethusd-thin-week.csv.gz"]
+    "source",
+    [*range(9 if LONG else 1), "btcusdt-week.csv.gz", "bitget-usdt-futures-ethusdt.csv.gz", "ethusd-thin-week.csv.gz"],
 )
 async def test_kept_texts_are_those_of_a_fresh_encoding(tmp_path, source):
     rng = random.Random(str(source))
@@ -199,7 +201,7 @@ async def test_kept_texts_are_those_of_a_fresh_encoding(tmp_path, source):
         texts = one.pages._texts
         at_once = await check(one, one.pages, rng)  # cold
         at_once += await check(one, one.pages, rng)  # warm
-        for number in range(COUNT, COUNT + 14):
+        for number in range(COUNT, COUNT + (14 if LONG else 8)):
             opened = odd(number, rng, as_of=1_000)
             one.push(opened, settled_ms=AT[number - 1])  # the boundary: the next bar opens, the last is not final yet
             at_once += await check(one, one.pages, rng, 2)

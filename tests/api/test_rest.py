@@ -190,9 +190,7 @@ async def test_a_head_is_the_answer_without_its_body(fetch):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "ndjson", "arrow"])
 @pytest.mark.stage(minutes=2500)
-async def test_a_head_of_a_streamed_answer_has_neither_length_nor_version(
-    stage, fetch, http_port, monkeypatch, kind
-):
+async def test_a_head_of_a_streamed_answer_has_neither_length_nor_version(stage, fetch, http_port, monkeypatch, kind):
     path = f"{CANDLES}&format={kind}"
     whole, head = await fetch(path), await fetch(path, "HEAD")
     assert (head.code, head.body) == (200, b"")

@@ -8,6 +8,7 @@ from candled.ingest.coverage import Coverage, Urgency, Window
 from candled.ingest.evidence import NOTHING, Evidence, find_evidence
 from candled.model import MINUTE_MS, Gap, Market, Range
 from tests.ingest.virtual import BTC, THURSDAY_MS, Machine, VirtualExchange, running
+from tests.tiers import LONG
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 START_MS = THURSDAY_MS + 6 * HOUR_MS
@@ -183,7 +184,7 @@ async def test_a_success_with_nothing_is_never_taken_for_an_answer():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("empty_candles", [True, False], ids=["with empty candles", "only minutes with trades"])
-@pytest.mark.parametrize("second", [0, 15, 30, 45])
+@pytest.mark.parametrize("second", [0, 15, 30, 45] if LONG else [15, 45])
 async def test_a_success_with_nothing_in_the_middle_leaves_no_gap(second, empty_candles):
     def kind(exchange):
         exchange.publishes_empty_candles = empty_candles

@@ -101,7 +101,7 @@ async def fake():
 @pytest.mark.parametrize(
     ("spans", "gaps"),
     [
-        ([(45, 5)], []),
+        ([(20, 5)], []),
         ([(16.3, 0.1)], []),
         ([(18, 13), (12, 5)], [(13, 12)]),
         ([(20, 15), (14.99, 10), (8, 2)], [(15, 14.99), (10, 8)]),
@@ -188,11 +188,11 @@ async def test_the_bar_in_which_history_begins_is_served_where_nothing_exists_be
 @pytest.mark.usefixtures("daemon")
 async def test_what_is_missing_between_imported_pieces_is_fetched(tmp_path, fake):
     rig = Rig(tmp_path, fake, fake.clock, [BTC], ingest={"backfill": "10d"})
-    minutes = [*fake.truth(BTC, days(33.3), days(26)), *fake.truth(BTC, days(25), days(10))]
+    minutes = [*fake.truth(BTC, days(19.3), days(16)), *fake.truth(BTC, days(15), days(10))]
     store_past(rig.store_url, minutes, fresh=True)
     try:
         await rig.start()
-        begins_ms = W1.floor(days(33.3))
+        begins_ms = W1.floor(days(19.3))
         await rig.until(lambda: at(rig.health(BTC)["completeFrom"] or iso_ms(2**41)) <= begins_ms, 60)
         await rig.until(lambda: not rig.health(BTC)["missingMinutes"], 60)
         bars = await all_bars(rig, "1D")

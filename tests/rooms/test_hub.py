@@ -14,6 +14,7 @@ from candled.rooms.hub import Hub
 from tests.clocks import ManualClock
 from tests.rooms.stage import BTC, MONDAY_MS, Joined, Publisher, Stage, Stored, stage, topic
 from tests.rows import minute
+from tests.tiers import LONG
 
 
 async def test_a_member_gets_initial_then_updates_and_ends_with_what_a_reload_shows():
@@ -152,8 +153,8 @@ async def test_a_read_that_overlapped_a_repair_is_not_believed():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("interval", ["1m", "5m", "1h", "1D", "1W"])
-async def test_ten_thousand_subscriptions_around_boundaries_see_no_gap_and_no_double(interval):
+@pytest.mark.parametrize("interval", ["1m", "5m", "1h", "1D", "1W"] if LONG else ["1m", "5m", "1W"])
+async def test_thousands_of_subscriptions_around_boundaries_see_no_gap_and_no_double(interval):
     """Fault 5: an update before its initial; and nothing lost between the two (`Chart` asserts the order)."""
     one = await stage()
     charts = []

@@ -71,7 +71,7 @@ class Feed:
 @pytest.mark.slow
 @pytest.mark.parametrize("options", KINDS, ids=["seq", "final", "closed"])
 @pytest.mark.parametrize("interval", ["1m", "5m", "1h"] if LONG else ["1m", "5m"])
-@pytest.mark.parametrize("cut_s", [58.9, 59.95, 61.0, 62.5, 90.0] if LONG else [59.95, 61.0, 90.0])
+@pytest.mark.parametrize("cut_s", [58.9, 59.95, 61.0, 62.5, 90.0] if LONG else [59.95, 61.0])
 @pytest.mark.parametrize("away_s", [0.1, 90.0])
 async def test_a_chart_that_was_cut_off_for_a_moment_is_a_fresh_load(options, interval, cut_s, away_s):
     one = await stage()

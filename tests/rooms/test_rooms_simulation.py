@@ -168,7 +168,7 @@ async def test_whatever_happens_every_chart_ends_as_a_fresh_load(seed):
     one.stored.clock = one.clock
     market = Market(one, draw)
     people = [Person(one, draw, kind) for kind in KINDS for _ in range(3)]
-    for _ in range(1200):
+    for _ in range(1200 if LONG else 700):
         market.step()
         for person in people:
             person.step()

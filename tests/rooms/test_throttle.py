@@ -114,9 +114,10 @@ def test_an_hour_of_twenty_changes_a_second_never_exceeds_one_update_a_second_an
     while now < 3600.0:
         now += draw.uniform(0.02, 0.08)
         volume += 1
+        newest = minute(0, volume=str(volume))
         for span, one in rooms.items():
             number = int(now // 60) // span * span
-            bar = minute(number, volume=str(volume))
+            bar = newest._replace(open_ms=MONDAY_MS + number * MINUTE_MS)
             one.queue_bar(bar, now)
             finals[span][bar.open_ms] = bar.volume
             taken = one.take_due(now)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.serve.peers import echo_site
+from tests.tiers import LONG
 
 pytestmark = pytest.mark.usefixtures("daemon")
 
@@ -59,14 +60,15 @@ async def failed(directory: Path, cases: list[str], exclude: list[str], allowed:
 
 
 async def test_cases_1_to_10(tmp_path):
-    """Promise 18."""
-    groups = [f"{group}.*" for group in range(1, 11)]
-    assert await failed(tmp_path, groups, [], set()) >= 301
+    """Promise 18. Group 9 repeats a few exchanges with larger and larger messages; the long form runs all of them."""
+    groups = [f"{group}.*" for group in range(1, 11) if group != 9 or LONG]
+    sizes = [] if LONG else ["9.1.1", "9.1.4", "9.2.1", "9.2.4", "9.3.4", "9.4.4", "9.5.4", "9.6.4", "9.7.1", "9.8.1"]
+    assert await failed(tmp_path, [*groups, *sizes], [], set()) >= (301 if LONG else 257)
 
 
 async def test_compressed_messages_of_the_first_sizes(tmp_path):
     """Groups 12 and 13 differ in sizes and windows only; the long form runs them all."""
-    sizes = [f"{group}.{at}" for group in ("12.1", "13.1", "13.3") for at in (1, 2, 3)]
+    sizes = ["12.1.1", "12.1.3", "13.1.1", "13.3.1"]
     assert await failed(tmp_path, sizes, [], DECLINED, compression=True) == len(sizes)
 
 

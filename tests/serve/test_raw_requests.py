@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import pytest
 
@@ -233,8 +234,9 @@ ANY_PATH = [
 class Site:
     """A server in a thread, its clock, and the lines of its log that name a mistake of its own."""
 
-    def __init__(self, folder) -> None:
+    def __init__(self, folder, **settings) -> None:
         self._folder = folder
+        self._settings = ServerSettings(host="127.0.0.1", port=0, **settings)
         self._ready = threading.Event()
         self.clock = ManualClock(MONDAY_MS)
         self.mistakes: list[str] = []
@@ -248,9 +250,8 @@ class Site:
 
     async def _serve(self) -> None:
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
-        server = ServerSettings(host="127.0.0.1", port=0)
         async with open_stage(
-            self._folder, clock=self.clock, server=server, klines=KlinesSettings(enabled=True)
+            self._folder, clock=self.clock, server=self._settings, klines=KlinesSettings(enabled=True)
         ) as one:
             self.port = one.server.listen()
             self._ready.set()
@@ -349,9 +350,6 @@ def test_a_request_to_one_path(site, row):
 @pytest.mark.parametrize("steps", [
     (b"", 11), (b"GET", 11), (b"GET / HTTP/1.1\r\nHost: x\r\n", 11), (b"G", 4, b"ET", 4, b" /", 4),
     (b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n", 76),
-    pytest.param(  # Tornado's timer for a body: it takes ten real seconds
-        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx",), marks=pytest.mark.slow
-    ),
 ])  # fmt: skip
 def test_a_half_open_a_slow_and_an_idle_connection_are_closed_by_the_clock(site, steps):
     with Connection(site.port) as one:
@@ -363,3 +361,15 @@ def test_a_half_open_a_slow_and_an_idle_connection_are_closed_by_the_clock(site,
             one.send(step) if isinstance(step, bytes) else site.advance(step)
         assert one.read()[0] == NOTHING
     assert site.mistakes == []
+
+
+@pytest.mark.slow
+def test_a_body_that_does_not_come_is_waited_for_by_tornados_timer(tmp_path):
+    site = Site(tmp_path, header_timeout=timedelta(seconds=1))
+    try:
+        with Connection(site.port) as one:
+            one.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx")
+            assert one.read()[0] == NOTHING
+        assert site.mistakes == []
+    finally:
+        site.close()

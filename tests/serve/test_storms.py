@@ -99,8 +99,8 @@ async def test_clients_that_never_read_take_nothing_from_those_that_do():
     """Promise 13, in short: the readers get every frame, the others cost little and are closed."""
     async with echo_site(slow_client_timeout=timedelta(seconds=0.5)) as site:
         stuck = [await mute(site) for _ in range(5)]
-        readers = [await site.connect() for _ in range(50)]
-        await site.client(54)
+        readers = [await site.connect() for _ in range(20)]
+        await site.client(24)
         reading = [asyncio.create_task(numbers(reader, 600)) for reader in readers]
         for number in range(600):
             site.broadcaster.broadcast(site.recipients, update(number))

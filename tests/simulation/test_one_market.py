@@ -15,7 +15,7 @@ from tests.rows import MONDAY_MS
 
 BTC = Symbol.parse("BTC/USDT")
 LONG = "CANDLED_TEST_LONG" in os.environ
-SEEDS, MINUTES = (1000, 10_000) if LONG else (2, 2_000)
+SEEDS, MINUTES = (1000, 10_000) if LONG else (1, 2_000)
 STEP_MS = 15_000
 RULES = Rules(
     grace_period_ms=2_000,

@@ -37,7 +37,7 @@ MORE = (
 )
 PAGE_ROWS = 700
 # of a recording; shuffled minutes of months take long, as every page touches everything
-MOST_MINUTES = 20_000 if "CANDLED_TEST_LONG" in os.environ else 3_000
+MOST_MINUTES = 20_000 if "CANDLED_TEST_LONG" in os.environ else 1_500
 _ADD = Context(prec=200).add
 
 Bar = tuple[int, Decimal, Decimal, Decimal, Decimal, Decimal, Decimal | None, int, int]

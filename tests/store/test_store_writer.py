@@ -471,7 +471,7 @@ async def test_a_full_journal_keeps_the_oldest_then_memory_fills_then_minutes_ar
     assert everything(store, BTC, MINUTE) == [minute(at) for at in taken]
 
 
-async def test_closing_while_the_store_is_unavailable_leaves_everything_to_the_next_start(journaling, store, clock, caplog):
+async def test_closing_while_the_store_is_unavailable_leaves_all_to_the_next_start(journaling, store, clock, caplog):
     writer = journaling()
     store.trouble = AWAY
     writer.enqueue_row(BTC, minute(0))
