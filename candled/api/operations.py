@@ -305,7 +305,7 @@ def gaps(catalog: MarketCatalog) -> Operation:
             "`hasMore` is true if the range has more gaps than `limit`."
         ),
         parameters=(
-            parameters.text("symbol", "BASE/QUOTE; by default every market", values=_symbols(catalog)),
+            parameters.text("symbol", "a symbol such as BTC/USDT; by default every market", values=_symbols(catalog)),
             _exchange(catalog, "the exchange; by default the first one, without a symbol all of them"),
             parameters.moment("from", "the start; by default 7 days before `to`"),
             parameters.moment("to", "the end; by default now"),

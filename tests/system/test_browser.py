@@ -29,6 +29,11 @@ pytestmark = pytest.mark.usefixtures("browser", "daemon")
 SECONDS = float(os.environ.get("CANDLED_TEST_BROWSER_SECONDS", "18"))
 HARNESS = Path(__file__).parent / "browser"
 MOST_BARS = 1000  # of one `initial`
+RECORDINGS = {
+    "BTC/USDT": "bundled:binance-spot-btcusdt",
+    "ETH/USDT": "bundled:bitget-futures-ethusdt",
+    "BTC/USDT:USDT": "bundled:bitget-futures-ethusdt",
+}
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 LIVE = "document.getElementById('state').dataset.state === 'live'"
 LOST = "document.getElementById('state').dataset.state === 'lost'"
@@ -58,7 +63,7 @@ def config(folder: Path) -> dict[str, Any]:
     }
     return {
         "exchanges": {
-            "replay": {"symbols": ["BTC/USDT", "ETH/USDT"], "speed": 20},
+            "replay": {"symbols": list(RECORDINGS), "files": RECORDINGS, "speed": 20},
             "bitget": {"symbols": ["LTC/USDT", "BTC/USDT"], **unreachable},
         },
         "ingest": {"backfill": "2d"},
@@ -231,18 +236,23 @@ def test_a_market_is_found_by_letters_of_its_symbol_or_exchange(browser: Any, da
         tab.page.goto(daemon.url + "/")
         tab.page.wait_for_function(LIVE)
         tab.page.click("#market")
-        assert found(tab, "") == ["BTC/USDT", "ETH/USDT", "bitget:LTC/USDT", "bitget:BTC/USDT"]
-        assert found(tab, "btc") == ["BTC/USDT", "bitget:BTC/USDT"]
+        assert found(tab, "") == ["BTC/USDT", "ETH/USDT", "BTC/USDT:USDT", "bitget:LTC/USDT", "bitget:BTC/USDT"]
+        assert found(tab, "btc") == ["BTC/USDT", "BTC/USDT:USDT", "bitget:BTC/USDT"]
+        assert found(tab, "btc/usdt:") == found(tab, "btcusdtusdt") == ["BTC/USDT:USDT"]
         assert found(tab, "bitget btc") == ["bitget:BTC/USDT"]
         assert found(tab, "ltcusdt") == ["bitget:LTC/USDT"]
         assert found(tab, "doge") == []
         assert tab.page.inner_text("#search-more") == "No market fits"
         tab.page.keyboard.press("Escape")
         assert not tab.page.is_visible("#search")
-        tab.page.click("#market")
-        tab.page.click("#search-list li[data-name='ETH/USDT']")
+        for name in ("ETH/USDT", "BTC/USDT:USDT"):
+            tab.page.click("#market")
+            tab.page.click(f"#search-list li[data-name='{name}']")
+            tab.page.wait_for_function("candled.bars().length > 1 && " + LIVE)
+            assert tab.page.url == daemon.url + f"/#{name}/1m"
+        tab.page.reload()
         tab.page.wait_for_function("candled.bars().length > 1 && " + LIVE)
-        assert tab.page.url == daemon.url + "/#ETH/USDT/1m"
+        assert tab.page.inner_text("#market-symbol") == "BTC/USDT:USDT"
         assert tab.problems == []
 
 

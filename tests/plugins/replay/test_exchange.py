@@ -116,6 +116,18 @@ async def test_the_star_serves_any_symbol(plain: Path) -> None:
     assert await exchange.fetch_markets(NO_HTTP) == []
 
 
+async def test_a_contract_has_a_recording_of_its_own(plain: Path, packed: Path) -> None:
+    contract = Symbol.parse("BTC/USDT:USDT")
+    exchange = Replay(
+        Replay.Settings(files={"BTC/USDT": str(plain), str(contract): "bundled:bitget-futures-ethusdt"}), ManualClock()
+    )
+    assert [market.symbol for market in await exchange.fetch_markets(NO_HTTP)] == [BTC, contract]
+    start_ms, end_ms = START_MS - 3 * MINUTE_MS, START_MS
+    pair = await history(exchange, start_ms, end_ms)
+    assert len(pair) == 3
+    assert pair != await history(exchange, start_ms, end_ms, contract)
+
+
 def test_every_bad_file_is_reported_in_one_run_by_name_and_line(tmp_path: Path, plain: Path) -> None:
     broken = tmp_path / "broken.csv"
     broken.write_text(rows() + "5,1,1,1,1,1\n", "utf-8")
