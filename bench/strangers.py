@@ -112,6 +112,10 @@ STRANGERS = {
         again=message(type="history", symbol=NAME, interval="1m", limit=1000, before="2025-10-05T12:00:00Z"),
         every_s=1 / 19,
     ),
+    "400 that come together": Stranger(
+        item=4, before="", connections=400, web_socket=True, first=message(**_SUBSCRIBE, initialBars=1000),
+        source="127.0.3.{}",
+    ),
     "/health": Stranger(item=5, before="p50 119 ms", connections=4, again=get("/health"), every_s=0.005),
     "the page": Stranger(item=5, before="p50 46 ms", connections=4, again=get("/"), every_s=0.005),
     "search": Stranger(

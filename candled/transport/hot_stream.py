@@ -130,7 +130,11 @@ class HotStream(IOStream):
             self._pause()
             return None  # the loop reports the socket again in a later pass
         room = memoryview(buf)[: len(buf) - head.waiting] if head is not None and head.waiting else buf
-        count = super().read_from_fd(room)
+        try:
+            count = super().read_from_fd(room)
+        except OSError:
+            del buf, room  # 64 KB; the stream keeps the error, and thereby this frame, until it is collected
+            raise
         if not count:
             return count
         is_first, self._awaits_first = self._awaits_first, False

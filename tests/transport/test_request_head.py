@@ -3,6 +3,7 @@
 import asyncio
 import re
 import socket
+import traceback
 
 import pytest
 from hypothesis import given
@@ -105,6 +106,19 @@ async def test_the_first_request_waits_for_its_turn_too(site):
     head = site.expect()
     assert not head.done()
     assert bytes(await head) == b"GET / HTTP/1.1\r\n\r\n"
+
+
+async def test_a_connection_that_is_reset_keeps_no_buffer(site):
+    site.expect().add_done_callback(lambda head: head.exception())
+    site.stream.socket.send(b"x")
+    site.client.close()  # with unread bytes, which is a reset
+    while not site.stream.closed():
+        await asyncio.sleep(0)
+    assert isinstance(site.stream.error, ConnectionResetError)
+    frames = [frame for frame, _ in traceback.walk_tb(site.stream.error.__traceback__)]
+    assert "read_from_fd" in [frame.f_code.co_name for frame in frames]
+    for frame in frames:
+        assert not any(isinstance(value, bytearray | memoryview) for value in frame.f_locals.values())
 
 
 async def test_parts_are_charged_and_end_the_connection(site):
