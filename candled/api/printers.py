@@ -44,10 +44,12 @@ def klines_printer(interval: Interval, units_per_ms: int = 1) -> Printer:
     """
 
     def texts(bar: Candle | BarTexts, _: bool, number_text: NumberText = decimal_text) -> tuple[str]:
-        start, end = bar.open_ms * units_per_ms, (bar.open_ms + interval.ms) * units_per_ms - 1
-        quote = "0" if bar.quote_volume is None else number_text(bar.quote_volume)
-        opened, high, low, close, volume = map(number_text, bar[1:6])
-        return (f'[{start},"{opened}","{high}","{low}","{close}","{volume}",{end},"{quote}",0,"0","0","0"]',)
+        open_ms, opened, high, low, close, volume, quote = bar[:7]
+        if number_text is not str:
+            opened, high, low, close, volume = map(number_text, bar[1:6])
+            quote = None if quote is None else number_text(quote)
+        start, end = open_ms * units_per_ms, (open_ms + interval.ms) * units_per_ms - 1
+        return (f'[{start},"{opened}","{high}","{low}","{close}","{volume}",{end},"{quote or 0}",0,"0","0","0"]',)
 
     return Printer(("klines", units_per_ms), texts)
 

@@ -12,6 +12,7 @@ from .batch import SOURCES
 
 # Numbers without a sign and an exponent, one per line.
 _PLAIN = re.compile(r"(?:(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?\n)*+")
+_PADDED = re.compile(r"\.[0-9]*0\n")  # the end of one with zeros that say nothing
 _new_texts = partial(tuple.__new__, BarTexts)
 
 
@@ -39,7 +40,7 @@ def bar_texts(rows: Iterable[Any], as_candles: Callable[[Iterable[Any]], Iterabl
     return list(map(_new_texts, zip(times, *columns, as_of_ms, repeat(True), revs, src, strict=False)))
 
 
-def _shortest(column: Sequence[str]) -> list[Any]:
+def _shortest(column: Sequence[str]) -> Sequence[Any]:
     """Return numbers in the form of `decimal_text`.
 
     Raises:
@@ -49,4 +50,6 @@ def _shortest(column: Sequence[str]) -> list[Any]:
     lines = "\n".join((*column, ""))
     if lines.count("\n") != len(column) or not _PLAIN.fullmatch(lines):
         raise ValueError("not a plain number")
+    if not _PADDED.search(lines):
+        return column
     return [text.rstrip("0").rstrip(".") if text[-1] == "0" and "." in text else text for text in column]

@@ -219,6 +219,16 @@ async def test_an_unknown_market_is_refused_and_the_others_of_the_frame_are_serv
     assert snapshot.symbol == ETH
 
 
+@pytest.mark.parametrize("text", ["ETH/USDT:ETH", "ETH/USDT:USDT-261225", "ETH/USDT:USDC"])
+async def test_a_contract_of_another_kind_is_refused_by_its_name(fake, connect, text):
+    client = await connect([Symbol.parse(text), ETH])
+    refused, acknowledged, snapshot = await client.subscribe()
+    assert refused == SubscriptionRejected(
+        Symbol.parse(text), f"30001 instType:SPOT,channel:candle1m,instId:{text},precision:null doesn't exist"
+    )
+    assert (acknowledged, snapshot.symbol) == (Subscribed(ETH), ETH)
+
+
 async def test_a_market_of_another_type_is_acknowledged_and_silent_forever(fake, connect):
     spot = Symbol("ETH", "USDT")
     client = await connect([spot])
