@@ -94,6 +94,29 @@ async def test_two_symbols_that_look_alike_have_different_tickers(adapter):
         assert bars[0]["volume"] == number + 1
 
 
+CONTRACT, DATED = (MarketKey("replay", Symbol.parse(text)) for text in ("BTC/USDT:USDT", "BTC/USD:BTC-261225"))
+
+
+@pytest.mark.stage(
+    minutes={key: [minute(0, close=f"1{at}", final=True)] for at, key in enumerate((BTC, CONTRACT, DATED))}
+)
+async def test_a_contract_has_tradingviews_name_everywhere(adapter):
+    tickers = [TICKER, f"{TICKER}.P", "REPLAY:BTCUSD_261225"]
+    found = await adapter.request("search", {"query": "btcusd"})
+    assert [(item["ticker"], item["description"]) for item in found] == [
+        (ticker, str(key.symbol)) for ticker, key in zip(tickers, (BTC, CONTRACT, DATED), strict=True)
+    ]
+    assert [item["symbol"] for item in found] == ["BTCUSDT", "BTCUSDT.P", "BTCUSD_261225"]
+    columns = await adapter.request("symbol_info", {"group": "REPLAY"})
+    assert (columns["ticker"], columns["symbol"]) == (tickers, [item["symbol"] for item in found])
+    quotes = (await adapter.request("quotes", {"symbols": ",".join(tickers)}))["d"]
+    assert [(quote["v"]["short_name"], quote["v"]["lp"]) for quote in quotes] == [
+        ("BTCUSDT", 10), ("BTCUSDT.P", 11), ("BTCUSD_261225", 12),
+    ]  # fmt: skip
+    for name in ("BTC/USDT:USDT", "replay:BTC/USDT:USDT", "btcusdt.p"):
+        assert (await adapter.resolve(name))["ticker"] == f"{TICKER}.P"
+
+
 @pytest.mark.stage(minutes=dict.fromkeys((MarketKey("replay", Symbol("WBTC", "USDT")), BTC, ETH, FUTURE), ()))
 async def test_search_finds_parts_and_what_begins_with_them_comes_first(adapter):
 
