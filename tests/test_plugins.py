@@ -240,7 +240,7 @@ async def test_the_daemon_serves_beside_three_broken_plugins_and_names_each_in_h
     directory = tmp_path / "run"
     directory.mkdir()
     settings = {"exchanges": {"replay": {"symbols": ["BTC/USDT"]}}, "ingest": {"backfill": "0s"}}
-    with Subprocess(directory) as daemon:
+    with Subprocess(directory, is_forked=False) as daemon:
         health = daemon.start(settings, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
         assert health["plugins"] == {
             **{one.name: {"status": "ok", "error": None} for one in discover().statuses if one.ok},
