@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from .exchange import (
         Candles,
         Clock,
+        ClosedFlag,
+        Compression,
         ConnectionLimits,
         Event,
         Exchange,
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
     )
     from .hookspecs import hookimpl
     from .model import MINUTE_MS, Candle, Interval, Market, MarketState, Symbol
+    from .polling import PollingFeed
     from .settings import Distinct, Duration, HttpUrl, Settings, WebSocketUrl, setting
+    from .trade_bars import TradeBars
 
 __version__ = "0.1.0"
 
@@ -41,6 +45,8 @@ __all__ = [
     "CandledError",
     "Candles",
     "Clock",
+    "ClosedFlag",
+    "Compression",
     "ConfigError",
     "ConnectionLimits",
     "Distinct",
@@ -58,6 +64,7 @@ __all__ = [
     "InvalidRow",
     "Market",
     "MarketState",
+    "PollingFeed",
     "Pong",
     "Ready",
     "Reply",
@@ -68,6 +75,7 @@ __all__ = [
     "Subscribed",
     "SubscriptionRejected",
     "Symbol",
+    "TradeBars",
     "Unavailable",
     "WebSocketUrl",
     "hookimpl",
@@ -76,7 +84,7 @@ __all__ = [
     "setting",
 ]
 
-_SOURCES = ("errors", "exchange", "hookspecs", "model", "settings")
+_SOURCES = ("errors", "exchange", "hookspecs", "model", "settings", "polling", "trade_bars")
 
 if not TYPE_CHECKING:
 

@@ -28,6 +28,7 @@ from candled.exchange import Clock, Exchange
 from candled.health import Health
 from candled.ingest_side import ShardedIngest
 from candled.logs import BoundedHandler
+from candled.loop_watchdog import LoopWatchdog
 from candled.plugins import Plugins
 from candled.protocol.requests import RequestCodec
 from candled.rooms.encoded_bars import EncodedBarCache
@@ -170,6 +171,7 @@ class Daemon:
         texts = EncodedBarCache(config.server.cache)
         self._hub = Hub(self._codec, self._bars, clock, broadcaster.broadcast, texts=texts)
         self._ingest = self._make_ingest() if "ingest" in config.roles else None
+        self._watchdog = LoopWatchdog(plugins.packages())
         self.health = Health(
             config,
             plugins,
@@ -180,6 +182,7 @@ class Daemon:
             history=self._history,
             bus=self._bus,
             bars=self._bars,
+            watchdog=self._watchdog,
             describe_ingest=lambda: {} if self._ingest is None else self._ingest.describe(),
         )
         self._server = self._make_server(MarketCatalog(symbols, config.intervals), broadcaster, texts)
@@ -230,6 +233,8 @@ class Daemon:
 
         It may be cancelled at any moment; `stop` undoes its work.
         """
+        if self._ingest is not None:
+            self._watchdog.start()
         self._bars.add_listener(self._hub)
         if self._is_serving:
             self._bus.add_listener(self._bars.on_feed_message)
@@ -260,6 +265,7 @@ class Daemon:
             await _at_most(within_s, self._shared.stop(), "Redis does not answer and is left as it is")
         await self._server.stop()
         await self._bars.stop()
+        self._watchdog.stop()
         await self._threads.close(within_s=within_s)
         return left
 

@@ -110,12 +110,14 @@ class Candles:
     symbol: Symbol
     #: A candle's `as_of_ms` is the time at which the exchange sent the frame. Leave it 0 if the frame contains no such
     #: time; the daemon then fills in its own estimate of the exchange's clock. Set `final` only if the exchange itself
-    #: marks the minute as closed.
+    #: marks the minute as closed; `Exchange.closed_flag` is the meaning of that.
     candles: tuple[Candle, ...]
     #: True for the recent history that an exchange sends after a subscription.
     snapshot: bool = False
     #: The rows of the frame that are not valid candles.
     invalid: tuple[InvalidRow, ...] = ()
+    #: True if the candles were made from trades. Their `src` is then `trades`, otherwise `live`.
+    from_trades: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +249,7 @@ class StreamFeed(ABC):
         self.symbols = tuple(symbols)
 
     @abstractmethod
-    def stream_events(self) -> AsyncIterator[Event]:
+    def stream_events(self, http: "Http") -> AsyncIterator[Event]:
         """Yield events without ever ending."""
 
 
@@ -339,6 +341,13 @@ class Http(Protocol):
 
 # ---------------------------------------------------------------- the exchange
 
+ClosedFlag = Literal["final", "advisory", "ignored"]
+"""The meaning of `Candle.final` in a candle of the stream.
+
+`final`: the minute never changes after it. `advisory`: the minute has ended, but late versions may follow, so that its
+grace period begins, as with the next minute. `ignored`: the flag may be wrong; only the next minute and REST count.
+"""
+
 
 class Exchange(ABC):
     """One exchange. The daemon creates an instance per configured exchange, with its parsed settings."""
@@ -358,6 +367,8 @@ class Exchange(ABC):
     feed_class: ClassVar[type[SocketFeed] | None] = None
     #: The longest range, in minutes, that `fetch_history` accepts.
     max_history_minutes: ClassVar[int] = 200
+    #: The meaning of `final` in candles of the stream.
+    closed_flag: ClassVar[ClosedFlag] = "advisory"
     #: True if the exchange publishes a candle for a minute without trades.
     publishes_empty_candles: ClassVar[bool] = False
     #: True if every candle opens at the close of the previous one. A difference then reveals a missed push.

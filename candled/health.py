@@ -10,8 +10,9 @@ from candled.bus import Bus
 from candled.config import Config
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
+from candled.loop_watchdog import LoopWatchdog
 from candled.model import MINUTE, MarketKey
-from candled.plugins import Plugins
+from candled.plugins import Plugins, PluginStatus
 from candled.store.history import HistoryReader
 from candled.store.interface import Store
 from candled.store.upkeep import StoreUpkeep
@@ -36,6 +37,7 @@ class Health:
         history: HistoryReader,
         bus: Bus,
         bars: LiveBars,
+        watchdog: LoopWatchdog,
         describe_ingest: Callable[[], dict[str, dict[str, Any]]],
     ) -> None:
         self._config = config
@@ -48,6 +50,7 @@ class Health:
         self._history = history
         self._bus = bus
         self._bars = bars
+        self._watchdog = watchdog
         self._describe_ingest = describe_ingest
         self._markets = [MarketKey(one.name, symbol) for one in config.exchanges for symbol in one.symbols]
         #: True once the store is open and its rows are read
@@ -78,11 +81,13 @@ class Health:
             "roles": list(self._config.roles),
             "bus": bus,
             "bars": self._bars.describe_recovery(),
-            "plugins": {
-                status.name: {"status": "ok" if status.ok else "broken", "error": status.error}
-                for status in self._plugins.statuses
-            },
+            "plugins": {status.name: self._report_plugin(status) for status in self._plugins.statuses},
         }
+
+    def _report_plugin(self, status: PluginStatus) -> dict[str, Any]:
+        facts: dict[str, Any] = {"status": "ok" if status.ok else "broken", "error": status.error}
+        blocked = self._watchdog.describe(status.name)
+        return facts if blocked is None else {**facts, "blocked": blocked}
 
     async def report_readiness(self) -> Mapping[str, str | None]:
         """Return the requirements for serving, each with its problem or None.

@@ -5,10 +5,10 @@ import logging
 import queue
 import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 GROUP = "candled"
 DAEMON_KEYS = ("symbols", "plugin", "proxy")
 """The keys under an exchange that are the daemon's, so that no plugin may use them."""
+
+T = TypeVar("T")
 
 _WITHIN_S = 10.0
 _BUNDLED = "candled_plugins."
@@ -56,6 +58,45 @@ class Plugins:
 
     exchanges: Mapping[str, type[Exchange]]
     statuses: list[PluginStatus]
+
+    def packages(self) -> dict[str, str]:
+        """Return the names of the plugins with exchanges by their packages."""
+        names = {exchange: one.name for one in self.statuses for exchange in one.exchanges}
+        return {_package_of(one): names.get(name, name) for name, one in self.exchanges.items()}
+
+
+def _package_of(exchange: type[Exchange]) -> str:
+    parts = exchange.__module__.split(".")
+    return ".".join(parts[: 2 if exchange.__module__.startswith(_BUNDLED) else 1])
+
+
+class TookTooLong(CandledError):
+    """A call of a plugin did not return in time."""
+
+
+def call_within(seconds: float, call: Callable[[], T], name: str) -> T:
+    """Return the result of a call in a thread of its own, which is abandoned if the call never ends.
+
+    Raises:
+        TookTooLong: the call did not return within `seconds`.
+        BaseException: the call raised it. It may be anything, even SystemExit.
+    """
+    answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((call(), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    try:
+        result, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TookTooLong(f"took more than {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]
 
 
 def discover(entry_points: Iterable[metadata.EntryPoint] | None = None, *, within_s: float = _WITHIN_S) -> Plugins:
@@ -119,26 +160,14 @@ def _answer(entry_point: metadata.EntryPoint, within_s: float) -> dict[str, type
     Raises:
         PluginError: it breaks the rules of the hooks, raised an exception, or took too long.
     """
-    answers: queue.SimpleQueue[dict[str, type[Exchange]] | BaseException] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            answers.put(_offered(entry_point.load()))
-        except BaseException as error:  # a plugin may raise anything, even SystemExit
-            answers.put(error)
-
-    threading.Thread(target=ask, name=f"plugin {entry_point.name}", daemon=True).start()
     try:
-        answer = answers.get(timeout=within_s)
-    except queue.Empty:
-        raise PluginError(
-            f"took more than {within_s:g} s to be imported and to answer; does it wait for something?"
-        ) from None
-    if isinstance(answer, PluginError):
-        raise answer
-    if isinstance(answer, BaseException):
-        raise PluginError(one_line(answer)) from answer
-    return answer
+        return call_within(within_s, lambda: _offered(entry_point.load()), f"plugin {entry_point.name}")
+    except TookTooLong as error:
+        raise PluginError(f"{error} to be imported and to answer; does it wait for something?") from None
+    except PluginError:
+        raise
+    except BaseException as error:
+        raise PluginError(one_line(error)) from error
 
 
 def _refuse_taken(offered: Iterable[str], exchanges: Mapping[str, type[Exchange]]) -> None:

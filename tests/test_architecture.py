@@ -27,7 +27,7 @@ OUTSIDE = {
 # Modules that import one of those. Those in `tools/` are not listed: they are commands, and may import any.
 EDGES = {
     "app", "health", "budget", "budget_file", "ingest_side", "cli", "clock", "daemon_threads", "plugins",
-    "signals", "workers",
+    "signals", "workers", "loop_watchdog",
     "ingest/repair_scheduler", "ingest/feeds", "ingest/http", "ingest/tunnel",
     "api/handler", "api/pages",
     "client/client", "client/connection", "client/stream",
@@ -88,6 +88,9 @@ STEPS = {
     "universe": {"model"},
     "exchange": {"errors", "model"},
     "hookspecs": {"exchange"},
+    "trade_bars": {"errors", "exchange", "model"},
+    "polling": {"errors", "exchange", "model", "tasks"},
+    "loop_watchdog": set(),
     "logs": {"model"},
     "settings": {"model"},
     "clock": set(),
@@ -180,6 +183,7 @@ SHARED = {
 # All other modules wait and read the time through `candled.exchange.Clock`.
 OWN_TIME = {
     "clock": "is the real clock",
+    "loop_watchdog": "watches the event loop from a thread, which has none",
     "store/postgres/pool": "watches database calls from a thread, which has no event loop",
 }
 

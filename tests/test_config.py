@@ -1,6 +1,7 @@
 """The operator's settings as a whole: files, environment, exchanges, and what the pages say of them."""
 
 import re
+import threading
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 from pydantic import field_validator
 
 from candled import ConfigError, Exchange, ExchangeError, Interval, Settings, Symbol, setting
+from candled import config as config_package
 from candled.clock import SystemClock
 from candled.config import Config, as_plain, config_warnings, load, make_exchanges
 from candled.config.sections import KNOWN_BUSES, KNOWN_STORES, ExchangeKeys, ServerSettings
@@ -467,6 +469,28 @@ def test_every_exchange_that_cannot_be_made_is_named_in_one_run(settings):
         "exchanges.deep.key: is needed",
         "exchanges.deep.user: is needed",
         "exchanges.ends: SystemExit: 3",
+    )
+
+
+def test_a_constructor_that_hangs_is_named_and_does_not_hang_the_start(settings, monkeypatch):
+    class Hangs(Exchange):
+        name = "hangs"
+        Settings = PLUGINS.exchanges["replay"].Settings
+
+        def __init__(self, settings, clock):
+            threading.Event().wait(30)
+
+        def make_feed(self, symbols): ...
+        async def fetch_markets(self, http): ...
+        async def fetch_history(self, http, symbol, start_ms, end_ms): ...
+
+    monkeypatch.setattr(config_package, "_CREATED_WITHIN_S", 0.2)
+    plugins = Plugins({**PLUGINS.exchanges, "hangs": Hangs}, PLUGINS.statuses)
+    config = settings("exchanges: {hangs: }", plugins=plugins)
+    with pytest.raises(ConfigError) as caught:
+        make_exchanges(config, SystemClock())
+    assert caught.value.problems == (
+        "exchanges.hangs: took more than 0.2 s to be created; does its constructor wait for something?",
     )
 
 

@@ -17,7 +17,7 @@ _BITS = (7, 15, 31, 63, 95)  # the capacity of each besides the sign
 _WIDE = len(_CODES) - 1
 _NOT_A_ROW = (ArithmeticError, ValueError, KeyError, does_not_fit)
 
-_SOURCES = ("", "live", "rest", "backfill", "agg")
+_SOURCES = ("", "live", "rest", "backfill", "agg", "trades")
 _NUMBERS = {source: number << 3 for number, source in enumerate(_SOURCES)}
 _FINAL, _HAS_QUOTE, _ODD = 1, 2, 4
 _ODD_ROW = (0, 0, 0, 0, 0, 0, 0, 0, _ODD)

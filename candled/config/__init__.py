@@ -12,7 +12,7 @@ from pydantic import AfterValidator
 from candled.errors import CandledError, ConfigError
 from candled.exchange import Clock, Exchange
 from candled.model import DEFAULT_INTERVALS, Symbol
-from candled.plugins import DAEMON_KEYS, Plugins, one_line
+from candled.plugins import DAEMON_KEYS, Plugins, TookTooLong, call_within, one_line
 from candled.proxies import Proxies
 from candled.settings import (
     STARS,
@@ -46,6 +46,8 @@ from .sections import (
 )
 
 logger = logging.getLogger(__name__)
+
+_CREATED_WITHIN_S = 10.0  # the constructor of an exchange
 
 ENVIRONMENT = "CANDLED_"
 
@@ -122,6 +124,20 @@ def config_warnings(config: Config) -> list[str]:
     ]
 
 
+def make_exchange(config: ExchangeConfig, clock: Clock) -> Exchange:
+    """Return an instance of a configured exchange.
+
+    Raises:
+        ConfigError: it could not be created.
+        TookTooLong: its constructor did not return within 10 seconds.
+        Exception, SystemExit: its constructor raised it.
+    """
+    try:
+        return call_within(_CREATED_WITHIN_S, lambda: config.plugin(config.settings, clock), f"exchange {config.name}")
+    except TookTooLong as error:
+        raise TookTooLong(f"{error} to be created; does its constructor wait for something?") from None
+
+
 def make_exchanges(config: Config, clock: Clock) -> list[Exchange]:
     """Return an instance of each configured exchange, in order.
 
@@ -132,7 +148,7 @@ def make_exchanges(config: Config, clock: Clock) -> list[Exchange]:
     problems: list[str] = []
     for one in config.exchanges:
         try:
-            made.append(one.plugin(one.settings, clock))
+            made.append(make_exchange(one, clock))
         except ConfigError as error:
             problems += error.problems
         except CandledError as error:

@@ -183,7 +183,9 @@ class FeedRunner:
     async def _run_stream(self) -> str:
         assert isinstance(self.feed, StreamFeed)
         self._sink.on_connected(self.feed)
-        async for event in self.feed.stream_events():
+        if self._http is None:
+            raise TypeError("a StreamFeed needs an Http")
+        async for event in self.feed.stream_events(self._http):
             if self._frames.try_take(self._clock.monotonic()):
                 return FLOODED
             self._on_event(event)

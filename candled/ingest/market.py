@@ -97,19 +97,25 @@ class MarketIngest:
             self.rows.drop_row(row, now_ms)
             if row.open_ms is not None:
                 self.minutes.mark_unproven(MINUTE.floor(row.open_ms))
-        candles = self.rows.valid_candles(event.candles, "live", now_ms, now_ms, is_update=not event.snapshot)
+        src = "trades" if event.from_trades else "live"
+        candles = self.rows.valid_candles(event.candles, src, now_ms, now_ms, is_update=not event.snapshot)
         if candles:
             self.presence.record_push(now_ms)
             self.status.rejection = None
         outcome = Outcome()
         newest_ms = candles[-1].open_ms if candles else 0
-        for candle in candles:
+        flag = self._rules.closed_flag
+        for pushed in candles:
+            is_flagged = pushed.final and flag != "ignored"
+            candle = pushed._replace(final=False) if pushed.final and flag != "final" else pushed
             # A row of a snapshot is the last version of its minute if the snapshot contains the next minute too.
             if event.snapshot and candle.open_ms < newest_ms and self._rules.has_ended(candle) and not candle.final:
                 candle = candle._replace(final=True)
             if self._is_live_edge(candle, newest_ms, now_ms):
                 self._apply_pushed(candle, now_ms, outcome)
-            elif candle.final and self.coverage.has_minute(candle.open_ms):
+                if is_flagged:
+                    self.minutes.mark_closed(candle.open_ms, now_ms)
+            elif (candle.final or is_flagged) and self.coverage.has_minute(candle.open_ms):
                 # this may differ from the stored version
                 self.coverage.mark_unconfirmed(candle.open_ms)
             elif candle.final and candle.open_ms >= self.coverage.from_ms:

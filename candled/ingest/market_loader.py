@@ -61,6 +61,7 @@ class MarketLoader:
             max_history_minutes=exchange.max_history_minutes,
             opens_at_previous_close=exchange.opens_at_previous_close,
             publishes_empty_candles=exchange.publishes_empty_candles,
+            closed_flag=exchange.closed_flag,
         )
         self._is_store_away = False
 

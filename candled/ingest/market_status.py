@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from candled.exchange import ClosedFlag
 from candled.model import MINUTE, MINUTE_MS, WEEK, Candle, State, StateReason
 from candled.model.texts import printable
 
@@ -41,6 +42,7 @@ class Rules:
     max_history_minutes: int
     opens_at_previous_close: bool
     publishes_empty_candles: bool
+    closed_flag: ClosedFlag = "advisory"
 
     def expected_until(self, now_ms: int) -> int:
         """Return the time before which all minutes should have arrived by now."""

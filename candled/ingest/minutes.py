@@ -69,6 +69,11 @@ class Minutes:
         """
         self._open.pop(open_ms, None)
 
+    def mark_closed(self, open_ms: int, now_ms: int) -> None:
+        """Record that the exchange marked a minute as closed: its grace period begins without the next minute."""
+        if open_ms in self._open and self._open[open_ms] is None:
+            self._open[open_ms] = now_ms
+
     def drop_minute(self, open_ms: int) -> None:
         """Record that the last version of a minute went directly to the store."""
         if open_ms != self.newest_ms:

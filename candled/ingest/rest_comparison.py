@@ -21,6 +21,9 @@ _REPEATED_MS = 120_000
 _FOREIGN_MINUTES, _FOREIGN_FACTOR = 3, 2
 
 
+_STREAMED = ("live", "trades")  # the sources of minutes from the stream
+
+
 class RestComparison:
     """Finds the differences between REST and the stream.
 
@@ -45,7 +48,7 @@ class RestComparison:
             for row in rows
             if isinstance(row, Candle)
             and (streamed := self._minutes.get_minute(row.open_ms)) is not None
-            and streamed.src == "live"
+            and streamed.src in _STREAMED
         ]
         most = 1 if len(pairs) >= _FOREIGN_MINUTES else _FOREIGN_FACTOR
         if not pairs or not all(
@@ -63,7 +66,7 @@ class RestComparison:
             del self._lesser[open_ms]
         for candle in candles:
             open_ms, streamed = candle.open_ms, known.get(candle.open_ms)
-            is_less = streamed is not None and streamed.src == "live" and candle.volume < streamed.volume
+            is_less = streamed is not None and streamed.src in _STREAMED and candle.volume < streamed.volume
             if not is_less or not self._rules.has_ended(candle) or now_ms - open_ms - MINUTE_MS > _CACHED_MS:
                 continue
             since_ms, values = self._lesser.get(open_ms, (now_ms, candle.values))

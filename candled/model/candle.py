@@ -23,9 +23,9 @@ class Candle(NamedTuple):
     `as_of_ms` wins. `final` is True once the bar is over and the grace period for late versions has passed. `rev`
     counts the revisions of the minute after it was final; for a longer bar it is the sum over its minutes.
 
-    `src` is the source of the values: `live` (the exchange's stream), `rest` (the exchange's REST API, requested by the
-    daemon), `backfill` (the same, requested by the tool), `agg` (folded here), or "" if unknown. `rev` and `src` are
-    not part of `values` and do not influence which version wins.
+    `src` is the source of the values: `live` (the exchange's stream), `trades` (made from the trades of the stream),
+    `rest` (the exchange's REST API, requested by the daemon), `backfill` (the same, requested by the tool), `agg`
+    (folded here), or "" if unknown. `rev` and `src` are not part of `values` and do not influence which version wins.
     """
 
     open_ms: int

@@ -10,7 +10,7 @@ from candled.errors import StoreRejected
 from candled.model import MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol, fold, sources
 
 # The values of `Candle.src`. A store saves the position in this list, so append new ones at the end.
-SOURCES = ("", "live", "rest", "backfill", "agg")
+SOURCES = ("", "live", "rest", "backfill", "agg", "trades")
 
 
 def source_number(src: str) -> int:

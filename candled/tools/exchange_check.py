@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from candled.budget import MakeBudget
-from candled.config import ExchangeConfig
+from candled.config import ExchangeConfig, make_exchange
 from candled.errors import ExchangeError, StoreRejected, Unavailable
 from candled.exchange import Clock, Exchange
 from candled.ingest.http import HttpClient
@@ -50,7 +50,7 @@ class ExchangeCheck:
     ) -> None:
         self._store = store
         self._name = exchange.name
-        self._exchange: Exchange = exchange.plugin(exchange.settings, clock)
+        self._exchange: Exchange = make_exchange(exchange, clock)
         self._longer = [interval for interval in intervals if interval != MINUTE]
         self._clock = clock
         self._report = report

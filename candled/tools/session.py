@@ -7,7 +7,7 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 from candled.budget import MakeBudget
-from candled.config import Config, ExchangeConfig, make_store
+from candled.config import Config, ExchangeConfig, make_exchange, make_store
 from candled.errors import CandledError, ConfigError, ExchangeError, StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock, Exchange, InvalidRow
 from candled.ingest.evidence import Evidence, find_evidence
@@ -192,7 +192,7 @@ async def open_session(
 
 def _made(config: ExchangeConfig, clock: Clock) -> Exchange:
     try:
-        return config.plugin(config.settings, clock)
+        return make_exchange(config, clock)
     except ConfigError:
         raise
     except CandledError as error:

@@ -126,7 +126,7 @@ class ReplayFeed(StreamFeed):
         super().__init__(symbols)
         self._exchange = exchange
 
-    async def stream_events(self) -> AsyncIterator[Event]:
+    async def stream_events(self, http: Http) -> AsyncIterator[Event]:
         """Yield events forever. A minute's last version comes before the next minute's first, and none is left out."""
         playing = {symbol: recording for symbol in self.symbols if (recording := self._exchange.recording_of(symbol))}
         for symbol in self.symbols:

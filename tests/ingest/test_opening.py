@@ -29,7 +29,7 @@ class Feed(StreamFeed):
         super().__init__(SYMBOLS)
         self.queue: asyncio.Queue[Event | None] = asyncio.Queue()
 
-    async def stream_events(self) -> AsyncIterator[Event]:
+    async def stream_events(self, http: Any) -> AsyncIterator[Event]:
         while (event := await self.queue.get()) is not None:
             yield event
 

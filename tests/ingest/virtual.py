@@ -54,7 +54,7 @@ class VirtualFeed(StreamFeed):
         self.queue: list[Event] = []
         self._exchange = exchange
 
-    async def stream_events(self) -> AsyncIterator[Event]:
+    async def stream_events(self, http: Any) -> AsyncIterator[Event]:
         exchange, seen_ms = self._exchange, None
         while True:
             if exchange.stream == "down":

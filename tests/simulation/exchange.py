@@ -48,7 +48,7 @@ class LyingFeed(StreamFeed):
         super().__init__([BTC])
         self._exchange = exchange
 
-    async def stream_events(self) -> AsyncIterator[Event]:
+    async def stream_events(self, http: Any) -> AsyncIterator[Event]:
         one, weather, draw = self._exchange, self._exchange.weather, self._exchange.draw
         told_ms = MINUTE.floor(one.clock.true_ms)
         if weather.has("stream refuses the subscription"):

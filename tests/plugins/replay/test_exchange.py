@@ -86,7 +86,7 @@ async def listening(exchange: Replay, *symbols: Symbol) -> AsyncIterator[Listene
     feed = exchange.make_feed(symbols or (BTC,))
     assert isinstance(feed, StreamFeed)
     listener = Listener()
-    async with aclosing(feed.stream_events()) as events:
+    async with aclosing(feed.stream_events(None)) as events:
         task = asyncio.create_task(listener.listen(events))
         await asyncio.sleep(0)
         try:
@@ -230,7 +230,7 @@ async def test_a_listener_that_was_delayed_receives_every_minute(plain: Path) ->
     exchange = replay(clock, BTC_USDT=plain)
     feed = exchange.make_feed([BTC])
     assert isinstance(feed, StreamFeed)
-    async with aclosing(feed.stream_events()) as events:
+    async with aclosing(feed.stream_events(None)) as events:
         assert await anext(events) == Subscribed(BTC)
         await anext(events)
         await clock.advance(185)

@@ -1,0 +1,115 @@
+"""1-minute candles made from trades, for exchanges that publish no such candles."""
+
+from dataclasses import dataclass, field
+from decimal import Context, Decimal, DecimalException
+
+from candled.errors import InvalidCandle
+from candled.exchange import Candles, InvalidRow
+from candled.model import MINUTE, MINUTE_MS, Candle, Symbol
+from candled.model.decimals import add_exactly
+
+_KEPT_MS = 3 * MINUTE_MS  # trades that arrive later than this are left to REST
+_MOST_TRADES = 100_000  # of a minute; one with more is left to REST
+_EXACT = Context(prec=200)
+
+
+@dataclass(slots=True)
+class _Bar:
+    """A minute that is being made. `first` and `last` are the order of its first and last trade, and their prices."""
+
+    first: tuple[int, int, Decimal]
+    last: tuple[int, int, Decimal]
+    high: Decimal
+    low: Decimal
+    volume: Decimal = Decimal(0)
+    quote_volume: Decimal = Decimal(0)
+    #: The trades that count, by their numbers.
+    known: set[int] = field(default_factory=set)
+
+
+class TradeBars:
+    """Makes the 1-minute candles of one symbol from its trades. Pure: times are arguments, UTC epoch milliseconds.
+
+    A minute counts only if all its trades were seen: call `begin` when a subscription starts, and after a loss. Without
+    it, the first trade is the beginning. Trades may come in any order and more than once. A minute without trades has
+    no candle.
+    """
+
+    def __init__(self, symbol: Symbol) -> None:
+        self._symbol = symbol
+        self._bars: dict[int, _Bar] = {}
+        self._changed: set[int] = set()
+        #: Minutes that were begun and miss trades, so that the next minute does not prove that they are complete.
+        self._interrupted: set[int] = set()
+        #: The first minute with all its trades.
+        self._complete_ms: int | None = None
+        self._newest_ms = 0
+
+    def begin(self, at_ms: int) -> None:
+        """Record that all trades from `at_ms` on will be added, and none before it is known to be complete."""
+        self._complete_ms = -(-at_ms // MINUTE_MS) * MINUTE_MS
+        self._interrupted |= {open_ms for open_ms in self._bars if open_ms < self._complete_ms}
+        self._bars = {open_ms: bar for open_ms, bar in self._bars.items() if open_ms >= self._complete_ms}
+        self._changed &= self._bars.keys()
+
+    def add_trade(self, at_ms: int, price: str | Decimal, size: str | Decimal, number: int) -> None:
+        """Add a trade. `number` is the exchange's; it orders the trades of one millisecond, and reveals repetitions.
+
+        Raises:
+            InvalidCandle: price or size is not a number above zero.
+        """
+        price, size = _positive(price), _positive(size)
+        if self._complete_ms is None:
+            self.begin(at_ms)
+        open_ms = MINUTE.floor(at_ms)
+        if open_ms < max(self._complete_ms or 0, self._newest_ms - _KEPT_MS):
+            return
+        place = at_ms, number, price
+        bar = self._bars.get(open_ms)
+        if bar is None:
+            bar = self._bars[open_ms] = _Bar(place, place, price, price)
+        elif number in bar.known:
+            return
+        bar.first, bar.last = min(bar.first, place), max(bar.last, place)
+        bar.high, bar.low = max(bar.high, price), min(bar.low, price)
+        bar.volume = add_exactly(bar.volume, size)
+        bar.quote_volume = add_exactly(bar.quote_volume, _EXACT.multiply(price, size))
+        bar.known.add(number)
+        self._changed.add(open_ms)
+        self._drop_old(open_ms)
+        if len(bar.known) > _MOST_TRADES:
+            self.begin(open_ms + MINUTE_MS)
+
+    def take_candles(self, as_of_ms: int) -> list[Candles]:
+        """Return an event with the candles that changed since the last call, as of the exchange's time; or none.
+
+        A minute that was begun before a loss is `invalid` in it: REST decides how it ended.
+        """
+        candles = tuple(self._candle(open_ms, as_of_ms) for open_ms in sorted(self._changed))
+        invalid = tuple(InvalidRow(open_ms, "some of its trades were missed") for open_ms in sorted(self._interrupted))
+        self._changed.clear()
+        self._interrupted.clear()
+        return [Candles(self._symbol, candles, invalid=invalid, from_trades=True)] if candles or invalid else []
+
+    def _candle(self, open_ms: int, as_of_ms: int) -> Candle:
+        bar = self._bars[open_ms]
+        return Candle(
+            open_ms, bar.first[2], bar.high, bar.low, bar.last[2], bar.volume, bar.quote_volume, as_of_ms
+        ).checked()
+
+    def _drop_old(self, open_ms: int) -> None:
+        if open_ms > self._newest_ms:
+            self._newest_ms = open_ms
+            for old_ms in [one for one in self._bars if one < open_ms - _KEPT_MS]:
+                del self._bars[old_ms]
+                self._changed.discard(old_ms)
+
+
+def _positive(number: str | Decimal) -> Decimal:
+    try:
+        value = Decimal(number)
+    except (ValueError, TypeError, DecimalException) as error:
+        raise InvalidCandle(f"expected a number, got {str(number)[:60]!r}") from error
+    if not value.is_finite() or value <= 0 or abs(value.adjusted()) > 50:
+        raise InvalidCandle(f"expected a number above zero, got {str(number)[:60]!r}")
+    return value
