@@ -20,7 +20,7 @@ _HELPERS = ("candled.exchange", "candled.trade_bars", "candled.polling")  # call
 
 @dataclass(slots=True)
 class Blockage:
-    """How often and for how long a plugin has blocked the event loop."""
+    """The times that a plugin has blocked the event loop."""
 
     #: The number of times.
     count: int = 0

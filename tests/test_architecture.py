@@ -60,6 +60,7 @@ HOLDERS = {
     "client/__init__": "exports the names of the client",
     "bus/factory": "creates the bus for an address",
     "serve/page": "renders the template beside serve/handlers",
+    "polling": "reads several symbols through tasks",
     "store/upkeep": "repeats calls of store/threads",
     "config/__init__": "loads plugins, because they declare the settings of their exchanges",
     "settings_schema": "asks the same plugins for their keys",
@@ -207,6 +208,7 @@ OWN_LOOPS = {
     "ingest/feeds": "sends frames until the connection is of no use, which is no failure of the loop",
     "ingest/market_listing": "waits longer after a complete answer than after an incomplete one",
     "ingest/store_audit": "spreads the markets over a time",
+    "polling": "yields the events of each poll before it waits",
     "serve/client": "answers each request, which may be replaced meanwhile, with one error",
     "store/writer": "writes on, with pauses that depend on the last write",
 }

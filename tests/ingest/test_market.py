@@ -32,6 +32,7 @@ def market(*, present=((0, 600),), opens_at_close: bool = False, confirm: bool =
         max_history_minutes=1000,
         opens_at_previous_close=opens_at_close,
         publishes_empty_candles=True,
+        closed_flag="final",
     )
     one = MarketIngest(MarketKey("bitget", BTC), coverage, rules, recent)
     one.presence.connected = True
