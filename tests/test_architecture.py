@@ -45,6 +45,7 @@ EDGES = {
 # Modules that do I/O only through an edge, which they import. The text is the reason.
 HOLDERS = {
     "__main__": "handles signals and calls cli",
+    "__init__": "has the names for plugins, among them that of polling",
     **dict.fromkeys(
         ("api/bar_answers", "api/klines", "api/rest", "api/routes", "api/udf"), "resources over api/handler"
     ),
