@@ -63,6 +63,7 @@ setup(
             "uvloop>=0.19; sys_platform != 'win32'",  # the daemon runs on it, though it gains nothing
             "playwright>=1.45",
             "ccxt>=4.4",
+            "protobuf>=5",  # the frames of an exchange in tests
             "python-binance>=1.0.30",
             "schemathesis>=4.30",
             "openapi-spec-validator>=0.8",

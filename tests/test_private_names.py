@@ -15,7 +15,7 @@ pytestmark = pytest.mark.no_cover
 
 MODULES = [path for path in SOURCES if path.is_relative_to(ROOT / "candled")]
 # Names that begin with an underscore and are documented: of named tuples, of `os` and of SQLite's rows.
-DOCUMENTED = {"_replace", "_asdict", "_fields", "_make", "_exit"}
+DOCUMENTED = {"_replace", "_asdict", "_fields", "_make", "_exit", "_current_frames"}
 # Names without an underscore that the libraries' documentation does not have.
 UNDOCUMENTED = re.compile(
     r"request\.connection\.stream|connection\.context|"
