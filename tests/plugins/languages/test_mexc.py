@@ -13,8 +13,8 @@ from tests.plugins.languages.local import running, socket_server
 
 pytest.importorskip("google.protobuf", reason='pip install -e ".[test]"')
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # noqa: E402
-from google.protobuf.message import DecodeError  # noqa: E402
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
 BTC = Symbol("BTC", "USDT")
 KLINE = (
