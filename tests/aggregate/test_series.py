@@ -33,7 +33,7 @@ def bars(draw: st.DrawFn, slot: int) -> Candle:
         draw(STAMPS),
         draw(st.booleans()),
         draw(st.integers(0, 300)),
-        draw(st.sampled_from(["", "live", "rest", "backfill", "agg", "elsewhere"])),
+        draw(st.sampled_from(["", "live", "rest", "backfill", "agg", "trades", "elsewhere"])),
     )
 
 

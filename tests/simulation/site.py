@@ -269,7 +269,7 @@ class Site:
         person, now, true_ms = self.people[0], self.clock.monotonic(), self.clock.true_ms
         chart = person.chart
         state = chart.states[-1] if chart.states else ""
-        if person.socket is None or not chart.is_told or state not in _GOOD or self._is_time_unknowable():
+        if person.socket is None or not chart.is_initialized or state not in _GOOD or self._is_time_unknowable():
             self._behind_since = self._lacking_since = None
             return
         if self._is_behind(chart, true_ms):
@@ -356,7 +356,7 @@ class Site:
 
     def _chart(self, person: Person) -> str:
         chart = person.chart
-        if person.socket is None or person.socket.stuck or not chart.is_told:
+        if person.socket is None or person.socket.stuck or not chart.is_initialized:
             return "is not connected"
         fresh = self.process.connect(Chart(chart.wish)).shown
         shown, drawn = without_source(fresh.bars), without_source(chart.window(fresh.bars))
