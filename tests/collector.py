@@ -4,6 +4,8 @@ A daemon in the test's own process collects at its start, and so does whatever m
 """
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _THRESHOLDS = (5_000, 10, 10)
 
@@ -15,6 +17,16 @@ def install() -> None:
     """Collect more rarely, and notice from now on that everything was unfrozen."""
     gc.set_threshold(*_THRESHOLDS)
     gc.unfreeze = _on_unfreeze
+
+
+@contextmanager
+def pause() -> Iterator[None]:
+    """Collect nothing meanwhile: reading the tests makes a million objects that stay."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def set_aside() -> None:
