@@ -178,6 +178,9 @@ Compression = Literal["gzip", "zlib", "deflate"]
 class SocketFeed(ABC):
     """The protocol of one WebSocket connection that carries `symbols`. The daemon owns the socket.
 
+    The symbols change while the connection is open: the daemon calls `set_symbols`, and sends the frames of `subscribe`
+    or `unsubscribe` for the difference.
+
     It accepts frames of at most 1 MB, also after decompression, and on average at most 1,000 a second plus 50 for each
     symbol. If the exchange sends more, it replaces the connection. It follows redirects only to the same host, port and
     scheme.
@@ -205,6 +208,10 @@ class SocketFeed(ABC):
 
     def __init__(self, url: str, symbols: Sequence[Symbol]) -> None:
         self.url = url
+        self.set_symbols(symbols)
+
+    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
+        """Carry `symbols` from now on. Override it to keep a table of the exchange's names for them."""
         self.symbols = tuple(symbols)
 
     async def prepare_connection(self, http: "Http") -> str:
@@ -226,7 +233,10 @@ class SocketFeed(ABC):
         """Return the frames that subscribe to `symbols`, in order."""
 
     def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that unsubscribe from `symbols`, in order. The default returns none."""
+        """Return the frames that unsubscribe from `symbols`, in order. The default returns none.
+
+        Without such frames, the exchange goes on sending candles of removed symbols, which the daemon ignores.
+        """
         return []
 
     @abstractmethod
@@ -242,7 +252,8 @@ class SocketFeed(ABC):
 class StreamFeed(ABC):
     """A feed that does not use a WebSocket, or that brings its own: an iterator of events for `symbols`.
 
-    If the iterator ends or raises, the daemon starts it again, with the same backoff as for a socket.
+    If the iterator ends or raises, the daemon starts it again, with the same backoff as for a socket. It creates
+    another feed for symbols that are added later, and ignores events of symbols that were removed.
     """
 
     def __init__(self, symbols: Sequence[Symbol]) -> None:

@@ -60,7 +60,7 @@ class FeedConnection:
         per_hour = self._limits.subscribes_per_hour
         #: The frames of `subscribe` and `unsubscribe` that may be sent.
         self._subscribes = None if per_hour is None else TokenBucket(per_hour / _HOUR_S, per_hour)
-        self._symbols = frozenset(feed.symbols)
+        self._carried = frozenset(feed.symbols)
         self._opened_at = now
         self._ping_at = now + feed.ping_every_s
         self._pong_due: float | None = None
@@ -90,7 +90,7 @@ class FeedConnection:
             self._pong_due = now + self._feed.pong_within_s
         events: list[Event] = []
         for event in self._feed.read_frame(frame):
-            if isinstance(event, Candles | SubscriptionRejected) and event.symbol not in self._symbols:
+            if isinstance(event, Candles | SubscriptionRejected) and event.symbol not in self._carried:
                 events.append(event)
             elif isinstance(event, Pong):
                 self._pong_due = None
@@ -112,6 +112,19 @@ class FeedConnection:
                     self._broken = event.reason
                 events.append(event)
         return events
+
+    def add_symbols(self, symbols: Iterable[Symbol], now: float) -> None:
+        """Subscribe to symbols that the feed carries from now on."""
+        self._carried = frozenset(self._feed.symbols)
+        if self._is_ready:
+            self._request_symbols(self._rejected.select_allowed(symbols, now), now)
+
+    def remove_symbols(self, symbols: Iterable[Symbol]) -> None:
+        """Unsubscribe from symbols that the feed does not carry any more."""
+        self._carried = frozenset(self._feed.symbols)
+        subscribed = [symbol for symbol in symbols if self._subscriptions.pop(symbol, None) is not None]
+        if subscribed:
+            self._frames.extend(self._feed.unsubscribe(subscribed))
 
     def frames_to_send(self, now: float) -> list[str]:
         """Return the frames to send now, as fast as the exchange allows. Pings go first."""

@@ -1,23 +1,23 @@
 """One exchange's ingest: its feeds, its history, and the repair of gaps."""
 
+import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from candled.bus import Bus
-from candled.errors import ExchangeError, Unavailable
+from candled.errors import ExchangeError, StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Candles, Clock, Event, Exchange, Feed, FeedError, SubscriptionRejected
 from candled.model import MINUTE, Symbol
 from candled.proxies import Proxies
-from candled.tasks import TaskSet, in_parallel
-from candled.token_bucket import TokenBucket
+from candled.tasks import TaskSet
 
-from .distribution import distribute
 from .error_counter import ErrorCounter
 from .exchange_clock import TOLERANCE_MS
-from .feeds import FLOODED, FeedRunner, LoopBudget
+from .feed_pool import FeedPool
+from .feeds import FLOODED
 from .gap_retry import absence_reason
 from .http import HttpClient
 from .ingest_clock import IngestClock
@@ -41,14 +41,13 @@ _FINALITY_S = 0.5  # between two checks of a market for final minutes
 _CHECK_S = 1.0  # between two other checks of a market
 _MARKETS_AT_ONCE = 50
 _WORKERS = 4
-_ATTEMPTS_AT_ONCE = 2 / 3  # the share of a minute's attempts that may follow each other without a pause
 
 
 class ExchangeIngest:
     """The ingest of one configured exchange, or of one of its `shards`.
 
-    `start` returns when all markets are open; everything else runs in background tasks. The feeds already run while
-    markets are being opened. Their events for a market wait until it is open.
+    Its markets may change at any time. `start` returns when all markets are open; everything else runs in background
+    tasks. The feeds already run while markets are being opened. Their events for a market wait until it is open.
     """
 
     def __init__(
@@ -67,11 +66,11 @@ class ExchangeIngest:
     ) -> None:
         self.name = name
         self._exchange = exchange
-        self._symbols = tuple(symbols)
+        #: The symbols that are wanted, in order.
+        self._symbols = dict.fromkeys(symbols)
         self._clock = clock
         self._store = store
         self._http = http
-        self._proxies, self._shards = proxies, shards
         self._tasks = TaskSet()
         self._time = IngestClock(name, exchange, clock)
         http.on_date = self._time.estimate.observe_date
@@ -96,9 +95,11 @@ class ExchangeIngest:
         self._markets: dict[Symbol, MarketIngest] = {}
         #: Those of them with minutes in their grace period.
         self._in_grace_period: dict[Symbol, MarketIngest] = {}
-        #: The feed of each symbol.
-        self._runners: dict[Symbol, FeedRunner] = {}
-        self._surplus: tuple[Symbol, ...] = ()  # no connection is left for them
+        #: The tasks that open markets, until they are open. Only some of them read the store at the same time.
+        self._opening: dict[Symbol, asyncio.Task[None]] = {}
+        self._turns = asyncio.Semaphore(_OPENED_AT_ONCE)
+        self._is_reading = False  # True once the feeds may be opened
+        self._feeds = FeedPool(name, exchange, self, clock, http, proxies=proxies, shards=shards)
         #: The symbols whose feeds are connected.
         self._connected: set[Symbol] = set()
         # Events of markets that are not open yet, since the last interruption, each with the exchange's time of receipt
@@ -115,50 +116,83 @@ class ExchangeIngest:
         """Start the feeds and the repair as soon as the store answers, and open the markets."""
         newest = await self._loader.newest_minutes()
         if type(self._exchange).resume_after is not Exchange.resume_after:
-            self._exchange.resume_after(await self._loader.newest_completed(newest, self._symbols))
-        self._start_feeds()
+            self._exchange.resume_after(await self._loader.newest_completed(newest, list(self._symbols)))
+        self._is_reading = True
+        self._feeds.add_symbols(list(self._symbols))
         self._tasks.start(self._listing.run(self._symbols, self._markets))
         self._tasks.start(self._run_maintenance())
         self._tasks.start(self._run_finality())
         self._tasks.start(self._publisher.run())
         for _ in range(_WORKERS):
             self._tasks.start(self._repair.run())
-        await in_parallel(_OPENED_AT_ONCE, self._symbols, lambda symbol: self._open_market(symbol, newest.get(symbol)))
+        for symbol in self._symbols:
+            self._opening[symbol] = self._tasks.start(self._open_market(symbol, newest.get(symbol)))
+        if self._opening:
+            await asyncio.wait(self._opening.values())
         self._tasks.start(self._audit.run(self._markets))
         self._tasks.start(self._past.run(self._markets))
 
-    def _start_feeds(self) -> None:
-        """Start as many feeds as the exchange's limits require."""
-        limits = self._exchange.limits
-        per_minute = limits.attempts_per_minute / self._shards
-        attempts, turns = TokenBucket(per_minute / 60, per_minute * _ATTEMPTS_AT_ONCE), LoopBudget()
-        groups, self._surplus = distribute(self._symbols, limits, self._shards)
-        if self._surplus:
-            logger.error("%s: %s; reading %d symbols over REST", self.name, self._describe_limit(), len(self._surplus))
-        for number, symbols in enumerate(groups, 1):
-            name, feed = f"{self.name} feed {number}", self._exchange.make_feed(symbols)
-            runner = FeedRunner(name, feed, self, self._clock, attempts, turns, self._proxies, limits, self._http)
-            self._runners |= dict.fromkeys(feed.symbols, runner)
-            self._tasks.start(runner.run())
+    def add_markets(self, symbols: Iterable[Symbol]) -> None:
+        """Begin to read more markets: subscribe to them, and open them as `start` does."""
+        added = [symbol for symbol in symbols if symbol not in self._symbols]
+        self._symbols |= dict.fromkeys(added)
+        if not self._is_reading or not added:  # `start` opens them
+            return
+        self._feeds.add_symbols(added)
+        self._connected.update(symbol for symbol in added if self._has_connection(symbol))
+        for symbol in added:
+            self._opening[symbol] = self._tasks.start(self._reopen_market(symbol))
 
-    def _describe_limit(self) -> str:
-        limits = self._exchange.limits
-        shared = f", shared by {self._shards} shards" if self._shards > 1 else ""
-        return (
-            f"the exchange allows {limits.connections} connections of {limits.symbols_per_connection} symbols{shared},"
-            " and none is left"
-        )
+    def remove_markets(self, symbols: Iterable[Symbol]) -> None:
+        """Read some markets no longer, and forget them. Minutes that are not final yet are queued for the store."""
+        removed = [symbol for symbol in symbols if symbol in self._symbols]
+        for symbol in removed:
+            del self._symbols[symbol]
+            if (opening := self._opening.pop(symbol, None)) is not None:
+                opening.cancel()
+            if (market := self._markets.pop(symbol, None)) is not None:
+                self._close_market(market)
+            self._early.pop(symbol, None)
+        self._untimed = [event for event in self._untimed if event.symbol in self._symbols]
+        self._connected.difference_update(removed)
+        surplus = self._feeds.surplus
+        self._feeds.remove_symbols(removed)
+        for symbol in set(surplus) - set(self._feeds.surplus) - set(removed):
+            self._on_place_found(symbol)
+
+    def _on_place_found(self, symbol: Symbol) -> None:
+        """Note that a symbol is carried by a feed, for which no connection was left before."""
+        if self._has_connection(symbol):
+            self._connected.add(symbol)
+        if (market := self._markets.get(symbol)) is not None:
+            market.status.rejection = None
+            market.presence.connected = symbol in self._connected
+
+    def _has_connection(self, symbol: Symbol) -> bool:
+        runner = self._feeds.runner_of(symbol)
+        return runner is not None and runner.is_connected
+
+    def _close_market(self, market: MarketIngest) -> None:
+        self._store_forming(market)
+        self._in_grace_period.pop(market.key.symbol, None)
+        self._repair.close_market(market)
+        self._past.forget_market(market.key.symbol)
+        self._publisher.close_market(market)
+
+    def _store_forming(self, market: MarketIngest) -> None:
+        for candle in market.minutes.forming:
+            self._store.enqueue_row(market.key, candle)
 
     async def stop(self) -> None:
         """Stop all tasks and queue the minutes that are not final yet for the store."""
         await self._tasks.cancel()
+        await self._feeds.stop()
         for market in self._markets.values():
-            for candle in market.minutes.forming:
-                self._store.enqueue_row(market.key, candle)
+            self._store_forming(market)
 
     def describe(self) -> dict[str, Any]:
         """Return the exchange's part of `/health`."""
-        now_ms, runners = self._time.now_ms(), set(self._runners.values())
+        now_ms, runners = self._time.now_ms(), self._feeds.runners
         return {
             "clockSkewMs": self._time.skew_ms(),
             "clock": self._time.estimate.describe(),
@@ -172,20 +206,29 @@ class ExchangeIngest:
         }
 
     def _describe_symbol(self, symbol: Symbol, now_ms: int) -> dict[str, Any]:
-        market, runner = self._markets.get(symbol), self._runners.get(symbol)
+        market, runner = self._markets.get(symbol), self._feeds.runner_of(symbol)
         if market is None:
             problem, is_connected = "is not loaded from the store yet", symbol in self._connected
             return {"state": "warming", "reason": "starting", "connected": is_connected, "trouble": problem}
         is_silent = runner is not None and symbol in runner.silent_symbols
         return describe_market(market, now_ms, self._publisher.state_since_ms(market), is_silent=is_silent)
 
+    async def _reopen_market(self, symbol: Symbol) -> None:
+        """Open a market that may have been read before, once its last minutes are stored."""
+        with contextlib.suppress(StoreUnavailable, StoreRejected):  # logged by the writer; the load waits for the store
+            await self._store.flush()
+        await self._open_market(symbol, (await self._loader.newest_minutes()).get(symbol))
+
     async def _open_market(self, symbol: Symbol, newest_ms: int | None) -> None:
         """Read a market's stored data, then process the events that its feed has delivered since."""
-        market = await self._loader.load_market(symbol, newest_ms, self._time.now_ms)
+        async with self._turns:
+            market = await self._loader.load_market(symbol, newest_ms, self._time.now_ms)
+        self._opening.pop(symbol)
         market.presence.connected = symbol in self._connected
-        if symbol in self._surplus:
-            market.status.rejection = self._describe_limit()
+        if symbol in self._feeds.surplus:
+            market.status.rejection = self._feeds.limit
         self._markets[symbol] = market
+        self._past.examine_again(symbol)
         self._listing.compare_market(market)
         self._publisher.open_market(market, newest_ms, self._time.now_ms())
         for event, received_ms in self._early.pop(symbol, ()):
@@ -256,13 +299,13 @@ class ExchangeIngest:
 
     def _on_answer(self, market: MarketIngest, outcome: Outcome) -> None:
         self._publish_live(market, outcome)
-        if outcome.is_subscription_dead and (runner := self._runners.get(market.key.symbol)) is not None:
+        if outcome.is_subscription_dead and (runner := self._feeds.runner_of(market.key.symbol)) is not None:
             runner.renew_subscription(market.key.symbol)
 
     def _on_listed(self, symbol: Symbol) -> None:
         self._repair.retry_now(symbol)
-        if symbol in self._runners:
-            self._runners[symbol].retry_now(symbol)
+        if (runner := self._feeds.runner_of(symbol)) is not None:
+            runner.retry_now(symbol)
 
     # ------------------------------------------------------------ maintenance
 
@@ -290,7 +333,8 @@ class ExchangeIngest:
         for turn in range(turns):
             now_ms = self._time.now_ms()
             for market in markets[turn::turns]:
-                check(market, now_ms)
+                if self._publisher.is_open(market):  # it may have been removed meanwhile
+                    check(market, now_ms)
             await self._clock.sleep(seconds / turns)
 
     def _check_market(self, market: MarketIngest, now_ms: int) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -124,9 +125,9 @@ class FeedRunner:
         self.malformed = ErrorCounter()
         #: The number of events about symbols that the feed did not subscribe to.
         self.unsubscribed_events = 0
-        rate = _FRAMES_PER_S + _FRAMES_PER_S_AND_SYMBOL * len(feed.symbols)
-        self._frames = TokenBucket(rate, rate * _FRAMES_BURST_S)
-        self._symbols = frozenset(feed.symbols)
+        #: True while the feed is connected.
+        self.is_connected = False
+        self._set_symbols(feed.symbols)
 
     async def run(self) -> None:
         """Connect, read until the feed is interrupted, wait, and repeat."""
@@ -138,6 +139,38 @@ class FeedRunner:
             self._sink.on_interrupted(self.feed, str(error))
 
         await retry(lambda: self._run_once(backoff), self._clock, backoff, on=Unavailable, report=report)
+
+    @property
+    def symbols(self) -> frozenset[Symbol]:
+        """The symbols that the feed carries now."""
+        return self._symbols
+
+    def add_symbols(self, symbols: Sequence[Symbol]) -> None:
+        """Carry more symbols on the open connection. A `StreamFeed` cannot do this."""
+        feed = self.feed
+        assert isinstance(feed, SocketFeed)
+        feed.set_symbols((*feed.symbols, *symbols))
+        self._set_symbols(feed.symbols)
+        if self._connection is not None:
+            self._connection.add_symbols(symbols, self._clock.monotonic())
+
+    def remove_symbols(self, symbols: Collection[Symbol]) -> None:
+        """Carry some symbols no longer; the connection stays open."""
+        left = tuple(symbol for symbol in self.feed.symbols if symbol not in symbols)
+        for symbol in symbols:
+            self._rejected.remove_symbol(symbol)
+        if isinstance(self.feed, SocketFeed):
+            self.feed.set_symbols(left)
+        else:
+            self.feed.symbols = left
+        self._set_symbols(left)
+        if self._connection is not None:
+            self._connection.remove_symbols(symbols)
+
+    def _set_symbols(self, symbols: Sequence[Symbol]) -> None:
+        self._symbols = frozenset(symbols)
+        rate = _FRAMES_PER_S + _FRAMES_PER_S_AND_SYMBOL * len(self._symbols)
+        self._frames = TokenBucket(rate, rate * _FRAMES_BURST_S)
 
     def renew_subscription(self, symbol: Symbol) -> None:
         """Renew the subscription to `symbol`, because REST has trades that this feed did not deliver."""
@@ -173,7 +206,7 @@ class FeedRunner:
         except Exception as error:  # an error in a plugin must not end the feed
             logger.exception("%s: the feed failed", self._name)
             reason = repr(error)
-        self._connection = None
+        self._connection, self.is_connected = None, False
         if self._clock.monotonic() - started > _STEADY_S:
             backoff.on_success()
         raise Unavailable(reason)
@@ -182,6 +215,7 @@ class FeedRunner:
 
     async def _run_stream(self) -> str:
         assert isinstance(self.feed, StreamFeed)
+        self.is_connected = True
         self._sink.on_connected(self.feed)
         if self._http is None:
             raise TypeError("a StreamFeed needs an Http")
@@ -250,6 +284,7 @@ class FeedRunner:
         proxy = self._proxies.choose(parts.host, parts.port, is_secure=parts.secure)
         through = "" if proxy is None else f" through {proxy}"
         logger.info("%s: connected to %s%s for %d symbols", self._name, parts.host, through, len(feed.symbols))
+        self.is_connected = True
         self._sink.on_connected(feed)
         return await first_of(self._read_frames(socket, connection), self._send_frames(socket, connection))
 

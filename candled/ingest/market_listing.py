@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from candled.errors import CandledError
@@ -35,7 +35,7 @@ class MarketListing:
         #: Empty before the list was read.
         self._listed: dict[Symbol, Market] = {}
 
-    async def run(self, symbols: Sequence[Symbol], markets: "Mapping[Symbol, MarketIngest]") -> None:
+    async def run(self, symbols: Collection[Symbol], markets: "Mapping[Symbol, MarketIngest]") -> None:
         """Read the list in an endless loop, more often while one of `symbols` is missing, and compare `markets`."""
         failures, pauses = Backoff(first_s=2.0), Backoff(first_s=_FIRST_S, most_s=_MOST_S)
 

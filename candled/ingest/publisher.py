@@ -92,8 +92,18 @@ class IngestPublisher:
         self._published[symbol] = _Published(watermark_ms, market.coverage.given_since_ms)
         self.publish_state(market, now_ms)
 
+    def close_market(self, market: "MarketIngest") -> None:
+        """Publish nothing more of a market. Work on it that is not done yet ends without effect."""
+        del self._markets[market.key.symbol], self._published[market.key.symbol]
+
+    def is_open(self, market: "MarketIngest") -> bool:
+        """Return whether a market is published; False after `close_market`."""
+        return self._markets.get(market.key.symbol) is market
+
     def has_published(self, market: "MarketIngest") -> bool:
         """Return whether the time from which the market's history is complete has been published."""
+        if not self.is_open(market):
+            return True
         return market.coverage.since_ms == self._published[market.key.symbol].complete_from_ms
 
     def publish_live(self, market: "MarketIngest", candles: Sequence[Candle], repairing: Range | None = None) -> None:
@@ -102,6 +112,8 @@ class IngestPublisher:
         `repairing` is the range that `publish_repair` will publish next. Until then, it counts as missing for
         subscribers.
         """
+        if not self.is_open(market):
+            return
         published = self._published[market.key.symbol]
         if repairing is not None:
             published.repairing.append(repairing)
@@ -134,6 +146,8 @@ class IngestPublisher:
 
     async def publish_repair(self, market: "MarketIngest", outcome: "Outcome") -> None:
         """Store past minutes and their coverage, then publish that they changed."""
+        if not self.is_open(market):
+            return
         published = self._published[market.key.symbol]
         for candle in outcome.past:
             while not self._store.enqueue_row(market.key, candle, changes=Position(published.epoch, SEQ_UNPUBLISHED)):
@@ -152,7 +166,7 @@ class IngestPublisher:
         except StoreRejected as error:  # logged by the writer; rejected rows are missing, not wrong
             logger.error("%s: not stored: %s", market.key, error)
         repaired = outcome.repaired or (None if since_ms is None else Range(since_ms, since_ms + MINUTE_MS))
-        if repaired is None:
+        if repaired is None or not self.is_open(market):
             return
         published.complete_from_ms = since_ms
         if outcome.past_range is not None:
@@ -168,6 +182,8 @@ class IngestPublisher:
 
     def unfinished_repairs(self, market: "MarketIngest") -> Sequence[Range]:
         """Return the ranges of the past that `publish_repair` is working on."""
+        if not self.is_open(market):
+            return ()
         published = self._published[market.key.symbol]
         return *published.repairing, *published.unnumbered
 
@@ -205,7 +221,8 @@ class IngestPublisher:
         for epoch, symbols in fresh.items():
             await self._store.register_feed([self._markets[symbol].key for symbol in symbols], epoch)
             for symbol in symbols:
-                self._published[symbol].is_registered = self._published[symbol].epoch == epoch
+                if (registered := self._published.get(symbol)) is not None:
+                    registered.is_registered = registered.epoch == epoch
 
     async def _flush_log(self) -> None:
         """Flush the store, so that the changes queued before are logged and stored."""
@@ -218,7 +235,8 @@ class IngestPublisher:
             return
         await self._store.flush()
         for symbol, seq in waiting.items():
-            published = self._published[symbol]
+            if (published := self._published.get(symbol)) is None:
+                continue
             published.first_unlogged = None if published.last_unlogged == seq else seq + 1
 
     async def _log_change(self, market: MarketKey, position: Position, changed: Range) -> None:

@@ -69,7 +69,7 @@ class RepairScheduler:
         #: Set when the queue is not empty.
         self._queued = asyncio.Event()
         #: Markets that are in the queue or being requested.
-        self._busy: set[Symbol] = set()
+        self._busy: set[MarketIngest] = set()
         #: When to request a market again after a failure, monotonic seconds.
         self._retry_at: dict[Symbol, float] = {}
         #: The pauses of markets whose requests fail.
@@ -95,15 +95,24 @@ class RepairScheduler:
         self._retry_at.pop(symbol, None)
         self._backoffs.pop(symbol, None)
 
+    def close_market(self, market: MarketIngest) -> None:
+        """Forget a market. The answer to a request that is under way is not used."""
+        symbol = market.key.symbol
+        self._queue = [one for one in self._queue if one[2] is not market]
+        heapq.heapify(self._queue)
+        self._busy.discard(market)
+        self._searches.pop(symbol, None)
+        self.retry_now(symbol)
+
     def enqueue_request(self, market: MarketIngest, now_ms: int) -> None:
         """Queue a market if a request is due."""
         symbol = market.key.symbol
         is_resting = self._clock.monotonic() < self._retry_at.get(symbol, 0.0)
-        if symbol in self._busy or is_resting or not self._time.is_reliable:
+        if market in self._busy or is_resting or not self._time.is_reliable:
             return
         window = market.next_request(now_ms, self._poll_ms)
         if window is not None:
-            self._busy.add(symbol)
+            self._busy.add(market)
             heapq.heappush(self._queue, (window.urgency, next(self._order), market))
             self._queued.set()
 
@@ -121,13 +130,15 @@ class RepairScheduler:
             # requests that are not urgent may use only half of the budget
             while urgency >= Urgency.CONFIRM and self._http.is_busy():
                 await self._clock.sleep(_TICK_S)
-            window = market.next_request(self._time.now_ms(), self._poll_ms)
+            is_open = self._publisher.is_open(market)
+            window = market.next_request(self._time.now_ms(), self._poll_ms) if is_open else None
             try:
                 if window is not None:
                     await self._request_window(market, window)
             finally:
-                self._busy.discard(market.key.symbol)
-            self.enqueue_request(market, self._time.now_ms())
+                self._busy.discard(market)
+            if self._publisher.is_open(market):
+                self.enqueue_request(market, self._time.now_ms())
 
     async def _request_window(self, market: MarketIngest, window: Window) -> None:
         symbol = market.key.symbol
@@ -144,6 +155,8 @@ class RepairScheduler:
             logger.exception("%s: history of %s failed", self._name, symbol)
             self._on_failure(market, repr(error))
             return
+        if not self._publisher.is_open(market):
+            return
         foreign = market.comparison.find_foreign(rows)
         if foreign is not None:
             market.rows.drop_row(foreign, self._time.now_ms())
@@ -155,6 +168,8 @@ class RepairScheduler:
             stored = await self._read_stored(market, window)
         except (StoreUnavailable, StoreRejected) as error:
             self._on_failure(market, f"the stored minutes cannot be read to compare them: {error}")
+            return
+        if not self._publisher.is_open(market):
             return
         now_ms = max(asked_ms, self._time.now_ms())
         outcome = market.on_history(window, rows, now_ms, asked_ms=asked_ms, stored=stored)
@@ -175,6 +190,8 @@ class RepairScheduler:
     async def _find_beginning(self, market: MarketIngest) -> None:
         """Ask other sources about the time before the first minute, after growing pauses while it is unconfirmed."""
         symbol, beginning, first_ms = market.key.symbol, market.coverage.beginning, market.coverage.first_ms
+        if not self._publisher.is_open(market):
+            return
         if beginning is None or first_ms is None or beginning.reason != "unconfirmed":
             self._searches.pop(symbol, None)
             return
@@ -205,6 +222,8 @@ class RepairScheduler:
         self.problem = printable(str(error), MAX_PROBLEM)
 
     def _on_failure(self, market: MarketIngest, reason: str) -> None:
+        if not self._publisher.is_open(market):
+            return
         symbol = market.key.symbol
         wait_s = self._backoffs.setdefault(symbol, Backoff(first_s=5.0, most_s=600.0)).on_failure()
         self._retry_at[symbol] = self._clock.monotonic() + wait_s

@@ -47,12 +47,18 @@ class StoreAudit:
 
     async def run(self, markets: Mapping[Symbol, MarketIngest]) -> None:
         """Compare the markets with the store in an endless loop, one at a time, and have some rechecked with REST."""
-        rechecked_ms = dict.fromkeys(markets, self._time.steady_ms())  # when opened, on the steady clock
-        while markets:
-            for symbol, market in list(markets.items()):
-                await self._clock.sleep(_AUDIT_S / len(markets))
-                if self._time.steady_ms() - rechecked_ms[symbol] >= _RECHECK_EVERY_MS:
-                    rechecked_ms[symbol] = self._time.steady_ms()
+        rechecked_ms = dict.fromkeys(markets.values(), self._time.steady_ms())  # when opened, on the steady clock
+        while True:
+            opened = list(markets.values())
+            rechecked_ms = {market: rechecked_ms.get(market, self._time.steady_ms()) for market in opened}
+            if not opened:
+                await self._clock.sleep(_AUDIT_S)
+            for market in opened:
+                await self._clock.sleep(_AUDIT_S / len(opened))
+                if not self._publisher.is_open(market):
+                    continue
+                if self._time.steady_ms() - rechecked_ms[market] >= _RECHECK_EVERY_MS:
+                    rechecked_ms[market] = self._time.steady_ms()
                     market.coverage.recheck_since(self._time.now_ms() - RECHECK_MS)
                 # logged by the writer; tried again in the next round
                 with contextlib.suppress(StoreUnavailable, StoreRejected):
@@ -73,7 +79,8 @@ class StoreAudit:
         before_ms = market.coverage.since_ms
         if since_ms is not None and market.coverage.extend_since(since_ms):
             new.add(since_ms, before_ms or until_ms)
-        self._examine_again(market.key.symbol)
+        if self._publisher.is_open(market):
+            self._examine_again(market.key.symbol)
         finds = list(new)
         if finds:
             await self._publisher.publish_repair(market, Outcome(repaired=Range(finds[0].start_ms, finds[-1].end_ms)))

@@ -56,11 +56,17 @@ class StoredPast:
             if self._ticks % _TICKS_PER_SEARCH == 0:
                 await self._find_foreign_changes()
             for symbol in list(self._unexamined):
-                await self._examine_market(self._markets[symbol])
+                if symbol in self._markets:
+                    await self._examine_market(self._markets[symbol])
 
     def examine_again(self, symbol: Symbol) -> None:
         """Check again whether the store has more of a market than is known."""
         self._unexamined[symbol] = None
+
+    def forget_market(self, symbol: Symbol) -> None:
+        """Forget a market that is closed."""
+        self._unexamined.pop(symbol, None)
+        self._found_before.pop(symbol, None)
 
     # ------------------------------------------------------------ older history
 
@@ -119,7 +125,9 @@ class StoredPast:
         }
         before, self._found_before = self._found_before, found
         for symbol, spans in found.items():
-            market = self._markets[symbol]
+            market = self._markets.get(symbol)
+            if market is None:  # closed while another one was read
+                continue
             for start_ms, end_ms in self._publisher.unfinished_repairs(market):
                 spans.remove(start_ms, end_ms)
             for span in before.get(symbol, RangeSet()).common(spans):
@@ -133,5 +141,6 @@ class StoredPast:
         if since_ms is not None:
             market.coverage.extend_since(since_ms)
         market.older = None
-        self.examine_again(market.key.symbol)
+        if self._publisher.is_open(market):
+            self.examine_again(market.key.symbol)
         await self._publisher.publish_repair(market, Outcome(repaired=span, foreign=span))

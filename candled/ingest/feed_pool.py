@@ -1,0 +1,122 @@
+"""The feeds of an exchange, which follow its symbols."""
+
+import asyncio
+import logging
+from collections.abc import Collection, Iterable, Sequence
+
+from candled.exchange import Clock, Exchange, SocketFeed
+from candled.model import Symbol
+from candled.proxies import Proxies
+from candled.tasks import TaskSet
+from candled.token_bucket import TokenBucket
+
+from .distribution import distribute
+from .feeds import FeedRunner, FeedSink, LoopBudget
+from .http import HttpClient
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS_AT_ONCE = 2 / 3  # the share of a minute's attempts that may follow each other without a pause
+
+
+class FeedPool:
+    """As many feeds as the exchange's limits require, for the symbols of one of its `shards`.
+
+    Symbols are added to open connections up to the exchange's limit before another one is opened, and a connection
+    without symbols is closed. No other connection is interrupted.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        exchange: Exchange,
+        sink: FeedSink,
+        clock: Clock,
+        http: HttpClient,
+        *,
+        proxies: Proxies | None = None,
+        shards: int = 1,
+    ) -> None:
+        self._name = name
+        self._exchange = exchange
+        self._sink = sink
+        self._clock = clock
+        self._http = http
+        self._proxies = proxies
+        self._shards = shards
+        per_minute = exchange.limits.attempts_per_minute / shards
+        self._attempts = TokenBucket(per_minute / 60, per_minute * _ATTEMPTS_AT_ONCE)
+        self._turns = LoopBudget()
+        self._feeds: dict[FeedRunner, asyncio.Task[None]] = {}
+        self._by_symbol: dict[Symbol, FeedRunner] = {}
+        self._opened = 0  # feeds so far, for their names
+        self._tasks = TaskSet()
+        #: The symbols for which no connection is left, in order. They are read over REST.
+        self.surplus: tuple[Symbol, ...] = ()
+
+    @property
+    def runners(self) -> Collection[FeedRunner]:
+        """The feeds that are open or being opened."""
+        return self._feeds.keys()
+
+    def runner_of(self, symbol: Symbol) -> FeedRunner | None:
+        """Return the feed that carries a symbol, or None."""
+        return self._by_symbol.get(symbol)
+
+    def add_symbols(self, symbols: Sequence[Symbol]) -> None:
+        """Carry more symbols."""
+        limits, runners, before = self._exchange.limits, list(self._feeds), len(self.surplus)
+        loads = [len(one.symbols) if isinstance(one.feed, SocketFeed) else None for one in runners]
+        groups, self.surplus = distribute((*self.surplus, *symbols), limits, self._shards, loads)
+        if len(self.surplus) > before:
+            logger.error("%s: %s; reading %d symbols over REST", self._name, self.limit, len(self.surplus))
+        for runner, added in zip(runners, groups[: len(runners)], strict=True):
+            if added:
+                runner.add_symbols(added)
+                self._by_symbol |= dict.fromkeys(added, runner)
+        for added in groups[len(runners) :]:
+            self._open_feed(added)
+
+    def remove_symbols(self, symbols: Iterable[Symbol]) -> None:
+        """Carry some symbols no longer. Their places go to the symbols for which no connection was left."""
+        removed = set(symbols)
+        self.surplus = tuple(symbol for symbol in self.surplus if symbol not in removed)
+        by_runner: dict[FeedRunner, list[Symbol]] = {}
+        for symbol in removed & self._by_symbol.keys():
+            by_runner.setdefault(self._by_symbol.pop(symbol), []).append(symbol)
+        for runner, gone in by_runner.items():
+            runner.remove_symbols(gone)
+            if not runner.symbols:
+                self._feeds.pop(runner).cancel()
+        if self.surplus:
+            self.add_symbols(())
+
+    async def stop(self) -> None:
+        """Close all connections."""
+        await self._tasks.cancel()
+
+    def _open_feed(self, symbols: Sequence[Symbol]) -> None:
+        self._opened += 1
+        runner = FeedRunner(
+            f"{self._name} feed {self._opened}",
+            self._exchange.make_feed(symbols),
+            self._sink,
+            self._clock,
+            self._attempts,
+            self._turns,
+            self._proxies,
+            self._exchange.limits,
+            self._http,
+        )
+        self._feeds[runner] = self._tasks.start(runner.run())
+        self._by_symbol |= dict.fromkeys(runner.feed.symbols, runner)
+
+    @property
+    def limit(self) -> str:
+        """The exchange's limit, in words."""
+        limits = self._exchange.limits
+        shared = f", shared by {self._shards} shards" if self._shards > 1 else ""
+        return (
+            f"the exchange allows {limits.connections} connections of {limits.symbols_per_connection} symbols{shared},"
+            " and none is left"
+        )
