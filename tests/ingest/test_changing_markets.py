@@ -5,7 +5,7 @@ from collections import defaultdict, deque
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from candled.bus import MinuteChanged
@@ -258,7 +258,7 @@ async def check_sequence(steps: list[tuple[str, Any]]) -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.generate])
 @given(st.lists(actions, max_size=12))
 @example([("pass", 1.0), ("add", SYMBOLS), ("pass", 40.0), ("remove", SYMBOLS[:2]), ("pass", 1.0), ("add", SYMBOLS)])
 @example([("add", SYMBOLS[:1]), ("pass", 40.0), ("remove", SYMBOLS[:1]), ("add", SYMBOLS[:1])])

@@ -340,6 +340,34 @@ async def test_events_about_symbols_that_were_not_subscribed_are_ignored_and_cou
         assert sink.runner.unsubscribed_events == 4
 
 
+async def test_symbols_change_on_the_open_connection():
+    eth, frames = Symbol("ETH", "USDT"), asyncio.Queue()
+
+    async def handle(peer):
+        async for frame in peer:
+            frames.put_nowait((peer, frame))
+
+    async def next_frame() -> str:
+        peer, frame = await deadlines.wait_for(frames.get(), 5)
+        assert peer is peers.setdefault("only", peer)
+        return frame
+
+    peers = {}
+    async with running(handle, Patient) as (sink, _):
+        assert await next_frame() == "+BTC/USDT"
+        sink.runner.add_symbols([eth])
+        assert await next_frame() == "+ETH/USDT"
+        sink.runner.remove_symbols([BTC])
+        assert await next_frame() == "-BTC/USDT"
+        await peers["only"].send("1")  # it was on its way
+        async with deadlines.timeout(5):
+            while not sink.runner.unsubscribed_events:
+                await asyncio.sleep(0.01)
+        assert sink.volumes == []
+        assert sink.runner.symbols == {eth}
+        assert sink.connections == 1
+
+
 async def send_many(peer):
     for number in range(40):
         await peer.send(str(number))
