@@ -28,7 +28,8 @@ OUTSIDE = {
 EDGES = {
     "app", "health", "budget", "budget_file", "ingest_side", "cli", "clock", "daemon_threads", "plugins",
     "signals", "workers", "loop_watchdog",
-    "ingest/repair_scheduler", "ingest/feeds", "ingest/http", "ingest/tunnel",
+    "ingest/exchange_ingest", "ingest/repair_scheduler", "ingest/feed_pool", "ingest/feeds", "ingest/http",
+    "ingest/tunnel",
     "api/handler", "api/pages",
     "client/client", "client/connection", "client/stream",
     "bus/redis/shared_limits", "bus/redis/leases", "bus/redis/publisher", "bus/redis/bus", "bus/redis/connections",
@@ -57,7 +58,6 @@ HOLDERS = {
     "ingest/market_loader": "reads through tasks",
     "ingest/market_listing": "reads the list over ingest/http",
     **dict.fromkeys(("ingest/stored_past", "ingest/store_audit"), "publish over ingest/publisher"),
-    "ingest/exchange_ingest": "starts the tasks of all these",
     "client/__init__": "exports the names of the client",
     "bus/factory": "creates the bus for an address",
     "serve/page": "renders the template beside serve/handlers",

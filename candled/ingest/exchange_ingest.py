@@ -18,7 +18,7 @@ from .error_counter import ErrorCounter
 from .exchange_clock import TOLERANCE_MS
 from .feed_pool import FeedPool
 from .feeds import FLOODED
-from .gap_retry import absence_reason
+from .gap_retry import Absence, absence_reason
 from .http import HttpClient
 from .ingest_clock import IngestClock
 from .market import MarketIngest, Outcome
@@ -68,16 +68,13 @@ class ExchangeIngest:
         self._exchange = exchange
         #: The symbols that are wanted, in order.
         self._symbols = dict.fromkeys(symbols)
-        self._clock = clock
-        self._store = store
-        self._http = http
+        self._clock, self._store, self._http = clock, store, http
         self._tasks = TaskSet()
         self._time = IngestClock(name, exchange, clock)
         http.on_date = self._time.estimate.observe_date
         self._loader = MarketLoader(name, exchange, store, clock, options)
         self._publisher = IngestPublisher(bus, store, clock, checkpoint_ms=options.checkpoint_ms)
-        absence = absence_reason(publishes_empty_candles=exchange.publishes_empty_candles)
-        self._past = StoredPast(name, absence, store, self._publisher, clock)
+        self._past = StoredPast(name, _absence(exchange), store, self._publisher, clock)
         self._audit = StoreAudit(store, self._publisher, self._past.examine_again, clock, self._time)
         self._listing = MarketListing(name, exchange, http, clock, self._on_listed)
         self._repair = RepairScheduler(
@@ -368,3 +365,7 @@ class ExchangeIngest:
         """Make a REST request to learn the time, after this machine's clock was set or the machine slept."""
         with contextlib.suppress(Unavailable, ExchangeError):
             await self._exchange.fetch_markets(self._http)
+
+
+def _absence(exchange: Exchange) -> Absence:
+    return absence_reason(publishes_empty_candles=exchange.publishes_empty_candles)
