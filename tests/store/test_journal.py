@@ -26,7 +26,8 @@ ROOT = Path(__file__).parents[2]
 
 decimals = st.decimals(allow_nan=False, allow_infinity=False)
 names = st.text(st.characters(codec="utf-8", exclude_characters="/:", exclude_categories=["Z", "C"]), min_size=1)
-symbols = st.builds(Symbol, names.filter(lambda name: len(name) <= 32), names.filter(lambda name: len(name) <= 32))
+parts = names.filter(lambda name: len(name) <= 32)
+symbols = st.builds(Symbol, parts, parts, st.just("") | parts)
 candles = st.builds(
     Candle,
     *[st.integers(0, 2**53)],

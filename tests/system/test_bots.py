@@ -90,11 +90,12 @@ def over_at(daemon: Daemon) -> int:
 @pytest.fixture
 def spot(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """python-binance's client for the daemon; it makes an event loop for each instance, which it does not close."""
+    client = python_binance.Client  # imports the library, without its warnings
     loop = asyncio.new_event_loop()
     for module in ("base_client", "ws.reconnecting_websocket"):
         monkeypatch.setattr(f"binance.{module}.get_loop", lambda: loop)
-    monkeypatch.setattr(python_binance.Client, "API_URL", f"{daemon.url}/api")
-    yield python_binance.Client
+    monkeypatch.setattr(client, "API_URL", f"{daemon.url}/api")
+    yield client
     loop.close()
 
 

@@ -246,7 +246,7 @@ def test_an_exchange_out_of_reach_is_a_few_lines_in_the_log(watched):
 
 def test_candles_and_seconds_are_not_logged(watched):
     """Fault 10 in the whole daemon: four symbols, twenty minutes, many updates and not a line for any."""
-    assert watched.updates > 60
+    assert watched.updates > 2 * WATCHED_S
     assert [line for line in watched.log if "chart on http://" not in line] == []
 
 
