@@ -2,14 +2,17 @@
 
     python -m bench.refusals [--requests 4000] [--rounds 3]
 
-The daemon is a process of its own with one market. One client sends a request at a time on one connection. 127.0.0.1
-is a trusted proxy, so that no address is refused unread: each request gets the answer of its row.
+The daemon is a process of its own with one market. First, one client sends a request at a time on one connection: most
+of the cost is a pass of the event loop. Then, 16 connections send one each before the answers are read, as in a flood:
+they share the passes. 127.0.0.1 is a trusted proxy, so that no address is refused unread: each request gets the answer
+of its row.
 """
 
 import argparse
 import socket
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 from bench.process import MONDAY_MS, Daemon, print_table, scratch
 from candled.model import MINUTE_MS
@@ -17,6 +20,7 @@ from candled.model import MINUTE_MS
 LIVE = "/health/live"
 KLINES = "/api/v3/klines?symbol=BTCUSDT&interval=1m&limit=2"
 # (name, method, path, further header lines, status)
+CONNECTIONS = (1, 16)
 ROWS = [
     ("`/health/live`", "GET", LIVE, "", 200),
     ("429", "GET", KLINES, "", 429),
@@ -43,30 +47,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ) as daemon,
     ):
         daemon.wait_until_complete(60.0)
-        costs: dict[str, list[float]] = {name: [] for name, *_ in ROWS}
+        costs: dict[tuple[str, int], list[float]] = {(name, many): [] for name, *_ in ROWS for many in CONNECTIONS}
         for _ in range(options.rounds):
             for name, method, path, lines, status in ROWS:
-                costs[name].append(_measure(daemon, method, path, lines, status, options.requests))
-    base = statistics.median(costs[ROWS[0][0]])
+                for many in CONNECTIONS:
+                    cost = _measure(daemon, many, method, path, lines, status, options.requests)
+                    costs[name, many].append(cost)
+    headings = [f"{many} at a time, min / median / max" for many in CONNECTIONS]
     print_table(
-        ["answer", "CPU per request, min / median / max", "ratio"],
-        [
-            [name, " / ".join(f"{one:.0f}" for one in sorted(some)[:: max(1, len(some) // 2)]) + " µs",
-             f"{statistics.median(some) / base:.1f}" if base else "too few requests"]
-            for name, some in costs.items()
-        ],
-    )  # fmt: skip
+        ["answer", headings[0], "ratio", headings[1], "ratio"],
+        [[name, *(text for many in CONNECTIONS for text in _columns(costs, name, many))] for name, *_ in ROWS],
+    )
 
 
-def _measure(daemon: Daemon, method: str, path: str, lines: str, status: int, count: int) -> float:
-    """Return the microseconds of CPU time of the daemon for one request."""
-    with Client(daemon.port) as client:
-        client.ask(method, path, lines)  # of klines, the one that is allowed
+def _columns(costs: Mapping[tuple[str, int], Sequence[float]], name: str, many: int) -> list[str]:
+    """Return the microseconds of a row, and their ratio to those of the first row."""
+    some, base = sorted(costs[name, many]), statistics.median(costs[ROWS[0][0], many])
+    ratio = f"{statistics.median(some) / base:.1f}" if base else "too few requests"
+    return [f"{some[0]:.0f} / {statistics.median(some):.0f} / {some[-1]:.0f} µs", ratio]
+
+
+def _measure(daemon: Daemon, many: int, method: str, path: str, lines: str, status: int, count: int) -> float:
+    """Return the microseconds of CPU time of the daemon for one request, of which `many` are sent together."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Client(daemon.port)) for _ in range(many)]
+        for client in clients:
+            client.ask(method, path, lines)  # of klines, the first one is allowed
         before = daemon.cpu_s()
-        for _ in range(count):
-            answer = client.ask(method, path, lines)
-            assert answer == status, (path, answer)
-        return (daemon.cpu_s() - before) / count * 1e6
+        for _ in range(count // many):
+            for client in clients:
+                client.send(method, path, lines)
+            for client in clients:
+                answer = client.read()
+                assert answer == status, (path, answer)
+        return (daemon.cpu_s() - before) / (count // many * many) * 1e6
 
 
 class Client:
@@ -84,8 +98,16 @@ class Client:
         self._socket.close()
 
     def ask(self, method: str, path: str, lines: str = "") -> int:
-        """Return the status of an answer, after reading all of it."""
+        """Send a request, and return the status of its answer."""
+        self.send(method, path, lines)
+        return self.read()
+
+    def send(self, method: str, path: str, lines: str) -> None:
+        """Send a request."""
         self._socket.sendall(f"{method} {path} HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode())
+
+    def read(self) -> int:
+        """Return the status of an answer, after reading all of it."""
         status, length = int(self._file.readline().split()[1]), 0
         for line in iter(self._file.readline, b"\r\n"):
             if line.lower().startswith(b"content-length:"):

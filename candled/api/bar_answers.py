@@ -6,11 +6,11 @@ from typing import Any
 from candled.api.queries import BarQuery, WrittenPage
 from candled.serve.content_coding import ContentCoding, choose_coding
 from candled.serve.hot_path import HotReply, HotRequest
-from candled.serve.rate_limit import UNLIMITED, RateLimit
+from candled.serve.rate_limit import UNLIMITED, RateLimit, RateLimitResult
 
 from .context import ApiContext
 from .errors import ApiError
-from .handler import IMMUTABLE, TOO_MANY_REQUESTS, AccessPolicy, Handler, cache_control
+from .handler import IMMUTABLE, SMALL, TOO_MANY_REQUESTS, AccessPolicy, Handler, cache_control
 
 
 class StreamedOnly(ApiError):
@@ -52,7 +52,16 @@ class BarHandler(Handler):
         **sources: Any,
     ) -> HotReply | None:
         """Return the answer if memory has the bars and the rate limit allows the request, else None."""
+        if not request.reads:
+            return super().answer_now(request, peer, access=access, limit=limit, compress_from=compress_from, **sources)
         headers = request.headers
+        coding = choose_coding(headers.get("accept-encoding"), compress_from)
+        if coding is None:
+            return None
+        address = access.client_address(peer, headers.get("x-forwarded-for"))
+        refused = None if limit.exempts_cached else limit.refuse_now(address)
+        if refused is not None:
+            return cls.reply_too_many(request, refused, coding, access)
         source: ApiContext = sources["source"]
         query: BarQuery | ApiError | None = request.query
         if query is None:
@@ -65,13 +74,6 @@ class BarHandler(Handler):
             if isinstance(query, StreamedOnly):
                 return None
             return cls.refuse_now(query, request, peer, access=access, limit=limit, compress_from=compress_from)
-        coding = choose_coding(headers.get("accept-encoding"), compress_from)
-        if coding is None:
-            return None
-        address = access.client_address(peer, headers.get("x-forwarded-for"))
-        refused = None if limit.exempts_cached else limit.refuse_now(address)
-        if refused is not None:
-            return cls.reply_refusal(TOO_MANY_REQUESTS, refused, headers, access)
         # within a second, because of the header `Age`
         state = None if limit.requests else (source.pages.state_of(query), source.clock.now_ms() // 1000)
         if request.kept is not None and state is not None and request.kept[0] == state:
@@ -87,7 +89,7 @@ class BarHandler(Handler):
                 return None
             limit_result = counted
             if not counted.allowed:
-                return cls.reply_refusal(TOO_MANY_REQUESTS, counted, headers, access)
+                return cls.reply_too_many(request, counted, coding, access)
         first, *others = reply.headers
         shared = (
             *access.cors_headers(headers.get("origin")).items(),
@@ -97,6 +99,15 @@ class BarHandler(Handler):
         reply = reply._replace(headers=(first, *shared, *others))
         request.kept = (state, reply) if state is not None and reply.status == 304 else None
         return reply
+
+    @classmethod
+    def reply_too_many(
+        cls, request: HotRequest, result: RateLimitResult, coding: ContentCoding, access: AccessPolicy
+    ) -> HotReply | None:
+        """Return the answer to a request over the limit; None if its handler must answer."""
+        if coding.applies_to(SMALL):
+            return None
+        return request.reply_once(result, lambda: cls.reply_refusal(TOO_MANY_REQUESTS, result, request.headers, access))
 
     @classmethod
     def reply_unread(cls, query: BarQuery, known: str, coding: ContentCoding) -> HotReply | None:

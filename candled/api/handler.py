@@ -13,6 +13,7 @@ from tornado.web import HTTPError, RequestHandler
 from candled.errors import CandledError, StoreRejected, Unavailable
 from candled.serve.connection_limiter import Network, client_address
 from candled.serve.content_coding import CODINGS, PLAIN, choose_coding
+from candled.serve.handlers import implements
 from candled.serve.hot_path import HotReply, HotRequest
 from candled.serve.kept_pages import KeptPages
 from candled.serve.rate_limit import HEADERS, TOO_MANY, UNLIMITED, RateLimit, RateLimitResult
@@ -28,10 +29,17 @@ logger = logging.getLogger(__name__)
 METHODS = "GET, HEAD, OPTIONS"
 IMMUTABLE = "public, max-age=31536000, immutable"
 EXPOSED = ", ".join((*HEADERS, "Age", "Link", "X-Candled-Last-Final", "X-MBX-USED-WEIGHT-1M"))
+_PREFLIGHT = (
+    ("Allow", METHODS),
+    ("Access-Control-Allow-Methods", METHODS),
+    ("Access-Control-Allow-Headers", "*"),
+    ("Access-Control-Max-Age", "600"),
+)
 _NAMES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
 TOO_MANY_REQUESTS = ApiError(429, "too_many_requests", TOO_MANY)
+_NO_METHOD = ApiError(405, "method_not_allowed", "Method Not Allowed", {"Allow": METHODS})
 _STALLED_S = 30.0
-_SMALL = 1500  # bytes; no error has more
+SMALL = b" " * 1500  # no error has more bytes
 _JSON, _HTML = "application/json; charset=utf-8", "text/html; charset=utf-8"
 
 
@@ -118,10 +126,35 @@ class Handler(RequestHandler):
         headers = request.headers
         status, _ = cls.describe_error(refusal)
         coding = choose_coding(headers.get("accept-encoding"), compress_from)
-        if coding is None or coding.applies_to(b" " * _SMALL) or (status == 200 and "if-none-match" in headers):
+        if coding is None or coding.applies_to(SMALL) or (status == 200 and "if-none-match" in headers):
             return None
-        result = limit.check_now(access.client_address(peer, headers.get("x-forwarded-for")))
-        return None if result is None else cls.reply_refusal(refusal, result, headers, access)
+        if request.method in cls.SUPPORTED_METHODS:
+            result = limit.check_now(access.client_address(peer, headers.get("x-forwarded-for")))
+        else:
+            result = UNLIMITED  # Tornado refuses other methods before the limit counts them
+        if result is None:
+            return None
+        return request.reply_once(result, lambda: cls.reply_refusal(refusal, result, headers, access))
+
+    @classmethod
+    def answer_now(
+        cls,
+        request: HotRequest,
+        peer: str,
+        *,
+        access: AccessPolicy,
+        limit: RateLimit,
+        compress_from: int,
+        **sources: Any,
+    ) -> HotReply | None:
+        """Return the answer to a preflight, or to a method that no resource has; None if a method must answer."""
+        if request.method == "OPTIONS":
+            origin = access.cors_headers(request.headers.get("origin"))
+            headers = (("Cache-Control", "no-store"), *origin.items(), *_PREFLIGHT)
+            return request.reply_once(cls, lambda: HotReply(204, "", headers, b""))
+        if implements(cls, request.method):
+            return None
+        return cls.refuse_now(_NO_METHOD, request, peer, access=access, limit=limit, compress_from=compress_from)
 
     @classmethod
     def reply_refusal(
@@ -257,10 +290,8 @@ class Handler(RequestHandler):
     async def options(self, *_: str) -> None:
         """Answer a browser's preflight, or a query for the allowed methods."""
         self.set_status(204)
-        self.set_header("Allow", METHODS)
-        self.set_header("Access-Control-Allow-Methods", METHODS)
-        self.set_header("Access-Control-Allow-Headers", "*")
-        self.set_header("Access-Control-Max-Age", "600")
+        for name, value in _PREFLIGHT:
+            self.set_header(name, value)
 
     def write_error(self, status_code: int, **_: Any) -> None:
         """Write an error raised by Tornado, or an internal one, in this dialect."""
@@ -311,9 +342,9 @@ class NotFound(Handler):
         raise self.refusal_of(self.request.path)
 
     @classmethod
-    def answer_now(
-        cls, request: HotRequest, peer: str, *, access: AccessPolicy, limit: RateLimit, compress_from: int, **_: Any
-    ) -> HotReply | None:
+    def answer_now(cls, request: HotRequest, peer: str, **route: Any) -> HotReply | None:
         """Return the same answer."""
-        refusal = cls.refusal_of(request.path)
-        return cls.refuse_now(refusal, request, peer, access=access, limit=limit, compress_from=compress_from)
+        if not request.reads:
+            return super().answer_now(request, peer, **route)
+        shared = {name: route[name] for name in ("access", "limit", "compress_from")}
+        return cls.refuse_now(cls.refusal_of(request.path), request, peer, **shared)

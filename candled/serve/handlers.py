@@ -180,6 +180,13 @@ def _encode(body: Any) -> str:
 
 _JSON = "application/json; charset=utf-8"
 _NOT_FOUND = _encode({"error": {"code": 404, "message": "Not Found"}}).encode()
+_NOT_SERVING = {
+    "error": {
+        "code": 503,
+        "message": "This process reads exchanges and serves no clients: its roles in the settings are [ingest]",
+    }
+}
+_NO_METHOD = _encode({"error": {"code": 405, "message": "Method Not Allowed"}}).encode()
 _PASS = {"status": "pass"}
 _PASS_BODY = _encode(_PASS).encode()
 _PASS_TAG = f'"{hashlib.sha1(_PASS_BODY).hexdigest()}"'  # as Tornado calculates it
@@ -198,9 +205,19 @@ class OwnHandler(RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Write an error as JSON."""
         if status_code == 405:
-            names = [name for name in self.SUPPORTED_METHODS if _implements(type(self), name.lower())]
-            self.set_header("Allow", ", ".join(names))
+            self.set_header("Allow", _allowed_methods(type(self)))
         self.finish_json({"error": {"code": status_code, "message": error_reason(self)}})
+
+    @classmethod
+    def answer_now(cls, request: HotRequest, peer: str, **route: Any) -> HotReply | None:
+        """Return 405 if no method of the handler answers the request, else None. `route` are the route's arguments."""
+        if implements(cls, request.method):
+            return None
+        context: ServerContext | None = route.get("context")
+        shared = cls.open_headers if context is None else context.open_headers
+        return request.reply_once(
+            cls, lambda: HotReply(405, _JSON, (("Allow", _allowed_methods(cls)), *shared), _NO_METHOD)
+        )
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log errors of the server only: the client got the others, and must not be able to fill the log."""
@@ -226,9 +243,14 @@ class OwnHandler(RequestHandler):
             self.set_header(name, value)
 
 
-def _implements(kind: type[RequestHandler], method: str) -> bool:
-    """Return True if a handler answers a method."""
-    return getattr(kind, method) is not getattr(RequestHandler, method)
+def implements(kind: type[RequestHandler], method: str) -> bool:
+    """Return True if a handler answers a method, such as `GET`."""
+    name = method.lower()
+    return method in kind.SUPPORTED_METHODS and getattr(kind, name) is not getattr(RequestHandler, name)
+
+
+def _allowed_methods(kind: type[RequestHandler]) -> str:
+    return ", ".join(name for name in kind.SUPPORTED_METHODS if implements(kind, name))
 
 
 class _ServerHandler(OwnHandler):
@@ -429,13 +451,15 @@ class LiveHandler(_ServerHandler):
 
     head = get
 
-    @staticmethod
-    def answer_now(request: HotRequest, peer: str, context: ServerContext) -> HotReply | None:
+    @classmethod
+    def answer_now(cls, request: HotRequest, peer: str, **route: Any) -> HotReply | None:
         """Return the same answer."""
+        if not request.reads:
+            return super().answer_now(request, peer, **route)
         if "if-none-match" in request.headers:
             return None
-        headers = (*context.open_headers, ("Etag", _PASS_TAG))
-        return HotReply(200, _JSON, headers, _PASS_BODY)
+        headers = (*route["context"].open_headers, ("Etag", _PASS_TAG))
+        return request.reply_once(cls, lambda: HotReply(200, _JSON, headers, _PASS_BODY))
 
 
 class ReadyHandler(_ServerHandler):
@@ -472,10 +496,13 @@ class NotFoundHandler(_ServerHandler):
         """Answer 404."""
         raise HTTPError(404)
 
-    @staticmethod
-    def answer_now(request: HotRequest, peer: str, context: ServerContext) -> HotReply:
-        """Return the same answer."""
-        return HotReply(404, _JSON, context.open_headers, _NOT_FOUND)
+    @classmethod
+    def answer_now(cls, request: HotRequest, peer: str, **route: Any) -> HotReply | None:
+        """Return the same answer, to any method that Tornado knows."""
+        if request.method not in cls.SUPPORTED_METHODS:
+            return super().answer_now(request, peer, **route)
+        headers = route["context"].open_headers
+        return request.reply_once(cls, lambda: HotReply(404, _JSON, headers, _NOT_FOUND))
 
 
 class NotServingHandler(_ServerHandler):
@@ -483,9 +510,16 @@ class NotServingHandler(_ServerHandler):
 
     def prepare(self) -> None:
         """Answer 503."""
-        message = "This process reads exchanges and serves no clients: its roles in the settings are [ingest]"
         self.set_status(503)
-        self.finish_json({"error": {"code": 503, "message": message}})
+        self.finish_json(_NOT_SERVING)
+
+    @classmethod
+    def answer_now(cls, request: HotRequest, peer: str, **route: Any) -> HotReply | None:
+        """Return the same answer, to any method that Tornado knows."""
+        if request.method not in cls.SUPPORTED_METHODS:
+            return super().answer_now(request, peer, **route)
+        headers = route["context"].open_headers
+        return request.reply_once(cls, lambda: HotReply(503, _JSON, headers, _encode(_NOT_SERVING).encode()))
 
 
 def _named(make_client: MakeNamedClient, uri: str, connection: ClientConnection) -> ConnectionListener:

@@ -16,20 +16,23 @@ from tornado.httputil import format_timestamp
 from candled.exchange import Clock
 from candled.transport.work_budget import BYTE, HOT_REQUEST, WorkBucket
 
-_HEAD = re.compile(rb"GET (/[!-~]*) HTTP/1\.1\r\n((?:[A-Za-z0-9-]+:[ -~\t]*\r\n){1,64})\r\n")
+_HEAD = re.compile(rb"([A-Z]{1,16}) (/[!-~]*) HTTP/1\.1\r\n((?:[A-Za-z0-9-]+:[ -~\t]*\r\n){1,64})\r\n")
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 _FOR_TORNADO = {"content-length", "transfer-encoding", "upgrade", "expect"}
+_READS = ("GET", "HEAD")
 _HEADS_KEPT = 4096
 _PATHS_KEPT = 1024
 _SMALL = 1024  # bytes of an answer that is kept for the next request with the same bytes
 _REASONS = {
-    200: "OK", 302: "Found", 304: "Not Modified", 400: "Bad Request", 404: "Not Found", 429: "Too Many Requests",
+    200: "OK", 204: "No Content", 302: "Found", 304: "Not Modified", 400: "Bad Request", 404: "Not Found",
+    405: "Method Not Allowed", 429: "Too Many Requests",
+    503: "Service Unavailable",
 }  # fmt: skip
 
 
 @dataclass(slots=True)
 class HotRequest:
-    """A GET request, its path without the prefix of the settings. Names of headers are in lower case.
+    """A request without a body, its path without the prefix of the settings. Names of headers are in lower case.
 
     Requests with the same bytes are the same object.
     """
@@ -37,12 +40,27 @@ class HotRequest:
     path: str
     arguments: Mapping[str, list[bytes]]
     headers: Mapping[str, str]
+    method: str = "GET"
     #: The query as the resource read it, or the error of an invalid one, which the resource sets.
     query: Any = None
     #: A small reply, and a value that is equal to this one as long as the reply is right. The resource sets it.
     kept: tuple[object, "HotReply"] | None = None
     #: A small reply, the text of its date, and the complete answer. `HotPath` sets it.
     joined: tuple["HotReply", str, bytes] | None = None
+
+    @property
+    def reads(self) -> bool:
+        """True for GET and HEAD."""
+        return self.method in _READS
+
+    def reply_once(self, key: object, make: Callable[[], "HotReply"]) -> "HotReply":
+        """Return the reply that was made last time if it was for this key; otherwise make it."""
+        kept = self.kept
+        if kept is not None and kept[0] is key:
+            return kept[1]
+        reply = make()
+        self.kept = key, reply
+        return reply
 
 
 class HotReply(NamedTuple):
@@ -56,6 +74,8 @@ class HotReply(NamedTuple):
 
 PayerOf = Callable[[WorkBucket, str, str | None], WorkBucket]
 """Returns the budget of a request, given that of its connection, the peer's address, and `X-Forwarded-For`."""
+IsAdmitted = Callable[[str, str], bool]
+"""Returns True if a path's request of a peer's address is answered without a budget, from the reserve for probes."""
 AnswerNow = Callable[[HotRequest, str], HotReply | None]
 """Returns the answer to a request of a peer's address."""
 Route = tuple[str, type[Any], dict[str, Any]]
@@ -81,18 +101,26 @@ def find_resource(routes: Iterable[Route]) -> Callable[[str], AnswerNow | None]:
 class HotPath:
     """Answers requests from memory."""
 
-    def __init__(self, find: Callable[[str], AnswerNow | None], prefix: str, clock: Clock, payer_of: PayerOf) -> None:
+    def __init__(
+        self,
+        find: Callable[[str], AnswerNow | None],
+        prefix: str,
+        clock: Clock,
+        payer_of: PayerOf,
+        is_admitted: IsAdmitted,
+    ) -> None:
         self._find = find
         self._prefix = prefix
         self._clock = clock
         self._payer_of = payer_of
+        self._is_admitted = is_admitted
         self._date = (0, "")
         self._parse = lru_cache(maxsize=_HEADS_KEPT)(self._read)
 
     def answer(self, head: bytes, peer: str, budget: WorkBucket) -> bytes | None:
         """Return the answer to a request with this head, and charge it; None if its handler must answer.
 
-        A handler answers if the budget has to be waited for.
+        A handler answers if the budget has to be waited for, unless the request is a probe.
         """
         request = self._parse(head)
         if request is None:
@@ -101,14 +129,15 @@ class HotPath:
         if resource is None:
             return None
         payer, now = self._payer_of(budget, peer, request.headers.get("x-forwarded-for")), self._clock.monotonic()
-        reply = None if payer.wait_of(now) else resource(request, peer)
+        is_late = payer.wait_of(now) and not self._is_admitted(request.path, peer)
+        reply = None if is_late else resource(request, peer)
         if reply is None:
             return None
         date, joined = self._date_text(), request.joined
         if joined is not None and joined[0] is reply and joined[1] == date:
             answer = joined[2]
         else:
-            answer = self._join(reply, date)
+            answer = self._join(reply, date, request.method)
             request.joined = (reply, date, answer) if len(answer) <= _SMALL else None
         payer.charge(HOT_REQUEST + len(answer) * BYTE, now)
         return answer
@@ -120,9 +149,9 @@ class HotPath:
             request.path = request.path[len(prefix) :] or "/"
         return request
 
-    def _join(self, reply: HotReply, date: str) -> bytes:
+    def _join(self, reply: HotReply, date: str, method: str) -> bytes:
         status, content_type, headers, body = reply
-        has_body = status != 304
+        has_body = status not in (204, 304)
         lines = [f"HTTP/1.1 {status} {_REASONS[status]}", "Server: candled"]
         if has_body:
             lines.append(f"Content-Type: {content_type}")
@@ -131,7 +160,7 @@ class HotPath:
         if has_body:
             lines.append(f"Content-Length: {len(body)}")
         lines.append("\r\n")
-        return "\r\n".join(lines).encode("latin-1") + body
+        return "\r\n".join(lines).encode("latin-1") + (b"" if method == "HEAD" else body)
 
     def _date_text(self) -> str:
         now_s = self._clock.now_ms() // 1000
@@ -146,7 +175,7 @@ def parse_head(head: bytes) -> HotRequest | None:
     if match is None:
         return None
     headers: dict[str, str] = {}
-    for line in match[2].decode("ascii").split("\r\n")[:-1]:
+    for line in match[3].decode("ascii").split("\r\n")[:-1]:
         name, _, value = line.partition(":")
         name = name.lower()
         if name in headers or name in _FOR_TORNADO:
@@ -154,12 +183,15 @@ def parse_head(head: bytes) -> HotRequest | None:
         headers[name] = value.strip(" \t")
     if not _HOST.fullmatch(headers.get("host", "")) or headers.get("connection", "keep-alive").lower() != "keep-alive":
         return None
-    path, _, query = match[1].decode("ascii").partition("?")
+    method = match[1].decode("ascii")
+    path, _, query = match[2].decode("ascii").partition("?")
+    if method not in _READS and ("content-type" in headers or "%" in path):  # Tornado may refuse them for these
+        return None
     try:
         arguments = parse_qs_bytes(query, keep_blank_values=True)
     except ValueError:
         return None
-    return HotRequest(path, arguments, headers)
+    return HotRequest(path, arguments, headers, method)
 
 
 @lru_cache(maxsize=64)

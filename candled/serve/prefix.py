@@ -47,14 +47,15 @@ class PrefixedApplication(Application):
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
         """Return the handler of the path behind the prefix."""
         stream = getattr(request.connection, "stream", None)
-        if isinstance(stream, HotStream):
-            forwarded = request.headers.get("X-Forwarded-For")
-            stream.on_request(self._context.payer_of(stream.budget, peer_address(request), forwarded))
         absolute = _ABSOLUTE.fullmatch(request.path)
         if absolute is not None:  # a proxy's form, which servers accept too (RFC 9112, 3.2.2)
             request.path = absolute[1] or "/"
         if request.path == self._prefix or request.path.startswith(f"{self._prefix}/"):
             request.path = request.path[len(self._prefix) :] or "/"
+        if isinstance(stream, HotStream):
+            forwarded = request.headers.get("X-Forwarded-For")
+            payer = self._context.payer_of(stream.budget, peer_address(request), forwarded)
+            stream.on_request(payer, request.path)
         found = super().find_handler(request, **kwargs)
         if isinstance(stream, HotStream) and stream.work_wait_s == REFUSED:
             refuses = hasattr(getattr(found, "handler_class", None), "refuse_too_many")  # in the words of its dialect

@@ -25,6 +25,7 @@ HEADERS = (
     "X-RateLimit-Reset",
 )
 _MOST_KEYS = 100_000  # about 20 MB
+_MOST_REFUSED = 10_000  # addresses whose refusals are kept, about 10 MB
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
@@ -56,12 +57,6 @@ class MemoryCounter:
         """Count a request, as `Counter.count_hit` does; never raises."""
         return self.count_now(key, window_s)
 
-    def count_of(self, key: str, window_s: float) -> int:
-        """Return the number of requests in the key's window."""
-        windows = self._windows.get(window_s)
-        count, ends = windows.get(key, (0, 0.0)) if windows else (0, 0.0)
-        return count if ends > self._clock.monotonic() else 0
-
     def count_now(self, key: str, window_s: float) -> tuple[int, float]:
         """Count a request; the result is that of `count_hit`."""
         now = self._clock.monotonic()
@@ -88,10 +83,22 @@ class RateLimitResult:
 UNLIMITED = RateLimitResult(True, 0, {})
 
 
+@dataclass(slots=True)
+class _Refusal:
+    """An address that has used up its requests."""
+
+    #: Monotonic time at which its window ends.
+    until: float
+    #: The result for its requests, and the monotonic time until which it is right: its headers have whole seconds.
+    result: RateLimitResult
+    result_until: float
+
+
 class RateLimit:
     """The limit of one group of routes. `styles` are the header styles: `legacy`, `draft-6`, `draft-8`.
 
     While `counter` is unavailable, this process counts on its own: a limit that is too mild is better than no service.
+    An address over its limit is refused without the counter until its window ends.
     """
 
     def __init__(
@@ -112,6 +119,7 @@ class RateLimit:
         self._spare = MemoryCounter(clock)
         self._clock = clock
         self._styles = styles
+        self._refusals: OrderedDict[str, _Refusal] = OrderedDict()  # by owner, oldest first
         # True if answers that a client or a cache keeps are not counted
         self.exempts_cached = exempts_cached
 
@@ -120,33 +128,53 @@ class RateLimit:
         if not self.requests:
             return UNLIMITED
         owner = client_of(address)
+        refused = self._refused(owner)
+        if refused is not None:
+            return refused
         key = f"{self._group}:{owner}"
         try:
             count, left_s = await self._counter.count_hit(key, self.window_s)
         except Unavailable:
             count, left_s = self._spare.count_now(key, self.window_s)
-        return self._result(owner, count, left_s)
+        return self._decide(owner, count, left_s)
 
     def check_now(self, address: str) -> RateLimitResult | None:
-        """Count a request and return the result; None, without counting it, if the counter is remote."""
+        """Count a request and return the result; None, without counting it, if only a remote counter has the result."""
         if not self.requests:
             return UNLIMITED
-        if not isinstance(self._counter, MemoryCounter):
-            return None
         owner = client_of(address)
-        key = f"{self._group}:{owner}"
-        return self._result(owner, *self._counter.count_now(key, self.window_s))
+        refused = self._refused(owner)
+        if refused is not None or not isinstance(self._counter, MemoryCounter):
+            return refused
+        return self._decide(owner, *self._counter.count_now(f"{self._group}:{owner}", self.window_s))
 
     def refuse_now(self, address: str) -> RateLimitResult | None:
-        """Count a request that is over the limit and return its result; None, without counting it, if it may not be."""
-        counter = self._counter
-        if not self.requests or not isinstance(counter, MemoryCounter):
+        """Return the result for an address that is over its limit, else None."""
+        return self._refused(client_of(address)) if self.requests else None
+
+    def _decide(self, owner: str, count: int, left_s: float) -> RateLimitResult:
+        result = self._result(owner, count, left_s)
+        if not result.allowed and left_s > 0:
+            until = self._clock.monotonic() + left_s
+            self._refusals[owner] = _Refusal(until, result, until - math.ceil(left_s) + 1)
+            if len(self._refusals) > _MOST_REFUSED:
+                self._refusals.popitem(last=False)
+        return result
+
+    def _refused(self, owner: str) -> RateLimitResult | None:
+        """Return the result for an address whose requests are used up until its window ends, else None."""
+        found = self._refusals.get(owner)
+        if found is None:
             return None
-        owner = client_of(address)
-        key = f"{self._group}:{owner}"
-        if counter.count_of(key, self.window_s) < self.requests:
+        now = self._clock.monotonic()
+        if now >= found.until:
+            del self._refusals[owner]
             return None
-        return self._result(owner, *counter.count_now(key, self.window_s))
+        if now >= found.result_until:
+            left_s = found.until - now
+            found.result = self._result(owner, found.result.count, left_s)
+            found.result_until = found.until - math.ceil(left_s) + 1
+        return found.result
 
     def _result(self, owner: str, count: int, left_s: float) -> RateLimitResult:
         allowed = count <= self.requests

@@ -4,11 +4,12 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from tornado.httpserver import HTTPServer
 
-from candled.addresses import with_port
+from candled.addresses import client_of, with_port
 from candled.config.sections import LimitSettings, ServerSettings
 from candled.exchange import Clock
 from candled.rooms.hub import Hub
@@ -123,7 +124,10 @@ class Server:
     def _make_hot_path(self) -> HotPath:
         unknown: Route = (".*", self._default, {"context": self._context})
         find = find_resource([*self._make_routes(), unknown])
-        return HotPath(find, self._settings.prefix, self._clock, self._context.payer_of)
+        return HotPath(find, self._settings.prefix, self._clock, self._context.payer_of, self._admit_probe)
+
+    def _admit_probe(self, path: str, peer: str) -> bool:
+        return self._connections.admit_probe(path, client_of(peer), self._clock.monotonic())
 
     def _make_acceptor(self, broadcaster: Broadcaster) -> Acceptor:
         return Acceptor(
@@ -282,7 +286,8 @@ def _make_limits(
         header_s=settings.header_timeout.total_seconds(),
         idle_s=settings.idle_timeout.total_seconds(),
         stalled_s=settings.slow_client_timeout.total_seconds(),
-        is_proxy=lambda address: is_trusted(address, trusted),
+        is_proxy=lru_cache(maxsize=4096)(lambda address: is_trusted(address, trusted)),
         budgets=budgets,
+        prefix=settings.prefix,
     )
     return limiter, connections, budgets

@@ -24,6 +24,7 @@ _AT_A_TIME = 16
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE_S = 1.0
 _RESERVED_S = 10.0  # a connection on one of the last descriptors is closed after this time
+_PEEKED = 256  # bytes of a request that show if it is a probe
 _BODY = b'{"error":{"code":503,"message":"This server has no file descriptors left"}}\n'
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nServer: candled\r\nRetry-After: 10\r\nConnection: close\r\n"
@@ -96,7 +97,7 @@ class Acceptor:
             has_descriptor = self._descriptors.has_room_for_request(peer.fileno(), self._clock.monotonic())
             host = address[0] if isinstance(address, tuple) else str(address)
             is_room = has_descriptor or self._connections.close_stale(self._clock.monotonic())
-            if self._connections.is_address_refused(host, self._clock.monotonic()):
+            if self._connections.is_address_refused(host, _received(peer), self._clock.monotonic()):
                 _refuse_unread(peer, TOO_MANY)
             elif is_room and self._connections.make_room(client_of(host), host):
                 self._hand_over(peer, address)
@@ -117,6 +118,14 @@ class Acceptor:
     async def _resume_later(self) -> None:
         await self._clock.sleep(_PAUSE_S)
         self._watch_sockets()
+
+
+def _received(peer: socket.socket) -> bytes:
+    """Return the beginning of a request without taking it from the socket; nothing if it has not arrived."""
+    try:
+        return peer.recv(_PEEKED, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError:
+        return b""
 
 
 def _refuse_unread(peer: socket.socket, answer: bytes) -> None:

@@ -93,12 +93,17 @@ class HotStream(IOStream):
             self._awaits_first = True
             self._connections.await_request(self, self._since)
 
-    def on_request(self, payer: WorkBucket) -> None:
-        """Note that Tornado has the header of a request, and charge it to a budget."""
+    def on_request(self, payer: WorkBucket, path: str) -> None:
+        """Note that Tornado has the header of a request, and charge it to a budget, or to the reserve for probes."""
         now = self._clock.monotonic()
         self._head = None
         self._connections.on_request(self, now)
-        self._payer, self.work_wait_s = payer, payer.admit(REQUEST, now)
+        self._payer = payer
+        if payer.wait_of(now) and self._connections.admit_probe(path, self.customer, now):
+            payer.charge(REQUEST, now)
+            self.work_wait_s = 0.0
+        else:
+            self.work_wait_s = payer.admit(REQUEST, now)
 
     def charge_work(self, cost: float) -> None:
         """Charge work for the answer that is being made."""
@@ -208,10 +213,19 @@ class HotStream(IOStream):
                 self._payer = UNLIMITED  # `answer` has charged it
                 if answer.startswith(_STATUS_REFUSED):
                     self.on_refused(head.split(b" ", 2)[1].partition(b"?")[0].decode("ascii"))
-                self.write(answer)
+                self._send(answer)
                 return True
         self._is_idle = False
         return False
+
+    def _send(self, answer: bytes) -> None:
+        """Send an answer while nothing waits to be sent, without the future that Tornado makes for each write."""
+        try:
+            count = self.socket.send(answer)
+        except OSError:  # `write` tries again, and handles errors
+            count = 0
+        if count < len(answer):
+            self.write(answer[count:])
 
     def write(self, data: bytes | memoryview) -> "asyncio.Future[None]":
         """Write bytes, and count them until the kernel has taken them."""

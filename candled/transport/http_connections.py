@@ -4,6 +4,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
+from candled.addresses import client_of
 from candled.token_bucket import TokenBucket
 
 from .work_budget import CONNECT, REFUSAL, REFUSED, UNLIMITED, WorkBucket, WorkBudgets
@@ -17,6 +18,9 @@ _FRESH_S = 1.0  # so long a new connection keeps its descriptor
 _REFUSALS, _REFUSALS_PER_S = 50, 10
 _MOST_REFUSED = 10_000  # buckets
 REFUSED_S = 5  # then its requests are read again
+# Requests of probes from an address that has used up its budget: as many in a row, and as many a second.
+_PROBES, _PROBES_PER_S = 20, 10
+PROBES = ("/health/live", "/health/ready")
 MOST_UNSENT = 16 * 1024 * 1024  # bytes of answers that clients have not read, of all connections together
 
 
@@ -107,6 +111,7 @@ class HttpConnections:
         stalled_s: float,
         is_proxy: Callable[[str], bool] = lambda _: False,
         budgets: WorkBudgets | None = None,
+        prefix: str = "",
     ) -> None:
         self._clients = clients
         self._budgets = WorkBudgets() if budgets is None else budgets
@@ -116,11 +121,13 @@ class HttpConnections:
         self._idle_s = idle_s
         self._stalled_s = stalled_s
         self._is_proxy = is_proxy
+        self._prefix = prefix
         self._awaiting = _Crowd()
         self._answered = _Crowd()
         self._customers: Counter[str] = Counter()
         self._is_counted: set[HttpConnection] = set()
         self._refusals: dict[tuple[str, str], TokenBucket] = {}  # by customer and directory, of the last seconds
+        self._probes: dict[str, TokenBucket] = {}  # by customer, of the last seconds
         self._refused_until: dict[tuple[str, str], float] = {}  # monotonic time until which these are refused unread
         self.unsent = 0  # bytes of answers
         self.closed_late = 0  # connections closed because of a timeout
@@ -151,9 +158,31 @@ class HttpConnections:
                 return False
         return not self._most or len(self) + self._clients.count < self._most + SPARE or self.close_least()
 
-    def is_address_refused(self, address: str, now: float) -> bool:
-        """Return True if a connection has to be refused unread, because its address has used up its budget of work."""
-        return not self._is_proxy(address) and self._budgets.address_bucket(address).wait_of(now) == REFUSED
+    def is_address_refused(self, address: str, head: bytes, now: float) -> bool:
+        """Return True if a connection has to be refused unread, because its address has used up its budget of work.
+
+        `head` is the beginning of its request as far as it is known: a probe is read.
+        """
+        if self._is_proxy(address) or self._budgets.address_bucket(address).wait_of(now) != REFUSED:
+            return False
+        is_probe = not head or self.is_probe(_path_of(head))
+        return not (is_probe and self._probe_bucket(client_of(address)).try_take(now) == 0)
+
+    def is_probe(self, path: str) -> bool:
+        """Return True for the path of a probe, with or without the prefix of the settings."""
+        return path.removeprefix(self._prefix) in PROBES
+
+    def admit_probe(self, path: str, customer: str, now: float) -> bool:
+        """Take a request from the reserve for probes, which are answered even if the budget is used up."""
+        return self.is_probe(path) and self._probe_bucket(customer).try_take(now) == 0
+
+    def _probe_bucket(self, customer: str) -> TokenBucket:
+        bucket = self._probes.get(customer)
+        if bucket is None:
+            bucket = TokenBucket(_PROBES_PER_S, _PROBES)
+            if len(self._probes) < _MOST_REFUSED:
+                self._probes[customer] = bucket
+        return bucket
 
     def close_least(self) -> bool:
         """Close the least valuable connection; return False if there is none."""
@@ -233,11 +262,12 @@ class HttpConnections:
     def is_refused(self, one: HttpConnection, head: bytes, now: float) -> bool:
         """Return True if a request has to be refused unread; its connection then ends."""
         if one.budget.wait_of(now) == REFUSED:
-            return one.budget.admit(REFUSAL, now) == REFUSED
+            is_probe = self.is_probe(_path_of(head)) and self._probe_bucket(one.customer).remaining_share(now) > 0
+            return not is_probe and one.budget.admit(REFUSAL, now) == REFUSED
         if not self._refused_until:
             return False
-        directory = head.partition(b" ")[2].partition(b" ")[0].partition(b"?")[0].rpartition(b"/")[0]
-        return self._refused_until.get((one.customer, directory.decode("latin-1")), 0.0) > now
+        directory = _path_of(head).rpartition("/")[0]
+        return self._refused_until.get((one.customer, directory), 0.0) > now
 
     # ------------------------------------------------------------ every second
 
@@ -245,6 +275,7 @@ class HttpConnections:
         """Close connections that are late, and those that stopped reading."""
         self._refused_until = {name: until for name, until in self._refused_until.items() if until > now}
         self._refusals = {name: one for name, one in self._refusals.items() if one.remaining_share(now) < 1.0}
+        self._probes = {name: one for name, one in self._probes.items() if one.remaining_share(now) < 1.0}
         late = [one for one in self._awaiting.everyone() if one.deadline <= now]
         reading = [one for one in self._is_counted if one.unsent]
         late += [one for one in reading if now - one.progressed_at > self._stalled_s]
@@ -269,3 +300,8 @@ class HttpConnections:
         self.closed_for_room += 1
         one.close()
         return True
+
+
+def _path_of(head: bytes) -> str:
+    """Return the path of a request that is not parsed yet."""
+    return head.partition(b" ")[2].partition(b" ")[0].partition(b"?")[0].decode("latin-1")

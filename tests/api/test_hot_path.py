@@ -145,6 +145,39 @@ async def test_these_are_refused_without_a_handler(seen, stage):
     assert all(seen)
 
 
+METHODS = ("HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "FOO")
+TARGETS = (
+    "/health/live", "/health", "/nowhere", "/", "/ws", "/events", "/static/page.css", "/api/nowhere", "/api/symbols",
+    f"{CANDLES}&limit=2", f"{KLINES}&limit=x", "/api/v3/ping", "/udf/time", "/udf/nowhere", "/clients/candled.js",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.stage(
+    server=ServerSettings(host="127.0.0.1", port=0, allowed_origins=("https://a.example",)),
+    limits=LimitSettings(udf_requests=9),
+)
+async def test_methods_are_answered_and_refused_the_same_both_ways(seen, stage, method):
+    port, asked = stage.server.listen(), [(path, {"Origin": "https://a.example"}) for path in TARGETS]
+    hot = await ask_all(port, asked, method)
+    is_hot, seen[:] = dict(zip(TARGETS, seen, strict=True)), []
+    stage.server._hot_path._find = lambda _: None
+    handlers = await ask_all(port, asked, method)
+    assert not any(seen)
+    for path, one, other in zip(TARGETS, hot, handlers, strict=True):
+        counted = ("date", "x-ratelimit-remaining", "ratelimit-remaining", "ratelimit", "x-mbx-used-weight-1m")
+        first, second = (
+            [(name, value) for name, value in answer.headers.items() if name not in counted] for answer in (one, other)
+        )
+        assert (path, one.status, first, one.body) == (path, other.status, second, other.body)
+    if method != "HEAD":
+        assert all(is_hot.values())
+        assert {answer.status for answer in hot} <= {204, 404, 405}
+    else:
+        assert is_hot["/health/live"]
+        assert is_hot[f"{CANDLES}&limit=2"]
+
+
 @pytest.mark.stage(limits=LimitSettings(klines_requests=3, api_requests=1, udf_requests=1))
 @pytest.mark.parametrize("accept", ["*/*", "application/json"])
 async def test_429_is_the_same_both_ways(seen, stage, accept):
@@ -199,8 +232,9 @@ HEAD = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 @pytest.mark.parametrize(
     "head",
     [
-        b"HEAD /health/live HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"POST /health/live HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"get /health/live HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /health/live HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data\r\n\r\n",
+        b"POST /static/%ff HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /health/live HTTP/1.0\r\nHost: x\r\n\r\n",
         b"GET http://x/health/live HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /health/live  HTTP/1.1\r\nHost: x\r\n\r\n",

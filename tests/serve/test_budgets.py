@@ -143,7 +143,7 @@ async def test_a_request_waits_then_is_refused_unread_then_its_connection_too(st
     kept[1].write(LIVE)
     async with deadlines.timeout(5):
         await kept[0].readuntil(b"}\n")
-    for target in ("/health/live", "/"):
+    for target in ("/health", "/"):
         owe(stage, 3.0)
         waiting = stage.clock.sleepers
         asking = asyncio.create_task(ask_all(port, [(target, {})]))
@@ -154,17 +154,46 @@ async def test_a_request_waits_then_is_refused_unread_then_its_connection_too(st
         await stage.clock.advance(3.5)
         assert (await deadlines.wait_for(asking, 5))[0].status == 200
     owe(stage, 7.0)
-    kept[1].write(LIVE)
+    kept[1].write(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
     async with deadlines.timeout(5):
         answer = await kept[0].read()  # to the end
         assert answer.startswith(b"HTTP/1.1 429 Too Many Requests\r\n")
         assert b"\r\nRetry-After: 5\r\n" in answer
-        reader, writer = await asyncio.open_connection(HOME, port)
+        writers = [kept[1]]
+        for _ in range(21):  # the reserve for probes reads the first ones
+            reader, writer = await asyncio.open_connection(HOME, port)
+            writers.append(writer)
         assert (await reader.read()).startswith(b"HTTP/1.1 429 ")  # before a request is sent
-    for one in (kept[1], writer):
+    for one in writers:
         one.close()
     await stage.clock.advance(8.0)
     assert (await ask_all(port, [("/health/live", {})]))[0].status == 200
+
+
+@pytest.mark.stage(server=server(prefix="/here"), limits=LimitSettings())
+@pytest.mark.parametrize("is_kept", [True, False])
+async def test_probes_are_answered_from_a_reserve_when_the_budget_is_used_up(stage, is_kept):
+    port = stage.server.listen()
+    probes = [("/health/live", {}), ("/health/ready", {}), ("/here/health/live?x", {}), ("/here/health/ready", {})]
+    more = [("/health/live", {}), ("/nowhere", {})]
+
+    async def ask(requests):
+        if is_kept:
+            return [answer.status for answer in await ask_all(port, requests)]
+        return [answer.status for request in requests for answer in await ask_all(port, [request])]
+
+    owe(stage, 4.0)  # other requests have to wait
+    assert await ask(probes) == [200] * 4
+    await stage.clock.advance(2.0)
+    owe(stage, 8.0)
+    assert await ask(probes) == [200] * 4
+    assert (await ask_all(port, [("/nowhere", {})]))[0].status == 429
+    used = [answer.status for _ in range(21) for answer in await ask_all(port, [("/health/live", {})])]
+    assert used[0] == 200
+    assert used[-1] == 429
+    await stage.clock.advance(1.0)
+    owe(stage, 8.0)
+    assert await ask(more) == [200, 429]
 
 
 @pytest.mark.stage(server=server(), limits=LimitSettings())

@@ -120,3 +120,35 @@ async def test_each_key_has_a_window_of_its_own_that_its_first_request_begins(re
         began[key] = start, count + 1
         counted, left_s = await counter.count_hit(key, 60)
         assert (counted, left_s) == (count + 1, pytest.approx(start + 60 - now))
+
+
+class _Remote:
+    """A counter outside of the process."""
+
+    def __init__(self, clock) -> None:
+        self.memory = MemoryCounter(clock)
+        self.hits = 0
+
+    async def count_hit(self, key, window_s):
+        self.hits += 1
+        return self.memory.count_now(key, window_s)
+
+
+@pytest.mark.parametrize("is_remote", [True, False])
+async def test_an_address_over_its_limit_is_refused_without_the_counter_until_its_window_ends(is_remote):
+    clock = ManualClock()
+    counter = _Remote(clock) if is_remote else MemoryCounter(clock)
+    one = limit(clock, requests=2, window_s=60.0, counter=counter)
+    assert [(await one.check_request("192.0.2.1")).allowed for _ in range(3)] == [True, True, False]
+    assert one.refuse_now("192.0.2.2") is None
+    hits = getattr(counter, "hits", 3)
+    for pause_s, left in ((0.0, "60"), (0.5, "60"), (0.5, "59"), (57.5, "2"), (1.4, "1")):
+        await clock.advance(pause_s)
+        for result in (await one.check_request("192.0.2.1"), one.check_now("192.0.2.1"), one.refuse_now("192.0.2.1")):
+            assert result is not None
+            assert (result.allowed, result.headers["Retry-After"]) == (False, left)
+            assert result.headers["RateLimit-Reset"] == left
+    assert getattr(counter, "hits", 3) == hits
+    await clock.advance(0.2)
+    assert one.refuse_now("192.0.2.1") is None
+    assert (await one.check_request("192.0.2.1")).headers["X-RateLimit-Remaining"] == "1"
