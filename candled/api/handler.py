@@ -13,8 +13,7 @@ from tornado.web import HTTPError, RequestHandler
 from candled.errors import CandledError, StoreRejected, Unavailable
 from candled.serve.connection_limiter import Network, client_address
 from candled.serve.content_coding import CODINGS, PLAIN, choose_coding
-from candled.serve.handlers import implements
-from candled.serve.hot_path import HotReply, HotRequest
+from candled.serve.hot_path import HotReply, HotRequest, implements
 from candled.serve.kept_pages import KeptPages
 from candled.serve.rate_limit import HEADERS, TOO_MANY, UNLIMITED, RateLimit, RateLimitResult
 from candled.transport.hot_stream import HotStream

@@ -33,7 +33,7 @@ from candled.transport.work_budget import FRAME, UNLIMITED, WorkBucket, WorkBudg
 
 from .connection_limiter import ConnectionLimiter, Network, client_address
 from .content_coding import PLAIN, choose_coding
-from .hot_path import HotReply, HotRequest
+from .hot_path import HotReply, HotRequest, implements
 from .kept_pages import KeptPage, KeptPages
 from .rate_limit import TOO_MANY
 
@@ -241,12 +241,6 @@ class OwnHandler(RequestHandler):
         self.set_header("Content-Type", _JSON)
         for name, value in self.open_headers:
             self.set_header(name, value)
-
-
-def implements(kind: type[RequestHandler], method: str) -> bool:
-    """Return True if a handler answers a method, such as `GET`."""
-    name = method.lower()
-    return method in kind.SUPPORTED_METHODS and getattr(kind, name) is not getattr(RequestHandler, name)
 
 
 def _allowed_methods(kind: type[RequestHandler]) -> str:

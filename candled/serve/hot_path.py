@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from tornado.escape import parse_qs_bytes
 from tornado.httputil import format_timestamp
+from tornado.web import RequestHandler
 
 from candled.exchange import Clock
 from candled.transport.work_budget import BYTE, HOT_REQUEST, WorkBucket
@@ -167,6 +168,12 @@ class HotPath:
         if self._date[0] != now_s:
             self._date = now_s, format_timestamp(now_s)
         return self._date[1]
+
+
+def implements(kind: type[RequestHandler], method: str) -> bool:
+    """Return True if a handler answers a method, such as `GET`."""
+    name = method.lower()
+    return method in kind.SUPPORTED_METHODS and getattr(kind, name) is not getattr(RequestHandler, name)
 
 
 def parse_head(head: bytes) -> HotRequest | None:
