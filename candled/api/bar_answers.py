@@ -63,13 +63,7 @@ class BarHandler(Handler):
         if refused is not None:
             return cls.reply_too_many(request, refused, coding, access)
         source: ApiContext = sources["source"]
-        query: BarQuery | ApiError | None = request.query
-        if query is None:
-            try:
-                query = cls.parse_query(request, sources)
-            except ApiError as refusal:
-                query = refusal.with_traceback(None)
-            request.query = query
+        query = cls._query_of(request, sources)
         if isinstance(query, ApiError):
             if isinstance(query, StreamedOnly):
                 return None
@@ -99,6 +93,18 @@ class BarHandler(Handler):
         reply = reply._replace(headers=(first, *shared, *others))
         request.kept = (state, reply) if state is not None and reply.status == 304 else None
         return reply
+
+    @classmethod
+    def _query_of(cls, request: HotRequest, sources: Mapping[str, Any]) -> BarQuery | ApiError:
+        """Return the query of a request or the error of an invalid one, read once for all requests with its bytes."""
+        query: BarQuery | ApiError | None = request.query
+        if query is None:
+            try:
+                query = cls.parse_query(request, sources)
+            except ApiError as refusal:
+                query = refusal.with_traceback(None)
+            request.query = query
+        return query
 
     @classmethod
     def reply_too_many(
