@@ -177,8 +177,19 @@ def _run_daemon(config: ConfigFile, count: int | None, worker: str | None) -> Ou
 
 
 @declare(app, _DAEMON)
-def check_config(config: ConfigFile = None) -> Outcome:
-    """Check the settings, and print them as they take effect."""
+def check_config(
+    config: ConfigFile = None,
+    markets: Annotated[
+        bool,
+        typer.Option(
+            "--markets", help="Instead of the settings, print the markets that they choose today, and their cost."
+        ),
+    ] = False,
+) -> Outcome:
+    """Check the settings, and print them as they take effect.
+
+    With --markets it reads the list of markets of each exchange, within half of the request budget.
+    """
     import yaml
 
     from candled.bus.redis.address import RedisAddress
@@ -193,6 +204,10 @@ def check_config(config: ConfigFile = None) -> Outcome:
         check_files(RedisAddress.parse(settings.bus.url))
     for warning in config_warnings(settings):
         print(f"candled: warning: {warning}", file=sys.stderr)
+    if markets:
+        from candled.tools.markets import check_markets
+
+        return check_markets(settings, SystemClock())
     print(yaml.safe_dump(as_plain(settings), sort_keys=False, allow_unicode=True), end="")
     for exchange in settings.exchanges:
         print(f"# proxy of exchanges.{exchange.name}: {exchange.proxies.describe()}")

@@ -15,7 +15,7 @@ from candled import config as config_package
 from candled.clock import SystemClock
 from candled.config import Config, as_plain, config_warnings, load, make_exchanges
 from candled.config.sections import KNOWN_BUSES, KNOWN_STORES, ExchangeKeys, ServerSettings
-from candled.model import DEFAULT_INTERVALS
+from candled.model import DEFAULT_INTERVALS, SYMBOL_PATTERN_FORM
 from candled.plugins import Plugins, PluginStatus, discover
 from candled.settings import as_written, is_section
 
@@ -389,6 +389,14 @@ def test_one_plugin_can_serve_two_exchanges(settings):
         ("exchanges: {mine: {plugin: bitgte}}",
          "exchanges.mine.plugin: no plugin offers this exchange, did you mean bitget? (`candled plugins` lists them)"),
         ("exchanges: {bitget: {symbols: []}}", "exchanges.bitget.symbols: at least one is needed"),
+        ("exchanges: {bitget: {symbols: ['!BTC/USDT', '!*/EUR']}}",
+         "exchanges.bitget.symbols: at least one symbol or pattern without ! is needed"),
+        ("exchanges: {bitget: {symbols: ['/(/']}}",
+         "exchanges.bitget.symbols[0]: "
+         f"expected {SYMBOL_PATTERN_FORM}, got '/(/': no regular expression: missing ), unterminated subpattern at position 0"),
+        ("exchanges: {bitget: {symbols: [BTC/USDT], top: 5, min_age: 1d}}",
+         "exchanges.bitget.top: chooses from patterns, and symbols has none, such as */USDT",
+         "exchanges.bitget.min_age: applies to patterns, and symbols has none, such as */USDT"),
         ("exchanges: {bitget: {symbols: [BTC/USDT, BTC/USDT]}}",
          "exchanges.bitget.symbols: BTC/USDT is listed twice"),
         ("exchanges: {bitget: {symbol: BTC/USDT}}",
@@ -592,7 +600,7 @@ def test_problems_that_come_from_the_environment_name_the_variable(problems):
     }
     assert problems("ingest: {grace_period: -1s}", env) == (
         "exchanges.bitget.symbols[0] (CANDLED_EXCHANGES__BITGET__SYMBOLS): "
-        "expected BASE/QUOTE such as BTC/USDT, or BASE/QUOTE:SETTLE such as BTC/USDT:USDT, got 'BTCUSDT'",
+        f"expected {SYMBOL_PATTERN_FORM}, got 'BTCUSDT'",
         "ingest.grace_period: at least 0s, was -1s",
         "store.flush_intervall (CANDLED_STORE): unknown setting, did you mean flush_interval?",
         f"bus.url (CANDLED_BUS__URL): no bus for nats://; known: {BUSES}",

@@ -152,7 +152,7 @@ def test_a_plugins_keys_are_there_whatever_their_types():
     exchanges: dict[str, type[Exchange]] = {"own": own, "none": none}
     schema = make_schema(exchanges)
     jsonschema.Draft202012Validator.check_schema(schema)
-    assert schema["$defs"]["exchanges.own"]["properties"].keys() == {"symbols", "plugin", "proxy", "code", "when"}
+    assert schema["$defs"]["exchanges.own"]["properties"].keys() == {*ExchangeKeys.model_fields, "code", "when"}
     assert mistakes({"exchanges": {"own": {"code": "x"}, "none": None}}, schema) == []
     assert mistakes({"exchanges": {"none": {"code": "x"}}}, schema)
     assert "hunter2" not in json.dumps(schema)

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,7 @@ from candled.settings.environment import Keys, apply_environment, keys_of, name_
 from candled.settings.yaml_text import NotYaml, read_yaml
 from candled.store import make_store as make_store_at
 from candled.store.interface import Store
+from candled.universe_choice import ChoiceRules
 
 from .sections import (
     MEMORY,
@@ -68,8 +70,13 @@ class ExchangeConfig:
 
     name: str
     plugin: type[Exchange]
+    #: the markets that are named one by one
     symbols: tuple[Symbol, ...]
     settings: Any
+    #: the rules for the markets, those in `symbols` included
+    choice: ChoiceRules = ChoiceRules(patterns=())
+    #: how often the list of markets is read for the choice
+    refresh: timedelta = timedelta(minutes=30)
     #: of the section's `proxy` and of the environment
     proxies: Proxies = Proxies()
 
@@ -200,7 +207,11 @@ def as_plain(config: Config, *, redact: bool = True) -> dict[str, Any]:
     plain: dict[str, Any] = as_written(config.model_copy(update={"exchanges": ()}), redact=redact)
     plain["exchanges"] = {
         one.name: {
-            "symbols": [str(symbol) for symbol in one.symbols],
+            "symbols": [str(pattern) for pattern in one.choice.patterns],
+            "top": one.choice.top,
+            "min_age": as_written(one.choice.min_age),
+            "most": one.choice.most,
+            "refresh": as_written(one.refresh),
             "plugin": one.plugin.name,
             "proxy": _written_proxy(one.proxies, redact=redact),
             **as_written(one.settings, redact=redact),
@@ -296,7 +307,26 @@ def _read_exchange(
     except Exception as error:  # from a validator of the plugin
         problems.append(f"{path}: {redacted(one_line(error))}")
         return None
-    return ExchangeConfig(name=name, plugin=plugin, symbols=keys.symbols, settings=settings, proxies=proxies)
+    choice = ChoiceRules(patterns=keys.symbols, top=keys.top, min_age=keys.min_age, most=keys.most)
+    problems += _check_choice(path, choice)
+    return ExchangeConfig(
+        name=name,
+        plugin=plugin,
+        symbols=choice.named,
+        settings=settings,
+        choice=choice,
+        refresh=keys.refresh,
+        proxies=proxies,
+    )
+
+
+def _check_choice(path: str, choice: ChoiceRules) -> Iterator[str]:
+    """Yield the problems of keys that have no effect without a pattern."""
+    if not choice.wildcards:
+        if choice.top is not None:
+            yield f"{path}.top: chooses from patterns, and symbols has none, such as */USDT"
+        if choice.min_age:
+            yield f"{path}.min_age: applies to patterns, and symbols has none, such as */USDT"
 
 
 def _no_plugin(path: str, wanted: str, plugins: Plugins) -> str:

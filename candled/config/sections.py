@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator
 
 from candled.bus.redis.address import SCHEMES, RedisAddress
+from candled.model import SymbolPattern
 from candled.settings import (
     ByteSize,
     Distinct,
@@ -17,7 +18,7 @@ from candled.settings import (
     Size,
     TextOrTexts,
     Written,
-    WrittenSymbol,
+    WrittenPattern,
     distinct,
     matching,
     refused,
@@ -97,6 +98,12 @@ def _check_store(url: str) -> str:
     if _NO_FILE.search(file):
         raise refused("only a file may follow sqlite://, without user, password or parameters")
     return url
+
+
+def _check_patterns(patterns: tuple[SymbolPattern, ...]) -> tuple[SymbolPattern, ...]:
+    if patterns and all(one.is_exclusion for one in patterns):
+        raise refused("at least one symbol or pattern without ! is needed")
+    return patterns
 
 
 _Network = Annotated[str, Written("an address or a network such as 10.0.0.0/8", _network, {"type": "string"})]
@@ -297,8 +304,16 @@ class LogSettings(Settings):
 class ExchangeKeys(Settings):
     """The daemon's own keys of each exchange; the other keys under its name belong to its plugin."""
 
-    symbols: Distinct[WrittenSymbol] = setting(
-        ("BTC/USDT",), "markets, written BASE/QUOTE, or BASE/QUOTE:SETTLE for contracts", min_length=1
+    symbols: Annotated[Distinct[WrittenPattern], AfterValidator(_check_patterns)] = setting(
+        ("BTC/USDT",),
+        "markets, written BASE/QUOTE, or BASE/QUOTE:SETTLE for contracts; patterns such as */USDT and /^BTC/; ! excludes",
+        min_length=1,
+    )
+    top: int | None = setting(None, "of the markets that match, only this number with the largest volume", ge=1)
+    min_age: Duration = setting("0s", "how long a market that matches a pattern must have been traded", ge=timedelta(0))
+    most: int = setting(500, "the most markets that patterns may choose, together with named ones", ge=1)
+    refresh: Duration = setting(
+        "30m", "how often the exchange's list is read for the choice", ge=timedelta(minutes=1), le=timedelta(days=1)
     )
     plugin: str | None = setting(None, "the plugin's exchange; by default the one of the same name")
     proxy: str | None = setting(

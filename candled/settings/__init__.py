@@ -24,7 +24,15 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema, to_jsonable_python
 
-from candled.model import SYMBOL_FORM, SYMBOL_PATTERN, Interval, Symbol
+from candled.model import (
+    SYMBOL_FORM,
+    SYMBOL_PATTERN,
+    SYMBOL_PATTERN_FORM,
+    SYMBOL_PATTERN_PATTERN,
+    Interval,
+    Symbol,
+    SymbolPattern,
+)
 from candled.model.texts import SECRET_NAMES
 
 from .yaml_text import join_path
@@ -180,6 +188,9 @@ Duration = Annotated[
 ]
 Size = Annotated[ByteSize, Written("a size in bytes such as 256MB or 1GiB", _read_size, _SIZE_SCHEMA)]
 WrittenSymbol = Annotated[Symbol, Written(SYMBOL_FORM, Symbol.parse, _text(SYMBOL_PATTERN))]
+WrittenPattern = Annotated[
+    SymbolPattern, Written(SYMBOL_PATTERN_FORM, SymbolPattern.parse, _text(SYMBOL_PATTERN_PATTERN))
+]
 WrittenInterval = Annotated[
     Interval, Written("an interval such as 5m or 1D", Interval.parse, _text("[1-9][0-9]*[mhDW]"))
 ]
@@ -359,7 +370,7 @@ def as_written(value: Any, *, redact: bool = True) -> Any:
         return STARS if secret and redact else secret
     if isinstance(value, timedelta):
         return _duration_text(value)
-    if isinstance(value, ByteSize | Interval | Symbol):
+    if isinstance(value, ByteSize | Interval | Symbol | SymbolPattern):
         return str(value)
     if isinstance(value, Settings):
         return {name: as_written(getattr(value, name), redact=redact) for name in type(value).model_fields}

@@ -1,0 +1,136 @@
+"""The choice of an exchange's markets: by symbol, by pattern, by volume and by age. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from decimal import Decimal
+from functools import cached_property
+
+from candled.model import Market, Symbol, SymbolPattern
+
+#: How long a chosen market may miss the conditions before it leaves.
+LEAVES_AFTER_MS = 86_400_000
+# A chosen market stays until its place by volume is beyond this multiple of `top`.
+_STAYS_WITHIN = Decimal("1.2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceRules:
+    """The rules by which an operator chooses markets; see the settings of an exchange."""
+
+    #: Symbols, patterns and exclusions, in the order of the settings.
+    patterns: tuple[SymbolPattern, ...]
+    #: The number of markets with the largest volume that are chosen from those that match; None for all.
+    top: int | None = None
+    #: The shortest time since the start of trading.
+    min_age: timedelta = timedelta(0)
+    #: The most markets. Named symbols are chosen beyond it too.
+    most: int = 500
+
+    @cached_property
+    def named(self) -> tuple[Symbol, ...]:
+        """The symbols that are named one by one. They are always chosen, listed or not."""
+        return tuple(one.symbol for one in self.patterns if one.symbol is not None and not one.is_exclusion)
+
+    @cached_property
+    def wildcards(self) -> tuple[SymbolPattern, ...]:
+        """The patterns that add markets. Without any, the choice needs no list."""
+        return tuple(one for one in self.patterns if one.symbol is None and not one.is_exclusion)
+
+    @cached_property
+    def exclusions(self) -> tuple[SymbolPattern, ...]:
+        """The patterns that exclude markets, except for named symbols."""
+        return tuple(one for one in self.patterns if one.is_exclusion)
+
+    def matches(self, symbol: Symbol) -> bool:
+        """Return whether a symbol is named, or fits a pattern and no exclusion."""
+        if symbol in self.named:
+            return True
+        return any(one.matches(symbol) for one in self.wildcards) and not any(
+            one.matches(symbol) for one in self.exclusions
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarketChoice:
+    """The chosen markets, and the remarks for the operator."""
+
+    #: Named symbols first, then earlier choices, then new ones from the largest volume down.
+    symbols: tuple[Symbol, ...]
+    #: The chosen markets that miss the conditions, with the time since when, UTC epoch milliseconds.
+    leaving: Mapping[Symbol, int] = field(default_factory=dict)
+    #: Patterns and exclusions that match no listed market.
+    unmatched: tuple[str, ...] = ()
+    #: Named symbols that the exchange does not list.
+    unlisted: tuple[Symbol, ...] = ()
+    #: Markets that are left out only because there are more than `most`.
+    over_limit: tuple[Symbol, ...] = ()
+    #: True if `top` has no effect, because the exchange lists no volumes.
+    lacks_volumes: bool = False
+
+
+def choose_markets(
+    rules: ChoiceRules, listed: Sequence[Market], now_ms: int, former: MarketChoice | None = None
+) -> MarketChoice:
+    """Choose from an exchange's list at the time `now_ms`, UTC epoch milliseconds.
+
+    A market becomes a choice while it trades, is old enough, and has one of the `top` largest volumes. It leaves when it
+    has been without a place among the first 1.2 * `top`, delisted, or missing from the list for 24 hours. A market that
+    the rules do not match any more leaves immediately. An empty list is no evidence, so the former choice stays.
+    """
+    former = former or MarketChoice(symbols=())
+    facts = {market.symbol: market for market in listed}
+    if not facts:
+        kept = [symbol for symbol in former.symbols if rules.matches(symbol)]
+        return MarketChoice(symbols=_unique(rules.named, kept), leaving=former.leaving)
+    matching = [market for market in facts.values() if rules.matches(market.symbol)]
+    ranks, lacks_volumes = _ranks(market for market in matching if market.status in ("trading", "suspended"))
+    top = None if lacks_volumes else rules.top
+    stays_within = None if top is None else int(top * _STAYS_WITHIN)
+    leaving: dict[Symbol, int] = {}
+    kept = []
+    for symbol in former.symbols:
+        if symbol in rules.named or not rules.matches(symbol):
+            continue
+        if symbol not in ranks or (stays_within is not None and ranks[symbol] >= stays_within):
+            since_ms = former.leaving.get(symbol, now_ms)
+            if now_ms - since_ms >= LEAVES_AFTER_MS:
+                continue
+            leaving[symbol] = since_ms
+        kept.append(symbol)
+    new = [
+        symbol
+        for symbol, rank in ranks.items()
+        if (top is None or rank < top) and _is_open(facts[symbol], rules.min_age, now_ms)
+    ]
+    wanted = _unique(rules.named, kept, new)
+    most = max(rules.most, len(rules.named))
+    return MarketChoice(
+        symbols=wanted[:most],
+        leaving={symbol: since_ms for symbol, since_ms in leaving.items() if symbol in wanted[:most]},
+        unmatched=tuple(str(one) for one in (*rules.wildcards, *rules.exclusions) if not any(map(one.matches, facts))),
+        unlisted=tuple(symbol for symbol in rules.named if symbol not in facts),
+        over_limit=wanted[most:],
+        lacks_volumes=lacks_volumes and rules.top is not None,
+    )
+
+
+def _ranks(markets: Iterable[Market]) -> tuple[dict[Symbol, int], bool]:
+    """Return the places of markets, by volume from the largest down, and whether no volume is known."""
+    ordered = sorted(markets, key=_volume, reverse=True)
+    return {market.symbol: rank for rank, market in enumerate(ordered)}, all(_volume(one) < 0 for one in ordered)
+
+
+def _volume(market: Market) -> Decimal:
+    """Return the volume of the last 24 hours, less than any volume if it is not known."""
+    volume = market.quote_volume_24h
+    return Decimal(-1) if volume is None or not volume.is_finite() else max(volume, Decimal(0))
+
+
+def _is_open(market: Market, min_age: timedelta, now_ms: int) -> bool:
+    is_old_enough = market.listed_ms is None or now_ms - market.listed_ms >= min_age.total_seconds() * 1000
+    return market.active and is_old_enough
+
+
+def _unique(*groups: Iterable[Symbol]) -> tuple[Symbol, ...]:
+    return tuple(dict.fromkeys(symbol for group in groups for symbol in group))
