@@ -29,6 +29,7 @@ from candled.health import Health
 from candled.ingest_side import ShardedIngest
 from candled.logs import BoundedHandler
 from candled.loop_watchdog import LoopWatchdog
+from candled.model import Symbol
 from candled.plugins import Plugins
 from candled.protocol.requests import RequestCodec
 from candled.rooms.encoded_bars import EncodedBarCache
@@ -162,7 +163,7 @@ class Daemon:
         self._upkeep = StoreUpkeep(self._store, self._threads, self._history, clock)
         #: The markets of all exchanges. Every part that has markets follows its changes.
         self.universe = _make_universe(config)
-        symbols = {name: self.universe.symbols(name) for name in self.universe.exchanges}
+        symbols = _symbols_by_exchange(self.universe)
         self._shared = _shared(config, self.universe, clock)
         self._bus: Bus = MemoryBus() if self._shared is None else self._shared.bus
         self._bars = LiveBars(self.universe.markets if self._is_serving else [], config.intervals, self._history, clock)
@@ -183,9 +184,17 @@ class Daemon:
             bus=self._bus,
             bars=self._bars,
             watchdog=self._watchdog,
+            universe=self.universe,
             describe_ingest=lambda: {} if self._ingest is None else self._ingest.describe(),
         )
-        self._server = self._make_server(MarketCatalog(symbols, config.intervals), broadcaster, texts)
+        catalog = MarketCatalog(symbols, config.intervals)
+        # Requests first: while bars and rooms of a market exist, or neither does, nothing else can ask for them.
+        self.universe.add_listener(self._codec.on_markets_changed)
+        self.universe.add_listener(lambda change: catalog.set_markets(_symbols_by_exchange(self.universe)))
+        self.universe.add_listener(self._hub.on_markets_changed)
+        if self._is_serving:
+            self.universe.add_listener(self._bars.on_markets_changed)
+        self._server = self._make_server(catalog, broadcaster, texts)
         self._tasks = TaskSet()
         self._is_started = False
         self.port = 0
@@ -200,6 +209,7 @@ class Daemon:
             stored=self._history,
             clock=clock,
             decimals=self._bars.decimals,
+            facts=self.universe.facts,
             seen_decimals=self._bars.seen_decimals,
         )
 
@@ -221,9 +231,9 @@ class Daemon:
                 "aggregator": self._bars.describe(),
                 **self._name,
             },
-            page=ChartPage(config, self._bars.decimals).render,
+            page=ChartPage(config, self.universe, self._bars.decimals).render,
             routes=make_routes(config, source, counter, clock),
-            streams=make_streams(config, source, self._bars, make_client, broadcaster.broadcast, clock),
+            streams=make_streams(config, source, self.universe, self._bars, make_client, broadcaster.broadcast, clock),
             limits=config.limits,
             serves=self._is_serving,
         )
@@ -328,6 +338,10 @@ def _make_universe(config: Config) -> Universe:
     for one in config.exchanges:
         universe.set_markets(one.name, one.symbols)
     return universe
+
+
+def _symbols_by_exchange(universe: Universe) -> dict[str, tuple[Symbol, ...]]:
+    return {name: universe.symbols(name) for name in universe.exchanges}
 
 
 def _shared(config: Config, universe: Universe, clock: Clock) -> "RedisParts | None":

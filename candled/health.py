@@ -11,15 +11,17 @@ from candled.config import Config
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.loop_watchdog import LoopWatchdog
-from candled.model import MINUTE, MarketKey
+from candled.model import MINUTE, MarketKey, Symbol
 from candled.plugins import Plugins, PluginStatus
 from candled.store.history import HistoryReader
 from candled.store.interface import Store
 from candled.store.upkeep import StoreUpkeep
 from candled.store.writer import Writer
+from candled.universe import Universe
 
 _HEALTHY = ("live", "quiet")
 _READY_S = 2.0
+_ANY_MARKET = MarketKey("none", Symbol("NONE", "NONE"))  # read to see whether the store answers
 
 
 class Health:
@@ -38,6 +40,7 @@ class Health:
         bus: Bus,
         bars: LiveBars,
         watchdog: LoopWatchdog,
+        universe: Universe,
         describe_ingest: Callable[[], dict[str, dict[str, Any]]],
     ) -> None:
         self._config = config
@@ -52,7 +55,8 @@ class Health:
         self._bars = bars
         self._watchdog = watchdog
         self._describe_ingest = describe_ingest
-        self._markets = [MarketKey(one.name, symbol) for one in config.exchanges for symbol in one.symbols]
+        self._universe = universe
+        self._was_loaded = False
         #: True once the store is open and its rows are read
         self.is_reading = False
 
@@ -95,12 +99,13 @@ class Health:
         A reachable exchange is not a requirement.
         """
         bus = self._bus.describe()
-        markets = self._markets if "serve" in self._config.roles else []
-        loaded = all(self._bars.is_loaded(key, MINUTE, 1) for key in markets)
+        if not self._was_loaded:  # markets that are added later do not make a running process unready
+            markets = self._universe.markets if "serve" in self._config.roles else ()
+            self._was_loaded = self.is_reading and all(self._bars.is_loaded(key, MINUTE, 1) for key in markets)
         return {
             "store": await self._store_problem(),
             "bus": None if bus["connected"] else str(bus.get("trouble", "is not connected")),
-            "bars": None if loaded else "are being loaded",
+            "bars": None if self._was_loaded else "are being loaded",
         }
 
     async def _store_problem(self) -> str | None:
@@ -112,7 +117,7 @@ class Health:
             return f"{writer['state']}: {writer['lastError']}"
         try:
             async with asyncio.timeout(_READY_S):
-                await self._history.complete_from(self._markets[0])
+                await self._history.complete_from(next(iter(self._universe.markets), _ANY_MARKET))
         except TimeoutError:
             return f"did not answer within {_READY_S} s"
         except (StoreUnavailable, StoreRejected) as error:

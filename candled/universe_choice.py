@@ -74,9 +74,9 @@ def choose_markets(
 ) -> MarketChoice:
     """Choose from an exchange's list at the time `now_ms`, UTC epoch milliseconds.
 
-    A market becomes a choice while it trades, is old enough, and has one of the `top` largest volumes. It leaves when it
-    has been without a place among the first 1.2 * `top`, delisted, or missing from the list for 24 hours. A market that
-    the rules do not match any more leaves immediately. An empty list is no evidence, so the former choice stays.
+    A market is chosen while it trades, is old enough, and has one of the `top` largest volumes. It leaves when it has
+    been without a place among the first 1.2 * `top`, delisted, or missing from the list for 24 hours. A market that the
+    rules do not match any more leaves immediately. An empty list is no evidence, so the former choice stays.
     """
     former = former or MarketChoice(symbols=())
     facts = {market.symbol: market for market in listed}

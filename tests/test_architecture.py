@@ -125,9 +125,9 @@ STEPS = {
         "tasks",
         "token_bucket",
     },
-    "aggregate": {"bus", "errors", "exchange", "model", "store", "tasks"},
-    "protocol": {"errors", "model"},
-    "rooms": {"exchange", "model", "protocol"},
+    "aggregate": {"bus", "errors", "exchange", "model", "store", "tasks", "universe"},
+    "protocol": {"errors", "model", "universe"},
+    "rooms": {"exchange", "model", "protocol", "universe"},
     "transport": {"addresses", "exchange", "model", "protocol", "rooms", "tasks", "token_bucket"},
     "serve": {
         "addresses",
@@ -141,6 +141,7 @@ STEPS = {
         "tasks",
         "token_bucket",
         "transport",
+        "universe",
     },
     "api": {
         "aggregate",
@@ -154,6 +155,7 @@ STEPS = {
         "store",
         "token_bucket",
         "transport",
+        "universe",
     },
     "client": {"clock", "errors", "exchange", "model", "tasks"},
 }

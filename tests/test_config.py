@@ -393,7 +393,8 @@ def test_one_plugin_can_serve_two_exchanges(settings):
          "exchanges.bitget.symbols: at least one symbol or pattern without ! is needed"),
         ("exchanges: {bitget: {symbols: ['/(/']}}",
          "exchanges.bitget.symbols[0]: "
-         f"expected {SYMBOL_PATTERN_FORM}, got '/(/': no regular expression: missing ), unterminated subpattern at position 0"),
+         f"expected {SYMBOL_PATTERN_FORM}, got '/(/': "
+         "no regular expression: missing ), unterminated subpattern at position 0"),
         ("exchanges: {bitget: {symbols: [BTC/USDT], top: 5, min_age: 1d}}",
          "exchanges.bitget.top: chooses from patterns, and symbols has none, such as */USDT",
          "exchanges.bitget.min_age: applies to patterns, and symbols has none, such as */USDT"),

@@ -1,6 +1,7 @@
 """Keeps the bars of all markets up to date: from the bus as minutes change, from the store when the past changes."""
 
 from collections.abc import Iterable, Sequence
+from itertools import count
 from typing import Any
 
 from msgspec.structs import replace
@@ -22,6 +23,7 @@ from candled.model import (
 )
 from candled.store.history import HistoryReader
 from candled.tasks import in_parallel
+from candled.universe import MarketsChanged
 
 from .market_bars import BarsListener, MarketBars
 from .resume import ResumePlan, Resumer
@@ -29,6 +31,7 @@ from .store_reader import StoreReader
 
 _LOADED_AT_ONCE = 8
 _QUEUED_KEPT = 500
+_VERSIONS = 2**40  # more than a market ever has
 
 
 class LiveBars:
@@ -40,7 +43,10 @@ class LiveBars:
         self._clock = clock
         self._listeners: list[BarsListener] = []
         intervals = tuple(sorted(intervals))
-        self._markets = {key: MarketBars(key, intervals, self._listeners) for key in markets}
+        self._markets = _Markets(intervals, self._listeners)
+        for key in markets:
+            self._markets.add_market(key)
+        self._is_started = False
         self._reader = StoreReader(history, clock, self._process_queued)
         self._resumer = Resumer(history, clock)
 
@@ -50,7 +56,16 @@ class LiveBars:
 
     async def start(self) -> None:
         """Load the newest bars of every market. Until then, messages from the bus wait."""
-        await in_parallel(_LOADED_AT_ONCE, self._markets.values(), self._reader.load_market)
+        self._is_started = True
+        await in_parallel(_LOADED_AT_ONCE, tuple(self._markets.values()), self._reader.load_market)
+
+    def on_markets_changed(self, change: MarketsChanged) -> None:
+        """Drop the bars of removed markets, and load those of new ones in the background."""
+        for symbol in change.removed:
+            self._markets.pop(MarketKey(change.exchange, symbol), None)
+        added = [self._markets.add_market(MarketKey(change.exchange, symbol)) for symbol in change.added]
+        if self._is_started and added:
+            self._reader.start_loading(added)
 
     async def stop(self) -> None:
         """Cancel all background tasks."""
@@ -275,6 +290,25 @@ class LiveBars:
             "healed": self._reader.recovered,
             "catchingUp": sum(one.feed_log.is_broken for one in self._markets.values()),
         }
+
+
+class _Markets(dict[MarketKey, MarketBars]):
+    """The markets in memory. For requests that outlast their market, any other one has no bars."""
+
+    def __init__(self, intervals: Sequence[Interval], listeners: Sequence[BarsListener]) -> None:
+        super().__init__()
+        self._intervals = intervals
+        self._listeners = listeners
+        self._versions = count(0, _VERSIONS)
+
+    def __missing__(self, key: MarketKey) -> MarketBars:
+        return MarketBars(key, self._intervals, ())
+
+    def add_market(self, key: MarketKey) -> MarketBars:
+        """Add a market without bars, and return it."""
+        market = MarketBars(key, self._intervals, self._listeners, first_version=next(self._versions))
+        self[key] = market
+        return market
 
 
 def _sure_ms(metadata: FeedMetadata) -> int | None:

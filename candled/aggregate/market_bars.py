@@ -44,7 +44,15 @@ class BarsListener(Protocol):
 class MarketBars:
     """One market: its bars, the received part of its feed, and the reads in progress for it."""
 
-    def __init__(self, key: MarketKey, intervals: Sequence[Interval], listeners: Sequence[BarsListener]) -> None:
+    def __init__(
+        self,
+        key: MarketKey,
+        intervals: Sequence[Interval],
+        listeners: Sequence[BarsListener],
+        *,
+        first_version: int = 0,
+    ) -> None:
+        """Create a market without bars. Its counters begin at `first_version`, so that those of a former one differ."""
         self.key = key
         self._listeners = listeners
         self.aggregator = new_aggregator(intervals)
@@ -55,7 +63,7 @@ class MarketBars:
         #: From the exchange, once a message contained them.
         self.decimals = Decimals()
         #: How often bars may have become final.
-        self.finality_count = 0
+        self.finality_count = first_version
         #: True once the newest bars are loaded from the store.
         self.is_seeded = False
         #: True while changed ranges are read from the store.
@@ -82,7 +90,9 @@ class MarketBars:
         #: The range being read again.
         self.being_reread: Range | None = None
         #: Counts changes of the past, so that a read that overlapped one is discarded.
-        self.past_version = 0
+        self.past_version = first_version
+        for interval in self.aggregator.levels:
+            self.aggregator.series_of(interval).revision = first_version
 
     @property
     def is_behind(self) -> bool:

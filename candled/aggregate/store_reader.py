@@ -8,12 +8,13 @@ from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock
 from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, Candle, Interval, Position, Range, RangeSet
 from candled.store.history import HistoryReader
-from candled.tasks import TaskSet
+from candled.tasks import TaskSet, in_parallel
 
 from .market_bars import AT_FIRST, MarketBars
 
 logger = logging.getLogger(__name__)
 
+_LOADED_AT_ONCE = 8
 _RETRY_S = 1.0
 _STORED_AFTER_S = 2.0
 _MAX_LOG_WAITS = 3  # how often to wait for the log of changes; after that, everything in memory is read again
@@ -35,6 +36,10 @@ class StoreReader:
     async def stop(self) -> None:
         """Cancel all background tasks."""
         await self._tasks.cancel()
+
+    def start_loading(self, markets: Sequence[MarketBars]) -> None:
+        """Load the newest bars of markets in the background."""
+        self._tasks.start(in_parallel(_LOADED_AT_ONCE, markets, self.load_market))
 
     async def load_market(self, market: MarketBars, level: int = logging.WARNING) -> None:
         """Load the newest bars of a market; if that fails, try again in the background."""

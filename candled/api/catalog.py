@@ -18,6 +18,13 @@ class MarketCatalog:
         self.intervals = {str(interval): interval for interval in intervals}
         #: the intervals by TradingView's names
         self.resolutions = {resolution(interval): interval for interval in self.intervals.values()}
+        #: changes with the markets
+        self.version = 0
+        self.set_markets(markets)
+
+    def set_markets(self, markets: Mapping[str, Sequence[Symbol]]) -> None:
+        """Replace the markets. The exchanges stay the same."""
+        self.version += 1
         self.markets = tuple(MarketKey(name, symbol) for name, symbols in markets.items() for symbol in symbols)
         self._by_symbol = {(key.exchange, str(key.symbol)): key for key in self.markets}
         self._tickers = self._make_tickers()
@@ -92,21 +99,40 @@ class BinanceMarkets:
     """
 
     def __init__(self, catalog: MarketCatalog, exchange: str) -> None:
-        self.markets: dict[str, MarketKey] = {}
-        #: the names by those in lower case, which streams have
-        self.stream_names: dict[str, str] = {}
-        for market in catalog.markets:
-            if market.exchange == exchange:
-                self._add_market(market)
+        self._catalog = catalog
+        self._exchange = exchange
+        self._version = -1  # of the catalog
+        self._markets: dict[str, MarketKey] = {}
+        self._stream_names: dict[str, str] = {}
         self.intervals = {binance_interval(interval): interval for interval in catalog.intervals.values()}
+
+    @property
+    def markets(self) -> Mapping[str, MarketKey]:
+        """The markets by name, in the order of the catalog."""
+        self._refresh()
+        return self._markets
+
+    @property
+    def stream_names(self) -> Mapping[str, str]:
+        """The names by those in lower case, which streams have."""
+        self._refresh()
+        return self._stream_names
+
+    def _refresh(self) -> None:
+        if self._version != self._catalog.version:
+            self._version = self._catalog.version
+            self._markets, self._stream_names = {}, {}
+            for market in self._catalog.markets:
+                if market.exchange == self._exchange:
+                    self._add_market(market)
 
     def _add_market(self, market: MarketKey) -> None:
         signs = ("", "-", "_", ".")  # the characters that Binance allows in a name besides letters and digits
         names = (binance_name(market.symbol, sign) for sign in signs)
         # A symbol has a slash, so it differs from all other names; it keeps its case, so it differs from other symbols.
-        name = next((name for name in names if name.lower() not in self.stream_names), str(market.symbol))
-        self.markets[name] = market
-        self.stream_names[name if "/" in name else name.lower()] = name
+        name = next((name for name in names if name.lower() not in self._stream_names), str(market.symbol))
+        self._markets[name] = market
+        self._stream_names[name if "/" in name else name.lower()] = name
 
 
 def tradingview_name(symbol: Symbol) -> str:
@@ -147,6 +173,8 @@ def binance_interval(interval: Interval) -> str:
 
 
 def _choice(symbols: Sequence[str]) -> str:
+    if not symbols:
+        return "None is served now."
     if len(symbols) == 1:
         return f"Only {symbols[0]} is supported."
     more = f" and {len(symbols) - _LISTED} more" if len(symbols) > _LISTED else ""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from candled.exchange import Clock
-from candled.model import Decimals, MarketKey
+from candled.model import Decimals, Market, MarketKey
 from candled.store.history import HistoryReader
 
 from .catalog import MarketCatalog
@@ -24,6 +24,8 @@ class ApiContext:
     clock: Clock
     #: The decimals that the exchange declares for a market.
     decimals: Callable[[MarketKey], Decimals]
+    #: The newest facts about a market from the exchange's list; None if it has not been read, or by another process.
+    facts: Callable[[MarketKey], Market | None] = lambda market: None
     #: The decimals seen in a market's candles.
     seen_decimals: Callable[[MarketKey], Decimals]
 

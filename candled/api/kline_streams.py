@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import msgspec
 
 from candled.exchange import Clock
-from candled.model import Candle, Topic, decimal_text
+from candled.model import END_OF_TIME_MS, Candle, MarketKey, Topic, decimal_text
 from candled.protocol.frames import BarUpdate, Frame
 from candled.protocol.messages import FINAL, VALUES, Options
 from candled.protocol.requests import Subscribe
@@ -20,6 +20,7 @@ from candled.rooms.encoded_bars import BarSource
 from candled.rooms.recipients import NullConnection, RecipientConnection, Recipients, RecipientSlot
 from candled.token_bucket import TokenBucket
 from candled.transport.work_budget import REFUSED, SUBSCRIBE
+from candled.universe import MarketsChanged
 
 from .catalog import BinanceMarkets, binance_interval
 from .kline_order import KlineOrder
@@ -31,6 +32,7 @@ _OPTIONS = Options(FINAL | VALUES, corrections=True, final_wait_s=FINAL_WAIT_S)
 _TEXT_ID = re.compile(r"[A-Za-z0-9_-]{1,36}")
 _METHODS = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
 _UNITS = {"MILLISECOND": 1, "MICROSECOND": 1000}
+_ENDED_MS = END_OF_TIME_MS  # the last frame of a stream counts as its newest bar, so slow clients receive it too
 _SHOWN = 64  # characters of a client's own text that an error repeats
 
 
@@ -77,6 +79,8 @@ class KlineRoom(NullConnection):
         self._order = KlineOrder()
         self._groups: dict[Style, Recipients] = {}  # the subscribers
         self._reader: Reader | None = None  # set while a member of the hub
+        #: True once the market is not served any more.
+        self.is_ended = False
 
     def join_hub(self, make_reader: Callable[[RecipientConnection], Reader]) -> None:
         """Subscribe to the stream's topic."""
@@ -88,6 +92,15 @@ class KlineRoom(NullConnection):
         if self._reader is not None:
             reader, self._reader = self._reader, None
             reader.on_close()
+
+    def end_stream(self) -> None:
+        """End the subscription, and send an error to every subscriber: the market is not served any more."""
+        self.leave_hub()
+        self.is_ended = True
+        message = {"error": {"code": 2, "msg": f"Stream ended: {self._symbol} is not served any more"}, "id": None}
+        frame = Frame.from_text(msgspec.json.encode(message), self.topic, _ENDED_MS)
+        for _, recipients in self._filled():
+            self._publish(recipients, frame)
 
     # ------------------------------------------------------------ for subscribers
 
@@ -192,11 +205,7 @@ class KlineStreams:
         clock: Clock,
         messages_per_s: int,
     ) -> None:
-        self._topics = {
-            f"{stream}@kline_{name}": (Topic(markets.markets[symbol], interval), symbol)
-            for stream, symbol in markets.stream_names.items()
-            for name, interval in markets.intervals.items()
-        }
+        self._markets = markets
         self._bars = bars
         self._make_reader = make_reader
         self._publish = publish
@@ -225,13 +234,29 @@ class KlineStreams:
 
     def is_known(self, name: str) -> bool:
         """Return True if this stream exists."""
-        return name in self._topics
+        return self._find_topic(name) is not None
+
+    def _find_topic(self, name: str) -> tuple[Topic, str] | None:
+        """Return the topic of a stream, and the symbol in its events; None if the stream does not exist."""
+        stream, _, interval_name = name.rpartition("@kline_")
+        symbol, interval = self._markets.stream_names.get(stream), self._markets.intervals.get(interval_name)
+        return None if symbol is None or interval is None else (Topic(self._markets.markets[symbol], interval), symbol)
+
+    def on_markets_changed(self, change: MarketsChanged) -> None:
+        """End the streams of removed markets, and notify their subscribers."""
+        removed = {MarketKey(change.exchange, symbol) for symbol in change.removed}
+        for name, room in list(self._rooms.items()):
+            if room.topic.market in removed:
+                del self._rooms[name]
+                room.end_stream()
 
     def add_subscriber(self, name: str, slot: RecipientSlot, style: Style) -> KlineRoom:
         """Subscribe a slot to a stream, and send it the current bars."""
         room = self._rooms.get(name)
         if room is None:
-            topic, symbol = self._topics[name]
+            found = self._find_topic(name)
+            assert found is not None, "checked by the client"
+            topic, symbol = found
             room = self._rooms[name] = KlineRoom(name, topic, symbol, self._bars, self._publish, self.clock)
             room.join_hub(self._make_reader)
         room.add_slot(slot, style)
@@ -240,7 +265,7 @@ class KlineStreams:
     def remove_subscriber(self, room: KlineRoom, slot: RecipientSlot, style: Style) -> None:
         """Remove a subscriber, then the stream if it has no more."""
         room.remove_slot(slot, style)
-        if not room.subscribers:
+        if not room.subscribers and self._rooms.get(room.name) is room:
             del self._rooms[room.name]
             room.leave_hub()
 
@@ -318,7 +343,7 @@ class KlineClient:
         if method not in _METHODS:
             raise _Invalid(2, f"Invalid request: unknown method, expected one of {', '.join(_METHODS)}")
         if method == "LIST_SUBSCRIPTIONS":
-            return list(self._rooms), ()
+            return [name for name, (room, _) in self._rooms.items() if not room.is_ended], ()
         if not isinstance(params, list) or not params:
             raise _Invalid(2, "Invalid request: params must be a list that is not empty")
         if method.endswith("PROPERTY"):
@@ -336,6 +361,7 @@ class KlineClient:
         Raises:
             _Invalid: a stream does not exist, or there would be too many. Then none is added.
         """
+        self._unsubscribe([name for name, (room, _) in self._rooms.items() if room.is_ended])
         new = [name for name in dict.fromkeys(names) if name not in self._rooms]
         for name in new:
             if not self._streams.is_known(name):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from candled.api.queries import MOST_BARS
-from candled.model import REASONS
+from candled.model import REASONS, Decimals, Market, MarketKey, MarketState, decimal_text, iso_ms
 
 from . import parameters
 from .catalog import MarketCatalog
@@ -76,6 +76,21 @@ class Symbol(_Answer):
     ticker: Annotated[str, _about("its name at /udf")]
     price_decimals: int | None
     volume_decimals: int | None
+    status: Annotated[MarketState | None, _about("the state of trading; null if the exchange's list is not known here")]
+    tick_size: Annotated[str | None, _about("the smallest step of prices")]
+    listed: Annotated[_Time | None, _about("the start of trading")]
+    quote_volume24h: Annotated[str | None, _about("the volume of the last 24 hours in quote currency")] = field(
+        name="quoteVolume24h"
+    )
+
+
+def describe_symbol(market: MarketKey, ticker: str, decimals: Decimals, facts: Market | None) -> Symbol:
+    """Return a served market with the facts of the exchange's list; they are null if it is not known."""
+    if facts is None:
+        return Symbol(market.exchange, str(market.symbol), ticker, *decimals, None, None, None, None)
+    tick, volume = (None if fact is None else decimal_text(fact) for fact in (facts.tick_size, facts.quote_volume_24h))
+    listed = None if facts.listed_ms is None else iso_ms(facts.listed_ms)
+    return Symbol(market.exchange, str(market.symbol), ticker, *decimals, facts.status, tick, listed, volume)
 
 
 class Symbols(_Answer):

@@ -222,7 +222,7 @@ class Symbols(RestHandler):
         wanted = self.read_query()["exchange"]
         if wanted is not None:
             self.source.catalog.find_exchange(wanted)
-        self.write_kept(wanted, partial(self._describe, wanted))
+        self.write_kept((self.source.catalog.version, wanted), partial(self._describe, wanted))
 
     def _describe(self, wanted: str | None) -> operations.Symbols:
         found = []
@@ -230,7 +230,7 @@ class Symbols(RestHandler):
             if wanted in (None, key.exchange):
                 decimals = self.source.decimals(key)
                 ticker = self.source.catalog.ticker_of(key)
-                found.append(operations.Symbol(key.exchange, str(key.symbol), ticker, *decimals))
+                found.append(operations.describe_symbol(key, ticker, decimals, self.source.facts(key)))
         return operations.Symbols(found)
 
 
@@ -327,15 +327,18 @@ class Gaps(RestHandler):
 class Description(Handler):
     """`/api/openapi.json`: the OpenAPI description."""
 
-    def initialize(self, description: Callable[[], bytes], **shared: Any) -> None:  # type: ignore[override]
-        """Store the function that returns the text."""
+    def initialize(  # type: ignore[override]
+        self, description: Callable[[], bytes], source: ApiContext, **shared: Any
+    ) -> None:
+        """Store the function that returns the text for the markets of `source`."""
         super().initialize(**shared)
         self.description = description
+        self.source = source
 
     async def answer(self) -> None:
         """Answer with the OpenAPI description."""
         refuse_unknown((), self.request.query_arguments)
-        self.write_kept(None, self.description, inf)
+        self.write_kept(self.source.catalog.version, self.description, inf)
 
 
 def _asked(values: Mapping[str, Any]) -> HistoryRequest:

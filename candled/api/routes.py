@@ -17,9 +17,10 @@ from candled.rooms.recipients import RecipientConnection, Recipients
 from candled.serve.connection_limiter import networks
 from candled.serve.kept_pages import KeptPages
 from candled.serve.rate_limit import Counter, RateLimit
+from candled.universe import Universe
 
 from . import klines, operations, rest, udf
-from .catalog import BinanceMarkets, binance_name
+from .catalog import BinanceMarkets, MarketCatalog, binance_name
 from .context import ApiContext
 from .handler import AccessPolicy, NotFound
 from .kline_streams import KlineClient, KlineStreams, Reader
@@ -55,30 +56,47 @@ def make_routes(config: Config, source: ApiContext, counter: Counter, clock: Clo
 
 
 def _rest(source: ApiContext, shared: dict[str, Any]) -> list[Route]:
-    catalog = source.catalog
-    resources: list[tuple[operations.Operation, type[rest.RestHandler]]] = [
-        (operations.candles(catalog), rest.Candles),
-        (operations.pages(catalog), rest.Pages),
-        (operations.symbols(catalog), rest.Symbols),
-        (operations.intervals(), rest.Intervals),
-        (operations.exchanges(), rest.Exchanges),
-        (operations.coverage(catalog), rest.Coverage),
-        (operations.gaps(catalog), rest.Gaps),
-    ]
-    description = operations.description()
-    every = (*(operation for operation, _ in resources), description)
+    kinds: tuple[type[rest.RestHandler], ...] = (
+        rest.Candles,
+        rest.Pages,
+        rest.Symbols,
+        rest.Intervals,
+        rest.Exchanges,
+        rest.Coverage,
+        rest.Gaps,
+    )
+    *made, description = _operations(source.catalog)
+    resources = zip(made, kinds, strict=True)
     return [
         *(
             (operation.path, kind, {**shared, "operation": operation, "source": source})
             for operation, kind in resources
         ),
-        (description.path, rest.Description, {**shared, "description": partial(_describe, every)}),
+        (
+            description.path,
+            rest.Description,
+            {**shared, "source": source, "description": partial(_describe, source.catalog)},
+        ),
         (r"/api(?:/.*)?", NotFound, shared),
     ]
 
 
-def _describe(every: Sequence[operations.Operation]) -> bytes:
-    return msgspec.json.encode(document(every, __version__))
+def _operations(catalog: MarketCatalog) -> Sequence[operations.Operation]:
+    return (
+        operations.candles(catalog),
+        operations.pages(catalog),
+        operations.symbols(catalog),
+        operations.intervals(),
+        operations.exchanges(),
+        operations.coverage(catalog),
+        operations.gaps(catalog),
+        operations.description(),
+    )
+
+
+def _describe(catalog: MarketCatalog) -> bytes:
+    """Return the description for the markets that are served now."""
+    return msgspec.json.encode(document(_operations(catalog), __version__))
 
 
 def _udf(source: ApiContext, next_time: str, shared: dict[str, Any]) -> list[Route]:
@@ -122,6 +140,7 @@ def _klines(source: ApiContext, settings: KlinesSettings, shared: dict[str, Any]
 def make_streams(
     config: Config,
     source: ApiContext,
+    universe: Universe,
     bars: BarSource,
     make_reader: Callable[[RecipientConnection], Reader],
     publish: Callable[[Recipients, Frame], None],
@@ -135,4 +154,5 @@ def make_streams(
     streams = KlineStreams(markets, bars, make_reader, publish, clock, config.server.max_messages_per_second)
     bare = [f"{settings.prefix}/ws"] if settings.prefix else ["/", "/ws"]  # shared with candled's own protocol
     raw = [*bare, rf"{settings.prefix}/ws/.*"]
+    universe.add_listener(streams.on_markets_changed)
     return [*((path, streams.make_raw) for path in raw), (rf"{settings.prefix}/stream", streams.make_combined)]

@@ -131,7 +131,7 @@ class Symbols(UdfHandler):
     async def answer(self) -> None:
         """Answer with the description of a market."""
         market = _market(self.source.catalog, self.read_query()["symbol"])
-        self.write_kept(market, partial(self._symbol_info, market))
+        self.write_kept((self.source.catalog.version, market), partial(self._symbol_info, market))
 
     def _symbol_info(self, market: MarketKey) -> dict[str, Any]:
         catalog = self.source.catalog
@@ -214,7 +214,9 @@ class Search(UdfHandler):
         if values["type"] not in (None, "", "crypto"):
             exchange = "none of this type"
         limit = min(values["limit"], _MOST_FOUND)
-        self.write_kept((wanted, exchange, limit), partial(self._find, wanted, exchange, limit), inf)
+        self.write_kept(
+            (self.source.catalog.version, wanted, exchange, limit), partial(self._find, wanted, exchange, limit), inf
+        )
 
     def _find(self, wanted: str, exchange: str, limit: int) -> list[dict[str, str]]:
         found: list[tuple[bool, MarketKey]] = []

@@ -306,7 +306,7 @@ class ExchangeKeys(Settings):
 
     symbols: Annotated[Distinct[WrittenPattern], AfterValidator(_check_patterns)] = setting(
         ("BTC/USDT",),
-        "markets, written BASE/QUOTE, or BASE/QUOTE:SETTLE for contracts; patterns such as */USDT and /^BTC/; ! excludes",
+        "markets, written BASE/QUOTE or BASE/QUOTE:SETTLE, and patterns such as */USDT and /^BTC/; ! excludes",
         min_length=1,
     )
     top: int | None = setting(None, "of the markets that match, only this number with the largest volume", ge=1)

@@ -21,9 +21,9 @@ _CLASS = re.compile(r"\[\^?\]?[^\]]*\]")
 class SymbolPattern:
     """A symbol, or a pattern of symbols, in the text form of the settings and of requests.
 
-    `*` alone matches every symbol. Within a part, `*` stands for any characters, so that `*/USDT` matches spot pairs and
-    `*/USDT:USDT` perpetual contracts. `/…/` is a regular expression, which may match anywhere in the symbol. With `!`
-    before it, a pattern excludes the markets that it matches.
+    `*` alone matches every symbol. Within a part, `*` stands for any characters, so that `*/USDT` matches spot pairs,
+    and `*/USDT:USDT` perpetual contracts. `/…/` is a regular expression, which may match anywhere in the symbol. With
+    `!` before it, a pattern excludes the markets that it matches.
     """
 
     #: The text as it was written.
@@ -72,8 +72,8 @@ def _compile(expression: str) -> re.Pattern[str]:
 def _check_expression(expression: str) -> None:
     """Refuse regular expressions that may need very long for a symbol of some letters.
 
-    Python's `re` tries every combination of repetitions. So groups may not be repeated, references, assertions and flags
-    are refused, and the number of repetitions is limited.
+    Python's `re` tries every combination of repetitions. So groups may not be repeated, references, assertions and
+    flags are refused, and the number of repetitions is limited.
     """
     if len(expression) > _MAX_EXPRESSION:
         raise ValueError(f"a regular expression has at most {_MAX_EXPRESSION} characters")

@@ -8,6 +8,7 @@ import msgspec
 
 from candled.errors import ClientError
 from candled.model import YEAR_10000_MS, Interval, MarketKey, Symbol, Topic, parse_iso_ms
+from candled.universe import MarketsChanged
 
 from . import messages
 from .messages import FIELDS, NUMBERS, PLAIN, Options, RequestId, Resume
@@ -36,6 +37,11 @@ class RequestError(ClientError):
         self.code = code
         self.temporary = temporary
         self.request_id: RequestId = None
+
+
+def market_removed(market: MarketKey) -> RequestError:
+    """Return the error for the subscribers of a market that is not served any more."""
+    return RequestError(f"Market removed: {market.symbol} is not served any more", code=UNKNOWN)
 
 
 class Subscribe(msgspec.Struct, frozen=True):
@@ -122,12 +128,29 @@ class RequestCodec:
         self._default = next(iter(self._markets))
         self._intervals = {str(interval): interval for interval in intervals}
         self._decoder = msgspec.json.Decoder(_Message)
-        self._topics: dict[Any, Topic] = {
-            (name if named else msgspec.UNSET, text, str(interval)): Topic(MarketKey(name, symbol), interval)
-            for name, symbols in self._markets.items()
-            for named in ((True, False) if name == self._default else (True,))
-            for text, symbol in symbols.items()
-            for interval in self._intervals.values()
+        self._topics: dict[Any, Topic] = {}
+        for name, symbols in self._markets.items():
+            for symbol in symbols.values():
+                self._topics |= self._topics_of(MarketKey(name, symbol))
+
+    def on_markets_changed(self, change: MarketsChanged) -> None:
+        """Accept requests about new markets, and no more about removed ones."""
+        symbols = self._markets[change.exchange]
+        for symbol in change.removed:
+            del symbols[str(symbol)]
+            for key in self._topics_of(MarketKey(change.exchange, symbol)):
+                del self._topics[key]
+        for symbol in change.added:
+            symbols[str(symbol)] = symbol
+            self._topics |= self._topics_of(MarketKey(change.exchange, symbol))
+
+    def _topics_of(self, market: MarketKey) -> dict[Any, Topic]:
+        """Return the topics of a market by the keys of messages that name them."""
+        names = (market.exchange, msgspec.UNSET) if market.exchange == self._default else (market.exchange,)
+        return {
+            (name, str(market.symbol), text): Topic(market, interval)
+            for name in names
+            for text, interval in self._intervals.items()
         }
 
     def room_name(self, topic: Topic) -> str:
@@ -344,6 +367,8 @@ def _shortened(given: Any, read: Callable[[Any], Any]) -> Any:
 
 
 def _choice(symbols: list[str]) -> str:
+    if not symbols:
+        return "None is served now."
     if len(symbols) == 1:
         return f"Only {symbols[0]} is supported."
     more = f" and {len(symbols) - _LISTED} more" if len(symbols) > _LISTED else ""

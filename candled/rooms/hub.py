@@ -11,6 +11,7 @@ from candled.model import BarChange, Candle, FeedState, Interval, MarketKey, Top
 from candled.protocol.frames import Frame
 from candled.protocol.messages import Options
 from candled.protocol.requests import RequestCodec as Codec
+from candled.universe import MarketsChanged
 
 from .corrections import Corrections
 from .encoded_bars import BarSource, EncodedBarCache
@@ -28,6 +29,7 @@ _MOST_SPREAD_S = 0.2
 _AGAIN_S = 0.02  # until a group whose earlier broadcast is unfinished is tried again
 _MOST_GROUPS = 100  # groups per call of `run_due`, so that the loop gets other work done
 _MOST_SNAPSHOTS = 500  # snapshots requested per call of `run_due`
+_MOST_REMOVED = 200  # members of removed markets notified per call of `run_due`
 _LOOKED_AT = 64  # newest bars searched first for the newest final one
 
 
@@ -59,6 +61,7 @@ class Hub:
         self._versions = count(1)
         self._schedule = GroupSchedule()
         self._snapshot_queue: deque[Membership] = deque()
+        self._removed: deque[Membership] = deque()  # members of rooms whose market was removed
 
     # ------------------------------------------------------------ members
 
@@ -75,6 +78,7 @@ class Hub:
         group = room.group_for(options)
         membership = Membership(client, connection, group, bars, options)
         group.add_member(membership)
+        room.memberships.add(membership)
         self._room_counts[connection] += 1
         return membership
 
@@ -86,6 +90,7 @@ class Hub:
         """Remove a member, then its group and its room if they are empty."""
         group, room = membership.group, membership.group.room
         group.remove_member(membership)
+        room.memberships.discard(membership)
         self._room_counts[membership.connection] -= 1
         if not self._room_counts[membership.connection]:
             del self._room_counts[membership.connection]
@@ -99,6 +104,12 @@ class Hub:
             self._count -= 1
             if not rooms:
                 del self._rooms[room.topic.market]
+
+    def on_markets_changed(self, change: MarketsChanged) -> None:
+        """Close the rooms of removed markets. Their members are notified by `run_due`, and stay connected."""
+        for symbol in change.removed:
+            for room in self._rooms.get(MarketKey(change.exchange, symbol), {}).values():
+                self._removed.extend(room.memberships)
 
     def on_fell_behind(self, membership: Membership) -> None:
         """Stop the updates of a member that cannot keep up, until its next `initial`."""
@@ -198,10 +209,13 @@ class Hub:
         """
         now = self._clock.monotonic()
         self._request_next_snapshots()
+        for _ in range(min(len(self._removed), _MOST_REMOVED)):
+            membership = self._removed.popleft()
+            membership.client.on_market_removed(membership)
         for _ in range(_MOST_GROUPS):
             group = self._schedule.pop_due(now)
             if group is None:
-                return bool(self._snapshot_queue)
+                return bool(self._snapshot_queue or self._removed)
             self._run_group(group, now)
         return True
 

@@ -24,6 +24,9 @@ class Member(Protocol):
     def request_initial(self, membership: "Membership") -> None:
         """Have `Hub.render_snapshot` called as soon as the `initial` can be sent."""
 
+    def on_market_removed(self, membership: "Membership") -> None:
+        """Leave the room, whose market is not served any more."""
+
 
 class Membership(RecipientSlot):
     """The subscription of one client to a room. It is in a list of its group while it receives updates."""
@@ -269,7 +272,7 @@ class SubscriberGroup:
 class Room:
     """A market and interval, and its groups. `phase`, from 0 to 1, staggers rooms that are due at the same moment."""
 
-    __slots__ = ("groups", "head", "last_broadcast_ms", "name", "phase", "read_ms", "topic", "version")
+    __slots__ = ("groups", "head", "last_broadcast_ms", "memberships", "name", "phase", "read_ms", "topic", "version")
 
     def __init__(self, topic: Topic, name: str, head: str) -> None:
         self.topic = topic
@@ -277,6 +280,7 @@ class Room:
         self.head = head
         self.phase = zlib.crc32(name.encode()) / 2**32
         self.groups: dict[tuple[Mode, bool, float], SubscriberGroup] = {}
+        self.memberships: set[Membership] = set()  # of all groups
         self.version = 0  # changes whenever a bar does
         self.last_broadcast_ms = 0
         self.read_ms = -1  # opening time of the newest bar in the cached texts of an `initial`

@@ -24,6 +24,7 @@ from candled.protocol.requests import (
     RequestError,
     Subscribe,
     SubscribeMany,
+    market_removed,
 )
 from candled.rooms.hub import Hub, Membership, RecipientConnection
 from candled.tasks import TaskSet
@@ -188,6 +189,14 @@ class ClientSession:
         if self._preparing is None:
             self._preparing = {}
         self._preparing[topic] = _tasks.start(self._prepare_initial(topic, may_wait, delay_s))
+
+    def on_market_removed(self, membership: Membership) -> None:
+        """End a subscription with an error, because its market is not served any more."""
+        if self._memberships.get(membership.topic) is membership:
+            self._unsubscribe_topic(membership.topic)
+            error = market_removed(membership.topic.market)
+            error.request_id = membership.request_id
+            self._send_error(error)
 
     # ------------------------------------------------------------ requests
 

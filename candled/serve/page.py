@@ -6,15 +6,17 @@ from collections.abc import Callable
 from candled import __version__
 from candled.config import Config
 from candled.model import Decimals, MarketKey
+from candled.universe import Universe
 
 from .handlers import STATIC
 
 
 class ChartPage:
-    """The chart page, with the markets of the settings in it."""
+    """The chart page, with the markets of the universe in it."""
 
-    def __init__(self, config: Config, decimals: Callable[[MarketKey], Decimals]) -> None:
+    def __init__(self, config: Config, universe: Universe, decimals: Callable[[MarketKey], Decimals]) -> None:
         self._config = config
+        self._universe = universe
         self._decimals = decimals
         self._template = (STATIC / "index.html").read_text("utf-8")
 
@@ -22,16 +24,15 @@ class ChartPage:
         """Return the page with the decimals of prices known now."""
         facts = {
             "version": __version__,
-            "defaultExchange": self._config.exchanges[0].name,
+            "defaultExchange": self._universe.default,
             "intervals": [str(interval) for interval in self._config.intervals],
             "markets": [
                 {
-                    "exchange": one.name,
-                    "symbol": str(symbol),
-                    "priceDecimals": self._decimals(MarketKey(one.name, symbol)).price,
+                    "exchange": market.exchange,
+                    "symbol": str(market.symbol),
+                    "priceDecimals": self._decimals(market).price,
                 }
-                for one in self._config.exchanges
-                for symbol in one.symbols
+                for market in self._universe.markets
             ],
         }
         return self._template.replace("__CANDLED__", json.dumps(facts).replace("<", "\\u003c"))

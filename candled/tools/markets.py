@@ -67,7 +67,7 @@ def _describe_rules(rules: ChoiceRules, choice: MarketChoice, listed: Sequence[M
             remark = "matches no listed market"
         else:
             remark = f"{'excludes' if pattern.is_exclusion else 'matches'} {count:,}"
-        yield f"  {str(pattern):<{width}}  {remark}"
+        yield f"  {pattern!s:<{width}}  {remark}"
     if choice.lacks_volumes:
         yield "  top: no effect, because the exchange lists no volumes"
     elif rules.top is not None:

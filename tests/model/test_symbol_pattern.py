@@ -32,7 +32,7 @@ def test_a_pattern_matches_whole_symbols(pattern, matching, others):
 
 @pytest.mark.parametrize("text", ["", "!", "BTC", "BTC/", "*USDT", "/", "//", "A/B/C", "A /B", "A/B:C:D", "!*X"])
 def test_another_form_is_an_error(text):
-    with pytest.raises(ValueError, match="^expected") as caught:
+    with pytest.raises(ValueError, match=r"^expected") as caught:
         SymbolPattern.parse(text)
     assert str(caught.value) == f"expected {SYMBOL_PATTERN_FORM}, got {text!r}"
 
@@ -55,7 +55,7 @@ def test_another_form_is_an_error(text):
     ],
 )
 def test_expressions_that_are_wrong_or_slow_are_refused(text, problem):
-    with pytest.raises(ValueError, match="^(a|no) regular expression") as caught:
+    with pytest.raises(ValueError, match=r"^(a|no) regular expression") as caught:
         SymbolPattern.parse(text)
     assert str(caught.value) == problem
 
