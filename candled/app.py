@@ -313,6 +313,7 @@ class Daemon:
             self._clock,
             self._bus,
             IngestStore(self._store, self._threads, self._writer, self._history),
+            self.universe,
             leases=None if self._shared is None else self._shared.leases,
             budget=self._shared_budget(),
         )

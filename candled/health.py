@@ -138,7 +138,8 @@ class Health:
 
 def is_healthy(exchange: Mapping[str, Any]) -> bool:
     """Return whether an exchange's part of `/health` contains no problems."""
-    return not exchange.get("historyTrouble") and all(map(_is_ready, exchange["symbols"].values()))
+    problem = exchange.get("historyTrouble") or exchange.get("choice", {}).get("trouble")
+    return not problem and all(map(_is_ready, exchange["symbols"].values()))
 
 
 def _is_ready(symbol: Mapping[str, Any]) -> bool:

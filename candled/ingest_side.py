@@ -2,19 +2,25 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from candled.budget import LocalBudgets, MakeBudget
 from candled.bus import Bus
 from candled.bus.shards import shard_of
 from candled.config import Config, ExchangeConfig, make_exchanges
-from candled.exchange import Clock
+from candled.errors import CandledError
+from candled.exchange import Clock, Exchange
 from candled.ingest.exchange_ingest import ExchangeIngest
 from candled.ingest.http import HttpClient
+from candled.ingest.market_chooser import MarketChooser
 from candled.ingest.market_loader import IngestOptions
 from candled.model import MarketKey, Symbol
+from candled.plugins import one_line
+from candled.settings import redacted
 from candled.store.ingest_store import IngestStore
-from candled.tasks import TaskSet, in_parallel
+from candled.tasks import Backoff, TaskSet, in_parallel, retry
+from candled.universe import Universe
 
 if TYPE_CHECKING:
     from candled.bus.redis.leases import Lease, Leases
@@ -38,6 +44,7 @@ class ShardedIngest:
         clock: Clock,
         bus: Bus,
         store: IngestStore,
+        universe: Universe,
         *,
         leases: "Leases | None" = None,
         budget: MakeBudget | None = None,
@@ -47,6 +54,8 @@ class ShardedIngest:
         self._bus = bus
         self._store = store
         self._leases = leases
+        self._universe = universe
+        self._choosers = {one.name: MarketChooser(one.name, one.choice, universe, clock) for one in config.exchanges}
         self._made = make_exchanges(config, clock)
         budget = budget or LocalBudgets(clock).budget
         self._http = {
@@ -79,6 +88,9 @@ class ShardedIngest:
             facts = ingest.describe()
             known = result.setdefault(ingest.name, facts)
             known["symbols"] |= facts["symbols"]
+        for one in self._config.exchanges:
+            if one.choice.wildcards:
+                result.setdefault(one.name, {"symbols": {}})["choice"] = self._choosers[one.name].describe()
         return result
 
     # ------------------------------------------------------------ shards
@@ -101,31 +113,52 @@ class ShardedIngest:
         """Start the exchanges of a shard; return when the store was read. Each exchange then runs by itself."""
         shards = 1 if self._leases is None else len(self._leases.all)
         made, self._made = self._made or make_exchanges(self._config, self._clock), []
-        self._running[shard] = [
-            ExchangeIngest(
-                one.name,
-                exchange,
-                symbols,
-                clock=self._clock,
-                bus=self._bus,
-                store=self._store,
-                http=self._http[one.name],
-                options=_options(self._config),
-                proxies=one.proxies,
-                shards=shards,
-            )
-            for one, exchange in zip(self._config.exchanges, made, strict=True)
-            if (symbols := _symbols_of(one, shard, shards))
-        ]
-        running = self._running[shard]
+        self._running[shard] = []
+        for one, exchange in zip(self._config.exchanges, made, strict=True):
+            if one.choice.wildcards:
+                self._tasks.start(self._start_chosen(shard, one, exchange))
+            elif symbols := [
+                symbol for symbol in one.symbols if shard_of(MarketKey(one.name, symbol), shards) == shard
+            ]:
+                self._running[shard].append(self._make_ingest(one, exchange, symbols, shards))
+        running = list(self._running[shard])
         await in_parallel(len(running), running, ExchangeIngest.start)
+
+    async def _start_chosen(self, shard: int, one: ExchangeConfig, exchange: Exchange) -> None:
+        """Read the list of markets until that succeeds, choose from it, and start the exchange."""
+        chooser, backoff = self._choosers[one.name], Backoff(first_s=2.0)
+
+        def report(error: Exception, wait_s: float) -> None:
+            is_bug = not isinstance(error, CandledError)  # in a plugin, it must not end this task
+            if is_bug or backoff.failure_count == 1:
+                logger.warning("%s: the list of markets cannot be read: %s", one.name, error, exc_info=is_bug)
+            chooser.problem = f"the list of markets cannot be read: {redacted(one_line(error))}"
+
+        listed = await retry(lambda: exchange.fetch_markets(self._http[one.name]), self._clock, backoff, report=report)
+        chooser.on_list(listed)
+        ingest = self._make_ingest(one, exchange, self._universe.symbols(one.name), 1)
+        self._running[shard].append(ingest)
+        await ingest.start()
+
+    def _make_ingest(
+        self, one: ExchangeConfig, exchange: Exchange, symbols: Sequence[Symbol], shards: int
+    ) -> ExchangeIngest:
+        return ExchangeIngest(
+            one.name,
+            exchange,
+            symbols,
+            clock=self._clock,
+            bus=self._bus,
+            store=self._store,
+            http=self._http[one.name],
+            options=_options(self._config),
+            proxies=one.proxies,
+            shards=shards,
+            on_list=self._choosers[one.name].update_facts,
+        )
 
     async def _stop_shard(self, shard: int) -> None:
         await asyncio.gather(*(ingest.stop() for ingest in self._running.pop(shard, [])))
-
-
-def _symbols_of(exchange: ExchangeConfig, shard: int, shards: int) -> list[Symbol]:
-    return [symbol for symbol in exchange.symbols if shard_of(MarketKey(exchange.name, symbol), shards) == shard]
 
 
 def _options(config: Config) -> IngestOptions:

@@ -6,10 +6,11 @@ from datetime import timedelta
 from decimal import Decimal
 from functools import cached_property
 
-from candled.model import Market, Symbol, SymbolPattern
+from candled.model import DAY_MS, Market, Symbol
+from candled.symbol_pattern import SymbolPattern
 
 #: How long a chosen market may miss the conditions before it leaves.
-LEAVES_AFTER_MS = 86_400_000
+LEAVES_AFTER_MS = DAY_MS
 # A chosen market stays until its place by volume is beyond this multiple of `top`.
 _STAYS_WITHIN = Decimal("1.2")
 

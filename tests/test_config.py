@@ -15,9 +15,10 @@ from candled import config as config_package
 from candled.clock import SystemClock
 from candled.config import Config, as_plain, config_warnings, load, make_exchanges
 from candled.config.sections import KNOWN_BUSES, KNOWN_STORES, ExchangeKeys, ServerSettings
-from candled.model import DEFAULT_INTERVALS, SYMBOL_PATTERN_FORM
+from candled.model import DEFAULT_INTERVALS
 from candled.plugins import Plugins, PluginStatus, discover
 from candled.settings import as_written, is_section
+from candled.symbol_pattern import SYMBOL_PATTERN_FORM
 
 ROOT = Path(__file__).parents[1]
 # whatever else is installed where the tests run
@@ -395,8 +396,9 @@ def test_one_plugin_can_serve_two_exchanges(settings):
          "exchanges.bitget.symbols[0]: "
          f"expected {SYMBOL_PATTERN_FORM}, got '/(/': "
          "no regular expression: missing ), unterminated subpattern at position 0"),
-        ("exchanges: {bitget: {symbols: [BTC/USDT], top: 5, min_age: 1d}}",
-         "exchanges.bitget.top: chooses from patterns, and symbols has none, such as */USDT",
+        ("exchanges: {bitget: {symbols: [BTC/USDT], top: 5}}",
+         "exchanges.bitget.top: chooses from patterns, and symbols has none, such as */USDT"),
+        ("exchanges: {bitget: {symbols: [BTC/USDT], min_age: 1d}}",
          "exchanges.bitget.min_age: applies to patterns, and symbols has none, such as */USDT"),
         ("exchanges: {bitget: {symbols: [BTC/USDT, BTC/USDT]}}",
          "exchanges.bitget.symbols: BTC/USDT is listed twice"),

@@ -375,7 +375,7 @@ def clients_of(side: ShardedIngest) -> list[HttpClient]:
 async def test_two_sections_of_one_exchange_ask_its_host_as_often_as_one_may(shares, tmp_path):
     clock: Clock = ManualClock()
     file = BudgetFile(tmp_path / "budget", clock).budget if shares == "in a file" else None
-    side = ShardedIngest(settings(tmp_path), clock, None, None, budget=file)  # type: ignore[arg-type]
+    side = ShardedIngest(settings(tmp_path), clock, None, None, None, budget=file)  # type: ignore[arg-type]
     async with counting() as url:
         asking = [asyncio.ensure_future(http.get_json(url)) for http in clients_of(side) for _ in range(20)]
         for expected in (10, 20, 30, 40):

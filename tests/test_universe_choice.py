@@ -7,7 +7,8 @@ from decimal import Decimal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candled.model import Market, Symbol, SymbolPattern
+from candled.model import Market, Symbol
+from candled.symbol_pattern import SymbolPattern
 from candled.universe_choice import LEAVES_AFTER_MS, ChoiceRules, MarketChoice, choose_markets
 
 HOUR_MS, NOW_MS = 3_600_000, 1_800_000_000_000

@@ -4,7 +4,6 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -75,8 +74,6 @@ class ExchangeConfig:
     settings: Any
     #: the rules for the markets, those in `symbols` included
     choice: ChoiceRules = ChoiceRules(patterns=())
-    #: how often the list of markets is read for the choice
-    refresh: timedelta = timedelta(minutes=30)
     #: of the section's `proxy` and of the environment
     proxies: Proxies = Proxies()
 
@@ -211,7 +208,6 @@ def as_plain(config: Config, *, redact: bool = True) -> dict[str, Any]:
             "top": one.choice.top,
             "min_age": as_written(one.choice.min_age),
             "most": one.choice.most,
-            "refresh": as_written(one.refresh),
             "plugin": one.plugin.name,
             "proxy": _written_proxy(one.proxies, redact=redact),
             **as_written(one.settings, redact=redact),
@@ -315,7 +311,6 @@ def _read_exchange(
         symbols=choice.named,
         settings=settings,
         choice=choice,
-        refresh=keys.refresh,
         proxies=proxies,
     )
 
@@ -359,5 +354,8 @@ def _contradictions(config: Config) -> Iterator[str]:
     elif is_split and config.store.url.startswith("sqlite:"):
         reason = "another process stores the candles" if config.roles == ("serve",) else "another process serves them"
         yield f"store.url: SQLite is one process's file, and {reason}: both need the same postgresql://"
+    for one in config.exchanges:
+        if one.choice.wildcards and config.bus.url != MEMORY:
+            yield f"exchanges.{one.name}.symbols: patterns work in one process only, with bus.url {MEMORY}"
     if config.bus.url == MEMORY and config.ingest.shards > 1:
         yield "ingest.shards: several processes share the markets by way of Redis; with memory:// it is 1"

@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator
 
 from candled.bus.redis.address import SCHEMES, RedisAddress
-from candled.model import SymbolPattern
 from candled.settings import (
     ByteSize,
     Distinct,
@@ -24,6 +23,7 @@ from candled.settings import (
     refused,
     setting,
 )
+from candled.symbol_pattern import SymbolPattern
 
 MEMORY = "memory://"
 KNOWN_STORES = ("sqlite", "postgresql", "postgres")
@@ -312,9 +312,6 @@ class ExchangeKeys(Settings):
     top: int | None = setting(None, "of the markets that match, only this number with the largest volume", ge=1)
     min_age: Duration = setting("0s", "how long a market that matches a pattern must have been traded", ge=timedelta(0))
     most: int = setting(500, "the most markets that patterns may choose, together with named ones", ge=1)
-    refresh: Duration = setting(
-        "30m", "how often the exchange's list is read for the choice", ge=timedelta(minutes=1), le=timedelta(days=1)
-    )
     plugin: str | None = setting(None, "the plugin's exchange; by default the one of the same name")
     proxy: str | None = setting(
         None, "http://user:password@host:port, socks5h://…, or direct; by default the environment decides"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from candled.bus import Bus
 from candled.errors import ExchangeError, StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Candles, Clock, Event, Exchange, Feed, FeedError, SubscriptionRejected
-from candled.model import MINUTE, Symbol
+from candled.model import MINUTE, Market, Symbol
 from candled.proxies import Proxies
 from candled.tasks import TaskSet
 
@@ -63,6 +63,7 @@ class ExchangeIngest:
         options: IngestOptions,
         proxies: Proxies | None = None,
         shards: int = 1,
+        on_list: Callable[[Sequence[Market]], None] | None = None,
     ) -> None:
         self.name = name
         self._exchange = exchange
@@ -76,7 +77,7 @@ class ExchangeIngest:
         self._publisher = IngestPublisher(bus, store, clock, checkpoint_ms=options.checkpoint_ms)
         self._past = StoredPast(name, _absence(exchange), store, self._publisher, clock)
         self._audit = StoreAudit(store, self._publisher, self._past.examine_again, clock, self._time)
-        self._listing = MarketListing(name, exchange, http, clock, self._on_listed)
+        self._listing = MarketListing(name, exchange, http, clock, self._on_listed, on_list)
         self._repair = RepairScheduler(
             name,
             exchange,

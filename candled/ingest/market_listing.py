@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from candled.errors import CandledError
@@ -22,16 +22,26 @@ _FIRST_S, _MOST_S, _COMPLETE_S = 60.0, 3600.0, 21_600.0
 
 
 class MarketListing:
-    """The newest list of markets. `on_listed` is called with a symbol that was missing and is listed now."""
+    """The newest list of markets. `on_listed` is called with a symbol that was missing and is listed now.
+
+    `on_list` is called with every list.
+    """
 
     def __init__(
-        self, name: str, exchange: Exchange, http: "HttpClient", clock: Clock, on_listed: Callable[[Symbol], None]
+        self,
+        name: str,
+        exchange: Exchange,
+        http: "HttpClient",
+        clock: Clock,
+        on_listed: Callable[[Symbol], None],
+        on_list: Callable[[Sequence[Market]], None] | None = None,
     ) -> None:
         self._name = name
         self._exchange = exchange
         self._http = http
         self._clock = clock
         self._on_listed = on_listed
+        self._on_list = on_list or (lambda listed: None)
         #: Empty before the list was read.
         self._listed: dict[Symbol, Market] = {}
 
@@ -48,6 +58,7 @@ class MarketListing:
             listed = await retry(lambda: self._exchange.fetch_markets(self._http), self._clock, failures, report=report)
             failures.on_success()
             self._listed = {market.symbol: market for market in listed}
+            self._on_list(listed)
             for market in markets.values():
                 self.compare_market(market)
             if all(symbol in self._listed for symbol in symbols):

@@ -7,7 +7,6 @@ from .interval import DAY, DAY_MS, DEFAULT_INTERVALS, MINUTE, MINUTE_MS, WEEK, I
 from .market import SYMBOL_FORM, SYMBOL_PATTERN, Decimals, Market, MarketKey, MarketState, Symbol, Topic
 from .ranges import ALL_TIME, END_OF_TIME_MS, Range, RangeSet
 from .states import STATE_REASONS, STATES, FeedState, Position, State, StateReason
-from .symbol_pattern import SYMBOL_PATTERN_FORM, SYMBOL_PATTERN_PATTERN, SymbolPattern
 from .times import YEAR_10000_MS, iso_ms, parse_iso_ms
 
 __all__ = [
@@ -24,8 +23,6 @@ __all__ = [
     "STATE_REASONS",
     "SYMBOL_FORM",
     "SYMBOL_PATTERN",
-    "SYMBOL_PATTERN_FORM",
-    "SYMBOL_PATTERN_PATTERN",
     "WEEK",
     "YEAR_10000_MS",
     "BarChange",
@@ -44,7 +41,6 @@ __all__ = [
     "State",
     "StateReason",
     "Symbol",
-    "SymbolPattern",
     "Topic",
     "decimal_text",
     "fold",

@@ -27,13 +27,11 @@ from pydantic_core import ErrorDetails, PydanticCustomError, core_schema, to_jso
 from candled.model import (
     SYMBOL_FORM,
     SYMBOL_PATTERN,
-    SYMBOL_PATTERN_FORM,
-    SYMBOL_PATTERN_PATTERN,
     Interval,
     Symbol,
-    SymbolPattern,
 )
 from candled.model.texts import SECRET_NAMES
+from candled.symbol_pattern import SYMBOL_PATTERN_FORM, SYMBOL_PATTERN_PATTERN, SymbolPattern
 
 from .yaml_text import join_path
 

@@ -34,6 +34,7 @@ from candled.store.history import HistoryReader
 from candled.store.sqlite.store import SqliteStore
 from candled.store.threads import StoreThreads
 from candled.transport.broadcaster import Broadcaster
+from candled.universe import Universe
 from tests import deadlines
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
@@ -59,6 +60,7 @@ class Stage:
         self.pages = pages
         self.clock = clock
         self.hub: Hub
+        self.universe: Universe
         self.server: Server
         self.bus = MemoryBus("one")
         self.bus.add_listener(bars.on_feed_message)
@@ -105,19 +107,30 @@ async def open_stage(
     symbols: dict[str, list[Symbol]] = {}
     for market in minutes:
         symbols.setdefault(market.exchange, []).append(market.symbol)
+    universe = Universe(list(symbols))
+    for exchange, served in symbols.items():
+        universe.set_markets(exchange, served)
     codec = RequestCodec(symbols, intervals)
     broadcaster = Broadcaster(asyncio.get_running_loop().call_soon, clock)
     texts = EncodedBarCache()
     hub = Hub(codec, bars, clock, broadcaster.broadcast, texts=texts)
     bars.add_listener(hub)
     pages = BarReader(bars, history, texts, clock)
+    catalog = MarketCatalog(symbols, intervals)
+    universe.add_listener(codec.on_markets_changed)
+    universe.add_listener(
+        lambda change: catalog.set_markets({name: universe.symbols(name) for name in universe.exchanges})
+    )
+    universe.add_listener(hub.on_markets_changed)
+    universe.add_listener(bars.on_markets_changed)
     source = ApiContext(
-        catalog=MarketCatalog(symbols, intervals),
+        catalog=catalog,
         pages=pages,
         stored=history,
         clock=clock,
         decimals=lambda key: known[key].decimals if key in known else Decimals(),
         seen_decimals=bars.seen_decimals,
+        facts=universe.facts,
     )
     config = Config(limits=limits, server=server or ServerSettings(host="127.0.0.1", port=0), **settings)
 
@@ -126,6 +139,7 @@ async def open_stage(
 
     one = Stage(bars, store, pages, clock)
     one.hub = hub
+    one.universe = universe
     one.server = Server(
         config.server,
         hub=hub,
@@ -137,7 +151,7 @@ async def open_stage(
         statistics=lambda: {"broadcaster": hub.describe(), "aggregator": bars.describe()},
         page=lambda: "<p>page</p>",
         routes=make_routes(config, source, MemoryCounter(clock), clock),
-        streams=make_streams(config, source, bars, make_client, broadcaster.broadcast, clock),
+        streams=make_streams(config, source, universe, bars, make_client, broadcaster.broadcast, clock),
         limits=config.limits,
     )
     one.server.start()

@@ -19,6 +19,7 @@ from candled.errors import ConfigError, StoreUnavailable
 from candled.model import Decimals, Symbol
 from candled.serve.handlers import _encode
 from candled.serve.page import ChartPage
+from candled.universe import Universe
 from tests import deadlines
 from tests.api.stage import Stage, open_stage
 from tests.rows import minute
@@ -95,8 +96,9 @@ async def test_the_root_without_upgrade_is_the_chart_page_and_other_paths_are_no
 
 def test_no_name_ends_the_script_of_the_page_and_every_body_can_be_encoded():
     name = "</script><script>alert(1)</script><!--\u2028&"
-    exchange = SimpleNamespace(name=name, symbols=[Symbol("</script>", "USDT")])
-    page = ChartPage(SimpleNamespace(exchanges=[exchange], intervals=[]), lambda key: Decimals()).render()
+    universe = Universe([name])
+    universe.set_markets(name, [Symbol("</script>", "USDT")])
+    page = ChartPage(SimpleNamespace(intervals=[]), universe, lambda key: Decimals()).render()
     text = page.partition('id="candled">')[2].partition("</script>")[0]
     assert "<" not in text
     assert json.loads(text)["defaultExchange"] == name

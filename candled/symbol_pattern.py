@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from .market import SYMBOL_FORM, SYMBOL_PATTERN, Symbol
+from candled.model import SYMBOL_FORM, SYMBOL_PATTERN, Symbol
 
 #: The form of a pattern, as a regular expression and in words.
 SYMBOL_PATTERN_FORM = f"{SYMBOL_FORM}, a pattern such as */USDT or /^BTC/, or ! and one of these"

@@ -2,7 +2,8 @@ import time
 
 import pytest
 
-from candled.model import SYMBOL_PATTERN_FORM, Symbol, SymbolPattern
+from candled.model import Symbol
+from candled.symbol_pattern import SYMBOL_PATTERN_FORM, SymbolPattern
 
 
 @pytest.mark.parametrize(
