@@ -390,7 +390,9 @@ class Exchange(ABC):
         self.clock = clock
 
     def resume_after(self, newest_ms: int | None) -> None:  # noqa: B027 - most exchanges need nothing here
-        """Receive the newest completed minute in the store. The daemon calls this once, before any other method.
+        """Receive the newest completed minute in the store.
+
+        The daemon calls this once, before any other method but `fetch_markets`.
 
         `newest_ms` is the largest value over all symbols of this exchange: the newest final minute, or the one before a
         stored forming minute. It is an opening time in UTC epoch milliseconds, or None if the store has no data of this

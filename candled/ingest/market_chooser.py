@@ -42,7 +42,7 @@ class MarketChooser:
             if changed:
                 more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
                 shown = ", ".join(map(str, changed[:_SHOWN]))
-                logger.info("%s: %s %d markets: %s%s", self._name, what, len(changed), shown, more)
+                logger.info("%s: markets %s: %s%s", self._name, what, shown, more)
 
     def update_facts(self, listed: Sequence[Market]) -> None:
         """Take the facts of the exchange's newest list, and change no markets."""

@@ -72,4 +72,4 @@ def test_a_change_is_one_line_of_some_markets(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
     Bench("*").list_markets(*(Symbol(f"C{number}", "USDT") for number in range(12)))
     shown = ", ".join(f"C{number}/USDT" for number in range(10))
-    assert caplog.records[-1].message == f"bitget: added 12 markets: {shown} and 2 more"
+    assert caplog.records[-1].message == f"bitget: markets added: {shown} and 2 more"
