@@ -9,7 +9,6 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from decimal import Decimal
-from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,9 +78,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run two workers more than there are cores, as half of the suite waits for servers; with `--quick` none."""
+    """Run a worker more than there are cores, as much of the whole suite waits for servers; with `--quick` none."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if config.option.quick else cores + 2
+    return cores if config.option.quick else cores + 1
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -114,21 +113,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = {item for item in items if tiers.is_marked(item, "slow", *tiers.NEEDS)}
         config.hook.pytest_deselected(items=[*left_out])
         items[:] = [item for item in items if item not in left_out]
-    elif "workercount" in (worker := getattr(config, "workerinput", {})):
-        items[:] = _dear_files_first(items, worker["workercount"])
-
-
-def _dear_files_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
-    """Return tests in an order in which each worker begins with files that need servers and programs.
-
-    pytest-xdist gives each worker one stretch of the list, and later half of another's rest. A long test that a worker
-    begins at the end would keep the others waiting.
-    """
-    files = [[*tests] for _, tests in groupby(items, key=lambda item: item.path)]
-    dear = [tests for tests in files if any(tiers.is_marked(test, *tiers.NEEDS) for test in tests)]
-    cheap = [tests for tests in files if tests not in dear]
-    order = [group for first in range(workers) for group in (*dear[first::workers], *cheap[first::workers])]
-    return [test for tests in order for test in tests]
 
 
 @pytest.hookimpl(wrapper=True)
