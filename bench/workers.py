@@ -26,7 +26,7 @@ class Workers(Daemon):
     """`candled --workers N`."""
 
     def __init__(self, directory: Path, count: int) -> None:
-        super().__init__(directory)
+        super().__init__(directory, is_forked=False)  # the supervisor starts its own command line again
         free_port()  # takes the next port for the ingest process
         self.arguments = ("--workers", str(count))
 
