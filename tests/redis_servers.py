@@ -26,7 +26,7 @@ from redis.retry import Retry
 
 from tests import deadlines, tiers
 from tests.ports import free_port
-from tests.servers import _end_with_parent
+from tests.servers import start_program
 
 NO_RETRY = Retry(NoBackoff(), 0)  # redis-py's own waits a second and more before it tries again
 
@@ -76,7 +76,7 @@ class RedisServer:
         """Start and wait until commands are answered."""
         options = [word for name, value in self._settings.items() for word in (f"--{name.replace('_', '-')}", value)]
         with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = start_program(
                 [
                     *self._launcher,
                     self._program,
@@ -89,7 +89,6 @@ class RedisServer:
                 ],
                 stdout=log,
                 stderr=log,
-                preexec_fn=_end_with_parent,
             )
         until = deadlines.now() + 60
         while deadlines.now() < until and self._process.poll() is None:

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -76,12 +77,11 @@ class PostgresServer:
         self._settings |= settings
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
         with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = start_program(
                 [self._binaries / "postgres", "-D", self._data, "-p", str(self.port), *options],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
                 **self._account,
             )
         for _ in range(300):
@@ -308,8 +308,17 @@ def _running(server: PostgresServer) -> PostgresServer:
     return server
 
 
+# Linux ends a program with the thread that started it, not with the process: prctl(2), PR_SET_PDEATHSIG. A test may
+# need a server of the whole run first in a thread of its own, so one thread that never ends starts all of them.
+_starter = ThreadPoolExecutor(1, "servers")
+
+
+def start_program(words: Sequence[Any], **options: Any) -> "subprocess.Popen[bytes]":
+    """Start a program that Linux stops if the test run is killed; elsewhere it would be left behind."""
+    return _starter.submit(subprocess.Popen, words, preexec_fn=_end_with_parent, **options).result()
+
+
 def _end_with_parent() -> None:
-    """Linux stops the server if the test run is killed; elsewhere it would be left behind."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG
 

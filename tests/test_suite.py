@@ -2,9 +2,13 @@
 
 import ast
 import asyncio
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
+
+from tests.servers import start_program
 
 pytestmark = pytest.mark.no_cover
 
@@ -72,3 +76,14 @@ async def test_a_test_that_pytest_asyncio_runs_cannot_use_them(request):
 def test_no_test_is_ended_by_the_wall_before_its_own_deadline(pytestconfig):
     """A busy machine is slow, and no test turns red for it: pytest-tornado's own default is 5 s."""
     assert pytestconfig.getoption("async_test_timeout") >= float(pytestconfig.getini("timeout"))
+
+
+def test_a_server_outlives_the_thread_of_the_test_that_needs_it_first(daemon):
+    started: list[subprocess.Popen[bytes]] = []
+    thread = threading.Thread(target=lambda: started.append(start_program(["sleep", "60"])))
+    thread.start()
+    thread.join()
+    with started[0] as program:
+        with pytest.raises(subprocess.TimeoutExpired):
+            program.wait(0.3)
+        program.kill()

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import ssl
-import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -20,7 +19,7 @@ import websockets
 from tests import deadlines
 from tests.certificates import Authority
 from tests.ports import free_port
-from tests.servers import _end_with_parent
+from tests.servers import start_program
 from tests.system.daemon import ROOT, Daemon
 from tests.system.several import Several
 
@@ -113,9 +112,7 @@ def balancer(folder: Path, backends: Sequence[Daemon], *changes: tuple[str, str]
     conf = folder / "nginx.conf"
     user = "user root root; " if folder.owner() == "root" else ""
     conf.write_text(OUTER.format(user=user, folder=folder, inner=inner))
-    process = subprocess.Popen(
-        [str(NGINX), "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(conf)], preexec_fn=_end_with_parent
-    )
+    process = start_program([str(NGINX), "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(conf)])
     try:
         deadline = deadlines.now() + 10
         while not (folder / "pid").exists():

@@ -178,13 +178,8 @@ class SqliteStore(SqlStore):
         Raises:
             StoreRejected: bars of `interval` are not stored.
         """
-        market_id = self._market_id(market)
-        if market_id is None:
-            return []
         with self._file.errors_translated():
-            return bars_between(
-                self._file.thread_connection(), market_id, self._check_interval(interval), start_ms, end_ms
-            )
+            return as_candles(self._rows_between(market, interval, start_ms, end_ms))
 
     def read_texts_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[BarTexts]:
         """See `Store.read_texts_between`.
@@ -192,13 +187,14 @@ class SqliteStore(SqlStore):
         Raises:
             StoreRejected: bars of `interval` are not stored.
         """
+        with self._file.errors_translated():
+            return bar_texts(self._rows_between(market, interval, start_ms, end_ms), as_candles)
+
+    def _rows_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> Iterable[Any]:
         market_id = self._market_id(market)
         if market_id is None:
-            return []
-        with self._file.errors_translated():
-            connection = self._file.thread_connection()
-            rows = rows_between(connection, market_id, self._check_interval(interval), start_ms, end_ms)
-            return bar_texts(rows, as_candles)
+            return ()
+        return rows_between(self._file.thread_connection(), market_id, self._check_interval(interval), start_ms, end_ms)
 
     def kept_from(self) -> int:
         """See `Store.kept_from`. SQLite drops no minutes."""
