@@ -68,7 +68,7 @@ def _columns(costs: Mapping[tuple[str, int], Sequence[float]], name: str, many: 
 
 
 def _measure(daemon: Daemon, many: int, method: str, path: str, lines: str, status: int, count: int) -> float:
-    """Return the microseconds of CPU time of the daemon for one request, of which `many` are sent together."""
+    """Return the daemon's CPU time for one request, in microseconds, when `many` are sent together."""
     with ExitStack() as stack:
         clients = [stack.enter_context(Client(daemon.port)) for _ in range(many)]
         for client in clients:

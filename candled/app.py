@@ -188,7 +188,7 @@ class Daemon:
             describe_ingest=lambda: {} if self._ingest is None else self._ingest.describe(),
         )
         catalog = MarketCatalog(symbols, config.intervals)
-        # Requests first: while bars and rooms of a market exist, or neither does, nothing else can ask for them.
+        # The codec and the catalog come first: only requests that they accept use rooms and bars.
         self.universe.add_listener(self._codec.on_markets_changed)
         self.universe.add_listener(lambda change: catalog.set_markets(_symbols_by_exchange(self.universe)))
         self.universe.add_listener(self._hub.on_markets_changed)

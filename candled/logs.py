@@ -85,7 +85,7 @@ class BoundedHandler(logging.StreamHandler):  # type: ignore[type-arg]
             super().emit(record)
 
     def end_minute(self, now_s: float) -> None:
-        """Report the counted lines, if their minute is over: no line may follow. `now_s` is UTC."""
+        """Report the counted lines if their minute is over, even if no further line comes. `now_s` is UTC."""
         with self.lock or nullcontext():
             self._begin_minute(now_s)
 

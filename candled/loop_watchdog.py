@@ -43,8 +43,8 @@ class LoopWatchdog:
     """Watches the loop of the thread that calls `start`. `plugins` are the plugins' names by package.
 
     While a callback runs for more than half a second, the thread looks up which plugin's code is running. It names the
-    plugin in the log while the loop is still blocked, and the time when it goes on. Code of candled and of libraries
-    that a plugin did not call is not reported.
+    plugin in the log while the loop is still blocked, and logs the duration afterwards. Code of candled and of
+    libraries that a plugin did not call is not reported.
     """
 
     def __init__(self, plugins: Mapping[str, str], blocked_s: float = _BLOCKED_S) -> None:

@@ -30,23 +30,23 @@ class _Bar:
 class TradeBars:
     """Makes the 1-minute candles of one symbol from its trades. Pure: times are arguments, UTC epoch milliseconds.
 
-    A minute counts only if all its trades were seen: call `begin` when a subscription starts, and after a loss. Without
-    it, the first trade is the beginning. Trades may come in any order and more than once. A minute without trades has
-    no candle.
+    A minute counts only if all its trades were seen: call `begin` when a subscription starts, and after a loss. If
+    you do not, the first trade is the beginning. Trades may come in any order and more than once. A minute without
+    trades has no candle.
     """
 
     def __init__(self, symbol: Symbol) -> None:
         self._symbol = symbol
         self._bars: dict[int, _Bar] = {}
         self._changed: set[int] = set()
-        #: Minutes that were begun and miss trades, so that the next minute does not prove that they are complete.
+        #: Minutes with some trades missing. The beginning of the next minute does not prove that they are complete.
         self._interrupted: set[int] = set()
         #: The first minute with all its trades.
         self._complete_ms: int | None = None
         self._newest_ms = 0
 
     def begin(self, at_ms: int) -> None:
-        """Record that all trades from `at_ms` on will be added, and none before it is known to be complete."""
+        """Record that all trades from `at_ms` on will be added. Minutes that began earlier are incomplete."""
         self._complete_ms = -(-at_ms // MINUTE_MS) * MINUTE_MS
         self._interrupted |= {open_ms for open_ms in self._bars if open_ms < self._complete_ms}
         self._bars = {open_ms: bar for open_ms, bar in self._bars.items() if open_ms >= self._complete_ms}
@@ -81,9 +81,10 @@ class TradeBars:
             self.begin(open_ms + MINUTE_MS)
 
     def take_candles(self, as_of_ms: int) -> list[Candles]:
-        """Return an event with the candles that changed since the last call, as of the exchange's time; or none.
+        """Return an event with the candles that changed since the last call, or no event.
 
-        A minute that was begun before a loss is `invalid` in it: REST decides how it ended.
+        `as_of_ms` is the exchange's time. A minute that began before a loss is `invalid` in the event: REST decides how
+        it ended.
         """
         candles = tuple(self._candle(open_ms, as_of_ms) for open_ms in sorted(self._changed))
         invalid = tuple(InvalidRow(open_ms, "some of its trades were missed") for open_ms in sorted(self._interrupted))

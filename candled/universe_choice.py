@@ -58,7 +58,7 @@ class MarketChoice:
 
     #: Named symbols first, then earlier choices, then new ones from the largest volume down.
     symbols: tuple[Symbol, ...]
-    #: The chosen markets that miss the conditions, with the time since when, UTC epoch milliseconds.
+    #: The chosen markets that miss the conditions, with the UTC epoch milliseconds since which each misses them.
     leaving: Mapping[Symbol, int] = field(default_factory=dict)
     #: Patterns and exclusions that match no listed market.
     unmatched: tuple[str, ...] = ()
@@ -75,8 +75,8 @@ def choose_markets(
 ) -> MarketChoice:
     """Choose from an exchange's list at the time `now_ms`, UTC epoch milliseconds.
 
-    A market is chosen while it trades, is old enough, and has one of the `top` largest volumes. It leaves when it has
-    been without a place among the first 1.2 * `top`, delisted, or missing from the list for 24 hours. A market that the
+    A market is chosen while it trades, is old enough, and has one of the `top` largest volumes. It leaves after
+    24 hours in which it was delisted, missing from the list, or not among the first 1.2 * `top`. A market that the
     rules do not match any more leaves immediately. An empty list is no evidence, so the former choice stays.
     """
     former = former or MarketChoice(symbols=())

@@ -38,7 +38,7 @@ _MOST_BYTES = 1 << 17  # of a request: arguments and an environment
 
 
 class Program:
-    """A started program, with what tests use of `subprocess.Popen`."""
+    """A started program, with the methods of `subprocess.Popen` that tests use."""
 
     def __init__(self, launcher: "_Launcher", pid: int, args: Sequence[str]) -> None:
         self.pid = pid

@@ -68,7 +68,7 @@ class BarHandler(Handler):
             if isinstance(query, StreamedOnly):
                 return None
             return cls.refuse_now(query, request, peer, access=access, limit=limit, compress_from=compress_from)
-        # within a second, because of the header `Age`
+        # the second belongs to it because of the header `Age`
         state = None if limit.requests else (source.pages.state_of(query), source.clock.now_ms() // 1000)
         if request.kept is not None and state is not None and request.kept[0] == state:
             return request.kept[1]

@@ -69,21 +69,21 @@ class MarketCatalog:
     def ticker_of(self, market: MarketKey) -> str:
         """Return a market's name for charts: the exchange, a colon, and `tradingview_name` of its symbol.
 
-        If another market has that name, it is the symbol itself that follows the colon.
+        If another market has that name, the symbol itself follows the colon.
         """
         return self._tickers[market]
 
     def by_ticker(self, name: str) -> MarketKey | None:
         """Return the market of a ticker, or None.
 
-        A name that is not a ticker is found too if it is one in another case, or without the exchange, or has candled's
-        symbol after the exchange.
+        Other spellings are found too: in another case, without the exchange, or with candled's symbol in place of
+        `tradingview_name`.
         """
         return self._by_ticker.get(name) or self._by_spelling.get(name.upper())
 
     def _make_tickers(self) -> dict[MarketKey, str]:
         tickers: dict[MarketKey, str] = {}
-        taken = {str(market) for market in self.markets}  # the last resort of each, which no other may have
+        taken = {str(market) for market in self.markets}  # each market's last resort, which no other market may have
         for market in self.markets:
             prefix = market.exchange.upper()
             names = (f"{prefix}:{name}" for name in _spellings(market.symbol))
@@ -114,7 +114,7 @@ class BinanceMarkets:
 
     @property
     def stream_names(self) -> Mapping[str, str]:
-        """The names by those in lower case, which streams have."""
+        """The names by their lower-case form, which streams use."""
         self._refresh()
         return self._stream_names
 
@@ -147,7 +147,7 @@ def binance_name(symbol: Symbol, sign: str = "") -> str:
     """Return a symbol as Binance writes it, with a sign after the base if it is given.
 
     Spot pairs and dated contracts are `BTCUSDT` and `BTCUSD_261225`. A perpetual contract is `BTCUSDT_PERP`. Binance
-    writes those with a coin as margin so (`BTCUSD_PERP`), and the others like the spot pair, on another host.
+    uses this form if the margin is a coin (`BTCUSD_PERP`); other perpetuals have the spot pair's name, on another host.
     """
     return _joined(symbol, sign, "_PERP")
 

@@ -24,7 +24,7 @@ class ApiContext:
     clock: Clock
     #: The decimals that the exchange declares for a market.
     decimals: Callable[[MarketKey], Decimals]
-    #: The newest facts about a market from the exchange's list; None if it has not been read, or by another process.
+    #: The newest facts about a market from the exchange's list; None if this process has not read it.
     facts: Callable[[MarketKey], Market | None] = lambda market: None
     #: The decimals seen in a market's candles.
     seen_decimals: Callable[[MarketKey], Decimals]

@@ -74,7 +74,7 @@ class FeedConnection:
         #: Subscriptions that the exchange rejected, on this connection and on earlier ones.
         self._rejected = RejectedSymbols() if rejected is None else rejected
         self._is_ready = not feed.awaits_ready
-        self._is_greeted = False  # just now, so that nothing was sent since
+        self._is_greeted = False  # from the greeting until the next frame is sent
         if self._is_ready:
             self._request_symbols(self._rejected.select_allowed(symbols, now), now)
 

@@ -142,7 +142,7 @@ class ExchangeIngest:
             self._opening[symbol] = self._tasks.start(self._reopen_market(symbol))
 
     def remove_markets(self, symbols: Iterable[Symbol]) -> None:
-        """Read some markets no longer, and forget them. Minutes that are not final yet are queued for the store."""
+        """Stop reading some markets, and forget them. Minutes that are not final yet are queued for the store."""
         removed = [symbol for symbol in symbols if symbol in self._symbols]
         for symbol in removed:
             del self._symbols[symbol]

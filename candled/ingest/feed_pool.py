@@ -78,7 +78,7 @@ class FeedPool:
             self._open_feed(added)
 
     def remove_symbols(self, symbols: Iterable[Symbol]) -> None:
-        """Carry some symbols no longer. Their places go to the symbols for which no connection was left."""
+        """Stop carrying some symbols. Their places go to the symbols for which no connection was left."""
         removed = set(symbols)
         self.surplus = tuple(symbol for symbol in self.surplus if symbol not in removed)
         by_runner: dict[FeedRunner, list[Symbol]] = {}

@@ -94,8 +94,8 @@ class FeedRunner:
     """The task of one feed, which runs until cancelled.
 
     `attempts` is the budget of connection attempts, shared by all feeds of one host. `turns` is shared by all feeds.
-    `proxies` are those from the settings, `limits` those of the exchange. Without `http`, nothing is asked before a
-    connection.
+    `proxies` are those from the settings, `limits` those of the exchange. Without `http`, connections are not
+    prepared.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class FeedRunner:
             self._connection.add_symbols(symbols, self._clock.monotonic())
 
     def remove_symbols(self, symbols: Collection[Symbol]) -> None:
-        """Carry some symbols no longer; the connection stays open."""
+        """Stop carrying some symbols; the connection stays open."""
         left = tuple(symbol for symbol in self.feed.symbols if symbol not in symbols)
         for symbol in symbols:
             self._rejected.remove_symbol(symbol)

@@ -25,7 +25,7 @@ class MarketChooser:
         #: None before the first list.
         self._choice: MarketChoice | None = None
         self._logged: set[str] = set()
-        #: Why the list cannot be read, in words; None if it can.
+        #: The reason why the list cannot be read, in words; None if it can.
         self.problem: str | None = None
 
     def on_list(self, listed: Sequence[Market]) -> None:
@@ -62,7 +62,7 @@ class MarketChooser:
         }
 
     def _log_remarks(self, choice: MarketChoice) -> None:
-        """Log each remark once, and again if it was gone meanwhile."""
+        """Log each remark when it appears."""
         remarks = {f"{pattern} matches no listed market" for pattern in choice.unmatched}
         remarks |= {f"{symbol} is named, but not listed" for symbol in choice.unlisted}
         if choice.lacks_volumes:

@@ -93,7 +93,7 @@ class IngestPublisher:
         self.publish_state(market, now_ms)
 
     def close_market(self, market: "MarketIngest") -> None:
-        """Publish nothing more of a market. Work on it that is not done yet ends without effect."""
+        """Stop publishing a market. Unfinished work on it has no effect."""
         del self._markets[market.key.symbol], self._published[market.key.symbol]
 
     def is_open(self, market: "MarketIngest") -> bool:

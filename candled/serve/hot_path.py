@@ -76,7 +76,7 @@ class HotReply(NamedTuple):
 PayerOf = Callable[[WorkBucket, str, str | None], WorkBucket]
 """Returns the budget of a request, given that of its connection, the peer's address, and `X-Forwarded-For`."""
 IsAdmitted = Callable[[str, str], bool]
-"""Returns True if a path's request of a peer's address is answered without a budget, from the reserve for probes."""
+"""Returns True if a request for a path from a peer's address uses the reserve for probes, and not the budget."""
 AnswerNow = Callable[[HotRequest, str], HotReply | None]
 """Returns the answer to a request of a peer's address."""
 Route = tuple[str, type[Any], dict[str, Any]]

@@ -12,7 +12,7 @@ from .batch import SOURCES
 
 # Numbers without a sign and an exponent, one per line.
 _PLAIN = re.compile(r"(?:(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?\n)*+")
-_PADDED = re.compile(r"\.[0-9]*0\n")  # the end of one with zeros that say nothing
+_PADDED = re.compile(r"\.[0-9]*0\n")  # the end of a number with needless zeros
 _new_texts = partial(tuple.__new__, BarTexts)
 
 

@@ -103,7 +103,7 @@ class Broadcaster:
         self._answers_since: float | None = None
         self._answered, self._last_answer = 0, 0.0  # requests of this pass, and when the last of them was begun
         self._turns_per_pass = 1
-        # streams whose turn is in this pass, and those resumed now, which the loop reports in the next one
+        # streams whose turn is in this pass, and those resumed in it, which the loop reports in the next one
         self._in_turn: set[PausedStream] = set()
         self._resumed: set[PausedStream] = set()
         self._started = 0  # of them in the last pass: they run before requests that arrive in this one
@@ -182,7 +182,8 @@ class Broadcaster:
     def may_answer(self, stream: PausedStream) -> bool:
         """Return True if a stream's request may be read in this pass. Otherwise call `answer_later`.
 
-        While streams are paused, it is for those whose turn it is. Else it is if there is time, or no request before.
+        While streams are paused, only those whose turn it is are read. Otherwise all are while the pass has time,
+        and the first one in any case.
         """
         now = self._begin_pass()
         if self._answers_since is None:

@@ -152,7 +152,7 @@ class HotStream(IOStream):
         return count if head is None else self._collect_head(head, buf, count)
 
     def _collect_head(self, head: RequestHead, buf: bytearray | memoryview, count: int) -> int | None:
-        """Keep a part of a head until it is complete; return the number of bytes for Tornado then."""
+        """Buffer a part of a head; return the number of bytes for Tornado once the head is complete, else None."""
         in_parts = head.waiting > 0
         data = head.add(buf[:count])
         if data is None:

@@ -18,7 +18,7 @@ _FRESH_S = 1.0  # so long a new connection keeps its descriptor
 _REFUSALS, _REFUSALS_PER_S = 50, 10
 _MOST_REFUSED = 10_000  # buckets
 REFUSED_S = 5  # then its requests are read again
-# Requests of probes from an address that has used up its budget: as many in a row, and as many a second.
+# The reserve for probes from an address that has used up its budget: requests in a row, and requests a second.
 _PROBES, _PROBES_PER_S = 20, 10
 PROBES = ("/health/live", "/health/ready")
 MOST_UNSENT = 16 * 1024 * 1024  # bytes of answers that clients have not read, of all connections together

@@ -3,7 +3,7 @@
 LARGEST = 16 * 1024  # bytes of a head; Tornado refuses a larger one
 _ENDS = (b"\n\n", b"\n\r\n")  # an empty line, as Tornado finds it
 _LONGEST_END = 3
-TAIL = _LONGEST_END - 1  # bytes after which an end may begin that is not complete
+TAIL = _LONGEST_END - 1  # the most bytes of an end that is not complete yet
 
 
 class RequestHead:

@@ -143,8 +143,8 @@ InstrumentKey = tuple[str, str]
 def find_instrument(symbol: Symbol, products: Sequence[ProductType]) -> Instrument:
     """Return Bitget's names of a market of one of `products`.
 
-    If the symbol is of another kind (not in `products`, dated, or settled in another coin), it is named as it is
-    written: Bitget has no such market and says so.
+    A symbol of another kind (not in `products`, dated, or settled in another coin) keeps its own text: Bitget has no
+    market of that name and refuses it.
     """
     for product in products:
         if product.settle == symbol.settle:
@@ -299,7 +299,7 @@ async def read_page(
 
 
 def _without_repeated(rows: Sequence[Candle | InvalidRow]) -> list[Candle | InvalidRow]:
-    """Return the rows without equal ones. Only those of one time are compared: hashing a candle takes 8 µs."""
+    """Return the rows without duplicates. Only rows of the same time are compared: hashing a candle takes 8 µs."""
     counts = Counter(row.open_ms for row in rows)
     seen: set[Candle | InvalidRow] = set()
     found: list[Candle | InvalidRow] = []

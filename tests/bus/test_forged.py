@@ -1,4 +1,4 @@
-"""Somebody else writes to Redis once: no market freezes, no number jumps, nobody leads or waits forever.
+"""Another program writes to Redis once: no market freezes, no number jumps, no process leads or waits forever.
 
 One table of messages and one of keys. A real server, a process that leads and publishes ten times a second, one that
 serves, and one that would lead; the forgery is made between.

@@ -37,19 +37,19 @@ async def all_works(leader: Process, hearer: Process, within_s: float = 10.0) ->
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "reported"),
     [
         (("/candled/", "/another/"), "the sentinels do not know another"),
         (("sentinel_password=watch", "sentinel_password=hidden"), "invalid username-password pair"),
         (("?sentinel_password=watch", ""), "authenticated"),
     ],
 )
-async def test_a_missing_answer_of_the_sentinels_is_reported(sentinels, wrong, told):
+async def test_a_missing_answer_of_the_sentinels_is_reported(sentinels, wrong, reported):
     async with process(sentinels.url.replace(*wrong), new_prefix()) as one:
         await until(lambda: "trouble" in one.bus.describe())
         facts = one.bus.describe()
         assert not facts["connected"]
-        assert told in str(facts["trouble"])
+        assert reported in str(facts["trouble"])
         assert "hidden" not in str(facts)
 
 

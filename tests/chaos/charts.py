@@ -70,7 +70,7 @@ def rev_of(bar: str) -> int:
 class Chart:
     """The state of one subscription over all its connections. Pure: it is given the texts that came.
 
-    `wrong` is what must not happen; `finals` the bars that were sent as final, as they were then.
+    `wrong` has the violations, and `finals` the bars that were sent as final, with the values of that moment.
     """
 
     wish: Wish

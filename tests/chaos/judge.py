@@ -1,4 +1,4 @@
-"""Whether everything is right: store, charts, processes. What is not is named in a sentence."""
+"""Check the store, the charts and the processes. Each fault is reported as a sentence."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -206,7 +206,7 @@ class Judge:
     # ------------------------------------------------------------ afterwards
 
     def misbehaved(self) -> list[str]:
-        """What charts complain of, and bars sent as final that were not."""
+        """Return the complaints of charts, and the bars that were sent as final and have other values."""
         found = [wrong for viewer in self._viewers for wrong in viewer.chart.wrong]
         now_ms = self._site.clock.now_ms()
         for chart in (viewer.chart for viewer in self._viewers):

@@ -114,7 +114,7 @@ class Node:
         return status
 
     async def health(self) -> dict[str, Any] | None:
-        """What `/health` says, None where no answer comes in time."""
+        """Return the answer of `/health`, or None if none comes in time."""
         client = AsyncHTTPClient(force_instance=True)
         assert isinstance(client, SimpleAsyncHTTPClient)
         try:

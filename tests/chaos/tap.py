@@ -18,8 +18,8 @@ _KEPT = 1000  # of each feed; what is older is not sent again
 class Tap:
     """Hears every channel of one Redis server, over its restarts, straight from it.
 
-    `wrong` is what must not happen. `published` counts candles. `restarted` is to be called where Redis loses its data:
-    what a fence forbids after that, is unknown.
+    `wrong` has the violations. `published` counts candles. `restarted` is to be called where Redis loses its data:
+    nothing is known of its fences after that.
     """
 
     def __init__(self, server: RedisServer) -> None:
@@ -79,7 +79,7 @@ class Tap:
         if token < known:
             self.wrong.append(f"{channel}: {epoch} speaks after token {known}: {message}")
         sent = self._sent.setdefault((channel, epoch), {})
-        # Where an answer was lost the same may be sent again; what was left out may not.
+        # After a lost answer, the same message may be sent again; a number that was left out may not.
         if sent.get(seq, data) != data or (seq not in sent and seq <= max(sent, default=0)):
             self.wrong.append(f"{channel}: {epoch} says another number {seq}: {message}")
         sent[seq] = data

@@ -1,4 +1,4 @@
-"""Redis is away for minutes while candles come: all are stored, no part is delayed, and afterwards nothing floods."""
+"""Redis is unavailable for minutes while candles arrive: all are stored, no part is delayed, and no flood follows."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ MOVING_WITHIN_S = 3.0  # it is a bar's beginning, or the machine is slow
 STORED_WITHIN_S = 10.0
 HEALED_S = 5.0
 HEAL_S = 30.0
-WAITING = 16  # messages of each market that may wait while Redis is away
+WAITING = 16  # messages of each market that may wait while Redis is unavailable
 
 
 class Stopwatch:

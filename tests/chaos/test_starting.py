@@ -22,8 +22,8 @@ async def health_of(node: Node, within_s: float = 20.0) -> dict:
     return health
 
 
-async def test_a_process_that_starts_while_the_leaders_database_is_away_sends_nothing_wrong_as_final(tmp_path):
-    """What the leader cannot store no process can read; it is shown as soon as it is there."""
+async def test_a_process_that_starts_while_the_leaders_database_is_down_sends_nothing_wrong_as_final(tmp_path):
+    """No process can read minutes that the leader cannot store; charts show them once they are stored."""
     async with Site(tmp_path, ingest=1, serve=2, speed=SPEED) as site:
         late = next(node for node in site.nodes if node.name == "serve1")
         site.nodes = [node for node in site.nodes if node.name in ("ingest0", "serve0")]

@@ -29,7 +29,7 @@ def arguments() -> tuple[str, ...]:
 
 
 class JsClient:
-    """One `CandledClient`, or what else a driver has; `received` has all of its events so far."""
+    """One `CandledClient`, or another object of a driver; `received` has all of its events so far."""
 
     def __init__(
         self, url: str, options: dict[str, Any] | None = None, *, library: str = "", driver: str = "driver.mjs"
@@ -67,7 +67,7 @@ class JsClient:
         return [one["facts"] for one in self.received if (one["name"], one["event"]) == (name, event)]
 
     async def until(self, event: str, count: int = 1, name: str = "a", within_s: float = 10.0) -> Any:
-        """Wait until an event was received that often; the facts of the last."""
+        """Wait until an event was received `count` times; return the facts of the last one."""
         async with deadlines.timeout(within_s):
             while len(self.events(event, name)) < count:
                 self._changed.clear()

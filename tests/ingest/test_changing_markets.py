@@ -199,7 +199,7 @@ class Site:
             await self.clock.advance(argument)
 
     def left_over(self) -> list[tuple[str, str, Any]]:
-        """Return what the ingest's objects still know of markets that are not wanted."""
+        """Return the traces of unwanted markets in the ingest's objects."""
         ingest, found = self.ingest, []
         parts = [ingest, ingest._publisher, ingest._repair, ingest._past, ingest._feeds, *ingest._feeds.runners]
         parts += [one._rejected for one in ingest._feeds.runners]

@@ -294,10 +294,10 @@ class StoreContract:
         )
         assert everything(store, BTC, MINUTE)[1].src == "live"
 
-    @pytest.mark.parametrize(("said", "kept"), [(0, 4), (2, 4), (9, 9)])
-    def test_the_version_with_more_revisions_is_believed(self, store, said, kept):
+    @pytest.mark.parametrize(("sent", "kept"), [(0, 4), (2, 4), (9, 9)])
+    def test_the_version_with_more_revisions_wins(self, store, sent, kept):
         store.write_minutes([(BTC, minute(0, rev=3))])
-        store.write_minutes([(BTC, minute(0, "5", as_of_ms=MONDAY_MS + MINUTE_MS, rev=said))])
+        store.write_minutes([(BTC, minute(0, "5", as_of_ms=MONDAY_MS + MINUTE_MS, rev=sent))])
         assert [bar.rev for bar in everything(store, BTC, MINUTE)] == [kept]
         assert [bar.rev for bar in everything(store, BTC, W1)] == [kept]
 

@@ -196,7 +196,7 @@ def test_the_page_returns_by_itself_when_the_daemon_was_restarted(
         tab.page.wait_for_function(LIVE, timeout=60_000)
         tab.page.wait_for_function(f"candled.bars().at(-1).time > {before[-1]['time']}")
         wait_until_equal(lambda: drawn(tab.bars()), lambda count: drawn(subscribed(daemon, "1m", count, "ETH/USDT")))
-        # what the browser itself prints while no server listens
+        # except the lines of the browser itself while no server listens
         assert [text for text in tab.problems if not re.match("WebSocket connection to .* failed", text)] == []
 
 

@@ -1,4 +1,4 @@
-"""The daemon on a real PostgreSQL that goes away: nothing is lost, charts go on, the loop is never blocked."""
+"""A daemon whose real PostgreSQL becomes unavailable: nothing is lost, charts go on, the loop is never blocked."""
 
 import asyncio
 import os
@@ -117,7 +117,7 @@ async def hit(site: Site) -> str:
         [(killed,)] = await asyncio.to_thread(site.database.rows, KILL) if dice.random() < 0.5 else [(0,)]
         kills += killed
         await asyncio.sleep(0.1)
-    site.proxy.spare()  # else what is left hits the next reader of the store
+    site.proxy.spare()  # otherwise a fault that is left hits the next reader of the store
     assert site.proxy.faults_at_commit >= HITS // 10
     return f"{site.proxy.faults} resets, {site.proxy.faults_at_commit} of them at COMMIT, {kills} backends killed"
 

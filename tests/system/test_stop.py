@@ -163,7 +163,7 @@ def ask_while_a_client_is_mute(daemon: Daemon) -> None:
     assert daemon.running, "the daemon did not wait for the client after the first signal"
 
 
-def test_a_client_that_does_not_answer_delays_the_end_briefly_and_nobody_gets_in_meanwhile(tmp_path):
+def test_a_client_that_does_not_answer_delays_the_end_briefly_and_no_client_gets_in_meanwhile(tmp_path):
     with Daemon(tmp_path) as daemon:
         daemon.start(settings(tmp_path, SYMBOLS[:1]))
         with mute_client(daemon):

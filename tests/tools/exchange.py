@@ -96,7 +96,7 @@ def iso(at_ms: int) -> str:
 
 
 def values(candles: list[Candle]) -> list[tuple]:
-    """What was traded, without the time of the statement."""
+    """Return the values of candles, without the exchange's time."""
     return [(candle.open_ms, *candle.values) for candle in candles]
 
 

@@ -169,7 +169,7 @@ class DatabaseConnection:
     def fetch_rows(
         self, statement: str, parameters: Sequence[object] = (), *, numbers_as_texts: bool = False
     ) -> list[tuple[Any, ...]]:
-        """Execute a statement and return its rows, with decimal numbers as the server prints them if that is wanted."""
+        """Execute a statement and return its rows. `numbers_as_texts` leaves decimals as the server prints them."""
         with self._translated_call(), self._connection.cursor() as cursor:
             if numbers_as_texts:
                 register_type(_NUMBER_TEXT, cursor)

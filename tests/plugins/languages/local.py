@@ -1,4 +1,4 @@
-"""What the tests of plugins share: a feed that runs against a local server, and recorded frames."""
+"""Shared by the tests of plugins: a feed that runs against a local server, and recorded frames."""
 
 import asyncio
 import json

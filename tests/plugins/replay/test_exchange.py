@@ -148,15 +148,15 @@ def test_every_bad_file_is_reported_in_one_run_by_name_and_line(tmp_path: Path, 
     }
     with pytest.raises(ConfigError) as caught:
         Replay(Replay.Settings(files=files), ManualClock())
-    told = caught.value.problems
-    assert told[0] == f"exchanges.replay.files: expected {SYMBOL_FORM}, got 'BTCUSDT'"
-    assert told[1] == f"{broken}: line 62: expected an opening time on a boundary of 60000 ms, got 5"
-    assert told[2].startswith(f"{cut}: cannot be read: ")
-    assert told[3] == f"{tmp_path / 'none.csv'}: cannot be read: No such file or directory"
-    assert told[4] == f"{tmp_path}: cannot be read: Is a directory"
-    assert told[5].startswith("bundled:no-such: no such recording comes with candled: it has binance-spot-btcusdt, ")
-    assert told[6].startswith(f"{latin}: cannot be read: ")
-    assert len(told) == 7
+    found = caught.value.problems
+    assert found[0] == f"exchanges.replay.files: expected {SYMBOL_FORM}, got 'BTCUSDT'"
+    assert found[1] == f"{broken}: line 62: expected an opening time on a boundary of 60000 ms, got 5"
+    assert found[2].startswith(f"{cut}: cannot be read: ")
+    assert found[3] == f"{tmp_path / 'none.csv'}: cannot be read: No such file or directory"
+    assert found[4] == f"{tmp_path}: cannot be read: Is a directory"
+    assert found[5].startswith("bundled:no-such: no such recording comes with candled: it has binance-spot-btcusdt, ")
+    assert found[6].startswith(f"{latin}: cannot be read: ")
+    assert len(found) == 7
 
 
 async def test_history_ends_with_the_forming_minute_and_has_the_time_of_the_request(plain: Path) -> None:
