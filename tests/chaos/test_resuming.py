@@ -94,12 +94,12 @@ class Gathering:
         """Let all come."""
         await asyncio.gather(*(visitor.visit(visitor.home) for visitor in self.visitors))
 
-    async def be_away(
+    async def disconnect_for(
         self, seconds: float, *, at_boundary: bool, meanwhile: Callable[[], None] = lambda: None
     ) -> list[bool]:
-        """Let all leave for so long, around the beginning of a minute or between two; then `meanwhile` happens.
+        """Disconnect all for some time, around the beginning of a minute or between two; call `meanwhile` in between.
 
-        By turns all and every second one come back to the next process. Return for each whether it received only
+        All and every second one, by turns, reconnect to the next process. Return for each whether it received only
         the changes.
         """
         serving, minute_s = self.site.serving, 60.0 / self.site.clock.speed
@@ -134,12 +134,12 @@ async def test_a_client_that_comes_back_shows_what_a_reload_would(tmp_path):
             await together.right()
             for seconds in (MOMENT_S, AWAY_S / SPEED):
                 for at_boundary in (True, False):
-                    resumed = await together.be_away(seconds, at_boundary=at_boundary)
+                    resumed = await together.disconnect_for(seconds, at_boundary=at_boundary)
                     # a process may itself be catching up
                     assert sum(resumed) > len(resumed) / 2, f"{seconds:.1f} s: {resumed}"
                     await together.right()
             for node, seconds in ((site.serving[0], AWAY_S / SPEED), (await leader(site), TAKEOVER_S)):
-                resumed = await together.be_away(seconds, at_boundary=True, meanwhile=restart(site, node))
+                resumed = await together.disconnect_for(seconds, at_boundary=True, meanwhile=restart(site, node))
                 assert sum(resumed) > len(resumed) / 2, f"{node.name} was restarted: {resumed}"
                 await together.right()
         finally:

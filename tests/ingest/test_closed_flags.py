@@ -83,14 +83,14 @@ def test_a_final_minute_that_changes_is_a_revision(flag):
     assert one.revisions == 1
 
 
-@pytest.mark.parametrize(("flag", "at_once"), [("final", [True, False]), ("advisory", [False, False])])
-def test_recorded_frames_of_binance(flag, at_once):
+@pytest.mark.parametrize(("flag", "is_final"), [("final", [True, False]), ("advisory", [False, False])])
+def test_recorded_frames_of_binance(flag, is_final):
     symbol = Symbol("LTC", "BRL")
     feed = BinanceFeed("ws://localhost", [symbol])
     events = [event for frame in recorded("binance_socket.txt") for event in feed.read_frame(json.dumps(frame))]
     first = events[0].candles[0]
     one = market(flag, first.open_ms - first.open_ms % (1440 * MINUTE_MS))
     seen = [candle.final for event in events for candle in one.on_push(event, event.candles[-1].as_of_ms + 50).live]
-    assert seen == at_once
+    assert seen == is_final
     late = one.finalize_minutes(first.open_ms + MINUTE_MS + GRACE_MS + 100)
     assert [candle.values for candle in late] == ([] if flag == "final" else [first.values])

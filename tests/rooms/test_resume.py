@@ -309,8 +309,8 @@ async def test_one_who_comes_back_is_no_reason_to_resync_the_others(cut_s):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("away_s", [0.1, 2.0, 70.0])
-async def test_the_position_of_a_chart_is_sent_also_while_the_end_of_a_bar_is_open(away_s):
+@pytest.mark.parametrize("cut_off_s", [0.1, 2.0, 70.0])
+async def test_the_position_of_a_chart_is_sent_also_while_the_end_of_a_bar_is_open(cut_off_s):
     one, fields = await stage(), {"fields": ["final", "seq"]}
     feed = Feed(one)
     await feed.begin()
@@ -324,7 +324,7 @@ async def test_the_position_of_a_chart_is_sent_also_while_the_end_of_a_bar_is_op
     assert resumed["epoch"] == "one"
     assert resumed["seq"] >= initial["seq"]
     second.client.on_close()
-    await feed.run(away_s, 0.1)
+    await feed.run(cut_off_s, 0.1)
     third = await reconnect(one, second.chart(), "1m", 60, **fields)
     await feed.run(5)
     assert third.chart().recovered == [True, True]
