@@ -132,7 +132,8 @@ async def open_stage(
         seen_decimals=bars.seen_decimals,
         facts=universe.facts,
     )
-    config = Config(limits=limits, server=server or ServerSettings(host="127.0.0.1", port=0), **settings)
+    local = (server or ServerSettings()).model_copy(update={"host": "127.0.0.1", "port": 0})  # whatever port is in use
+    config = Config(limits=limits, server=local, **settings)
 
     def make_client(connection: RecipientConnection) -> ClientSession:
         return ClientSession(connection, hub, bars, codec, clock, config.server, HistoryPages(pages.read_history))

@@ -48,7 +48,8 @@ def test_a_file_that_was_moved_is_a_state_and_a_line_and_a_second_daemon_is_refu
         second.stop()
         path.rename(kept)
         assert "was deleted or moved" in until(first, "away", "warn")["store"]["lastError"]
-        assert first.output.count("was deleted or moved") == 1
+        wait_until(lambda: "was deleted or moved" in first.output)  # `/health` may be earlier than the line
         kept.rename(path)
         until(first, "ok", "pass")
+        assert first.output.count("was deleted or moved") == 1
         assert first.stop() == 0

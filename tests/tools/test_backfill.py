@@ -261,7 +261,9 @@ async def test_beside_a_running_daemon_both_keep_what_they_know_and_the_daemon_l
             await rig.until(lambda: len(days.bars) >= 13)
             assert days.bars[0]["time"] == iso(at(-12.5))  # the day in which history begins, whole as it is
             # unconfirmed while the daemon has no proof that REST is credible; then it asks again
-            await rig.until(lambda: (at(-10), at(-10, 5), "exchange_outage") in beside.known_gaps())
+            await rig.until(
+                lambda: (at(-10), at(-10, 5), "exchange_outage") in beside.known_gaps(), within_minutes=60.0
+            )
             assert (0, at(-12), "beyond_history") in beside.known_gaps()
             assert await rig.check() > 700
         finally:
