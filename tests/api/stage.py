@@ -43,6 +43,7 @@ from tests.serve.peers import all_well
 BTC = MarketKey("replay", Symbol.parse("BTC/USDT"))
 ETH = MarketKey("replay", Symbol.parse("ETH/USDT"))
 FUTURE = MarketKey("bitget-futures", Symbol.parse("BTC/USDT"))
+ANYWHERE = {"host": "127.0.0.1", "port": 0}
 NO_LIMITS = LimitSettings(api_requests=0, udf_requests=0, klines_requests=0)
 
 
@@ -132,8 +133,10 @@ async def open_stage(
         seen_decimals=bars.seen_decimals,
         facts=universe.facts,
     )
-    local = (server or ServerSettings()).model_copy(update={"host": "127.0.0.1", "port": 0})  # whatever port is in use
-    config = Config(limits=limits, server=local, **settings)
+    server = server or ServerSettings()
+    # any free port, unless the test names one
+    anywhere = {name: value for name, value in ANYWHERE.items() if name not in server.model_fields_set}
+    config = Config(limits=limits, server=server.model_copy(update=anywhere), **settings)
 
     def make_client(connection: RecipientConnection) -> ClientSession:
         return ClientSession(connection, hub, bars, codec, clock, config.server, HistoryPages(pages.read_history))

@@ -304,6 +304,6 @@ def test_with_handlers_that_tornado_keeps_nothing_is_set_aside():
     collector, before = GcTuner(keeps_handlers=True), gc.get_freeze_count()
     collector.start()
     try:
-        assert gc.get_freeze_count() == before
+        assert gc.get_freeze_count() <= before, "frozen objects may end, none is added"
     finally:
         collector.stop()
