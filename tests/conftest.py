@@ -109,6 +109,7 @@ def pytest_collection() -> Iterator[object]:
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     tiers.mark(items)
+    tiers.put_first(items)
     if config.option.quick:
         left_out = {item for item in items if tiers.is_marked(item, "slow", *tiers.NEEDS)}
         config.hook.pytest_deselected(items=[*left_out])

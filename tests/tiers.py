@@ -38,6 +38,12 @@ def mark(items: list[pytest.Item]) -> None:
                 item.add_marker(need)
 
 
+def put_first(items: list[pytest.Item]) -> None:
+    """Put the files that need programs first: their tests take longest, so that none of them is left for the end."""
+    needy = {item.path for item in items if is_marked(item, *NEEDS)}
+    items.sort(key=lambda item: item.path not in needy)  # stable: a file's tests stay together
+
+
 def is_marked(item: pytest.Item, *markers: str) -> bool:
     """Tell whether a test has one of these markers."""
     return any(item.get_closest_marker(marker) for marker in markers)
