@@ -39,7 +39,7 @@ sys.dont_write_bytecode = False
 
 # Searches for counterexamples: in the suite a few, the same in every run, so that a change turns a test red and luck
 # does not; in `make soak` thousands, others each time. A test whose example is dear takes `tiers.few_examples`.
-hypothesis.settings.register_profile("short", max_examples=50, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("short", max_examples=30, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("long", max_examples=2000, deadline=None)
 hypothesis.settings.load_profile("long" if tiers.LONG else "short")
 

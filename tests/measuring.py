@@ -1,7 +1,8 @@
 """The measurement of coverage in `make test`.
 
 While its tracer is on, Python 3.11 takes twice the processor time, also for code that is not measured. So it is on only
-while candled is imported for the first time, and while a test that is not left out prepares and runs.
+while candled is imported for the first time, and while the first case of a test that is not left out prepares and runs.
+Searches for counterexamples are left out: they repeat the same lines.
 """
 
 import contextlib
@@ -29,6 +30,11 @@ class Measuring:
         while running := Coverage.current():  # in a worker pytest-cov starts two, and never reads the first
             running.stop()
 
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Choose the tests that are measured; every worker chooses the same."""
+        first = {item.nodeid.split("[")[0]: item for item in reversed(session.items)}
+        self.chosen = {item for item in first.values() if not _is_left_out(item)}
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[None]:
         with self.measure(item):
@@ -41,16 +47,21 @@ class Measuring:
 
     @contextlib.contextmanager
     def measure(self, item: pytest.Item) -> Iterator[None]:
-        """Measure meanwhile, unless the test is left out."""
+        """Measure meanwhile if the test is one of those chosen."""
         if self.measured is None:
             yield
             return
-        if not tiers.is_marked(item, "no_cover", "slow", "daemon", "browser", "redis"):
+        if item in self.chosen:
             self.measured.start()
         try:
             yield
         finally:
             self.measured.stop()  # pytest-cov starts it at the end of a test marked no_cover
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    is_search = getattr(getattr(item, "function", None), "is_hypothesis_test", False)
+    return is_search or tiers.is_marked(item, "no_cover", "slow", "daemon", "browser", "redis")
 
 
 def import_all() -> None:

@@ -84,7 +84,7 @@ def test_schemathesis_finds_no_5xx_and_no_undocumented_answer(tmp_path):
         "limits": {"api_requests": 0},
     }
     command = [
-        str(Path(sys.executable).with_name("st")), "run", "--max-examples", "30",
+        str(Path(sys.executable).with_name("st")), "run", "--max-examples", "30" if LONG else "10",
         "--phases", "examples,coverage,fuzzing,stateful" if LONG else "examples,coverage",
         "--generation-database", "none", "--request-timeout", "20", "--no-color",
     ]  # fmt: skip

@@ -19,6 +19,7 @@ from candled.ingest.http import HttpClient
 from candled.ingest.market import MarketIngest
 from candled.ingest.market_loader import IngestOptions
 from candled.model import MINUTE, MINUTE_MS, Candle, Market, MarketKey, Symbol
+from tests import tiers
 from tests.clocks import ManualClock
 from tests.fakes.tapes import Synthetic, grown
 from tests.ingest.virtual import Memory
@@ -258,7 +259,7 @@ async def check_sequence(steps: list[tuple[str, Any]]) -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=500 if tiers.LONG else 5, deadline=None, phases=[Phase.explicit, Phase.generate])
 @given(st.lists(actions, max_size=12))
 @example([("pass", 1.0), ("add", SYMBOLS), ("pass", 40.0), ("remove", SYMBOLS[:2]), ("pass", 1.0), ("add", SYMBOLS)])
 @example([("add", SYMBOLS[:1]), ("pass", 40.0), ("remove", SYMBOLS[:1]), ("add", SYMBOLS[:1])])

@@ -20,7 +20,7 @@ from candled.model import Decimals, Symbol
 from candled.serve.handlers import _encode
 from candled.serve.page import ChartPage
 from candled.universe import Universe
-from tests import deadlines
+from tests import deadlines, tiers
 from tests.api.stage import Stage, open_stage
 from tests.rows import minute
 
@@ -313,29 +313,28 @@ FRAMES = (
 
 @pytest.mark.slow
 @pytest.mark.stage(server=ServerSettings(max_messages_per_second=0))
-async def test_ten_thousand_frames_of_anything_get_only_documented_answers(connect, caplog):
+async def test_thousands_of_frames_of_anything_get_only_documented_answers(connect, caplog):
     """Promise 19: no uncaught exception, every reply is a documented message."""
     drawn: list = []
 
     @given(st.lists(FRAMES, min_size=100, max_size=100))
-    @settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=100 if tiers.LONG else 30, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
     def draw(frames):
         drawn.append(frames)
 
     draw()
     async with connect() as ws:
-        count = 0
         for frames in drawn:
             for frame in frames:
                 await say(ws, frame)
-                count += 1
             await say(ws, '{"type":"unheard"}')
             while True:
                 answer = await hear(ws)
                 assert answer["type"] in ("initial", "update", "error", "pong")
                 if answer == {"type": "error", "message": "Unknown message type: unheard"}:
                     break
-        assert count >= 10_000
     assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
 
 

@@ -127,7 +127,15 @@ KILL = """SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_
 
 
 @pytest.mark.timeout(1200 if LONG else 900)
-@pytest.mark.parametrize("trouble", [killed, killed_and_daemon_restarted, hung, hit])
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        pytest.param(killed, marks=pytest.mark.long),  # and so is it in the next
+        killed_and_daemon_restarted,
+        hung,
+        pytest.param(hit, marks=pytest.mark.long),
+    ],
+)
 async def test_trouble_with_the_database_loses_no_minute_and_charts_go_on(tmp_path, trouble):
     """Promise 4, 5 and 8 for the whole daemon. The loop is never blocked, whatever the database does."""
     async with opened(tmp_path) as site:

@@ -288,7 +288,7 @@ class _Forgetful(list):
         """Keep nothing, as what the fake remembers is not what is measured."""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_memory_does_not_grow_with_the_range(tmp_path):
     tracemalloc.start()
     try:

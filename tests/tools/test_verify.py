@@ -345,8 +345,8 @@ async def test_a_minute_that_the_exchange_has_otherwise_is_found(fake, stored_hi
     row = fake.truth(BTC, at, at + MINUTE_MS)[0]
     fake.revise(BTC, at, Row(row.open, row.high, row.low, row.close, row.volume + 1, row.quote_volume))
     fake.missing_minutes(BTC, (at + MINUTE_MS, at + 2 * MINUTE_MS))
-    near = Range(at - 2 * DAY_MS, at + 2 * DAY_MS)
-    report = await against(fake, stored_history, windows=60, intervals=[MINUTE, D1], within=near)
+    near = Range(at - DAY_MS, at + DAY_MS)
+    report = await against(fake, stored_history, windows=30, intervals=[MINUTE, D1], within=near)
     assert report.exit_status == 1
     found = [json.loads(line) for line in lines(capsys)[:-1]]
     by_interval = {(one["interval"], one["time"]): one for one in found}
