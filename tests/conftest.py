@@ -78,9 +78,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run a worker more than there are cores, as much of the whole suite waits for servers; with `--quick` none."""
+    """Run two workers more than there are cores, as much of the whole suite waits for servers; with `--quick` none."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if config.option.quick else cores + 1
+    return cores if config.option.quick else cores + 2
 
 
 def pytest_configure(config: pytest.Config) -> None:
