@@ -22,6 +22,7 @@ from candled.rooms.encoded_bars import EncodedBarCache
 from candled.rooms.hub import Hub
 from candled.rooms.recipients import Recipients
 from candled.serve.client import ClientSession
+from candled.serve.connection_limiter import ClientLimits
 from candled.serve.gc_tuner import GcTuner
 from candled.serve.pager import HistoryPages
 from candled.serve.server import Server
@@ -74,7 +75,7 @@ class Serving:
                 bars,
                 codec,
                 clock,
-                options,
+                ClientLimits.of(options),
                 HistoryPages(BarReader(bars, stored, EncodedBarCache(), clock).read_history),
             ),
             clock=clock,

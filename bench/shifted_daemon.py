@@ -58,7 +58,7 @@ class WatchedPolicy(asyncio.DefaultEventLoopPolicy):
 def main(path: Path, start_ms: int) -> int:
     """Run until SIGTERM; return the exit status."""
     plugins = discover()
-    return run(config.load(path, os.environ, plugins), plugins, ScaledClock(start_ms=start_ms))
+    return run(lambda: config.load(path, os.environ, plugins), plugins, ScaledClock(start_ms=start_ms))
 
 
 if __name__ == "__main__":

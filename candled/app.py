@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,14 +32,17 @@ from candled.loop_watchdog import LoopWatchdog
 from candled.model import Symbol
 from candled.plugins import Plugins
 from candled.protocol.requests import RequestCodec
+from candled.reload import ReloadPlan
+from candled.reloader import Reloader
 from candled.rooms.encoded_bars import EncodedBarCache
 from candled.rooms.hub import Hub, RecipientConnection
 from candled.serve.client import ClientSession
+from candled.serve.connection_limiter import ClientLimits
 from candled.serve.gc_tuner import GcTuner
 from candled.serve.listening import in_browser
 from candled.serve.page import ChartPage
 from candled.serve.pager import HistoryPages
-from candled.serve.rate_limit import MemoryCounter
+from candled.serve.rate_limit import MemoryCounter, RateLimits
 from candled.serve.server import Server
 from candled.store.history import HistoryReader
 from candled.store.ingest_store import IngestStore
@@ -62,26 +65,40 @@ _STOP_EARLY_S = 0.25  # the same during startup: the daemon may then wait for so
 _LOOKUPS = 4  # concurrent lookups of host names
 
 
-def run(config: Config, plugins: Plugins, clock: Clock | None = None) -> int:
+ReadSettings = Callable[[], Config]
+"""Reads the settings, at the start and at each reload, or raises ConfigError."""
+
+
+def run(read: ReadSettings, plugins: Plugins, clock: Clock | None = None) -> int:
     """Run the daemon until SIGINT or SIGTERM; return the exit status.
 
     Raises:
-        ConfigError: a resource in the settings is not usable: the port, the database file, a recording.
+        ConfigError: the settings have mistakes, or a resource in them is not usable: the port, the database file, a
+            recording.
     """
-    return _run_one(config, plugins, clock or SystemClock(), _start_log(config))
+    config = read()
+    return _run_one(config, read, plugins, clock or SystemClock(), _start_log(config))
 
 
-def run_workers(config: Config, plugins: Plugins, count: int, name: str | None) -> int:
+def run_workers(read: ReadSettings, plugins: Plugins, count: int, name: str | None) -> int:
     """Run one ingest process and `count` serve processes, or the process with that name; return the exit status.
 
     Raises:
         ConfigError: several processes cannot share the settings, or as for `run`.
     """
+    config = read()
     workers.check(config)
     log = _start_log(config, name)
     if name is None:
         return workers.run(count, SystemClock())
-    return _run_one(workers.settings_of(name, config), plugins, SystemClock(), log, name)
+    worker = name
+
+    def read_own() -> Config:
+        wanted = read()
+        workers.check(wanted)
+        return workers.settings_of(worker, wanted)
+
+    return _run_one(workers.settings_of(worker, config), read_own, plugins, SystemClock(), log, worker)
 
 
 def _start_log(config: Config, worker: str | None = None) -> BoundedHandler:
@@ -91,20 +108,29 @@ def _start_log(config: Config, worker: str | None = None) -> BoundedHandler:
     return handler
 
 
-def _run_one(config: Config, plugins: Plugins, clock: Clock, log: BoundedHandler, worker: str | None = None) -> int:
-    clients = config.server.max_connections if "serve" in config.roles else 0
-    for warning in (*config_warnings(config), shortage(raise_limit(), clients)):
+def _run_one(
+    config: Config,
+    read: ReadSettings,
+    plugins: Plugins,
+    clock: Clock,
+    log: BoundedHandler,
+    worker: str | None = None,
+) -> int:
+    for warning in (*config_warnings(config), _descriptor_warning(config)):
         if warning is not None:
             logger.warning("%s", warning)
-    return asyncio.run(_run(config, plugins, clock, log, worker))
+    return asyncio.run(_run(config, read, plugins, clock, log, worker))
 
 
-async def _run(config: Config, plugins: Plugins, clock: Clock, log: BoundedHandler, worker: str | None) -> int:
+async def _run(
+    config: Config, read: ReadSettings, plugins: Plugins, clock: Clock, log: BoundedHandler, worker: str | None
+) -> int:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(DaemonThreads(_LOOKUPS, "lookup"))
     daemon = Daemon(config, plugins, clock, worker)  # until now a signal ends the process immediately
     stopping = asyncio.Event()
-    _listen_to_signals(loop, stopping, is_worker=worker is not None)
+    reloader = Reloader(config, read, daemon.apply, clock)
+    _listen_to_signals(loop, stopping, reloader.request, is_worker=worker is not None)
     collector = GcTuner(keeps_handlers=not config.server.own_sockets)
 
     tasks = TaskSet()
@@ -121,18 +147,26 @@ async def _run(config: Config, plugins: Plugins, clock: Clock, log: BoundedHandl
     finally:
         collector.stop()
         await tasks.cancel()
+        await reloader.stop()
         left = await daemon.stop()
     return 1 if left else 0
 
 
-def _listen_to_signals(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event, *, is_worker: bool) -> None:
+def _descriptor_warning(config: Config) -> str | None:
+    """Raise the limit of file descriptors; return a warning if it is too low for the clients."""
+    return shortage(raise_limit(), config.server.max_connections if "serve" in config.roles else 0)
+
+
+def _listen_to_signals(
+    loop: asyncio.AbstractEventLoop, stopping: asyncio.Event, reload: Callable[[], None], *, is_worker: bool
+) -> None:
     # A terminal and systemd signal a worker as well as its supervisor, which kills it if that is wanted.
     ask = stopping.set if is_worker else partial(_asked_to_stop, stopping)
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, ask)
     if is_worker:
         workers.on_parent_lost(loop, stopping.set)
-    loop.add_signal_handler(signal.SIGHUP, logger.warning, "SIGHUP is ignored: restart candled to change its settings")
+    loop.add_signal_handler(signal.SIGHUP, reload)
     signals.unblock_hangup()
 
 
@@ -194,6 +228,9 @@ class Daemon:
         self.universe.add_listener(self._hub.on_markets_changed)
         if self._is_serving:
             self.universe.add_listener(self._bars.on_markets_changed)
+        self._client_limits = ClientLimits.of(config.server)
+        counter = MemoryCounter(clock) if self._shared is None else self._shared.counter
+        self._rate_limits = RateLimits(config.limits, counter, clock)
         self._server = self._make_server(catalog, broadcaster, texts)
         self._tasks = TaskSet()
         self._is_started = False
@@ -201,7 +238,6 @@ class Daemon:
 
     def _make_server(self, catalog: MarketCatalog, broadcaster: Broadcaster, texts: EncodedBarCache) -> Server:
         config, clock = self._config, self._clock
-        counter = MemoryCounter(clock) if self._shared is None else self._shared.counter
         pages = BarReader(self._bars, self._history, texts, clock)
         source = ApiContext(
             catalog=catalog,
@@ -216,7 +252,7 @@ class Daemon:
         older = HistoryPages(pages.read_history)
 
         def make_client(connection: RecipientConnection) -> ClientSession:
-            return ClientSession(connection, self._hub, self._bars, self._codec, clock, config.server, older)
+            return ClientSession(connection, self._hub, self._bars, self._codec, clock, self._client_limits, older)
 
         return Server(
             config.server,
@@ -232,8 +268,17 @@ class Daemon:
                 **self._name,
             },
             page=ChartPage(config, self.universe, self._bars.decimals).render,
-            routes=make_routes(config, source, counter, clock),
-            streams=make_streams(config, source, self.universe, self._bars, make_client, broadcaster.broadcast, clock),
+            routes=make_routes(config, source, self._rate_limits, clock),
+            streams=make_streams(
+                config,
+                source,
+                self.universe,
+                self._bars,
+                make_client,
+                broadcaster.broadcast,
+                clock,
+                self._client_limits,
+            ),
             limits=config.limits,
             serves=self._is_serving,
         )
@@ -260,6 +305,16 @@ class Daemon:
             await self._start_reading()
         else:
             self._tasks.start(self._start_later())
+
+    async def apply(self, plan: ReloadPlan) -> None:
+        """Change the settings that apply while running. No client is disconnected."""
+        config = self._config = plan.config
+        logging.getLogger().setLevel(config.log.level.upper())
+        self._server.set_limits(config.server, config.limits)
+        self._client_limits.set_limits(config.server)
+        self._rate_limits.set_limits(config.limits)
+        if "server.max_connections" in plan.live and (warning := _descriptor_warning(config)):
+            logger.warning("%s", warning)
 
     async def stop(self) -> int:
         """Stop every part in order; return how many candles could be neither stored nor journaled."""

@@ -15,7 +15,7 @@ from candled import __version__, signals
 from candled.errors import ConfigError
 from candled.logs import BoundedHandler
 from candled.tools import commands
-from candled.tools.options import ConfigFile, Outcome, declare, load_config, parse_url
+from candled.tools.options import ConfigFile, Outcome, declare, find_config, load_config, parse_url
 
 _HELP = """\
 A self-hosted candle server. Without a command it runs until Ctrl-C or SIGTERM.
@@ -171,10 +171,11 @@ def _run_daemon(config: ConfigFile, count: int | None, worker: str | None) -> Ou
     from candled.plugins import discover
 
     plugins = discover()
-    settings = load_config(config, plugins)
+    # the same file at each reload, even if it is removed meanwhile
+    read = partial(load_config, find_config(config), plugins)
     if count is None:
-        return daemon.run(settings, plugins)
-    return daemon.run_workers(settings, plugins, count, worker)
+        return daemon.run(read, plugins)
+    return daemon.run_workers(read, plugins, count, worker)
 
 
 @declare(app, _DAEMON)
@@ -193,16 +194,12 @@ def check_config(
     """
     import yaml
 
-    from candled.bus.redis.address import RedisAddress
-    from candled.bus.redis.connections import check_files
     from candled.clock import SystemClock
-    from candled.config import as_plain, config_warnings, make_exchanges, make_store
+    from candled.config import as_plain, config_warnings
+    from candled.reloader import check_parts
 
     settings = load_config(config)
-    make_exchanges(settings, SystemClock())
-    make_store(settings)  # reads the address, connects to nothing
-    if settings.bus.url != "memory://":
-        check_files(RedisAddress.parse(settings.bus.url))
+    check_parts(settings, SystemClock())
     for warning in config_warnings(settings):
         print(f"candled: warning: {warning}", file=sys.stderr)
     if markets:

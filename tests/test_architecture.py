@@ -27,7 +27,7 @@ OUTSIDE = {
 # Modules that import one of those. Those in `tools/` are not listed: they are commands, and may import any.
 EDGES = {
     "app", "health", "budget", "budget_file", "ingest_side", "cli", "clock", "daemon_threads", "plugins",
-    "signals", "workers", "loop_watchdog",
+    "signals", "workers", "loop_watchdog", "reloader",
     "ingest/exchange_ingest", "ingest/repair_scheduler", "ingest/feed_pool", "ingest/feeds", "ingest/http",
     "ingest/tunnel",
     "api/handler", "api/pages",
@@ -64,6 +64,7 @@ HOLDERS = {
     "polling": "reads several symbols through tasks",
     "store/upkeep": "repeats calls of store/threads",
     "config/__init__": "loads plugins, because they declare the settings of their exchanges",
+    "reload": "compares the values of config",
     "settings_schema": "asks the same plugins for their keys",
     "store/__init__": "creates the store for an address",
     "store/postgres/store": "runs statements on the connections of store/postgres/pool",
@@ -102,6 +103,7 @@ STEPS = {
     "plugins": {"errors", "exchange", "hookspecs", "settings"},
     "store": {"errors", "model", "exchange", "daemon_threads", "tasks"},
     "settings_schema": {"exchange", "settings", "config"},
+    "reload": {"settings", "config"},
     "config": {
         "errors",
         "model",
@@ -168,6 +170,7 @@ ROOTS = {
     "workers",
     "health",
     "ingest_side",
+    "reloader",
     "cli",
     "tools",
     "signals",

@@ -18,6 +18,7 @@ from candled.protocol.messages import FINAL, VALUES, Options
 from candled.protocol.requests import Subscribe
 from candled.rooms.encoded_bars import BarSource
 from candled.rooms.recipients import NullConnection, RecipientConnection, Recipients, RecipientSlot
+from candled.serve.connection_limiter import ClientLimits
 from candled.token_bucket import TokenBucket
 from candled.transport.work_budget import REFUSED, SUBSCRIBE
 from candled.universe import MarketsChanged
@@ -203,7 +204,7 @@ class KlineStreams:
         make_reader: Callable[[RecipientConnection], Reader],
         publish: Callable[[Recipients, Frame], None],
         clock: Clock,
-        messages_per_s: int,
+        limits: ClientLimits,
     ) -> None:
         self._markets = markets
         self._bars = bars
@@ -211,7 +212,7 @@ class KlineStreams:
         self._publish = publish
         self._rooms: dict[str, KlineRoom] = {}
         self.clock = clock
-        self.messages_per_s = messages_per_s
+        self.limits = limits
 
     def make_raw(self, connection: RecipientConnection, uri: str) -> "KlineClient":
         """Return the client of a connection to `/ws/<stream>/<stream>`, which gets bare events."""
@@ -280,8 +281,7 @@ class KlineClient:
         self._streams = streams
         self._style = style
         self._rooms: dict[str, tuple[KlineRoom, RecipientSlot]] = {}
-        rate = streams.messages_per_s
-        self._budget = TokenBucket(rate, 2 * rate) if rate else None
+        self._budget: TokenBucket | None = None
 
     def subscribe_from_path(self, names: Sequence[str]) -> None:
         """Subscribe to the streams named in the address."""
@@ -294,11 +294,20 @@ class KlineClient:
         """Send an error in the format that Binance's clients expect."""
         self._send_reply({"error": {"code": error.code, "msg": str(error)}, "id": request_id})
 
+    def _is_over_limit(self) -> bool:
+        """Count a message; return True if the client sends too many."""
+        rate = self._streams.limits.max_messages_per_second
+        if not rate:
+            return False
+        if self._budget is None or self._budget.rate != rate:  # the settings may be reloaded
+            self._budget = TokenBucket(rate, 2 * rate)
+        return self._budget.try_take(self._streams.clock.monotonic()) > 0
+
     # ------------------------------------------------------------ calls from the connection
 
     def on_client_message(self, message: str | bytes) -> None:
         """Handle one message. An invalid one gets an error; too many close the connection."""
-        if self._budget is not None and self._budget.try_take(self._streams.clock.monotonic()):
+        if self._is_over_limit():
             self._connection.disconnect(1008, "Too many requests")
             return
         request_id: Any = None

@@ -14,9 +14,9 @@ from candled.exchange import Clock
 from candled.protocol.frames import Frame
 from candled.rooms.encoded_bars import BarSource
 from candled.rooms.recipients import RecipientConnection, Recipients
-from candled.serve.connection_limiter import networks
+from candled.serve.connection_limiter import ClientLimits, networks
 from candled.serve.kept_pages import KeptPages
-from candled.serve.rate_limit import Counter, RateLimit
+from candled.serve.rate_limit import RateLimits
 from candled.universe import Universe
 
 from . import klines, operations, rest, udf
@@ -32,24 +32,14 @@ Route = tuple[str, type[Any], dict[str, Any]]
 Stream = tuple[str, Callable[[RecipientConnection, str], KlineClient]]
 
 
-def make_routes(config: Config, source: ApiContext, counter: Counter, clock: Clock) -> list[Route]:
-    """Return the routes enabled in the settings. `counter` counts the requests of each address."""
-    limits = config.limits
+def make_routes(config: Config, source: ApiContext, limits: RateLimits, clock: Clock) -> list[Route]:
+    """Return the routes enabled in the settings."""
     pages = KeptPages(clock)
     access = AccessPolicy(config.server.allowed_origins, networks(config.server.trusted_proxies))
 
     def limited(group: str) -> dict[str, Any]:
-        requests, window = getattr(limits, f"{group}_requests"), getattr(limits, f"{group}_window")
-        limit = RateLimit(
-            group,
-            requests,
-            window.total_seconds(),
-            counter,
-            clock,
-            limits.headers,
-            exempts_cached=limits.exempt_cached,
-        )
-        return {"access": access, "limit": limit, "compress_from": config.server.compress_from, "pages": pages}
+        shared = {"compress_from": config.server.compress_from, "pages": pages}
+        return {"access": access, "limit": limits.groups[group], **shared}
 
     facade = _klines(source, config.klines, limited("klines")) if config.klines.enabled else []
     return [*facade, *_rest(source, limited("api")), *_udf(source, config.udf.next_time, limited("udf"))]
@@ -145,13 +135,14 @@ def make_streams(
     make_reader: Callable[[RecipientConnection], Reader],
     publish: Callable[[Recipients, Frame], None],
     clock: Clock,
+    limits: ClientLimits,
 ) -> list[Stream]:
     """Return the paths of kline streams, if enabled. `make_reader` makes a client of candled's own protocol."""
     settings = config.klines
     if not settings.enabled:
         return []
     markets = BinanceMarkets(source.catalog, settings.exchange or source.catalog.default)
-    streams = KlineStreams(markets, bars, make_reader, publish, clock, config.server.max_messages_per_second)
+    streams = KlineStreams(markets, bars, make_reader, publish, clock, limits)
     bare = [f"{settings.prefix}/ws"] if settings.prefix else ["/", "/ws"]  # shared with candled's own protocol
     raw = [*bare, rf"{settings.prefix}/ws/.*"]
     universe.add_listener(streams.on_markets_changed)

@@ -112,7 +112,7 @@ def load(path: Path | None, env: Mapping[str, str], plugins: Plugins) -> Config:
     raw = apply_environment(raw, variables, ENVIRONMENT, keys, problems)
     exchanges = _read_exchanges(raw.pop("exchanges", None), env, plugins, problems)
     config = read_section(Config, raw, "", problems).model_copy(update={"exchanges": exchanges})
-    problems += _contradictions(config)
+    problems += contradictions(config)
     if problems:
         raise ConfigError(name_places(problems, variables, ENVIRONMENT, keys, file=path, lines=lines))
     return config
@@ -339,7 +339,7 @@ def _no_plugin(path: str, wanted: str, plugins: Plugins) -> str:
 # ---------------------------------------------------------------- checks across keys
 
 
-def _contradictions(config: Config) -> Iterator[str]:
+def contradictions(config: Config) -> Iterator[str]:
     """Yield the problems of settings that are valid on their own but contradict each other."""
     if config.server.ping_timeout > config.server.ping_interval:
         yield "server.ping_timeout: at most server.ping_interval"

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from candled.config.sections import ServerSettings
 from candled.errors import Unavailable
 from candled.exchange import Clock
 from candled.model import MarketKey, Position, Topic
@@ -31,6 +30,7 @@ from candled.tasks import TaskSet
 from candled.token_bucket import TokenBucket
 from candled.transport.work_budget import REFUSED, initial_cost, page_cost
 
+from .connection_limiter import ClientLimits
 from .pager import TURN, HistoryPages, Pager
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class ClientSession:
         bars: "LiveBars",
         codec: RequestCodec,
         clock: Clock,
-        limits: ServerSettings,
+        limits: ClientLimits,
         pages: HistoryPages,
     ) -> None:
         self._connection = connection
@@ -204,8 +204,8 @@ class ClientSession:
         rate = self._limits.max_messages_per_second
         if not rate:
             return
-        if self._budget is None:
-            self._budget = TokenBucket(rate, 2 * rate)
+        if self._budget is None or self._budget.rate != rate:  # the settings may be reloaded
+            self._budget, self._excess = TokenBucket(rate, 2 * rate), None
         now = self._clock.monotonic()
         if self._budget.try_take(now):
             if self._excess is None:

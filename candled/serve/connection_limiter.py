@@ -3,14 +3,40 @@
 import ipaddress
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 
 from candled.addresses import client_of, network_of, without_port
+from candled.config.sections import ServerSettings
 from candled.token_bucket import TokenBucket
 
 _LONGEST_WAIT_S = 60.0
 _NETWORKS_PER_CUSTOMER = 4  # as many IPv6 networks (/64) of one customer (/56) may reach the limit of an address
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(slots=True)
+class ClientLimits:
+    """The limits of each client's session. All sessions share one object, so that a change applies to all of them."""
+
+    #: Subscriptions of one connection.
+    max_rooms_per_connection: int
+    #: Messages a client may send per second; 0 for no limit.
+    max_messages_per_second: int
+    #: How long a subscription waits for the current week to be complete.
+    warmup_wait: timedelta
+
+    @classmethod
+    def of(cls, settings: ServerSettings) -> "ClientLimits":
+        """Return the limits of the settings."""
+        return cls(settings.max_rooms_per_connection, settings.max_messages_per_second, settings.warmup_wait)
+
+    def set_limits(self, settings: ServerSettings) -> None:
+        """Take the limits of new settings."""
+        self.max_rooms_per_connection = settings.max_rooms_per_connection
+        self.max_messages_per_second = settings.max_messages_per_second
+        self.warmup_wait = settings.warmup_wait
 
 
 class ConnectionLimiter:
@@ -20,13 +46,21 @@ class ConnectionLimiter:
     """
 
     def __init__(self, most: int, most_per_address: int, most_per_second: int = 0) -> None:
-        self._most = most
-        self._most_per_address = most_per_address
-        self._handshakes = TokenBucket(most_per_second) if most_per_second else None
+        self._handshakes: TokenBucket | None = None
+        self.set_limits(most, most_per_address, most_per_second)
         self._rejected = 0  # handshakes rejected, less those admitted since
         self._networks: Counter[str] = Counter()
         self._customers: Counter[str] = Counter()
         self.count = 0
+
+    def set_limits(self, most: int, most_per_address: int, most_per_second: int) -> None:
+        """Change the limits. Clients above a lower one stay connected."""
+        self._most = most
+        self._most_per_address = most_per_address
+        if not most_per_second:
+            self._handshakes = None
+        elif self._handshakes is None or self._handshakes.rate != most_per_second:
+            self._handshakes = TokenBucket(most_per_second)
 
     def admit_handshake(self, now: float) -> float:
         """Return 0.0 if a handshake is admitted, else the seconds after which the client should try again.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from candled.addresses import client_of
+from candled.config.sections import LimitSettings
 from candled.errors import Unavailable
 from candled.exchange import Clock
 
@@ -24,6 +25,7 @@ HEADERS = (
     "X-RateLimit-Remaining",
     "X-RateLimit-Reset",
 )
+GROUPS = ("api", "udf", "klines")
 _MOST_KEYS = 100_000  # about 20 MB
 _MOST_REFUSED = 10_000  # addresses whose refusals are kept, about 10 MB
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
@@ -123,6 +125,13 @@ class RateLimit:
         # True if answers that a client or a cache keeps are not counted
         self.exempts_cached = exempts_cached
 
+    def set_limits(self, requests: int, window_s: float, styles: Sequence[str], *, exempts_cached: bool) -> None:
+        """Change the limit. Windows of the former length are not counted any more."""
+        if (requests, window_s) != (self.requests, self.window_s):
+            self._refusals.clear()
+        self.requests, self.window_s, self._styles = requests, window_s, styles
+        self.exempts_cached = exempts_cached
+
     async def check_request(self, address: str) -> RateLimitResult:
         """Count a request of `address` and return the result."""
         if not self.requests:
@@ -201,6 +210,21 @@ class RateLimit:
             headers["RateLimit-Policy"] = f"{name}; q={limit}; w={window_s}; pk=:{partition}:"
             headers["RateLimit"] = f"{name}; r={remaining}; t={reset_s}"
         return headers
+
+
+class RateLimits:
+    """The limits of all groups of routes. `counter` counts the requests of each address."""
+
+    def __init__(self, settings: LimitSettings, counter: Counter, clock: Clock) -> None:
+        #: By the name of the group, as the settings have it.
+        self.groups = {group: RateLimit(group, 0, 0.0, counter, clock, ()) for group in GROUPS}
+        self.set_limits(settings)
+
+    def set_limits(self, settings: LimitSettings) -> None:
+        """Take the limits of new settings."""
+        for group, limit in self.groups.items():
+            requests, window = getattr(settings, f"{group}_requests"), getattr(settings, f"{group}_window")
+            limit.set_limits(requests, window.total_seconds(), settings.headers, exempts_cached=settings.exempt_cached)
 
 
 def _span(seconds: int) -> str:

@@ -86,6 +86,7 @@ class Server:
         self._streams = dict(streams)
         self._largest = largest_message
         self._settings = settings
+        self._slow_s = settings.slow_client_timeout.total_seconds()
         self._hub = hub
         self._clock = clock
         self._tasks = TaskSet()
@@ -155,6 +156,16 @@ class Server:
         self._acceptor.start_accepting(sockets)
         self.start()
         return bound
+
+    def set_limits(self, settings: ServerSettings, limits: LimitSettings) -> None:
+        """Take the limits of new settings. No connection is closed."""
+        self._slow_s = settings.slow_client_timeout.total_seconds()
+        self._limiter.set_limits(
+            settings.max_connections, settings.max_connections_per_ip, settings.max_handshakes_per_second
+        )
+        self._connections.set_limits(**_http_limits(settings))
+        self._http.conn_params.body_timeout = settings.header_timeout.total_seconds()
+        self._budgets.set_limits(*_work_limits(limits))
 
     def start(self) -> None:
         """Drive the rooms, the sweeps and the pings. `listen` does so; call it where others serve `application`."""
@@ -252,7 +263,7 @@ class Server:
     def _sweep_slow(self) -> None:
         """Close connections that have been blocked for too long, and requests that are late."""
         now = self._clock.monotonic()
-        self._context.sweep_slow(now, self._settings.slow_client_timeout.total_seconds())
+        self._context.sweep_slow(now, self._slow_s)
         self._connections.sweep(now)
         self._budgets.sweep(now)
 
@@ -262,8 +273,9 @@ def _log_request(handler: Any) -> None:
         logger.error("%s %s: %d", handler.request.method, handler.request.path, handler.get_status())
 
 
-def _make_budgets(limits: LimitSettings) -> WorkBudgets:
-    return WorkBudgets(
+def _work_limits(limits: LimitSettings) -> tuple[float, float, float, float]:
+    """Return the arguments of `WorkBudgets.set_limits`."""
+    return (
         limits.connection_work.total_seconds(),
         limits.address_work.total_seconds(),
         limits.work_burst.total_seconds(),
@@ -271,21 +283,28 @@ def _make_budgets(limits: LimitSettings) -> WorkBudgets:
     )
 
 
+def _http_limits(settings: ServerSettings) -> dict[str, Any]:
+    """Return the arguments of `HttpConnections.set_limits`."""
+    return {
+        "most": settings.max_connections,
+        "most_per_address": settings.max_connections_per_ip,
+        "header_s": settings.header_timeout.total_seconds(),
+        "idle_s": settings.idle_timeout.total_seconds(),
+        "stalled_s": settings.slow_client_timeout.total_seconds(),
+    }
+
+
 def _make_limits(
     settings: ServerSettings, limits: LimitSettings | None
 ) -> tuple[ConnectionLimiter, HttpConnections, WorkBudgets]:
-    budgets = WorkBudgets() if limits is None else _make_budgets(limits)
+    budgets = WorkBudgets() if limits is None else WorkBudgets(*_work_limits(limits))
     trusted = networks(settings.trusted_proxies)
     limiter = ConnectionLimiter(
         settings.max_connections, settings.max_connections_per_ip, settings.max_handshakes_per_second
     )
     connections = HttpConnections(
         limiter,
-        most=settings.max_connections,
-        most_per_address=settings.max_connections_per_ip,
-        header_s=settings.header_timeout.total_seconds(),
-        idle_s=settings.idle_timeout.total_seconds(),
-        stalled_s=settings.slow_client_timeout.total_seconds(),
+        **_http_limits(settings),
         is_proxy=lru_cache(maxsize=4096)(lambda address: is_trusted(address, trusted)),
         budgets=budgets,
         prefix=settings.prefix,

@@ -30,9 +30,12 @@ def load_config(path: Path | None, plugins: "Plugins | None" = None) -> "Config"
     from candled import config  # the command line is parsed before the modules that take time are loaded
     from candled.plugins import discover
 
-    if path is None and DEFAULT_CONFIG.exists():
-        path = DEFAULT_CONFIG
-    return config.load(path, os.environ, plugins or discover())
+    return config.load(find_config(path), os.environ, plugins or discover())
+
+
+def find_config(path: Path | None) -> Path | None:
+    """Return the file of settings: `path`, else `DEFAULT_CONFIG` if it exists, else None."""
+    return DEFAULT_CONFIG if path is None and DEFAULT_CONFIG.exists() else path
 
 
 def make_clock() -> "Clock":

@@ -115,11 +115,9 @@ class HttpConnections:
     ) -> None:
         self._clients = clients
         self._budgets = WorkBudgets() if budgets is None else budgets
-        self._most = most
-        self._most_per_address = most_per_address
-        self._header_s = header_s
-        self._idle_s = idle_s
-        self._stalled_s = stalled_s
+        self.set_limits(
+            most=most, most_per_address=most_per_address, header_s=header_s, idle_s=idle_s, stalled_s=stalled_s
+        )
         self._is_proxy = is_proxy
         self._prefix = prefix
         self._awaiting = _Crowd()
@@ -135,6 +133,16 @@ class HttpConnections:
 
     def __len__(self) -> int:
         return len(self._is_counted)
+
+    def set_limits(
+        self, *, most: int, most_per_address: int, header_s: float, idle_s: float, stalled_s: float
+    ) -> None:
+        """Change the limits. They apply to new connections, and to the next request of the others."""
+        self._most = most
+        self._most_per_address = most_per_address
+        self._header_s = header_s
+        self._idle_s = idle_s
+        self._stalled_s = stalled_s
 
     def describe(self) -> dict[str, int]:
         """Return the numbers for `/health`."""

@@ -39,17 +39,31 @@ def page_cost(bars: int) -> float:
     return COLD_READ + bars * COLD_BAR
 
 
+class WorkRate:
+    """The rate at which the budgets of one kind are refilled. A change applies to all of them."""
+
+    __slots__ = ("cost_factor",)
+
+    def __init__(self, per_second: float) -> None:
+        self.set_rate(per_second)
+
+    def set_rate(self, per_second: float) -> None:
+        """Refill `per_second` seconds of work per second from now on; 0 is no limit."""
+        #: The seconds that it takes to pay for a second of work; 0.0 without a limit.
+        self.cost_factor = 1 / per_second if per_second else 0.0
+
+
 class WorkBucket:
     """A budget that is refilled steadily: of a connection, of its address, or of several networks of one customer.
 
     Its level is the time at which all work charged so far is paid. Work is charged to the buckets above it too.
     """
 
-    __slots__ = ("_budgets", "_seconds", "key", "members", "paid_at", "parent")
+    __slots__ = ("_budgets", "_rate", "key", "members", "paid_at", "parent")
 
-    def __init__(self, budgets: "WorkBudgets", per_second: float, parent: Self | None = None, key: str = "") -> None:
+    def __init__(self, budgets: "WorkBudgets", rate: WorkRate, parent: Self | None = None, key: str = "") -> None:
         self._budgets = budgets
-        self._seconds = 1 / per_second if per_second else 0.0  # that it takes to pay for a second of work
+        self._rate = rate
         self.parent = parent
         self.key = key
         # open connections of an address; networks in use of a customer
@@ -68,13 +82,14 @@ class WorkBucket:
         oldest, latest, wait_s = now - budgets.burst_s, now + budgets.most_debt_s, 0.0
         bucket: WorkBucket | None = self
         while bucket is not None:
-            if bucket._seconds:
+            factor = bucket._rate.cost_factor
+            if factor:
                 paid_at = bucket.paid_at
                 if paid_at < oldest:
                     paid_at = oldest
                 elif paid_at - now > wait_s:
                     wait_s = paid_at - now
-                paid_at += cost * bucket._seconds
+                paid_at += cost * factor
                 bucket.paid_at = paid_at if paid_at < latest else latest
             bucket = bucket.parent
         return wait_s if wait_s <= budgets.wait_s else REFUSED
@@ -100,8 +115,9 @@ class WorkBucket:
 
     def penalize(self, now: float) -> bool:
         """Charge a connection that goes on after a refusal; return True if it has to end. Its address pays nothing."""
-        if self._seconds:
-            self.paid_at = max(self.paid_at, now - self._budgets.burst_s) + PENALTY * self._seconds
+        factor = self._rate.cost_factor
+        if factor:
+            self.paid_at = max(self.paid_at, now - self._budgets.burst_s) + PENALTY * factor
         is_over = self.paid_at - now > _END * self._budgets.wait_s
         self._budgets.ended += is_over
         return is_over
@@ -128,18 +144,24 @@ class WorkBudgets:
         wait_s: float = 5.0,
         most: int = _MOST_ADDRESSES,
     ) -> None:
-        self._per_connection = per_connection
-        self._per_address = per_address
+        self._per_connection, self._per_address, self._per_customer = WorkRate(0.0), WorkRate(0.0), WorkRate(0.0)
         self._most = most
-        self.burst_s = burst_s
-        self.wait_s = wait_s
-        self.most_debt_s = _END * wait_s + 1.0
         self._addresses: dict[str, WorkBucket] = {}  # those with open connections, and those not refilled yet
-        self._others = WorkBucket(self, per_address)
+        self._others = WorkBucket(self, self._per_address)
+        self.set_limits(per_connection, per_address, burst_s, wait_s)
         self.waited = self.refused = self.ended = 0
 
     def __len__(self) -> int:
         return len(self._addresses)
+
+    def set_limits(self, per_connection: float, per_address: float, burst_s: float, wait_s: float) -> None:
+        """Change the limits, also of open connections; see the class for the arguments."""
+        self._per_connection.set_rate(per_connection)
+        self._per_address.set_rate(per_address)
+        self._per_customer.set_rate(_NETWORKS_PER_CUSTOMER * per_address)
+        self.burst_s = burst_s
+        self.wait_s = wait_s
+        self.most_debt_s = _END * wait_s + 1.0
 
     def describe(self) -> dict[str, int]:
         """Return the numbers for `/health`."""
@@ -169,8 +191,7 @@ class WorkBudgets:
         if customer != network:
             parent = self._addresses.get(customer)
             if parent is None:
-                rate = _NETWORKS_PER_CUSTOMER * self._per_address
-                parent = self._addresses[customer] = WorkBucket(self, rate, key=customer)
+                parent = self._addresses[customer] = WorkBucket(self, self._per_customer, key=customer)
             parent.members += 1
         found = self._addresses[network] = WorkBucket(self, self._per_address, parent, network)
         return found
@@ -185,5 +206,5 @@ class WorkBudgets:
                 one.parent.members -= 1
 
 
-UNLIMITED = WorkBucket(WorkBudgets(), 0.0)
+UNLIMITED = WorkBucket(WorkBudgets(), WorkRate(0.0))
 """The budget of a connection that has none, such as a proxy's."""

@@ -27,8 +27,9 @@ from candled.rooms.encoded_bars import EncodedBarCache
 from candled.rooms.hub import Hub
 from candled.rooms.recipients import RecipientConnection
 from candled.serve.client import ClientSession
+from candled.serve.connection_limiter import ClientLimits
 from candled.serve.pager import HistoryPages
-from candled.serve.rate_limit import MemoryCounter
+from candled.serve.rate_limit import MemoryCounter, RateLimits
 from candled.serve.server import Server
 from candled.store.history import HistoryReader
 from candled.store.sqlite.store import SqliteStore
@@ -138,8 +139,11 @@ async def open_stage(
     anywhere = {name: value for name, value in ANYWHERE.items() if name not in server.model_fields_set}
     config = Config(limits=limits, server=server.model_copy(update=anywhere), **settings)
 
+    client_limits = ClientLimits.of(config.server)
+    rate_limits = RateLimits(config.limits, MemoryCounter(clock), clock)
+
     def make_client(connection: RecipientConnection) -> ClientSession:
-        return ClientSession(connection, hub, bars, codec, clock, config.server, HistoryPages(pages.read_history))
+        return ClientSession(connection, hub, bars, codec, clock, client_limits, HistoryPages(pages.read_history))
 
     one = Stage(bars, store, pages, clock)
     one.hub = hub
@@ -154,8 +158,10 @@ async def open_stage(
         ready=all_well,
         statistics=lambda: {"broadcaster": hub.describe(), "aggregator": bars.describe()},
         page=lambda: "<p>page</p>",
-        routes=make_routes(config, source, MemoryCounter(clock), clock),
-        streams=make_streams(config, source, universe, bars, make_client, broadcaster.broadcast, clock),
+        routes=make_routes(config, source, rate_limits, clock),
+        streams=make_streams(
+            config, source, universe, bars, make_client, broadcaster.broadcast, clock, client_limits
+        ),
         limits=config.limits,
     )
     one.server.start()

@@ -103,7 +103,7 @@ class Streams:
             for connection in list(recipients):
                 connection.send_update(frame)
 
-        self.streams = KlineStreams(markets, one.bars, make_reader, publish, one.clock, 0)
+        self.streams = KlineStreams(markets, one.bars, make_reader, publish, one.clock, one.limits)
 
     def connect(self, interval: str = "1m") -> Ear:
         ear = Ear(self.one.clock)

@@ -41,7 +41,7 @@ def main(path: Path, speed: float, start_ms: float, started: float) -> int:
 
     factory.make_redis_parts = make
     resume._LOGGED_WITHIN_S *= speed  # the store is no faster than it is
-    return app.run(config.load(path, os.environ, plugins), plugins, market)
+    return app.run(lambda: config.load(path, os.environ, plugins), plugins, market)
 
 
 if __name__ == "__main__":

@@ -69,18 +69,23 @@ class Daemon:
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    def write(self, config: Mapping[str, Any]) -> Path:
+        """Write the settings; return their file. `server.port` is set to `port`, `host` to 127.0.0.1."""
+        server = {"host": "127.0.0.1", "port": self.port, **config.get("server", {})}
+        path = self.directory / "candled.yaml"
+        path.write_text(yaml.safe_dump({**config, "server": server}, sort_keys=False), "utf-8")
+        return path
+
     def launch(
         self, config: Mapping[str, Any], *, env: Mapping[str, str] | None = None, open_files: int | None = None
     ) -> None:
-        """Start the process with `config` and do not wait. `server.port` is set to `port`, `host` to 127.0.0.1.
+        """Start the process with the settings that `write` writes, and do not wait.
 
         `open_files` is the limit of its file descriptors.
         """
         if self.running:
             raise RuntimeError("the daemon is already running")
-        server = {"host": "127.0.0.1", "port": self.port, **config.get("server", {})}
-        path = self.directory / "candled.yaml"
-        path.write_text(yaml.safe_dump({**config, "server": server}, sort_keys=False), "utf-8")
+        path = self.write(config)
         arguments = ["--config", str(path), *self.arguments]
         with self._output.open("ab") as output:
             if self._is_forked and open_files is None:

@@ -251,7 +251,7 @@ from tests.clocks import ScaledClock
 speed, start_ms, started = map(float, sys.argv[2:])
 plugins = discover()
 clock = ScaledClock(speed, int(start_ms + (time.monotonic() - started) * speed * 1000))
-sys.exit(app.run(config.load(Path(sys.argv[1]), {}, plugins), plugins, clock))
+sys.exit(app.run(lambda: config.load(Path(sys.argv[1]), {}, plugins), plugins, clock))
 """
 
 

@@ -1,0 +1,83 @@
+"""SIGHUP to a real daemon: clients stay connected, limits and the log level change, and a mistake changes nothing."""
+
+import asyncio
+import json
+import signal
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import websockets
+
+from tests import deadlines
+from tests.system.daemon import Daemon
+
+pytestmark = pytest.mark.usefixtures("daemon")
+
+
+def settings(directory: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "exchanges": {"replay": {"symbols": ["BTC/USDT"]}},
+        "ingest": {"backfill": "0s"},
+        "store": {"url": f"sqlite:///{directory}/candled.db", "journal": str(directory / "journal")},
+        **more,
+    }
+
+
+async def until(condition: Any, seconds: float = 20.0) -> None:
+    async with deadlines.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def limit_of(daemon: Daemon) -> tuple[int, str]:
+    """The status of a request of `/api/`, and the limit in its headers."""
+    try:
+        with urllib.request.urlopen(f"{daemon.url}/api/intervals", timeout=60) as answer:
+            return answer.status, answer.headers["X-RateLimit-Limit"]
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers["X-RateLimit-Limit"]
+
+
+class Client:
+    """A WebSocket client that sends requests and skips updates."""
+
+    def __init__(self, socket: Any) -> None:
+        self.socket = socket
+
+    async def ask(self, **request: Any) -> dict[str, Any]:
+        await self.socket.send(json.dumps(request))
+        while (answer := json.loads(await self.socket.recv()))["type"] == "update":
+            pass
+        return answer
+
+
+async def test_a_client_stays_connected_while_limits_change(tmp_path):
+    with Daemon(tmp_path) as daemon:
+        daemon.start(settings(tmp_path, limits={"api_requests": 1}, log={"level": "error"}))
+        async with websockets.connect(daemon.ws_url) as socket:
+            client = Client(socket)
+            assert (await client.ask(type="subscribe", symbol="BTC/USDT", interval="1m"))["type"] == "initial"
+            assert [limit_of(daemon) for _ in range(2)] == [(200, "1"), (429, "1")]
+
+            more = {"server": {"max_rooms_per_connection": 1, "cache": "65MB"}, "log": {"level": "info"}}
+            daemon.write(settings(tmp_path, limits={"api_requests": 1000}, **more))
+            daemon.process.send_signal(signal.SIGHUP)
+            await until(lambda: "need a restart to change: server.cache" in daemon.output)
+            changed = "server.max_rooms_per_connection, limits.api_requests, log.level"
+            assert f"settings reloaded, changed: {changed}\n" in daemon.output
+            assert limit_of(daemon) == (200, "1000")
+            refused = await client.ask(type="subscribe", symbol="BTC/USDT", interval="5m")
+            assert refused["message"] == "Too many subscriptions: at most 1 per connection"
+
+            daemon.write(settings(tmp_path, limits={"api_requests": -1, "udf_request": 3}))
+            daemon.process.send_signal(signal.SIGHUP)
+            await until(lambda: "udf_request: unknown setting" in daemon.output)
+            assert daemon.output.count("settings not reloaded: ") == 2
+            assert limit_of(daemon) == (200, "1000")
+            assert (await client.ask(type="ping"))["type"] == "pong"
+        assert daemon.stop() == 0
+        assert "Traceback" not in daemon.output
