@@ -22,6 +22,7 @@ from candled.bus import Bus
 from candled.bus.memory_bus import MemoryBus
 from candled.clock import SystemClock
 from candled.config import Config, budget_path, config_warnings, make_store
+from candled.control import ControlSocket
 from candled.daemon_threads import DaemonThreads
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock, Exchange
@@ -90,7 +91,7 @@ def run_workers(read: ReadSettings, plugins: Plugins, count: int, name: str | No
     workers.check(config)
     log = _start_log(config, name)
     if name is None:
-        return workers.run(count, SystemClock())
+        return workers.run(count, SystemClock(), config.control.socket)
     worker = name
 
     def read_own() -> Config:
@@ -134,8 +135,10 @@ async def _run(
     collector = GcTuner(keeps_handlers=not config.server.own_sockets)
 
     tasks = TaskSet()
+    control = ControlSocket(config.control.socket, reloader.reload)
 
     async def start() -> None:
+        await control.start()
         tasks.start_periodic(lambda: log.end_minute(clock.now_ms() / 1000), clock, 1.0)
         await daemon.start()
         collector.start()
@@ -147,6 +150,7 @@ async def _run(
     finally:
         collector.stop()
         await tasks.cancel()
+        await control.stop()
         await reloader.stop()
         left = await daemon.stop()
     return 1 if left else 0

@@ -37,7 +37,7 @@ Exit status:
   0  ended normally (also by Ctrl-C or SIGTERM) and found no problem
   1  the daemon ended with candles it could not store, `candled plugins` found
      a plugin that cannot be used, `candled check-config --markets` could not
-     read an exchange, or a command on stored history found missing or wrong
+     read an exchange, `candled reload` found settings that need a restart, or a command on stored history found missing or wrong
      minutes
   2  a mistake in settings or arguments, a port in use, a file that cannot be
      read, a subscription that the server refused: a line for each on standard
@@ -210,6 +210,26 @@ def check_config(
     for exchange in settings.exchanges:
         print(f"# proxy of exchanges.{exchange.name}: {exchange.proxies.describe()}")
     return 0
+
+
+@declare(app, _DAEMON)
+def reload(
+    config: ConfigFile = None,
+    socket: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", show_default="control.socket of the settings", help="The control socket of the daemon."
+        ),
+    ] = None,
+) -> Outcome:
+    """Have the running daemon read its settings again, and print the result.
+
+    No client is disconnected. If the settings have mistakes, the daemon goes on with its former ones.
+    """
+    from candled.config import control_socket
+    from candled.tools.reload import reload_daemon
+
+    return reload_daemon(control_socket(find_config(config), os.environ) if socket is None else socket)
 
 
 @declare(_config, "Commands")

@@ -21,6 +21,7 @@ LIVE = frozenset({
 #: `exchanges.*.*` every key of a plugin.
 NEEDS_RESTART = frozenset({
     "bus.lease", "bus.prefix", "bus.url",
+    "control.socket",
     "exchanges", "exchanges.*.*", "exchanges.*.min_age", "exchanges.*.most", "exchanges.*.plugin", "exchanges.*.proxy",
     "exchanges.*.symbols", "exchanges.*.top",
     "ingest.backfill", "ingest.checkpoint", "ingest.confirm", "ingest.grace_period", "ingest.quiet_after",

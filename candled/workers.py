@@ -5,15 +5,17 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
 from candled.config import Config
-from candled.config.sections import MEMORY, ROLES
+from candled.config.sections import MEMORY, ROLES, ControlSettings
+from candled.control import ControlSocket, NoDaemon, request_reload
 from candled.errors import CandledError, ConfigError
 from candled.exchange import Clock
+from candled.reload import ReloadResult
 from candled.tasks import Backoff, TaskSet, first_of, retry
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ def check(config: Config) -> None:
 
 def settings_of(name: str, config: Config) -> Config:
     """Return the settings of one process. The journal belongs to the only one that stores candles."""
+    config = config.model_copy(update={"control": ControlSettings(socket=socket_of(name, config.control.socket))})
     if name == INGEST:
         server = config.server.model_copy(update={"port": config.server.port + 1, "reuse_port": False})
         return config.model_copy(update={"roles": ("ingest",), "server": server})
@@ -55,15 +58,20 @@ def settings_of(name: str, config: Config) -> Config:
     return config.model_copy(update={"roles": ("serve",), "server": server, "store": store})
 
 
-def run(count: int, clock: Clock) -> int:
+def socket_of(name: str, path: str) -> str:
+    """Return the control socket of one process, given that of the first process; none if that has none."""
+    return path and f"{path}-{name}"
+
+
+def run(count: int, clock: Clock, control_path: str) -> int:
     """Run one ingest process and `count` serve processes until SIGINT or SIGTERM; return the exit status.
 
-    Each is this command line with `--worker NAME` added.
+    Each is this command line with `--worker NAME` added. A reload at the control socket reloads all of them.
     """
-    return asyncio.run(_run([INGEST, *(f"serve-{number + 1}" for number in range(count))], clock))
+    return asyncio.run(_run([INGEST, *(f"serve-{number + 1}" for number in range(count))], clock, control_path))
 
 
-async def _run(names: Sequence[str], clock: Clock) -> int:
+async def _run(names: Sequence[str], clock: Clock, control_path: str) -> int:
     loop = asyncio.get_running_loop()
     children = Children([sys.executable, *sys.orig_argv[1:]])
     loop.add_signal_handler(signal.SIGCHLD, children.reap)
@@ -72,7 +80,33 @@ async def _run(names: Sequence[str], clock: Clock) -> int:
         loop.add_signal_handler(number, supervisor.stop)
     loop.add_signal_handler(signal.SIGHUP, supervisor.send_signal, signal.SIGHUP)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-    return await supervisor.run()
+    control = ControlSocket(control_path, lambda: reload_all(supervisor.running, control_path))
+    await control.start()
+    try:
+        return await supervisor.run()
+    finally:
+        await control.stop()
+
+
+async def reload_all(names: Sequence[str], control_path: str) -> ReloadResult:
+    """Have all processes reload their settings; return their results as one, without repetitions."""
+
+    async def reload_one(name: str) -> ReloadResult:
+        try:
+            return await request_reload(socket_of(name, control_path))
+        except NoDaemon as error:
+            return ReloadResult(problems=(f"{name} did not reload: {error}",))
+
+    results = await asyncio.gather(*map(reload_one, names))
+    return ReloadResult(
+        problems=_distinct(one.problems for one in results),
+        applied=_distinct(one.applied for one in results),
+        needs_restart=_distinct(one.needs_restart for one in results),
+    )
+
+
+def _distinct(groups: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for group in groups for text in group))
 
 
 class Process(Protocol):
@@ -100,6 +134,11 @@ class Supervisor:
         self._running: dict[str, Process] = {}
         self._stopping = asyncio.Event()
         self._has_mistake = False
+
+    @property
+    def running(self) -> list[str]:
+        """The names of the processes that run now."""
+        return list(self._running)
 
     async def run(self) -> int:
         """Keep the processes running; return the exit status after the last of them has ended."""

@@ -27,7 +27,7 @@ OUTSIDE = {
 # Modules that import one of those. Those in `tools/` are not listed: they are commands, and may import any.
 EDGES = {
     "app", "health", "budget", "budget_file", "ingest_side", "cli", "clock", "daemon_threads", "plugins",
-    "signals", "workers", "loop_watchdog", "reloader",
+    "signals", "workers", "loop_watchdog", "reloader", "control",
     "ingest/exchange_ingest", "ingest/repair_scheduler", "ingest/feed_pool", "ingest/feeds", "ingest/http",
     "ingest/tunnel",
     "api/handler", "api/pages",
@@ -104,6 +104,7 @@ STEPS = {
     "store": {"errors", "model", "exchange", "daemon_threads", "tasks"},
     "settings_schema": {"exchange", "settings", "config"},
     "reload": {"settings", "config"},
+    "control": {"errors", "reload"},
     "config": {
         "errors",
         "model",

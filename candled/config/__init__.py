@@ -36,6 +36,7 @@ from .sections import (
     MEMORY,
     ROLES,
     BusSettings,
+    ControlSettings,
     ExchangeKeys,
     IngestSettings,
     KlinesSettings,
@@ -95,7 +96,27 @@ class Config(Settings):
     ingest: IngestSettings = setting(IngestSettings(), "how candles are taken from exchanges")
     store: StoreSettings = setting(StoreSettings(), "where candles are kept")
     bus: BusSettings = setting(BusSettings(), "the bus between ingest and serve")
+    control: ControlSettings = setting(ControlSettings(), "access for commands")
     log: LogSettings = setting(LogSettings(), "the log")
+
+
+def control_socket(path: Path | None, env: Mapping[str, str]) -> str:
+    """Return `control.socket` of a file and the environment, even if other settings are wrong.
+
+    Raises:
+        ConfigError: the file cannot be read, or this setting is wrong.
+    """
+    problems: list[str] = []
+    raw = {} if path is None else _read_file(path, {})
+    own = {"control": raw.get("control")}
+    keys = {key: kind for key, kind in keys_of(Config).items() if key[0] == "control"}
+    own_names = (f"{ENVIRONMENT}CONTROL", f"{ENVIRONMENT}CONTROL__SOCKET")
+    variables = {name: value for name, value in env.items() if name.upper() in own_names}
+    own = apply_environment(own, variables, ENVIRONMENT, keys, problems)
+    settings = read_section(ControlSettings, own["control"], "control", problems)
+    if problems:
+        raise ConfigError(problems)
+    return settings.socket
 
 
 def load(path: Path | None, env: Mapping[str, str], plugins: Plugins) -> Config:

@@ -295,6 +295,14 @@ class BusSettings(Settings):
     )
 
 
+class ControlSettings(Settings):
+    """The access to a running daemon for commands on its machine."""
+
+    socket: str = setting(
+        "candled.control", 'the Unix socket at which `candled reload` reaches the daemon; "" for none'
+    )
+
+
 class LogSettings(Settings):
     """The log, written to standard error."""
 
