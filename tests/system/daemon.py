@@ -133,6 +133,20 @@ class Daemon:
             with error:
                 return json.load(error)
 
+    def reload(self) -> tuple[int, str]:
+        """Run `candled reload` in the daemon's directory; return its exit status and its output."""
+        done = subprocess.run(
+            [sys.executable, "-m", "candled", "reload"],
+            cwd=self.directory,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=120,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
     def stop(self, how: int = signal.SIGTERM, *, within_s: float = 15.0) -> int:
         """Send the signal, wait for the end and return the exit status (negative: killed by that signal)."""
         if self.process is None:

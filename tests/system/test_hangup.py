@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import os
 import signal
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -14,7 +12,7 @@ import pytest
 import websockets
 
 from tests import deadlines
-from tests.system.daemon import ROOT, Daemon
+from tests.system.daemon import Daemon
 
 pytestmark = pytest.mark.usefixtures("daemon")
 
@@ -85,31 +83,18 @@ async def test_a_client_stays_connected_while_limits_change(tmp_path):
         assert "Traceback" not in daemon.output
 
 
-async def test_the_command_reloads_and_prints_the_result(tmp_path):
+def test_the_command_reloads_and_prints_the_result(tmp_path):
     with Daemon(tmp_path) as daemon:
         daemon.start(settings(tmp_path))
         daemon.write(settings(tmp_path, log={"level": "debug"}))
-        assert await reload(daemon) == (0, "changed: log.level\n")
+        assert daemon.reload() == (0, "changed: log.level\n")
         daemon.write(settings(tmp_path, log={"level": "debug"}, udf={"next_time": "ms"}))
-        assert await reload(daemon) == (1, "needs a restart: udf.next_time\n")
+        assert daemon.reload() == (1, "needs a restart: udf.next_time\n")
         daemon.write(settings(tmp_path, log={"level": "loud"}, intervals=["7m"]))
-        status, printed = await reload(daemon)
+        status, printed = daemon.reload()
         assert (status, len(printed.splitlines())) == (2, 2)
         assert "log.level: one of debug, info, warning, error, was loud" in printed
         assert daemon.stop() == 0
-        status, printed = await reload(daemon)
+        status, printed = daemon.reload()
         assert (status, len(printed.splitlines())) == (2, 1)
         assert printed.startswith("candled: no daemon answers at candled.control: No such file or directory; ")
-
-
-async def reload(daemon: Daemon) -> tuple[int, str]:
-    """Run `candled reload` in the directory of a daemon; return its status and output."""
-    command = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "candled", "reload",
-        cwd=daemon.directory,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    printed, _ = await command.communicate()
-    return command.returncode or 0, printed.decode()

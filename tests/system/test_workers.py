@@ -141,10 +141,22 @@ async def test_two_processes_share_a_port_and_a_limit_and_one_may_die(tmp_path):
 
 @pytest.mark.slow  # it needs four processes
 @pytest.mark.usefixtures("daemon")
-async def test_the_processes_end_with_their_supervisor_however_it_ends(tmp_path):
+async def test_the_processes_reload_together_and_end_with_their_supervisor_however_it_ends(tmp_path):
+    names = ("ingest", "serve-1", "serve-2")
     with Workers(tmp_path) as daemon:
-        daemon.start(settings(tmp_path, 1, "redis://127.0.0.1:1"), within_s=60)
-        pids = [daemon.pid(name) for name in ("ingest", "serve-1", "serve-2")]
+        config = settings(tmp_path, 1, "redis://127.0.0.1:1")
+        daemon.start(config, within_s=60)
+        await until(lambda: all((tmp_path / f"candled.control-{name}").exists() for name in names))
+        daemon.write({**config, "log": {"level": "debug"}})
+        assert daemon.reload() == (0, "changed: log.level\n")
+        daemon.write({**config, "log": {"level": "info"}, "store": {"url": "sqlite:///candled.db"}})
+        assert daemon.reload()[1].startswith("candled: store.url: SQLite is one process's file; --workers needs")
+        daemon.write({**config, "log": {"level": "info"}})
+        assert daemon.process is not None
+        daemon.process.send_signal(signal.SIGHUP)
+        await until(lambda: daemon.output.count("settings reloaded, changed: log.level") == 2 * len(names))
+        assert all(f" INFO {name} candled.reloader: settings reloaded" in daemon.output for name in names)
+        pids = [daemon.pid(name) for name in names]
         daemon.stop(signal.SIGKILL)
         await until(lambda: not any(map(is_alive, pids)))
 
