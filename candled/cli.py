@@ -37,8 +37,8 @@ Exit status:
   0  ended normally (also by Ctrl-C or SIGTERM) and found no problem
   1  the daemon ended with candles it could not store, `candled plugins` found
      a plugin that cannot be used, `candled check-config --markets` could not
-     read an exchange, `candled reload` found settings that need a restart, or a command on stored history found missing or wrong
-     minutes
+     read an exchange, `candled reload` found settings that need a restart,
+     or a command on stored history found missing or wrong minutes
   2  a mistake in settings or arguments, a port in use, a file that cannot be
      read, a subscription that the server refused: a line for each on standard
      error

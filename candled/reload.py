@@ -70,7 +70,9 @@ def plan_reload(running: Config, wanted: Config) -> ReloadPlan:
     live = tuple(name for name in names if is_live(name))
     merged = _merge(running, wanted, set(live))
     kept = tuple(name for name in names if name not in live)
-    problems = tuple(f"{problem}; {', '.join(kept)} cannot change before a restart" for problem in contradictions(merged))
+    problems = tuple(
+        f"{problem}; {', '.join(kept)} cannot change before a restart" for problem in contradictions(merged)
+    )
     return ReloadPlan(merged, live, kept, problems)
 
 
@@ -140,6 +142,8 @@ def _merge_exchange(running: ExchangeConfig, wanted: ExchangeConfig, live: set[s
     keys = [key for key in ("symbols", "top", "min_age", "most") if f"exchanges.{running.name}.{key}" in live]
     if not keys:
         return running
-    new = {"patterns" if key == "symbols" else key: value for key, value in exchange_values(wanted).items() if key in keys}
+    new = {
+        "patterns" if key == "symbols" else key: value for key, value in exchange_values(wanted).items() if key in keys
+    }
     choice = replace(running.choice, **new)
     return replace(running, choice=choice, symbols=choice.named)

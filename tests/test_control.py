@@ -117,7 +117,7 @@ async def test_the_command_fails_with_the_problems(capsys):
         await reload_daemon(PATH)
     assert caught.value.problems == ("server.port: wrong", "log.level: wrong")
     await control.stop()
-    with pytest.raises(ConfigError, match="no daemon answers at candled.control: No such file or directory; "):
+    with pytest.raises(ConfigError, match="no daemon answers at candled.control: No such file".replace(".", r"\.")):
         await reload_daemon(PATH)
     with pytest.raises(ConfigError, match="send it SIGHUP"):
         await reload_daemon("")
@@ -125,6 +125,7 @@ async def test_the_command_fails_with_the_problems(capsys):
 
 async def test_a_daemon_that_ends_before_it_answers_is_none():
     async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
         writer.close()
 
     server = await asyncio.start_unix_server(end, PATH)

@@ -1,4 +1,4 @@
-"""The differences between two readings of the settings: every setting is live or needs a restart, and nothing is lost."""
+"""The differences between two readings of the settings: each setting is live or needs a restart, and none is lost."""
 
 import re
 from dataclasses import replace
@@ -39,7 +39,7 @@ def read(text: str, tmp_path) -> Config:
 
 def test_every_setting_is_in_one_of_the_lists():
     assert names() == LIVE | NEEDS_RESTART, "a new setting belongs to LIVE or to NEEDS_RESTART"
-    assert LIVE & NEEDS_RESTART == set()
+    assert not LIVE & NEEDS_RESTART
 
 
 def test_the_page_lists_the_settings_that_are_live():
@@ -97,26 +97,29 @@ def others(value: object) -> list[object]:
         return [ByteSize(value + 1)]
     if isinstance(value, tuple):
         return [value[1:], value[::-1]]
-    return [f"{value}x", None]
+    return [f"{value}x"]
+
+
+SECTIONS = {name: value for name, value in dict(DEFAULT).items() if isinstance(value, Settings)}
+KEYS = [(name, key) for name, section in SECTIONS.items() for key in dict(section)] + [
+    (name, None) for name in Config.model_fields if name not in SECTIONS and name != "exchanges"
+]
+(BITGET,) = DEFAULT.exchanges
+FEWER = replace(BITGET, choice=ChoiceRules(patterns=(), most=7), symbols=())
+EXCHANGES = [(BITGET,), (FEWER,), (FEWER, replace(BITGET, name="x")), (replace(BITGET, name="x"),)]
 
 
 @st.composite
 def configs(draw) -> Config:
     """Settings that differ from the default ones in some keys."""
-    update: dict[str, object] = {}
-    for name in Config.model_fields:
-        value = getattr(DEFAULT, name)
-        if isinstance(value, Settings):
-            keys = {key: draw(st.sampled_from([now, now, now, *others(now)])) for key, now in dict(value).items()}
-            update[name] = value.model_copy(update=keys)
-        elif name != "exchanges":
-            update[name] = draw(st.sampled_from([value, *others(value)]))
-    (one,) = DEFAULT.exchanges
-    rules = ChoiceRules(patterns=draw(st.sampled_from([one.choice.patterns, ()])), most=draw(st.sampled_from([500, 7])))
-    other = replace(one, choice=rules, symbols=rules.named)
-    update["exchanges"] = draw(
-        st.sampled_from([(one,), (other,), (other, replace(one, name="x")), (replace(one, name="x"),)])
-    )
+    update: dict[str, object] = {"exchanges": draw(st.sampled_from(EXCHANGES))}
+    for name, key in draw(st.lists(st.sampled_from(KEYS), max_size=5)):
+        section = update.get(name, getattr(DEFAULT, name))
+        if key is None:
+            update[name] = draw(st.sampled_from(others(section)))
+        else:
+            other = draw(st.sampled_from(others(getattr(section, key))))
+            update[name] = section.model_copy(update={key: other})
     return DEFAULT.model_copy(update=update)
 
 

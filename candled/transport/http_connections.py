@@ -134,9 +134,7 @@ class HttpConnections:
     def __len__(self) -> int:
         return len(self._is_counted)
 
-    def set_limits(
-        self, *, most: int, most_per_address: int, header_s: float, idle_s: float, stalled_s: float
-    ) -> None:
+    def set_limits(self, *, most: int, most_per_address: int, header_s: float, idle_s: float, stalled_s: float) -> None:
         """Change the limits. They apply to new connections, and to the next request of the others."""
         self._most = most
         self._most_per_address = most_per_address

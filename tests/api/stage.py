@@ -159,9 +159,7 @@ async def open_stage(
         statistics=lambda: {"broadcaster": hub.describe(), "aggregator": bars.describe()},
         page=lambda: "<p>page</p>",
         routes=make_routes(config, source, rate_limits, clock),
-        streams=make_streams(
-            config, source, universe, bars, make_client, broadcaster.broadcast, clock, client_limits
-        ),
+        streams=make_streams(config, source, universe, bars, make_client, broadcaster.broadcast, clock, client_limits),
         limits=config.limits,
     )
     one.server.start()

@@ -1,4 +1,4 @@
-"""SIGHUP and `candled reload` with a real daemon: clients stay connected, limits and the log level change, and a mistake changes nothing."""
+"""SIGHUP and `candled reload` with a real daemon: clients stay connected, and a mistake changes nothing."""
 
 import asyncio
 import json

@@ -229,7 +229,9 @@ def test_a_hangup_reloads_the_settings(tmp_path):
         time.sleep(0.3)
         assert daemon.get("/health/live") == {"status": "pass"}
         assert daemon.stop() == 0
-        assert daemon.output.count("settings reloaded, nothing has changed") == 2  # or once, and its number at the end of the minute
+        assert (
+            daemon.output.count("settings reloaded, nothing has changed") == 2
+        )  # or once, and its number at the end of the minute
 
 
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGHUP, -signal.SIGHUP)])
