@@ -578,7 +578,7 @@ def test_completion_is_installed_for_the_shell(tmp_path):
     ("words", "expected"),
     [
         (["candled", "ba"], {"backfill"}),
-        (["candled", "re"], {"repair"}),
+        (["candled", "re"], {"reload", "repair"}),
         (["candled", "backfill", "--dr"], {"--dry-run"}),
         (["candled", "--config", "x.yaml", "check"], {"check-config"}),
         (["candled", "export", "BTC/USDT", "--format", ""], {"csv", "parquet"}),

@@ -5,10 +5,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from candled.addresses import client_of, network_of, without_port
-from candled.config.sections import ServerSettings
 from candled.token_bucket import TokenBucket
+
+if TYPE_CHECKING:
+    from candled.config.sections import ServerSettings
 
 _LONGEST_WAIT_S = 60.0
 _NETWORKS_PER_CUSTOMER = 4  # as many IPv6 networks (/64) of one customer (/56) may reach the limit of an address
@@ -28,11 +31,11 @@ class ClientLimits:
     warmup_wait: timedelta
 
     @classmethod
-    def of(cls, settings: ServerSettings) -> "ClientLimits":
+    def of(cls, settings: "ServerSettings") -> "ClientLimits":
         """Return the limits of the settings."""
         return cls(settings.max_rooms_per_connection, settings.max_messages_per_second, settings.warmup_wait)
 
-    def set_limits(self, settings: ServerSettings) -> None:
+    def set_limits(self, settings: "ServerSettings") -> None:
         """Take the limits of new settings."""
         self.max_rooms_per_connection = settings.max_rooms_per_connection
         self.max_messages_per_second = settings.max_messages_per_second

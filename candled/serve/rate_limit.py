@@ -6,12 +6,14 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from candled.addresses import client_of
-from candled.config.sections import LimitSettings
 from candled.errors import Unavailable
 from candled.exchange import Clock
+
+if TYPE_CHECKING:
+    from candled.config.sections import LimitSettings
 
 TOO_MANY = "Too many requests, please try again later."
 HEADERS = (
@@ -215,12 +217,12 @@ class RateLimit:
 class RateLimits:
     """The limits of all groups of routes. `counter` counts the requests of each address."""
 
-    def __init__(self, settings: LimitSettings, counter: Counter, clock: Clock) -> None:
+    def __init__(self, settings: "LimitSettings", counter: Counter, clock: Clock) -> None:
         #: By the name of the group, as the settings have it.
         self.groups = {group: RateLimit(group, 0, 0.0, counter, clock, ()) for group in GROUPS}
         self.set_limits(settings)
 
-    def set_limits(self, settings: LimitSettings) -> None:
+    def set_limits(self, settings: "LimitSettings") -> None:
         """Take the limits of new settings."""
         for group, limit in self.groups.items():
             requests, window = getattr(settings, f"{group}_requests"), getattr(settings, f"{group}_window")
