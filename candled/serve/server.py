@@ -82,8 +82,7 @@ class Server:
         serves: bool = True,
     ) -> None:
         self._serves = serves
-        self._routes = routes
-        self._streams = dict(streams)
+        self._routes, self._streams = routes, dict(streams)
         self._largest = largest_message
         self._settings = settings
         self._slow_s = settings.slow_client_timeout.total_seconds()
