@@ -23,7 +23,7 @@ LIES = {
     "a Redis that refuses": "bus/test_redis_refuses.py::test_what_redis_refuses_is_named_and_shown_and_heals",
     "a store that hangs without an error": "store/test_store_writer.py::test_a_store_is_unavailable_while_another_call_hangs_before_the_write",
     "a stop during the start": "system/test_stop_early.py::test_it_obeys_whatever_it_waits_for",
-    "a hangup": "system/test_stop_early.py::test_a_hangup_is_logged_and_ignored",
+    "a hangup": "system/test_stop_early.py::test_a_hangup_reloads_the_settings",
     "few file descriptors": "system/test_few_descriptors.py::test_clients_beyond_the_limit_get_503_and_the_exchange_comes_back",
     "proxies": "ingest/test_tunnel.py::test_a_connection_takes_the_proxy_and_names_it_where_it_fails",
     "several addresses": "serve/test_listening.py::test_clients_are_served_on_every_address_with_one_port",
