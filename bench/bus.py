@@ -30,6 +30,7 @@ from candled.bus.factory import RedisParts, make_redis_parts
 from candled.bus.redis.leases import LeaseState
 from candled.clock import SystemClock
 from candled.model import MINUTE_MS, Candle, MarketKey, Position, Symbol
+from candled.universe import Universe
 from tests.proxy import Proxy
 from tests.redis_servers import RedisServer, own_redis
 
@@ -54,9 +55,9 @@ def candle(volume: int) -> Candle:
 
 def parts(url: str, markets: Sequence[MarketKey], *, ingests: bool) -> RedisParts:
     """The bus of one process."""
-    return make_redis_parts(
-        url, SystemClock(), markets, default_exchange=EXCHANGE, lease_s=LEASE_S, ingests=ingests, serves=not ingests
-    )
+    universe = Universe([EXCHANGE])
+    universe.set_markets(EXCHANGE, [market.symbol for market in markets])
+    return make_redis_parts(url, SystemClock(), universe, lease_s=LEASE_S, ingests=ingests, serves=not ingests)
 
 
 @contextlib.asynccontextmanager

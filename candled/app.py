@@ -350,6 +350,7 @@ class Daemon:
         self._tasks.start(self._writer.run())
         self._upkeep.start(self._tasks)
         if self._shared is not None:
+            await self._shared.load_markets()
             self._shared.start()  # messages received before the bars are loaded wait for them
         steps = [self._bars.start] if self._ingest is None else [self._bars.start, self._ingest.start]
         await in_parallel(len(steps), steps, lambda start: start())  # exchanges are read while bars are loaded
@@ -413,12 +414,12 @@ def _shared(config: Config, universe: Universe, clock: Clock) -> "RedisParts | N
     return make_redis_parts(
         config.bus.url,
         clock,
-        universe.markets,
-        default_exchange=universe.default,
+        universe,
         prefix=config.bus.prefix,
         shards=config.ingest.shards,
         lease_s=config.bus.lease.total_seconds(),
         ingests="ingest" in config.roles,
         serves="serve" in config.roles,
         timeless={one.name for one in config.exchanges if one.plugin.now_ms is not Exchange.now_ms},
+        chosen={one.name for one in config.exchanges if one.choice.wildcards},
     )

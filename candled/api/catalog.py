@@ -10,7 +10,11 @@ _LISTED = 20  # names that a message lists
 
 
 class MarketCatalog:
-    """The served markets and intervals. Pure. The first exchange is the default."""
+    """The served markets and intervals. Pure. The first exchange is the default.
+
+    A short name that fits several markets belongs to the first of them. It stays reserved while that market is not
+    served, so that a chart never continues with the bars of another market.
+    """
 
     def __init__(self, markets: Mapping[str, Sequence[Symbol]], intervals: Iterable[Interval]) -> None:
         self.exchanges = tuple(markets)
@@ -20,6 +24,9 @@ class MarketCatalog:
         self.resolutions = {resolution(interval): interval for interval in self.intervals.values()}
         #: changes with the markets
         self.version = 0
+        #: the markets that own the tickers, and the other spellings in upper case; served now or formerly
+        self._ticker_owners: dict[str, MarketKey] = {}
+        self._spelling_owners: dict[str, MarketKey] = {}
         self.set_markets(markets)
 
     def set_markets(self, markets: Mapping[str, Sequence[Symbol]]) -> None:
@@ -31,11 +38,10 @@ class MarketCatalog:
         self._by_ticker = {name: key for key, name in self._tickers.items()}
         #: each market with the names that a search compares
         self.spellings = [(key, (*_spellings(key.symbol), self.ticker_of(key).upper())) for key in self.markets]
-        self._by_spelling: dict[str, MarketKey] = {}  # in upper case; the first market of each
         for key in self.markets:
             for name in _spellings(key.symbol):
-                self._by_spelling.setdefault(name, key)
-                self._by_spelling.setdefault(f"{key.exchange}:{name}".upper(), key)
+                self._spelling_owners.setdefault(name, key)
+                self._spelling_owners.setdefault(f"{key.exchange}:{name}".upper(), key)
 
     def find_market(self, exchange: str | None, symbol: str) -> MarketKey:
         """Return the market of a symbol, as candled writes it, at an exchange, by default the first one.
@@ -79,7 +85,8 @@ class MarketCatalog:
         Other spellings are found too: in another case, without the exchange, or with candled's symbol in place of
         `tradingview_name`.
         """
-        return self._by_ticker.get(name) or self._by_spelling.get(name.upper())
+        found = self._by_ticker.get(name) or self._spelling_owners.get(name.upper())
+        return found if found in self._tickers else None
 
     def _make_tickers(self) -> dict[MarketKey, str]:
         tickers: dict[MarketKey, str] = {}
@@ -87,7 +94,9 @@ class MarketCatalog:
         for market in self.markets:
             prefix = market.exchange.upper()
             names = (f"{prefix}:{name}" for name in _spellings(market.symbol))
-            tickers[market] = next((name for name in names if name not in taken), str(market))
+            free = (name for name in names if name not in taken and self._ticker_owners.get(name, market) == market)
+            tickers[market] = next(free, str(market))
+            self._ticker_owners[tickers[market]] = market
             taken.add(tickers[market])
         return tickers
 
@@ -95,7 +104,8 @@ class MarketCatalog:
 class BinanceMarkets:
     """The markets of one exchange and the intervals by Binance's names: `BTCUSDT`, `1d`. Pure.
 
-    If two symbols have the same name (`AB/USDT` and `A/BUSDT`), the second becomes `A-BUSDT`.
+    If two symbols have the same name (`AB/USDT` and `A/BUSDT`), the second becomes `A-BUSDT`. It keeps that name when
+    the first is not served any more.
     """
 
     def __init__(self, catalog: MarketCatalog, exchange: str) -> None:
@@ -104,6 +114,8 @@ class BinanceMarkets:
         self._version = -1  # of the catalog
         self._markets: dict[str, MarketKey] = {}
         self._stream_names: dict[str, str] = {}
+        #: the markets that own the names in lower case; served now or formerly
+        self._owners: dict[str, MarketKey] = {}
         self.intervals = {binance_interval(interval): interval for interval in catalog.intervals.values()}
 
     @property
@@ -130,7 +142,9 @@ class BinanceMarkets:
         signs = ("", "-", "_", ".")  # the characters that Binance allows in a name besides letters and digits
         names = (binance_name(market.symbol, sign) for sign in signs)
         # A symbol has a slash, so it differs from all other names; it keeps its case, so it differs from other symbols.
-        name = next((name for name in names if name.lower() not in self._stream_names), str(market.symbol))
+        free = (name for name in names if self._owners.get(name.lower(), market) == market)
+        name = next(free, str(market.symbol))
+        self._owners[name.lower()] = market
         self._markets[name] = market
         self._stream_names[name if "/" in name else name.lower()] = name
 

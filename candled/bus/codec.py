@@ -18,18 +18,24 @@ from candled.model import (
     YEAR_10000_MS,
     Candle,
     Decimals,
+    Market,
     MarketKey,
+    MarketState,
     Position,
     Range,
     State,
+    Symbol,
     decimal_text,
     iso_ms,
     parse_iso_ms,
 )
+from candled.model.decimals import is_bounded
 from candled.model.texts import printable
 
 MAX_BYTES = 64 * 1024  # of a message, and of a market's key
 _MAX_HEARTBEAT_BYTES = 4 * 1024 * 1024  # enough for some tens of thousands of markets
+MAX_LIST_BYTES = 4 * 1024 * 1024  # of an exchange's list of markets
+MAX_LISTED = 10_000  # markets of a list
 _MAX_COUNT = 2**53  # beyond this, Redis's scripts do not count exactly
 _MAX_REASON, _MAX_PROBLEM = 40, 300
 
@@ -84,6 +90,18 @@ class Names:
         """Return the channel of a shard's heartbeat."""
         return f"{self._shard_key(shard)}:heartbeat"
 
+    def markets_key(self, exchange: str) -> str:
+        """Return the key of an exchange's list of markets."""
+        return f"{self._markets_key(exchange)}:list"
+
+    def markets_fence_key(self, exchange: str) -> str:
+        """Return the key of the highest token that has published the list of markets."""
+        return f"{self._markets_key(exchange)}:fence"
+
+    def markets_channel(self, exchange: str) -> str:
+        """Return the channel of the notices that the list of markets has changed."""
+        return f"{self._markets_key(exchange)}:changed"
+
     @property
     def processes_key(self) -> str:
         """The key of the set of processes that ingest."""
@@ -96,6 +114,9 @@ class Names:
     def count_key(self, key: str) -> str:
         """Return the key of a client's request count within a window."""
         return f"{self._prefix}candled:count:{key}"
+
+    def _markets_key(self, exchange: str) -> str:
+        return f"{self._prefix}candled:{{markets-{exchange}}}"
 
     def _shard_key(self, shard: int) -> str:
         return f"{self._prefix}candled:{{shard-{shard}-of-{self._shards}}}"
@@ -186,6 +207,45 @@ class Heartbeat(Struct, frozen=True, rename="camel", omit_defaults=True, tag="he
         return _ms(self.as_of)
 
 
+class ListNotice(Struct, frozen=True, tag="markets"):
+    """The notice that an exchange's list of markets was published: read its key, unless you have that position."""
+
+    exchange: Annotated[str, Meta(max_length=64)]
+    epoch: _Epoch
+    seq: _Count
+
+    @property
+    def position(self) -> Position:
+        """The position of the list."""
+        return Position(self.epoch, self.seq)
+
+
+class _ListedMarket(Struct, rename="camel", omit_defaults=True):
+    symbol: Annotated[str, Meta(max_length=128)]
+    #: Absent if the exchange has not listed the market so far; then all other keys are too.
+    status: MarketState | None = None
+    price_decimals: _Digits | None = None
+    volume_decimals: _Digits | None = None
+    tick_size: Decimal | None = None
+    listed: _Time | None = None
+    quote_volume_24h: Decimal | None = field(default=None, name="quoteVolume24h")
+
+
+class _MarketList(Struct, rename="camel"):
+    exchange: str
+    epoch: _Epoch
+    seq: _Count
+    markets: Annotated[list[_ListedMarket], Meta(max_length=MAX_LISTED)]
+
+
+@dataclass(frozen=True, slots=True)
+class MarketList:
+    """The markets of an exchange as its leader chose them, in order of choice, with their facts; None: unknown."""
+
+    position: Position
+    markets: Mapping[Symbol, Market | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Newest:
     """The newest state of a market, stored in its key: its newest minutes, oldest first, metadata and feed state."""
@@ -201,6 +261,8 @@ _encode = msgspec.json.Encoder().encode
 _decode_form = msgspec.json.Decoder(_Candle | _HistoryChanged | _State).decode
 _decode_candle = msgspec.json.Decoder(_Candle).decode
 _decode_newest = msgspec.json.Decoder(_Newest).decode
+_decode_list = msgspec.json.Decoder(_MarketList).decode
+_decode_notice = msgspec.json.Decoder(ListNotice).decode
 _decode_heartbeat = msgspec.json.Decoder(Heartbeat).decode
 
 
@@ -237,6 +299,36 @@ def encode_newest(newest: Newest) -> bytes:
 def encode_heartbeat(shard: int, epoch: str, seqs: Mapping[str, int], as_of_ms: int = 0) -> bytes:
     """Encode a heartbeat."""
     return _encode(Heartbeat(shard, epoch, seqs, iso_ms(as_of_ms) if as_of_ms else 0))
+
+
+def encode_notice(exchange: str, position: Position) -> bytes:
+    """Encode the notice that an exchange's list of markets was published."""
+    return _encode(ListNotice(exchange, *position))
+
+
+def encode_market_list(exchange: str, position: Position, markets: Mapping[Symbol, Market | None]) -> bytes:
+    """Encode the list of an exchange's markets."""
+    listed = [_listed_form(symbol, facts) for symbol, facts in markets.items()]
+    return _encode(_MarketList(exchange, *position, listed))
+
+
+def _listed_form(symbol: Symbol, facts: Market | None) -> _ListedMarket:
+    form = _ListedMarket(str(symbol))
+    if facts is not None:
+        form.status = facts.status
+        form.price_decimals, form.volume_decimals = facts.decimals
+        form.tick_size, form.quote_volume_24h = _number_form(facts.tick_size), _number_form(facts.quote_volume_24h)
+        form.listed = None if facts.listed_ms is None else iso_ms(facts.listed_ms)
+    return form
+
+
+def _number_form(number: Decimal | None) -> Any:
+    """Return a number without an exponent; None if it is unknown, or none that a receiver would accept."""
+    return Raw(decimal_text(number).encode()) if number is not None and _is_amount(number) else None
+
+
+def _is_amount(number: Decimal) -> bool:
+    return is_bounded(number) and number >= 0
 
 
 def _candle_form(candle: Candle) -> _Candle:
@@ -310,6 +402,43 @@ def decode_heartbeat(data: bytes) -> Heartbeat:
         beat = _decode_heartbeat(data)
         _ms(beat.as_of)
         return beat
+
+
+def decode_notice(data: bytes) -> ListNotice:
+    """Decode the notice about a list of markets. Raises `BadMessage`."""
+    with _checks(data, MAX_BYTES):
+        return _decode_notice(data)
+
+
+def decode_market_list(exchange: str, data: bytes) -> MarketList:
+    """Decode the list of an exchange's markets. Raises `BadMessage`."""
+    with _checks(data, MAX_LIST_BYTES):
+        form = _decode_list(data)
+        if form.exchange != exchange:
+            raise BadMessage(f"belongs to another exchange, {form.exchange[:64]}")
+        listed = [_listed_market(one) for one in form.markets]
+        markets = dict(listed)
+        if len(markets) < len(listed):
+            raise BadMessage("expected each symbol once")
+        return MarketList(Position(form.epoch, form.seq), markets)
+
+
+def _listed_market(form: _ListedMarket) -> tuple[Symbol, Market | None]:
+    symbol = Symbol.parse(form.symbol)
+    if form.status is None:
+        return symbol, None
+    for number in (form.tick_size, form.quote_volume_24h):
+        if number is not None and not _is_amount(number):
+            raise BadMessage(f"expected an amount of at most {MAX_DIGITS} digits")
+    return symbol, Market(
+        symbol=symbol,
+        price_decimals=form.price_decimals,
+        volume_decimals=form.volume_decimals,
+        tick_size=form.tick_size,
+        status=form.status,
+        listed_ms=None if form.listed is None else _ms(form.listed),
+        quote_volume_24h=form.quote_volume_24h,
+    )
 
 
 def parse_fence(data: bytes) -> tuple[int, int] | None:

@@ -1,13 +1,13 @@
 """Creates the bus for an address, and its companions."""
 
 import secrets
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from candled.budget import MakeBudget
 from candled.exchange import Clock
-from candled.model import MarketKey
+from candled.universe import Universe
 
 from .codec import Names
 from .failures import FailureLog
@@ -15,6 +15,7 @@ from .redis.address import RedisAddress
 from .redis.bus import RedisBus
 from .redis.connections import Caller, Servers, check_files
 from .redis.leases import Leases
+from .redis.market_lists import MarketLists
 from .redis.shared_limits import RedisBudgets, RedisCounter
 
 
@@ -23,13 +24,19 @@ class RedisParts:
     """The objects that processes share through one Redis. `leases` is None in a process that does not ingest."""
 
     bus: RedisBus
+    lists: MarketLists
     leases: Leases | None
     budgets: RedisBudgets
     counter: RedisCounter
     callers: tuple[Caller, ...]
 
+    async def load_markets(self) -> None:
+        """Read the markets that the other processes have. Call it before `start`."""
+        await self.lists.load()
+
     def start(self) -> None:
         """Begin to receive, to publish and to request leases."""
+        self.lists.start()
         self.bus.start()
         if self.leases is not None:
             self.leases.start()
@@ -37,6 +44,7 @@ class RedisParts:
     async def stop(self) -> None:
         """Publish queued messages, release the leases and close all connections. Stop ingest before calling this."""
         await self.bus.stop()
+        await self.lists.stop()
         if self.leases is not None:
             await self.leases.stop()
         await self.budgets.stop()
@@ -63,9 +71,8 @@ async def redis_budgets(
 def make_redis_parts(
     url: str,
     clock: Clock,
-    markets: Iterable[MarketKey],
+    universe: Universe,
     *,
-    default_exchange: str,
     prefix: str = "",
     shards: int = 1,
     lease_s: float = 6.0,
@@ -73,11 +80,13 @@ def make_redis_parts(
     serves: bool,
     alone_after_s: float = 10.0,
     timeless: Collection[str] = (),
+    chosen: Collection[str] = (),
 ) -> RedisParts:
     """Return the bus at `url` and its companions, none of them started.
 
     A process with clients that cannot reach Redis for `alone_after_s` seconds reads the exchanges itself, for those
-    clients. `timeless` are the exchanges whose clock may run ahead of any other.
+    clients. `timeless` are the exchanges whose clock may run ahead of any other, `chosen` those whose markets are
+    chosen by patterns.
 
     Raises:
         ValueError: `url` is not the address of a Redis.
@@ -86,7 +95,7 @@ def make_redis_parts(
     address = RedisAddress.parse(url)
     check_files(address)
     servers = Servers(address)
-    names = Names(prefix, default_exchange, shards)
+    names = Names(prefix, universe.default, shards)
     process = secrets.token_hex(6)
     lease_caller, caller = Caller(servers), Caller(servers)
     failures, leases = FailureLog(clock), None
@@ -101,16 +110,16 @@ def make_redis_parts(
             ttl_s=lease_s,
             alone_after_s=alone_after_s if serves else None,
         )
+    lists = MarketLists(servers, names, clock, universe, failures, shards=shards, leases=leases, chosen=chosen)
     bus = RedisBus(
-        servers,
-        names,
-        clock,
-        markets,
+        *(servers, names, clock, universe.markets),
         shards=shards,
         process=process,
         leases=leases,
         failures=failures,
         timeless=timeless,
+        lists=lists,
     )
+    universe.add_listener(bus.on_markets_changed)
     budgets = RedisBudgets(caller, names, clock, failures, lambda: 0 if leases is None else leases.processes)
-    return RedisParts(bus, leases, budgets, RedisCounter(caller, names, clock, failures), (lease_caller, caller))
+    return RedisParts(bus, lists, leases, budgets, RedisCounter(caller, names, clock, failures), (lease_caller, caller))

@@ -10,6 +10,11 @@ def shard_of(market: MarketKey, shards: int) -> int:
     return crc32(str(market).encode()) % shards
 
 
+def shard_of_exchange(exchange: str, shards: int) -> int:
+    """Return the shard whose leader chooses the markets of an exchange."""
+    return crc32(exchange.encode()) % shards
+
+
 def fair_share(shards: int, processes: int) -> int:
     """Return the maximum number of shards for each of `processes`, so that they share the work equally."""
     return -(-shards // max(1, processes))

@@ -1,7 +1,7 @@
 """`Client`: any number of streams and requests over one WebSocket."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Self
 
@@ -9,6 +9,7 @@ from candled.clock import SystemClock
 from candled.exchange import Clock
 from candled.tasks import Backoff, TaskSet
 
+from .closed_bars import ClosedBarStream, PatternSubscription
 from .connection import Message, ServerConnection
 from .stream import FIELDS, BarStream, BarSubscription
 from .values import Bar, Bars, ConnectionEnded, RequestRejected, Status, moment, wire_time
@@ -49,6 +50,7 @@ class Client:
         self._default_exchange = default_exchange
         self._keep = keep
         self._topics: list[BarSubscription] = []
+        self._patterns: list[PatternSubscription] = []
         # open history requests by id: the message, and the future of its answer
         self._questions: dict[int, tuple[dict[str, Any], asyncio.Future[Message]]] = {}
         self._asked = 0  # the last id of a request
@@ -124,6 +126,43 @@ class Client:
             topic, final_only=final_only, corrections=corrections, on_status=on_status, ended=self._unsubscribe_topic
         )
 
+    def closed_bars(
+        self,
+        pattern: str = "*",
+        interval: str = "1m",
+        *,
+        exchange: str | None = None,
+        corrections: bool = False,
+        on_markets: Callable[[Sequence[str], Sequence[str]], None] | None = None,
+        on_status: Callable[[Status], None] | None = None,
+    ) -> ClosedBarStream:
+        """Follow the closed bars of all markets that a pattern selects; see `ClosedBarStream`.
+
+        The subscription ends with `close()`, or when the stream is no longer referenced, as after a `break`.
+
+        Args:
+            pattern: a pattern such as `*`, `*/USDT`, `!*UP/USDT` or `/^(BTC|ETH)/`.
+            interval: an interval such as `5m`.
+            exchange: the exchange; by default the server's default.
+            corrections: also yield revised bars, and bars that became final after a newer one.
+            on_markets: called with the symbols that were added and removed, at first with all of them.
+            on_status: called when the status changes.
+
+        Raises:
+            ConnectionEnded: the client will not connect again.
+            RuntimeError: the client is not used inside `async with`.
+        """
+        self._require_open()
+        named = None if exchange == self._default_exchange else exchange
+        topic = next((one for one in self._patterns if _is_on(one, pattern, interval, named)), None)
+        if topic is None:
+            topic = PatternSubscription(pattern, interval, named, self._keep)
+            self._patterns.append(topic)
+            self._subscribe_topic(topic)
+        return ClosedBarStream(
+            topic, corrections=corrections, on_markets=on_markets, on_status=on_status, ended=self._unsubscribe_pattern
+        )
+
     async def history(
         self,
         symbol: str,
@@ -170,16 +209,21 @@ class Client:
             raise self._end
 
     def _end_streams(self, error: RequestRejected) -> None:
-        for topic in list(self._topics):
+        for topic in self._subscriptions():
             topic.on_refused(error)
-            for stream in list(topic.followers):
-                if not self._is_open:
-                    stream.close()
+        if not self._is_open:
+            for stream in [stream for topic in self._topics for stream in topic.followers]:
+                stream.close()
+            for closed_bars in [stream for pattern in self._patterns for stream in pattern.followers]:
+                closed_bars.close()
         for number in list(self._questions):
             self._on_answer(number, error)
 
+    def _subscriptions(self) -> "list[BarSubscription | PatternSubscription]":
+        return [*self._topics, *self._patterns]
+
     def _on_open(self) -> None:
-        for topic in self._topics:
+        for topic in self._subscriptions():
             self._subscribe_topic(topic)
         for number, (request, _) in self._questions.items():
             self._connection.send({**request, "id": number})
@@ -187,8 +231,10 @@ class Client:
     def _on_connection_lost(self, error: Exception, wait_s: float) -> None:
         for topic in self._topics:
             topic.on_connection_lost(Status("lost", retry_s=wait_s, message=str(error)))
+        for pattern in self._patterns:
+            pattern.set_status(Status("lost", retry_s=wait_s, message=str(error)))
 
-    def _subscribe_topic(self, topic: BarSubscription) -> None:
+    def _subscribe_topic(self, topic: "BarSubscription | PatternSubscription") -> None:
         if self._connection.is_open:
             self._connection.send(topic.subscribe_message(self._next_number()))
             topic.set_status(Status("loading"))
@@ -196,6 +242,11 @@ class Client:
     def _unsubscribe_topic(self, topic: BarSubscription) -> None:
         if topic in self._topics and not list(topic.followers):  # a list leaves out streams that are being collected
             self._topics.remove(topic)
+            self._connection.send({"type": "unsubscribe", **topic.named})
+
+    def _unsubscribe_pattern(self, topic: PatternSubscription) -> None:
+        if topic in self._patterns and not list(topic.followers):
+            self._patterns.remove(topic)
             self._connection.send({"type": "unsubscribe", **topic.named})
 
     def _next_number(self) -> int:
@@ -217,6 +268,8 @@ class Client:
 
     def _on_message(self, message: Message) -> None:
         match message["type"]:
+            case "markets" | "update" | "correction" if "pattern" in message:
+                self._on_pattern_message(message)
             case "initial" | "resumed" | "update" | "correction":
                 topic = self._topic_of(message)
                 if topic is not None:
@@ -234,6 +287,19 @@ class Client:
             case "bye":
                 self._connection.expect_end(float(message["reconnectAfterMs"]) / 1000)
 
+    def _on_pattern_message(self, message: Message) -> None:
+        default = self._default_exchange
+        for topic in self._patterns:
+            is_exchange = topic.named.get("exchange", default) == message.get("exchange", default)
+            if is_exchange and (topic.named["symbol"], topic.named["interval"]) == (
+                message["pattern"],
+                message["interval"],
+            ):
+                if message["type"] == "markets":
+                    topic.on_markets_message(message)
+                else:
+                    topic.on_bar_message(message)
+
     def _on_answer(self, number: int, answer: Message | RequestRejected) -> None:
         _, waiting = self._questions.get(number, (None, None))
         if waiting is None or waiting.done():
@@ -249,7 +315,7 @@ class Client:
         if number is None:
             self._refused_without_number(error)
             return
-        again = next((topic for topic in self._topics if topic.asked == number), None)
+        again = next((topic for topic in self._subscriptions() if topic.asked == number), None)
         if message.get("temporary"):
             if again is not None:
                 again.set_status(Status("loading", message=text))
@@ -278,6 +344,9 @@ class Client:
         for topic in self._topics:
             if topic.asked == number and not topic.is_acknowledged:  # otherwise the server itself tries again
                 self._subscribe_topic(topic)
+        for pattern in self._patterns:
+            if pattern.asked == number:
+                self._subscribe_topic(pattern)
 
     # ------------------------------------------------------------ exchanges
 
@@ -285,8 +354,12 @@ class Client:
         for topic in self._topics:
             if topic.asked == message["id"]:
                 topic.is_acknowledged = True
-                if "exchange" in topic.named and "exchange" not in message:
-                    self._default_exchange = topic.named["exchange"]
+        for pattern in self._patterns:
+            if pattern.asked == message["id"]:
+                pattern.set_status(Status("live"))
+        for one in self._subscriptions():
+            if one.asked == message["id"] and "exchange" in one.named and "exchange" not in message:
+                self._default_exchange = one.named["exchange"]
 
     def _is_about(self, topic: BarSubscription, message: Message) -> bool:
         default = self._default_exchange
@@ -311,7 +384,7 @@ class Client:
         return about[0]
 
 
-def _is_on(topic: BarSubscription, symbol: str, interval: str, exchange: Any) -> bool:
+def _is_on(topic: BarSubscription | PatternSubscription, symbol: str, interval: str, exchange: Any) -> bool:
     """Return True if a subscription is for this market and interval. The exchange `...` matches any."""
     named = topic.named
     is_exchange = exchange is ... or named.get("exchange") == exchange

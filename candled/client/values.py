@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from candled.errors import CandledError
 from candled.model import iso_ms, parse_iso_ms
@@ -60,6 +60,13 @@ class Bar:
         quote = _number(bar["quoteVolume"]) if "quoteVolume" in bar else None
         final, rev, src = bar.get("final"), int(bar.get("rev", 0)), str(bar.get("src", ""))
         return cls(moment(bar["time"]), open_, high, low, close, volume, quote, final, rev, src)
+
+
+class MarketBar(NamedTuple):
+    """A bar, and the symbol of its market."""
+
+    symbol: str
+    bar: Bar
 
 
 @dataclass(frozen=True, slots=True)

@@ -376,7 +376,7 @@ def contradictions(config: Config) -> Iterator[str]:
         reason = "another process stores the candles" if config.roles == ("serve",) else "another process serves them"
         yield f"store.url: SQLite is one process's file, and {reason}: both need the same postgresql://"
     for one in config.exchanges:
-        if one.choice.wildcards and config.bus.url != MEMORY:
-            yield f"exchanges.{one.name}.symbols: patterns work in one process only, with bus.url {MEMORY}"
+        if one.choice.wildcards and config.ingest.shards > 1:
+            yield f"exchanges.{one.name}.symbols: patterns need ingest.shards: 1"
     if config.bus.url == MEMORY and config.ingest.shards > 1:
         yield "ingest.shards: several processes share the markets by way of Redis; with memory:// it is 1"

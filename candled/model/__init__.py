@@ -4,7 +4,17 @@ from .candle import BarChange, BarTexts, Candle, fold
 from .decimals import MAX_DIGITS, decimal_text
 from .gaps import REASONS, Gap
 from .interval import DAY, DAY_MS, DEFAULT_INTERVALS, MINUTE, MINUTE_MS, WEEK, Interval, sources
-from .market import SYMBOL_FORM, SYMBOL_PATTERN, Decimals, Market, MarketKey, MarketState, Symbol, Topic
+from .market import (
+    SYMBOL_FORM,
+    SYMBOL_PATTERN,
+    Decimals,
+    Market,
+    MarketKey,
+    MarketState,
+    PatternTopic,
+    Symbol,
+    Topic,
+)
 from .ranges import ALL_TIME, END_OF_TIME_MS, Range, RangeSet
 from .states import STATE_REASONS, STATES, FeedState, Position, State, StateReason
 from .times import YEAR_10000_MS, iso_ms, parse_iso_ms
@@ -35,6 +45,7 @@ __all__ = [
     "Market",
     "MarketKey",
     "MarketState",
+    "PatternTopic",
     "Position",
     "Range",
     "RangeSet",

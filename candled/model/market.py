@@ -72,6 +72,17 @@ class Topic(NamedTuple):
     interval: Interval
 
 
+class PatternTopic(NamedTuple):
+    """The subject of a pattern room: the markets of one exchange that a pattern selects, and one interval.
+
+    `pattern` is a text that `candled.symbol_pattern` reads. With `!` it selects the markets that it does not match.
+    """
+
+    exchange: str
+    pattern: str
+    interval: Interval
+
+
 class Decimals(NamedTuple):
     """The number of decimal places of a market's prices and volumes, None where unknown."""
 

@@ -31,6 +31,7 @@ class Frame(bytes):
     topic: "Topic | None" = None
     open_ms = 0
     corrects = False
+    most_waiting: int | None = None  # frames of its topic that may wait for a slow client, if others than usual
     update: BarUpdate | None = None  # its values, if it is about bars
 
     @classmethod

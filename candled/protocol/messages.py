@@ -5,7 +5,18 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from candled.model import BarTexts, Candle, FeedState, MarketKey, Position, Topic, decimal_text, iso_ms
+from candled.model import (
+    BarTexts,
+    Candle,
+    FeedState,
+    MarketKey,
+    PatternTopic,
+    Position,
+    Symbol,
+    Topic,
+    decimal_text,
+    iso_ms,
+)
 
 # Flags for printing bars: the optional fields, and numbers as JSON strings. A frame with `VALUES` has no text, only its
 # `BarUpdate`: another dialect encodes it.
@@ -57,8 +68,29 @@ def head(topic: Topic, default_exchange: str) -> str:
 
 def market_head(market: MarketKey, default_exchange: str) -> str:
     """Return the keys that name a message's market. The exchange is left out if it is the default."""
-    named = "" if market.exchange == default_exchange else f'"exchange":{_quoted(market.exchange)},'
-    return f'{named}"symbol":{_quoted(str(market.symbol))}'
+    return f'{_exchange(market.exchange, default_exchange)}"symbol":{_quoted(str(market.symbol))}'
+
+
+def request_head(topic: PatternTopic, default_exchange: str) -> str:
+    """Return the keys that name a pattern room in answers, as the request does."""
+    named = _exchange(topic.exchange, default_exchange)
+    return f'{named}"symbol":{_quoted(topic.pattern)},"interval":"{topic.interval}"'
+
+
+def pattern_head(topic: PatternTopic, default_exchange: str) -> str:
+    """Return the keys that name a pattern room in its own messages, which are about several markets."""
+    named = _exchange(topic.exchange, default_exchange)
+    return f'{named}"pattern":{_quoted(topic.pattern)},"interval":"{topic.interval}"'
+
+
+def pattern_bar_head(topic: PatternTopic, symbol: Symbol, default_exchange: str) -> str:
+    """Return the keys that name a market and the pattern room in which its bar is sent."""
+    named = _exchange(topic.exchange, default_exchange)
+    return f'{named}"pattern":{_quoted(topic.pattern)},"symbol":{_quoted(str(symbol))},"interval":"{topic.interval}"'
+
+
+def _exchange(exchange: str, default_exchange: str) -> str:
+    return "" if exchange == default_exchange else f'"exchange":{_quoted(exchange)},'
 
 
 # ---------------------------------------------------------------- bars
@@ -165,6 +197,16 @@ def status(head: str, feed: FeedState) -> str:
     return f'{{"type":"status",{head},"state":"{feed.state}","since":"{iso_ms(feed.since_ms)}"{reason}}}'
 
 
+def markets(head: str, symbols: Iterable[Symbol]) -> str:
+    """Return the `markets` message with all markets of a pattern room."""
+    return f'{{"type":"markets",{head},"symbols":{_listed(symbols)}}}'
+
+
+def markets_changed(head: str, added: Iterable[Symbol], removed: Iterable[Symbol]) -> str:
+    """Return the `markets` message about a change of a pattern room's markets."""
+    return f'{{"type":"markets",{head},"added":{_listed(added)},"removed":{_listed(removed)}}}'
+
+
 def bye(reconnect_after_ms: int) -> str:
     """Return the `bye` message."""
     return f'{{"type":"bye","reconnectAfterMs":{reconnect_after_ms}}}'
@@ -176,6 +218,10 @@ def _id(request_id: RequestId) -> str:
 
 def _named(request_id: RequestId) -> str:
     return "" if request_id is None else f"{_id(request_id)},"
+
+
+def _listed(symbols: Iterable[Symbol]) -> str:
+    return msgspec.json.encode([str(symbol) for symbol in symbols]).decode()
 
 
 def _quoted(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from candled.errors import ClientError
-from candled.model import YEAR_10000_MS, Interval, MarketKey, Symbol, Topic, parse_iso_ms
+from candled.model import YEAR_10000_MS, Interval, MarketKey, PatternTopic, Symbol, Topic, parse_iso_ms
 from candled.universe import MarketsChanged
 
 from . import messages
@@ -19,6 +19,7 @@ DEFAULT_PAGE = 500
 _SHOWN = 64  # characters of a client's own text that an error repeats
 _LISTED = 20  # symbols an error lists
 _LONGEST_ID = 64
+_LONGEST_PATTERN = 256
 _INTEGER = 2**63  # limit of a signed 64-bit integer
 
 INVALID_FORMAT = "Invalid message format"
@@ -44,6 +45,14 @@ def market_removed(market: MarketKey) -> RequestError:
     return RequestError(f"Market removed: {market.symbol} is not served any more", code=UNKNOWN)
 
 
+def invalid_pattern(pattern: str, reason: str) -> RequestError:
+    """Return the error for a pattern that selects no symbols, for a reason in words."""
+    more = "" if reason.startswith("expected") else f"; {reason}"
+    return RequestError(
+        f"Invalid symbol: {_shown(pattern)}. Expected a symbol, or a pattern such as */USDT or /^BTC/{more}"
+    )
+
+
 class Subscribe(msgspec.Struct, frozen=True):
     """A request for `bars` bars of a topic, and then its updates."""
 
@@ -55,17 +64,26 @@ class Subscribe(msgspec.Struct, frozen=True):
     id: RequestId = None
 
 
+class SubscribePattern(msgspec.Struct, frozen=True):
+    """A request for the closed bars of all markets that a pattern selects, and with `markets` for their list."""
+
+    topic: PatternTopic
+    options: Options
+    markets: bool = False
+    id: RequestId = None
+
+
 class SubscribeMany(msgspec.Struct, frozen=True):
     """Several subscriptions in one message. An invalid one does not affect the others."""
 
-    wanted: tuple[Subscribe | RequestError, ...]
+    wanted: tuple[Subscribe | SubscribePattern | RequestError, ...]
     id: RequestId = None
 
 
 class Unsubscribe(msgspec.Struct, frozen=True):
     """A request for no more updates of a topic."""
 
-    topic: Topic
+    topic: Topic | PatternTopic
     id: RequestId = None
 
 
@@ -91,7 +109,7 @@ class GetHistory(msgspec.Struct, frozen=True):
     id: RequestId = None
 
 
-Request = Subscribe | SubscribeMany | Unsubscribe | Ping | ListSubscriptions | GetHistory
+Request = Subscribe | SubscribePattern | SubscribeMany | Unsubscribe | Ping | ListSubscriptions | GetHistory
 
 
 class _Message(msgspec.Struct):
@@ -108,6 +126,7 @@ class _Message(msgspec.Struct):
     mode: Any = "all"
     status: Any = False
     corrections: Any = False
+    markets: Any = False
     resume: Any = msgspec.UNSET
     subscriptions: Any = msgspec.UNSET
     before: Any = msgspec.UNSET
@@ -116,7 +135,8 @@ class _Message(msgspec.Struct):
 
 # The keys that each of several subscriptions may set for itself.
 _OF_ONE = {
-    "symbol", "interval", "exchange", "initialBars", "fields", "numbers", "mode", "status", "corrections", "resume",
+    "symbol", "interval", "exchange", "initialBars", "fields", "numbers", "mode", "status", "corrections", "markets",
+    "resume",
 }  # fmt: skip
 
 
@@ -158,6 +178,27 @@ class RequestCodec:
         prefix = "" if topic.market.exchange == self._default else f"{topic.market.exchange}:"
         return f"{prefix}{topic.market.symbol}:{topic.interval}"
 
+    def symbols(self, exchange: str) -> Iterable[Symbol]:
+        """Return the symbols that are served at an exchange, which must be one of the configured ones."""
+        return self._markets[exchange].values()
+
+    def pattern_name(self, topic: PatternTopic) -> str:
+        """Return the name of a pattern room in statistics: `*/USDT:5m`, with the exchange as in `room_name`."""
+        prefix = "" if topic.exchange == self._default else f"{topic.exchange}:"
+        return f"{prefix}{topic.pattern}:{topic.interval}"
+
+    def request_head(self, topic: PatternTopic) -> str:
+        """Return the keys that name a pattern room in answers."""
+        return messages.request_head(topic, self._default)
+
+    def pattern_head(self, topic: PatternTopic) -> str:
+        """Return the keys that name a pattern room in its own messages."""
+        return messages.pattern_head(topic, self._default)
+
+    def pattern_bar_head(self, topic: PatternTopic, symbol: Symbol) -> str:
+        """Return the keys that name a market in a message of a pattern room."""
+        return messages.pattern_bar_head(topic, symbol, self._default)
+
     def topic_head(self, topic: Topic) -> str:
         """Return the keys that name a message's topic."""
         return messages.head(topic, self._default)
@@ -188,7 +229,7 @@ class RequestCodec:
         except RecursionError as error:  # decoded, but nested too deeply to be printed in an error
             raise RequestError(INVALID_FORMAT) from error
 
-    def read_subscription(self, fields: Mapping[str, Any]) -> Subscribe:
+    def read_subscription(self, fields: Mapping[str, Any]) -> Subscribe | SubscribePattern:
         """Return a subscription, given the fields of its message.
 
         Raises:
@@ -213,7 +254,7 @@ class RequestCodec:
             case "subscribe":
                 return self._read_subscribe(decoded, request_id)
             case "unsubscribe":
-                return Unsubscribe(self._read_topic(decoded), request_id)
+                return Unsubscribe(self._read_room(decoded), request_id)
             case "list":
                 return ListSubscriptions(request_id)
             case "history":
@@ -227,8 +268,8 @@ class RequestCodec:
             case _:
                 raise RequestError(INVALID_FORMAT)
 
-    def _read_subscribe(self, decoded: _Message, request_id: RequestId) -> Subscribe:
-        topic, bars = self._read_topic(decoded), _bars(decoded.initialBars)
+    def _read_subscribe(self, decoded: _Message, request_id: RequestId) -> Subscribe | SubscribePattern:
+        topic, bars = self._read_room(decoded), _bars(decoded.initialBars)
         options, resume = PLAIN, None
         asks = decoded.fields is not msgspec.UNSET or decoded.numbers != "number"
         if asks or decoded.mode != "all" or decoded.corrections is not False:
@@ -236,14 +277,22 @@ class RequestCodec:
             options = Options(fields, _closed(decoded.mode), _flag("corrections", decoded.corrections))
         if decoded.resume is not msgspec.UNSET:
             resume = _resume(decoded.resume)
-        return Subscribe(topic, bars, options, _flag("status", decoded.status), resume, request_id)
+        status, markets = _flag("status", decoded.status), _flag("markets", decoded.markets)
+        if isinstance(topic, PatternTopic):
+            _check_pattern(decoded, options)
+            return SubscribePattern(topic, options, markets, request_id)
+        if markets:
+            raise RequestError("Invalid markets: true. Expected a pattern as symbol, such as *")
+        return Subscribe(topic, bars, options, status, resume, request_id)
 
-    def _read_each(self, decoded: _Message, request_id: RequestId) -> tuple[Subscribe | RequestError, ...]:
+    def _read_each(
+        self, decoded: _Message, request_id: RequestId
+    ) -> tuple[Subscribe | SubscribePattern | RequestError, ...]:
         if not isinstance(decoded.subscriptions, list) or not decoded.subscriptions:
             raise RequestError(INVALID_FORMAT)
         shared = {key: _shortened(getattr(decoded, key), read) for key, read in _SHARED.items()}
         decoded = msgspec.structs.replace(decoded, **shared)
-        wanted: list[Subscribe | RequestError] = []
+        wanted: list[Subscribe | SubscribePattern | RequestError] = []
         for one in decoded.subscriptions:
             try:
                 if not isinstance(one, dict):
@@ -254,6 +303,22 @@ class RequestCodec:
                 error.request_id = request_id
                 wanted.append(error)
         return tuple(wanted)
+
+    def _read_room(self, decoded: _Message) -> Topic | PatternTopic:
+        """Return the topic of a room: of a market, or of a pattern if no market has that name."""
+        symbol, exchange = decoded.symbol, self._default if decoded.exchange is msgspec.UNSET else decoded.exchange
+        if not (isinstance(symbol, str) and isinstance(exchange, str) and exchange in self._markets):
+            return self._read_topic(decoded)
+        if symbol in self._markets[exchange] or not _is_pattern(symbol):
+            return self._read_topic(decoded)
+        if len(symbol) > _LONGEST_PATTERN:
+            raise invalid_pattern(symbol, f"at most {_LONGEST_PATTERN} characters")
+        if not isinstance(decoded.interval, str):
+            raise RequestError(INVALID_FORMAT)
+        interval = self._intervals.get(decoded.interval)
+        if interval is None:
+            raise self._unknown_interval(decoded.interval)
+        return PatternTopic(exchange, symbol, interval)
 
     def _read_topic(self, decoded: _Message) -> Topic:
         try:
@@ -269,7 +334,10 @@ class RequestCodec:
         symbols = self._markets[exchange]
         if symbol not in symbols:
             raise RequestError(f"Invalid symbol: {_shown(symbol)}. {_choice(list(symbols))}", code=UNKNOWN)
-        raise RequestError(f"Invalid interval: {_shown(interval)}. Valid: {', '.join(self._intervals)}", code=UNKNOWN)
+        raise self._unknown_interval(interval)
+
+    def _unknown_interval(self, interval: str) -> RequestError:
+        return RequestError(f"Invalid interval: {_shown(interval)}. Valid: {', '.join(self._intervals)}", code=UNKNOWN)
 
 
 # ---------------------------------------------------------------- single keys
@@ -315,9 +383,25 @@ def _closed(mode: Any) -> bool:
     return bool(mode == "closed")
 
 
+def _is_pattern(symbol: str) -> bool:
+    return "*" in symbol or symbol.startswith(("!", "/"))
+
+
+def _check_pattern(decoded: _Message, options: Options) -> None:
+    """Refuse the options that a pattern room does not have."""
+    if not options.on_close:
+        raise RequestError('Invalid mode: "all". Valid with a pattern: closed')
+    if decoded.status:
+        raise RequestError("Invalid status: true. Not available with a pattern")
+    if decoded.resume is not msgspec.UNSET:
+        raise RequestError(f"Invalid resume: {_json(decoded.resume)}. Not available with a pattern")
+
+
 def _flag(name: str, given: Any) -> bool:
     if isinstance(given, bool):
         return given
+    if name == "markets":
+        raise RequestError(f"Invalid markets: {_json(given)}. Expected true or false")
     if name == "status":
         raise RequestError(f"Invalid status: {_json(given)}. Expected true or false")
     raise RequestError(f"Invalid corrections: {_json(given)}. Expected true or false")
@@ -347,7 +431,8 @@ def _time_ms(name: str, given: Any) -> int:
 
 _SHARED: Mapping[str, Callable[[Any], Any]] = {
     "initialBars": _bars, "fields": _fields, "numbers": _numbers, "mode": _closed,
-    "status": partial(_flag, "status"), "corrections": partial(_flag, "corrections"), "resume": _resume,
+    "status": partial(_flag, "status"), "corrections": partial(_flag, "corrections"),
+    "markets": partial(_flag, "markets"), "resume": _resume,
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any
 
 from candled.exchange import Clock
-from candled.model import BarChange, Candle, FeedState, Interval, MarketKey, Topic
+from candled.model import BarChange, Candle, FeedState, Interval, MarketKey, PatternTopic, Topic
 from candled.protocol.frames import Frame
 from candled.protocol.messages import Options
 from candled.protocol.requests import RequestCodec as Codec
@@ -15,6 +15,7 @@ from candled.universe import MarketsChanged
 
 from .corrections import Corrections
 from .encoded_bars import BarSource, EncodedBarCache
+from .pattern_rooms import MOST_PATTERNS, PatternMembership, PatternRooms
 from .recipients import RecipientConnection, Recipients
 from .renderer import MessageRenderer, Snapshot
 from .room import Member, Membership, Room, SubscriberGroup
@@ -22,7 +23,7 @@ from .schedule import GroupSchedule
 from .statuses import Statuses
 from .throttle import MIN_GAP_S
 
-__all__ = ["Hub", "Member", "Membership", "RecipientConnection", "Recipients"]
+__all__ = ["Hub", "Member", "Membership", "PatternMembership", "RecipientConnection", "Recipients"]
 
 _SPREAD_S = 0.0002  # per room: the stretch over which rooms that are due together are staggered
 _MOST_SPREAD_S = 0.2
@@ -55,6 +56,7 @@ class Hub:
         self._renderer = MessageRenderer(bars, texts or EncodedBarCache())
         self._corrections = Corrections(bars, self._renderer, publish)
         self._statuses = Statuses(codec.market_head, bars.feed_state, publish)
+        self._patterns = PatternRooms(codec, bars, clock, publish)
         self._rooms: dict[MarketKey, dict[int, Room]] = {}
         self._count = 0
         self._room_counts: Counter[RecipientConnection] = Counter()  # number of rooms per connection
@@ -82,18 +84,40 @@ class Hub:
         self._room_counts[connection] += 1
         return membership
 
-    def has_room(self, topic: Topic) -> bool:
+    def has_room(self, topic: Topic | PatternTopic) -> bool:
         """Return True if a topic has members."""
-        return self._find_room(topic) is not None
+        return self._patterns.has_room(topic) if isinstance(topic, PatternTopic) else self._find_room(topic) is not None
+
+    def join_pattern(self, connection: RecipientConnection, topic: PatternTopic, options: Options) -> PatternMembership:
+        """Add a client to a pattern room. It receives the bars that close from now on.
+
+        Raises:
+            ValueError: the text is no pattern.
+        """
+        membership = self._patterns.join_room(connection, topic, options)
+        self._room_counts[connection] += 1
+        return membership
+
+    def leave_pattern(self, membership: PatternMembership) -> None:
+        """Remove a member of a pattern room."""
+        self._patterns.leave_room(membership)
+        self._forget_room_of(membership.connection)
+
+    def watch_markets(self, membership: PatternMembership) -> None:
+        """Send a member of a pattern room its markets, and every change of them."""
+        self._patterns.watch_markets(membership)
+
+    @property
+    def has_space_for_patterns(self) -> bool:
+        """True if another pattern room may be created."""
+        return len(self._patterns) < MOST_PATTERNS
 
     def leave_room(self, membership: Membership) -> None:
         """Remove a member, then its group and its room if they are empty."""
         group, room = membership.group, membership.group.room
         group.remove_member(membership)
         room.memberships.discard(membership)
-        self._room_counts[membership.connection] -= 1
-        if not self._room_counts[membership.connection]:
-            del self._room_counts[membership.connection]
+        self._forget_room_of(membership.connection)
         if group.members:
             return
         group.scheduled_at = None
@@ -105,8 +129,14 @@ class Hub:
             if not rooms:
                 del self._rooms[room.topic.market]
 
+    def _forget_room_of(self, connection: RecipientConnection) -> None:
+        self._room_counts[connection] -= 1
+        if not self._room_counts[connection]:
+            del self._room_counts[connection]
+
     def on_markets_changed(self, change: MarketsChanged) -> None:
         """Close the rooms of removed markets. Their members are notified by `run_due`, and stay connected."""
+        self._patterns.on_markets_changed(change)
         for symbol in change.removed:
             for room in self._rooms.get(MarketKey(change.exchange, symbol), {}).values():
                 self._removed.extend(room.memberships)
@@ -150,6 +180,7 @@ class Hub:
 
     def on_bars_changed(self, market: MarketKey, changes: Sequence[BarChange]) -> None:
         """Send each changed bar now if the last update was at least a second ago; otherwise queue it until then."""
+        self._patterns.on_bars_changed(market, changes)
         rooms = self._rooms.get(market)
         if not rooms:
             return
@@ -178,6 +209,7 @@ class Hub:
 
         Members whose snapshot was shorter than requested get a new one if there are more bars now.
         """
+        self._patterns.on_history_changed(market, interval, bars)
         room = self._find_room(Topic(market, interval))
         if room is not None:
             room.version, now = next(self._versions), self._clock.monotonic()
@@ -187,6 +219,7 @@ class Hub:
     def on_finality(self, market: MarketKey) -> None:
         """Send bars that may have become final to the members that asked for finality."""
         self._renderer.on_finality(market)
+        self._patterns.on_finality(market)
         now = self._clock.monotonic()
         for room in list(self._rooms.get(market, {}).values()):
             for group in [one for one in room.groups.values() if one.mode != "live" and one.initialized]:
@@ -222,7 +255,7 @@ class Hub:
     def describe(self) -> dict[str, Any]:
         """Return the `broadcaster` part of `/health/ws-stats`."""
         return {
-            "totalRooms": self._count,
+            "totalRooms": self._count + len(self._patterns),
             "totalClients": len(self._room_counts),
             "rooms": [
                 {
@@ -232,7 +265,8 @@ class Hub:
                     "lastBroadcast": room.last_broadcast_ms,
                 }
                 for room in self._all_rooms()
-            ],
+            ]
+            + list(self._patterns.describe()),
         }
 
     # ------------------------------------------------------------ inside: changes

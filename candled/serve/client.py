@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from candled.errors import Unavailable
 from candled.exchange import Clock
-from candled.model import MarketKey, Position, Topic
+from candled.model import MarketKey, PatternTopic, Position, Topic
 from candled.protocol import messages
 from candled.protocol.frames import Frame
 from candled.protocol.messages import PLAIN
 from candled.protocol.requests import (
     INTERNAL,
     LIMIT,
+    NOT_AVAILABLE,
     TOO_MANY,
     GetHistory,
     ListSubscriptions,
@@ -23,12 +24,15 @@ from candled.protocol.requests import (
     RequestError,
     Subscribe,
     SubscribeMany,
+    SubscribePattern,
+    Unsubscribe,
+    invalid_pattern,
     market_removed,
 )
-from candled.rooms.hub import Hub, Membership, RecipientConnection
+from candled.rooms.hub import Hub, Membership, PatternMembership, RecipientConnection
 from candled.tasks import TaskSet
 from candled.token_bucket import TokenBucket
-from candled.transport.work_budget import REFUSED, initial_cost, page_cost
+from candled.transport.work_budget import REFUSED, SUBSCRIBE, initial_cost, page_cost, pattern_cost
 
 from .connection_limiter import ClientLimits
 from .pager import TURN, HistoryPages, Pager
@@ -63,6 +67,7 @@ class ClientSession:
         "_memberships",
         "_pager",
         "_pages",
+        "_patterns",
         "_preparing",
         "_watched",
     )
@@ -85,6 +90,7 @@ class ClientSession:
         self._limits = limits
         self._pages = pages
         self._memberships: dict[Topic, Membership] = {}
+        self._patterns: dict[PatternTopic, PatternMembership] | None = None
         self._budget: TokenBucket | None = None
         self._excess: TokenBucket | None = None  # for messages above the budget
         # tasks that load the bars of an `initial`
@@ -111,7 +117,7 @@ class ClientSession:
         Raises:
             RequestError: a field is invalid, or a limit refuses the subscription.
         """
-        self._subscribe_topic(self._codec.read_subscription(fields))
+        self._subscribe(self._codec.read_subscription(fields))
 
     def handle(self, request: Request) -> None:
         """Handle a decoded request.
@@ -121,8 +127,8 @@ class ClientSession:
         """
         if request.id is not None:
             self._is_extended = True
-        if isinstance(request, Subscribe):
-            self._subscribe_topic(request)
+        if isinstance(request, Subscribe | SubscribePattern):
+            self._subscribe(request)
         elif isinstance(request, SubscribeMany):
             self._is_extended = True
             for one in request.wanted:
@@ -131,14 +137,15 @@ class ClientSession:
             self._send_reply(messages.pong(request.id))
         elif isinstance(request, ListSubscriptions):
             self._is_extended = True
-            self._send_reply(messages.listing(map(self._codec.topic_head, self._memberships), request.id))
+            heads = [
+                *map(self._codec.topic_head, self._memberships),
+                *map(self._codec.request_head, self._patterns or ()),
+            ]
+            self._send_reply(messages.listing(heads, request.id))
         elif isinstance(request, GetHistory):
             self._request_page(request)
         else:
-            existed = self._unsubscribe_topic(request.topic)
-            if request.id is not None:
-                head = self._codec.topic_head(request.topic)
-                self._send_reply(messages.unsubscribed(head, request.id, existed=existed))
+            self._unsubscribe(request)
 
     def make_initial(self, topic: Topic) -> Frame | None:
         """Return the requested `initial` now that the socket can take it, or start the next page of history."""
@@ -155,6 +162,10 @@ class ClientSession:
         if membership is not None:
             self._hub.on_fell_behind(membership)
             self.request_initial(membership)
+            return
+        for pattern in list((self._patterns or {}).values()):
+            if pattern.room.frame_topic(topic.market) == topic:
+                self._end_pattern(pattern)
 
     def notify_shutdown(self, reconnect_after_ms: int) -> None:
         """Send `bye` before the server closes the connection, if the client uses extensions."""
@@ -171,7 +182,9 @@ class ClientSession:
             self._hub.unwatch_state(watcher)
         for membership in self._memberships.values():
             self._hub.leave_room(membership)
-        self._watched = None
+        for pattern in (self._patterns or {}).values():
+            self._hub.leave_pattern(pattern)
+        self._watched = self._patterns = None
         self._memberships.clear()
 
     # ------------------------------------------------------------ calls from the hub (Member)
@@ -216,7 +229,7 @@ class ClientSession:
             error.request_id = self._codec.name_of(message)
             raise error
 
-    def _charge_work(self, cost: float, request: Subscribe | GetHistory) -> float:
+    def _charge_work(self, cost: float, request: Subscribe | SubscribePattern | GetHistory) -> float:
         """Charge a request; return the seconds that its answer has to wait."""
         delay_s = self._connection.charge_work(cost)
         if delay_s == REFUSED:
@@ -225,22 +238,39 @@ class ClientSession:
             raise error
         return delay_s
 
-    def _subscribe_one(self, one: Subscribe | RequestError) -> None:
+    def _subscribe_one(self, one: Subscribe | SubscribePattern | RequestError) -> None:
         """Handle one of several subscriptions. An invalid one does not affect the others."""
         try:
             if isinstance(one, RequestError):
                 raise one
-            self._subscribe_topic(one)
+            self._subscribe(one)
         except RequestError as error:
             self._send_error(error)
 
-    def _subscribe_topic(self, request: Subscribe) -> None:
-        topic, most = request.topic, self._limits.max_rooms_per_connection
-        former = self._memberships.get(topic)
-        if most and former is None and len(self._memberships) >= most:
-            error = RequestError(f"Too many subscriptions: at most {most} per connection", code=LIMIT)
+    def _subscribe(self, request: Subscribe | SubscribePattern) -> None:
+        try:
+            if isinstance(request, SubscribePattern):
+                self._subscribe_pattern(request)
+            else:
+                self._subscribe_topic(request)
+        except RequestError as error:
             error.request_id = request.id
-            raise error
+            raise
+
+    @property
+    def _room_count(self) -> int:
+        return len(self._memberships) + len(self._patterns or ())
+
+    def _check_room_count(self) -> None:
+        most = self._limits.max_rooms_per_connection
+        if most and self._room_count >= most:
+            raise RequestError(f"Too many subscriptions: at most {most} per connection", code=LIMIT)
+
+    def _subscribe_topic(self, request: Subscribe) -> None:
+        topic = request.topic
+        former = self._memberships.get(topic)
+        if former is None:
+            self._check_room_count()
         # other members have the bars loaded
         is_loaded = self._hub.has_room(topic) or self._bars.is_loaded(*topic, request.bars)
         cost = initial_cost(request.bars, is_loaded=is_loaded, resumes=request.resume is not None)
@@ -253,7 +283,7 @@ class ClientSession:
         self._memberships[topic] = membership
         if former is not None:
             self._hub.leave_room(former)
-        if len(self._memberships) > 1:
+        if self._room_count > 1:
             self._connection.cork(many=True)
         if request.id is not None:
             self._send_reply(messages.subscribed(membership.group.room.head, request.id))
@@ -267,9 +297,67 @@ class ClientSession:
         self._connection.cancel_topic(topic)
         self._hub.leave_room(membership)
         self._watch_state(topic, wanted=False)
-        if len(self._memberships) == 1:
-            self._connection.cork(many=False)
+        self._update_cork()
         return True
+
+    def _subscribe_pattern(self, request: SubscribePattern) -> None:
+        """Enter a pattern room. There is no `initial`: its bars begin with the next ones that close."""
+        topic, patterns = request.topic, self._patterns or {}
+        former = patterns.get(topic)
+        if former is None:
+            self._check_room_count()
+        exists = self._hub.has_room(topic)
+        if not exists and not self._hub.has_space_for_patterns:
+            raise RequestError(
+                "Too many patterns: this server has no space for another one", code=LIMIT, temporary=True
+            )
+        markets = sum(1 for _ in self._codec.symbols(topic.exchange))
+        self._charge_work(SUBSCRIBE if exists else pattern_cost(markets), request)
+        self._is_extended = True
+        try:
+            membership = self._hub.join_pattern(self._connection, topic, request.options)
+        except ValueError as error:
+            raise invalid_pattern(topic.pattern, str(error)) from None
+        membership.request_id = request.id
+        if former is not None:
+            self._hub.leave_pattern(former)
+        self._patterns = patterns | {topic: membership}
+        self._connection.cork(many=True)
+        if request.id is not None:
+            self._send_reply(messages.subscribed(self._codec.request_head(topic), request.id))
+        if request.markets:
+            self._hub.watch_markets(membership)
+
+    def _unsubscribe_pattern(self, topic: PatternTopic) -> bool:
+        membership = None if self._patterns is None else self._patterns.pop(topic, None)
+        if membership is None:
+            return False
+        for symbol in membership.room.symbols:
+            self._connection.cancel_topic(membership.room.frame_topic(MarketKey(topic.exchange, symbol)))
+        self._hub.leave_pattern(membership)
+        self._update_cork()
+        return True
+
+    def _unsubscribe(self, request: Unsubscribe) -> None:
+        topic = request.topic
+        if isinstance(topic, PatternTopic):
+            existed, head = self._unsubscribe_pattern(topic), self._codec.request_head(topic)
+        else:
+            existed, head = self._unsubscribe_topic(topic), self._codec.topic_head(topic)
+        if request.id is not None:
+            self._send_reply(messages.unsubscribed(head, request.id, existed=existed))
+
+    def _update_cork(self) -> None:
+        if not self._patterns and len(self._memberships) == 1:
+            self._connection.cork(many=False)
+
+    def _end_pattern(self, membership: PatternMembership) -> None:
+        """End a subscription of a client that reads so slowly that bars were dropped. It must load them elsewhere."""
+        self._unsubscribe_pattern(membership.room.topic)
+        name = membership.room.topic.pattern
+        error = RequestError(f"Subscription ended: bars of {name} were not read", code=NOT_AVAILABLE, temporary=True)
+        error.request_id = membership.request_id
+        self._send_error(error)
 
     def _watch_state(self, topic: Topic, wanted: bool) -> None:
         """Start or stop sending the state of a topic's market. A market is watched once for all its topics."""

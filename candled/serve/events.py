@@ -159,7 +159,7 @@ class EventsHandler(ConnectingHandler):
         if "initialBars" in asked:
             count = asked["initialBars"]
             message["initialBars"] = int(count) if count.isascii() and count.isdigit() and len(count) < 19 else count
-        for name in ("status", "corrections"):
+        for name in ("status", "corrections", "markets"):
             if name in asked:
                 message[name] = _FLAGS.get(asked[name], asked[name])
         wanted = [field for field in asked.get("fields", "").split(",") if field]

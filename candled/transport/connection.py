@@ -187,7 +187,9 @@ class ClientConnection:
         """Queue a frame: `write` while a frame is partly sent. Keeps the newest state of a few bars."""
         if not isinstance(frame, Frame) or frame.topic is None or not frame.open_ms:
             self.send_reply(frame)
-        elif not self.outbox.put_update(frame.topic, frame.open_ms, frame, corrects=frame.corrects):
+        elif not self.outbox.put_update(
+            frame.topic, frame.open_ms, frame, corrects=frame.corrects, most=frame.most_waiting
+        ):
             self.outbox.drop_topic(frame.topic)
             self.client.on_fell_behind(frame.topic)
         return len(frame)

@@ -35,8 +35,12 @@ class Outbox:
         self._updates.pop(topic, None)
         self._initials[topic] = None
 
-    def put_update(self, topic: Topic, open_ms: int, frame: bytes, *, corrects: bool = False) -> bool:
-        """Queue an update or a correction; return False if so many are queued that an `initial` should replace them.
+    def put_update(
+        self, topic: Topic, open_ms: int, frame: bytes, *, corrects: bool = False, most: int | None = None
+    ) -> bool:
+        """Queue an update or a correction; return False if more than `most` of its topic are queued.
+
+        They are then dropped. By default, they are so many that an `initial` should replace them.
 
         A correction goes behind an update of the same bar, because the client must have a bar before it is corrected.
         """
@@ -44,7 +48,7 @@ class Outbox:
             return True
         waiting = self._updates.setdefault(topic, {})
         waiting[open_ms, corrects] = frame
-        return len(waiting) <= MOST_BARS_WAITING
+        return len(waiting) <= (most or MOST_BARS_WAITING)
 
     def drop_topic(self, topic: Topic) -> None:
         """Drop everything queued for a topic."""

@@ -13,6 +13,8 @@ BYTE = 10e-9  # of an answer
 FRAME = 8e-6  # a received frame of any kind
 SUBSCRIBE = 75e-6
 BAR = 0.9e-6  # a bar of an answer from memory; most of it is the price of its bytes
+PATTERN = 1e-3  # a pattern of symbols that no other client uses, and for each market of its exchange
+PATTERN_MARKET = 8e-6
 RESUME = 0.1e-3  # in addition, because its message is rendered for one client
 COLD_BAR = 9e-6  # a bar that is read, folded and printed
 COLD_READ = 1e-3  # a query of the store
@@ -32,6 +34,11 @@ _MOST_ADDRESSES = 100_000
 def initial_cost(bars: int, *, is_loaded: bool, resumes: bool = False) -> float:
     """Return the cost of a subscription with so many bars."""
     return SUBSCRIBE + (bars * BAR if is_loaded else page_cost(bars)) + resumes * RESUME
+
+
+def pattern_cost(markets: int) -> float:
+    """Return the cost of a new pattern room, given the number of markets of its exchange."""
+    return SUBSCRIBE + PATTERN + markets * PATTERN_MARKET
 
 
 def page_cost(bars: int) -> float:

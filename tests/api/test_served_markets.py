@@ -44,6 +44,7 @@ def test_every_dialect_lists_exactly_the_universe_after_any_changes(steps):
         lambda change: catalog.set_markets({name: universe.symbols(name) for name in universe.exchanges})
     )
     known = {MarketKey(exchange, symbol) for exchange, chosen in steps for symbol in chosen}
+    owners: dict[str, MarketKey] = {}
     for exchange, chosen in steps:
         if not universe.set_markets(exchange, chosen):
             continue  # another order of the same markets is no change
@@ -53,6 +54,9 @@ def test_every_dialect_lists_exactly_the_universe_after_any_changes(steps):
         assert {key for key, _ in catalog.spellings} == set(universe.markets)
         assert set(binance.markets.values()) == {key for key in universe.markets if key.exchange == "okx"}
         assert set(binance.stream_names.values()) == set(binance.markets)
+        # a name that a client may use never comes to mean another market
+        names = [*((catalog.ticker_of(key), key) for key in universe.markets), *binance.markets.items()]
+        assert [name for name, key in names if owners.setdefault(name, key) != key] == []
         for key in known:
             fields = {"symbol": str(key.symbol), "interval": "1m", "exchange": key.exchange}
             if key in universe:
@@ -61,6 +65,21 @@ def test_every_dialect_lists_exactly_the_universe_after_any_changes(steps):
             else:
                 with pytest.raises(ClientError, match="Invalid symbol"):
                     codec.read_subscription(fields)
+
+
+def test_no_market_takes_over_the_short_name_of_one_that_is_removed():
+    first, second = (MarketKey("okx", symbol) for symbol in (Symbol("AB", "USDT"), Symbol("A", "BUSDT")))
+    catalog = MarketCatalog({"okx": [first.symbol, second.symbol]}, DEFAULT_INTERVALS)
+    binance = BinanceMarkets(catalog, "okx")
+    assert (catalog.by_ticker("OKX:ABUSDT"), catalog.by_ticker("abusdt")) == (first, first)
+    assert binance.markets == {"ABUSDT": first, "A-BUSDT": second}
+    catalog.set_markets({"okx": [second.symbol]})
+    assert (catalog.by_ticker("OKX:ABUSDT"), catalog.by_ticker("abusdt")) == (None, None)
+    assert catalog.by_ticker(catalog.ticker_of(second)) == second
+    assert binance.markets == {"A-BUSDT": second}
+    catalog.set_markets({"okx": [second.symbol, first.symbol]})
+    assert catalog.by_ticker("abusdt") == first
+    assert binance.markets == {"A-BUSDT": second, "ABUSDT": first}
 
 
 # ---------------------------------------------------------------- connected clients

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
@@ -14,6 +14,7 @@ from candled.bus.redis.leases import Lease, LeaseState
 from candled.clock import SystemClock
 from candled.exchange import Clock
 from candled.model import Candle, MarketKey, Position, Symbol
+from candled.universe import Universe
 from tests import deadlines
 from tests.rows import minute
 
@@ -48,6 +49,17 @@ CLOCK = FastClock()
 def new_prefix() -> str:
     """Parts the tests of one run on a Redis they share."""
     return f"test-{next(_prefixes)}-{time.monotonic_ns()}:"
+
+
+def universe_of(markets: Iterable[MarketKey]) -> Universe:
+    """The markets of a process; bitget is the default exchange."""
+    symbols: dict[str, list[Symbol]] = {"bitget": []}
+    for market in markets:
+        symbols.setdefault(market.exchange, []).append(market.symbol)
+    universe = Universe(list(symbols))
+    for exchange, chosen in symbols.items():
+        universe.set_markets(exchange, chosen)
+    return universe
 
 
 class Ear:
@@ -86,8 +98,9 @@ class Ear:
 class Process:
     """What one process has of the bus, with an ear at it."""
 
-    def __init__(self, parts: RedisParts, *, listens: bool) -> None:
+    def __init__(self, parts: RedisParts, universe: Universe, *, listens: bool) -> None:
         self.parts = parts
+        self.universe = universe
         self.bus = parts.bus
         self.leases = parts.leases
         self.ear = Ear()
@@ -130,11 +143,11 @@ async def process(
     **more: Any,
 ) -> AsyncIterator[Process]:
     """One process, stopped in an orderly way at the end."""
+    universe = universe_of(markets)
     parts = make_redis_parts(
         url,
         clock,
-        markets,
-        default_exchange="bitget",
+        universe,
         prefix=prefix,
         shards=shards,
         lease_s=lease_s,
@@ -142,7 +155,8 @@ async def process(
         serves=serves,
         **more,
     )
-    one = Process(parts, listens=serves)
+    one = Process(parts, universe, listens=serves)
+    await parts.load_markets()
     parts.start()
     leases = one.leases.all if follows and one.leases is not None else []
     followers = [asyncio.ensure_future(_follow(lease)) for lease in leases]

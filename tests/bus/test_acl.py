@@ -11,7 +11,7 @@ from candled.bus.codec import Names
 from candled.bus.factory import make_redis_parts
 from candled.bus.redis.leases import LeaseState
 from candled.clock import SystemClock
-from tests.bus.rig import BTC, CLOCK, MARKETS, process, until
+from tests.bus.rig import BTC, CLOCK, MARKETS, process, universe_of, until
 from tests.redis_servers import NO_RETRY, RedisCluster, RedisServer, own_redis, program
 
 pytestmark = pytest.mark.usefixtures("redis")
@@ -84,9 +84,7 @@ async def test_processes_with_these_accounts_lead_publish_receive_and_take_over(
 @pytest.mark.parametrize("user", ["candled-ingest", "candled-serve"])
 async def test_requests_are_counted_and_budgets_shared(server, user):
     is_ingest = user == "candled-ingest"
-    parts = make_redis_parts(
-        server.url_of(user), SystemClock(), MARKETS, default_exchange="bitget", ingests=is_ingest, serves=True
-    )
+    parts = make_redis_parts(server.url_of(user), SystemClock(), universe_of(MARKETS), ingests=is_ingest, serves=True)
     try:
         assert [(await parts.counter.count_hit(user, 5.0))[0] for _ in range(2)] == [1, 2]
         if is_ingest:
@@ -103,6 +101,9 @@ FORGERIES = [
     ("SET", NAMES.newest_key(BTC), "{}"),
     ("DEL", NAMES.newest_key(BTC)),
     ("SET", NAMES.fence_key(BTC), "1"),
+    ("SET", NAMES.markets_key("bitget"), "{}"),
+    ("SET", NAMES.markets_fence_key("bitget"), "1"),
+    ("PUBLISH", NAMES.markets_channel("bitget"), "{}"),
     ("SET", NAMES.lease_key(0), "1 me"),
     ("SET", NAMES.token_key(0), "1"),
     ("ZADD", NAMES.processes_key, 1, "me"),

@@ -20,7 +20,7 @@ from candled.bus.redis.leases import LeaseState
 from candled.clock import SystemClock
 from candled.model import MINUTE_MS, Candle
 from tests import deadlines
-from tests.bus.rig import BTC, CLOCK, MARKETS, Process, new_prefix, process, until
+from tests.bus.rig import BTC, CLOCK, MARKETS, Process, new_prefix, process, universe_of, until
 from tests.redis_servers import own_redis
 
 pytestmark = pytest.mark.usefixtures("redis")
@@ -296,7 +296,7 @@ BUDGETS: dict[str, tuple[Any, ...]] = {
 async def test_a_forged_request_budget_does_not_keep_anybody_from_an_exchange(kind, server):
     prefix = new_prefix()
     parts: RedisParts = make_redis_parts(
-        server.url, SystemClock(), MARKETS, default_exchange="bitget", prefix=prefix, ingests=True, serves=False
+        server.url, SystemClock(), universe_of(MARKETS), prefix=prefix, ingests=True, serves=False
     )
     async with aioredis.Redis.from_url(server.url) as client:
         word, *rest = BUDGETS[kind]

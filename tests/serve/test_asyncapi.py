@@ -17,7 +17,7 @@ from candled.clock import SystemClock
 from candled.config.sections import ServerSettings
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Symbol
 from candled.protocol.requests import RequestCodec, RequestError
-from tests.api.stage import BTC, open_stage
+from tests.api.stage import BTC, ETH, open_stage
 from tests.protocol.test_requests import WRONG, subscribe
 from tests.rows import MONDAY_MS, minute
 from tests.serve.test_server import SUBSCRIBE, hear, say
@@ -136,6 +136,11 @@ async def captured(folder: Path) -> list[dict]:
         await say(extended, page)
         await say(extended, {"type": "unsubscribe", "symbol": "BTC/USDT", "interval": "5m", "id": 5})
         await say(closed, {**SUBSCRIBE, "mode": "closed", "fields": ["seq"]})
+        await say(
+            closed, {**SUBSCRIBE, "mode": "closed", "symbol": "*/*", "id": 7, "corrections": True, "markets": True}
+        )
+        await say(closed, {"type": "list"})
+        await say(closed, {"type": "unsubscribe", "symbol": "!BTC/*", "interval": "1m", "id": 8})
         await say(again, {**SUBSCRIBE, "fields": ["seq"]})
         shown = await hear(again)
         await again.close()
@@ -148,6 +153,7 @@ async def captured(folder: Path) -> list[dict]:
         span = minute(50).open_ms, minute(51).open_ms
         one.bus.publish(HistoryChanged(BTC, *span, MONDAY_MS, FeedMetadata(watermark_ms=MONDAY_MS + 61 * MINUTE_MS)))
         one.bus.publish(StateChanged(BTC, "stale", MONDAY_MS + 1, "leader_silent"))
+        one.universe.set_markets("replay", [BTC.symbol, ETH.symbol])
         again = await websockets.connect(url)
         tasks.append(asyncio.ensure_future(listen(again)))
         position = {"epoch": shown["epoch"], "seq": shown["seq"], "time": shown["bars"][-1]["time"]}
@@ -210,6 +216,7 @@ def mutants(message: dict) -> list[tuple[str, dict]]:
                 "recovered",
                 "id",
                 "reason",
+                "pattern",
             ):
                 with_one(path, lambda node, key=key: node.pop(key))
             if isinstance(value, int | float) and key != "id":

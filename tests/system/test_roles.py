@@ -21,7 +21,8 @@ SUBSCRIBE = {"type": "subscribe", "symbol": "BTC/USDT", "interval": "1m", "initi
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    with Several(tmp_path_factory.mktemp("site"), serving=1) as one:
+    chosen = {"replay": {"symbols": ["BTC/*"]}}  # by the leader, and the other process follows
+    with Several(tmp_path_factory.mktemp("site"), serving=1, exchanges=chosen) as one:
         yield one
 
 

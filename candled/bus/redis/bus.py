@@ -24,10 +24,12 @@ from candled.bus.shards import shard_of
 from candled.exchange import Clock
 from candled.model import YEAR_10000_MS, Decimals, MarketKey, Position
 from candled.tasks import TaskSet
+from candled.universe import MarketsChanged
 
 from .connections import Call, Caller, Servers, reason_of
 from .feed_tracker import NOT_ARRIVING, FeedTracker, MessageOrder, order_of
 from .leases import Lease, Leases
+from .market_lists import MarketLists
 from .publisher import HEARTBEAT_S, RedisPublisher
 from .subscriber import Subscriber
 
@@ -49,7 +51,7 @@ class _QueuedMessage(NamedTuple):
 
 
 class RedisBus:
-    """`redis://` and its variants, for `markets`. `leases` is None in a process that only serves.
+    """`redis://` and its variants, at first for `markets`. `leases` is None in a process that only serves.
 
     Messages published here are delivered to the local listeners immediately, whether or not Redis can be reached, and
     are ignored when they come back. Feeds of other leaders are received once there is a listener. `timeless` are the
@@ -68,8 +70,12 @@ class RedisBus:
         leases: Leases | None,
         failures: FailureLog,
         timeless: Collection[str] = (),
+        lists: MarketLists | None = None,
     ) -> None:
         self.leases = leases
+        self.lists = lists
+        #: The exchanges by the channels about changes of their lists.
+        self._list_channels = {} if lists is None else lists.channels
         self._servers = servers
         self._names = names
         self._clock = clock
@@ -80,9 +86,10 @@ class RedisBus:
         self._channels = {names.candles_channel(market): market for market in self._shard_of}
         self._heartbeats = {names.heartbeat_channel(shard): shard for shard in range(shards)}
         self._listeners: list[Listener] = []
-        self._markets_of: dict[int, list[MarketKey]] = {shard: [] for shard in range(shards)}
+        #: The markets of each shard. The publisher reads them too.
+        self._markets_of: dict[int, dict[MarketKey, None]] = {shard: {} for shard in range(shards)}
         for market, shard in self._shard_of.items():
-            self._markets_of[shard].append(market)
+            self._markets_of[shard][market] = None
         self._tracker = FeedTracker(self._markets_of, clock.monotonic())
         self._publisher = (
             None if leases is None else RedisPublisher(servers, names, clock, leases, self._markets_of, failures)
@@ -110,6 +117,9 @@ class RedisBus:
         """See `Bus.publish`."""
         if self._publisher is None:
             raise RuntimeError("a process that only serves publishes nothing")
+        if message.market not in self._shard_of:
+            self.ignored["removed"] += 1  # from work that began before the market was removed
+            return self._unnumbered_position(message.market)
         position = self._publisher.enqueue(message)
         self._tracker.on_own_message(message.market, position)
         if isinstance(message, StateChanged):
@@ -150,6 +160,43 @@ class RedisBus:
         """See `Bus.unpublished`."""
         return {} if self._publisher is None else self._publisher.unpublished()
 
+    def on_markets_changed(self, change: MarketsChanged) -> None:
+        """Publish and receive new markets too, and removed ones no more. The others are not interrupted."""
+        for symbol in change.removed:
+            self._remove_market(MarketKey(change.exchange, symbol))
+        for symbol in change.added:
+            self._add_market(MarketKey(change.exchange, symbol))
+        if self._subscriber is not None and (change.added or change.removed):
+            self._subscriber.set_channels(self._all_channels())
+
+    def _add_market(self, market: MarketKey) -> None:
+        shard = shard_of(market, len(self._heartbeats))
+        self._shard_of[market] = shard
+        self._channels[self._names.candles_channel(market)] = market
+        self._markets_of[shard][market] = None
+        self._tracker.add_market(market, shard)
+        if self._publisher is not None:
+            self._publisher.add_market(market, shard)
+
+    def _remove_market(self, market: MarketKey) -> None:
+        del self._markets_of[self._shard_of.pop(market)][market]
+        del self._channels[self._names.candles_channel(market)]
+        self._tracker.remove_market(market)
+        if self._publisher is not None:
+            self._publisher.remove_market(market)
+        for states in (self._published_states, self._delivered_states):
+            states.pop(market, None)
+        self._delivered_positions.pop(market, None)
+        self._queued.pop(market, None)
+        self._overridden.discard(market)
+        self._from_future.discard(market)
+        self._receive_failures.record_success(market)
+        self._read_failures.record_success(market)
+
+    def _all_channels(self) -> list[str]:
+        channels = [*self._channels, *self._heartbeats] if self._listeners else []
+        return [*channels, *self._list_channels]
+
     # ------------------------------------------------------------ lifecycle
 
     def start(self) -> None:
@@ -158,12 +205,12 @@ class RedisBus:
         if self._publisher is not None:
             self._tasks.start_endless(self._publisher.run_pumps, self._clock)
             self._tasks.start_periodic(self._publisher.schedule_heartbeats, self._clock, HEARTBEAT_S)
-        if not self._listeners:
+        if not (channels := self._all_channels()):
             return
         self._tracker.expect_heartbeats(self._clock.monotonic())
         self._subscriber = Subscriber(
             self._servers,
-            [*self._channels, *self._heartbeats],
+            channels,
             self._clock,
             self._failures.record_of("subscribing"),
             process=self._process,
@@ -171,6 +218,8 @@ class RedisBus:
             on_ready=self._on_connection_ready,
         )
         self._tasks.start_endless(self._subscriber.run, self._clock)
+        if not self._listeners:
+            return
         self._tasks.start_endless(self._repair_missed, self._clock)
         self._tasks.start_periodic(self._check_states, self._clock, _CHECK_S)
 
@@ -194,6 +243,8 @@ class RedisBus:
                 self._receive_message(market, data)
             elif channel in self._heartbeats:
                 self._receive_heartbeat(self._heartbeats[channel], data)
+            elif channel in self._list_channels and self.lists is not None:
+                self.lists.on_notice(self._list_channels[channel], data)
         except BadMessage as error:
             self._reject(error, f"a message on {channel}", market, data)
 
@@ -236,6 +287,8 @@ class RedisBus:
 
     def _on_connection_ready(self, channels: Sequence[str]) -> None:
         self._reader.renew_connections()
+        if self.lists is not None:
+            self.lists.on_connected([self._list_channels[one] for one in channels if one in self._list_channels])
         markets = [self._channels[channel] for channel in channels if channel in self._channels]
         self._tracker.mark_missed((market for market in markets if not self._is_own(market)), "connected")
         self._has_missed.set()
@@ -315,7 +368,8 @@ class RedisBus:
                     self._deliver_newest(market, newest, fence)
                 else:
                     failed.setdefault(reason_of(error), []).append(market)
-            for reason, unread in failed.items():
+            for reason, markets in failed.items():
+                unread = [market for market in markets if market in self._shard_of]
                 self._read_failures.record_failure(reason, *unread)
                 self._tracker.mark_not_repaired(unread, reason, self._clock.monotonic())
             if failed:
@@ -323,6 +377,8 @@ class RedisBus:
 
     def _deliver_newest(self, market: MarketKey, newest_data: bytes, fence_data: bytes) -> None:
         """Deliver the contents of the market's keys and queued messages; notify the listeners to read the rest."""
+        if market not in self._shard_of:  # removed while it was read
+            return
         self._read_failures.record_success(market)
         self._tracker.mark_repaired(market)
         queued = self._queued.pop(market, [])

@@ -48,7 +48,7 @@ class FeedTracker:
     """
 
     def __init__(self, shards: Mapping[int, Iterable[MarketKey]], now: float) -> None:
-        self._shards = {shard: _Shard(tuple(markets), now) for shard, markets in shards.items()}
+        self._shards = {shard: _Shard(dict.fromkeys(markets), now) for shard, markets in shards.items()}
         self._shard_of = {market: shard for shard, one in self._shards.items() for market in one.markets}
         self._positions: dict[MarketKey, Position] = {}
         self._undelivered: dict[MarketKey, _Undelivered] = {}
@@ -56,6 +56,21 @@ class FeedTracker:
         self._being_read: dict[MarketKey, str] = {}
         self._unreadable: dict[MarketKey, tuple[float, str]] = {}  # since when it cannot be read, and why
         self.missed_counts: Counter[str] = Counter()
+
+    def add_market(self, market: MarketKey, shard: int) -> None:
+        """Track another market of a shard."""
+        self._shards[shard].markets[market] = None
+        self._shard_of[market] = shard
+
+    def remove_market(self, market: MarketKey) -> None:
+        """Forget a market."""
+        shard = self._shards[self._shard_of.pop(market)]
+        shard.remove_market(market)
+        self._positions.pop(market, None)
+        self._undelivered.pop(market, None)
+        self._missed.pop(market, None)
+        self._being_read.pop(market, None)
+        self._unreadable.pop(market, None)
 
     def position_of(self, market: MarketKey) -> Position | None:
         """Return the position of the newest message received of a market's feed."""
@@ -285,7 +300,9 @@ class FeedTracker:
     def mark_not_repaired(self, markets: Iterable[MarketKey], reason: str, now: float) -> None:
         """Record that markets could not be read; they are to be read again."""
         for market in markets:
-            self._missed.setdefault(market, self._being_read.pop(market))
+            if market not in self._shard_of:  # removed meanwhile
+                continue
+            self._missed.setdefault(market, self._being_read.pop(market, "connected"))
             since, _ = self._unreadable.get(market, (now, ""))
             self._unreadable[market] = since, reason
 
@@ -322,7 +339,7 @@ class _Undelivered:
 
 
 class _Shard:
-    def __init__(self, markets: tuple[MarketKey, ...], now: float) -> None:
+    def __init__(self, markets: dict[MarketKey, None], now: float) -> None:
         self.markets = markets
         self.heartbeat_at = now
         self.is_late = False
@@ -334,6 +351,15 @@ class _Shard:
         self.unlisted_counts: dict[MarketKey, int] = {}  # how many in a row did not contain the market
         self.external_at: dict[MarketKey, float] = {}
         self._replaced = ""  # the feed of the last heartbeat that did not count
+
+    def remove_market(self, market: MarketKey) -> None:
+        """Forget a market."""
+        self.markets.pop(market, None)
+        self.announced.pop(market, None)
+        self.known_positions.pop(market, None)
+        self.lower_counts.pop(market, None)
+        self.unlisted_counts.pop(market, None)
+        self.external_at.pop(market, None)
 
     def accepts_epoch(self, epoch: str) -> bool:
         """Return whether a feed's heartbeat counts. One with a lower token counts only if it comes twice in a row."""

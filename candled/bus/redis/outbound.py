@@ -38,9 +38,10 @@ class OutboundQueue:
         "seq",
     )
 
-    def __init__(self) -> None:
-        self.seq = 0  # number of the last message
-        self.sent_seq = 0  # number of the last sent message
+    def __init__(self, seq: int = 0) -> None:
+        """Create an empty queue for a market whose last message has the number `seq`."""
+        self.seq = seq  # number of the last message
+        self.sent_seq = seq  # number of the last sent message
         self.as_of_ms = 0  # the exchange's newest time in a message
         self.is_blocked = False
         # True if Redis has a number that this process never assigned, which must be overwritten

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from candled.bus import Message
 from candled.bus.codec import Names, encode_heartbeat, encode_message, encode_newest
 from candled.bus.failures import FailureLog
+from candled.bus.shards import shard_of
 from candled.errors import Unavailable
 from candled.exchange import Clock
 from candled.model import MarketKey, Position
@@ -38,7 +39,7 @@ class RedisPublisher:
         names: Names,
         clock: Clock,
         leases: Leases,
-        markets_of: Mapping[int, Sequence[MarketKey]],
+        markets_of: Mapping[int, Mapping[MarketKey, None]],
         failures: FailureLog,
     ) -> None:
         self._servers = servers
@@ -49,6 +50,7 @@ class RedisPublisher:
         self._markets_of = markets_of
         self._shard_of = {market: shard for shard, markets in markets_of.items() for market in markets}
         self._markets = {market: OutboundQueue() for market in self._shard_of}
+        self._ended_seqs: dict[MarketKey, int] = {}  # last numbers of removed markets, which continue if they return
         self._epochs: dict[int, str] = {}
         self._known_epochs: set[str] = set()
         self._due: dict[MarketKey, None] = {}  # in the order of their turn
@@ -61,6 +63,24 @@ class RedisPublisher:
         self.refused = 0
         self._sending = TaskSet()  # a task per pump that has something to send
         leases.add_listener(self.on_lease_change)
+
+    def add_market(self, market: MarketKey, shard: int) -> None:
+        """Publish another market, which is in `markets_of` already."""
+        self._shard_of[market] = shard
+        self._markets[market] = OutboundQueue(self._ended_seqs.pop(market, 0))
+        if self._lease_of(market).may_publish():
+            self._due[market] = None  # raise its fence
+            self._wake.set()
+
+    def remove_market(self, market: MarketKey) -> None:
+        """Stop publishing a market. Its unsent messages are dropped."""
+        self._ended_seqs[market] = self._markets.pop(market).seq
+        self._due.pop(market, None)
+        self._to_retry.pop(market, None)
+        for pump in self._pumps.values():
+            pump.due.pop(market, None)
+        self._failures.record_success(market)
+        del self._shard_of[market]
 
     def enqueue(self, message: Message) -> Position:
         """Number a message, and send it later if this process leads its market's shard."""
@@ -134,6 +154,9 @@ class RedisPublisher:
 
     # ------------------------------------------------------------ inside
 
+    def _find_shard(self, market: MarketKey) -> int:
+        return shard_of(market, len(self._leases.all))
+
     def _lease_of(self, market: MarketKey) -> Lease:
         return self._leases.all[self._shard_of[market]]
 
@@ -144,6 +167,8 @@ class RedisPublisher:
         self._known_epochs.add(lease.epoch)
         for market in self._markets_of[lease.shard]:
             self._markets[market].begin_feed()
+        ended = {market: seq for market, seq in self._ended_seqs.items() if self._find_shard(market) != lease.shard}
+        self._ended_seqs = ended
 
     async def _distribute_due(self) -> None:
         """Give due markets and heartbeats to the pumps of their servers."""
@@ -208,6 +233,8 @@ class RedisPublisher:
         """Return the markets that may be published now. The others wait for their leases."""
         led = []
         for market in markets:
+            if market not in self._markets:  # removed meanwhile
+                continue
             if self._lease_of(market).may_publish():
                 led.append(market)
             else:
@@ -263,6 +290,8 @@ class RedisPublisher:
                 self._leases.on_fenced(lease, int(answer))
 
     def _on_batch_sent(self, batch: "_Batch", answer: Any) -> None:
+        if batch.market not in self._markets:  # removed meanwhile
+            return
         outgoing, lease = self._markets[batch.market], self._lease_of(batch.market)
         if isinstance(answer, Exception):
             self.refused += not isinstance(answer, Unavailable)
@@ -294,8 +323,9 @@ class RedisPublisher:
             self._failures.record_success(batch.market)
             outgoing.sent_up_to(batch.seq)
 
-    def _on_failed(self, what: Sequence[MarketKey | int], error: Exception) -> None:
+    def _on_failed(self, parts: Sequence[MarketKey | int], error: Exception) -> None:
         """Record that markets, or heartbeats of shards, could not be sent."""
+        what = [one for one in parts if not isinstance(one, MarketKey) or one in self._markets]
         if what:
             self._failures.record_failure(reason_of(error), *what)
         for one in what:

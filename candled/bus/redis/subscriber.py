@@ -9,7 +9,7 @@ import contextlib
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from candled.bus.codec import private_channel
@@ -46,8 +46,9 @@ class _ServerChannels(NamedTuple):
 class Subscriber:
     """A subscription to `channels` over one or more connections.
 
-    `on_message` is called with channel and data of each message. `on_ready` is called with the channels of each
-    connection that was made or replaced: earlier messages may have been missed.
+    `on_message` is called with channel and data of each message. `on_ready` is called with channels that are received
+    from now on, because they were added, or their connection was made or replaced: earlier messages may have been
+    missed.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Subscriber:
         self._on_ready = on_ready
         self._connections: dict[Node, _SubscriberConnection] = {}
         self._has_failed = asyncio.Event()
+        self._must_arrange = asyncio.Event()  # set if a connection failed or the channels changed
         self._backoff = Backoff(_MIN_RETRY_S, _MAX_RETRY_S)
         self.generation = 0  # how many connections were made
         self.end_counts: Counter[str] = Counter()
@@ -84,6 +86,11 @@ class Subscriber:
         """The publish-to-receive latency of the slowest connection, in seconds; None if nothing is received."""
         ready = (one for one in self._connections.values() if one.is_ready)
         return max((one.lag_s for one in ready if one.lag_s is not None), default=None)
+
+    def set_channels(self, channels: Sequence[str]) -> None:
+        """Receive these channels from now on. Those that were received before are received without a pause."""
+        self._channels = tuple(channels)
+        self._must_arrange.set()
 
     async def run(self) -> None:
         """Keep a connection to each server that has channels, until cancelled. `stop` ends the connections."""
@@ -102,6 +109,7 @@ class Subscriber:
         """
         self._has_failed.clear()
         while not self._has_failed.is_set():
+            self._must_arrange.clear()
             try:
                 await self._arrange_connections()
             except Unavailable as error:
@@ -109,17 +117,19 @@ class Subscriber:
                 self.servers.suspect_topology()
                 raise
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._has_failed.wait(), None if self.servers.is_fixed else _CHECK_S)
+                await asyncio.wait_for(self._must_arrange.wait(), None if self.servers.is_fixed else _CHECK_S)
         raise Unavailable("a connection failed")
 
     async def _arrange_connections(self) -> None:
-        """Replace connections that ended, and those whose channels have moved."""
+        """Replace connections that ended, and those whose channels have moved; subscribe to channels that are new."""
         if not self.servers.is_fixed:
             self.servers.suspect_topology()
         assigned = {one.node: one for one in await self._assign_channels()}
         self._failures.record_success(*(node for node in self._failures.parts if node not in assigned))
+        wanted = frozenset(self._channels)
         for node, connection in list(self._connections.items()):
-            if connection.assigned != assigned.get(node) or connection.is_over:
+            one = assigned.get(node)
+            if connection.is_over or one is None or not connection.assign(one, wanted):
                 del self._connections[node]
                 await connection.stop()
         for node, one in assigned.items():
@@ -138,11 +148,15 @@ class Subscriber:
 
     # ------------------------------------------------------------ called by the connections
 
-    def on_connection_ready(self, connection: "_SubscriberConnection") -> None:
+    def on_connection_ready(self, connection: "_SubscriberConnection", channels: Sequence[str]) -> None:
         """Record that a connection has subscribed, and notify the owner."""
         self.generation += 1
         self._failures.record_success(connection.assigned.node)
-        self._on_ready(connection.assigned.channels)
+        self._on_ready(channels)
+
+    def on_channels_added(self, channels: Sequence[str]) -> None:
+        """Notify the owner that a connection has subscribed to more channels."""
+        self._on_ready(channels)
 
     def on_connection_alive(self) -> None:
         """Record a loopback message: the connection works."""
@@ -155,6 +169,7 @@ class Subscriber:
         self._failures.record_failure(f"{connection.assigned.node}: {reason}", connection.assigned.node)
         self.servers.suspect_topology(connection.assigned.node)
         self._has_failed.set()
+        self._must_arrange.set()
 
 
 class _SubscriberConnection:
@@ -173,10 +188,29 @@ class _SubscriberConnection:
         self._client, self._loopback_client = (owner.servers.make_client(assigned.node) for _ in range(2))
         self._pubsub = self._client.pubsub()
         self._loopback_error = ""
+        # the channels whose subscription was sent last, and the assignment that they come from
+        self._applied = assigned
+        self._subscribed = dict.fromkeys(assigned.channels)
+        # confirmations that are expected after a change, by kind and channel, and until when
+        self._expected: Counter[tuple[bool, str]] = Counter()
+        self._expected_until = 0.0
+        self._added: list[str] = []  # confirmed channels that the owner is not notified of yet
         self._tasks = TaskSet()  # receives, and sends loopback messages
         self._receiving = self._tasks.start(self._receive())
         self._ending = TaskSet()
         self._ending.start(self._run_until_end())
+
+    def assign(self, assigned: _ServerChannels, wanted: Collection[str]) -> bool:
+        """Change the channels; return False if that needs another connection.
+
+        It does if a channel that is still `wanted` has moved to another server.
+        """
+        if assigned != self.assigned:
+            left = set(self.assigned.channels).difference(assigned.channels)
+            if assigned.sharded is not self.assigned.sharded or left.intersection(wanted):
+                return False
+            self.assigned = assigned
+        return True
 
     async def stop(self) -> None:
         """End the subscription. No messages are delivered afterwards."""
@@ -202,7 +236,7 @@ class _SubscriberConnection:
             await self._subscribe_channels()
             self._loopback_at = self._clock.monotonic()
             self.is_ready = True
-            self._owner.on_connection_ready(self)
+            self._owner.on_connection_ready(self, tuple(self._subscribed))
             self._tasks.start(repeat(self._send_loopback, self._clock, LOOPBACK_S))
             return await self._read_messages()
         except REDIS_ERRORS as error:
@@ -214,7 +248,7 @@ class _SubscriberConnection:
     async def _subscribe_channels(self) -> None:
         """Subscribe, and wait until every channel is confirmed."""
         pubsub: Any = self._pubsub
-        channels = (*self.assigned.channels, self._private)
+        channels = (*self._subscribed, self._private)
         async with asyncio.timeout(_SUBSCRIBE_S):
             if self.assigned.sharded:
                 for channel in channels:  # one command accepts channels of one slot only
@@ -229,11 +263,51 @@ class _SubscriberConnection:
                 elif message is not None:
                     self._accept_message(message)
 
+    async def _apply_assignment(self) -> None:
+        """Subscribe to the channels that were added, and unsubscribe from those that were removed."""
+        pubsub: Any = self._pubsub
+        self._applied = self.assigned
+        channels = dict.fromkeys(self.assigned.channels)
+        added = [channel for channel in channels if channel not in self._subscribed]
+        removed = [channel for channel in self._subscribed if channel not in channels]
+        self._subscribed = channels
+        self._expected.update((True, channel) for channel in added)
+        self._expected.update((False, channel) for channel in removed)
+        self._expected_until = self._clock.monotonic() + _SUBSCRIBE_S
+        if self.assigned.sharded:
+            for channel in added:
+                await pubsub.ssubscribe(channel)
+            for channel in removed:
+                await pubsub.sunsubscribe(channel)
+            return
+        if added:
+            await pubsub.subscribe(*added)
+        if removed:
+            await pubsub.unsubscribe(*removed)
+
+    def _confirm(self, message: dict[str, Any]) -> str:
+        """Process the confirmation of a change; return why the connection is unusable if it was not expected."""
+        is_added, channel = message["type"] in _CONFIRMED, message["channel"].decode("utf-8", "replace")
+        if not self._expected[is_added, channel]:
+            if is_added:
+                return "subscribed again without a request: redis-py has reconnected"
+            return f"no longer subscribed: {message['type']}"
+        self._expected[is_added, channel] -= 1
+        if is_added and channel in self._subscribed and not self._expected[True, channel]:
+            self._added.append(channel)
+        self._expected += Counter()  # drops those that are zero
+        if not self._expected and self._added:
+            added, self._added = self._added, []
+            self._owner.on_channels_added(added)
+        return ""
+
     async def _read_messages(self) -> str:
         """Deliver messages; return why that ended."""
         pubsub: Any = self._pubsub
         early, turn_began = 0, self._clock.monotonic()
         while True:
+            if self.assigned is not self._applied:
+                await self._apply_assignment()
             asked_at = self._clock.monotonic()
             if asked_at - turn_began > _TURN_S:
                 await self._clock.sleep(0)  # `get_message` does not wait while messages are buffered
@@ -250,10 +324,10 @@ class _SubscriberConnection:
             elif message["type"] in _MESSAGES:
                 early = 0
                 self._accept_message(message)
-            elif message["type"] in _CONFIRMED:
-                return "subscribed again without a request: redis-py has reconnected"
-            else:
-                return f"no longer subscribed: {message['type']}"
+            elif reason := self._confirm(message):
+                return reason
+            if self._expected and now > self._expected_until:
+                return f"channels were not confirmed within {_SUBSCRIBE_S:g} s"
             if now - self._loopback_at > SILENT_S:
                 why = f" ({self._loopback_error})" if self._loopback_error else ""
                 return f"silent: no loopback message for {SILENT_S:g} s{why}"
