@@ -267,11 +267,13 @@ async def test_a_process_that_only_serves_publishes_nothing(prefix):
             one.publish()
 
 
-async def test_a_process_that_only_ingests_hears_nothing(prefix):
+async def test_a_process_that_only_ingests_receives_no_candles(prefix):
+    """It receives notices about lists of markets only."""
     async with process(shared_redis(), prefix, ingests=True, serves=False) as one:
-        await until(lambda: one.state is LeaseState.LEADER)
-        assert "generation" not in one.bus.describe()
-        assert one.bus.describe()["connected"]
+        await until(lambda: one.state is LeaseState.LEADER and one.bus.describe()["connected"])
+        assert one.bus._all_channels() == [f"{prefix}candled:{{markets-bitget}}:changed"]
+        await CLOCK.sleep(1.5)
+        assert one.bus.describe().get("trouble") is None
 
 
 async def test_a_listeners_fault_stops_no_other_listener(prefix, caplog):

@@ -77,9 +77,9 @@ class MarketLists:
         self._to_read: dict[str, None] = {}
         self._is_applying = False
         self._tasks = TaskSet()
-        self._publish_failures = failures.record_of("publishing the lists of markets")  # its parts are exchanges
-        self._read_failures = failures.record_of("reading the lists of markets")
-        self._follow_failures = failures.record_of("following the lists of markets")
+        self._publish_failures = failures.record_of("sharing market lists")  # its parts are exchanges
+        self._read_failures = failures.record_of("reading market lists")
+        self._follow_failures = failures.record_of("following market lists")
         universe.add_listener(self._on_markets_changed)
         if leases is not None:
             leases.add_listener(self._on_lease_change)
