@@ -6,6 +6,7 @@ from functools import lru_cache
 
 _IPV6_CUSTOMER = 56  # bits that providers assign to one customer; express-rate-limit uses the same
 _IPV6_NETWORK = 64  # bits of one network, in which a machine may choose any address
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # its last 32 bits are an IPv4 address
 _HOP = re.compile(r'"?(?:\[([0-9A-Fa-f:.]+)\](?::\d*)?|(\d+\.\d+\.\d+\.\d+):\d*)"?')
 
 
@@ -33,6 +34,15 @@ def client_of(address: str) -> str:
 def network_of(address: str) -> str:
     """Return the network of an address: the IPv4 address itself, or the first 64 bits of an IPv6 address."""
     return _network_of(address, _IPV6_NETWORK)
+
+
+def is_public(address: str) -> bool:
+    """Return whether an IP address belongs to the public internet, also if it is an IPv4 address written as IPv6."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF) if ip in _NAT64 else None
+        ip = ip.ipv4_mapped or ip.sixtofour or nat64 or ip
+    return ip.is_global and not ip.is_multicast
 
 
 def _network_of(address: str, bits: int) -> str:

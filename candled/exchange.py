@@ -217,7 +217,8 @@ class SocketFeed(ABC):
     async def prepare_connection(self, http: "Http") -> str:
         """Return the address of the next connection. The daemon calls this before each one.
 
-        The default returns `url`. Override it if the exchange gives out addresses or tokens over REST.
+        The default returns `url`. Override it if the exchange gives out addresses or tokens over REST. Such an address
+        must be a public one, unless its host is that of `url`.
 
         Raises:
             Unavailable, ExchangeError: as in `Http.get_json`. The daemon tries again after a pause.

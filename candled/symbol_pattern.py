@@ -54,8 +54,13 @@ class SymbolPattern:
         return SymbolPattern(text, is_exclusion, symbol, re.compile(rf"\A{'[^/:]*'.join(parts)}\Z"))
 
     def matches(self, symbol: Symbol) -> bool:
-        """Return whether the pattern fits a symbol, regardless of `!`."""
-        return self.symbol == symbol if self.symbol is not None else self._expression.search(str(symbol)) is not None
+        """Return whether the pattern fits a symbol, regardless of `!`.
+
+        Only symbols that are well formed fit a pattern with `*` or a regular expression.
+        """
+        if self.symbol is not None:
+            return self.symbol == symbol
+        return symbol.is_well_formed and self._expression.search(str(symbol)) is not None
 
     def __str__(self) -> str:
         return self.text

@@ -6,7 +6,7 @@ from decimal import Context, Decimal, DecimalException
 from candled.errors import InvalidCandle
 from candled.exchange import Candles, InvalidRow
 from candled.model import MINUTE, MINUTE_MS, Candle, Symbol
-from candled.model.decimals import add_exactly
+from candled.model.decimals import add_exactly, is_bounded
 
 _KEPT_MS = 3 * MINUTE_MS  # trades that arrive later than this are left to REST
 _MOST_TRADES = 100_000  # of a minute; one with more is left to REST
@@ -86,11 +86,19 @@ class TradeBars:
         `as_of_ms` is the exchange's time. A minute that began before a loss is `invalid` in the event: REST decides how
         it ended.
         """
-        candles = tuple(self._candle(open_ms, as_of_ms) for open_ms in sorted(self._changed))
-        invalid = tuple(InvalidRow(open_ms, "some of its trades were missed") for open_ms in sorted(self._interrupted))
+        candles: list[Candle] = []
+        invalid: list[InvalidRow] = []
+        for open_ms in sorted(self._changed):
+            try:
+                candles.append(self._candle(open_ms, as_of_ms))
+            except InvalidCandle as error:  # a sum beyond the bounds
+                invalid.append(InvalidRow(open_ms, str(error)))
+        invalid += (InvalidRow(open_ms, "some of its trades were missed") for open_ms in sorted(self._interrupted))
         self._changed.clear()
         self._interrupted.clear()
-        return [Candles(self._symbol, candles, invalid=invalid, from_trades=True)] if candles or invalid else []
+        if not candles and not invalid:
+            return []
+        return [Candles(self._symbol, tuple(candles), invalid=tuple(invalid), from_trades=True)]
 
     def _candle(self, open_ms: int, as_of_ms: int) -> Candle:
         bar = self._bars[open_ms]
@@ -111,6 +119,6 @@ def _positive(number: str | Decimal) -> Decimal:
         value = Decimal(number)
     except (ValueError, TypeError, DecimalException) as error:
         raise InvalidCandle(f"expected a number, got {str(number)[:60]!r}") from error
-    if not value.is_finite() or value <= 0 or abs(value.adjusted()) > 50:
+    if not is_bounded(value) or value <= 0:
         raise InvalidCandle(f"expected a number above zero, got {str(number)[:60]!r}")
     return value

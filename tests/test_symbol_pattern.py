@@ -31,6 +31,24 @@ def test_a_pattern_matches_whole_symbols(pattern, matching, others):
     assert [text for text in [*matching, *others] if parsed.matches(Symbol.parse(text))] == matching
 
 
+@pytest.mark.parametrize(
+    "symbol",
+    [
+        Symbol("\x1b[2J", "USDT"),
+        Symbol("BTC\u202e", "USDT"),
+        Symbol("\ud800", "USDT"),
+        Symbol("a b", "USDT"),
+        Symbol("a/b", "USDT"),
+        Symbol("a", "USDT:b"),
+        Symbol("", "USDT"),
+        Symbol("a" * 33, "USDT"),
+    ],
+    ids=repr,
+)
+def test_no_pattern_matches_a_symbol_that_cannot_be_written_or_printed(symbol):
+    assert not any(SymbolPattern.parse(text).matches(symbol) for text in ("*", "*/*", "*/*:*", "/./", "/USDT/"))
+
+
 @pytest.mark.parametrize("text", ["", "!", "BTC", "BTC/", "*USDT", "/", "//", "A/B/C", "A /B", "A/B:C:D", "!*X"])
 def test_another_form_is_an_error(text):
     with pytest.raises(ValueError, match=r"^expected") as caught:

@@ -28,6 +28,7 @@ from .rejected_symbols import RejectedSymbols
 _ANSWER_WITHIN_S = 10.0
 _MOST_RENEWAL_S = 600.0
 _RENEW_UNSURE_S = 30.0
+_MOST_DOUBLINGS = 9
 _HOUR_S = 3600.0
 _MOST_REPLIES = 100  # and pings, that wait to be sent
 _LATE_S = 0.3  # a late tick may catch up on this much, not more
@@ -176,7 +177,7 @@ class FeedConnection:
         subscription = self._subscriptions.get(symbol)
         if subscription is None:
             return
-        if now - subscription.asked_at >= min(_MOST_RENEWAL_S, _RENEW_UNSURE_S * 2 ** min(subscription.renewals, 9)):
+        if now - subscription.asked_at >= _pause_of(_RENEW_UNSURE_S, subscription):
             subscription.alive = False
             self._renew_symbol(symbol, subscription, now)
 
@@ -213,7 +214,7 @@ class FeedConnection:
             if subscription.alive or (subscription.acknowledged and not self._feed.snapshot):
                 continue
             within_s = self._feed.snapshot_within_s if subscription.acknowledged else _ANSWER_WITHIN_S
-            if now - subscription.asked_at > min(_MOST_RENEWAL_S, within_s * 2**subscription.renewals):
+            if now - subscription.asked_at > _pause_of(within_s, subscription):
                 self._renew_symbol(symbol, subscription, now)
 
     def _renew_symbol(self, symbol: Symbol, subscription: _Subscription, now: float) -> None:
@@ -222,3 +223,8 @@ class FeedConnection:
         subscription.asked_at = now
         subscription.acknowledged = False
         subscription.renewals += 1
+
+
+def _pause_of(first_s: float, subscription: _Subscription) -> float:
+    """Return how long to wait for a subscription before it is renewed again: `first_s`, doubled by each renewal."""
+    return min(_MOST_RENEWAL_S, first_s * 2 ** min(subscription.renewals, _MOST_DOUBLINGS))

@@ -30,6 +30,7 @@ from candled.token_bucket import TokenBucket
 from .connection import FeedConnection
 from .decompression import TooLarge, decompress
 from .error_counter import ErrorCounter
+from .prepared_address import find_address
 from .rejected_symbols import RejectedSymbols
 from .tunnel import open_tunnel
 
@@ -49,6 +50,7 @@ _STEADY_S = 30.0  # a connection that lived this long is not a failure
 _MAX_FRAME_BYTES = 1024 * 1024
 # The frames, or events of a `StreamFeed`, that a feed may deliver each second, and in a row after a pause.
 _FRAMES_PER_S, _FRAMES_PER_S_AND_SYMBOL, _FRAMES_BURST_S = 1000, 50, 5.0
+_ROW = 0.1  # what a row or an event within a frame counts: a snapshot of 500 minutes is as much as 51 frames
 _NOT_READ = "the exchange does not read the frames sent to it"
 FLOODED = "the exchange sends too many messages"
 """The reason for the interruption of a feed with too many frames a second."""
@@ -220,7 +222,7 @@ class FeedRunner:
         if self._http is None:
             raise TypeError("a StreamFeed needs an Http")
         async for event in self.feed.stream_events(self._http):
-            if self._frames.try_take(self._clock.monotonic()):
+            if self._frames.try_take(self._clock.monotonic(), 1.0 + _weight_of([event])):
                 return FLOODED
             self._on_event(event)
         return "the stream ended"
@@ -248,7 +250,7 @@ class FeedRunner:
             ping_timeout=None if pings_itself else feed.pong_within_s,
             max_size=_MAX_FRAME_BYTES,
             logger=_protocol_log,
-            **await self._connect_options(url),
+            **await self._connect_options(url, feed.url),
         )
         try:
             return await self._exchange_frames(socket, feed, url)
@@ -265,12 +267,15 @@ class FeedRunner:
         except TimeoutError as error:
             raise Unavailable(f"the connection was not prepared within {_PREPARE_TIMEOUT_S:g} s") from error
 
-    async def _connect_options(self, url: str) -> dict[str, Any]:
+    async def _connect_options(self, url: str, configured: str) -> dict[str, Any]:
         """Return the options of `create_connection`: a tunnel through a proxy, or how to connect to the host."""
         parts = parse_uri(url)
         proxy = self._proxies.choose(parts.host, parts.port, is_secure=parts.secure)
+        address = await find_address(url, configured, resolves=proxy is None)
         if proxy is not None:
             return {"sock": await open_tunnel(proxy, parts.host, parts.port, _CONNECT_TIMEOUT_S)}
+        if address is not None:  # not resolved again: the name may lead elsewhere then
+            return {"host": address, "port": parts.port}
         is_plain = isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop)
         # if an address does not answer, the next one is tried in parallel; uvloop does not support this
         return {"happy_eyeballs_delay": 0.25} if is_plain else {}
@@ -342,6 +347,8 @@ class FeedRunner:
                 events = []
                 logger.debug("%s: the plugin failed to read a frame", self._name, exc_info=error)
                 self._skip_frame(f"the plugin failed: {repr(error)[:200]}")
+            if events and self._frames.try_take(began, _weight_of(events)):
+                return FLOODED
             for event in events:
                 self._on_event(event)
             turns.add_time(self._clock.monotonic() - began)
@@ -365,6 +372,12 @@ class FeedRunner:
 
     def _steady_ms(self) -> int:
         return round(self._clock.monotonic() * 1000)
+
+
+def _weight_of(events: Sequence[Event]) -> float:
+    """Return the weight of the events of a frame, in frames."""
+    rows = sum(len(one.candles) + len(one.invalid) for one in events if isinstance(one, Candles))
+    return _ROW * (rows + len(events))
 
 
 def may_redirect(source: WebSocketURI, target: WebSocketURI) -> bool:

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 _TIMEOUT_S = 10.0
 _FIRST_PENALTY_S = 2.0
 _MOST_PENALTY_S = 120.0
+_MOST_DOUBLINGS = 9  # of a pause; 2 to the power of thousands of refusals is no float
 #: The longest body, before and after decompression.
 _MAX_BODY_BYTES = 4 * 1024 * 1024
 _MAX_LISTS = 200_000  # and objects: `[[],[],…]` takes 30 times its length in memory
@@ -175,7 +176,7 @@ class HttpClient:
     def _silence_requested(self, host: "_Host", response: HTTPResponse) -> float:
         asked_s = _retry_after_s(response.headers.get("Retry-After"), self._clock.now_ms())
         if asked_s is None:
-            asked_s = min(_MOST_PENALTY_S, _FIRST_PENALTY_S * 2**host.penalties)
+            asked_s = min(_MOST_PENALTY_S, _FIRST_PENALTY_S * 2 ** min(host.penalties, _MOST_DOUBLINGS))
         host.penalties += 1
         host.budget.close_for(asked_s)
         return asked_s

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 POLL_MS = 3_000
 # Answers without evidence are requested again once REST is credible again, at most this often.
 _REOPEN_MS = 600_000
-# If the stream changes more final minutes than this within a minute, REST decides about the rest, once a minute.
+# If the stream changes the past more often than this within a minute, REST decides about the rest, once a minute.
 _MOST_REVISIONS = 60
 _ON_THEIR_WAY_MS = 2 * MINUTE_MS  # newer minutes do not count as missing yet
 
@@ -118,7 +118,11 @@ class MarketIngest:
             elif (candle.final or is_flagged) and self.coverage.has_minute(candle.open_ms):
                 # this may differ from the stored version
                 self.coverage.mark_unconfirmed(candle.open_ms)
-            elif candle.final and candle.open_ms >= self.coverage.from_ms:
+            elif (
+                candle.final
+                and candle.open_ms >= self.coverage.from_ms
+                and (outcome.past or self._admits_revision(candle.open_ms, now_ms))
+            ):
                 self._apply_past(candle, outcome, confirmed=False)
         outcome.repaired = outcome.past_range
         return outcome
@@ -381,7 +385,7 @@ class MarketIngest:
         self._apply_version(candle, now_ms, outcome, confirmed=False)
 
     def _admits_revision(self, open_ms: int, now_ms: int) -> bool:
-        """Return whether a revision from the stream is within the limit of this minute; otherwise postpone it."""
+        """Return whether a change of the past is within the limit of this minute; otherwise leave it to REST."""
         if MINUTE.floor(now_ms) != self._revising_ms:
             self._revising_ms, self._revising = MINUTE.floor(now_ms), 0
         self._revising += 1

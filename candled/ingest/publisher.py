@@ -36,6 +36,8 @@ class _Published:
     watermark_ms: int | None
     #: The time since which history is complete, in the newest `HistoryChanged`.
     complete_from_ms: int | None
+    #: The number of repairs that are being saved.
+    saving: int = 0
     #: The name of the feed; empty before the first message.
     epoch: str = ""
     #: The number of the newest message.
@@ -101,10 +103,11 @@ class IngestPublisher:
         return self._markets.get(market.key.symbol) is market
 
     def has_published(self, market: "MarketIngest") -> bool:
-        """Return whether the time from which the market's history is complete has been published."""
+        """Return whether the time from which the market's history is complete has been published, or soon will be."""
         if not self.is_open(market):
             return True
-        return market.coverage.since_ms == self._published[market.key.symbol].complete_from_ms
+        published = self._published[market.key.symbol]
+        return published.saving > 0 or market.coverage.since_ms == published.complete_from_ms
 
     def publish_live(self, market: "MarketIngest", candles: Sequence[Candle], repairing: Range | None = None) -> None:
         """Publish minutes of the live edge, and queue the final ones for the store.
@@ -149,6 +152,13 @@ class IngestPublisher:
         if not self.is_open(market):
             return
         published = self._published[market.key.symbol]
+        published.saving += 1
+        try:
+            await self._save_repair(market, outcome, published)
+        finally:
+            published.saving -= 1
+
+    async def _save_repair(self, market: "MarketIngest", outcome: "Outcome", published: _Published) -> None:
         for candle in outcome.past:
             while not self._store.enqueue_row(market.key, candle, changes=Position(published.epoch, SEQ_UNPUBLISHED)):
                 await self._clock.sleep(_TICK_S)

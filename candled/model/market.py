@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
-from .decimals import MAX_PLACES
+from .decimals import MAX_PLACES, is_bounded
 from .interval import Interval
+from .times import YEAR_10000_MS
 
 _PART = r"[^\s/:]{1,32}"
 #: The form of a symbol's text, as a regular expression and in words.
@@ -40,6 +41,12 @@ class Symbol(NamedTuple):
         pair, _, settle = text.partition(":")
         base, _, quote = pair.partition("/")
         return Symbol(base, quote, settle)
+
+    @property
+    def is_well_formed(self) -> bool:
+        """True if `parse` returns this symbol from its text, and the text has only printable characters."""
+        text = str(self)
+        return text.isprintable() and _SYMBOL.fullmatch(text) is not None and Symbol.parse(text) == self
 
     @property
     def settle_coin(self) -> str:
@@ -100,7 +107,10 @@ MarketState = Literal["upcoming", "trading", "suspended", "delisted"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Market:
-    """A market as the exchange lists it. A fact that the exchange does not publish is None."""
+    """A market as the exchange lists it. A fact that the exchange does not publish is None.
+
+    A number or time beyond the bounds of candles becomes None too.
+    """
 
     symbol: Symbol
     #: The number of decimal places of prices, 0 to 49. Without it, that of `tick_size` applies.
@@ -115,6 +125,15 @@ class Market:
     listed_ms: int | None = None
     #: The volume of the last 24 hours in quote currency.
     quote_volume_24h: Decimal | None = None
+
+    def __post_init__(self) -> None:
+        """Drop facts that are not credible: to print 1e999999999 would take all memory."""
+        for name in ("tick_size", "quote_volume_24h"):
+            number = getattr(self, name)
+            if number is not None and not (is_bounded(number) and number >= 0):
+                object.__setattr__(self, name, None)
+        if self.listed_ms is not None and not 0 <= self.listed_ms < YEAR_10000_MS:
+            object.__setattr__(self, "listed_ms", None)
 
     @property
     def active(self) -> bool:
@@ -131,7 +150,7 @@ class Market:
 
 def _places_of(step: Decimal | None) -> int | None:
     """Return the decimal places of the multiples of a step; None if there is no credible step."""
-    if step is None or not step.is_finite() or step <= 0:
+    if not step:
         return None
     exponent = step.normalize().as_tuple().exponent
     return _believed(max(0, -int(exponent)))

@@ -1,7 +1,7 @@
 """Limits on connections and handshakes, and the address of a client behind proxies."""
 
 import ipaddress
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from candled.config.sections import ServerSettings
 
 _LONGEST_WAIT_S = 60.0
+# A customer's own share of the handshakes, per second and in a row. One that has used it up leaves half of a second's
+# handshakes to the others.
+_SHARE, _SHARE_IN_A_ROW, _RESERVED = 1 / 8, 1 / 4, 0.5
+_MOST_SHARES = 10_000  # customers, about 4 MB
 _NETWORKS_PER_CUSTOMER = 4  # as many IPv6 networks (/64) of one customer (/56) may reach the limit of an address
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -42,16 +46,35 @@ class ClientLimits:
         self.warmup_wait = settings.warmup_wait
 
 
+class _Handshakes:
+    """The handshakes that may be admitted, of all clients or of one customer."""
+
+    def __init__(self, per_second: float, burst: float) -> None:
+        self.bucket = TokenBucket(per_second, burst)
+        self._rejected = 0  # less those admitted since
+
+    def on_admitted(self) -> None:
+        """Note an admitted handshake."""
+        self._rejected = max(0, self._rejected - 1)
+
+    def reject(self, per_second: float) -> float:
+        """Return the seconds after which a client should try again, if so many per second are admitted then."""
+        self._rejected += 1
+        return min(_LONGEST_WAIT_S, 1.0 + self._rejected / per_second)
+
+
 class ConnectionLimiter:
     """Counts clients in total and per address, and handshakes per second. A limit of 0 means none.
 
-    An IPv6 address counts for its network (/64), and up to four times the limit for its customer (/56).
+    An IPv6 address counts for its network (/64), and up to four times the limit for its customer (/56). A customer with
+    more handshakes than its share is rejected while less than half of the handshakes of a second are left.
     """
 
     def __init__(self, most: int, most_per_address: int, most_per_second: int = 0) -> None:
-        self._handshakes: TokenBucket | None = None
+        self._per_second = 0
+        self._handshakes = _Handshakes(0, 0)
+        self._shares: OrderedDict[str, _Handshakes] = OrderedDict()  # by customer, oldest first
         self.set_limits(most, most_per_address, most_per_second)
-        self._rejected = 0  # handshakes rejected, less those admitted since
         self._networks: Counter[str] = Counter()
         self._customers: Counter[str] = Counter()
         self.count = 0
@@ -60,28 +83,41 @@ class ConnectionLimiter:
         """Change the limits. Clients above a lower one stay connected."""
         self._most = most
         self._most_per_address = most_per_address
-        if not most_per_second:
-            self._handshakes = None
-        elif self._handshakes is None or self._handshakes.rate != most_per_second:
-            self._handshakes = TokenBucket(most_per_second)
+        if most_per_second != self._per_second:
+            self._per_second = most_per_second
+            self._handshakes = _Handshakes(most_per_second, most_per_second)
+            self._shares.clear()
 
-    def admit_handshake(self, now: float) -> float:
+    def admit_handshake(self, now: float, address: str) -> float:
         """Return 0.0 if a handshake is admitted, else the seconds after which the client should try again.
 
         The times of clients rejected together are spread, so that no more return per second than can be admitted.
         """
-        if self._handshakes is None:
+        if not self._per_second:
             return 0.0
-        if not self._handshakes.try_take(now):
-            self._rejected = max(0, self._rejected - 1)
-            return 0.0
-        self._rejected += 1
-        return min(_LONGEST_WAIT_S, 1.0 + self._rejected / self._handshakes.rate)
+        everyone, share = self._handshakes, self._share_of(client_of(address), now)
+        if share.bucket.try_take(now) and everyone.bucket.remaining_share(now) < _RESERVED:
+            return share.reject(self._per_second)
+        if everyone.bucket.try_take(now):
+            return everyone.reject(self._per_second)
+        everyone.on_admitted()
+        share.on_admitted()
+        return 0.0
 
     def return_handshake(self) -> None:
         """Note that an admitted handshake was refused for another reason."""
-        if self._handshakes is not None:
-            self._handshakes.give_back()
+        self._handshakes.bucket.give_back()
+
+    def _share_of(self, customer: str, now: float) -> _Handshakes:
+        found = self._shares.get(customer)
+        if found is None:
+            while self._shares:
+                oldest, share = next(iter(self._shares.items()))
+                if len(self._shares) < _MOST_SHARES and share.bucket.remaining_share(now) < 1.0:
+                    break
+                del self._shares[oldest]
+            found = self._shares[customer] = _Handshakes(self._per_second * _SHARE, self._per_second * _SHARE_IN_A_ROW)
+        return found
 
     def refusal_for(self, address: str) -> tuple[int, str] | None:
         """Return the HTTP status and message that refuse a connection from `address`; None if it is accepted."""

@@ -278,15 +278,15 @@ class ConnectingHandler(_ServerHandler):
         if not self.context.descriptors.has_room(self.context.clock.monotonic()):
             self.without_descriptor()
             return True
-        wait_s = self.context.limiter.admit_handshake(self.context.clock.monotonic())
-        if wait_s:
-            self.reject(503, "Too many handshakes at a time", wait_s)
-            return True
         forwarded = self.request.headers.get("X-Forwarded-For")
         self.address = client_address(peer_address(self.request), forwarded, self.context.trusted)
         refusal = self.context.limiter.refusal_for(self.address)
-        if refusal is not None:
+        if refusal is not None:  # before the next check, so that it takes no handshake from others
             self.reject(*refusal)
+            return True
+        wait_s = self.context.limiter.admit_handshake(self.context.clock.monotonic(), self.address)
+        if wait_s:
+            self.reject(503, "Too many handshakes at a time", wait_s)
             return True
         return False
 
@@ -334,6 +334,8 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
             self.finish('Can "Upgrade" only to "WebSocket".')
         elif not self.is_refused():
             await super().get(*args, **kwargs)
+            if self.get_status() != 101:  # another origin or version, or no key: no WebSocket began
+                self.context.limiter.return_handshake()
 
     def is_upgrade(self) -> bool:
         """Return True for the handshake of a WebSocket: without a body, and not by HTTP/1.0 (RFC 9110, 7.8)."""

@@ -167,6 +167,26 @@ async def test_a_broken_message_is_counted_and_logged_once(prefix, names, caplog
         assert one.bus.describe()["generation"] == 1
 
 
+@pytest.mark.parametrize("text", ["-inf", "nan", "1e999", "-1e9", "garbage", ""])
+async def test_a_forged_loopback_message_is_no_sign_of_life(prefix, names, text):
+    url = shared_redis()
+    async with process(url, prefix) as one, aioredis.Redis.from_url(url) as client:
+        await until(lambda: one.is_ready and one.bus.describe()["lagMs"] is not None)
+        (connection,) = one.bus._subscriber._connections.values()
+        read, seen = connection._accept_message, {}
+
+        def accept(message):
+            before = connection._loopback_at, connection.lag_s
+            read(message)
+            seen[message["data"]] = before == (connection._loopback_at, connection.lag_s)
+
+        connection._accept_message = accept
+        await client.publish(connection._private, text)
+        await until(lambda: text.encode() in seen)
+        assert seen[text.encode()], "it changed nothing"
+        json.dumps(one.bus.describe(), allow_nan=False)
+
+
 async def test_a_broken_key_is_no_obstacle(prefix, names):
     url = shared_redis()
     async with aioredis.Redis.from_url(url) as client:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from redis import asyncio as aioredis
 from tornado.web import RequestHandler
 
 from candled.budget import LocalBudget, MakeBudget
@@ -289,6 +290,18 @@ async def test_a_request_that_cannot_be_counted_is_reported_immediately_and_coun
                 except Unavailable:
                     assert deadlines.now() < deadline
                     await asyncio.sleep(0.1)
+
+
+async def test_a_forged_count_refuses_nobody_for_longer_than_a_window(names, patient):
+    url = shared_redis()
+    async with counters(url, names, 1) as (one,), aioredis.Redis.from_url(url) as client:
+        await client.set(names.count_key("a"), 10**6, ex=31_536_000)
+        for _ in range(2):
+            count, left_s = await one.count_hit("a", 0.5)
+            assert count > 10**6
+            assert left_s <= 0.5
+        await asyncio.sleep(0.6)
+        assert (await one.count_hit("a", 0.5))[0] == 1
 
 
 @asynccontextmanager

@@ -105,6 +105,13 @@ def test_a_mute_subscription_is_renewed_ever_more_seldom():
     assert len(renewals) < 13
 
 
+def test_a_subscription_that_is_mute_for_weeks_is_still_renewed():
+    one = connection(BTC)
+    for number in range(1100):  # 2**1024 is no float
+        one.frames_to_send(number * 601.0)
+    assert "+BTC/USDT" in sent(one, 1102 * 601.0, 1101 * 601.0)
+
+
 def test_a_refused_symbol_is_reported_and_not_asked_again_for_a_minute():
     one = connection(BTC, ETH)
     sent(one, 1.0)

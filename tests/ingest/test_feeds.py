@@ -5,6 +5,7 @@ import http
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
@@ -13,10 +14,11 @@ from websockets.exceptions import InvalidStatus, InvalidURI, SecurityError
 from websockets.http11 import Response
 
 from candled.clock import SystemClock
-from candled.errors import ExchangeError
-from candled.exchange import Candles, ConnectionLimits, Event, SocketFeed, Subscribed, SubscriptionRejected
+from candled.errors import ExchangeError, Unavailable
+from candled.exchange import Candles, ConnectionLimits, Event, InvalidRow, SocketFeed, Subscribed, SubscriptionRejected
 from candled.ingest import feeds
 from candled.ingest.feeds import FeedRunner, LoopBudget
+from candled.ingest.prepared_address import find_address
 from candled.model import Symbol
 from candled.token_bucket import TokenBucket
 from tests import deadlines
@@ -377,12 +379,19 @@ async def send_long(peer):
     await peer.send("1" * (1024 * 1024 + 1))
 
 
+class ManyRows(Numbers):
+    """Each frame has 90 rows, and one event: 10.1 frames."""
+
+    def read_frame(self, frame: str) -> list[Event]:
+        return [replace(event, invalid=(InvalidRow(None, "no"),) * 89) for event in super().read_frame(frame)]
+
+
 @pytest.mark.parametrize(
-    ("send", "reason", "most"),
-    [(send_many, feeds.FLOODED, 20), (send_long, "1009", 0)],
-    ids=["many frames", "a long one"],
+    ("send", "feed", "reason", "most"),
+    [(send_many, Numbers, feeds.FLOODED, 20), (send_many, ManyRows, feeds.FLOODED, 1), (send_long, Numbers, "1009", 0)],
+    ids=["many frames", "many rows", "a long one"],
 )
-async def test_a_feed_that_sends_too_much_is_interrupted(send, reason, most, monkeypatch):
+async def test_a_feed_that_sends_too_much_is_interrupted(send, feed, reason, most, monkeypatch):
     monkeypatch.setattr(feeds, "_FRAMES_PER_S", 1e-9)
     monkeypatch.setattr(feeds, "_FRAMES_PER_S_AND_SYMBOL", 1e-9)
     monkeypatch.setattr(feeds, "_FRAMES_BURST_S", 1e10)
@@ -392,18 +401,18 @@ async def test_a_feed_that_sends_too_much_is_interrupted(send, reason, most, mon
         await send(peer)
         await peer.wait_closed()
 
-    async with running(handle) as (sink, _):
+    async with running(handle, feed) as (sink, _):
         assert reason in await sink.reason()
         assert len(sink.volumes) <= most
 
 
 PUBLIC = "wss://ws.example.org/ws"
-NOT_CONFIGURED = [
+PRIVATE = [
     "10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "127.0.0.1", "127.1", "2130706433", "0x7f000001",
     "0177.0.0.1", "0.0.0.0", "169.254.169.254", "[::1]", "[::]", "[fe80::1]", "[fd00::1]", "[::ffff:10.0.0.1]",
-    "[::ffff:7f00:1]", "[64:ff9b::a00:1]", "localhost", "ws.example.org.", "evil.example.org", "ws.example.org:8443",
-    "ws.example.org:x@10.0.0.1",
+    "[::ffff:7f00:1]", "[64:ff9b::a00:1]", "[2002:a00:1::]", "localhost", "ws.example.org:x@10.0.0.1",
 ]  # fmt: skip
+NOT_CONFIGURED = [*PRIVATE, "ws.example.org.", "evil.example.org", "ws.example.org:8443"]
 
 
 @pytest.mark.parametrize(
@@ -430,3 +439,37 @@ async def test_a_redirect_leads_only_to_the_same_host_and_scheme(source, locatio
         return
     found = connecting.process_redirect(answer)
     assert found == target if target else isinstance(found, SecurityError)
+
+
+@pytest.mark.parametrize("resolves", [True, False])
+@pytest.mark.parametrize("host", PRIVATE)
+async def test_no_address_that_an_exchange_gives_out_leads_into_a_private_network(host, resolves):
+    with pytest.raises(Unavailable, match="private network") as error:
+        await find_address(f"wss://{host}/ws?token=s3cret", PUBLIC, resolves=resolves)
+    assert "s3cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "configured", "resolves", "found"),
+    [
+        ("wss://8.8.8.8/ws", PUBLIC, True, "8.8.8.8"),
+        ("wss://[2a00:1450::1]/ws", PUBLIC, True, "2a00:1450::1"),
+        ("wss://8.8.8.8/ws", PUBLIC, False, None),
+        ("wss://other.example.org/ws", PUBLIC, False, None),  # the proxy resolves it
+        (PUBLIC, PUBLIC, True, None),
+        ("wss://WS.example.org:8443/token", PUBLIC, True, None),
+        ("ws://10.0.0.1:81/ws", "http://10.0.0.1:80", True, None),  # the settings name it
+    ],
+)
+async def test_other_addresses_are_used(url, configured, resolves, found):
+    assert await find_address(url, configured, resolves=resolves) == found
+
+
+@pytest.mark.parametrize("addresses", [["10.0.0.1"], ["8.8.8.8", "fd00::1"]])
+async def test_a_name_that_leads_into_a_private_network_is_refused(addresses, monkeypatch):
+    async def getaddrinfo(*_, **__):
+        return [(2, 1, 6, "", (address, 443)) for address in addresses]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    with pytest.raises(Unavailable, match=r"private network: a\.example\.org"):
+        await find_address("wss://a.example.org/", PUBLIC, resolves=True)

@@ -71,6 +71,24 @@ async def test_a_body_is_bounded_before_and_after_decompression(name):
         server.stop()
 
 
+async def test_a_host_that_refuses_thousands_of_requests_is_asked_again_after_two_minutes():
+    class Handler(RequestHandler):
+        def get(self) -> None:
+            self.set_status(429)
+
+    socket, port = bind_unused_port()
+    server, client = HTTPServer(Application([("/", Handler)])), HttpClient(SystemClock(), 100.0)
+    server.add_socket(socket)
+    client._host(f"127.0.0.1:{port}").penalties = 2000  # 2**2000 is no float
+    try:
+        with pytest.raises(Unavailable) as error:
+            await client.get_json(f"http://127.0.0.1:{port}/")
+        assert error.value.retry_after_s == 120.0
+    finally:
+        client.close()
+        server.stop()
+
+
 def nested(depth: int) -> list:
     row: list = []
     for _ in range(depth):

@@ -146,6 +146,22 @@ async def test_healing_can_be_cancelled_while_it_is_logged():
     assert [type(one) for one in await asyncio.gather(healing, return_exceptions=True)] == [asyncio.CancelledError]
 
 
+async def test_while_a_store_is_slow_one_save_is_under_way():
+    way, turns = Way(), asyncio.Event()
+    way.keeper.flush = turns.wait
+    way.market.coverage.extend_since(MONDAY_MS - MINUTE_MS)
+    assert not way.outlet.has_published(way.market)
+    saving = asyncio.ensure_future(way.outlet.publish_repair(way.market, Outcome()))
+    await asyncio.sleep(0)
+    assert way.outlet.has_published(way.market)  # so no push begins another one
+    way.market.coverage.extend_since(MONDAY_MS - 2 * MINUTE_MS)
+    turns.set()
+    await saving
+    assert not way.outlet.has_published(way.market)
+    await way.outlet.publish_repair(way.market, Outcome())
+    assert way.outlet.has_published(way.market)
+
+
 def test_the_state_is_published_when_it_changes_and_again_for_later_processes():
     way = Way()
     push(way.market, minute(600, as_of=10_000), seconds=36_010)

@@ -113,6 +113,19 @@ def test_a_storm_of_revisions_becomes_one_request():
     assert confirm(39_125) == 1
 
 
+def test_missing_minutes_that_the_stream_brings_one_by_one_are_left_to_rest():
+    one = market(present=((500, 600),), confirm=True)
+    push(one, minute(600, as_of=10_000), seconds=36_010)
+    storm = [push(one, minute(number, as_of=10**8, final=True), seconds=36_012 + number % 2) for number in range(400)]
+    assert sum(bool(outcome.past) for outcome in storm) == 60
+    while window := one.next_request(at(36_075)):
+        numbers = range((window.start_ms - at(0)) // MINUTE_MS, (window.end_ms - at(0)) // MINUTE_MS)
+        one.on_history(window, [minute(number, as_of=10**9) for number in numbers], at(36_075))
+    assert one.missing_minutes(at(36_075)) == 0
+    late = [minute(number, as_of=10**8, final=True) for number in (0, 1)]
+    assert push(one, *late, minute(601, as_of=10_000), seconds=36_076, snapshot=True).past == []
+
+
 def test_revisions_by_the_stream_alone_are_bounded():
     one = market()
     push(

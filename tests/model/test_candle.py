@@ -104,6 +104,17 @@ def test_a_tick_that_is_no_number_is_unknown():
     assert Market(symbol=Symbol("BTC", "USDT"), tick_size=Decimal("NaN")).decimals.price is None
 
 
+@pytest.mark.parametrize("number", ["1e999999999", "1e-999999999", "NaN", "-Infinity", "-1", "1" * 10_000])
+def test_impossible_numbers_of_a_market_are_unknown(number):
+    market = Market(symbol=Symbol("BTC", "USDT"), tick_size=Decimal(number), quote_volume_24h=Decimal(number))
+    assert (market.tick_size, market.quote_volume_24h, market.decimals) == (None, None, (None, None))
+
+
+@pytest.mark.parametrize(("listed_ms", "known"), [(0, 0), (-1, None), (10**18, None), (2**47, 2**47)])
+def test_an_impossible_start_of_trading_is_unknown(listed_ms, known):
+    assert Market(symbol=Symbol("BTC", "USDT"), listed_ms=listed_ms).listed_ms == known
+
+
 @pytest.mark.parametrize("status", ["upcoming", "suspended", "delisted"])
 def test_only_a_trading_market_is_active(status):
     assert Market(symbol=Symbol("BTC", "USDT")).active

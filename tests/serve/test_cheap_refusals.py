@@ -33,6 +33,39 @@ async def test_what_is_no_handshake_takes_none_from_others(stage, path):
     assert answer.status == 101
 
 
+@pytest.mark.stage(
+    server=ServerSettings(
+        host="127.0.0.1",
+        port=0,
+        max_handshakes_per_second=2,
+        max_connections_per_ip=1,
+        allowed_origins=("https://a.example",),
+    )
+)
+@pytest.mark.parametrize(
+    ("changes", "is_full", "status"),
+    [
+        ({"Sec-WebSocket-Key": ""}, False, 400),
+        ({"Connection": "close, x"}, False, 400),
+        ({"Origin": "https://evil.example"}, False, 403),
+        ({"Sec-WebSocket-Version": "12"}, False, 426),
+        ({}, True, 429),  # the address has as many connections as it may have
+    ],
+    ids=lambda value: str(value),
+)
+async def test_a_handshake_that_fails_takes_none_from_others(stage, changes, is_full, status):
+    port, limiter = stage.server.listen(), stage.server._limiter
+    if is_full:
+        limiter.add_connection("127.0.0.1")
+    for _ in range(6):
+        (answer,) = await ask_all(port, [("/ws", {**UPGRADE, **changes})])
+        assert answer.status == status
+    if is_full:
+        limiter.remove_connection("127.0.0.1")
+    (answer,) = await ask_all(port, [("/ws", UPGRADE)])
+    assert answer.status == 101
+
+
 @pytest.mark.stage(limits=LimitSettings(api_requests=1))
 async def test_repeated_refusals_end_the_connection_unread(stage):
     port = stage.server.listen()

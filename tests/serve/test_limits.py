@@ -36,6 +36,37 @@ def test_ipv6_counts_by_network_and_by_customer():
     assert limiter.refusal_for("2001:db8:0:ff::1") is None
 
 
+def test_one_customer_leaves_handshakes_to_others():
+    limiter, admitted, refused = ConnectionLimiter(0, 0, 1000), 0, []
+    for step in range(20_000):  # 2,000 a second of one customer, and 20 a second of another
+        now = step / 2000
+        admitted += not limiter.admit_handshake(now, f"2001:db8:0:{step % 256:x}::1")
+        if step >= 2000 and step % 100 == 0:
+            refused.append(limiter.admit_handshake(now, "192.0.2.1"))
+    assert not any(refused)
+    assert 10_000 <= admitted + len(refused) <= 11_000  # nothing is lost
+    assert len(limiter._shares) == 2
+
+
+def test_a_storm_behind_one_address_has_half_of_a_seconds_handshakes_immediately_and_the_rest_soon():
+    limiter = ConnectionLimiter(0, 0, 1000)
+    waits = [limiter.admit_handshake(0.0, "192.0.2.1") for _ in range(3000)]
+    assert waits[:501] == [0.0] * 501
+    assert all(1.0 < wait < 4.0 for wait in waits[501:])
+    assert limiter.admit_handshake(0.0, "192.0.2.2") == 0
+    for step in range(1, 3000):
+        limiter.admit_handshake(step / 1000, "192.0.2.1")
+    waits = [limiter.admit_handshake(5.0, "192.0.2.1") for _ in range(500)]
+    assert waits == [0.0] * 500
+
+
+def test_only_customers_with_handshakes_of_the_last_seconds_are_kept():
+    limiter = ConnectionLimiter(0, 0, 1000)
+    for number in range(1000):
+        limiter.admit_handshake(number / 10, f"192.0.2.{number}")
+    assert len(limiter._shares) < 3
+
+
 @pytest.mark.parametrize(
     ("peer", "forwarded", "address"),
     [

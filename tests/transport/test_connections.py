@@ -427,7 +427,7 @@ async def test_a_storm_is_let_in_a_few_per_second_and_the_rest_gets_a_time_to_re
         peers = await asyncio.gather(*(site.connect() for _ in range(100)))
         statuses = [int(peer.head.split()[1]) for peer in peers]
         admitted, rejected = statuses.count(101), statuses.count(503)
-        assert 20 <= admitted <= 21 + 20 * (time.monotonic() - started)
+        assert 10 <= admitted <= 21 + 20 * (time.monotonic() - started)
         assert rejected == 100 - admitted
         waits = [int(found[1]) for peer in peers if (found := re.search(rb"Retry-After: (\d+)", peer.head))]
         assert len(waits) == rejected

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from candled.addresses import client_of, network_of
-from candled.config import LimitSettings
+from candled.config import LimitSettings, ServerSettings
+from candled.serve.connection_limiter import ConnectionLimiter
 from candled.transport import work_budget
+from candled.transport.http_connections import HttpConnections
 from candled.transport.work_budget import (
     BYTE,
     CONNECT,
@@ -162,19 +164,74 @@ def test_the_work_admitted_is_bounded_whatever_the_order(operations):
         assert max(each) <= CONNECTION * (BURST_S + WAIT_S + now) + 0.5 + 1e-6
 
 
+class One:
+    """A connection until it is a client."""
+
+    def __init__(self, address):
+        self.address, self.customer = address, client_of(address)
+        self.budget, self.deadline, self.unsent, self.progressed_at = UNLIMITED, 0.0, 0, 0.0
+
+
 class Strangers(RuleBasedStateMachine):
-    """An honest chart, an office with 200 clients and 33 panes at home, while strangers do whatever they like."""
+    """An honest chart, an office with 200 clients and 33 panes at home, while strangers do whatever they like.
+
+    All limits on connections, handshakes and work are those of the default settings.
+    """
 
     def __init__(self):
         super().__init__()
         self.budgets, self.now = make(), 0.0
+        server = ServerSettings()
+        self.limiter = ConnectionLimiter(
+            server.max_connections, server.max_connections_per_ip, server.max_handshakes_per_second
+        )
+        self.doors = HttpConnections(
+            self.limiter,
+            most=server.max_connections,
+            most_per_address=server.max_connections_per_ip,
+            header_s=server.header_timeout.total_seconds(),
+            idle_s=server.idle_timeout.total_seconds(),
+            stalled_s=server.slow_client_timeout.total_seconds(),
+            budgets=self.budgets,
+        )
         self.attackers = []  # open connections with their addresses, and the work that each was admitted
         self.admitted = Counter()  # by address
         self.began = {}
-        self.office = [self.budgets.open_connection(OFFICE) for _ in range(200)]
-        self.chart = self.budgets.open_connection(HOME)
+        self.office = [self.come_in_patiently(OFFICE) for _ in range(200)]
+        self.chart = self.come_in_patiently(HOME)
         self.stormed_at = -100.0
         self.longest_s = 0.0
+
+    def come_in(self, address):
+        """Connect and shake hands; return the budget of the client, or None if it is refused."""
+        if self.doors.is_address_refused(address, b"GET /ws HTTP/1.1", self.now):
+            return None
+        if not self.doors.make_room(client_of(address), address):
+            return None
+        one = One(address)
+        self.doors.add_connection(one, self.now)
+        self.doors.on_request(one, self.now)
+        is_admitted = one.budget.admit(REQUEST, self.now) != REFUSED
+        is_admitted = is_admitted and self.limiter.refusal_for(address) is None
+        is_admitted = is_admitted and not self.limiter.admit_handshake(self.now, address)
+        self.doors.remove_connection(one)
+        if not is_admitted:
+            return None
+        self.limiter.add_connection(address)
+        return self.budgets.open_connection(address)
+
+    def come_in_patiently(self, address):
+        """Do the same again and again, as an honest client does."""
+        for _ in range(5):
+            bucket = self.come_in(address)
+            if bucket is not None:
+                return bucket
+            self.now += 1.0
+        raise AssertionError("an honest client was kept out")
+
+    def hang_up(self, address, bucket):
+        self.limiter.remove_connection(address)
+        self.budgets.close_connection(bucket)
 
     # ---------------------------------------------------------------- honest clients
 
@@ -189,20 +246,17 @@ class Strangers(RuleBasedStateMachine):
         """All behind one address come back in the same moment, each with 64 rooms; the first one has them loaded."""
         self.stormed_at = self.now
         for bucket in self.office:
-            self.budgets.close_connection(bucket)
-        self.office = [self.budgets.open_connection(OFFICE) for _ in range(200)]
+            self.hang_up(OFFICE, bucket)
+        self.office = [self.come_in_patiently(OFFICE) for _ in range(200)]
         for number, bucket in enumerate(self.office):
-            bucket.charge(CONNECT, self.now)
-            self.never_refused(bucket, REQUEST)
-            for _ in range(64):
-                self.never_refused(bucket, initial_cost(100, is_loaded=is_loaded or number > 0))
+            for _ in range(8):  # messages with eight subscriptions each
+                self.never_refused(bucket, 8 * initial_cost(100, is_loaded=is_loaded or number > 0))
 
     @rule(bars=st.sampled_from([10, 100, 1000]), seconds=st.sampled_from([3.0, 10.0]))
     def chart_is_reloaded(self, bars, seconds):
         self.now += seconds
-        self.budgets.close_connection(self.chart)
-        self.chart = self.budgets.open_connection(HOME)
-        self.never_refused(self.chart, CONNECT + REQUEST)
+        self.hang_up(HOME, self.chart)
+        self.chart = self.come_in_patiently(HOME)
         for _ in range(64):
             self.never_refused(self.chart, initial_cost(bars, is_loaded=bars < 1000))
 
@@ -218,11 +272,21 @@ class Strangers(RuleBasedStateMachine):
 
     @rule(address=st.sampled_from([V4, V6, "2001:db8:0:2::1", "2001:db8:1::1"]), count=st.sampled_from([1, 30]))
     def connect(self, address, count):
-        for _ in range(count):
-            bucket = self.budgets.open_connection(address)
-            self.attackers.append([address, bucket, 0.0, self.now])
-            bucket.charge(CONNECT, self.now)
         self.began.setdefault(network_of(address), self.now)
+        for _ in range(count):
+            bucket = self.come_in(address)
+            if bucket is not None:
+                self.attackers.append([address, bucket, 0.0, self.now])
+
+    @rule(address=st.sampled_from([V4, V6, "2001:db8:0:2::1"]), count=st.sampled_from([100, 1000]))
+    def shake_hands_again_and_again(self, address, count):
+        """Many connections in the same moment, each with a handshake, and closed after it."""
+        self.began.setdefault(network_of(address), self.now)
+        self.now += 0.5 * (count == 1000)
+        for _ in range(count):
+            bucket = self.come_in(address)
+            if bucket is not None:
+                self.hang_up(address, bucket)
 
     @precondition(lambda self: self.attackers)
     @rule(
@@ -258,13 +322,14 @@ class Strangers(RuleBasedStateMachine):
 
     def end(self, one):
         self.attackers.remove(one)
-        self.budgets.close_connection(one[1])
+        self.hang_up(one[0], one[1])
         one[1].charge(1.0, self.now)  # an answer that was being made
 
     @rule(seconds=st.sampled_from([0.02, 1.0, 7.0, 60.0]))
     def wait(self, seconds):
         self.now += seconds
         self.budgets.sweep(self.now)
+        self.doors.sweep(self.now)
 
     # ---------------------------------------------------------------- always
 
@@ -282,14 +347,18 @@ class Strangers(RuleBasedStateMachine):
         found = self.budgets._addresses
         assert {key: one.members for key, one in found.items() if one.members and "/56" not in key} == opened
         networks = Counter(one.parent.key for one in found.values() if one.parent is not None)
-        assert {key: one.members for key, one in found.items() if key.endswith("/56")} == networks | Counter()
+        assert {
+            key: one.members for key, one in found.items() if one.members and key.endswith("/56")
+        } == networks | Counter()
 
     def teardown(self):
         assert self.longest_s <= WAIT_S
-        for _, bucket, _, _ in self.attackers:
-            self.budgets.close_connection(bucket)
-        for bucket in (*self.office, self.chart):
-            self.budgets.close_connection(bucket)
+        for address, bucket, _, _ in self.attackers:
+            self.hang_up(address, bucket)
+        for bucket in self.office:
+            self.hang_up(OFFICE, bucket)
+        self.hang_up(HOME, self.chart)
+        assert (self.limiter.count, self.limiter._networks, self.limiter._customers, len(self.doors)) == (0, {}, {}, 0)
         self.now += BURST_S + self.budgets.most_debt_s + 1
         for _ in range(2):  # a customer after its networks
             self.budgets.sweep(self.now)

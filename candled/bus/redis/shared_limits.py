@@ -84,7 +84,8 @@ class RedisCounter:
         count, left_ms = await self._redis.call_redis(
             Call(name, ("INCR", name)), Call(name, ("PTTL", name)), harmless=expire
         )
-        if int(left_ms) < 0:  # the first request, or the process of that one failed before setting this
+        # the first request, or the process of that one failed before setting this, or the window was longer then
+        if not 0 <= int(left_ms) <= window_ms:
             await self._redis.call_redis(expire, harmless=expire)
             left_ms = window_ms
         return int(count), int(left_ms) / 1000

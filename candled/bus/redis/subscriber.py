@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 LOOPBACK_S = 1.0
 SILENT_S = 3.0  # a connection without a loopback message for this long is dead
+_OLDEST_LOOPBACK_S = 60.0
 _READ_S = 0.25  # how long one read waits for a message
 _TURN_S = 0.002  # how long buffered messages are delivered before other tasks run
 _BUFFERED_S = 0.0005  # a read that took less did not wait: the message was buffered
@@ -337,10 +338,11 @@ class _SubscriberConnection:
         if channel != self._private:
             self._owner.on_message(channel, message["data"])
             return
-        self._loopback_at = self._clock.monotonic()
+        now, sent_at = self._clock.monotonic(), _sent_at(message["data"])
+        if sent_at is None or not now - _OLDEST_LOOPBACK_S <= sent_at <= now:  # this process did not send it
+            return
+        self._loopback_at, self.lag_s = now, now - sent_at
         self._owner.on_connection_alive()
-        with contextlib.suppress(ValueError):
-            self.lag_s = max(0.0, self._loopback_at - float(message["data"]))
 
     async def _send_loopback(self) -> None:
         """Publish to the private channel. The receiving side detects failures."""
@@ -350,3 +352,11 @@ class _SubscriberConnection:
             self._loopback_error = ""
         except REDIS_ERRORS as error:
             self._loopback_error = reason_of(error)
+
+
+def _sent_at(data: bytes) -> float | None:
+    """Return the monotonic time in a loopback message, or None if it contains none."""
+    try:
+        return float(data)
+    except ValueError:
+        return None

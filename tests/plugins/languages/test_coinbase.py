@@ -206,5 +206,18 @@ def test_a_trade_that_is_none_is_refused_and_changes_nothing(number):
     assert bars.take_candles(0) == []
 
 
+def test_a_minute_whose_sums_are_beyond_the_bounds_is_left_to_rest_and_the_others_go_on():
+    bars = TradeBars(BTC)
+    bars.begin(0)
+    bars.add_trade(0, "1e49", "1e49", 1)
+    bars.add_trade(MINUTE_MS, "7", "1", 2)
+    (event,) = bars.take_candles(0)
+    assert [row.open_ms for row in event.invalid] == [0]
+    assert [(candle.open_ms, candle.close) for candle in event.candles] == [(MINUTE_MS, 7)]
+    with pytest.raises(InvalidCandle):
+        bars.add_trade(MINUTE_MS, "1." + "1" * 300, "1", 3)
+    assert bars.take_candles(0) == []
+
+
 def test_a_feed_event_with_candles_is_from_trades_only_if_it_says_so():
     assert not Candles(BTC, ()).from_trades
