@@ -227,4 +227,4 @@ class FeedConnection:
 
 def _pause_of(first_s: float, subscription: _Subscription) -> float:
     """Return how long to wait for a subscription before it is renewed again: `first_s`, doubled by each renewal."""
-    return min(_MOST_RENEWAL_S, first_s * 2 ** min(subscription.renewals, _MOST_DOUBLINGS))
+    return min(_MOST_RENEWAL_S, first_s * 2.0 ** min(subscription.renewals, _MOST_DOUBLINGS))

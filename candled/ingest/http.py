@@ -176,7 +176,7 @@ class HttpClient:
     def _silence_requested(self, host: "_Host", response: HTTPResponse) -> float:
         asked_s = _retry_after_s(response.headers.get("Retry-After"), self._clock.now_ms())
         if asked_s is None:
-            asked_s = min(_MOST_PENALTY_S, _FIRST_PENALTY_S * 2 ** min(host.penalties, _MOST_DOUBLINGS))
+            asked_s = min(_MOST_PENALTY_S, _FIRST_PENALTY_S * 2.0 ** min(host.penalties, _MOST_DOUBLINGS))
         host.penalties += 1
         host.budget.close_for(asked_s)
         return asked_s
