@@ -29,7 +29,7 @@ EDGES = {
     "app", "health", "budget", "budget_file", "ingest_side", "cli", "clock", "daemon_threads", "plugins",
     "signals", "workers", "loop_watchdog", "reloader", "control",
     "ingest/exchange_ingest", "ingest/repair_scheduler", "ingest/feed_pool", "ingest/feeds", "ingest/http",
-    "ingest/tunnel",
+    "ingest/tunnel", "ingest/prepared_address",
     "api/handler", "api/pages",
     "client/client", "client/closed_bars", "client/connection", "client/stream",
     "bus/redis/shared_limits", "bus/redis/leases", "bus/redis/publisher", "bus/redis/bus", "bus/redis/connections",
