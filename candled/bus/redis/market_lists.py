@@ -31,6 +31,7 @@ from .lua import PUBLISH
 logger = logging.getLogger(__name__)
 
 _REPEAT_S = 10.0  # the leader publishes its list again, because Redis may lose it, and a notice
+_RETRY_S = 1.0
 _TURN_S = 0.25  # between two checks for lists to read or to publish
 _KEY_TTL_S = 7 * 86_400
 _LOAD_S = 3.0
@@ -99,6 +100,7 @@ class MarketLists:
                 self._follow_failures.record_failure(f"no process has published the list of {exchange}", exchange)
         self._tasks.start_periodic(self._process_due, self._clock, _TURN_S)
         self._tasks.start_periodic(self._repeat, self._clock, _REPEAT_S)
+        self._tasks.start_periodic(self._retry_failed, self._clock, _RETRY_S)
 
     async def stop(self) -> None:
         """Stop, and close the connections."""
@@ -135,14 +137,20 @@ class MarketLists:
 
     def _on_lease_change(self, lease: Lease) -> None:
         exchanges = [exchange for exchange, shard in self._shards.items() if shard == lease.shard]
+        if not lease.must_ingest:
+            self._publish_failures.record_success(*exchanges)
+            self._read_later(exchanges)
+            return
+        self._read_failures.record_success(*exchanges)  # they need not be read now
         if lease.state is LeaseState.LEADER:
             self._publish_later(exchanges)
-        elif lease.state is LeaseState.FOLLOWER:
-            self._read_later(exchanges)
 
     def _repeat(self) -> None:
         self._publish_later(self._shards)
-        self._read_later(self._read_failures.parts)  # type: ignore[arg-type]  # its parts are exchanges
+
+    def _retry_failed(self) -> None:
+        self._read_later(map(str, self._read_failures.parts))
+        self._publish_later(map(str, self._publish_failures.parts))
 
     def _publish_later(self, exchanges: Iterable[str]) -> None:
         due = [exchange for exchange in exchanges if exchange in self._known and self._is_led_here(exchange)]
@@ -191,7 +199,7 @@ class MarketLists:
         (answer,) = await self._caller.call_all([call])
         if isinstance(answer, Exception):
             self._publish_failures.record_failure(reason_of(answer), exchange)
-            return  # repeated soon
+            return
         self._publish_failures.record_success(exchange)
         if answer is not None and self._leases is not None:
             self._leases.on_fenced(lease, int(answer))
@@ -219,7 +227,8 @@ class MarketLists:
         answers = await self._caller.call_all([Call(key, ("GETRANGE", key, 0, MAX_LIST_BYTES)) for key in keys])
         for exchange, answer in zip(exchanges, answers, strict=True):
             if isinstance(answer, Exception):
-                self._read_failures.record_failure(reason_of(answer), exchange)
+                if not self._is_led_here(exchange):
+                    self._read_failures.record_failure(reason_of(answer), exchange)
                 continue
             self._read_failures.record_success(exchange)
             if answer and not self._is_led_here(exchange):
