@@ -40,6 +40,7 @@ setup(
         "psycopg2-binary>=2.9",
         "typer>=0.29,<1",  # the command line; it brings pydantic
         "rich>=13.8",  # tables and progress on terminals
+        "prometheus-client>=0.20",  # the text format of /metrics
         "redis>=8.1",  # what became of aioredis: `from redis import asyncio as aioredis`
     ],
     extras_require={

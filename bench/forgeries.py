@@ -53,7 +53,7 @@ def overwrite(site: Site) -> Iterator[None]:
     def is_noticed() -> bool:
         with contextlib.suppress(ValueError):
             get(site.daemon.port, path)
-        store = site.daemon.get("/health")["store"]
+        store = site.daemon.get("/health?verbose")["store"]
         return store["state"] != "ok" or store["readError"] is not None
 
     _until(is_noticed, "the overwritten file is not noticed")
@@ -72,7 +72,7 @@ def start_second(site: Site) -> Iterator[None]:
 
 
 def _store_state(site: Site) -> str:
-    return str(site.daemon.get("/health")["store"]["state"])
+    return str(site.daemon.get("/health?verbose")["store"]["state"])
 
 
 def _until(is_so: Callable[[], bool], otherwise: str) -> None:

@@ -36,11 +36,11 @@ async def measure(server: PostgresServer, url: str, options: argparse.Namespace,
             await asyncio.to_thread(server.kill)
             await asyncio.sleep(options.away)
             away += await timed(socket, exchange, ids, pushes, 1000 + (2 * number + 1) * pushes * markets)
-            state = (await asyncio.to_thread(daemon.get, "/health"))["store"]["state"]
+            state = (await asyncio.to_thread(daemon.get, "/health?verbose"))["store"]["state"]
             if state != "away":
                 raise RuntimeError(f"the store was {state} after {options.away:g} s without a server")
             server.start()  # not in a thread, with which it would end
-            while (await asyncio.to_thread(daemon.get, "/health"))["store"]["state"] != "ok":
+            while (await asyncio.to_thread(daemon.get, "/health?verbose"))["store"]["state"] != "ok":
                 await asyncio.sleep(0.5)
             await asyncio.sleep(options.settle)
     print(f"{markets} markets together, the database there: {percentiles(there)}")

@@ -107,7 +107,7 @@ class Daemon(Process):
     ) -> None:
         self.port = free_port()
         document = {
-            "server": {"host": "127.0.0.1", "port": self.port, **server},
+            "server": {"host": "127.0.0.1", "port": self.port, "health_details": True, **server},
             "exchanges": exchanges,
             "store": {"url": f"sqlite:///{directory / 'candled.db'}", "journal": str(directory / "journal")},
             "log": {"level": "warning"},
@@ -149,7 +149,7 @@ class Daemon(Process):
         while time.monotonic() - started < within_s:
             self.check()
             with contextlib.suppress(OSError):
-                if is_reached(self.get("/health")):
+                if is_reached(self.get("/health?verbose")):
                     return time.monotonic() - started
             time.sleep(0.5)
         raise RuntimeError(f"not within {within_s:g} s:\n{self.log.read_text()[-2000:]}")

@@ -29,7 +29,7 @@ from candled.serve.server import Server
 from candled.transport.broadcaster import Broadcaster
 from tests.rooms.stage import Stored
 from tests.rows import minute
-from tests.serve.peers import all_well
+from tests.serve.peers import make_reports
 
 NO_LIMITS: dict[str, Any] = {"max_connections_per_ip": 0, "max_connections": 0, "max_handshakes_per_second": 0}
 _DURATIONS = {"ping_interval", "ping_timeout", "slow_client_timeout"}  # in seconds here
@@ -79,9 +79,7 @@ class Serving:
                 HistoryPages(BarReader(bars, stored, EncodedBarCache(), clock).read_history),
             ),
             clock=clock,
-            health=dict,
-            ready=all_well,
-            statistics=hub.describe,
+            reports=make_reports(count_clients=hub.describe),
             page=str,
         )
         bars.add_listener(hub)

@@ -30,6 +30,7 @@ from candled.health import Health
 from candled.ingest_side import ShardedIngest
 from candled.logs import BoundedHandler
 from candled.loop_watchdog import LoopWatchdog
+from candled.metrics.loop_lag import EVERY_S, LoopLag
 from candled.model import Symbol
 from candled.plugins import Plugins
 from candled.protocol.requests import RequestCodec
@@ -40,6 +41,8 @@ from candled.rooms.hub import Hub, RecipientConnection
 from candled.serve.client import ClientSession
 from candled.serve.connection_limiter import ClientLimits
 from candled.serve.gc_tuner import GcTuner
+from candled.serve.health_handlers import HealthReports
+from candled.serve.internal import InternalServer
 from candled.serve.listening import in_browser
 from candled.serve.page import ChartPage
 from candled.serve.pager import HistoryPages
@@ -88,7 +91,7 @@ def run_workers(read: ReadSettings, plugins: Plugins, count: int, name: str | No
         ConfigError: several processes cannot share the settings, or as for `run`.
     """
     config = read()
-    workers.check(config)
+    workers.check(config, count)
     log = _start_log(config, name)
     if name is None:
         return workers.run(count, SystemClock(), config.control.socket)
@@ -96,7 +99,7 @@ def run_workers(read: ReadSettings, plugins: Plugins, count: int, name: str | No
 
     def read_own() -> Config:
         wanted = read()
-        workers.check(wanted)
+        workers.check(wanted, count)
         return workers.settings_of(worker, wanted)
 
     return _run_one(workers.settings_of(worker, config), read_own, plugins, SystemClock(), log, worker)
@@ -223,22 +226,37 @@ class Daemon:
             bars=self._bars,
             watchdog=self._watchdog,
             universe=self.universe,
-            describe_ingest=lambda: {} if self._ingest is None else self._ingest.describe(),
+            ingest=self._ingest,
         )
-        catalog = MarketCatalog(symbols, config.intervals)
-        # The codec and the catalog come first: only requests that they accept use rooms and bars.
+        catalog = self._make_catalog(symbols)
+        self._client_limits = ClientLimits.of(config.server)
+        self._rate_limits = self._make_rate_limits()
+        self._is_stopping = False
+        self._server = self._make_server(catalog, broadcaster, texts)
+        self._lag = LoopLag(clock)
+        self._internal = self._make_internal(texts)
+        self._tasks = TaskSet()
+        self._is_started = False
+        self.port = 0
+        #: The internal port; 0 without one.
+        self.internal_port = 0
+
+    def _make_rate_limits(self) -> RateLimits:
+        counter = MemoryCounter(self._clock) if self._shared is None else self._shared.counter
+        return RateLimits(self._config.limits, counter, self._clock)
+
+    def _make_catalog(self, symbols: dict[str, tuple[Symbol, ...]]) -> MarketCatalog:
+        """Return the catalog, and have all parts that have markets follow the universe.
+
+        The codec and the catalog come first: only requests that they accept use rooms and bars.
+        """
+        catalog = MarketCatalog(symbols, self._config.intervals)
         self.universe.add_listener(self._codec.on_markets_changed)
         self.universe.add_listener(lambda change: catalog.set_markets(_symbols_by_exchange(self.universe)))
         self.universe.add_listener(self._hub.on_markets_changed)
         if self._is_serving:
             self.universe.add_listener(self._bars.on_markets_changed)
-        self._client_limits = ClientLimits.of(config.server)
-        counter = MemoryCounter(clock) if self._shared is None else self._shared.counter
-        self._rate_limits = RateLimits(config.limits, counter, clock)
-        self._server = self._make_server(catalog, broadcaster, texts)
-        self._tasks = TaskSet()
-        self._is_started = False
-        self.port = 0
+        return catalog
 
     def _make_server(self, catalog: MarketCatalog, broadcaster: Broadcaster, texts: EncodedBarCache) -> Server:
         config, clock = self._config, self._clock
@@ -264,13 +282,7 @@ class Daemon:
             broadcaster=broadcaster,
             make_client=make_client,
             clock=clock,
-            health=lambda: {**self.health.report(), **self._name},
-            ready=self.health.report_readiness,
-            statistics=lambda: {
-                "broadcaster": self._hub.describe(),
-                "aggregator": self._bars.describe(),
-                **self._name,
-            },
+            reports=self._make_reports(),
             page=ChartPage(config, self.universe, self._bars.decimals).render,
             routes=make_routes(config, source, self._rate_limits, clock),
             streams=make_streams(
@@ -287,6 +299,43 @@ class Daemon:
             serves=self._is_serving,
         )
 
+    def _make_internal(self, texts: EncodedBarCache) -> InternalServer | None:
+        """Return the server of the internal port, if the settings have one."""
+        if self._config.server.internal_port is None:
+            return None
+        from candled.metrics.collector import Metrics, Parts  # others do not wait for prometheus-client
+
+        parts = Parts(
+            config=self._config,
+            health=self.health,
+            ingest=self._ingest,
+            store=self._store,
+            upkeep=self._upkeep,
+            writer=self._writer,
+            history=self._history,
+            bus=self._bus,
+            bars=self._bars,
+            hub=self._hub,
+            server=self._server,
+            cache=texts,
+            watchdog=self._watchdog,
+            lag=self._lag,
+        )
+        return InternalServer(self._config.server, self._server.reports, Metrics(parts).render, self._clock)
+
+    def _make_reports(self) -> HealthReports:
+        return HealthReports(
+            summarize=lambda: {**self.health.summarize(), **self._name},
+            report=lambda: {**self.health.report(), **self._name},
+            check_readiness=self.health.report_readiness,
+            count_clients=lambda: {
+                "broadcaster": self._hub.describe(),
+                "aggregator": self._bars.describe(),
+                **self._name,
+            },
+            is_stopping=lambda: self._is_stopping,
+        )
+
     async def start(self) -> None:
         """Start every part, the clients' side first, so that published messages have receivers.
 
@@ -297,6 +346,9 @@ class Daemon:
         self._bars.add_listener(self._hub)
         if self._is_serving:
             self._bus.add_listener(self._bars.on_feed_message)
+        if self._internal is not None:
+            self.internal_port = self._internal.listen()
+            self._tasks.start_periodic(self._lag.tick, self._clock, EVERY_S)
         self.port = self._server.listen()  # before the store is opened, because another candled may be running
         with contextlib.suppress(StoreUnavailable):  # `open_later` tries again
             await self._upkeep.open_store()
@@ -323,6 +375,7 @@ class Daemon:
     async def stop(self) -> int:
         """Stop every part in order; return how many candles could be neither stored nor journaled."""
         within_s = _STOP_S if self._is_started else _STOP_EARLY_S
+        self._is_stopping = True
         self._server.stop_accepting()
         await self._tasks.cancel()
         if self._ingest is not None:
@@ -334,6 +387,8 @@ class Daemon:
             await _at_most(within_s, self._shared.stop(), "Redis does not answer and is left as it is")
         await self._server.stop()
         await self._bars.stop()
+        if self._internal is not None:  # until now it answers that the process is stopping
+            await self._internal.stop()
         self._watchdog.stop()
         await self._threads.close(within_s=within_s)
         return left

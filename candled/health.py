@@ -1,8 +1,8 @@
-"""The health of the daemon: the bodies of `/health` and `/ready`."""
+"""The health of the daemon: the answers of `/health` and `/readyz`."""
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from candled import __version__
 from candled.aggregate.live_bars import LiveBars
@@ -11,7 +11,7 @@ from candled.config import Config
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.loop_watchdog import LoopWatchdog
-from candled.model import MINUTE, MarketKey, Symbol
+from candled.model import HEALTHY_STATES, MINUTE, MarketKey, StateCounts, Symbol
 from candled.plugins import Plugins, PluginStatus
 from candled.store.history import HistoryReader
 from candled.store.interface import Store
@@ -19,7 +19,10 @@ from candled.store.upkeep import StoreUpkeep
 from candled.store.writer import Writer
 from candled.universe import Universe
 
-_HEALTHY = ("live", "quiet")
+if TYPE_CHECKING:
+    from candled.ingest.measures import IngestMeasures
+    from candled.ingest_side import ShardedIngest
+
 _READY_S = 2.0
 _ANY_MARKET = MarketKey("none", Symbol("NONE", "NONE"))  # read to see whether the store answers
 
@@ -41,7 +44,7 @@ class Health:
         bars: LiveBars,
         watchdog: LoopWatchdog,
         universe: Universe,
-        describe_ingest: Callable[[], dict[str, dict[str, Any]]],
+        ingest: "ShardedIngest | None",
     ) -> None:
         self._config = config
         self._plugins = plugins
@@ -54,39 +57,86 @@ class Health:
         self._bus = bus
         self._bars = bars
         self._watchdog = watchdog
-        self._describe_ingest = describe_ingest
+        self._ingest = ingest
         self._universe = universe
         self._was_loaded = False
         #: True once the store is open and its rows are read
         self.is_reading = False
 
-    def report(self) -> Mapping[str, Any]:
-        """Return the body of `/health`."""
-        exchanges = self._report_exchanges()
-        writer = self._writer.describe()
-        # nothing was written yet, so the writer has no errors to report
-        if not self.is_reading:
-            writer |= {"state": "away", "lastError": self._upkeep.problem or None}
-        bus = self._bus.describe()
-        conflicts = list(self._upkeep.conflicts)
-        has_problems = writer["state"] != "ok" or self._history.problem or conflicts or "trouble" in bus
-        healthy = all(map(is_healthy, exchanges.values())) and not has_problems
+    def summarize(self, measures: "Mapping[str, IngestMeasures] | None" = None) -> Mapping[str, Any]:
+        """Return the body of `/health`: it has no error texts, addresses or symbols, and is cheap.
+
+        Args:
+            measures: the exchanges that this process reads, as `ShardedIngest.measure` has just returned them.
+        """
+        if measures is None:
+            measures = {} if self._ingest is None else self._ingest.measure()
+        exchanges, writer, bus = self._summarize_exchanges(measures), self.describe_writer(), self._bus.describe()
+        is_store_well, is_bus_well = self._is_store_well(writer), "trouble" not in bus
+        is_well = all(one["status"] == "pass" for one in exchanges.values()) and not self._bus.unpublished()
         return {
-            "status": "pass" if healthy else "warn",
-            "version": __version__,
-            "uptimeSeconds": round(self._clock.monotonic() - self._started, 1),
+            "status": _status(is_well and is_store_well and is_bus_well),
+            **self._describe_process(),
+            "exchanges": exchanges,
+            "store": {"status": _status(is_store_well), "state": writer["state"]},
+            "bus": {"status": _status(is_bus_well), "connected": bus["connected"]},
+        }
+
+    def report(self) -> Mapping[str, Any]:
+        """Return the body of `/health?verbose`."""
+        exchanges, writer, bus = self._report_exchanges(), self.describe_writer(), self._bus.describe()
+        is_well = all(map(is_healthy, exchanges.values())) and self._is_store_well(writer) and "trouble" not in bus
+        return {
+            "status": _status(is_well),
+            **self._describe_process(),
             "exchanges": exchanges,
             "store": {
                 **self._store.describe(),
-                "conflicts": conflicts,
+                "conflicts": list(self._upkeep.conflicts),
                 "readError": self._history.problem,
                 **writer,
             },
-            "roles": list(self._config.roles),
             "bus": bus,
             "bars": self._bars.describe_recovery(),
             "plugins": {status.name: self._report_plugin(status) for status in self._plugins.statuses},
         }
+
+    def _describe_process(self) -> dict[str, Any]:
+        return {
+            "version": __version__,
+            "uptimeSeconds": round(self._clock.monotonic() - self._started, 1),
+            "roles": list(self._config.roles),
+        }
+
+    def describe_writer(self) -> dict[str, Any]:
+        """Return `Writer.describe`, with the store as unavailable before it was opened."""
+        writer = self._writer.describe()
+        if self.is_reading:
+            return writer
+        # nothing was written yet, so the writer has no errors to report
+        return {**writer, "state": "away", "lastError": self._upkeep.problem or None}
+
+    def _is_store_well(self, writer: Mapping[str, Any]) -> bool:
+        return writer["state"] == "ok" and not self._history.problem and not self._upkeep.conflicts
+
+    def _summarize_exchanges(self, read: "Mapping[str, IngestMeasures]") -> dict[str, dict[str, Any]]:
+        """Return the number of markets in each state, and whether all is well, by exchange."""
+        served, problems = self._bars.count_states(), {} if self._ingest is None else self._ingest.problems
+        result: dict[str, dict[str, Any]] = {}
+        for one in self._config.exchanges:
+            counts, measures = served.get(one.name, StateCounts()), read.get(one.name)
+            is_well = not counts.unhealthy and one.name not in problems
+            if measures is not None:
+                is_well = is_well and not measures.states.unhealthy and measures.is_rest_available
+                counts = counts if counts.states else measures.states
+            states, reasons = counts.states, counts.reasons
+            result[one.name] = {
+                "status": _status(is_well),
+                "symbols": states.total(),
+                "states": dict(sorted(states.items())),
+                "reasons": dict(sorted(reasons.items())),
+            }
+        return result
 
     def _report_plugin(self, status: PluginStatus) -> dict[str, Any]:
         facts: dict[str, Any] = {"status": "ok" if status.ok else "broken", "error": status.error}
@@ -127,13 +177,17 @@ class Health:
     def _report_exchanges(self) -> dict[str, dict[str, Any]]:
         """Return the state of each feed, with all details for feeds that this process reads."""
         exchanges = {one.name: {"symbols": {}} for one in self._config.exchanges} | self._bars.describe_feeds()
-        for name, facts in self._describe_ingest().items():
+        for name, facts in ({} if self._ingest is None else self._ingest.describe()).items():
             exchanges[name] = {**facts, "symbols": {**exchanges[name]["symbols"], **facts["symbols"]}}
         for market, problem in self._bus.unpublished().items():
             symbol = exchanges[market.exchange]["symbols"].get(str(market.symbol))
             if symbol is not None:  # read here, but other processes receive nothing
                 symbol |= {"state": "stale", "reason": "not_published", "trouble": problem}
         return exchanges
+
+
+def _status(is_well: bool) -> str:
+    return "pass" if is_well else "warn"
 
 
 def is_healthy(exchange: Mapping[str, Any]) -> bool:
@@ -145,4 +199,4 @@ def is_healthy(exchange: Mapping[str, Any]) -> bool:
 def _is_ready(symbol: Mapping[str, Any]) -> bool:
     beginning = symbol.get("beginning")
     is_known = beginning is None or beginning["reason"] != "unconfirmed"
-    return symbol["state"] in _HEALTHY and is_known and not symbol.get("trouble")
+    return symbol["state"] in HEALTHY_STATES and is_known and not symbol.get("trouble")

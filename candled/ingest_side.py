@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from candled.budget import LocalBudgets, MakeBudget
@@ -11,10 +11,12 @@ from candled.bus.shards import shard_of
 from candled.config import Config, ExchangeConfig, make_exchanges
 from candled.errors import CandledError
 from candled.exchange import Clock, Exchange
+from candled.ingest.counts import IngestCounts
 from candled.ingest.exchange_ingest import ExchangeIngest
 from candled.ingest.http import HttpClient
 from candled.ingest.market_chooser import MarketChooser
 from candled.ingest.market_loader import IngestOptions
+from candled.ingest.measures import IngestMeasures, SymbolMeasures
 from candled.model import MarketKey, Symbol
 from candled.plugins import one_line
 from candled.settings import redacted
@@ -62,6 +64,8 @@ class ShardedIngest:
             one.name: HttpClient(clock, exchange.requests_per_s, budget, one.proxies, exchange.request_budgets)
             for one, exchange in zip(config.exchanges, self._made, strict=True)
         }
+        #: By exchange, since the start of the process.
+        self.counts = {one.name: IngestCounts() for one in config.exchanges}
         self._running: dict[int, list[ExchangeIngest]] = {}
         self._tasks = TaskSet()
 
@@ -92,6 +96,33 @@ class ShardedIngest:
             if one.choice.wildcards:
                 result.setdefault(one.name, {"symbols": {}})["choice"] = self._choosers[one.name].describe()
         return result
+
+    def measure(self) -> dict[str, IngestMeasures]:
+        """Return the present state of each exchange in numbers, combining all shards that are read here."""
+        result: dict[str, IngestMeasures] = {}
+        for ingest in (one for shard in self._running.values() for one in shard):
+            measures = ingest.measure()
+            known = result.setdefault(ingest.name, measures)
+            if known is not measures:
+                known.add_shard(measures)
+        return result
+
+    def measure_symbols(self) -> Iterator[tuple[str, SymbolMeasures]]:
+        """Yield the present state of each symbol that is read here, with the name of its exchange."""
+        for shard in self._running.values():
+            for ingest in shard:
+                for symbol in ingest.measure_symbols():
+                    yield ingest.name, symbol
+
+    @property
+    def clients(self) -> Mapping[str, HttpClient]:
+        """The clients of the exchanges' REST APIs, by exchange."""
+        return self._http
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """The exchanges whose markets cannot be chosen, each with the reason."""
+        return {name: one.problem for name, one in self._choosers.items() if one.problem is not None}
 
     # ------------------------------------------------------------ shards
 
@@ -155,6 +186,7 @@ class ShardedIngest:
             proxies=one.proxies,
             shards=shards,
             on_list=self._choosers[one.name].update_facts,
+            counts=self.counts[one.name],
         )
 
     async def _stop_shard(self, shard: int) -> None:

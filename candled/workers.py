@@ -28,8 +28,8 @@ _STEADY_S = 60.0  # a process that ran for so long failed for another reason tha
 _STOP_S = 30.0  # a process that stops limits each of its steps to 5 s
 
 
-def check(config: Config) -> None:
-    """Check that several processes can share these settings.
+def check(config: Config, count: int = 0) -> None:
+    """Check that an ingest process and `count` serve processes can share these settings.
 
     Raises:
         ConfigError: they cannot; a line for each reason.
@@ -43,17 +43,27 @@ def check(config: Config) -> None:
         problems.append("store.url: SQLite is one process's file; --workers needs postgresql://USER@HOST/DATABASE")
     if not 0 < config.server.port < 65535:
         problems.append("server.port: --workers needs a port from 1 to 65534, and the next one for its ingest process")
+    if config.server.internal_port == config.server.port + 1:
+        problems.append("server.internal_port: with --workers the port after server.port belongs to the ingest process")
+    if (config.server.internal_port or 0) + count > 65535:
+        problems.append(f"server.internal_port: --workers {count} needs {count + 1} ports from there on")
     if problems:
         raise ConfigError(problems)
 
 
 def settings_of(name: str, config: Config) -> Config:
-    """Return the settings of one process. The journal belongs to the only one that stores candles."""
+    """Return the settings of one process. The journal belongs to the only one that stores candles.
+
+    The internal port is that of the ingest process, and the following ones are those of the others.
+    """
     config = config.model_copy(update={"control": ControlSettings(socket=socket_of(name, config.control.socket))})
     if name == INGEST:
         server = config.server.model_copy(update={"port": config.server.port + 1, "reuse_port": False})
         return config.model_copy(update={"roles": ("ingest",), "server": server})
-    server = config.server.model_copy(update={"reuse_port": True})
+    internal = config.server.internal_port
+    if internal:
+        internal += int(name.rpartition("-")[2])
+    server = config.server.model_copy(update={"reuse_port": True, "internal_port": internal})
     store = config.store.model_copy(update={"journal": ""})
     return config.model_copy(update={"roles": ("serve",), "server": server, "store": store})
 

@@ -205,7 +205,7 @@ def test_every_state_of_the_parts_is_in_troubleshooting():
     assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == re.findall(r'"(\w+)"', states[1])
     for name, texts in {
         "health.py": ("are being loaded", "is being opened", "is not connected"),
-        "serve/handlers.py": ("is stopping",),
+        "serve/health_handlers.py": ("is stopping",),
     }.items():
         source = (ROOT / "candled" / name).read_text("utf-8")
         assert all(f'"{text}"' in source and f"| `{text}` |" in section for text in texts)

@@ -170,7 +170,7 @@ def test_a_daemon_that_serves_another_symbol_knows_of_no_other(tmp_path):
             socket.send('{"type": "subscribe", "symbol": "DOGE/EUR", "interval": "1m", "initialBars": 5}')
             initial = json.loads(socket.recv(timeout=60))
             assert (initial["type"], initial["symbol"], len(initial["bars"])) == ("initial", "DOGE/EUR", 5)
-        assert list(daemon.get("/health")["exchanges"]["replay"]["symbols"]) == ["DOGE/EUR"]
+        assert list(daemon.get("/health?verbose")["exchanges"]["replay"]["symbols"]) == ["DOGE/EUR"]
         with urllib.request.urlopen(f"{daemon.url}/", timeout=60) as answer:
             page = answer.read().decode()
         assert "DOGE/EUR" in page

@@ -19,6 +19,7 @@ from candled.model import (
     MarketKey,
     Position,
     RangeSet,
+    StateCounts,
     iso_ms,
 )
 from candled.store.history import HistoryReader
@@ -282,6 +283,15 @@ class LiveBars:
                 "position": position and {"epoch": position.epoch, "seq": position.seq},
                 "trouble": market.feed.problem or None,
             }
+        return exchanges
+
+    def count_states(self) -> dict[str, StateCounts]:
+        """Return the markets by exchange and by the state of their feeds."""
+        exchanges: dict[str, StateCounts] = {}
+        for key, market in self._markets.items():
+            feed = market.feed
+            counts = exchanges.setdefault(key.exchange, StateCounts())
+            counts.add_market(feed.state, feed.reason, has_problem=bool(feed.problem))
         return exchanges
 
     def describe_recovery(self) -> dict[str, int]:

@@ -364,6 +364,8 @@ def contradictions(config: Config) -> Iterator[str]:
     """Yield the problems of settings that are valid on their own but contradict each other."""
     if config.server.ping_timeout > config.server.ping_interval:
         yield "server.ping_timeout: at most server.ping_interval"
+    if config.server.internal_port and config.server.internal_port == config.server.port:
+        yield "server.internal_port: another port than server.port, which strangers reach"
     names = [one.name for one in config.exchanges]
     if config.klines.exchange is not None and config.klines.exchange not in names:
         yield f"klines.exchange: no such exchange{suggestion(config.klines.exchange, names)}"

@@ -121,6 +121,16 @@ class ServerSettings(Settings):
     reuse_port: bool = setting(
         False, "let several processes of this machine listen on the port; the system spreads connections over them"
     )
+    internal_host: Annotated[TextOrTexts, AfterValidator(_check_hosts)] = setting(
+        "127.0.0.1", "the address of internal_port, or a list; do not choose one that strangers reach"
+    )
+    internal_port: int | None = setting(
+        None, "a port for operators, with /metrics and the details of /health; null for none", ge=0, le=65535
+    )
+    metrics_per_symbol: bool = setting(False, "add series of every symbol to /metrics")
+    health_details: bool = setting(
+        False, "show every client the details of /health?verbose and the reasons of /health/ready"
+    )
     prefix: Annotated[str, matching(_PATH, "a path such as /candles")] = setting(
         "", "a path such as /candles that a reverse proxy leaves before candled's own paths"
     )
@@ -168,6 +178,11 @@ class ServerSettings(Settings):
     def hosts(self) -> tuple[str, ...]:
         """The addresses to listen on; an empty text means all addresses of this machine."""
         return (self.host,) if isinstance(self.host, str) else self.host
+
+    @property
+    def internal_hosts(self) -> tuple[str, ...]:
+        """The addresses of the internal port, in the same form."""
+        return (self.internal_host,) if isinstance(self.internal_host, str) else self.internal_host
 
 
 class LimitSettings(Settings):

@@ -1,7 +1,7 @@
 """The coverage of one market: stored minutes, minutes the exchange does not have, and the next request."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from operator import attrgetter
@@ -83,6 +83,11 @@ class Coverage:
         self.unconfirmed = UnconfirmedMinutes(absence)
         self._changed: Range | None = None
         self.version = 0  # incremented with every change
+        self._gap_version = 0  # incremented when known gaps change
+        self._gap_counts: tuple[int, Mapping[str, tuple[int, int]]] = (
+            -1,
+            {},
+        )  # their version, and the counts by reason
         self._beginning: Gap | None = None  # the value at version `_beginning_of`
         self._beginning_of = -1
         self._lower_since()
@@ -93,6 +98,17 @@ class Coverage:
     def known_gaps(self) -> list[Gap]:
         """The minutes that the exchange does not have, oldest first."""
         return list(self._known_gaps)
+
+    @property
+    def gap_counts(self) -> Mapping[str, tuple[int, int]]:
+        """The number of known gaps and of their minutes, by reason."""
+        if self._gap_counts[0] != self._gap_version:
+            counts: dict[str, tuple[int, int]] = {}
+            for gap in self._known_gaps:
+                count, minutes = counts.get(gap.reason, (0, 0))
+                counts[gap.reason] = count + 1, minutes + gap.minute_count
+            self._gap_counts = self._gap_version, counts
+        return self._gap_counts[1]
 
     def known_gaps_within(self, start_ms: int, end_ms: int) -> list[Gap]:
         """Return the parts of known gaps that lie in `[start_ms, end_ms)`, oldest first."""
@@ -275,10 +291,10 @@ class Coverage:
     def reopen_unconfirmed(self) -> None:
         """Request everything unconfirmed again, because the answers so far are no evidence."""
         self.version += 1
-        for known_gap in self._known_gaps:
-            if known_gap.reason == "unconfirmed":
-                self._record_change(known_gap.start_ms, known_gap.end_ms)
+        reopened = [known_gap for known_gap in self._known_gaps if known_gap.reason == "unconfirmed"]
         self._known_gaps = [known_gap for known_gap in self._known_gaps if known_gap.reason != "unconfirmed"]
+        for known_gap in reopened:
+            self._record_change(known_gap.start_ms, known_gap.end_ms)
 
     def mark_not_stored(self, start_ms: int, end_ms: int) -> None:
         """Record that the store could not keep final minutes: they are missing again."""
@@ -488,6 +504,7 @@ class Coverage:
 
     def _record_change(self, start_ms: int, end_ms: int) -> None:
         self._changed = Range(start_ms, end_ms).hull(self._changed)
+        self._gap_version += 1
 
     def _lower_since(self) -> None:
         """Move `since_ms` back over everything that is covered without interruption, at most to `from_ms`."""

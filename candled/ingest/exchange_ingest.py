@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from candled.bus import Bus
@@ -14,6 +14,7 @@ from candled.model import MINUTE, Market, Symbol
 from candled.proxies import Proxies
 from candled.tasks import TaskSet
 
+from .counts import IngestCounts
 from .error_counter import ErrorCounter
 from .exchange_clock import TOLERANCE_MS
 from .feed_pool import FeedPool
@@ -25,6 +26,7 @@ from .market import MarketIngest, Outcome
 from .market_health import describe_market
 from .market_listing import MarketListing
 from .market_loader import IngestOptions, MarketLoader
+from .measures import IngestMeasures, SymbolMeasures
 from .publisher import IngestPublisher
 from .repair_scheduler import RepairScheduler
 from .store_audit import StoreAudit
@@ -64,19 +66,19 @@ class ExchangeIngest:
         proxies: Proxies | None = None,
         shards: int = 1,
         on_list: Callable[[Sequence[Market]], None] | None = None,
+        counts: IngestCounts | None = None,
     ) -> None:
-        self.name = name
-        self._exchange = exchange
+        self.name, self._exchange = name, exchange
+        self._counts = counts = counts or IngestCounts()
         #: The symbols that are wanted, in order.
         self._symbols = dict.fromkeys(symbols)
-        self._clock, self._store, self._http = clock, store, http
-        self._tasks = TaskSet()
+        self._clock, self._store, self._http, self._tasks = clock, store, http, TaskSet()
         self._time = IngestClock(name, exchange, clock)
         http.on_date = self._time.estimate.observe_date
         self._loader = MarketLoader(name, exchange, store, clock, options)
         self._publisher = IngestPublisher(bus, store, clock, checkpoint_ms=options.checkpoint_ms)
         self._past = StoredPast(name, _absence(exchange), store, self._publisher, clock)
-        self._audit = StoreAudit(store, self._publisher, self._past.examine_again, clock, self._time)
+        self._audit = StoreAudit(store, self._publisher, self._past.examine_again, clock, self._time, counts)
         self._listing = MarketListing(name, exchange, http, clock, self._on_listed, on_list)
         self._repair = RepairScheduler(
             name,
@@ -97,7 +99,7 @@ class ExchangeIngest:
         self._opening: dict[Symbol, asyncio.Task[None]] = {}
         self._turns = asyncio.Semaphore(_OPENED_AT_ONCE)
         self._is_reading = False  # True once the feeds may be opened
-        self._feeds = FeedPool(name, exchange, self, clock, http, proxies=proxies, shards=shards)
+        self._feeds = FeedPool(name, exchange, self, clock, http, proxies=proxies, shards=shards, counts=counts)
         #: The symbols whose feeds are connected.
         self._connected: set[Symbol] = set()
         # Events of markets that are not open yet, since the last interruption, each with the exchange's time of receipt
@@ -171,6 +173,7 @@ class ExchangeIngest:
         return runner is not None and runner.is_connected
 
     def _close_market(self, market: MarketIngest) -> None:
+        self._count_closed(market)
         self._store_forming(market)
         self._in_grace_period.pop(market.key.symbol, None)
         self._repair.close_market(market)
@@ -181,12 +184,17 @@ class ExchangeIngest:
         for candle in market.minutes.forming:
             self._store.enqueue_row(market.key, candle)
 
+    def _count_closed(self, market: MarketIngest) -> None:
+        self._counts.closed_revisions += market.revisions
+        self._counts.closed_invalid_rows += market.rows.invalid.total
+
     async def stop(self) -> None:
         """Stop all tasks and queue the minutes that are not final yet for the store."""
         await self._tasks.cancel()
         await self._feeds.stop()
         for market in self._markets.values():
             self._store_forming(market)
+            self._count_closed(market)
 
     def describe(self) -> dict[str, Any]:
         """Return the exchange's part of `/health`."""
@@ -202,6 +210,38 @@ class ExchangeIngest:
             "hosts": self._http.describe(),
             "symbols": {str(symbol): self._describe_symbol(symbol, now_ms) for symbol in self._symbols},
         }
+
+    def measure(self) -> IngestMeasures:
+        """Return the present state in numbers."""
+        now_ms, runners = self._time.now_ms(), self._feeds.runners
+        silent = {symbol for runner in runners for symbol in runner.silent_symbols}
+        compared, differing = self._repair.parity.totals(now_ms)
+        measures = IngestMeasures(
+            feeds=len(runners),
+            connected_feeds=sum(runner.is_connected for runner in runners),
+            skew_ms=self._time.skew_ms(),
+            is_rest_available=self._repair.problem is None,
+            compared=compared,
+            differing=differing,
+        )
+        for symbol in self._symbols:
+            market = self._markets.get(symbol)
+            if market is None:
+                measures.states.add_market("warming", "starting", has_problem=True)
+            else:
+                measures.add_market(market, now_ms, is_silent=symbol in silent)
+        return measures
+
+    def measure_symbols(self) -> Iterator[SymbolMeasures]:
+        """Yield the present state of each symbol in numbers."""
+        now_ms = self._time.now_ms()
+        for symbol in self._symbols:
+            market = self._markets.get(symbol)
+            if market is None:
+                yield SymbolMeasures(symbol, "warming")
+                continue
+            state, missing = market.status.condition(now_ms).state, market.missing_minutes(now_ms)
+            yield SymbolMeasures(symbol, state, market.presence.pushed_ms, missing, market.revisions)
 
     def _describe_symbol(self, symbol: Symbol, now_ms: int) -> dict[str, Any]:
         market, runner = self._markets.get(symbol), self._feeds.runner_of(symbol)
@@ -256,8 +296,22 @@ class ExchangeIngest:
             if not self._time.is_reliable:
                 self._update_clock()
         if isinstance(event, Candles | SubscriptionRejected):
-            self._on_market_event(event, self._time.now_ms())
-        elif isinstance(event, FeedError) and self._errors.add_error(self._time.steady_ms()):
+            now_ms = self._time.now_ms()
+            if isinstance(event, Candles):
+                self._count_event(event, now_ms)
+            self._on_market_event(event, now_ms)
+        elif isinstance(event, FeedError):
+            self._on_error(event)
+
+    def _count_event(self, event: Candles, now_ms: int) -> None:
+        counts = self._counts
+        counts.candle_events += 1
+        if not event.snapshot and event.candles and (sent_ms := event.candles[-1].as_of_ms):
+            counts.lag_s.observe(max(0.0, (now_ms - sent_ms) / 1000))
+
+    def _on_error(self, event: FeedError) -> None:
+        self._counts.complaints += 1
+        if self._errors.add_error(self._time.steady_ms()):
             logger.warning("%s: the exchange reported an error, counting further ones: %s", self.name, event.reason)
 
     def _open_markets(self, feed: Feed) -> list[MarketIngest]:
@@ -296,6 +350,9 @@ class ExchangeIngest:
     # ------------------------------------------------------------ from the repair and the list of markets
 
     def _on_answer(self, market: MarketIngest, outcome: Outcome) -> None:
+        self._counts.checked += outcome.checked
+        self._counts.mismatched += outcome.mismatched
+        self._counts.repaired += outcome.repaired_minutes
         self._publish_live(market, outcome)
         if outcome.is_subscription_dead and (runner := self._feeds.runner_of(market.key.symbol)) is not None:
             runner.renew_subscription(market.key.symbol)

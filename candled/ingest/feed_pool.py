@@ -10,6 +10,7 @@ from candled.proxies import Proxies
 from candled.tasks import TaskSet
 from candled.token_bucket import TokenBucket
 
+from .counts import IngestCounts
 from .distribution import distribute
 from .feeds import FeedRunner, FeedSink, LoopBudget
 from .http import HttpClient
@@ -36,6 +37,7 @@ class FeedPool:
         *,
         proxies: Proxies | None = None,
         shards: int = 1,
+        counts: IngestCounts | None = None,
     ) -> None:
         self._name = name
         self._exchange = exchange
@@ -44,6 +46,7 @@ class FeedPool:
         self._http = http
         self._proxies = proxies
         self._shards = shards
+        self._counts = counts
         per_minute = exchange.limits.attempts_per_minute / shards
         self._attempts = TokenBucket(per_minute / 60, per_minute * _ATTEMPTS_AT_ONCE)
         self._turns = LoopBudget()
@@ -107,6 +110,7 @@ class FeedPool:
             self._proxies,
             self._exchange.limits,
             self._http,
+            self._counts,
         )
         self._feeds[runner] = self._tasks.start(runner.run())
         self._by_symbol |= dict.fromkeys(runner.feed.symbols, runner)

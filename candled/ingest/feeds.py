@@ -28,6 +28,7 @@ from candled.tasks import Backoff, first_of, retry
 from candled.token_bucket import TokenBucket
 
 from .connection import FeedConnection
+from .counts import IngestCounts
 from .decompression import TooLarge, decompress
 from .error_counter import ErrorCounter
 from .prepared_address import find_address
@@ -54,6 +55,27 @@ _ROW = 0.1  # what a row or an event within a frame counts: a snapshot of 500 mi
 _NOT_READ = "the exchange does not read the frames sent to it"
 FLOODED = "the exchange sends too many messages"
 """The reason for the interruption of a feed with too many frames a second."""
+INTERRUPTIONS = {
+    "connection closed": "closed",
+    "the stream ended": "closed",
+    "replaced on schedule": "scheduled",
+    "no pong": "no_pong",
+    _NOT_READ: "not_read",
+    "the exchange is not ready": "not_ready",
+    FLOODED: "flooded",
+    "a frame has more than": "flooded",
+    "the exchange asks for more replies": "flooded",
+}
+"""The kind of an interruption, for metrics, by the beginning of its reason."""
+INTERRUPTION_KINDS = (*dict.fromkeys(INTERRUPTIONS.values()), "not_connected", "failed")
+"""All kinds: the last two are for failed attempts to connect, and for any other reason."""
+
+
+def interruption_kind(reason: str, *, was_connected: bool) -> str:
+    """Return the kind of an interruption: one of `INTERRUPTION_KINDS`."""
+    if not was_connected:
+        return "not_connected"
+    return next((kind for beginning, kind in INTERRUPTIONS.items() if reason.startswith(beginning)), "failed")
 
 
 class FeedSink(Protocol):
@@ -111,8 +133,10 @@ class FeedRunner:
         proxies: Proxies | None = None,
         limits: ConnectionLimits | None = None,
         http: Http | None = None,
+        counts: IngestCounts | None = None,
     ) -> None:
         self.feed = feed
+        self._counts = counts or IngestCounts()
         self._limits = limits
         self._http = http
         self._name = name
@@ -208,6 +232,7 @@ class FeedRunner:
         except Exception as error:  # an error in a plugin must not end the feed
             logger.exception("%s: the feed failed", self._name)
             reason = repr(error)
+        self._counts.interruptions[interruption_kind(reason, was_connected=self.is_connected)] += 1
         self._connection, self.is_connected = None, False
         if self._clock.monotonic() - started > _STEADY_S:
             backoff.on_success()
@@ -217,8 +242,7 @@ class FeedRunner:
 
     async def _run_stream(self) -> str:
         assert isinstance(self.feed, StreamFeed)
-        self.is_connected = True
-        self._sink.on_connected(self.feed)
+        self._on_connected()
         if self._http is None:
             raise TypeError("a StreamFeed needs an Http")
         async for event in self.feed.stream_events(self._http):
@@ -226,6 +250,11 @@ class FeedRunner:
                 return FLOODED
             self._on_event(event)
         return "the stream ended"
+
+    def _on_connected(self) -> None:
+        self.is_connected = True
+        self._counts.connects += 1
+        self._sink.on_connected(self.feed)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Candles | SubscriptionRejected) and event.symbol not in self._symbols:
@@ -289,8 +318,7 @@ class FeedRunner:
         proxy = self._proxies.choose(parts.host, parts.port, is_secure=parts.secure)
         through = "" if proxy is None else f" through {proxy}"
         logger.info("%s: connected to %s%s for %d symbols", self._name, parts.host, through, len(feed.symbols))
-        self.is_connected = True
-        self._sink.on_connected(feed)
+        self._on_connected()
         return await first_of(self._read_frames(socket, connection), self._send_frames(socket, connection))
 
     async def _send_frames(self, socket: ClientConnection, connection: FeedConnection) -> str:
@@ -367,6 +395,7 @@ class FeedRunner:
         return decompress(frame, feed.compression, _MAX_FRAME_BYTES)
 
     def _skip_frame(self, reason: str) -> None:
+        self._counts.malformed_frames += 1
         if self.malformed.add_error(self._steady_ms()):
             logger.warning("%s: skipped an unreadable frame, counting further ones: %s", self._name, reason)
 

@@ -3,6 +3,7 @@
 import codecs
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
@@ -57,6 +58,8 @@ class HttpClient:
         self._client = SimpleAsyncHTTPClient(force_instance=True, max_clients=8, max_buffer_size=_MAX_BODY_BYTES)
         self._client.tcp_client = TunnelingTCPClient(proxies or Proxies())
         self._hosts: dict[str, _Host] = {}
+        #: The requests by the status of their answer; `none` without an answer.
+        self.statuses: Counter[str] = Counter()
         #: Called with the `Date` of each response in UTC epoch ms, and the times of request and response in
         #: milliseconds of the steady clock.
         self.on_date: Callable[[int, int, int], None] | None = None
@@ -95,7 +98,9 @@ class HttpClient:
         try:
             response = await self._client.fetch(request, raise_error=False)
         except (OSError, HTTPClientError) as error:
+            self.statuses["none"] += 1
             raise Unavailable(f"cannot reach {name}: {error}") from error
+        self.statuses[_status_name(response.code)] += 1
         if response.code == 599:  # Tornado's own status: no response
             is_closed = isinstance(response.error, HTTPStreamClosedError)
             or_long = f", or the body has more than {_MAX_BODY_BYTES} bytes" if is_closed else ""
@@ -205,6 +210,13 @@ class _Host:
             rate = limit.limit * limit.share / limit.period_s
             self.by_name[budget] = self._make(f"{self._name}/{budget}", rate)
         return self.by_name[budget]
+
+
+def _status_name(code: int) -> str:
+    """Return a status for metrics: `none` without an answer, `invalid` for a number that is no status."""
+    if code == 599:  # Tornado's own
+        return "none"
+    return str(code) if 100 <= code < 599 else "invalid"
 
 
 def _used_share(limit: RequestBudget, headers: Mapping[str, str]) -> float | None:

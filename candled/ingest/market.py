@@ -43,6 +43,8 @@ class Outcome:
     checked: int = 0
     #: The number of those that differed.
     mismatched: int = 0
+    #: The number of minutes that were missing until now.
+    repaired_minutes: int = 0
     #: A range that another process has stored and that is not published yet.
     foreign: Range | None = None
 
@@ -160,6 +162,7 @@ class MarketIngest:
         src = "backfill" if window.urgency is Urgency.HISTORY else "rest"
         self._update_credibility(window, bool(rows), now_ms)
         candles = self.rows.valid_candles(answer.candles, src, asked_ms, now_ms)
+        missing = self._count_repairable(window, now_ms)
         known = {candle.open_ms: candle for candle in stored} | {
             candle.open_ms: known_version
             for candle in candles
@@ -186,9 +189,17 @@ class MarketIngest:
             seen=RangeSet((one.open_ms, one.open_ms + MINUTE_MS) for one in self.minutes.forming),
             is_credible=self.status.is_credible is True,
         )
+        outcome.repaired_minutes = missing - self._count_repairable(window, now_ms)
         if gaps_changed or window.urgency not in (Urgency.CONFIRM, Urgency.PRESENT):
             outcome.repaired = Range(window.start_ms, window.end_ms).hull(self._join_older())
         return outcome
+
+    def _count_repairable(self, window: Window, now_ms: int) -> int:
+        """Count the minutes of a window for missing ones that are not stored."""
+        if window.urgency in (Urgency.PRESENT, Urgency.CONFIRM):
+            return 0
+        end_ms = min(window.end_ms, self._rules.expected_until(now_ms))
+        return self._coverage_of(window.start_ms).count_missing(window.start_ms, end_ms)
 
     def _update_credibility(self, window: Window, has_rows: bool, now_ms: int) -> None:
         """Judge whether an empty response is evidence. It is not if REST denies minutes that it must have."""
@@ -279,7 +290,11 @@ class MarketIngest:
         return self.older.next_window(self._older_until_ms, now_ms, self._rules.max_history_minutes, 0)
 
     def missing_minutes(self, now_ms: int) -> int:
-        """Count the minutes, up to two minutes ago, that are neither stored nor known not to exist.
+        """Count the minutes of `find_missing`."""
+        return self.find_missing(now_ms).total_ms // MINUTE_MS
+
+    def find_missing(self, now_ms: int) -> RangeSet:
+        """Return the minutes, up to two minutes ago, that are neither stored nor known not to exist.
 
         Minutes before a forming minute that was restored at startup count immediately: they were missed before the
         start.
@@ -295,7 +310,7 @@ class MarketIngest:
             for candle in self._restored:
                 if candle.open_ms >= until_ms:
                     missing.remove(candle.open_ms, candle.open_ms + MINUTE_MS)
-        return missing.total_ms // MINUTE_MS
+        return missing
 
     def feed_metadata(self, logged_seq: int) -> FeedMetadata:
         """Return the metadata to publish with the market's next message."""

@@ -124,6 +124,11 @@ class MarketStatus:
         return self.problem is None and self.is_credible is not False
 
     @property
+    def has_problem(self) -> bool:
+        """True if `problem_text` is not None."""
+        return self.is_credible is False or bool(self.rejection or self.unlisted or self.problem)
+
+    @property
     def problem_text(self) -> str | None:
         """All current problems in words, or None."""
         denies = "the exchange's REST API returns nothing for minutes that it had"

@@ -20,10 +20,14 @@ class Parity:
         for old in [known for known in self._hours if known <= hour - _HOURS]:
             del self._hours[old]
 
-    def describe(self, now_ms: int) -> dict[str, Any]:
-        """Return the counts for `/health`. `ratio` is the share of minutes that agreed, None if none was compared."""
+    def totals(self, now_ms: int) -> tuple[int, int]:
+        """Return the number of minutes that were compared, and of those that differed."""
         oldest = now_ms // _HOUR_MS - _HOURS
         counts = [count for hour, count in self._hours.items() if hour > oldest]
-        checked, mismatched = sum(count[0] for count in counts), sum(count[1] for count in counts)
+        return sum(count[0] for count in counts), sum(count[1] for count in counts)
+
+    def describe(self, now_ms: int) -> dict[str, Any]:
+        """Return the counts for `/health`. `ratio` is the share of minutes that agreed, None if none was compared."""
+        checked, mismatched = self.totals(now_ms)
         ratio = round(1 - mismatched / checked, 6) if checked else None
         return {"checked24h": checked, "mismatched24h": mismatched, "ratio": ratio}

@@ -9,6 +9,7 @@ from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.model import MINUTE, MINUTE_MS, Range, RangeSet, Symbol
 
+from .counts import IngestCounts
 from .coverage import RECHECK_MS
 from .ingest_clock import IngestClock
 from .market import MarketIngest, Outcome
@@ -38,12 +39,14 @@ class StoreAudit:
         examine_again: Callable[[Symbol], None],
         clock: Clock,
         time: IngestClock,
+        counts: IngestCounts,
     ) -> None:
         self._store = store
         self._publisher = publisher
         self._examine_again = examine_again
         self._clock = clock
         self._time = time
+        self._counts = counts
 
     async def run(self, markets: Mapping[Symbol, MarketIngest]) -> None:
         """Compare the markets with the store in an endless loop, one at a time, and have some rechecked with REST."""
@@ -73,8 +76,10 @@ class StoreAudit:
         stored = RangeSet(await self._store.stored_ranges(market.key, *span))
         since_ms = await self._store.complete_from(market.key)
         not_stored, new = market.compare_with_store(expected, stored, span)
+        self._counts.store_audits += 1
         if not_stored:
             minutes = not_stored.total_ms // MINUTE_MS
+            self._counts.lost_minutes += minutes
             logger.warning("%s: %d minutes missing from the store, refetching", market.key, minutes)
         before_ms = market.coverage.since_ms
         if since_ms is not None and market.coverage.extend_since(since_ms):

@@ -16,7 +16,7 @@ from .market import (
     Topic,
 )
 from .ranges import ALL_TIME, END_OF_TIME_MS, Range, RangeSet
-from .states import STATE_REASONS, STATES, FeedState, Position, State, StateReason
+from .states import HEALTHY_STATES, STATE_REASONS, STATES, FeedState, Position, State, StateCounts, StateReason
 from .times import YEAR_10000_MS, iso_ms, parse_iso_ms
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "DAY_MS",
     "DEFAULT_INTERVALS",
     "END_OF_TIME_MS",
+    "HEALTHY_STATES",
     "MAX_DIGITS",
     "MINUTE",
     "MINUTE_MS",
@@ -50,6 +51,7 @@ __all__ = [
     "Range",
     "RangeSet",
     "State",
+    "StateCounts",
     "StateReason",
     "Symbol",
     "Topic",

@@ -1,6 +1,7 @@
 """The states of a market's feed and their reasons, for ingest, bus, `/health`, the wire and the page."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 State = Literal["live", "quiet", "polling", "stale", "warming", "recovering"]
@@ -51,6 +52,34 @@ STATE_REASONS: Mapping[StateReason, str] = {
     "bus_unreadable": "the symbol's newest state cannot be read from Redis",
     "not_published": "Redis does not accept this process's messages, so other processes receive none",
 }
+
+
+HEALTHY_STATES: tuple[State, ...] = ("live", "quiet")
+"""The states of a market that is read as it should be."""
+
+
+class StateCounts:
+    """The markets of one exchange by state and by reason, and the number of those with a problem."""
+
+    def __init__(self) -> None:
+        self.states: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        #: Markets in another state than `HEALTHY_STATES`, or with a problem in words.
+        self.unhealthy = 0
+
+    def add_market(self, state: str, reason: str, *, has_problem: bool) -> None:
+        """Count a market."""
+        self.states[state] += 1
+        if reason:
+            self.reasons[reason] += 1
+        self.unhealthy += has_problem or state not in HEALTHY_STATES
+
+    def add_counts(self, others: "Iterable[StateCounts]") -> None:
+        """Add the markets of other counts."""
+        for other in others:
+            self.states += other.states
+            self.reasons += other.reasons
+            self.unhealthy += other.unhealthy
 
 
 class FeedState(NamedTuple):

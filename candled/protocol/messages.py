@@ -156,6 +156,14 @@ def resumed(head: str, bars: Iterable[bytes], position: str) -> bytes:
 # ---------------------------------------------------------------- answers
 
 
+_TYPE_AT = len('{"type":"')
+
+
+def type_of(text: str) -> str:
+    """Return the type of a message that this module has made."""
+    return text[_TYPE_AT : text.index('"', _TYPE_AT)]
+
+
 def pong(request_id: RequestId = None) -> str:
     """Return the `pong` message."""
     return PONG if request_id is None else f'{{"type":"pong",{_id(request_id)}}}'

@@ -335,14 +335,23 @@ class EncodedBarCache:
         self._pages: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._page_bytes = 0
         self.bytes = 0
+        # requests for encoded bars and for pages, that were answered from the cache or not
+        self.form_hits = self.form_misses = self.page_hits = self.page_misses = 0
+
+    @property
+    def most_bytes(self) -> int:
+        """The limit of `bytes`."""
+        return self._most_bytes
 
     def get_form(self, topic: Topic, printer: Printer, closed: bool = False) -> EncodedBars:
         """Return the encoded bars of a topic, new ones if none exist. Call `mark_used` after reading them."""
         key = (topic, printer.name, closed)
         form = self._forms.get(key)
         if form is None:
+            self.form_misses += 1
             form = self._forms[key] = EncodedBars(topic, printer, closed)
         else:
+            self.form_hits += 1
             self._forms.move_to_end(key)
         return form
 
@@ -381,7 +390,9 @@ class EncodedBarCache:
         """Return a page of the past that `keep_page` kept, or None."""
         kept = self._pages.get(key)
         if kept is None:
+            self.page_misses += 1
             return None
+        self.page_hits += 1
         self._pages.move_to_end(key)
         return kept[0]
 

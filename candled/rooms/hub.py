@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -14,6 +15,7 @@ from candled.protocol.requests import RequestCodec as Codec
 from candled.universe import MarketsChanged
 
 from .corrections import Corrections
+from .counts import MessageCounts
 from .encoded_bars import BarSource, EncodedBarCache
 from .pattern_rooms import MOST_PATTERNS, PatternMembership, PatternRooms
 from .recipients import RecipientConnection, Recipients
@@ -53,10 +55,12 @@ class Hub:
         self._bars = bars
         self._clock = clock
         self._publish = publish
+        #: The messages of all clients.
+        self.counts = MessageCounts()
         self._renderer = MessageRenderer(bars, texts or EncodedBarCache())
-        self._corrections = Corrections(bars, self._renderer, publish)
-        self._statuses = Statuses(codec.market_head, bars.feed_state, publish)
-        self._patterns = PatternRooms(codec, bars, clock, publish)
+        self._corrections = Corrections(bars, self._renderer, partial(self._publish_counted, "correction"))
+        self._statuses = Statuses(codec.market_head, bars.feed_state, partial(self._publish_counted, "status"))
+        self._patterns = PatternRooms(codec, bars, clock, partial(self._publish_counted, "pattern"))
         self._rooms: dict[MarketKey, dict[int, Room]] = {}
         self._count = 0
         self._room_counts: Counter[RecipientConnection] = Counter()  # number of rooms per connection
@@ -151,7 +155,11 @@ class Hub:
         group.await_initial(membership)
         if not group.initialized:
             self._start_group(group, membership.bars, now, resumes=membership.prepared is not None)
-        snapshot = self._render_resumed(membership) or self._renderer.render_initial(membership)
+        resumed = self._render_resumed(membership)
+        snapshot = resumed or self._renderer.render_initial(membership)
+        self.counts.sent["resumed" if resumed else "initial"] += 1
+        if membership.resume is not None:
+            self.counts.resumes["recovered" if resumed else "full"] += 1
         membership.resume = membership.prepared = None
         membership.is_new = False
         membership.sent_from_ms = snapshot.first_ms
@@ -170,6 +178,7 @@ class Hub:
         Returns:
             A handle for `unwatch_state`.
         """
+        self.counts.sent["status"] += 1
         return self._statuses.watch_state(connection, market)
 
     def unwatch_state(self, watcher: Any) -> None:
@@ -251,6 +260,16 @@ class Hub:
                 return bool(self._snapshot_queue or self._removed)
             self._run_group(group, now)
         return True
+
+    @property
+    def room_count(self) -> int:
+        """The number of rooms."""
+        return self._count
+
+    @property
+    def subscription_count(self) -> int:
+        """The number of subscriptions of all clients."""
+        return self._room_counts.total()
 
     def describe(self) -> dict[str, Any]:
         """Return the `broadcaster` part of `/health/ws-stats`."""
@@ -431,7 +450,12 @@ class Hub:
                     group, bar, fields, final=group.throttle.sent_final
                 )
             self._publish(recipients, frame)
+            self.counts.updates += len(recipients)
             group.room.last_broadcast_ms = now_ms
+
+    def _publish_counted(self, kind: str, recipients: Recipients, frame: Frame) -> None:
+        self.counts.sent[kind] += len(recipients)
+        self._publish(recipients, frame)
 
     def _request_next_snapshots(self) -> None:
         for _ in range(min(len(self._snapshot_queue), _MOST_SNAPSHOTS)):

@@ -45,6 +45,17 @@ logger = logging.getLogger(__name__)
 _RETRY_S = 1.0
 _EXCESS_S = 10.0  # messages above the limit tolerated before the connection is closed, in seconds of the limit
 
+# The names of requests in metrics.
+_TYPES: Mapping[type[Request], str] = {
+    Subscribe: "subscribe",
+    SubscribeMany: "subscribe",
+    SubscribePattern: "subscribe",
+    Unsubscribe: "unsubscribe",
+    Ping: "ping",
+    ListSubscriptions: "list",
+    GetHistory: "history",
+}
+
 _tasks = TaskSet()  # of all sessions; each cancels its own
 
 
@@ -105,11 +116,16 @@ class ClientSession:
 
     def on_client_message(self, message: str | bytes) -> None:
         """Handle one message. An invalid one gets an error reply, and the socket stays open."""
+        kind = "refused"
         try:
             self._spend_budget(message)
-            self.handle(self._codec.decode_request(message))
+            kind = "invalid"
+            request = self._codec.decode_request(message)
+            kind = _TYPES[type(request)]
+            self.handle(request)
         except RequestError as error:
             self._send_error(error)
+        self._hub.counts.received[kind] += 1
 
     def subscribe_by_query(self, fields: Mapping[str, Any]) -> None:
         """Subscribe to a topic, given the fields of a `subscribe` message.
@@ -160,6 +176,7 @@ class ClientSession:
         """Request a new `initial`: the client reads so slowly that updates of a topic were dropped."""
         membership = self._memberships.get(topic)
         if membership is not None:
+            self._hub.counts.fell_behind += 1
             self._hub.on_fell_behind(membership)
             self.request_initial(membership)
             return
@@ -379,7 +396,14 @@ class ClientSession:
     def _request_page(self, request: GetHistory) -> None:
         self._is_extended = True
         if self._pager is None:
-            self._pager = Pager(self._connection, self._pages, self._bars.is_final, self._codec.topic_head, self._clock)
+            self._pager = Pager(
+                self._connection,
+                self._send_reply,
+                self._pages,
+                self._bars.is_final,
+                self._codec.topic_head,
+                self._clock,
+            )
         try:
             self._pager.enqueue_request(request, self._charge_work(page_cost(request.limit), request))
         except RequestError as error:
@@ -441,6 +465,7 @@ class ClientSession:
         self._send_reply(text)
 
     def _send_reply(self, text: str) -> None:
+        self._hub.counts.sent[messages.type_of(text)] += 1
         self._connection.send_reply(Frame.from_text(text))
 
 

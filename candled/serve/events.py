@@ -68,7 +68,7 @@ class EventsHandler(ConnectingHandler):
         self._over = asyncio.Event()
 
     async def get(self) -> None:
-        """Subscribe, then write events until the client disconnects or the server stops."""
+        """Subscribe, then write events until the client disconnects or the server stops. A HEAD gets the header."""
         origin = self.request.headers.get("Origin")
         if origin is not None and not self.check_origin(origin):
             self.reject(403, "Cross origin requests are not allowed")
@@ -81,7 +81,10 @@ class EventsHandler(ConnectingHandler):
         assert isinstance(session, ClientSession)
         try:
             session.subscribe_by_query(self._subscription())
-            await self._wait_for_end()
+            if self.request.method == "HEAD":
+                self._begin_answer()
+            else:
+                await self._wait_for_end()
         except RequestError as error:
             self.context.limiter.return_handshake()  # no stream began: others may have it
             status = 429 if error.code == TOO_MANY else 400
@@ -90,6 +93,8 @@ class EventsHandler(ConnectingHandler):
         finally:
             self._connection.abort()
             self.context.on_client_disconnected(self._connection)
+
+    head = get
 
     async def _wait_for_end(self) -> None:
         self._begin_answer()

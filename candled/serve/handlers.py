@@ -1,11 +1,10 @@
-"""Tornado handlers: the WebSocket handshake, the page, and the daemon's health and statistics."""
+"""Tornado handlers: the WebSocket handshake, the page, and the shared base of all handlers outside of the API."""
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from socket import socket
@@ -33,6 +32,7 @@ from candled.transport.work_budget import FRAME, UNLIMITED, WorkBucket, WorkBudg
 
 from .connection_limiter import ConnectionLimiter, Network, client_address
 from .content_coding import PLAIN, choose_coding
+from .counts import ServerCounts
 from .hot_path import HotReply, HotRequest, implements
 from .kept_pages import KeptPage, KeptPages
 from .rate_limit import TOO_MANY
@@ -43,8 +43,6 @@ NO_DESCRIPTORS = "This server has no file descriptors left"
 STATIC = Path(__file__).parent / "static"
 _BINARY = 2  # opcode
 
-Ready = Callable[[], Awaitable[Mapping[str, str | None]]]
-"""The parts that serving needs, each with a description of its problem, or None."""
 MakeClient = Callable[[ClientConnection], ConnectionListener]
 MakeNamedClient = Callable[[ClientConnection, str], ConnectionListener]
 """Makes the client of a connection, given the path and query of its handshake."""
@@ -69,9 +67,6 @@ class ServerContext:
         compress_from: int,
         trusted: tuple[Network, ...],
         allowed_origins: tuple[str, ...],
-        health: Callable[[], Mapping[str, Any]],
-        ready: Ready,
-        statistics: Callable[[], Mapping[str, Any]],
         page: Callable[[], str],
     ) -> None:
         self.make_client = make_client
@@ -89,12 +84,10 @@ class ServerContext:
         self.open_headers = [("Cache-Control", "no-store")]
         if "*" in allowed_origins:
             self.open_headers.append(("Access-Control-Allow-Origin", "*"))
-        # costly pages, made at most once a second
-        pages = KeptPages(clock)
-        self.health = partial(pages.find, "health", lambda: _encode(health()).encode())
-        self.statistics = partial(pages.find, "statistics", lambda: _encode(statistics()).encode())
-        self.page = partial(pages.find, "page", lambda: page().encode())
-        self.ready = ready
+        # made at most once a second, because it is costly
+        self.page = partial(KeptPages(clock).find, "page", lambda: page().encode())
+        # set by the server, which knows the routes
+        self.counts = ServerCounts(())
         # True once the server accepts no more connections
         self.draining = False
         # all connected clients
@@ -115,6 +108,7 @@ class ServerContext:
         self, connection: SocketConnection | TornadoConnection, make_client: MakeClient | None = None
     ) -> None:
         """Register a new client. It speaks candled's protocol unless `make_client` is given."""
+        self.counts.connects += 1
         self.limiter.add_connection(connection.address)
         connection.budget = self.budgets.open_connection(connection.address)
         self.connections.add(connection)
@@ -141,6 +135,7 @@ class ServerContext:
 
     def on_client_disconnected(self, connection: SocketConnection | TornadoConnection) -> None:
         """Remove a client that has disconnected."""
+        self.counts.count_close(connection.close_code)
         self.connections.discard(connection)
         if isinstance(connection, TornadoConnection):
             self._tornado_connections.discard(connection)
@@ -173,23 +168,21 @@ class ServerContext:
         self.on_client_disconnected(connection)
 
 
-def _encode(body: Any) -> str:
+def encode_json(body: Any) -> str:
+    """Return a body as a line of JSON."""
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "replace").decode() + "\n"  # an exchange's text may contain half a character
 
 
-_JSON = "application/json; charset=utf-8"
-_NOT_FOUND = _encode({"error": {"code": 404, "message": "Not Found"}}).encode()
+JSON = "application/json; charset=utf-8"
+_NOT_FOUND = encode_json({"error": {"code": 404, "message": "Not Found"}}).encode()
 _NOT_SERVING = {
     "error": {
         "code": 503,
         "message": "This process reads exchanges and serves no clients: its roles in the settings are [ingest]",
     }
 }
-_NO_METHOD = _encode({"error": {"code": 405, "message": "Method Not Allowed"}}).encode()
-_PASS = {"status": "pass"}
-_PASS_BODY = _encode(_PASS).encode()
-_PASS_TAG = f'"{hashlib.sha1(_PASS_BODY).hexdigest()}"'  # as Tornado calculates it
+_NO_METHOD = encode_json({"error": {"code": 405, "message": "Method Not Allowed"}}).encode()
 
 
 class OwnHandler(RequestHandler):
@@ -216,7 +209,7 @@ class OwnHandler(RequestHandler):
         context: ServerContext | None = route.get("context")
         shared = cls.open_headers if context is None else context.open_headers
         return request.reply_once(
-            cls, lambda: HotReply(405, _JSON, (("Allow", _allowed_methods(cls)), *shared), _NO_METHOD)
+            cls, lambda: HotReply(405, JSON, (("Allow", _allowed_methods(cls)), *shared), _NO_METHOD)
         )
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
@@ -226,8 +219,8 @@ class OwnHandler(RequestHandler):
 
     def finish_json(self, body: Any) -> None:
         """Answer with JSON that any page may read, if the settings allow any."""
-        self._set_json_headers()
-        self.finish(_encode(body))
+        self.set_json_headers()
+        self.finish(encode_json(body))
 
     def finish_page(self, page: KeptPage, compress_from: int) -> None:
         """Answer with a page in the coding that the client accepts."""
@@ -237,8 +230,9 @@ class OwnHandler(RequestHandler):
             self.set_header("Content-Encoding", coding.name)
         self.finish(body)
 
-    def _set_json_headers(self) -> None:
-        self.set_header("Content-Type", _JSON)
+    def set_json_headers(self) -> None:
+        """Set the headers of an answer with JSON."""
+        self.set_header("Content-Type", JSON)
         for name, value in self.open_headers:
             self.set_header(name, value)
 
@@ -301,6 +295,7 @@ class ConnectingHandler(_ServerHandler):
 
     def reject(self, status: int, message: str, wait_s: float = 10.0) -> None:
         """Answer with an error, and the time after which to try again."""
+        self.context.counts.refusals[str(status)] += 1
         self.set_status(status)
         self.set_header("Retry-After", str(max(1, round(wait_s))))
         self.finish_json({"error": {"code": status, "message": message}})
@@ -337,10 +332,15 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
             if self.get_status() != 101:  # another origin or version, or no key: no WebSocket began
                 self.context.limiter.return_handshake()
 
+    async def head(self, *args: Any, **kwargs: Any) -> None:
+        """Answer with the headers of a GET without an upgrade."""
+        await self.get(*args, **kwargs)
+
     def is_upgrade(self) -> bool:
-        """Return True for the handshake of a WebSocket: without a body, and not by HTTP/1.0 (RFC 9110, 7.8)."""
-        headers, version = self.request.headers, self.request.version
-        return headers.get("Upgrade", "").lower() == "websocket" and version != "HTTP/1.0" and not self.request.body
+        """Return True for the handshake of a WebSocket: a GET without a body, not by HTTP/1.0 (RFC 9110, 7.8)."""
+        request = self.request
+        is_plain = request.method != "GET" or request.version == "HTTP/1.0" or bool(request.body)
+        return request.headers.get("Upgrade", "").lower() == "websocket" and not is_plain
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         """Detach a plain socket from Tornado; let Tornado keep any other connection."""
@@ -390,6 +390,7 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
     def on_close(self) -> None:
         """Remove the client."""
         if self._connection is not None:
+            self._connection.close_code = self.close_code or self._connection.close_code
             self._connection.abort()
             self.context.on_client_disconnected(self._connection)
             self._connection = None
@@ -422,75 +423,17 @@ class RootHandler(StreamHandler):
             self.set_header(name, value)
         self.finish_page(self.context.page(), self.context.compress_from)
 
-    async def head(self) -> None:
-        """Answer with the headers of the page."""
-        await self.get()
 
-
-class HealthHandler(_ServerHandler):
-    """`/health`: the daemon's health."""
-
-    def get(self) -> None:
-        """Answer with the daemon's health."""
-        self._set_json_headers()
-        self.finish_page(self.context.health(), self.context.compress_from)
-
-    head = get
-
-
-class LiveHandler(_ServerHandler):
-    """`/health/live`: the loop runs. It checks nothing else, because a restart would not repair a database."""
-
-    def get(self) -> None:
-        """Answer `pass`."""
-        self.finish_json(_PASS)
-
-    head = get
-
-    @classmethod
-    def answer_now(cls, request: HotRequest, peer: str, **route: Any) -> HotReply | None:
-        """Return the same answer."""
-        if not request.reads:
-            return super().answer_now(request, peer, **route)
-        if "if-none-match" in request.headers:
-            return None
-        headers = (*route["context"].open_headers, ("Etag", _PASS_TAG))
-        return request.reply_once(cls, lambda: HotReply(200, _JSON, headers, _PASS_BODY))
-
-
-class ReadyHandler(_ServerHandler):
-    """`/health/ready`: 200 while this process serves clients well, 503 while a balancer should use another."""
-
-    async def get(self) -> None:
-        """Answer with the result of each check."""
-        checks = dict(await self.context.ready())
-        if self.context.draining:
-            checks["server"] = "is stopping"
-        failed = any(problem is not None for problem in checks.values())
-        self.set_status(503 if failed else 200)
-        shown = {name: problem or "ok" for name, problem in checks.items()}
-        self.finish_json({"status": "fail" if failed else "pass", "checks": shown})
-
-    head = get
-
-
-class StatisticsHandler(_ServerHandler):
-    """`/health/ws-stats`: the connections and rooms."""
-
-    def get(self) -> None:
-        """Answer with the statistics of connections and rooms."""
-        self._set_json_headers()
-        self.finish_page(self.context.statistics(), self.context.compress_from)
-
-    head = get
-
-
-class NotFoundHandler(_ServerHandler):
+class UnknownPathHandler(OwnHandler):
     """Any other path: 404."""
 
     def prepare(self) -> None:
         """Answer 404."""
         raise HTTPError(404)
+
+
+class NotFoundHandler(UnknownPathHandler, _ServerHandler):
+    """Any other path of the clients' port."""
 
     @classmethod
     def answer_now(cls, request: HotRequest, peer: str, **route: Any) -> HotReply | None:
@@ -498,7 +441,7 @@ class NotFoundHandler(_ServerHandler):
         if request.method not in cls.SUPPORTED_METHODS:
             return super().answer_now(request, peer, **route)
         headers = route["context"].open_headers
-        return request.reply_once(cls, lambda: HotReply(404, _JSON, headers, _NOT_FOUND))
+        return request.reply_once(cls, lambda: HotReply(404, JSON, headers, _NOT_FOUND))
 
 
 class NotServingHandler(_ServerHandler):
@@ -515,7 +458,7 @@ class NotServingHandler(_ServerHandler):
         if request.method not in cls.SUPPORTED_METHODS:
             return super().answer_now(request, peer, **route)
         headers = route["context"].open_headers
-        return request.reply_once(cls, lambda: HotReply(503, _JSON, headers, _encode(_NOT_SERVING).encode()))
+        return request.reply_once(cls, lambda: HotReply(503, JSON, headers, encode_json(_NOT_SERVING).encode()))
 
 
 def _named(make_client: MakeNamedClient, uri: str, connection: ClientConnection) -> ConnectionListener:

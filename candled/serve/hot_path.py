@@ -100,7 +100,7 @@ def find_resource(routes: Iterable[Route]) -> Callable[[str], AnswerNow | None]:
 
 
 class HotPath:
-    """Answers requests from memory."""
+    """Answers requests from memory, and calls `on_answer` with the path and the status of each."""
 
     def __init__(
         self,
@@ -109,12 +109,14 @@ class HotPath:
         clock: Clock,
         payer_of: PayerOf,
         is_admitted: IsAdmitted,
+        on_answer: Callable[[str, int], None],
     ) -> None:
         self._find = find
         self._prefix = prefix
         self._clock = clock
         self._payer_of = payer_of
         self._is_admitted = is_admitted
+        self._on_answer = on_answer
         self._date = (0, "")
         self._parse = lru_cache(maxsize=_HEADS_KEPT)(self._read)
 
@@ -141,6 +143,7 @@ class HotPath:
             answer = self._join(reply, date, request.method)
             request.joined = (reply, date, answer) if len(answer) <= _SMALL else None
         payer.charge(HOT_REQUEST + len(answer) * BYTE, now)
+        self._on_answer(request.path, reply.status)
         return answer
 
     def _read(self, head: bytes) -> HotRequest | None:

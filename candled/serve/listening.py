@@ -18,19 +18,21 @@ class _TakenError(ConfigError):
     """Port already in use."""
 
 
-def listen(hosts: Sequence[str], port: int, backlog: int, *, shared: bool = False) -> list[socket.socket]:
+def listen(
+    hosts: Sequence[str], port: int, backlog: int, *, shared: bool = False, name: str = "server"
+) -> list[socket.socket]:
     """Return sockets on all addresses of `hosts`. An empty host means all addresses of this machine.
 
     With port 0 the system chooses one port for all of them. `shared` lets other processes of the same user listen on
-    the port too.
+    the port too. `name` is the setting that an error names.
 
     Raises:
         ConfigError: an address cannot be listened on; the text names it. No socket stays open.
     """
     for _ in range(_ATTEMPTS if port == 0 else 0):
         with suppress(_TakenError):
-            return _listen(hosts, port, backlog, shared)
-    return _listen(hosts, port, backlog, shared)
+            return _listen(hosts, port, backlog, shared, name)
+    return _listen(hosts, port, backlog, shared, name)
 
 
 def in_browser(hosts: Sequence[str], port: int) -> str:
@@ -39,19 +41,19 @@ def in_browser(hosts: Sequence[str], port: int) -> str:
     return with_port("localhost" if host in _OWN else host, port)
 
 
-def _listen(hosts: Sequence[str], port: int, backlog: int, shared: bool) -> list[socket.socket]:
+def _listen(hosts: Sequence[str], port: int, backlog: int, shared: bool, name: str) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     with ExitStack() as opened:
         for host in hosts:
             unavailable: ConfigError | None = None
             works = False
-            for family, address in _addresses(host):
+            for family, address in _addresses(host, name):
                 number = sockets[0].getsockname()[1] if sockets else port
                 if (address[0], number) not in [one.getsockname()[:2] for one in sockets]:  # not from another host
                     try:
                         sockets.append(_listening(family, (address[0], number, *address[2:]), backlog, shared))
                     except OSError as error:
-                        unavailable = _problem(error, with_port(str(address[0]), number))
+                        unavailable = _problem(error, with_port(str(address[0]), number), name)
                         if error.errno not in _UNAVAILABLE:
                             raise unavailable from error
                         continue
@@ -63,13 +65,13 @@ def _listen(hosts: Sequence[str], port: int, backlog: int, shared: bool) -> list
     return sockets
 
 
-def _addresses(host: str) -> list[tuple[socket.AddressFamily, Any]]:
+def _addresses(host: str, setting: str) -> list[tuple[socket.AddressFamily, Any]]:
     """Resolve a host; IPv4 addresses come first."""
     name = host.strip("[]") or None
     try:
         found = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise ConfigError(f"server: cannot listen on {host}: {getattr(error, 'strerror', None) or error}") from error
+        raise ConfigError(f"{setting}: cannot listen on {host}: {getattr(error, 'strerror', None) or error}") from error
     return [(family, address) for family, _, _, _, address in sorted(found, key=lambda one: one[0])]
 
 
@@ -92,7 +94,7 @@ def _listening(
     return one
 
 
-def _problem(error: OSError, address: str) -> ConfigError:
+def _problem(error: OSError, address: str, name: str) -> ConfigError:
     if error.errno == errno.EADDRINUSE:
-        return _TakenError(f"server: cannot listen on {address}: the port is in use")
-    return ConfigError(f"server: cannot listen on {address}: {error.strerror or error}")
+        return _TakenError(f"{name}: cannot listen on {address}: the port is in use")
+    return ConfigError(f"{name}: cannot listen on {address}: {error.strerror or error}")

@@ -10,7 +10,6 @@ from candled.errors import Unavailable
 from candled.exchange import Clock
 from candled.model import Candle, Interval, MarketKey, Symbol, Topic
 from candled.protocol import messages
-from candled.protocol.frames import Frame
 from candled.protocol.messages import FINAL, bar_text
 from candled.protocol.requests import NOT_AVAILABLE, GetHistory, RequestError
 from candled.rooms.recipients import RecipientConnection
@@ -48,17 +47,19 @@ class HistoryPages:
 class Pager:
     """Answers history requests one at a time, each only when the client has read the messages sent before."""
 
-    __slots__ = ("_clock", "_connection", "_head", "_is_final", "_pages", "_requests", "_task")
+    __slots__ = ("_clock", "_connection", "_head", "_is_final", "_pages", "_requests", "_send", "_task")
 
     def __init__(
         self,
         connection: RecipientConnection,
+        send: Callable[[str], None],
         pages: HistoryPages,
         is_final: Callable[[MarketKey, Interval, Candle], bool],
         head: Callable[[Topic], str],
         clock: Clock,
     ) -> None:
         self._connection = connection
+        self._send = send
         self._pages = pages
         self._is_final = is_final
         self._head = head
@@ -105,7 +106,7 @@ class Pager:
         self._task = None
         if self._requests:
             self._requests.popleft()
-            self._connection.send_reply(Frame.from_text(text))
+            self._send(text)
         if self._requests:
             self._connection.request_snapshot(TURN)
 

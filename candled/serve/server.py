@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from tornado.httpserver import HTTPServer
+from tornado.web import RequestHandler
 
 from candled.addresses import client_of, with_port
 from candled.config.sections import LimitSettings, ServerSettings
@@ -24,22 +26,19 @@ from candled.transport.request_head import LARGEST
 from candled.transport.work_budget import WorkBudgets
 
 from .connection_limiter import ConnectionLimiter, is_trusted, networks
+from .counts import ServerCounts
 from .dialects import Undecided
 from .events import EventsHandler
 from .handlers import (
     STATIC,
-    HealthHandler,
-    LiveHandler,
     MakeNamedClient,
     NotFoundHandler,
     NotServingHandler,
-    Ready,
-    ReadyHandler,
     RootHandler,
     ServerContext,
-    StatisticsHandler,
     StreamHandler,
 )
+from .health_handlers import HealthContext, HealthReports, make_health_routes
 from .hot_path import HotPath, Route, find_resource
 from .listening import listen
 from .prefix import PrefixedApplication
@@ -71,9 +70,7 @@ class Server:
         broadcaster: Broadcaster,
         make_client: Callable[[ClientConnection], ConnectionListener],
         clock: Clock,
-        health: Callable[[], Mapping[str, Any]],
-        ready: Ready,
-        statistics: Callable[[], Mapping[str, Any]],
+        reports: HealthReports,
         page: Callable[[], str],
         routes: Sequence[tuple[str, type[Any], dict[str, Any]]] = (),
         streams: Sequence[tuple[str, MakeNamedClient]] = (),
@@ -105,12 +102,14 @@ class Server:
             compress_from=settings.compress_from,
             trusted=networks(settings.trusted_proxies),
             allowed_origins=tuple(origin.lower() for origin in settings.allowed_origins),
-            health=lambda: {**health(), "http": self._connections.describe(), "work": self._budgets.describe()},
-            ready=ready,
-            statistics=lambda: {"connections": self._limiter.count, **statistics()},
             page=page,
         )
+        #: `reports`, together with the facts about this server.
+        self.reports = self._add_facts(reports)
+        self._health = self._make_health_context()
         self._default = NotFoundHandler if serves else NotServingHandler
+        #: The connections and requests since the start.
+        self.counts = self._context.counts = ServerCounts(pattern for pattern, _, _ in self._make_routes())
         self.application = self._make_application()
         self._http = HTTPServer(
             self.application,
@@ -121,10 +120,34 @@ class Server:
         self._hot_path = self._make_hot_path()
         self._acceptor = self._make_acceptor(broadcaster)
 
+    def _add_facts(self, reports: HealthReports) -> HealthReports:
+        return replace(
+            reports,
+            report=lambda: {**reports.report(), **self.describe()},
+            count_clients=lambda: {"connections": self._limiter.count, **reports.count_clients()},
+            is_stopping=lambda: self._context.draining or reports.is_stopping(),
+        )
+
+    def _make_health_context(self) -> HealthContext:
+        return HealthContext(
+            self.reports,
+            self._clock,
+            open_headers=self._context.open_headers,
+            compress_from=self._settings.compress_from,
+            shows_details=self._settings.health_details,
+        )
+
     def _make_hot_path(self) -> HotPath:
         unknown: Route = (".*", self._default, {"context": self._context})
         find = find_resource([*self._make_routes(), unknown])
-        return HotPath(find, self._settings.prefix, self._clock, self._context.payer_of, self._admit_probe)
+        return HotPath(
+            find,
+            self._settings.prefix,
+            self._clock,
+            self._context.payer_of,
+            self._admit_probe,
+            self.counts.count_answer,
+        )
 
     def _admit_probe(self, path: str, peer: str) -> bool:
         return self._connections.admit_probe(path, client_of(peer), self._clock.monotonic())
@@ -178,6 +201,25 @@ class Server:
         """The number of connected clients."""
         return self._limiter.count
 
+    @property
+    def most_connections(self) -> int:
+        """The limit of `connection_count`; 0 for none."""
+        return self._settings.max_connections
+
+    @property
+    def slow_count(self) -> int:
+        """The number of clients that have not read a frame completely."""
+        return len(self._context.transport.blocked)
+
+    @property
+    def queued_bytes(self) -> int:
+        """The bytes that are queued for them."""
+        return self._context.transport.queued_bytes
+
+    def describe(self) -> dict[str, dict[str, int]]:
+        """Return the facts about connections with requests, and about the budgets of work."""
+        return {"http": self._connections.describe(), "work": self._budgets.describe()}
+
     def stop_accepting(self) -> None:
         """Accept no new connections; existing ones continue."""
         self._context.draining = True
@@ -204,12 +246,7 @@ class Server:
 
     def _make_routes(self) -> list[Route]:
         context = {"context": self._context}
-        probes: list[Route] = [
-            (r"/health", HealthHandler, context),
-            (r"/health/live", LiveHandler, context),
-            (r"/health/ready", ReadyHandler, context),
-            (r"/health/ws-stats", StatisticsHandler, context),
-        ]
+        probes: list[Route] = make_health_routes(self._health)
         if not self._serves:
             return probes
         files = {"compress_from": self._settings.compress_from}
@@ -239,8 +276,15 @@ class Server:
             websocket_ping_interval=self._settings.ping_interval.total_seconds(),
             websocket_ping_timeout=self._settings.ping_timeout.total_seconds(),
             websocket_max_message_size=self._largest,
-            log_function=_log_request,
+            log_function=self._on_request_end,
         )
+
+    def _on_request_end(self, handler: RequestHandler) -> None:
+        """Count a request that a handler has answered, and log errors of the server."""
+        request, status = handler.request, handler.get_status()
+        self.counts.count_request(request.path, status, request.request_time())
+        if status >= 500 and status not in (501, 503):  # these two are not candled's errors
+            logger.error("%s %s: %d", request.method, request.path, status)
 
     def _first_decides(self, path: str) -> MakeNamedClient | None:
         """Return the client factory for a path shared by two protocols; None if the path is candled's alone."""
@@ -265,11 +309,6 @@ class Server:
         self._context.sweep_slow(now, self._slow_s)
         self._connections.sweep(now)
         self._budgets.sweep(now)
-
-
-def _log_request(handler: Any) -> None:
-    if handler.get_status() >= 500 and handler.get_status() not in (501, 503):  # these two are not candled's errors
-        logger.error("%s %s: %d", handler.request.method, handler.request.path, handler.get_status())
 
 
 def _work_limits(limits: LimitSettings) -> tuple[float, float, float, float]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class HistoryReader:
         self._under_way: dict[object, SharedRead] = {}
         #: The error of the last read about each market, or of each exchange, whose last read failed.
         self._failing: dict[object, str] = {}
+        #: Reads that have ended, by result: `ok` or `failed`. A read for several callers counts once.
+        self.reads: Counter[str] = Counter()
 
     @property
     def problem(self) -> str | None:
@@ -153,6 +156,7 @@ class HistoryReader:
         if task.cancelled():
             return
         error = task.exception()  # retrieved, even if every caller has left
+        self.reads["ok" if error is None else "failed"] += 1
         if error is None:
             if self._failing.pop(subject, None) is not None and not self._failing:
                 logger.info("the store can be read again")

@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from functools import partial
 from typing import Any, Literal
 
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
+from candled.histogram import Histogram
 from candled.model import Candle, MarketKey, Position
 
 from .interface import Store
@@ -27,6 +28,7 @@ JOURNAL_FROM_ROWS = 20_000
 _OVERDUE = "queued rows have not been written in time"
 SPLITS_IN_VAIN = 32  # this many refused halves and none accepted: the rows are not the cause
 SPLITS_AT_MOST = 400
+BATCH_ROWS = (1.0, 10.0, 100.0, 1_000.0, 10_000.0)
 
 
 class Writer:
@@ -72,6 +74,10 @@ class Writer:
         self._last_error: str | None = None
         self._last_flush_ms: int | None = None
         self._spill = JournalSpill(journal, self._waiting) if journal else None
+        #: Of each write: the seconds that it took, and its rows. Failed ones count too.
+        self.write_s, self.batch_rows = Histogram(), Histogram(BATCH_ROWS)
+        #: Writes that failed: `unavailable`, or `rejected` if the store refused the rows.
+        self.errors: Counter[str] = Counter()
 
     def enqueue_row(self, market: MarketKey, candle: Candle, *, changes: Position | None = None) -> bool:
         """Queue a candle for the store; return whether it was accepted. Call this on the event loop.
@@ -214,11 +220,19 @@ class Writer:
 
     async def _write_part(self, part: list[Row], *, from_journal: bool) -> None:
         log = unpublished_changes(part) if from_journal else self._changes.changes_of(part)
+        began = self._clock.monotonic()
         try:
             await self._threads.run_write(self._write_logged, part, log)
         except StoreUnavailable as error:
+            self.errors["unavailable"] += 1
             self._on_unavailable(error)
             raise
+        except StoreRejected:
+            self.errors["rejected"] += 1
+            raise
+        finally:
+            self.write_s.observe(self._clock.monotonic() - began)
+            self.batch_rows.observe(len(part))
         self._on_written(part)
         if not from_journal:
             self._drop_rows(part, log)

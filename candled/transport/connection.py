@@ -47,6 +47,7 @@ class ClientConnection:
         "blocked_since",
         "budget",
         "client",
+        "close_code",
         "is_open",
         "recipient_slots",
         "write",
@@ -65,6 +66,8 @@ class ClientConnection:
         self.budget = UNLIMITED
         # False once a close frame was sent or the connection is lost
         self.is_open = True
+        # the code of the first close frame, of either side; 1006 without one (RFC 6455, 7.1.5)
+        self.close_code = 1006
         # monotonic seconds; set while a frame is partly sent
         self.blocked_since: float | None = None
         self._broadcaster = broadcaster

@@ -20,7 +20,7 @@ _MOST_REFUSED = 10_000  # buckets
 REFUSED_S = 5  # then its requests are read again
 # The reserve for probes from an address that has used up its budget: requests in a row, and requests a second.
 _PROBES, _PROBES_PER_S = 20, 10
-PROBES = ("/health/live", "/health/ready")
+PROBES = ("/health/live", "/health/ready", "/livez", "/readyz")
 MOST_UNSENT = 16 * 1024 * 1024  # bytes of answers that clients have not read, of all connections together
 
 

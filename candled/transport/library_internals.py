@@ -89,6 +89,11 @@ class FrameProtocol(ServerProtocol):
             self.current_size = None
         super().recv_frame(frame)
 
+    @property
+    def sent_code(self) -> int | None:
+        """The code of the close frame that was sent; None before."""
+        return None if self.close_sent is None else self.close_sent.code
+
     def release(self) -> None:
         """Break the reference cycles of the protocol and its parser, and of an error's traceback."""
         self.parser.close()

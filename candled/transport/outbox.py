@@ -23,6 +23,12 @@ class Outbox:
     def __bool__(self) -> bool:
         return bool(self._replies or self._initials or self._updates)
 
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all queued frames. An `initial` has none before it is rendered."""
+        updates = sum(len(frame) for frames in self._updates.values() for frame in frames.values())
+        return updates + sum(map(len, self._replies))
+
     def put_reply(self, frame: bytes) -> bool:
         """Queue a reply; return False if too many are queued."""
         if len(self._replies) >= MOST_REPLIES:

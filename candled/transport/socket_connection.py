@@ -55,6 +55,11 @@ class TransportContext:
         self.blocked: set[SocketConnection] = set()  # connections with a frame that is partly sent
         self.leaving: dict[SocketConnection, float] = {}  # monotonic deadlines for answering the close frame
 
+    @property
+    def queued_bytes(self) -> int:
+        """The bytes that are queued for slow clients."""
+        return sum(connection.queued_bytes for connection in self.blocked)
+
     def sweep_slow(self, now: float, slow_s: float) -> None:
         """Close connections blocked for more than `slow_s`, and those whose close frame was not answered in time.
 
@@ -199,6 +204,12 @@ class SocketConnection(ClientConnection):
     def now(self) -> float:
         """Return monotonic seconds."""
         return self._context.clock.monotonic()
+
+    @property
+    def queued_bytes(self) -> int:
+        """The bytes that wait until the kernel takes more."""
+        queued = 0 if self._outbox is None else self._outbox.size_bytes
+        return queued if self._rest is None else queued + len(self._rest)
 
     def send_ping(self) -> None:
         """Send a ping, unless the connection is blocked: then `sweep_slow` closes it in time."""
@@ -379,6 +390,7 @@ class SocketConnection(ClientConnection):
         self._context.loop.remove_reader(peer)
         self._context.loop.remove_writer(peer)
         peer.close()
+        self.close_code = self._protocol.sent_code or self.close_code  # the client's code, if the client was first
         self._protocol.release()
         self._context.blocked.discard(self)
         self._context.leaving.pop(self, None)

@@ -67,6 +67,7 @@ class TornadoConnection(ClientConnection):
         """Send the queued replies, then a close frame."""
         if not self.is_open or self._handler is None:
             return
+        self.close_code = code
         for answer in self.outbox.take_replies():
             self._handler.write_frame(answer).add_done_callback(_retrieve_error)
         self._handler.close(code, reason)

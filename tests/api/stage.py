@@ -39,7 +39,7 @@ from candled.universe import Universe
 from tests import deadlines
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
-from tests.serve.peers import all_well
+from tests.serve.peers import make_reports
 
 BTC = MarketKey("replay", Symbol.parse("BTC/USDT"))
 ETH = MarketKey("replay", Symbol.parse("ETH/USDT"))
@@ -154,9 +154,7 @@ async def open_stage(
         broadcaster=broadcaster,
         make_client=make_client,
         clock=clock,
-        health=dict,
-        ready=all_well,
-        statistics=lambda: {"broadcaster": hub.describe(), "aggregator": bars.describe()},
+        reports=make_reports(count_clients=lambda: {"broadcaster": hub.describe(), "aggregator": bars.describe()}),
         page=lambda: "<p>page</p>",
         routes=make_routes(config, source, rate_limits, clock),
         streams=make_streams(config, source, universe, bars, make_client, broadcaster.broadcast, clock, client_limits),

@@ -118,7 +118,7 @@ class Node:
         client = AsyncHTTPClient(force_instance=True)
         assert isinstance(client, SimpleAsyncHTTPClient)
         try:
-            url = f"http://127.0.0.1:{self.port}/health"
+            url = f"http://127.0.0.1:{self.port}/health?verbose"
             answer = await client.fetch(url, raise_error=False, connect_timeout=_HEALTH_S, request_timeout=_HEALTH_S)
             facts: dict[str, Any] = json.loads(answer.body) if answer.code in (200, 503) and answer.body else {}
             return facts or None
@@ -254,6 +254,7 @@ class Site:
         (host, redis_port), (_, exchange_port) = node.redis.address, node.exchange.address
         return {
             "server": {
+                "health_details": True,
                 "host": "127.0.0.1",
                 "port": node.port,
                 "warmup_wait": "60s",

@@ -75,7 +75,9 @@ async def settled(daemon: Daemon) -> None:
 
 
 def symbols(daemon: Daemon) -> list[dict[str, Any]]:
-    return [one for exchange in daemon.get("/health")["exchanges"].values() for one in exchange["symbols"].values()]
+    return [
+        one for exchange in daemon.get("/health?verbose")["exchanges"].values() for one in exchange["symbols"].values()
+    ]
 
 
 def candles(daemon: Daemon, symbol: str, interval: str) -> list[dict[str, Any]]:

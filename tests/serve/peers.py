@@ -14,6 +14,7 @@ from candled.exchange import Clock
 from candled.model import Topic
 from candled.protocol.frames import Frame
 from candled.rooms.recipients import Recipients, RecipientSlot
+from candled.serve.health_handlers import HealthReports
 from candled.serve.server import LARGEST_MESSAGE, Server
 from candled.transport.broadcaster import Broadcaster
 from candled.transport.connection import ClientConnection
@@ -29,6 +30,18 @@ TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 async def all_well() -> dict[str, str | None]:
     """What a server that is ready says of what it needs."""
     return {"store": None}
+
+
+def make_reports(**more: Any) -> HealthReports:
+    """The reports of a process that is well."""
+    reports: dict[str, Any] = {
+        "summarize": lambda: {"status": "pass", "exchanges": {}},
+        "report": lambda: {"status": "pass", "exchanges": {}, "store": {"lastError": None}},
+        "check_readiness": all_well,
+        "count_clients": dict,
+        "is_stopping": lambda: False,
+    }
+    return HealthReports(**(reports | more))
 
 
 class EchoClient:
@@ -88,7 +101,12 @@ class EchoSite:
     """
 
     def __init__(
-        self, *, largest_message: int = LARGEST_MESSAGE, passes_by: Clock | None = None, **settings: Any
+        self,
+        *,
+        largest_message: int = LARGEST_MESSAGE,
+        passes_by: Clock | None = None,
+        reports: HealthReports | None = None,
+        **settings: Any,
     ) -> None:
         self.clients: list[EchoClient] = []
         self.recipients = Recipients()
@@ -100,9 +118,7 @@ class EchoSite:
             broadcaster=self.broadcaster,
             make_client=self._make,
             clock=SystemClock(),
-            health=lambda: {"status": "pass"},
-            ready=all_well,
-            statistics=dict,
+            reports=reports or make_reports(),
             page=lambda: "page",
             largest_message=largest_message,
         )

@@ -17,7 +17,7 @@ from candled.clock import SystemClock
 from candled.config.sections import ServerSettings
 from candled.errors import ConfigError, StoreUnavailable
 from candled.model import Decimals, Symbol
-from candled.serve.handlers import _encode
+from candled.serve.handlers import encode_json
 from candled.serve.page import ChartPage
 from candled.universe import Universe
 from tests import deadlines, tiers
@@ -102,7 +102,7 @@ def test_no_name_ends_the_script_of_the_page_and_every_body_can_be_encoded():
     text = page.partition('id="candled">')[2].partition("</script>")[0]
     assert "<" not in text
     assert json.loads(text)["defaultExchange"] == name
-    assert json.loads(_encode({"trouble": "x\ud800"}).encode()) == {"trouble": "x?"}
+    assert json.loads(encode_json({"trouble": "x\ud800"}).encode()) == {"trouble": "x?"}
 
 
 @pytest.mark.parametrize("message", ["{", "[1]", b"\x00\x01", '{"type":"subscribe"}', "null", '{"type":5}'])

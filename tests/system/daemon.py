@@ -70,8 +70,11 @@ class Daemon:
         return self.process is not None and self.process.poll() is None
 
     def write(self, config: Mapping[str, Any]) -> Path:
-        """Write the settings; return their file. `server.port` is set to `port`, `host` to 127.0.0.1."""
-        server = {"host": "127.0.0.1", "port": self.port, **config.get("server", {})}
+        """Write the settings; return their file. `server.port` is set to `port`, `host` to 127.0.0.1.
+
+        Everyone may read the details of `/health`.
+        """
+        server = {"host": "127.0.0.1", "port": self.port, "health_details": True, **config.get("server", {})}
         path = self.directory / "candled.yaml"
         path.write_text(yaml.safe_dump({**config, "server": server}, sort_keys=False), "utf-8")
         return path
@@ -119,7 +122,7 @@ class Daemon:
         while deadlines.now() < deadline:
             assert self.running, f"the daemon ended with status {self.status}:\n{self.output}"
             try:
-                return self.get("/health")
+                return self.get("/health?verbose")
             except OSError:
                 time.sleep(0.02)
         raise AssertionError(f"/health did not answer within {within_s} s:\n{self.output}")

@@ -23,7 +23,7 @@ async def until_live(daemon: Daemon, within_s: float = 60.0) -> dict[str, Any]:
     """Wait until the symbol is live and its history is there; return its part of `/health`."""
     async with asyncio.timeout(within_s):
         while True:
-            health = await asyncio.to_thread(daemon.get, "/health")
+            health = await asyncio.to_thread(daemon.get, "/health?verbose")
             symbol: dict[str, Any] = health["exchanges"]["bitget"]["symbols"].get("BTC/USDT", {})
             if symbol.get("state") == "live" and symbol.get("missingMinutes") == 0:
                 return symbol
@@ -66,7 +66,7 @@ async def test_the_exchange_is_read_through_the_proxy(tmp_path, kind, is_setting
                 async with asyncio.timeout(60):
                     while "does not connect to exchange.test:443" not in daemon.output:
                         await asyncio.sleep(0.2)
-                health = await asyncio.to_thread(daemon.get, "/health")
+                health = await asyncio.to_thread(daemon.get, "/health?verbose")
                 assert f"the proxy {kind}://127.0.0.1:{proxy.port}" in daemon.output
                 proxy.fault = ""
                 await until_live(daemon)

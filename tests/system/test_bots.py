@@ -56,7 +56,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         while any(facts.get("missingMinutes", 1) or not facts["completeFrom"] for facts in symbols(health)):
             assert deadlines.now() < deadline, one.output
             time.sleep(0.2)
-            health = one.get("/health")
+            health = one.get("/health?verbose")
         time.sleep(1.0)  # until what was fetched is in memory
         yield one
 
@@ -66,7 +66,7 @@ def symbols(health: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def beginning(daemon: Daemon) -> int:
-    return min(parse_iso_ms(facts["completeFrom"]) for facts in symbols(daemon.get("/health")))
+    return min(parse_iso_ms(facts["completeFrom"]) for facts in symbols(daemon.get("/health?verbose")))
 
 
 def recorded(interval: str, start_ms: int, end_ms: int) -> dict[int, Candle]:
@@ -84,7 +84,7 @@ def recorded(interval: str, start_ms: int, end_ms: int) -> dict[int, Candle]:
 
 def over_at(daemon: Daemon) -> int:
     """Until when everything is over and stored for certain."""
-    return parse_iso_ms(symbols(daemon.get("/health"))[0]["newestMinute"]) - MINUTE_MS
+    return parse_iso_ms(symbols(daemon.get("/health?verbose"))[0]["newestMinute"]) - MINUTE_MS
 
 
 @pytest.fixture

@@ -327,7 +327,7 @@ def test_coverage_tells_day_by_day_what_is_missing_and_why(browser: Any, tmp_pat
     with Daemon(tmp_path) as daemon, Tab(browser) as tab:
         daemon.start(config)
         deadline = deadlines.now() + 20
-        while daemon.get("/health")["exchanges"]["replay"]["symbols"]["BTC/USDT"].get("missingMinutes", 1):
+        while daemon.get("/health?verbose")["exchanges"]["replay"]["symbols"]["BTC/USDT"].get("missingMinutes", 1):
             assert deadlines.now() < deadline
             time.sleep(0.2)
         tab.page.goto(daemon.url + "/#BTC/USDT/1m/coverage")

@@ -215,7 +215,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
 
 def wait_until_live(daemon: Daemon) -> None:
     deadline = deadlines.now() + 30.0
-    while (health := daemon.get("/health"))["status"] != "pass":
+    while (health := daemon.get("/health?verbose"))["status"] != "pass":
         assert deadlines.now() < deadline, health
         time.sleep(0.05)
 
@@ -227,7 +227,7 @@ def test_an_exchange_out_of_reach_does_not_end_the_daemon_and_what_is_stored_is_
 
 
 def test_an_exchange_out_of_reach_is_named_in_health_with_the_reason(watched):
-    health = watched.cut_off.get("/health")
+    health = watched.cut_off.get("/health?verbose")
     assert health["status"] == "warn"
     exchange = health["exchanges"]["bitget"]
     market = exchange["symbols"]["BTC/USDT"]
@@ -251,7 +251,7 @@ def test_candles_and_seconds_are_not_logged(watched):
 
 
 def test_health_over_http_has_the_documented_keys(watched):
-    health = watched.busy.get("/health")
+    health = watched.busy.get("/health?verbose")
     assert health.keys() >= {"status", "version", "uptimeSeconds", "exchanges", "store", "bus", "plugins"}
     assert (health["status"], health["version"]) == ("pass", __version__), json.dumps(health)
     assert WATCHED_S <= health["uptimeSeconds"] <= time.monotonic() - watched.begun
@@ -340,7 +340,7 @@ def test_a_kill_within_a_minute_keeps_the_running_minute_up_to_its_last_checkpoi
     market = MarketKey("replay", BTC)
     with Daemon(tmp_path) as daemon:
         daemon.start(settings)
-        while daemon.get("/health")["status"] != "pass":
+        while daemon.get("/health?verbose")["status"] != "pass":
             time.sleep(0.1)
         before = initial(daemon)[-1]
         time.sleep(1.0)

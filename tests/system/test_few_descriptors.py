@@ -46,7 +46,7 @@ async def attempt(daemon: Daemon, clients: list[Any]) -> str:
 
 async def is_connected(daemon: Daemon) -> bool:
     """Return whether the daemon reads the exchange, as `/health` reports; it may also refuse to answer."""
-    facts = await asyncio.to_thread(daemon.get, "/health")
+    facts = await asyncio.to_thread(daemon.get, "/health?verbose")
     return "exchanges" in facts and bool(facts["exchanges"]["bitget"]["symbols"]["BTC/USDT"].get("connected"))
 
 

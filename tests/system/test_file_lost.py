@@ -29,7 +29,7 @@ def wait_until(is_so) -> None:
 def until(daemon: Daemon, state: str, status: str | None = None) -> dict:
     deadline = deadlines.now() + 30
     while True:
-        health = daemon.get("/health")
+        health = daemon.get("/health?verbose")
         if health["store"]["state"] == state and status in (None, health["status"]):
             return health
         assert deadlines.now() < deadline, (health, daemon.output)

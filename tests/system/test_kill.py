@@ -168,7 +168,7 @@ def wait_until_whole(daemon: Daemon) -> None:
     begun = deadlines.now()
     while True:
         with suppress(URLError):  # it is only just starting
-            if is_whole(daemon.get("/health")):
+            if is_whole(daemon.get("/health?verbose")):
                 return
         assert deadlines.now() < begun + HEALED_WITHIN_S, daemon.output
         time.sleep(0.1)

@@ -55,7 +55,7 @@ def test_everything_else_is_answered_with_503_and_the_reason(site, path):
 
 
 def test_how_it_is_can_still_be_asked(site):
-    assert site.ingest.get("/health")["roles"] == ["ingest"]
+    assert site.ingest.get("/health?verbose")["roles"] == ["ingest"]
     assert answer(site.ingest, "/health/live")[0] == 200
     deadline = deadlines.now() + 20
     while answer(site.ingest, "/health/ready")[0] != 200:  # it may be connecting to the database

@@ -114,7 +114,7 @@ async def test_two_processes_share_a_port_and_a_limit_and_one_may_die(tmp_path):
 
             await until(has_all)
             assert counts.keys() <= {"serve-1", "serve-2"}
-            assert daemon.get("/health")["process"] in ("serve-1", "serve-2")
+            assert daemon.get("/health?verbose")["process"] in ("serve-1", "serve-2")
             for client in clients:
                 await client.send(json.dumps(SUBSCRIBE))
                 assert json.loads(await client.recv())["type"] == "initial"

@@ -64,7 +64,7 @@ def test_no_command_with_other_settings_touches_the_bars_of_a_running_daemon(tmp
     ]
     with Daemon(tmp_path) as daemon:
         daemon.start(SETTINGS)
-        while daemon.get("/health")["status"] != "pass" or minutes(tmp_path) < 30:
+        while daemon.get("/health?verbose")["status"] != "pass" or minutes(tmp_path) < 30:
             time.sleep(0.2)
         monkeypatch.setenv("CANDLED_INTERVALS", OTHER_INTERVALS)
         for arguments, statuses in commands:
@@ -86,17 +86,17 @@ def test_a_second_daemon_waits_for_the_file_and_takes_over(tmp_path):
     url = f"sqlite:///{tmp_path / 'candled.db'}"
     with Daemon(tmp_path) as first, Daemon(tmp_path / "second") as second:
         first.start(SETTINGS)
-        while first.get("/health")["status"] != "pass":
+        while first.get("/health?verbose")["status"] != "pass":
             time.sleep(0.1)
         health = second.start({**SETTINGS, "intervals": ["1m", "5m"], "store": {"url": url, "journal": ""}})
         while not health["store"]["lastError"]:  # `/health` may be a second old
             time.sleep(0.1)
-            health = second.get("/health")
+            health = second.get("/health?verbose")
         assert health["store"]["state"] == "away"
         assert f"another candled uses it (process {first.process.pid})" in health["store"]["lastError"]
         assert second.get("/health/ready")["status"] != "pass"
         assert first.stop() == 0
-        while (health := second.get("/health"))["status"] != "pass":
+        while (health := second.get("/health?verbose"))["status"] != "pass":
             time.sleep(0.1)
         assert health["store"]["intervals"] == ["3m", "5m", "6m", "1D", "1W"]
         assert second.stop() == 0

@@ -153,7 +153,12 @@ class RedisBus:
                 },
             }
         if publisher is not None and self.leases is not None:
-            facts |= {**publisher.describe(), "leases": self.leases.describe(), "processes": self.leases.processes}
+            facts |= {
+                **publisher.describe(),
+                "leases": self.leases.describe(),
+                "leaseChanges": self.leases.transitions,
+                "processes": self.leases.processes,
+            }
         return {**facts, "trouble": problem} if problem else facts
 
     def unpublished(self) -> Mapping[MarketKey, str]:

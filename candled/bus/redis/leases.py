@@ -155,6 +155,7 @@ class Leases:
         self._is_mixed = False
         self.processes = 0  # how many ingest, including this one; 0 if not known yet
         self._failures = failures.record_of("leases")  # its parts are shards, and the list of processes
+        self.transitions = 0  # changes of a lease's state or token
         self.all = [Lease(shard, epoch_of(shard, 0, process), clock) for shard in range(shards)]
 
     def add_listener(self, listener: Callable[[Lease], None]) -> None:
@@ -305,6 +306,7 @@ class Leases:
     def _on_change(self, lease: Lease, changed: bool) -> None:
         if not changed:
             return
+        self.transitions += 1
         logger.info(
             "shard %d: %s%s", lease.shard, lease.state.value, f", feed {lease.epoch}" if lease.must_ingest else ""
         )

@@ -1,0 +1,81 @@
+"""The metrics of the store and of the bus."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from candled.bus import Bus
+from candled.store.history import HistoryReader
+from candled.store.interface import Store
+from candled.store.upkeep import StoreUpkeep
+from candled.store.writer import Writer
+
+from .samples import Samples
+
+_STORE_STATES = ("ok", "away", "rejecting")
+_LEASE_STATES = ("leader", "follower", "unsure")
+_GAPS = ("hole", "heartbeat")  # the reasons for reading a symbol again that are missing messages
+
+
+def collect_store(
+    samples: Samples,
+    store: Store,
+    facts: Mapping[str, Any],
+    writer: Writer,
+    history: HistoryReader,
+    upkeep: StoreUpkeep,
+) -> None:
+    """Add the store, given the facts about its writer, and the journal."""
+    samples.add_all("db_state", ((state, state == facts["state"]) for state in _STORE_STATES))
+    samples.add("db_read_up", history.problem is None)
+    samples.add("db_conflicts", len(upkeep.conflicts))
+    samples.add("db_queue_rows", facts["waiting"])
+    samples.add_histogram("db_write_seconds", writer.write_s)
+    samples.add_histogram("db_batch_rows", writer.batch_rows)
+    samples.add("db_rows_written_total", facts["written"])
+    samples.add("db_rows_refused_total", facts["refused"])
+    samples.add("db_rows_rejected_total", facts["rejected"])
+    samples.add_all("db_errors_total", ((kind, writer.errors[kind]) for kind in ("unavailable", "rejected")))
+    samples.add_all("db_reads_total", ((result, history.reads[result]) for result in ("ok", "failed")))
+    if facts["lastFlushMs"] is not None:
+        samples.add("db_last_write_timestamp_seconds", facts["lastFlushMs"] / 1000)
+    kind = store.describe()
+    if "bytes" in kind:
+        samples.add_all("db_file_bytes", {"data": kind["bytes"], "log": kind["walBytes"]}.items())
+    if "freeWriters" in kind:
+        samples.add_all("db_free_connections", {"write": kind["freeWriters"], "read": kind["freeReaders"]}.items())
+    journal = facts["journal"]
+    if journal is not None:
+        samples.add("journal_rows", journal["rows"])
+        samples.add("journal_bytes", journal["bytes"])
+        samples.add("journal_limit_bytes", journal["limit"])
+
+
+def collect_bus(samples: Samples, bus: Bus) -> None:
+    """Add the bus. One inside the process has less to report than Redis, and a process that only serves no leases."""
+    facts: Mapping[str, Any] = bus.describe()
+    samples.add("bus_connected", facts["connected"])
+    samples.add("bus_unpublished_symbols", len(bus.unpublished()))
+    if "generation" in facts:
+        _collect_receiving(samples, facts)
+    if "published" in facts:
+        samples.add("bus_published_total", facts["published"])
+        samples.add("bus_refused_total", facts["refused"])
+        samples.add("bus_queue_symbols", facts["waitingMarkets"])
+    if "leases" in facts:
+        states = [lease["state"] for lease in facts["leases"]]
+        samples.add_all("leases", ((state, states.count(state)) for state in _LEASE_STATES))
+        samples.add("lease_transitions_total", facts["leaseChanges"])
+        samples.add("ingest_processes", facts["processes"])
+
+
+def _collect_receiving(samples: Samples, facts: Mapping[str, Any]) -> None:
+    if facts["lagMs"] is not None:
+        samples.add("bus_lag_seconds", facts["lagMs"] / 1000)
+    samples.add("bus_connects_total", facts["generation"])
+    samples.add_all("bus_disconnects_total", facts["linkEnds"].items())
+    rereads: Mapping[str, int] = facts["healed"]
+    samples.add("bus_sequence_gaps_total", sum(rereads.get(reason, 0) for reason in _GAPS))
+    samples.add_all("bus_rereads_total", ((reason.replace(" ", "_"), count) for reason, count in rereads.items()))
+    ignored: Mapping[str, int] = facts["ignored"]
+    samples.add_all("bus_ignored_total", ((reason.replace(" ", "_"), count) for reason, count in ignored.items()))
+    samples.add("bus_heartbeat_age_seconds", max(facts["heartbeatAgeMs"].values(), default=0) / 1000)

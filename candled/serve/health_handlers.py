@@ -1,0 +1,210 @@
+"""Handlers of the daemon's health: for probes, monitors and operators, on the clients' port and on the internal one."""
+
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from candled.exchange import Clock
+
+from .handlers import JSON, OwnHandler, encode_json
+from .hot_path import HotReply, HotRequest
+from .kept_pages import KeptPages
+
+_TEXT = "text/plain; charset=utf-8"
+_PASS = {"status": "pass"}
+_PASS_BODY = encode_json(_PASS).encode()
+_PASS_TAG = f'"{hashlib.sha1(_PASS_BODY).hexdigest()}"'  # as Tornado calculates it
+_OK = b"ok\n"
+_OK_TAG = f'"{hashlib.sha1(_OK).hexdigest()}"'
+_WITHHELD = "failed"  # in place of a reason, for strangers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthReports:
+    """The sources of the answers."""
+
+    #: Returns the body of `/health`.
+    summarize: Callable[[], Mapping[str, Any]]
+    #: Returns the body of `/health?verbose`.
+    report: Callable[[], Mapping[str, Any]]
+    #: Returns the requirements for serving, each with its problem or None.
+    check_readiness: Callable[[], Awaitable[Mapping[str, str | None]]]
+    #: Returns the body of `/health/ws-stats`.
+    count_clients: Callable[[], Mapping[str, Any]]
+    #: Returns True once the process is stopping.
+    is_stopping: Callable[[], bool]
+
+
+class HealthContext:
+    """State shared by the handlers of one port."""
+
+    def __init__(
+        self,
+        reports: HealthReports,
+        clock: Clock,
+        *,
+        open_headers: Sequence[tuple[str, str]],
+        compress_from: int,
+        shows_details: bool,
+    ) -> None:
+        self.open_headers = open_headers
+        self.compress_from = compress_from
+        # True if clients of this port may read error texts, addresses and the states of single symbols
+        self.shows_details = shows_details
+        # costly pages, made at most once a second
+        pages = KeptPages(clock)
+        self.summary = partial(pages.find, "summary", lambda: encode_json(reports.summarize()).encode())
+        self.details = partial(pages.find, "details", lambda: encode_json(reports.report()).encode())
+        self.statistics = partial(pages.find, "statistics", lambda: encode_json(reports.count_clients()).encode())
+        self.summarize = reports.summarize
+        self._reports = reports
+
+    async def check_readiness(self) -> dict[str, str | None]:
+        """Return the requirements for serving, each with its problem or None, or `failed` in place of the reason."""
+        checks = dict(await self._reports.check_readiness())
+        if not self.shows_details:
+            checks = {name: problem and _WITHHELD for name, problem in checks.items()}
+        if self._reports.is_stopping():
+            checks["server"] = "is stopping"
+        return checks
+
+
+class _HealthHandler(OwnHandler):
+    def initialize(self, context: HealthContext) -> None:
+        self.context = context
+        self.open_headers = context.open_headers
+
+    @property
+    def is_verbose(self) -> bool:
+        """True if the request has the parameter `verbose`."""
+        return "verbose" in self.request.query_arguments
+
+    def finish_text(self, text: str) -> None:
+        """Answer with plain text."""
+        self.set_json_headers()
+        self.set_header("Content-Type", _TEXT)
+        self.finish(text)
+
+
+class HealthHandler(_HealthHandler):
+    """`/health`: a summary, or all details for those who may read them."""
+
+    def get(self) -> None:
+        """Answer with the daemon's health."""
+        has_details = self.is_verbose and self.context.shows_details
+        self.set_json_headers()
+        self.finish_page(self.context.details() if has_details else self.context.summary(), self.context.compress_from)
+
+    head = get
+
+
+class LiveHandler(_HealthHandler):
+    """`/health/live`: the loop runs. It checks nothing else, because a restart would not repair a database."""
+
+    def get(self) -> None:
+        """Answer `pass`."""
+        self.finish_json(_PASS)
+
+    head = get
+
+    @classmethod
+    def answer_now(cls, request: HotRequest, peer: str, **route: Any) -> HotReply | None:
+        """Return the same answer."""
+        if not request.reads:
+            return super().answer_now(request, peer, **route)
+        if "if-none-match" in request.headers:
+            return None
+        headers = (*route["context"].open_headers, ("Etag", _PASS_TAG))
+        return request.reply_once(cls, lambda: HotReply(200, JSON, headers, _PASS_BODY))
+
+
+class LivezHandler(_HealthHandler):
+    """`/livez`: the same as plain text."""
+
+    def get(self) -> None:
+        """Answer `ok`, or the only check in a line."""
+        self.finish_text("[+]loop ok\nlivez check passed\n" if self.is_verbose else _OK.decode())
+
+    head = get
+
+    @classmethod
+    def answer_now(cls, request: HotRequest, peer: str, **route: Any) -> HotReply | None:
+        """Return the same answer."""
+        if not request.reads:
+            return super().answer_now(request, peer, **route)
+        if "if-none-match" in request.headers or "verbose" in request.arguments:
+            return None
+        headers = (*route["context"].open_headers, ("Etag", _OK_TAG))
+        return request.reply_once(cls, lambda: HotReply(200, _TEXT, headers, _OK))
+
+
+class ReadyHandler(_HealthHandler):
+    """`/health/ready`: 200 while this process serves clients well, 503 while a balancer should use another."""
+
+    async def get(self) -> None:
+        """Answer with the result of each check."""
+        checks = await self.context.check_readiness()
+        failed = any(checks.values())
+        self.set_status(503 if failed else 200)
+        shown = {name: problem or "ok" for name, problem in checks.items()}
+        self.finish_json({"status": "fail" if failed else "pass", "checks": shown})
+
+    head = get
+
+
+class ReadyzHandler(_HealthHandler):
+    """`/readyz`: the same as plain text. An exchange with problems is a warning, because the others are served."""
+
+    async def get(self) -> None:
+        """Answer `ok` or the failed checks; with `verbose` every check and exchange, a line each."""
+        checks = await self.context.check_readiness()
+        failed = any(checks.values())
+        self.set_status(503 if failed else 200)
+        if not failed and not self.is_verbose:
+            self.finish_text(_OK.decode())
+            return
+        lines = [_line(name, problem) for name, problem in checks.items() if problem or self.is_verbose]
+        if self.is_verbose:
+            lines += [_exchange_line(name, one) for name, one in self.context.summarize()["exchanges"].items()]
+        self.finish_text("\n".join([*lines, f"readyz check {'failed' if failed else 'passed'}\n"]))
+
+    head = get
+
+
+def _line(name: str, problem: str | None) -> str:
+    if problem is None:
+        return f"[+]{name} ok"
+    return f"[-]{name} {problem}" if problem == _WITHHELD else f"[-]{name} failed: {' '.join(problem.split())}"
+
+
+def _exchange_line(name: str, exchange: Mapping[str, Any]) -> str:
+    if exchange["status"] == "pass":
+        return f"[+]exchange {name} ok"
+    states = ", ".join(f"{count} {state}" for state, count in sorted(exchange["states"].items()))
+    return f"[!]exchange {name} warning: {states or 'no symbols'}"
+
+
+class StatisticsHandler(_HealthHandler):
+    """`/health/ws-stats`: the connections and rooms."""
+
+    def get(self) -> None:
+        """Answer with the statistics of connections and rooms."""
+        self.set_json_headers()
+        self.finish_page(self.context.statistics(), self.context.compress_from)
+
+    head = get
+
+
+def make_health_routes(context: HealthContext) -> list[tuple[str, type[Any], dict[str, Any]]]:
+    """Return the routes of all answers about health."""
+    kinds: dict[str, type[_HealthHandler]] = {
+        "/health": HealthHandler,
+        "/health/live": LiveHandler,
+        "/health/ready": ReadyHandler,
+        "/health/ws-stats": StatisticsHandler,
+        "/livez": LivezHandler,
+        "/readyz": ReadyzHandler,
+    }
+    return [(path, kind, {"context": context}) for path, kind in kinds.items()]

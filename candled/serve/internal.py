@@ -1,0 +1,98 @@
+"""The internal port: metrics, and health with all details, for operators and their programs only."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+from tornado.web import Application
+
+from candled.config.sections import ServerSettings
+from candled.exchange import Clock
+
+from .handlers import OwnHandler, UnknownPathHandler
+from .health_handlers import HealthContext, HealthReports, make_health_routes
+from .listening import in_browser, listen
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG = 128
+_CLOSE_S = 1.0
+_MOST_BODY = 64 * 1024  # bytes
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+Route = tuple[str, type[OwnHandler], dict[str, Any]]
+
+
+class MetricsHandler(OwnHandler):
+    """`/metrics`: all metrics in Prometheus's text format."""
+
+    def initialize(self, render: Callable[[], bytes]) -> None:
+        """Store the function that returns the text."""
+        self.render_metrics = render
+
+    def get(self) -> None:
+        """Answer with the metrics of this moment."""
+        self.set_header("Content-Type", METRICS_TYPE)
+        self.set_header("Cache-Control", "no-store")
+        self.finish(self.render_metrics())
+
+    head = get
+
+    def compute_etag(self) -> None:
+        """Return no ETag: no two answers are equal."""
+
+
+class InternalServer:
+    """Serves `reports`, `metrics`, and more `routes`, on the internal port.
+
+    It has no limits: strangers must not reach it. Web pages cannot read its answers, because they have no CORS headers.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        reports: HealthReports,
+        metrics: Callable[[], bytes],
+        clock: Clock,
+        routes: Sequence[Route] = (),
+    ) -> None:
+        self._settings = settings
+        context = HealthContext(
+            reports,
+            clock,
+            open_headers=OwnHandler.open_headers,
+            compress_from=settings.compress_from,
+            shows_details=True,
+        )
+        #: The handlers, for a server.
+        self.application = Application(
+            [*make_health_routes(context), (r"/metrics", MetricsHandler, {"render": metrics}), *routes],
+            default_handler_class=UnknownPathHandler,
+            log_function=_log_nothing,
+        )
+        self._http = HTTPServer(self.application, max_body_size=_MOST_BODY)
+
+    def listen(self) -> int:
+        """Start listening; return the port, which the system chose if the settings have 0.
+
+        Raises:
+            ConfigError: an address or the port cannot be listened on.
+        """
+        hosts, port = self._settings.internal_hosts, self._settings.internal_port
+        sockets = listen(hosts, port or 0, _BACKLOG, name="server.internal_port")
+        self._http.add_sockets(sockets)
+        bound: int = sockets[0].getsockname()[1]
+        logger.info("metrics and details on http://%s/metrics and /health?verbose", in_browser(hosts, bound))
+        return bound
+
+    async def stop(self) -> None:
+        """Close the port and all connections."""
+        self._http.stop()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._http.close_all_connections(), _CLOSE_S)
+
+
+def _log_nothing(handler: object) -> None:
+    """Log no requests: a monitor asks every few seconds."""

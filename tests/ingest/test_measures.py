@@ -1,0 +1,109 @@
+"""The numbers of an exchange's ingest agree with its part of `/health?verbose`."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from candled.health import is_healthy
+from candled.ingest.coverage import Coverage, Urgency, Window
+from candled.ingest.measures import IngestMeasures
+from candled.model import MINUTE_MS, Range
+from tests.ingest.virtual import Site, started
+from tests.rows import MONDAY_MS
+
+CASES: list[dict[str, Any]] = [
+    {},
+    {"stream": "down"},
+    {"stream": "silent"},
+    {"stream": "down", "rest": "down"},
+    {"rest": "empty"},
+    {"begins_ms": MONDAY_MS + 3_600_000},
+    {"lacks": lambda open_ms: open_ms // MINUTE_MS % 7 == 0},
+    {"quiet": lambda open_ms: True},
+]
+
+
+def agree(site: Site) -> None:
+    measures, facts = site.ingest.measure(), site.health
+    market = facts["symbols"]["BTC/USDT"]
+    assert measures.states.states == {market["state"]: 1}
+    assert measures.states.reasons == ({} if market["reason"] is None else {market["reason"]: 1})
+    assert (not measures.states.unhealthy and measures.is_rest_available) is is_healthy(facts)
+    assert measures.skew_ms == facts["clockSkewMs"]
+    assert measures.connected_feeds == market["connected"]
+    assert (measures.compared, measures.differing) == (facts["parity"]["checked24h"], facts["parity"]["mismatched24h"])
+    if "holes" in market:
+        assert measures.gap_minutes["missing"] == market["missingMinutes"]
+        known = {
+            reason: count for reason, count in measures.gaps.items() if reason not in ("missing", "beyond_history")
+        }
+        assert sum(known.values()) == market["holes"]["count"]
+        assert sum(measures.gap_minutes[reason] for reason in known) == market["holes"]["minutes"]
+        assert (measures.revisions, measures.invalid_rows) == (market["revisions"], market["invalidCandles"])
+        assert measures.unconfirmed == market["unconfirmedMinutes"]
+        age_ms = market["lastMessageAgeMs"]
+        now_ms = site.clock.now_ms() + measures.skew_ms  # the exchange's, as ingest estimates it
+        assert measures.pushed_ms == (None if age_ms is None else now_ms - age_ms)
+
+
+@pytest.mark.parametrize("options", CASES, ids=lambda options: "-".join(options) or "well")
+async def test_they_agree_in_every_state(options):
+    site = await started(**options)
+    states = set()
+    for seconds in (1, 10, 60, 200):
+        await site.run(seconds)
+        agree(site)
+        states.add(site.state)
+    await site.stop()
+    assert states
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 40), st.integers(1, 12), st.sampled_from(["answer", "stored", "lost", "reopen"])),
+        max_size=12,
+    )
+)
+def test_known_gaps_are_counted_by_reason_after_any_change(changes):
+    """The counts are kept until known gaps change, so every change has to be noticed."""
+    coverage = Coverage(
+        present=[Range(MONDAY_MS + 50 * MINUTE_MS, MONDAY_MS + 60 * MINUTE_MS)],
+        known_gaps=[],
+        since_ms=None,
+        from_ms=MONDAY_MS,
+        absence="no_trades",
+    )
+    now_ms = MONDAY_MS + 61 * MINUTE_MS
+    for start, length, change in changes:
+        span = Range(MONDAY_MS + start * MINUTE_MS, MONDAY_MS + (start + length) * MINUTE_MS)
+        if change == "answer":
+            coverage.on_answer(Window(Urgency.HISTORY, *span), now_ms, now_ms)
+        elif change == "stored":
+            coverage.add_stored(*span)
+        elif change == "lost":
+            coverage.mark_not_stored(*span)
+        else:
+            coverage.reopen_unconfirmed()
+        expected: dict[str, tuple[int, int]] = {}
+        for gap in coverage.known_gaps:
+            count, minutes = expected.get(gap.reason, (0, 0))
+            expected[gap.reason] = count + 1, minutes + gap.minute_count
+        assert coverage.gap_counts == expected
+
+
+def test_shards_add_up():
+    one, other = IngestMeasures(feeds=1, skew_ms=-5, pushed_ms=7), IngestMeasures(feeds=2, skew_ms=3, compared=4)
+    other.is_rest_available = False
+    other.gaps["missing"] = 2
+    one.states.add_market("live", "", has_problem=False)
+    other.states.add_market("stale", "stream_down", has_problem=False)
+    one.add_shard(other)
+    assert (one.feeds, one.skew_ms, one.pushed_ms, one.compared) == (3, -5, 7, 4)
+    assert (one.gaps, one.is_rest_available) == ({"missing": 2}, False)
+    assert (one.states.states, one.states.reasons, one.states.unhealthy) == (
+        {"live": 1, "stale": 1},
+        {"stream_down": 1},
+        1,
+    )
