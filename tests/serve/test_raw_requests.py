@@ -182,7 +182,7 @@ ANY_PATH = [
         for path in ("/", "/health", "/health/ready", "/health/ws-stats", "/static/page.css", "/api/symbols")
     ),
     line("POST of a file", b"POST /static/page.css HTTP/1.1", NO_METHOD, headers={**SERVER, "allow": "GET, HEAD"}),
-    line("HEAD of events", b"HEAD /events?symbol=BTC/USDT&interval=1m HTTP/1.1", NO_METHOD, headers={"allow": "GET"}),
+    line("HEAD of events", b"HEAD /events?symbol=BTC/USDT&interval=1m HTTP/1.1", OK),
     line("CONNECT", b"CONNECT x:443 HTTP/1.1", NO_METHOD),
     line("escaped line end in a query", b"GET /health/live?a=%0d%0aX:y HTTP/1.1", OK, headers={"x": None}),
     line("no UTF-8 in a query", b"GET /udf/search?query=%ff HTTP/1.1", OK),
@@ -214,7 +214,7 @@ ANY_PATH = [
     Row("handshake by HTTP/1.0", b"GET /ws HTTP/1.0\r\nHost: x\r\n" + UPGRADE + b"\r\n", (BAD,), is_kept=False),
     Row("the page by HTTP/1.0", b"GET / HTTP/1.0\r\nHost: x\r\n" + UPGRADE + b"\r\n", (OK,), is_kept=False),
     Row("handshake by POST", b"POST /ws HTTP/1.1\r\nHost: x\r\n" + UPGRADE + b"\r\n", (NO_METHOD,)),
-    Row("handshake by HEAD", b"HEAD /ws HTTP/1.1\r\nHost: x\r\n" + UPGRADE + b"\r\n", (NO_METHOD,)),
+    Row("handshake by HEAD", b"HEAD /ws HTTP/1.1\r\nHost: x\r\n" + UPGRADE + b"\r\n", (BAD,)),
     Row("handshake with a body", b"GET /ws HTTP/1.1\r\nHost: x\r\n" + UPGRADE + LENGTH + b"\r\nhello", (BAD,)),
     Row("handshake to HTTP/2", b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", (BAD,)),
     *(
