@@ -13,6 +13,7 @@ from datetime import timedelta
 
 import pytest
 
+from candled.api.handler import EXPOSED
 from candled.config.sections import KlinesSettings, ServerSettings
 from tests.api.stage import open_stage
 from tests.clocks import ManualClock
@@ -125,9 +126,9 @@ EITHER_PATH = [
     line("a method with a sign", b"G@T PATH HTTP/1.1"),
     line("a method with a bracket", b"G(T PATH HTTP/1.1"),
     line("HEAD", b"HEAD PATH HTTP/1.1", OK),
-    line("HTTP/1.0", b"GET PATH HTTP/1.0", OK, is_kept=False),
+    line("HTTP/1.0", b"GET PATH HTTP/1.0", OK, is_kept=False, headers={"connection": None}),
     Row("HTTP/1.0, kept", b"GET PATH HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", headers={"connection": "Keep-Alive"}),
-    line("HTTP/1.2", b"GET PATH HTTP/1.2", OK, is_kept=False),
+    line("HTTP/1.2", b"GET PATH HTTP/1.2", OK, is_kept=False, headers={"connection": None}),
     *(line(f"version {text.decode()!r}", b"GET PATH " + text) for text in (b"HTTP/2.0", b"HTTP/11", b"http/1.1", b"")),
     Row("HTTP/0.9", b"GET PATH\r\n\r\n", (BAD,), is_kept=False),
     Row("HTTP/2 with prior knowledge", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", (BAD,), is_kept=False),
@@ -231,6 +232,30 @@ ANY_PATH = [
 ]  # fmt: skip
 
 
+# the answers to requests of the first table: headers but for Date and Connection, and bodies
+OPEN = {
+    **SERVER,
+    "access-control-allow-origin": "*",
+    "cache-control": "no-store",
+    "content-type": "application/json; charset=utf-8",
+}
+API = {**OPEN, "vary": "Accept-Encoding", "access-control-expose-headers": EXPOSED}
+NOT_FOUND = b'{"error":{"code":404,"message":"Not Found"}}\n'
+NOT_ALLOWED = b'{"error":{"code":405,"message":"Method Not Allowed"}}\n'
+NOT_HERE = (
+    b'{"code":-1020,"msg":"This operation is not supported: here are klines, uiKlines, exchangeInfo, time and ping, '
+    b'for GET."}'
+)
+EXACT: dict[tuple[bytes, str], list[tuple[dict[str, str], bytes]]] = {
+    (HOT, OK): [({**OPEN, "etag": '"c5e5b088d39953bd6db18f6c116b09fef5d28a39"'}, b'{"status":"pass"}\n')],
+    (HOT, MISSING): [(OPEN, NOT_FOUND)],
+    (HOT, NO_METHOD): [({**OPEN, "allow": "GET, HEAD"}, NOT_ALLOWED)],
+    (HANDLER, OK): [({**API, "etag": '"bf21a9e8fbc5a3846fb05b4fa0859e0917b2202f"'}, b"{}")],
+    (HANDLER, MISSING): [(API, NOT_HERE), (OPEN, NOT_FOUND)],  # below its prefix, and elsewhere
+    (HANDLER, NO_METHOD): [({**API, **ALLOW}, NOT_HERE)],
+}
+
+
 class Site:
     """A server in a thread, its clock, and the lines of its log that name a mistake of its own."""
 
@@ -319,14 +344,34 @@ class Connection:
         return first.decode().strip().removeprefix("HTTP/1.1 "), headers
 
 
+def check_exact(row: Row, path: bytes, status: str, headers: dict[str, str], body: bytes) -> None:
+    """Compare all headers, but for Date and Connection, and the body."""
+    if status in (BAD, "100 (Continue)"):  # by Tornado's parser
+        assert (headers, body) == ({}, b"")
+        return
+    assert headers.pop("date")
+    expected = [({**lines, "content-length": str(len(text))}, text) for lines, text in EXACT[path, status]]
+    if row.raw.startswith(b"HEAD"):
+        expected = [(lines, b"") for lines, _ in expected]
+    assert (headers, body) in expected
+
+
 def check(site: Site, row: Row, path: bytes) -> None:
     with Connection(site.port) as one:
         one.send(row.raw.replace(b"PATH", path))
-        for answer in row.answers:
+        for number, answer in enumerate(row.answers, 1):
             status, headers = one.read(row.raw.startswith(b"HEAD"))
             assert status == answer
+            if path and answer:
+                is_closing = status == OK and number == len(row.answers) and not row.is_kept
+                expected = row.headers.get("connection", "close" if is_closing else None)
+                assert headers.pop("connection", None) == expected
+                check_exact(row, path, status, headers, one.body)
         for name, value in row.headers.items():
-            assert headers.get(name) == value
+            assert path or headers.get(name) == value
+        if not path and status in (FORBIDDEN, MISSING, NO_METHOD):
+            error = b'{"error":{"code":%b,"message":"%b"}}\n' % tuple(status.encode().split(b" ", 1))
+            assert one.body == (b"" if row.raw.startswith(b"HEAD") else error)
         if row.is_kept:
             one.send(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % HANDLER)
             assert one.read()[0] == OK
