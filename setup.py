@@ -94,6 +94,9 @@ setup(
         "console_scripts": ["candled = candled.__main__:main"],
         "candled": [
             "bitget = candled_plugins.bitget",
+            "okx = candled_plugins.okx",
+            "binance = candled_plugins.binance",
+            "bybit = candled_plugins.bybit",
             "replay = candled_plugins.replay",
         ],
     },

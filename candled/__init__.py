@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         Candles,
         Clock,
         ClosedFlag,
+        ClosingSoon,
         Compression,
         ConnectionLimits,
         Event,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         read_rows,
         read_rows_in_slices,
     )
+    from .frames import SubscribeRequests, parse_object, read_candles, strict_candles
     from .hookspecs import hookimpl
     from .model import MINUTE_MS, Candle, Interval, Market, MarketState, Symbol
     from .polling import PollingFeed
@@ -46,6 +48,7 @@ __all__ = [
     "Candles",
     "Clock",
     "ClosedFlag",
+    "ClosingSoon",
     "Compression",
     "ConfigError",
     "ConnectionLimits",
@@ -72,6 +75,7 @@ __all__ = [
     "Settings",
     "SocketFeed",
     "StreamFeed",
+    "SubscribeRequests",
     "Subscribed",
     "SubscriptionRejected",
     "Symbol",
@@ -79,12 +83,15 @@ __all__ = [
     "Unavailable",
     "WebSocketUrl",
     "hookimpl",
+    "parse_object",
+    "read_candles",
     "read_rows",
     "read_rows_in_slices",
     "setting",
+    "strict_candles",
 ]
 
-_SOURCES = ("errors", "exchange", "hookspecs", "model", "settings", "polling", "trade_bars")
+_SOURCES = ("errors", "exchange", "frames", "hookspecs", "model", "settings", "polling", "trade_bars")
 
 if not TYPE_CHECKING:
 

@@ -155,6 +155,17 @@ class FeedError:
 
 
 @dataclass(frozen=True, slots=True)
+class ClosingSoon:
+    """The exchange announced that it will close the connection, for instance to restart its server.
+
+    The daemon opens another connection first, and drops this one when the other one is open.
+    """
+
+    #: The announcement, in words.
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """The exchange greeted the connection. A feed with `awaits_ready` subscribes now."""
 
@@ -167,7 +178,7 @@ class Reply:
     text: str
 
 
-Event = Candles | Subscribed | SubscriptionRejected | Pong | FeedError | Ready | Reply
+Event = Candles | Subscribed | SubscriptionRejected | Pong | FeedError | ClosingSoon | Ready | Reply
 
 # ---------------------------------------------------------------- feeds
 
@@ -190,6 +201,8 @@ class SocketFeed(ABC):
     ping: ClassVar[str | None] = None
     #: The seconds between two pings. `prepare_connection` may set it for one feed.
     ping_every_s: float = 20.0
+    #: True if the daemon pings only a connection on which nothing arrived for `ping_every_s`.
+    pings_when_idle: ClassVar[bool] = False
     #: The daemon replaces the connection if neither a `Pong` nor another frame arrives within this many seconds.
     pong_within_s: float = 10.0
     #: How the exchange compresses its binary frames; the daemon decompresses them. None: not at all.

@@ -99,6 +99,7 @@ STEPS = {
     "exchange": {"errors", "model"},
     "hookspecs": {"exchange"},
     "trade_bars": {"errors", "exchange", "model"},
+    "frames": {"errors", "exchange", "model"},
     "polling": {"errors", "exchange", "model", "tasks"},
     "loop_watchdog": set(),
     "logs": {"model"},

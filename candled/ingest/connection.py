@@ -89,6 +89,8 @@ class FeedConnection:
         """
         if self._pong_due is not None:  # a pong waits behind the frames sent before it, and they prove the same
             self._pong_due = now + self._feed.pong_within_s
+        if self._feed.pings_when_idle:
+            self._ping_at = now + self._feed.ping_every_s
         events: list[Event] = []
         for event in self._feed.read_frame(frame):
             if isinstance(event, Candles | SubscriptionRejected) and event.symbol not in self._carried:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Collection, Iterable, Sequence
 
-from candled.exchange import Clock, Exchange, SocketFeed
+from candled.exchange import Clock, Event, Exchange, Feed, SocketFeed
 from candled.model import Symbol
 from candled.proxies import Proxies
 from candled.tasks import TaskSet
@@ -17,6 +17,7 @@ from .http import HttpClient
 
 logger = logging.getLogger(__name__)
 
+_OVERLAP_S = 10.0  # for which a replaced connection stays open, until the other one delivers
 _ATTEMPTS_AT_ONCE = 2 / 3  # the share of a minute's attempts that may follow each other without a pause
 
 
@@ -24,7 +25,10 @@ class FeedPool:
     """As many feeds as the exchange's limits require, for the symbols of one of its `shards`.
 
     Symbols are added to open connections up to the exchange's limit before another one is opened, and a connection
-    without symbols is closed. No other connection is interrupted.
+    without symbols is closed. No other connection is interrupted. If the exchange announces that it will close a
+    connection, another one is opened first.
+
+    `sink` gets the events of all feeds.
     """
 
     def __init__(
@@ -52,6 +56,10 @@ class FeedPool:
         self._turns = LoopBudget()
         self._feeds: dict[FeedRunner, asyncio.Task[None]] = {}
         self._by_symbol: dict[Symbol, FeedRunner] = {}
+        #: Feeds that the exchange will close, with those that will replace them as soon as they are connected.
+        self._successors: dict[FeedRunner, tuple[FeedRunner, asyncio.Task[None]]] = {}
+        #: Replaced feeds whose connections are still open.
+        self._replaced: dict[Feed, asyncio.Task[None]] = {}
         self._opened = 0  # feeds so far, for their names
         self._tasks = TaskSet()
         #: The symbols for which no connection is left, in order. They are read over REST.
@@ -91,6 +99,8 @@ class FeedPool:
             runner.remove_symbols(gone)
             if not runner.symbols:
                 self._feeds.pop(runner).cancel()
+                if runner in self._successors:
+                    self._successors.pop(runner)[1].cancel()
         if self.surplus:
             self.add_symbols(())
 
@@ -99,11 +109,16 @@ class FeedPool:
         await self._tasks.cancel()
 
     def _open_feed(self, symbols: Sequence[Symbol]) -> None:
+        runner = self._make_runner(symbols)
+        self._feeds[runner] = self._tasks.start(runner.run())
+        self._by_symbol |= dict.fromkeys(runner.feed.symbols, runner)
+
+    def _make_runner(self, symbols: Sequence[Symbol]) -> FeedRunner:
         self._opened += 1
-        runner = FeedRunner(
+        return FeedRunner(
             f"{self._name} feed {self._opened}",
             self._exchange.make_feed(symbols),
-            self._sink,
+            self,
             self._clock,
             self._attempts,
             self._turns,
@@ -111,9 +126,54 @@ class FeedPool:
             self._exchange.limits,
             self._http,
             self._counts,
+            self._open_successor,
         )
-        self._feeds[runner] = self._tasks.start(runner.run())
-        self._by_symbol |= dict.fromkeys(runner.feed.symbols, runner)
+
+    # ------------------------------------------------------------ connections that the exchange will close
+
+    def _open_successor(self, runner: FeedRunner) -> None:
+        """Open a connection that will replace the one of `runner`."""
+        if runner in self._feeds and runner not in self._successors:
+            successor = self._make_runner(tuple(runner.symbols))
+            self._successors[runner] = successor, self._tasks.start(successor.run())
+
+    def _take_over(self, runner: FeedRunner) -> None:
+        """Replace `runner` by its successor, which is connected. Both deliver for a while."""
+        successor, task = self._successors.pop(runner)
+        before, now = successor.symbols, runner.symbols
+        self._replaced[runner.feed] = self._feeds.pop(runner)
+        self._feeds[successor] = task
+        self._by_symbol |= dict.fromkeys(now, successor)
+        if now - before:
+            successor.add_symbols(tuple(now - before))
+        if before - now:
+            successor.remove_symbols(before - now)
+        self._tasks.start(self._close_replaced(runner.feed))
+
+    async def _close_replaced(self, feed: Feed) -> None:
+        await self._clock.sleep(_OVERLAP_S)
+        if feed in self._replaced:
+            self._replaced.pop(feed).cancel()
+
+    # ------------------------------------------------------------ FeedSink
+
+    def on_connected(self, feed: Feed) -> None:
+        """Let a new connection take over from the one that it replaces, and pass the event on."""
+        for runner, (successor, _) in list(self._successors.items()):
+            if successor.feed is feed:
+                self._take_over(runner)
+        self._sink.on_connected(feed)
+
+    def on_event(self, event: Event) -> None:
+        """Pass an event on."""
+        self._sink.on_event(event)
+
+    def on_interrupted(self, feed: Feed, reason: str) -> None:
+        """Pass the event on, unless another connection delivers the feed's symbols."""
+        if feed in self._replaced:
+            self._replaced.pop(feed).cancel()
+        elif all(successor.feed is not feed for successor, _ in self._successors.values()):
+            self._sink.on_interrupted(feed, reason)
 
     @property
     def limit(self) -> str:

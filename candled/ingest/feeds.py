@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -14,6 +14,7 @@ from candled.errors import CandledError, ExchangeError, Unavailable
 from candled.exchange import (
     Candles,
     Clock,
+    ClosingSoon,
     ConnectionLimits,
     Event,
     Feed,
@@ -119,7 +120,7 @@ class FeedRunner:
 
     `attempts` is the budget of connection attempts, shared by all feeds of one host. `turns` is shared by all feeds.
     `proxies` are those from the settings, `limits` those of the exchange. Without `http`, connections are not
-    prepared.
+    prepared. `on_closing` is called when the exchange announces that it will close the connection.
     """
 
     def __init__(
@@ -134,9 +135,13 @@ class FeedRunner:
         limits: ConnectionLimits | None = None,
         http: Http | None = None,
         counts: IngestCounts | None = None,
+        on_closing: "Callable[[FeedRunner], None] | None" = None,
     ) -> None:
         self.feed = feed
         self._counts = counts or IngestCounts()
+        self._on_closing = on_closing
+        #: When the connection was opened, monotonic seconds.
+        self._connected_at = 0.0
         self._limits = limits
         self._http = http
         self._name = name
@@ -259,8 +264,16 @@ class FeedRunner:
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Candles | SubscriptionRejected) and event.symbol not in self._symbols:
             self.unsubscribed_events += 1
+        elif isinstance(event, ClosingSoon):
+            self._on_announcement(event)
         else:
             self._sink.on_event(event)
+
+    def _on_announcement(self, event: ClosingSoon) -> None:
+        """Ask for another connection, unless this one is new: another one may get the same announcement."""
+        if self._on_closing is not None and self._clock.monotonic() - self._connected_at > _STEADY_S:
+            logger.info("%s: opening another connection: %s", self._name, event.reason)
+            self._on_closing(self)
 
     # ------------------------------------------------------------ sockets
 
@@ -318,6 +331,7 @@ class FeedRunner:
         proxy = self._proxies.choose(parts.host, parts.port, is_secure=parts.secure)
         through = "" if proxy is None else f" through {proxy}"
         logger.info("%s: connected to %s%s for %d symbols", self._name, parts.host, through, len(feed.symbols))
+        self._connected_at = self._clock.monotonic()
         self._on_connected()
         return await first_of(self._read_frames(socket, connection), self._send_frames(socket, connection))
 

@@ -52,6 +52,28 @@ def test_subscriptions_are_sent_first_and_pings_on_time():
     assert sent(one, 41.0) == ["+BTC/USDT", "+ETH/USDT", "ping", "ping"]
 
 
+class IdleFeed(PlainFeed):
+    """As OKX: it closes a connection on which nothing was sent for a while."""
+
+    pings_when_idle = True
+
+
+def test_only_an_idle_connection_is_pinged_if_the_feed_wants_that():
+    one = FeedConnection(IdleFeed("ws://localhost", [BTC]), [BTC], 0.0)
+    frames = []
+    for tick in range(1, 241):  # a frame every 15 s for a minute, then silence
+        if tick <= 120 and tick % 30 == 0:
+            one.on_frame("candle BTC/USDT", tick / 2)
+        frames += [(tick / 2, frame) for frame in one.frames_to_send(tick / 2)]
+        if frames and frames[-1] == (tick / 2, "ping"):
+            one.on_frame("pong", tick / 2 + 0.1)
+    assert frames[0][1] == "+BTC/USDT"
+    assert [at for at, _ in frames[1:]] == [80.0, 100.5]
+    assert one.close_reason(120.0) is None
+    assert sent(one, 130.0, 120.0) == ["ping"]
+    assert one.close_reason(132.0) == "no pong or other frame within 10 s after a ping"
+
+
 def test_never_more_frames_a_second_than_the_exchange_allows():
     symbols = [Symbol(f"S{number}", "USDT") for number in range(100)]
     one = connection(*symbols)

@@ -16,7 +16,7 @@ from candled import MINUTE_MS, Event, InvalidCandle, SocketFeed, Subscribed, Sym
 from candled.exchange import Candles
 from candled.ingest.market import MarketIngest
 from candled.model import MINUTE, Candle
-from tests.plugins.languages.local import running, socket_server
+from tests.plugins.local import running, socket_server
 from tests.rows import MONDAY_MS
 
 BTC = Symbol("BTC", "USD")

@@ -15,7 +15,7 @@ from candled.exchange import Compression
 from candled.ingest.connection import FeedConnection
 from candled.ingest.decompression import TooLarge, decompress
 from tests import deadlines
-from tests.plugins.languages.local import recorded, running, socket_server
+from tests.plugins.local import recorded, running, socket_server
 
 BTC = Symbol("BTC", "USDT")
 
@@ -57,7 +57,7 @@ async def test_recorded_frames_become_candles_and_pings_are_answered():
     async def handle(peer):
         """As documented: a ping is answered with its number, or the connection is closed."""
         assert json.loads(await peer.recv())["sub"] == "market.btcusdt.kline.1min"
-        for message in recorded("htx_socket.json"):
+        for message in map(json.loads, recorded("languages/htx_socket.json")):
             await peer.send(packed(message))
             if "ping" in message:
                 answer = await deadlines.wait_for(peer.recv(), 5)
@@ -76,7 +76,7 @@ async def test_recorded_frames_become_candles_and_pings_are_answered():
 
 
 async def test_frames_that_are_not_gzip_are_skipped_and_one_that_explodes_ends_the_connection():
-    frame = packed(recorded("htx_socket.json")[1])
+    frame = packed(json.loads(recorded("languages/htx_socket.json")[1]))
 
     async def handle(peer):
         await peer.recv()

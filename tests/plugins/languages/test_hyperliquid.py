@@ -23,7 +23,7 @@ from candled import (
 from candled.clock import SystemClock
 from candled.errors import HttpRejected, Unavailable
 from candled.ingest.http import HttpClient
-from tests.plugins.languages.local import FRAMES, recorded, running, socket_server, web_server
+from tests.plugins.local import recorded, recorded_answer, running, socket_server, web_server
 
 BTC = Symbol("BTC", "USDC", "USDC")
 BUDGETS = {"weight": RequestBudget(limit=1200)}
@@ -79,7 +79,7 @@ async def http():
 
 
 async def test_recorded_rows_are_asked_for_with_post(http, monkeypatch):
-    rows = json.loads((FRAMES / "hyperliquid_rest.json").read_text("utf-8"))["httpResponse"]
+    rows = recorded_answer("languages/hyperliquid_rest.json")
     monkeypatch.setattr(Info, "answer", (200, json.dumps(rows)))
     Info.bodies.clear()
     async with web_server(("/info", Info)) as url:
@@ -119,7 +119,7 @@ async def test_answers_to_post_are_judged_like_those_to_get(status, body, error,
 async def test_recorded_frames_become_candles():
     async def handle(peer):
         assert json.loads(await peer.recv())["subscription"]["coin"] == "BTC"
-        for message in recorded("hyperliquid_socket.json"):
+        for message in map(json.loads, recorded("languages/hyperliquid_socket.json")):
             await peer.send(json.dumps(message))
         await peer.wait_closed()
 

@@ -1,7 +1,6 @@
 """Kraken over REST alone: a feed that polls, in phase with the exchange's minutes."""
 
 import asyncio
-import json
 from itertools import pairwise
 
 import pytest
@@ -20,7 +19,7 @@ from candled import (
 )
 from candled.model import MINUTE
 from tests.clocks import START_MS, ManualClock
-from tests.plugins.languages.local import FRAMES
+from tests.plugins.local import recorded_answer
 
 BTC, ETH = Symbol("BTC", "USDT"), Symbol("ETH", "USDT")
 
@@ -141,7 +140,7 @@ async def test_a_feed_of_which_nothing_can_be_read_is_interrupted_and_passes_the
 
 
 async def test_recorded_rows_are_read(clock):
-    body = json.loads((FRAMES / "kraken_rest.json").read_text("utf-8"))["httpResponse"]
+    body = recorded_answer("languages/kraken_rest.json")
 
     class Recorded:
         async def get_json(self, url, params=None, **_):

@@ -9,7 +9,7 @@ from tornado.web import RequestHandler
 
 from candled import Candle, Candles, Event, ExchangeError, Http, Pong, Ready, SocketFeed, Symbol
 from tests import deadlines
-from tests.plugins.languages.local import recorded, running, socket_server, web_server
+from tests.plugins.local import recorded, running, socket_server, web_server
 
 BCHSV = Symbol("BCHSV", "USDT")
 DAPPT = Symbol("DAPPT", "BTC")
@@ -69,7 +69,7 @@ async def test_each_connection_asks_for_a_token_and_waits_for_the_greeting():
         paths.append(peer.request.path)
         with contextlib.suppress(TimeoutError):
             early.append(await asyncio.wait_for(peer.recv(), 0.2))
-        welcome, ack, *pushes = recorded("kucoin_socket.txt")
+        welcome, ack, *pushes = map(json.loads, recorded("languages/kucoin_socket.txt"))
         await peer.send(json.dumps(welcome))
         assert json.loads(await peer.recv())["topic"] == "/market/candles:BCHSV-USDT_1min,DAPPT-BTC_1min"
         for message in (ack, *pushes):

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from candled import Candle, Candles, Event, ExchangeError, Pong, SocketFeed, Subscribed, SubscriptionRejected, Symbol
-from tests.plugins.languages.local import running, socket_server
+from tests.plugins.local import running, socket_server
 
 pytest.importorskip("google.protobuf", reason='pip install -e ".[test]"')
 

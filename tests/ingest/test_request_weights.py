@@ -1,52 +1,24 @@
-"""Binance: weights that depend on the request, one budget for all of them, and a header with the weight in use."""
+"""Weights that depend on the request, one budget for all of them, and a header with the weight in use, as Binance has."""
 
 import asyncio
-import json
 from typing import ClassVar
 
 import pytest
 from tornado.web import RequestHandler
 
-from candled import Candle, Candles, Event, ExchangeError, RequestBudget, SocketFeed, Symbol, Unavailable
+from candled import ExchangeError, RequestBudget, Unavailable
 from candled.budget import LocalBudgets
 from candled.budget_file import BudgetFile
 from candled.clock import SystemClock
 from candled.ingest.http import HttpClient
 from candled.token_bucket import TokenBucket
 from tests.clocks import ManualClock
-from tests.plugins.languages.local import recorded, web_server
+from tests.plugins.local import web_server
 
 BUDGETS = {
     "weight": RequestBudget(limit=6000, used_header="X-MBX-USED-WEIGHT-1M"),
     "history": RequestBudget(limit=40, period_s=2, remaining_header="Remaining"),
 }
-
-
-class BinanceFeed(SocketFeed):
-    def subscribe(self, symbols):
-        streams = [f"{symbol.base}{symbol.quote}@kline_1m".lower() for symbol in symbols]
-        return [json.dumps({"method": "SUBSCRIBE", "params": streams, "id": 1})]
-
-    def read_frame(self, frame: str | bytes) -> list[Event]:
-        message = json.loads(frame)["data"]
-        by_name = {f"{symbol.base}{symbol.quote}": symbol for symbol in self.symbols}
-        row = message["k"]
-        candle = Candle.parse(*(row[key] for key in "tohlcvq"), as_of_ms=message["E"], final=row["x"])
-        return [Candles(by_name[message["s"]], (candle,))]
-
-
-def test_recorded_frames_mark_the_closed_minute():
-    feed = BinanceFeed("ws://localhost", [Symbol("LTC", "BRL")])
-    candles = [
-        candle
-        for frame in recorded("binance_socket.txt")
-        for event in feed.read_frame(json.dumps(frame))
-        for candle in event.candles
-    ]
-    assert [(one.open_ms, one.final, str(one.volume)) for one in candles] == [
-        (1681153980000, True, "0.53400000"),
-        (1681154040000, False, "0E-8"),
-    ]
 
 
 # ---------------------------------------------------------------- weights and used weights

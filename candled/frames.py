@@ -1,0 +1,105 @@
+"""Steps that plugins share when they read frames: JSON, rows of candles, and answers to numbered requests."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from candled.errors import ExchangeError
+from candled.exchange import Candles, Event, FeedError, InvalidRow, Subscribed, SubscriptionRejected, read_rows
+from candled.model import Candle, Interval, Symbol
+
+_decoder = msgspec.json.Decoder(float_hook=Decimal)  # a number keeps its digits
+_EXCERPT = 200
+_MOST_REQUESTS = 10_000
+
+
+def parse_object(frame: str | bytes) -> dict[str, Any]:
+    """Parse a frame as a JSON object, with decimal numbers as `decimal.Decimal`.
+
+    Raises:
+        ExchangeError: the frame is anything else.
+    """
+    try:
+        message = _decoder.decode(frame)
+    except (ValueError, RecursionError) as error:
+        raise ExchangeError(f"expected a JSON object, got {frame[:_EXCERPT]!r}") from error
+    if not isinstance(message, dict):
+        raise ExchangeError(f"expected a JSON object, got {frame[:_EXCERPT]!r}")
+    return message
+
+
+def read_candles(
+    symbol: Symbol,
+    rows: Any,
+    read: Callable[[Any], Candle],
+    *,
+    open_ms: Callable[[Any], int] | None = None,
+    snapshot: bool = False,
+) -> Candles:
+    """Return the event of a frame with `rows` of `symbol`, in any order. Rows that `read` rejects are `invalid`.
+
+    The arguments are those of `read_rows`.
+
+    Raises:
+        ExchangeError: `rows` is not a list, or too long.
+    """
+    if not isinstance(rows, list):
+        raise ExchangeError(f"expected rows of {symbol}, got {str(rows)[:_EXCERPT]}")
+    found = read_rows(rows, read, open_ms=open_ms)
+    candles = sorted(row for row in found if isinstance(row, Candle))
+    return Candles(symbol, tuple(candles), snapshot, tuple(row for row in found if isinstance(row, InvalidRow)))
+
+
+def strict_candles(rows: Iterable[Candle | InvalidRow], interval: Interval) -> list[Candle]:
+    """Return the bars of an answer, oldest first, if every row is one that opens on a boundary of `interval` in UTC.
+
+    Raises:
+        ExchangeError: a row is not a valid candle, or the exchange's days begin at another hour.
+    """
+    candles: list[Candle] = []
+    for row in rows:
+        if isinstance(row, InvalidRow):
+            raise ExchangeError(row.reason)
+        if row.open_ms != interval.floor(row.open_ms):
+            raise ExchangeError(f"expected bars of {interval} on their boundaries in UTC, got one at {row.open_ms}")
+        candles.append(row)
+    return sorted(candles)
+
+
+class SubscribeRequests:
+    """The symbols of frames that subscribe, by the number of the frame, for exchanges that answer with that number.
+
+    A refusal of a frame with several symbols names none of them: it becomes a `FeedError`. The daemon then subscribes
+    to each of these symbols by itself, so that the next refusal names one.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: OrderedDict[int, tuple[Symbol, ...]] = OrderedDict()
+        self._count = 0
+
+    def add_request(self, symbols: Sequence[Symbol] = ()) -> int:
+        """Return the number of the next frame, which subscribes to `symbols`."""
+        self._count += 1
+        self._waiting[self._count] = tuple(symbols)
+        if len(self._waiting) > _MOST_REQUESTS:
+            self._waiting.popitem(last=False)
+        return self._count
+
+    def accept(self, number: Any) -> list[Event]:
+        """Return the events of an acknowledgement."""
+        return [Subscribed(symbol) for symbol in self._take(number)]
+
+    def reject(self, number: Any, reason: str) -> list[Event]:
+        """Return the event of a refusal."""
+        symbols = self._take(number)
+        return [SubscriptionRejected(symbols[0], reason)] if len(symbols) == 1 else [FeedError(reason)]
+
+    def _take(self, number: Any) -> tuple[Symbol, ...]:
+        """Forget a request and return its symbols. Exchanges repeat the number as a number or as text."""
+        try:
+            return self._waiting.pop(int(number), ())
+        except (TypeError, ValueError):
+            return ()

@@ -1,0 +1,187 @@
+"""Binance: its addresses, budgets and weights."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from candled import (
+    Candle,
+    Clock,
+    ConnectionLimits,
+    Event,
+    Exchange,
+    Feed,
+    Http,
+    HttpRejected,
+    HttpUrl,
+    Interval,
+    InvalidRow,
+    Market,
+    RequestBudget,
+    Settings,
+    SocketFeed,
+    SubscribeRequests,
+    Symbol,
+    Unavailable,
+    WebSocketUrl,
+    read_rows_in_slices,
+    setting,
+    strict_candles,
+)
+
+from . import messages
+
+_USED_WEIGHT = "X-MBX-USED-WEIGHT-1M"
+_FIREWALL_PAUSE_S = 300.0
+
+
+class BinanceSettings(Settings):
+    """Settings of the Binance spot exchange."""
+
+    ws_url: WebSocketUrl = setting("wss://stream.binance.com:9443/ws", "the WebSocket for raw or combined streams")
+    rest_url: HttpUrl = setting("https://api.binance.com", "the REST API, without a path")
+    symbols_per_connection: int = setting(
+        200, "symbols on one connection; Binance refuses above 1024", ge=1, le=1024
+    )
+
+
+class BinanceUsdmSettings(Settings):
+    """Settings of Binance's USD-M contracts."""
+
+    ws_url: WebSocketUrl = setting(
+        "wss://fstream.binance.com/market/ws", "the WebSocket; without /market, Binance accepts candles and sends none"
+    )
+    rest_url: HttpUrl = setting("https://fapi.binance.com", "the REST API, without a path")
+    symbols_per_connection: int = setting(
+        200, "symbols on one connection; Binance's pages name 200 and 1024 as its limit", ge=1, le=1024
+    )
+
+
+class BinanceFeed(SocketFeed):
+    """One connection to Binance's market streams.
+
+    Binance pings with protocol frames, which the daemon answers. It closes every connection after 24 hours, and
+    announces a shutdown of its server about ten minutes before.
+    """
+
+    lifetime_s = 23.5 * 3600
+
+    def __init__(self, url: str, symbols: Sequence[Symbol]) -> None:
+        super().__init__(url, symbols)
+        self._requests = SubscribeRequests()
+
+    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
+        """Carry `symbols`, and keep a table of Binance's names."""
+        super().set_symbols(symbols)
+        self._by_name = {messages.name_of(symbol): symbol for symbol in symbols}
+
+    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that subscribe."""
+        return messages.command_frames("SUBSCRIBE", symbols, self._requests)
+
+    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that unsubscribe."""
+        return messages.command_frames("UNSUBSCRIBE", symbols, self._requests)
+
+    def read_frame(self, frame: str | bytes) -> list[Event]:
+        """Return the events of a frame."""
+        return messages.read_frame(frame, self._by_name, self._requests)
+
+
+class Binance(Exchange):
+    """Binance's spot market.
+
+    Binance prints a flat row for a minute without trades. It allows a weight of 6,000 a minute and address, and shows
+    the weight that all programs at the address have used.
+    """
+
+    name = "binance"
+    Settings = BinanceSettings
+    request_budgets = {"weight": RequestBudget(limit=6000, used_header=_USED_WEIGHT)}
+    max_history_minutes = 1000
+    publishes_empty_candles = True
+    #: The path before the name of an endpoint.
+    api: ClassVar[str] = "/api/v3"
+    #: The weight of a request for candles, with any number of rows up to `max_history_minutes`.
+    candles_weight: ClassVar[float] = 2.0
+    #: Binance counts five frames a second on a connection, those that answer its pings among them.
+    frames_per_s: ClassVar[float] = 2.5
+    #: Without all markets and the permissions of each, the list has 3 MB instead of 15.
+    info_query: ClassVar[Mapping[str, str]] = {"symbolStatus": "TRADING", "showPermissionSets": "false"}
+    tickers_query: ClassVar[Mapping[str, str]] = {"type": "MINI"}
+    #: The weights of `exchangeInfo` and of `ticker/24hr` for all markets.
+    list_weights: ClassVar[tuple[float, float]] = (20.0, 80.0)
+
+    def __init__(self, settings: Any, clock: Clock) -> None:
+        super().__init__(settings, clock)
+        self.limits = ConnectionLimits(
+            symbols_per_connection=settings.symbols_per_connection, frames_per_s=self.frames_per_s
+        )
+
+    async def fetch_markets(self, http: Http) -> list[Market]:
+        """Return the listed markets."""
+        info_weight, tickers_weight = self.list_weights
+        info = await self._get(http, "exchangeInfo", self.info_query, info_weight)
+        tickers = await self._get(http, "ticker/24hr", self.tickers_query, tickers_weight)
+        return messages.read_markets(info, tickers)
+
+    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
+        """Return the feed of one connection."""
+        return BinanceFeed(self.settings.ws_url, symbols)
+
+    async def fetch_history(
+        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
+    ) -> Sequence[Candle | InvalidRow]:
+        """Return the minutes in `[start_ms, end_ms)`."""
+        return await self._fetch_rows(http, symbol, "1m", start_ms, end_ms)
+
+    async def fetch_bars(
+        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
+    ) -> list[Candle] | None:
+        """Return Binance's bars, whose days begin at 00:00 UTC."""
+        name = messages.INTERVALS.get(str(interval))
+        if name is None:
+            return None
+        found: list[Candle] = []
+        for from_ms in range(start_ms, end_ms, self.max_history_minutes * interval.ms):
+            until_ms = min(end_ms, from_ms + self.max_history_minutes * interval.ms)
+            found += strict_candles(await self._fetch_rows(http, symbol, name, from_ms, until_ms), interval)
+        return found
+
+    async def _fetch_rows(
+        self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
+    ) -> list[Candle | InvalidRow]:
+        """Return the bars that open in `[start_ms, end_ms)`. Binance compares both bounds with opening times."""
+        query = {
+            "symbol": messages.name_of(symbol),
+            "interval": interval,
+            "startTime": str(start_ms),
+            "endTime": str(end_ms - 1),
+            "limit": str(self.max_history_minutes),
+        }
+        body = await self._get(http, "klines", query, self.candles_weight)
+        rows = await read_rows_in_slices(messages.read_rows_of(body), messages.read_row, self.clock)
+        return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+
+    async def _get(self, http: Http, endpoint: str, query: Mapping[str, str], weight: float) -> Any:
+        url = f"{self.settings.rest_url.rstrip('/')}{self.api}/{endpoint}"
+        try:
+            return await http.get_json(url, query, weight=weight, budget="weight")
+        except HttpRejected as error:
+            if error.status != 403:
+                raise
+            http.pause_requests(url, _FIREWALL_PAUSE_S)
+            raise Unavailable("Binance's firewall refuses requests from this address (403)") from error
+
+
+class BinanceUsdm(Binance):
+    """Binance's perpetual contracts that are settled in USDT or USDC."""
+
+    name = "binance-usdm"
+    Settings = BinanceUsdmSettings
+    request_budgets = {"weight": RequestBudget(limit=2400, used_header=_USED_WEIGHT)}
+    max_history_minutes = 499  # the most rows for a weight of 2; up to 1,000 weigh 5
+    api = "/fapi/v1"
+    frames_per_s = 5.0
+    info_query: ClassVar[Mapping[str, str]] = {}
+    tickers_query: ClassVar[Mapping[str, str]] = {}
+    list_weights = (1.0, 40.0)

@@ -1,0 +1,188 @@
+"""Bybit: its addresses and budgets."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+from candled import (
+    Candle,
+    Clock,
+    ConnectionLimits,
+    Event,
+    Exchange,
+    Feed,
+    Http,
+    HttpRejected,
+    HttpUrl,
+    Interval,
+    InvalidRow,
+    Market,
+    Settings,
+    SocketFeed,
+    SubscribeRequests,
+    Symbol,
+    Unavailable,
+    WebSocketUrl,
+    read_rows_in_slices,
+    setting,
+    strict_candles,
+)
+
+from . import messages
+from .messages import Category
+
+_PAGE = 1000
+_PAUSE_S = 5.0  # the period of Bybit's limit
+_BAN_S = 600.0  # after a 403, Bybit asks for ten minutes without requests
+_REST_URL = "https://api.bybit.com"
+
+
+class BybitSettings(Settings):
+    """Settings of the Bybit spot exchange."""
+
+    ws_url: WebSocketUrl = setting("wss://stream.bybit.com/v5/public/spot", "the public WebSocket for spot pairs")
+    rest_url: HttpUrl = setting(_REST_URL, "the REST API, without a path")
+    symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
+
+
+class BybitLinearSettings(Settings):
+    """Settings of Bybit's linear contracts."""
+
+    ws_url: WebSocketUrl = setting("wss://stream.bybit.com/v5/public/linear", "the WebSocket for linear contracts")
+    rest_url: HttpUrl = setting(_REST_URL, "the REST API, without a path")
+    symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
+
+
+class BybitInverseSettings(Settings):
+    """Settings of Bybit's inverse contracts."""
+
+    ws_url: WebSocketUrl = setting("wss://stream.bybit.com/v5/public/inverse", "the WebSocket for inverse contracts")
+    rest_url: HttpUrl = setting(_REST_URL, "the REST API, without a path")
+    symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
+
+
+class BybitFeed(SocketFeed):
+    """One connection to a public WebSocket of Bybit, which asks for a ping every 20 seconds."""
+
+    ping = messages.PING
+
+    def __init__(self, url: str, symbols: Sequence[Symbol], category: Category) -> None:
+        super().__init__(url, symbols)
+        self._category: Category = category
+        self._requests = SubscribeRequests()
+
+    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
+        """Carry `symbols`, and keep a table of Bybit's names."""
+        super().set_symbols(symbols)
+        self._by_name = {messages.name_of(symbol): symbol for symbol in symbols}
+
+    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that subscribe."""
+        return messages.command_frames("subscribe", symbols, self._requests)
+
+    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that unsubscribe."""
+        return messages.command_frames("unsubscribe", symbols, self._requests)
+
+    def read_frame(self, frame: str | bytes) -> list[Event]:
+        """Return the events of a frame."""
+        return messages.read_frame(frame, self._category, self._by_name, self._requests)
+
+
+class Bybit(Exchange):
+    """Bybit's spot market. Bybit allows 600 requests in 5 seconds and address."""
+
+    name = "bybit"
+    Settings: ClassVar[type[Any]] = BybitSettings
+    requests_per_s = 20.0
+    max_history_minutes = _PAGE
+    category: ClassVar[Category] = "spot"
+
+    def __init__(self, settings: Any, clock: Clock) -> None:
+        super().__init__(settings, clock)
+        self.limits = ConnectionLimits(symbols_per_connection=settings.symbols_per_connection)
+
+    async def fetch_markets(self, http: Http) -> list[Market]:
+        """Return the listed markets, which come in pages, except those of spot."""
+        query = {"category": self.category, "limit": "1000"}
+        entries: list[Any] = []
+        cursor = ""
+        while True:
+            result, _ = messages.read_envelope(
+                await self._get(http, "instruments-info", {**query, "cursor": cursor} if cursor else query)
+            )
+            entries += result["list"]
+            last, cursor = cursor, str(result.get("nextPageCursor") or "")
+            if not cursor or cursor == last or not result["list"]:
+                break
+        tickers, _ = messages.read_envelope(await self._get(http, "tickers", {"category": self.category}))
+        return messages.read_markets(entries, tickers["list"], self.category)
+
+    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
+        """Return the feed of one connection."""
+        return BybitFeed(self.settings.ws_url, symbols, self.category)
+
+    async def fetch_history(
+        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
+    ) -> Sequence[Candle | InvalidRow]:
+        """Return the minutes in `[start_ms, end_ms)`."""
+        return await self._fetch_rows(http, symbol, "1", start_ms, end_ms)
+
+    async def fetch_bars(
+        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
+    ) -> list[Candle] | None:
+        """Return Bybit's bars, whose days begin at 00:00 UTC."""
+        name = messages.INTERVALS.get(str(interval))
+        if name is None:
+            return None
+        found: list[Candle] = []
+        for from_ms in range(start_ms, end_ms, _PAGE * interval.ms):
+            until_ms = min(end_ms, from_ms + _PAGE * interval.ms)
+            found += strict_candles(await self._fetch_rows(http, symbol, name, from_ms, until_ms), interval)
+        return found
+
+    async def _fetch_rows(
+        self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
+    ) -> list[Candle | InvalidRow]:
+        """Return the bars that open in `[start_ms, end_ms)`. Bybit includes both bounds."""
+        query = {
+            "category": self.category,  # without it, Bybit answers about linear contracts
+            "symbol": messages.name_of(symbol),
+            "interval": interval,
+            "start": str(start_ms),
+            "end": str(end_ms - 1),
+            "limit": str(_PAGE),
+        }
+        result, now_ms = messages.read_envelope(await self._get(http, "kline", query))
+        read = partial(messages.read_row, category=self.category, now_ms=now_ms)
+        rows = await read_rows_in_slices(result["list"], read, self.clock)
+        return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+
+    async def _get(self, http: Http, endpoint: str, query: Mapping[str, str]) -> Any:
+        url = f"{self.settings.rest_url.rstrip('/')}/v5/market/{endpoint}"
+        try:
+            body = await http.get_json(url, query)
+        except HttpRejected as error:
+            if error.status != 403:
+                raise
+            http.pause_requests(url, _BAN_S)
+            raise Unavailable("Bybit refuses requests from this address for ten minutes (403)") from error
+        if messages.is_too_many(body):
+            http.pause_requests(url, _PAUSE_S)
+        return body
+
+
+class BybitLinear(Bybit):
+    """Bybit's perpetual contracts that are settled in USDT or USDC."""
+
+    name = "bybit-linear"
+    Settings = BybitLinearSettings
+    category = "linear"
+
+
+class BybitInverse(Bybit):
+    """Bybit's perpetual contracts that are settled in their base coin."""
+
+    name = "bybit-inverse"
+    Settings = BybitInverseSettings
+    category = "inverse"

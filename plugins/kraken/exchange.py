@@ -1,0 +1,130 @@
+"""Kraken: its addresses and limits."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from candled import (
+    Candle,
+    Clock,
+    ConnectionLimits,
+    Event,
+    Exchange,
+    Feed,
+    Http,
+    HttpUrl,
+    Interval,
+    InvalidRow,
+    Market,
+    Settings,
+    SocketFeed,
+    Symbol,
+    WebSocketUrl,
+    read_rows_in_slices,
+    setting,
+    strict_candles,
+)
+
+from . import messages
+
+# REST has the newest 720 minutes, the forming one among them, whatever it is asked for.
+_NEWEST = 720
+_PAUSE_S = 10.0
+
+
+class KrakenSettings(Settings):
+    """Settings of the Kraken exchange."""
+
+    ws_url: WebSocketUrl = setting("wss://ws.kraken.com/v2", "the public WebSocket, version 2")
+    rest_url: HttpUrl = setting("https://api.kraken.com", "the REST API, without a path")
+    symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
+
+
+class KrakenFeed(SocketFeed):
+    """One connection to Kraken's public WebSocket.
+
+    A subscription starts with a snapshot of some minutes. While nothing else comes, Kraken sends a heartbeat every
+    second, so that a ping is only needed if that fails.
+    """
+
+    ping = messages.PING
+    pings_when_idle = True
+    snapshot = True
+
+    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
+        """Carry `symbols`, and keep a table of Kraken's names."""
+        super().set_symbols(symbols)
+        self._by_name = {str(symbol): symbol for symbol in symbols}
+
+    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that subscribe."""
+        return messages.command_frames("subscribe", list(map(str, symbols)))
+
+    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that unsubscribe."""
+        return messages.command_frames("unsubscribe", list(map(str, symbols)))
+
+    def read_frame(self, frame: str | bytes) -> list[Event]:
+        """Return the events of a frame."""
+        return messages.read_frame(frame, self._by_name)
+
+
+class Kraken(Exchange):
+    """Kraken's spot market.
+
+    Its REST API has a row for most minutes without trades, its WebSocket has none. It revises closed candles, and keeps
+    only the newest 12 hours of minutes.
+    """
+
+    name = "kraken"
+    Settings = KrakenSettings
+    requests_per_s = 0.8  # Kraken allows one a second and address
+    max_history_minutes = _NEWEST - 20
+    history_minutes = _NEWEST - 20
+
+    def __init__(self, settings: KrakenSettings, clock: Clock) -> None:
+        super().__init__(settings, clock)
+        self.limits = ConnectionLimits(
+            symbols_per_connection=settings.symbols_per_connection,
+            frames_per_s=2.0,
+            attempts_per_minute=10.0,  # Kraken allows about 150 in ten minutes and address
+        )
+
+    async def fetch_markets(self, http: Http) -> list[Market]:
+        """Return the listed markets."""
+        pairs = await self._get(http, "AssetPairs", {})
+        return messages.read_markets(pairs, await self._get(http, "Ticker", {}))
+
+    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
+        """Return the feed of one connection."""
+        return KrakenFeed(self.settings.ws_url, symbols)
+
+    async def fetch_history(
+        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
+    ) -> Sequence[Candle | InvalidRow]:
+        """Return the minutes in `[start_ms, end_ms)`, as far as Kraken still has them."""
+        return await self._fetch_rows(http, symbol, "1", start_ms, end_ms)
+
+    async def fetch_bars(
+        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
+    ) -> list[Candle] | None:
+        """Return Kraken's bars, the newest 720 of each interval, with days from 00:00 UTC."""
+        name = messages.INTERVALS.get(str(interval))
+        if name is None:
+            return None
+        return strict_candles(await self._fetch_rows(http, symbol, name, start_ms, end_ms), interval)
+
+    async def _fetch_rows(
+        self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
+    ) -> list[Candle | InvalidRow]:
+        """Return the bars that open in `[start_ms, end_ms)`. Kraken returns those after `since`, up to the present."""
+        query = {"pair": messages.pair_of(symbol), "interval": interval, "since": str(start_ms // 1000 - 1)}
+        rows = messages.rows_of(await self._get(http, "OHLC", query))
+        found = await read_rows_in_slices(rows, messages.read_row, self.clock, open_ms=messages.row_ms)
+        return [row for row in found if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+
+    async def _get(self, http: Http, endpoint: str, query: Mapping[str, str]) -> dict[str, Any]:
+        url = f"{self.settings.rest_url.rstrip('/')}/0/public/{endpoint}"
+        body = await http.get_json(url, query)
+        if messages.is_too_many(body):
+            http.pause_requests(url, _PAUSE_S)
+        return messages.read_envelope(body)

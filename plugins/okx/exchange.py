@@ -1,0 +1,169 @@
+"""OKX: its addresses, budgets, and the paging of history."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+from candled import (
+    MINUTE_MS,
+    Candle,
+    Clock,
+    ConnectionLimits,
+    Distinct,
+    Event,
+    Exchange,
+    ExchangeError,
+    Feed,
+    Http,
+    HttpUrl,
+    Interval,
+    InvalidRow,
+    Market,
+    RequestBudget,
+    Settings,
+    SocketFeed,
+    Symbol,
+    WebSocketUrl,
+    read_rows_in_slices,
+    setting,
+    strict_candles,
+)
+
+from . import messages
+from .messages import InstType
+
+# `candles` has the newest 1,440 bars, the forming one among them.
+_RECENT_BARS = 1430
+_PAGE = 300
+_PAUSE_S = 2.0  # the period of OKX's limits
+_INST_TYPES: Mapping[str, InstType] = {"spot": "SPOT", "swap": "SWAP"}
+
+
+class OkxSettings(Settings):
+    """Settings of the OKX exchange."""
+
+    markets: Distinct[Literal["spot", "swap"]] = setting(
+        ("spot",), "the kinds of markets to list: spot pairs, and perpetual contracts", min_length=1
+    )
+    ws_url: WebSocketUrl = setting("wss://ws.okx.com:8443/ws/v5/business", "the business WebSocket, which has candles")
+    rest_url: HttpUrl = setting("https://www.okx.com", "the REST API, without a path")
+    symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
+
+
+class OkxFeed(SocketFeed):
+    """One connection to OKX's business WebSocket.
+
+    OKX closes a connection on which nothing was sent for 30 seconds. It allows 480 subscriptions an hour, and three new
+    connections a second.
+    """
+
+    ping = messages.PING
+    ping_every_s = 15.0
+    pings_when_idle = True
+
+    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
+        """Carry `symbols`, and keep a table of OKX's names."""
+        super().set_symbols(symbols)
+        self._by_name = {messages.inst_id_of(symbol): symbol for symbol in symbols}
+
+    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that subscribe."""
+        return messages.command_frames("subscribe", map(messages.inst_id_of, symbols))
+
+    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that unsubscribe."""
+        return messages.command_frames("unsubscribe", map(messages.inst_id_of, symbols))
+
+    def read_frame(self, frame: str | bytes) -> list[Event]:
+        """Return the events of a frame."""
+        return messages.read_frame(frame, self._by_name)
+
+
+class Okx(Exchange):
+    """OKX's spot pairs and perpetual contracts, over its API V5."""
+
+    name = "okx"
+    Settings = OkxSettings
+    request_budgets = {
+        "candles": RequestBudget(limit=40, period_s=2),
+        "history": RequestBudget(limit=20, period_s=2),
+    }
+    max_history_minutes = _PAGE
+
+    def __init__(self, settings: OkxSettings, clock: Clock) -> None:
+        super().__init__(settings, clock)
+        self.limits = ConnectionLimits(
+            symbols_per_connection=settings.symbols_per_connection,
+            frames_per_s=3.0,
+            subscribes_per_hour=480,
+            attempts_per_minute=60.0,
+        )
+
+    async def fetch_markets(self, http: Http) -> list[Market]:
+        """Return the listed markets of all configured kinds."""
+        found: list[Market] = []
+        for kind in self.settings.markets:
+            inst_type = _INST_TYPES[kind]
+            query = {"instType": inst_type}
+            instruments = await self._get(http, "/api/v5/public/instruments", query)
+            tickers = await self._get(http, "/api/v5/market/tickers", query)
+            found += messages.read_markets(instruments, tickers, inst_type)
+        return found
+
+    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
+        """Return the feed of one connection."""
+        return OkxFeed(self.settings.ws_url, symbols)
+
+    async def fetch_history(
+        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
+    ) -> Sequence[Candle | InvalidRow]:
+        """Return the minutes in `[start_ms, end_ms)`: of the last day from `candles`, others from `history-candles`."""
+        is_recent = start_ms >= self.now_ms() - _RECENT_BARS * MINUTE_MS
+        return await self._fetch_pages(http, symbol, "1m", start_ms, end_ms, is_recent=is_recent)
+
+    async def fetch_bars(
+        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
+    ) -> list[Candle] | None:
+        """Return bars in UTC (`1Dutc`, `1Wutc`) from `history-candles`."""
+        bar = messages.BARS.get(str(interval))
+        if bar is None:
+            return None
+        rows = await self._fetch_pages(http, symbol, bar, start_ms, end_ms, is_recent=False)
+        return strict_candles(rows, interval)
+
+    async def _fetch_pages(
+        self, http: Http, symbol: Symbol, bar: str, start_ms: int, end_ms: int, *, is_recent: bool
+    ) -> list[Candle | InvalidRow]:
+        """Page back from `end_ms`, because some clients got 100 rows of `history-candles` where others got 300.
+
+        `before` and `after` are both exclusive, and mean newer than and older than.
+        """
+        read = partial(messages.read_row, inst_type=messages.inst_type_of(symbol))
+        path, budget = ("candles", "candles") if is_recent else ("history-candles", "history")
+        found: list[Candle | InvalidRow] = []
+        while end_ms > start_ms:
+            query = {
+                "instId": messages.inst_id_of(symbol),
+                "bar": bar,
+                "before": str(start_ms - 1),
+                "after": str(end_ms),
+                "limit": str(_PAGE),
+            }
+            body = await self._get(http, f"/api/v5/market/{path}", query, budget)
+            rows = await read_rows_in_slices(messages.read_envelope(body), read, self.clock)
+            page = [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+            found += page
+            times = [row.open_ms for row in page if row.open_ms is not None]
+            if not times:
+                if rows and not page:
+                    raise ExchangeError(f"expected bars from {start_ms} to {end_ms}, got {str(rows[0])[:200]}")
+                break
+            end_ms = min(times)
+        return found
+
+    async def _get(self, http: Http, path: str, query: Mapping[str, str], budget: str = "") -> Any:
+        url = self.settings.rest_url.rstrip("/") + path
+        body = await http.get_json(url, query, budget=budget)
+        if messages.is_too_many(body):
+            http.pause_requests(url, _PAUSE_S)
+        return body
