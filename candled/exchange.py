@@ -392,6 +392,9 @@ class Exchange(ABC):
     feed_class: ClassVar[type[SocketFeed] | None] = None
     #: The longest range, in minutes, that `fetch_history` accepts.
     max_history_minutes: ClassVar[int] = 200
+    #: How far back the exchange's minutes go, in minutes before the present; None: to the listing of each market. Older
+    #: minutes are not requested: those that are missing count as an outage of the exchange.
+    history_minutes: ClassVar[int | None] = None
     #: The meaning of `final` in candles of the stream.
     closed_flag: ClassVar[ClosedFlag] = "advisory"
     #: True if the exchange publishes a candle for a minute without trades.

@@ -79,6 +79,8 @@ class Coverage:
         self._is_contradicted = False  # another source has data that the exchange denies
         # minutes with a version that is not the last one, so they exist
         self._seen = RangeSet()
+        # the exchange keeps no older minutes; those that are missing may have had trades
+        self._kept_ms = 0
         #: The final minutes that REST has not confirmed yet.
         self.unconfirmed = UnconfirmedMinutes(absence)
         self._changed: Range | None = None
@@ -227,6 +229,7 @@ class Coverage:
         outdated: RangeSet = _NOTHING,
         seen: RangeSet = _NOTHING,
         is_credible: bool = True,
+        kept_ms: int = 0,
     ) -> bool:
         """Record the exchange's answer for a window, after `add_minute` for every minute it contained.
 
@@ -234,7 +237,7 @@ class Coverage:
 
         `unreadable` are minutes whose rows are not valid candles. `outdated` are minutes whose row is older than the
         known version: they are requested again soon. `seen` are minutes with a known version that is not the last one:
-        they exist, even if the answer does not contain them. Without `is_credible`, the answer is no evidence for
+        they exist, even if the answer does not contain them. `kept_ms` is the oldest minute that the exchange keeps. Without `is_credible`, the answer is no evidence for
         missing minutes and is not counted. A gap that was in the window only because of its neighbours does not count
         as requested again.
 
@@ -242,6 +245,7 @@ class Coverage:
             Whether the known gaps changed.
         """
         self.version += 1
+        self._kept_ms = max(self._kept_ms, kept_ms)
         start_ms, end_ms = window.start_ms, min(window.end_ms, until_ms)
         self.unconfirmed.defer_range(start_ms, end_ms, unreadable, outdated, now_ms)
         for first_ms, stop_ms in seen.common(RangeSet([Range(start_ms, max(start_ms, end_ms))])):
@@ -417,11 +421,19 @@ class Coverage:
         """Yield the parts of a gap that remain after an answer, each with its reason."""
         for readable in unreadable.missing(*gap):
             for start_ms, end_ms in self._seen.missing(*readable):
-                yield start_ms, end_ms, self._absence
+                yield from self._split_by_absence(start_ms, end_ms)
             for start_ms, end_ms in self._seen.common(RangeSet([readable])):
                 yield start_ms, end_ms, "unconfirmed"
         for start_ms, end_ms in unreadable.common(RangeSet([gap])):
             yield start_ms, end_ms, "invalid"
+
+    def _split_by_absence(self, start_ms: int, end_ms: int) -> Iterator[tuple[int, int, str]]:
+        """Yield the parts of a gap that the exchange does not have: those that it dropped, and others."""
+        kept_ms = min(max(self._kept_ms, start_ms), end_ms)
+        if start_ms < kept_ms:
+            yield start_ms, kept_ms, "exchange_outage"
+        if kept_ms < end_ms:
+            yield kept_ms, end_ms, self._absence
 
     def _gap_indexes(self, start_ms: int, end_ms: int) -> tuple[int, int]:
         """Return the indexes of the known gaps that overlap a range: the first one, and the one after the last."""
@@ -465,8 +477,9 @@ class Coverage:
             elif is_before:
                 known_gaps += self._before_history(known_gap, now_ms)
             elif known_gap.reason == "unconfirmed":
-                for start_ms, end_ms in self._seen.missing(known_gap.start_ms, known_gap.end_ms):
-                    known_gaps.append(make_gap(start_ms, end_ms, self._absence, known_gap.attempts, now_ms))
+                for span in self._seen.missing(known_gap.start_ms, known_gap.end_ms):
+                    for start_ms, end_ms, reason in self._split_by_absence(*span):
+                        known_gaps.append(make_gap(start_ms, end_ms, reason, known_gap.attempts, now_ms))
                 for start_ms, end_ms in self._seen.common(RangeSet([Range(known_gap.start_ms, known_gap.end_ms)])):
                     known_gaps.append(replace(known_gap, start_ms=start_ms, end_ms=end_ms))
             # Otherwise drop it: an older minute was found, so the exchange may have these minutes after all.

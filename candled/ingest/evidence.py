@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from candled.exchange import Exchange, Http
 from candled.model import DAY, MINUTE, MINUTE_MS, Candle, Interval, Range, Symbol
 
+from .retention import kept_since
+
 # The finest of these that the exchange offers shows at which bar of the first day history begins.
 _FINE = tuple(Interval.parse(name) for name in ("5m", "15m", "1h"))
 
@@ -37,6 +39,8 @@ async def find_evidence(
     Raises:
         Unavailable, ExchangeError: as in the methods of the exchange.
     """
+    if stretch.end_ms <= kept_since(exchange.history_minutes, exchange.now_ms()):
+        return Evidence(begins_ms=first.open_ms)
     if listed_ms is not None and stretch.start_ms < MINUTE.floor(listed_ms) <= first.open_ms:
         stretch = Range(MINUTE.floor(listed_ms), stretch.end_ms)
         if stretch.start_ms == first.open_ms:

@@ -14,6 +14,7 @@ from .market_status import MarketStatus, Rules
 from .minutes import RECENT_MS, WINDOW_MS, Minutes
 from .presence import Presence
 from .rest_comparison import RestComparison, changed_during_request
+from .retention import kept_since
 from .rows import RowFilter, sift
 
 logger = logging.getLogger(__name__)
@@ -188,6 +189,7 @@ class MarketIngest:
             outdated=outdated,
             seen=RangeSet((one.open_ms, one.open_ms + MINUTE_MS) for one in self.minutes.forming),
             is_credible=self.status.is_credible is True,
+            kept_ms=kept_since(self._rules.history_minutes, asked_ms),
         )
         outcome.repaired_minutes = missing - self._count_repairable(window, now_ms)
         if gaps_changed or window.urgency not in (Urgency.CONFIRM, Urgency.PRESENT):

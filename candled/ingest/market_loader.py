@@ -62,6 +62,7 @@ class MarketLoader:
             opens_at_previous_close=exchange.opens_at_previous_close,
             publishes_empty_candles=exchange.publishes_empty_candles,
             closed_flag=exchange.closed_flag,
+            history_minutes=exchange.history_minutes,
         )
         self._is_store_away = False
 

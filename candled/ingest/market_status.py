@@ -43,6 +43,7 @@ class Rules:
     opens_at_previous_close: bool
     publishes_empty_candles: bool
     closed_flag: ClosedFlag = "advisory"
+    history_minutes: int | None = None
 
     def expected_until(self, now_ms: int) -> int:
         """Return the time before which all minutes should have arrived by now."""

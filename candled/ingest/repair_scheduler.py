@@ -22,6 +22,7 @@ from .market_listing import MarketListing
 from .market_status import MAX_PROBLEM
 from .parity import Parity
 from .publisher import IngestPublisher
+from .retention import fetch_kept
 
 if TYPE_CHECKING:
     from candled.store.ingest_store import IngestStore
@@ -144,7 +145,7 @@ class RepairScheduler:
         symbol = market.key.symbol
         asked_ms, asked_steady_ms = self._time.now_ms(), self._time.steady_ms()
         try:
-            rows = await self._exchange.fetch_history(self._http, symbol, window.start_ms, window.end_ms)
+            rows = await fetch_kept(self._exchange, self._http, symbol, Range(window.start_ms, window.end_ms), asked_ms)
         except Unavailable as error:
             self._on_unavailable(market, error)
             return

@@ -167,7 +167,9 @@ class Backfiller:
         self._is_credible |= bool(candles or answer.invalid)
         until_ms = self._answered_until(candles, until_ms)
         now_ms = self._source.now_ms()
-        coverage.on_answer(window, until_ms, now_ms, unreadable, is_credible=self._is_credible)
+        coverage.on_answer(
+            window, until_ms, now_ms, unreadable, is_credible=self._is_credible, kept_ms=self._source.kept_ms
+        )
         changed = coverage.take_changes()
         if changed is not None:
             known_gaps = coverage.known_gaps_within(*changed)

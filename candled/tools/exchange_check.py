@@ -12,6 +12,7 @@ from candled.config import ExchangeConfig, make_exchange
 from candled.errors import ExchangeError, StoreRejected, Unavailable
 from candled.exchange import Clock, Exchange
 from candled.ingest.http import HttpClient
+from candled.ingest.retention import kept_since
 from candled.ingest.rows import Answer, sift
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, iso_ms
 from candled.store.interface import Store
@@ -96,16 +97,18 @@ class ExchangeCheck:
         span = self._store.span(market, MINUTE)
         start_ms = max(span.start_ms if span else 0, bounds.start_ms)
         end_ms = min(span.end_ms if span else 0, bounds.end_ms)
+        kept_ms = max(start_ms, kept_since(self._exchange.history_minutes, self._exchange.now_ms() + MARGIN_MS))
         plan: list[tuple[Interval, Range]] = []
         if windows != "all":
             plan += [(MINUTE, window) for window in _windows_around(suspect, self._exchange.max_history_minutes)]
         for interval in (MINUTE, *self._longer):
             most = self._exchange.max_history_minutes if interval == MINUTE else _STRETCH_BARS
+            from_ms = kept_ms if interval == MINUTE else start_ms
             if windows == "all":
-                plan += [(interval, window) for window in _all_windows(interval, start_ms, end_ms, most)]
+                plan += [(interval, window) for window in _all_windows(interval, from_ms, end_ms, most)]
                 continue
             for _ in range(windows if interval == MINUTE else 1):
-                window = self._random_window(interval, start_ms, end_ms, most)
+                window = self._random_window(interval, from_ms, end_ms, most)
                 if window is not None:
                     plan.append((interval, window))
         return plan

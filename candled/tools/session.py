@@ -12,6 +12,7 @@ from candled.errors import CandledError, ConfigError, ExchangeError, StoreReject
 from candled.exchange import Clock, Exchange, InvalidRow
 from candled.ingest.evidence import Evidence, find_evidence
 from candled.ingest.gap_retry import Absence, absence_reason
+from candled.ingest.retention import fetch_kept, kept_since
 from candled.ingest.http import HttpClient
 from candled.ingest.rows import Answer, sift
 from candled.model import MINUTE, MINUTE_MS, Candle, Range, Symbol
@@ -67,6 +68,11 @@ class ExchangeSource:
         return absence_reason(publishes_empty_candles=self._exchange.publishes_empty_candles)
 
     @property
+    def kept_ms(self) -> int:
+        """The oldest minute that the exchange keeps, UTC epoch milliseconds; 0 if it keeps all."""
+        return kept_since(self._exchange.history_minutes, self.now_ms())
+
+    @property
     def request_count(self) -> int:
         """The number of requests so far."""
         return sum(int(host["requests"]) for host in self._http.describe().values())
@@ -118,7 +124,7 @@ class ExchangeSource:
             self._print_line(f"{self.name}: {error}; next attempt in {wait_s:.0f} s")
 
         return await retry(
-            lambda: self._exchange.fetch_history(self._http, symbol, *span),
+            lambda: fetch_kept(self._exchange, self._http, symbol, span, self.now_ms()),
             self._clock,
             backoff,
             on=(Unavailable, ExchangeError),

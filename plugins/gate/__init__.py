@@ -1,0 +1,13 @@
+"""The Gate plugin: spot pairs, and perpetual contracts settled in USDT."""
+
+from collections.abc import Sequence
+
+from candled import Exchange, hookimpl
+
+from .exchange import Gate, GateUsdt
+
+
+@hookimpl
+def candled_exchanges() -> Sequence[type[Exchange]]:
+    """Return Gate's spot market and its contracts. They have different hosts, so they are two exchanges."""
+    return [Gate, GateUsdt]

@@ -1,0 +1,242 @@
+"""Gate: its addresses, budgets, and the sizes of its contracts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, ClassVar
+
+from candled import (
+    Candle,
+    Clock,
+    ConnectionLimits,
+    Event,
+    Exchange,
+    ExchangeError,
+    Feed,
+    Http,
+    HttpUrl,
+    Interval,
+    InvalidRow,
+    Market,
+    RequestBudget,
+    Settings,
+    SocketFeed,
+    SubscribeRequests,
+    Symbol,
+    WebSocketUrl,
+    read_rows_in_slices,
+    setting,
+    strict_candles,
+)
+
+from . import messages
+from .messages import Kind
+
+_REST_URL = "https://api.gateio.ws"
+
+
+class GateSettings(Settings):
+    """Settings of the Gate spot exchange."""
+
+    ws_url: WebSocketUrl = setting("wss://api.gateio.ws/ws/v4/", "the public WebSocket for spot pairs")
+    rest_url: HttpUrl = setting(_REST_URL, "the REST API, without a path")
+    symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
+
+
+class GateUsdtSettings(Settings):
+    """Settings of Gate's contracts in USDT."""
+
+    ws_url: WebSocketUrl = setting("wss://fx-ws.gateio.ws/v4/ws/usdt", "the WebSocket for contracts in USDT")
+    rest_url: HttpUrl = setting(_REST_URL, "the REST API, without a path")
+    symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
+
+
+class GateFeed(SocketFeed):
+    """One connection to Gate's WebSocket, which takes one market in a frame."""
+
+    ping_every_s = 15.0
+    kind: ClassVar[Kind] = "spot"
+
+    def __init__(self, url: str, symbols: Sequence[Symbol], now_ms: Callable[[], int]) -> None:
+        super().__init__(url, symbols)
+        self._now_ms = now_ms
+        self._requests = SubscribeRequests()
+
+    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
+        """Carry `symbols`, and keep a table of Gate's names."""
+        super().set_symbols(symbols)
+        self._by_name = {messages.name_of(symbol): symbol for symbol in symbols}
+
+    def make_ping(self) -> str:
+        """Return the next ping, which has the time."""
+        return messages.ping_frame(self.kind, self._now_ms())
+
+    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that subscribe."""
+        return messages.command_frames("subscribe", self.kind, symbols, self._requests, self._now_ms())
+
+    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that unsubscribe."""
+        return messages.command_frames("unsubscribe", self.kind, symbols, self._requests, self._now_ms())
+
+    def read_frame(self, frame: str | bytes) -> list[Event]:
+        """Return the events of a frame."""
+        return messages.read_frame(frame, self._by_name, self._requests, None)
+
+
+class GateUsdtFeed(GateFeed):
+    """One connection for contracts. It reads their sizes before it connects, because Gate counts contracts."""
+
+    kind = "futures"
+
+    def __init__(
+        self, url: str, symbols: Sequence[Symbol], now_ms: Callable[[], int], sizes: "ContractSizes"
+    ) -> None:
+        super().__init__(url, symbols, now_ms)
+        self._sizes = sizes
+
+    async def prepare_connection(self, http: Http) -> str:
+        """Return the address, once the sizes of the contracts are known.
+
+        Raises:
+            Unavailable, ExchangeError: as `Http.get_json`.
+        """
+        await self._sizes.load(http)
+        return self.url
+
+    def read_frame(self, frame: str | bytes) -> list[Event]:
+        """Return the events of a frame."""
+        return messages.read_frame(frame, self._by_name, self._requests, self._sizes.by_name)
+
+
+class Gate(Exchange):
+    """Gate's spot market. Gate keeps the newest 10,000 minutes."""
+
+    name = "gate"
+    Settings: ClassVar[type[Any]] = GateSettings
+    request_budgets = {"candles": RequestBudget(limit=200, period_s=10)}
+    max_history_minutes = 999  # both bounds count, and a page has 1,000 rows
+    history_minutes = 9990
+
+    def __init__(self, settings: Any, clock: Clock) -> None:
+        super().__init__(settings, clock)
+        self.limits = ConnectionLimits(symbols_per_connection=settings.symbols_per_connection, frames_per_s=10.0)
+
+    async def fetch_markets(self, http: Http) -> list[Market]:
+        """Return the listed markets."""
+        pairs = await self._get(http, "spot/currency_pairs")
+        return messages.read_spot_markets(pairs, await self._get(http, "spot/tickers"))
+
+    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
+        """Return the feed of one connection."""
+        return GateFeed(self.settings.ws_url, symbols, self.now_ms)
+
+    async def fetch_history(
+        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
+    ) -> Sequence[Candle | InvalidRow]:
+        """Return the minutes in `[start_ms, end_ms)`. Gate refuses those that it does not keep any more."""
+        return await self._fetch_rows(http, symbol, "1m", start_ms, end_ms)
+
+    async def fetch_bars(
+        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
+    ) -> list[Candle] | None:
+        """Return Gate's bars.
+
+        Raises:
+            ExchangeError: as `Exchange.fetch_bars`; Gate's days do not begin at 00:00 UTC.
+        """
+        name, page = messages.INTERVALS.get(str(interval)), self.max_history_minutes * interval.ms
+        if name is None:
+            return None
+        found: list[Candle] = []
+        for from_ms in range(start_ms, end_ms, page):
+            rows = await self._fetch_rows(http, symbol, name, from_ms, min(end_ms, from_ms + page))
+            found += strict_candles(rows, interval)
+        return found
+
+    async def _fetch_rows(
+        self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
+    ) -> list[Candle | InvalidRow]:
+        """Return the bars that open in `[start_ms, end_ms)`."""
+        body = await self._get(http, "spot/candlesticks", self._query(symbol, interval, start_ms, end_ms), "candles")
+        rows = await read_rows_in_slices(
+            messages.rows_of(body), messages.read_spot_row, self.clock, open_ms=messages.spot_row_ms
+        )
+        return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+
+    def _query(self, symbol: Symbol, interval: str, start_ms: int, end_ms: int) -> dict[str, str]:
+        """Return the query for a range. Both bounds are inclusive; a `limit` beside them is refused."""
+        return {
+            "currency_pair": messages.name_of(symbol),
+            "interval": interval,
+            "from": str(start_ms // 1000),
+            "to": str((end_ms - 1) // 1000),
+        }
+
+    async def _get(self, http: Http, path: str, query: Mapping[str, str] | None = None, budget: str = "") -> Any:
+        return await http.get_json(f"{self.settings.rest_url.rstrip('/')}/api/v4/{path}", query, budget=budget)
+
+
+class ContractSizes:
+    """The base coins in one contract of each market, read when a size is first needed."""
+
+    def __init__(self, exchange: "GateUsdt") -> None:
+        self._exchange = exchange
+        #: By Gate's names; empty until they are read.
+        self.by_name: dict[str, Decimal] = {}
+
+    async def load(self, http: Http, name: str | None = None) -> None:
+        """Read the sizes, if none is known, or not that of `name`.
+
+        Raises:
+            Unavailable, ExchangeError: as `Http.get_json`.
+        """
+        if not self.by_name or (name is not None and name not in self.by_name):
+            self.by_name |= messages.read_sizes(await self._exchange.fetch_contracts(http))
+
+
+class GateUsdt(Gate):
+    """Gate's perpetual contracts that are settled in USDT."""
+
+    name = "gate-usdt"
+    Settings = GateUsdtSettings
+
+    def __init__(self, settings: Any, clock: Clock) -> None:
+        super().__init__(settings, clock)
+        self._sizes = ContractSizes(self)
+
+    async def fetch_markets(self, http: Http) -> list[Market]:
+        """Return the listed contracts."""
+        contracts = await self.fetch_contracts(http)
+        self._sizes.by_name |= messages.read_sizes(contracts)
+        return messages.read_futures_markets(contracts, await self._get(http, "futures/usdt/tickers"))
+
+    async def fetch_contracts(self, http: Http) -> Any:
+        """Return Gate's list of contracts.
+
+        Raises:
+            Unavailable, ExchangeError: as `Http.get_json`.
+        """
+        return await self._get(http, "futures/usdt/contracts")
+
+    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
+        """Return the feed of one connection."""
+        return GateUsdtFeed(self.settings.ws_url, symbols, self.now_ms, self._sizes)
+
+    async def _fetch_rows(
+        self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
+    ) -> list[Candle | InvalidRow]:
+        name = messages.name_of(symbol)
+        await self._sizes.load(http, name)
+        size = self._sizes.by_name.get(name)
+        if size is None:
+            raise ExchangeError(f"Gate has no contract {name}")
+        query = self._query(symbol, interval, start_ms, end_ms)
+        query["contract"] = query.pop("currency_pair")
+        body = await self._get(http, "futures/usdt/candlesticks", query, "candles")
+        rows = await read_rows_in_slices(
+            messages.rows_of(body),
+            lambda row: messages.read_futures_row(row, size),
+            self.clock,
+            open_ms=messages.opening_of,
+        )
+        return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
