@@ -97,6 +97,8 @@ setup(
             "okx = candled_plugins.okx",
             "binance = candled_plugins.binance",
             "bybit = candled_plugins.bybit",
+            "kraken = candled_plugins.kraken",
+            "gate = candled_plugins.gate",
             "replay = candled_plugins.replay",
         ],
     },

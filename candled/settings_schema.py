@@ -22,28 +22,38 @@ def make_schema(exchanges: Mapping[str, type[Exchange]]) -> dict[str, Any]:
         own, keys = schemas[exchange.Settings], schemas[ExchangeKeys]["properties"]
         parts[f"exchanges.{name}"] = {**own, "properties": {**keys, **own.get("properties", {})}}
     whole = schemas[Config]
-    whole["properties"]["exchanges"] |= _by_name(sorted(exchanges))
+    names = sorted(exchanges)
+    parts[_BY_PLUGIN] = _by_plugin(names)
+    whole["properties"]["exchanges"] |= _by_name(names)
     parts = dict(sorted(parts.items()))
     return {"$schema": GenerateJsonSchema.schema_dialect, "title": "candled's settings", **whole, "$defs": parts}
 
 
-def _by_name(names: list[str]) -> dict[str, Any]:
-    """Return the schema of an exchange: its keys depend on its `plugin`, or else on its name."""
-    chosen: dict[str, Any] = {"type": "object", "required": ["plugin"], "properties": {"plugin": {"type": "string"}}}
-    by_plugin = {
-        **chosen,
+_BY_PLUGIN = "exchange"
+_CHOSEN: dict[str, Any] = {"type": "object", "required": ["plugin"], "properties": {"plugin": {"type": "string"}}}
+
+
+def _by_plugin(names: list[str]) -> dict[str, Any]:
+    """Return the schema of an exchange whose keys depend on its `plugin`."""
+    return {
+        **_CHOSEN,
         "properties": {"plugin": {"enum": names}},
         "allOf": [
             {"if": {"properties": {"plugin": {"const": name}}}, "then": {"$ref": f"#/$defs/exchanges.{name}"}}
             for name in names
         ],
     }
+
+
+def _by_name(names: list[str]) -> dict[str, Any]:
+    """Return the schema of all exchanges: the keys of one depend on its `plugin`, or else on its name."""
+    by_plugin = {"$ref": f"#/$defs/{_BY_PLUGIN}"}
     return {
         "type": ["object", "null"],
         "minProperties": 1,
         "propertyNames": {"pattern": f"^{EXCHANGE_NAME.pattern}$"},
         "properties": {
-            name: {"if": chosen, "then": by_plugin, "else": {"$ref": f"#/$defs/exchanges.{name}"}} for name in names
+            name: {"if": _CHOSEN, "then": by_plugin, "else": {"$ref": f"#/$defs/exchanges.{name}"}} for name in names
         },
         "additionalProperties": by_plugin,
     }

@@ -3,7 +3,6 @@
 import re
 import threading
 from datetime import timedelta
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,12 @@ from candled.clock import SystemClock
 from candled.config import Config, as_plain, config_warnings, load, make_exchanges
 from candled.config.sections import KNOWN_BUSES, KNOWN_STORES, ExchangeKeys, ServerSettings
 from candled.model import DEFAULT_INTERVALS
-from candled.plugins import Plugins, PluginStatus, discover
+from candled.plugins import Plugins, PluginStatus
 from candled.settings import as_written, is_section
 from candled.symbol_pattern import SYMBOL_PATTERN_FORM
+from tests.bundled import PLUGINS
 
 ROOT = Path(__file__).parents[1]
-# whatever else is installed where the tests run
-PLUGINS = discover(one for one in metadata.entry_points(group="candled") if one.value.startswith("candled_plugins."))
 SECTIONS = {name: field.annotation for name, field in Config.model_fields.items() if is_section(field.annotation)}
 BTC = Symbol("BTC", "USDT")
 STORES, BUSES = (", ".join(f"{scheme}://" for scheme in known) for known in (KNOWN_STORES, KNOWN_BUSES))

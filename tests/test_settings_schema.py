@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,10 @@ from candled.config.sections import ExchangeKeys
 from candled.plugins import Plugins, discover
 from candled.settings import is_section
 from candled.settings_schema import make_schema
+from tests.bundled import PLUGINS
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "config" / "candled.schema.json"
-# whatever else is installed where the tests run
-PLUGINS = discover(one for one in metadata.entry_points(group="candled") if one.value.startswith("candled_plugins."))
 SCHEMA = make_schema(PLUGINS.exchanges)
 FILES = [ROOT / "candled.yaml", *sorted((ROOT / "config").glob("*.yaml"))]
 

@@ -237,9 +237,9 @@ class Coverage:
 
         `unreadable` are minutes whose rows are not valid candles. `outdated` are minutes whose row is older than the
         known version: they are requested again soon. `seen` are minutes with a known version that is not the last one:
-        they exist, even if the answer does not contain them. `kept_ms` is the oldest minute that the exchange keeps. Without `is_credible`, the answer is no evidence for
-        missing minutes and is not counted. A gap that was in the window only because of its neighbours does not count
-        as requested again.
+        they exist, even if the answer does not contain them. `kept_ms` is the oldest minute that the exchange keeps.
+        Without `is_credible`, the answer is no evidence for missing minutes and is not counted. A gap that was in the
+        window only because of its neighbours does not count as requested again.
 
         Returns:
             Whether the known gaps changed.

@@ -12,8 +12,8 @@ from candled.errors import CandledError, ConfigError, ExchangeError, StoreReject
 from candled.exchange import Clock, Exchange, InvalidRow
 from candled.ingest.evidence import Evidence, find_evidence
 from candled.ingest.gap_retry import Absence, absence_reason
-from candled.ingest.retention import fetch_kept, kept_since
 from candled.ingest.http import HttpClient
+from candled.ingest.retention import fetch_kept, kept_since
 from candled.ingest.rows import Answer, sift
 from candled.model import MINUTE, MINUTE_MS, Candle, Range, Symbol
 from candled.store.interface import Store

@@ -39,9 +39,7 @@ class BinanceSettings(Settings):
 
     ws_url: WebSocketUrl = setting("wss://stream.binance.com:9443/ws", "the WebSocket for raw or combined streams")
     rest_url: HttpUrl = setting("https://api.binance.com", "the REST API, without a path")
-    symbols_per_connection: int = setting(
-        200, "symbols on one connection; Binance refuses above 1024", ge=1, le=1024
-    )
+    symbols_per_connection: int = setting(200, "symbols on one connection; Binance refuses above 1024", ge=1, le=1024)
 
 
 class BinanceUsdmSettings(Settings):
@@ -95,8 +93,10 @@ class Binance(Exchange):
     """
 
     name = "binance"
-    Settings = BinanceSettings
-    request_budgets = {"weight": RequestBudget(limit=6000, used_header=_USED_WEIGHT)}
+    Settings: ClassVar[type[Any]] = BinanceSettings
+    request_budgets: ClassVar[Mapping[str, RequestBudget]] = {
+        "weight": RequestBudget(limit=6000, used_header=_USED_WEIGHT)
+    }
     max_history_minutes = 1000
     publishes_empty_candles = True
     #: The path before the name of an endpoint.
@@ -178,7 +178,9 @@ class BinanceUsdm(Binance):
 
     name = "binance-usdm"
     Settings = BinanceUsdmSettings
-    request_budgets = {"weight": RequestBudget(limit=2400, used_header=_USED_WEIGHT)}
+    request_budgets: ClassVar[Mapping[str, RequestBudget]] = {
+        "weight": RequestBudget(limit=2400, used_header=_USED_WEIGHT)
+    }
     max_history_minutes = 499  # the most rows for a weight of 2; up to 1,000 weigh 5
     api = "/fapi/v1"
     frames_per_s = 5.0

@@ -113,7 +113,8 @@ def read_row(row: Any) -> Candle:
     """
     if not isinstance(row, list) or len(row) < _COLUMNS:
         raise InvalidCandle(f"expected a row of {_COLUMNS} columns or more, got {str(row)[:200]}")
-    return Candle.parse(*row[:6], row[7])
+    open_ms, opened, high, low, close, volume, _, quote = row[:_COLUMNS]
+    return Candle.parse(open_ms, opened, high, low, close, volume, quote)
 
 
 def read_rows_of(body: Any) -> list[Any]:

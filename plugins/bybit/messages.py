@@ -108,9 +108,10 @@ def _read_answer(message: Mapping[str, Any], requests: SubscribeRequests) -> lis
 
 
 def _read_kline(row: Mapping[str, Any], category: Category, sent_ms: int) -> Candle:
-    cells = [row[name] for name in ("start", "open", "high", "low", "close")]
+    opened, high, low, close = (row[name] for name in ("open", "high", "low", "close"))
     base, quote = _volumes(row["volume"], row["turnover"], category)
-    return Candle.parse(*cells, base, quote, as_of_ms=sent_ms, final=row["confirm"] is True)
+    final = row["confirm"] is True
+    return Candle.parse(row["start"], opened, high, low, close, base, quote, as_of_ms=sent_ms, final=final)
 
 
 def _volumes(volume: str, turnover: str, category: Category) -> tuple[str, str]:
@@ -157,7 +158,9 @@ def read_row(row: Any, category: Category, now_ms: int) -> Candle:
     """
     if not isinstance(row, list) or len(row) < _COLUMNS:
         raise InvalidCandle(f"expected a row of {_COLUMNS} columns, got {str(row)[:200]}")
-    return Candle.parse(*row[:5], *_volumes(row[5], row[6], category), as_of_ms=now_ms)
+    open_ms, opened, high, low, close, volume, turnover = row[:_COLUMNS]
+    base, quote = _volumes(volume, turnover, category)
+    return Candle.parse(open_ms, opened, high, low, close, base, quote, as_of_ms=now_ms)
 
 
 def read_markets(entries: Sequence[Any], tickers: Sequence[Any], category: Category) -> list[Market]:

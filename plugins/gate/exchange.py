@@ -88,9 +88,7 @@ class GateUsdtFeed(GateFeed):
 
     kind = "futures"
 
-    def __init__(
-        self, url: str, symbols: Sequence[Symbol], now_ms: Callable[[], int], sizes: "ContractSizes"
-    ) -> None:
+    def __init__(self, url: str, symbols: Sequence[Symbol], now_ms: Callable[[], int], sizes: "ContractSizes") -> None:
         super().__init__(url, symbols, now_ms)
         self._sizes = sizes
 
@@ -113,7 +111,7 @@ class Gate(Exchange):
 
     name = "gate"
     Settings: ClassVar[type[Any]] = GateSettings
-    request_budgets = {"candles": RequestBudget(limit=200, period_s=10)}
+    request_budgets: ClassVar[Mapping[str, RequestBudget]] = {"candles": RequestBudget(limit=200, period_s=10)}
     max_history_minutes = 999  # both bounds count, and a page has 1,000 rows
     history_minutes = 9990
 

@@ -120,11 +120,19 @@ def _sent_ms(message: Mapping[str, Any]) -> int:
 
 
 def _read_push(row: Mapping[str, Any], size: Decimal | None, sent_ms: int) -> Candle:
-    cells = [row[name] for name in "ohlc"]
-    final = row.get("w") is True
-    if size is None:  # `v` is the quote volume, `a` the base volume
-        return Candle.parse(opening_of(row), *cells, row["a"], row["v"], as_of_ms=sent_ms, final=final)
-    return Candle.parse(opening_of(row), *cells, base_volume(row["v"], size), as_of_ms=sent_ms, final=final)
+    # of a spot pair, `v` is the quote volume and `a` the base volume
+    volume, quote = (row["a"], row["v"]) if size is None else (base_volume(row["v"], size), None)
+    return Candle.parse(
+        opening_of(row),
+        row["o"],
+        row["h"],
+        row["l"],
+        row["c"],
+        volume,
+        quote,
+        as_of_ms=sent_ms,
+        final=row.get("w") is True,
+    )
 
 
 def opening_of(row: Mapping[str, Any]) -> int:
@@ -187,7 +195,8 @@ def read_futures_row(row: Mapping[str, Any], size: Decimal) -> Candle:
     Raises:
         InvalidCandle: the row is not a possible candle.
     """
-    return Candle.parse(opening_of(row), *(row[name] for name in "ohlc"), base_volume(row["v"], size), row["sum"])
+    volume = base_volume(row["v"], size)
+    return Candle.parse(opening_of(row), row["o"], row["h"], row["l"], row["c"], volume, row["sum"])
 
 
 def read_sizes(contracts: Any) -> dict[str, Decimal]:

@@ -80,7 +80,10 @@ def read_frame(frame: str | bytes, symbols: Mapping[str, Symbol]) -> list[Event]
         return []
     if channel != "ohlc":
         return _read_answer(message, symbols)
-    rows, sent_ms = message.get("data"), _read_ms(message.get("timestamp"))
+    try:
+        rows, sent_ms = message.get("data"), _read_ms(message.get("timestamp"))
+    except ValueError as error:
+        raise ExchangeError(f"expected a send time, got {frame[:200]!r}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ExchangeError(f"expected rows, got {frame[:200]!r}")
     by_name: dict[str, list[Any]] = {}
@@ -128,14 +131,11 @@ def _read_ms(text: Any) -> int:
     """Return a time such as `2026-08-12T19:28:43.952985558Z` in UTC epoch milliseconds.
 
     Raises:
-        ExchangeError: the text is no time, or names no time zone.
+        ValueError: the text is no time, or names no time zone.
     """
-    try:
-        moment = datetime.fromisoformat(text)
-    except (TypeError, ValueError) as error:
-        raise ExchangeError(f"expected a time, got {str(text)[:60]!r}") from error
+    moment = datetime.fromisoformat(str(text))
     if moment.tzinfo is None:
-        raise ExchangeError(f"expected a time with its zone, got {text!r}")
+        raise ValueError(f"expected a time with its zone, got {text!r}")
     return round(moment.timestamp() * 1000)
 
 
@@ -155,9 +155,10 @@ def read_envelope(body: Any) -> dict[str, Any]:
         problem = f"Kraken answered {body['error'][0]}"
         is_passing = str(body["error"][0]).startswith(_RETRY_LATER)
         raise Unavailable(problem) if is_passing else ExchangeError(problem)
-    if not isinstance(body.get("result"), dict):
+    result = body.get("result")
+    if not isinstance(result, dict):
         raise ExchangeError(f"expected a result, got {str(body)[:200]}")
-    return body["result"]
+    return result
 
 
 def is_too_many(body: Any) -> bool:
@@ -186,7 +187,8 @@ def read_row(row: Any) -> Candle:
     """
     if not isinstance(row, list) or len(row) < _COLUMNS:
         raise InvalidCandle(f"expected a row of {_COLUMNS} columns or more, got {str(row)[:200]}")
-    return Candle.parse(row_ms(row), *row[1:5], row[6])
+    _, opened, high, low, close, _, volume = row[:_COLUMNS]
+    return Candle.parse(row_ms(row), opened, high, low, close, volume)
 
 
 def row_ms(row: Sequence[Any]) -> int:

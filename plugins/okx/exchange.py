@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from candled import (
     MINUTE_MS,
@@ -84,7 +84,7 @@ class Okx(Exchange):
 
     name = "okx"
     Settings = OkxSettings
-    request_budgets = {
+    request_budgets: ClassVar[Mapping[str, RequestBudget]] = {
         "candles": RequestBudget(limit=40, period_s=2),
         "history": RequestBudget(limit=20, period_s=2),
     }

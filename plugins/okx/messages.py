@@ -132,8 +132,9 @@ def read_row(row: Any, inst_type: InstType) -> Candle:
     """
     if not isinstance(row, list) or len(row) < _COLUMNS:
         raise InvalidCandle(f"expected a row of {_COLUMNS} columns, got {str(row)[:200]}")
-    volume = row[5] if inst_type == "SPOT" else row[6]
-    return Candle.parse(*row[:5], volume, row[7], final=row[8] == "1")
+    open_ms, opened, high, low, close, volume, base, quote, confirm = row[:_COLUMNS]
+    volume = volume if inst_type == "SPOT" else base
+    return Candle.parse(open_ms, opened, high, low, close, volume, quote, final=confirm == "1")
 
 
 # ---------------------------------------------------------------- REST

@@ -146,7 +146,7 @@ async def test_an_end_right_after_the_handover_is_no_interruption(clock):
 
 
 async def test_symbols_that_change_meanwhile_are_those_of_the_new_connection(clock, monkeypatch):
-    async with reading(clock) as (server, pool, sink):
+    async with reading(clock) as (server, pool, _):
         clock.ahead_s = 60.0
         waiting, taken_over = [], pool.on_connected
         monkeypatch.setattr(pool, "on_connected", waiting.append)
@@ -163,7 +163,7 @@ async def test_symbols_that_change_meanwhile_are_those_of_the_new_connection(clo
 
 
 async def test_a_connection_that_no_symbol_needs_any_more_is_not_replaced(clock):
-    async with reading(clock) as (server, pool, sink):
+    async with reading(clock) as (server, pool, _):
         clock.ahead_s = 60.0
         await server.peers[0].send("bye")
         await server.until(lambda: len(server.peers) == 2)
@@ -174,7 +174,7 @@ async def test_a_connection_that_no_symbol_needs_any_more_is_not_replaced(clock)
 
 
 async def test_a_new_connection_is_not_replaced_again(clock):
-    async with reading(clock) as (server, pool, sink):
+    async with reading(clock) as (server, _, sink):
         await server.peers[0].send("bye")
         await server.peers[0].send("BTC/USDT 1")
         await server.until(lambda: sink.volumes == ["1"])

@@ -1,4 +1,4 @@
-"""Weights that depend on the request, one budget for all of them, and a header with the weight in use, as Binance has."""
+"""Weights that depend on the request, one budget for all of them, and a header with the weight in use."""
 
 import asyncio
 from typing import ClassVar

@@ -25,7 +25,6 @@ from tests import deadlines
 from tests.clocks import START_MS
 
 
-
 def recorded(name: str) -> list[str]:
     """The messages that an exchange sent, from `<plugin>/frames/<file>`: one a line, or as ccxt keeps them."""
     text = _frames(name).read_text("utf-8")
@@ -87,7 +86,7 @@ def opening_times(rows: Sequence[Candle | InvalidRow]) -> list[int | None]:
     return sorted(row.open_ms for row in rows)
 
 
-WINDOWS = st.tuples(st.integers(0, 3000), st.integers(1, 5000))
+WINDOWS = st.tuples(st.integers(0, 3000), st.sampled_from([1, 2, 61, 100, 101, 5000]))
 """How long ago, in minutes, a range of history ends, and how long it is."""
 
 

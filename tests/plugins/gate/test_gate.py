@@ -57,7 +57,8 @@ async def futures_feed(*symbols: Symbol):
 
 
 UPDATE = {"time": 100, "time_ms": 100_500, "channel": "spot.candlesticks", "event": "update", "result": {
-    "t": "60", "v": "33", "c": "11", "h": "12", "l": "9", "o": "10", "n": "1m_BTC_USDT", "a": "3", "w": False}}  # fmt: skip
+    "t": "60", "v": "33", "c": "11", "h": "12", "l": "9", "o": "10", "n": "1m_BTC_USDT", "a": "3", "w": False,
+}}  # fmt: skip
 
 
 # ---------------------------------------------------------------- WebSocket

@@ -4,7 +4,6 @@ import json
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
 
 from candled import (
     MINUTE_MS,
@@ -42,7 +41,8 @@ def kraken() -> Kraken:
 
 
 ROW = {"symbol": "BTC/USD", "open": 10, "high": 12.5, "low": 9, "close": 11, "trades": 1, "volume": 3, "vwap": 10,
-       "interval_begin": "2026-08-12T19:19:00.000000000Z", "interval": 1, "timestamp": "2026-08-12T19:20:00Z"}  # fmt: skip
+       "interval_begin": "2026-08-12T19:19:00.000000000Z", "interval": 1,
+       "timestamp": "2026-08-12T19:20:00Z"}  # fmt: skip
 
 
 def push(*rows: object, kind: str = "update", sent: object = "2026-08-12T19:19:30.5Z") -> str:

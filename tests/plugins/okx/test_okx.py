@@ -206,7 +206,8 @@ SPOT_ENTRY = {
     "tickSz": "0.1", "lotSz": "0.00000001", "listTime": "1548133413000", "contTdSwTime": "", "uly": "",
 }  # fmt: skip
 SWAP_ENTRY = {
-    "instType": "SWAP", "instId": "BTC-USDT-SWAP", "baseCcy": "", "quoteCcy": "", "settleCcy": "USDT", "uly": "BTC-USDT",
+    "instType": "SWAP", "instId": "BTC-USDT-SWAP", "baseCcy": "", "quoteCcy": "", "settleCcy": "USDT",
+    "uly": "BTC-USDT",
     "state": "suspend", "tickSz": "0.1", "lotSz": "0.01", "ctVal": "0.01", "ctValCcy": "BTC",
     "listTime": "1611916828000", "contTdSwTime": "1611917000000",
 }  # fmt: skip
@@ -236,4 +237,4 @@ async def test_markets_with_their_facts():
 
 async def test_a_list_of_another_form_is_an_error():
     with pytest.raises(ExchangeError, match="not as documented"):
-        await okx().fetch_markets(FakeHttp(lambda path, query: {"code": "0", "data": [{"instId": "A-B"}]}))
+        await okx().fetch_markets(FakeHttp(lambda path, query: {"code": "0", "data": [{**SPOT_ENTRY, "tickSz": "x"}]}))

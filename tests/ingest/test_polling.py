@@ -1,4 +1,4 @@
-"""Kraken over REST alone: a feed that polls, in phase with the exchange's minutes."""
+"""A feed that polls an exchange over REST, in phase with its minutes."""
 
 import asyncio
 from itertools import pairwise
@@ -19,7 +19,6 @@ from candled import (
 )
 from candled.model import MINUTE
 from tests.clocks import START_MS, ManualClock
-from tests.plugins.local import recorded_answer
 
 BTC, ETH = Symbol("BTC", "USDT"), Symbol("ETH", "USDT")
 
@@ -137,14 +136,3 @@ async def test_a_feed_of_which_nothing_can_be_read_is_interrupted_and_passes_the
     with pytest.raises(Unavailable, match="Rate limit") as caught:
         await polled(Kraken(Settings(), clock), http, 1, BTC, ETH)
     assert caught.value.retry_after_s == 30.0
-
-
-async def test_recorded_rows_are_read(clock):
-    body = recorded_answer("languages/kraken_rest.json")
-
-    class Recorded:
-        async def get_json(self, url, params=None, **_):
-            return body
-
-    rows = await Kraken(Settings(), clock).fetch_history(Recorded(), BTC, 1706626800000, 1706803200000)
-    assert [(row.open_ms, str(row.close)) for row in rows][-1] == (1706799600000, "42548.5")
