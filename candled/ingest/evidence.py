@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from candled.exchange import Exchange, Http
 from candled.model import DAY, MINUTE, MINUTE_MS, Candle, Interval, Range, Symbol
 
-from .retention import kept_since
-
 # The finest of these that the exchange offers shows at which bar of the first day history begins.
 _FINE = tuple(Interval.parse(name) for name in ("5m", "15m", "1h"))
 
@@ -30,16 +28,22 @@ NOTHING = Evidence()
 
 
 async def find_evidence(
-    exchange: Exchange, http: Http, symbol: Symbol, stretch: Range, first: Candle, listed_ms: int | None
+    exchange: Exchange,
+    http: Http,
+    symbol: Symbol,
+    stretch: Range,
+    first: Candle,
+    listed_ms: int | None,
+    kept_ms: int = 0,
 ) -> Evidence:
     """Ask other sources about the minutes of `stretch`, before `first`, the oldest known minute.
 
-    `listed_ms` is the start of trading from the list of markets.
+    `listed_ms` is the start of trading from the list of markets, `kept_ms` the oldest minute that the exchange keeps.
 
     Raises:
         Unavailable, ExchangeError: as in the methods of the exchange.
     """
-    if stretch.end_ms <= kept_since(exchange.history_minutes, exchange.now_ms()):
+    if stretch.end_ms <= kept_ms:
         return Evidence(begins_ms=first.open_ms)
     if listed_ms is not None and stretch.start_ms < MINUTE.floor(listed_ms) <= first.open_ms:
         stretch = Range(MINUTE.floor(listed_ms), stretch.end_ms)

@@ -22,7 +22,7 @@ from .market_listing import MarketListing
 from .market_status import MAX_PROBLEM
 from .parity import Parity
 from .publisher import IngestPublisher
-from .retention import fetch_kept
+from .retention import fetch_kept, kept_since
 
 if TYPE_CHECKING:
     from candled.store.ingest_store import IngestStore
@@ -203,7 +203,8 @@ class RepairScheduler:
         span, listed_ms = Range(beginning.start_ms, beginning.end_ms), self._listing.listed_ms(symbol)
         try:
             (first,) = await self._store.read_minutes(market.key, first_ms, first_ms + MINUTE_MS)
-            evidence = await find_evidence(self._exchange, self._http, symbol, span, first, listed_ms)
+            kept_ms = kept_since(self._exchange.history_minutes, self._time.now_ms())
+            evidence = await find_evidence(self._exchange, self._http, symbol, span, first, listed_ms, kept_ms)
         except (CandledError, ValueError) as error:  # no result; asked again later
             logger.debug("%s: the beginning of its history is unknown: %s", market.key, error)
             return

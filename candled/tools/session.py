@@ -109,7 +109,7 @@ class ExchangeSource:
             Unavailable, ExchangeError: as the methods of the exchange.
         """
         listed = {market.symbol: market.listed_ms for market in await self._exchange.fetch_markets(self._http)}
-        return await find_evidence(self._exchange, self._http, symbol, stretch, first, listed.get(symbol))
+        return await find_evidence(self._exchange, self._http, symbol, stretch, first, listed.get(symbol), self.kept_ms)
 
     def close(self) -> None:
         """Drop idle connections."""

@@ -85,6 +85,7 @@ def test_minutes_that_were_dropped_are_no_quiet_ones():
 async def test_history_begins_with_the_oldest_minute_once_the_time_before_is_dropped(make, evidence):
     exchange = make(at(100))
     first: Candle = minute(40)
-    found = await find_evidence(exchange, None, BTC, Range(at(0), at(40)), first, None)
+    kept_ms = kept_since(exchange.history_minutes, exchange.now_ms())
+    found = await find_evidence(exchange, None, BTC, Range(at(0), at(40)), first, None, kept_ms)
     assert found == evidence
     assert bool(exchange.asked) == (make is Keeping)
