@@ -267,8 +267,7 @@ class Coverage:
                 now_known.append(make_gap(first_ms, stop_ms, why, 1, now_ms))
                 if why != "unconfirmed":
                     self._covered.add(first_ms, stop_ms)
-        changed = join_gaps(now_known) != before
-        if changed:
+        if changed := join_gaps(now_known) != before:
             self._put_gaps(first, last, now_known)
             self._record_change(start_ms, end_ms)
             for known_gap in now_known:
