@@ -1,7 +1,5 @@
 """Closed flags that are final, advisory, or lie."""
 
-import json
-
 import pytest
 
 from candled.exchange import Candles
@@ -9,8 +7,8 @@ from candled.ingest.coverage import Coverage
 from candled.ingest.market import MarketIngest
 from candled.ingest.market_status import Rules
 from candled.model import MINUTE_MS, MarketKey, Symbol
-from tests.plugins.languages.local import recorded
-from tests.plugins.languages.test_binance import BinanceFeed
+from candled_plugins.binance.exchange import BinanceFeed
+from tests.plugins.local import recorded
 from tests.rows import MONDAY_MS, minute
 
 BTC = Symbol("BTC", "USDT")
@@ -87,7 +85,12 @@ def test_a_final_minute_that_changes_is_a_revision(flag):
 def test_recorded_frames_of_binance(flag, is_final):
     symbol = Symbol("LTC", "BRL")
     feed = BinanceFeed("ws://localhost", [symbol])
-    events = [event for frame in recorded("binance_socket.txt") for event in feed.read_frame(json.dumps(frame))]
+    events = [
+        event
+        for frame in recorded("binance/boundary_spot.txt")
+        if "ltcbrl" in frame
+        for event in feed.read_frame(frame)
+    ]
     first = events[0].candles[0]
     one = market(flag, first.open_ms - first.open_ms % (1440 * MINUTE_MS))
     seen = [candle.final for event in events for candle in one.on_push(event, event.candles[-1].as_of_ms + 50).live]
