@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from candled import Exchange, hookimpl
 
-from .exchange import Gate, GateUsdt
+from .exchange import Gateio, GateioUsdt
 
 
 @hookimpl
 def candled_exchanges() -> Sequence[type[Exchange]]:
     """Return Gate's spot market and its contracts. They have different hosts, so they are two exchanges."""
-    return [Gate, GateUsdt]
+    return [Gateio, GateioUsdt]

@@ -34,7 +34,7 @@ from .messages import Kind
 _REST_URL = "https://api.gateio.ws"
 
 
-class GateSettings(Settings):
+class GateioSettings(Settings):
     """Settings of the Gate spot exchange."""
 
     ws_url: WebSocketUrl = setting("wss://api.gateio.ws/ws/v4/", "the public WebSocket for spot pairs")
@@ -42,7 +42,7 @@ class GateSettings(Settings):
     symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
 
 
-class GateUsdtSettings(Settings):
+class GateioUsdtSettings(Settings):
     """Settings of Gate's contracts in USDT."""
 
     ws_url: WebSocketUrl = setting("wss://fx-ws.gateio.ws/v4/ws/usdt", "the WebSocket for contracts in USDT")
@@ -50,7 +50,7 @@ class GateUsdtSettings(Settings):
     symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
 
 
-class GateFeed(SocketFeed):
+class GateioFeed(SocketFeed):
     """One connection to Gate's WebSocket, which takes one market in a frame."""
 
     ping_every_s = 15.0
@@ -83,7 +83,7 @@ class GateFeed(SocketFeed):
         return messages.read_frame(frame, self._by_name, self._requests, None)
 
 
-class GateUsdtFeed(GateFeed):
+class GateioUsdtFeed(GateioFeed):
     """One connection for contracts. It reads their sizes before it connects, because Gate counts contracts."""
 
     kind = "futures"
@@ -106,11 +106,11 @@ class GateUsdtFeed(GateFeed):
         return messages.read_frame(frame, self._by_name, self._requests, self._sizes.by_name)
 
 
-class Gate(Exchange):
+class Gateio(Exchange):
     """Gate's spot market. Gate keeps the newest 10,000 minutes."""
 
     name = "gate"
-    Settings: ClassVar[type[Any]] = GateSettings
+    Settings: ClassVar[type[Any]] = GateioSettings
     request_budgets: ClassVar[Mapping[str, RequestBudget]] = {"candles": RequestBudget(limit=200, period_s=10)}
     max_history_minutes = 999  # both bounds count, and a page has 1,000 rows
     history_minutes = 9990
@@ -126,7 +126,7 @@ class Gate(Exchange):
 
     def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
         """Return the feed of one connection."""
-        return GateFeed(self.settings.ws_url, symbols, self.now_ms)
+        return GateioFeed(self.settings.ws_url, symbols, self.now_ms)
 
     async def fetch_history(
         self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
@@ -177,7 +177,7 @@ class Gate(Exchange):
 class ContractSizes:
     """The base coins in one contract of each market, read when a size is first needed."""
 
-    def __init__(self, exchange: "GateUsdt") -> None:
+    def __init__(self, exchange: "GateioUsdt") -> None:
         self._exchange = exchange
         #: By Gate's names; empty until they are read.
         self.by_name: dict[str, Decimal] = {}
@@ -192,11 +192,11 @@ class ContractSizes:
             self.by_name |= messages.read_sizes(await self._exchange.fetch_contracts(http))
 
 
-class GateUsdt(Gate):
+class GateioUsdt(Gateio):
     """Gate's perpetual contracts that are settled in USDT."""
 
     name = "gate-usdt"
-    Settings = GateUsdtSettings
+    Settings = GateioUsdtSettings
 
     def __init__(self, settings: Any, clock: Clock) -> None:
         super().__init__(settings, clock)
@@ -218,7 +218,7 @@ class GateUsdt(Gate):
 
     def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
         """Return the feed of one connection."""
-        return GateUsdtFeed(self.settings.ws_url, symbols, self.now_ms, self._sizes)
+        return GateioUsdtFeed(self.settings.ws_url, symbols, self.now_ms, self._sizes)
 
     async def _fetch_rows(
         self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int

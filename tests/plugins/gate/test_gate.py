@@ -16,7 +16,7 @@ from candled import (
     SubscriptionRejected,
     Symbol,
 )
-from candled_plugins.gate.exchange import Gate, GateSettings, GateUsdt, GateUsdtSettings
+from candled_plugins.gate.exchange import Gateio, GateioSettings, GateioUsdt, GateioUsdtSettings
 from tests.clocks import START_MS, ManualClock
 from tests.plugins.local import (
     NOT_FRAMES,
@@ -38,12 +38,12 @@ CONTRACTS = [
 ]
 
 
-def gate() -> Gate:
-    return Gate(GateSettings(), ManualClock(START_MS + 30_000))
+def gate() -> Gateio:
+    return Gateio(GateioSettings(), ManualClock(START_MS + 30_000))
 
 
-def gate_usdt() -> GateUsdt:
-    return GateUsdt(GateUsdtSettings(), ManualClock(START_MS + 30_000))
+def gate_usdt() -> GateioUsdt:
+    return GateioUsdt(GateioUsdtSettings(), ManualClock(START_MS + 30_000))
 
 
 def feed(*symbols: Symbol):
@@ -169,7 +169,7 @@ def candlesticks(path: str, query: dict[str, str]):
 @few_examples
 @given(WINDOWS)
 async def test_every_minute_of_a_range_is_found(ago_and_count):
-    start_ms, end_ms = window(*ago_and_count, Gate.max_history_minutes)
+    start_ms, end_ms = window(*ago_and_count, Gateio.max_history_minutes)
     for exchange, symbol in ((gate(), BTC), (gate_usdt(), CONTRACT)):
         rows = await exchange.fetch_history(FakeHttp(candlesticks), symbol, start_ms, end_ms)
         assert opening_times(rows) == list(range(start_ms, end_ms, MINUTE_MS))
