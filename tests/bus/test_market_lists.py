@@ -1,6 +1,7 @@
 """The universe over Redis: the leader's list of markets reaches every process, and their feeds follow it."""
 
 import asyncio
+import random
 from decimal import Decimal
 
 import pytest
@@ -19,6 +20,7 @@ from candled.bus.codec import (
 from candled.bus.redis.leases import LeaseState
 from candled.model import Market, MarketKey, Position, Symbol
 from tests.bus.rig import BTC, CLOCK, ETH, new_prefix, process, until
+from tests.proxy import Proxy
 from tests.redis_servers import own_redis, shared_redis
 
 SOL = MarketKey("bitget", Symbol("SOL", "USDT"))
@@ -129,6 +131,33 @@ async def test_a_market_that_returns_continues_its_numbers(prefix):
         await CLOCK.sleep(3.0)
         assert "reset" not in serving.bus.describe()["healed"]
         assert [one.bus.describe().get("trouble") for one in (leader, serving)] == [None, None]
+
+
+async def test_many_changes_in_a_row_and_some_while_redis_is_cut_off_end_with_the_right_feeds(prefix):
+    draw = random.Random(7)
+    coins = [MarketKey("bitget", Symbol(f"COIN{number}", "USDT")) for number in range(12)]
+    with own_redis() as server, Proxy(("127.0.0.1", server.port)) as proxy:
+        url = f"redis://127.0.0.1:{proxy.address[1]}/0"
+        async with (
+            process(server.url, prefix, ingests=True, markets=(BTC,), **CHOSEN) as leader,
+            process(url, prefix, markets=(), **CHOSEN) as serving,
+        ):
+            await until(lambda: leader.state is LeaseState.LEADER)
+            for step in range(40):
+                choose(leader, BTC, *draw.sample(coins, draw.randrange(len(coins))))
+                leader.publish(BTC, step)
+                if step == 20:
+                    proxy.reset_existing()
+                await asyncio.sleep(draw.choice([0, 0, 0.02, 0.3]))
+            served = leader.universe.markets
+            await until(lambda: serving.universe.markets == served)
+            sent = {market: leader.publish(market, 40) for market in served}
+            await until(lambda: sent.items() <= serving.ear.newest.items())
+            await until(lambda: serving.bus.describe()["connected"])
+            await CLOCK.sleep(2.5)
+            assert serving.bus.describe().get("trouble") is None
+            assert set(serving.bus._channels.values()) == set(served)
+            assert serving.bus._tracker.stale_markets() == set()
 
 
 async def test_a_process_that_ingests_keeps_the_symbols_of_its_settings_and_takes_the_facts(prefix):

@@ -97,6 +97,26 @@ async def test_on_an_old_cluster_every_node_carries_everything(cluster, monkeypa
 
 
 @pytest.mark.parametrize("sharded", [True, False])
+async def test_markets_that_come_and_go_are_received_wherever_their_channels_are(cluster, monkeypatch, sharded):
+    if not sharded:
+        monkeypatch.setattr("candled.bus.redis.connections._SHARDED_SINCE", 99)
+    prefix, symbols = new_prefix(), [market.symbol for market in MARKETS]
+    async with (
+        process(cluster.url, prefix, ingests=True, markets=MARKETS[:2]) as leader,
+        process(cluster.url, prefix, markets=MARKETS[:2]) as hearer,
+    ):
+        await until(lambda: leader.state is LeaseState.LEADER and hearer.is_ready)
+        for served in (symbols, symbols[2:], symbols[:3]):
+            leader.universe.set_markets("bitget", served)
+            await until(lambda served=served: hearer.universe.symbols("bitget") == tuple(served))
+            sent = {MarketKey("bitget", symbol): leader.publish(MarketKey("bitget", symbol)) for symbol in served}
+            await until(lambda sent=sent: sent.items() <= hearer.ear.newest.items())
+        assert hearer.bus.describe().get("trouble") is None
+        if not sharded:
+            assert hearer.bus.describe()["generation"] == 1  # no connection was replaced
+
+
+@pytest.mark.parametrize("sharded", [True, False])
 async def test_slots_that_move_to_other_owners_while_messages_flow(cluster, monkeypatch, capsys, sharded):
     """Those of a market, and that of the lease and heartbeat; there and back, with a pause between keys and slot."""
     if not sharded:

@@ -184,6 +184,16 @@ async def test_a_mistake_is_400_with_the_error_of_the_protocol(get, http_port, q
     assert statistics["connections"] == 0
 
 
+async def test_the_closed_bars_of_a_pattern_and_its_markets_are_events_without_ids(stage, http_port):
+    path = "/events?symbol=*/USDT&interval=1m&mode=closed&markets=true"
+    async with source(http_port, path) as one:
+        assert (await one.event())["symbols"] == ["BTC/USDT"]
+        stage.push(minute(60, final=True))
+        update = await one.event()
+        assert (update["pattern"], update["symbol"], update["bar"]["final"]) == ("*/USDT", "BTC/USDT", True)
+        assert one.last_id == ""
+
+
 async def test_the_end_of_the_server_is_sent_and_the_answer_ends(stage, http_port):
     async with source(http_port) as chart:
         await chart.event()
