@@ -123,7 +123,7 @@ class PatternRooms:
         if room is None:
             room = PatternRoom(topic, self._codec.pattern_name(topic))
             self._rooms[topic] = room
-            self._add_markets(room, self._codec.symbols(topic.exchange))
+            self._add_markets(room, self._codec.symbols(topic.exchange), are_new=False)
         membership = PatternMembership(connection, room, options)
         room.groups.setdefault(options, Recipients()).add_slot(membership)
         return membership
@@ -164,7 +164,7 @@ class PatternRooms:
             gone = [symbol for symbol in change.removed if symbol in room.symbols]
             for symbol in gone:
                 del room.symbols[symbol]
-            new = self._add_markets(room, change.added)
+            new = self._add_markets(room, change.added, are_new=True)
             if gone or new:
                 room.list_frame = None
                 room.watchers.compact()
@@ -210,8 +210,8 @@ class PatternRooms:
 
     # ------------------------------------------------------------ inside
 
-    def _add_markets(self, room: PatternRoom, symbols: Iterable[Symbol]) -> list[Symbol]:
-        """Follow the markets that a room selects; return them."""
+    def _add_markets(self, room: PatternRoom, symbols: Iterable[Symbol], *, are_new: bool) -> list[Symbol]:
+        """Follow the markets that a room selects; return them. Those that `are_new` have no bars yet."""
         selected = [symbol for symbol in symbols if room.selects(symbol)]
         exchange, _, interval = room.topic
         for symbol in selected:
@@ -219,8 +219,8 @@ class PatternRooms:
             followed = self._followed.setdefault(MarketKey(exchange, symbol), {})
             closed = followed.get(interval)
             if closed is None:
-                since_ms = self._newest_past(Topic(MarketKey(exchange, symbol), interval), None)
-                closed = followed[interval] = _ClosedBars(self._clock.now_ms(), since_ms)
+                sent_ms = None if are_new else self._newest_past(Topic(MarketKey(exchange, symbol), interval), None)
+                closed = followed[interval] = _ClosedBars(self._clock.now_ms(), sent_ms)
             closed.rooms.append(room)
         return selected
 

@@ -17,6 +17,7 @@ from candled.bus.codec import (
     encode_market_list,
     encode_notice,
 )
+from candled.bus.redis import market_lists
 from candled.bus.redis.leases import LeaseState
 from candled.model import Market, MarketKey, Position, Symbol
 from tests.bus.rig import BTC, CLOCK, ETH, new_prefix, process, until
@@ -196,6 +197,21 @@ async def test_the_leader_writes_its_list_again_after_redis_lost_or_changed_it(p
             kept = decode_market_list("bitget", await client.get(key))
             assert list(kept.markets) == [BTC.symbol, ETH.symbol]
             assert leader.state is LeaseState.LEADER
+
+
+numbers = st.lists(st.integers(0, 400), unique=True, max_size=300)
+
+
+@given(numbers, numbers)
+def test_a_list_is_applied_in_small_steps_that_end_with_it(before, after):
+    before, after = ([Symbol(f"C{number}", "USDT") for number in chosen] for chosen in (before, after))
+    known = set(before)
+    for step in market_lists._steps(before, after):
+        assert len(known - set(step)) <= market_lists._STEP_MARKETS
+        assert len(set(step) - known) <= market_lists._STEP_MARKETS
+        assert known & set(after) <= set(step)  # no market that stays is missing in between
+        known = set(step)
+    assert step == tuple(after)
 
 
 # ---------------------------------------------------------------- the form

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from candled.bus.codec import (
     MAX_LIST_BYTES,
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 _REPEAT_S = 10.0  # the leader publishes its list again, because Redis may lose it, and a notice
 _RETRY_S = 1.0
 _TURN_S = 0.25  # between two checks for lists to read or to publish
+_STEP_MARKETS = 50  # markets that are added to or removed from the universe without a pause
 _KEY_TTL_S = 7 * 86_400
 _LOAD_S = 3.0
 
@@ -232,26 +233,44 @@ class MarketLists:
                 continue
             self._read_failures.record_success(exchange)
             if answer and not self._is_led_here(exchange):
-                self._apply_data(exchange, answer)
+                await self._apply_data(exchange, answer)
 
-    def _apply_data(self, exchange: str, data: bytes) -> None:
+    async def _apply_data(self, exchange: str, data: bytes) -> None:
         try:
             found = decode_market_list(exchange, data)
         except BadMessage as error:
             logger.warning("Redis: the list of markets of %s cannot be read: %s: %s", exchange, error, excerpt(data))
             return
         if found.position != self._positions.get(exchange):
-            self._apply_list(exchange, found)
+            await self._apply_list(exchange, found)
 
-    def _apply_list(self, exchange: str, found: MarketList) -> None:
+    async def _apply_list(self, exchange: str, found: MarketList) -> None:
+        """Apply a list to the universe, in steps so small that clients of other markets do not wait."""
         keeps_symbols = self._leases is not None and exchange not in self._chosen
         symbols = self._universe.symbols(exchange) if keeps_symbols else tuple(found.markets)
         facts = {symbol: market for symbol, market in found.markets.items() if market is not None}
+        for step in _steps(self._universe.symbols(exchange), symbols):
+            self._is_applying = True
+            try:
+                self._universe.set_markets(exchange, step, facts)
+            finally:
+                self._is_applying = False
+            await self._clock.sleep(0)
+            if self._is_led_here(exchange):  # now this process chooses, beginning with the markets so far
+                break
         self._positions[exchange] = found.position
         self._known.add(exchange)
         self._follow_failures.record_success(exchange)
-        self._is_applying = True
-        try:
-            self._universe.set_markets(exchange, symbols, facts)
-        finally:
-            self._is_applying = False
+
+
+def _steps(symbols: Sequence[Symbol], wanted: Sequence[Symbol]) -> Iterator[tuple[Symbol, ...]]:
+    """Yield the markets after each step from `symbols` to `wanted`, which is the last one."""
+    before, after = dict.fromkeys(symbols), dict.fromkeys(wanted)
+    removed = [symbol for symbol in before if symbol not in after]
+    added = [symbol for symbol in after if symbol not in before]
+    for start in range(0, max(len(removed), len(added)) - _STEP_MARKETS, _STEP_MARKETS):
+        for symbol in removed[start : start + _STEP_MARKETS]:
+            del before[symbol]
+        before |= dict.fromkeys(added[start : start + _STEP_MARKETS])
+        yield tuple(before)
+    yield tuple(wanted)
