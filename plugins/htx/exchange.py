@@ -1,0 +1,118 @@
+"""HTX: its addresses and limits."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from candled import (
+    MINUTE_MS,
+    Candle,
+    Clock,
+    ConnectionLimits,
+    Event,
+    Exchange,
+    Feed,
+    Http,
+    HttpUrl,
+    Interval,
+    InvalidRow,
+    Market,
+    Settings,
+    SocketFeed,
+    Symbol,
+    WebSocketUrl,
+    read_rows_in_slices,
+    setting,
+    strict_candles,
+)
+
+from . import messages
+
+_NEWEST = 2000  # rows at most, always the newest ones
+
+
+class HtxSettings(Settings):
+    """Settings of the HTX exchange."""
+
+    ws_url: WebSocketUrl = setting("wss://api.huobi.pro/ws", "the public WebSocket")
+    rest_url: HttpUrl = setting("https://api.huobi.pro", "the REST API, without a path")
+    symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
+
+
+class HtxFeed(SocketFeed):
+    """One connection to HTX's WebSocket, whose frames are compressed.
+
+    HTX pings every five seconds, and closes a connection that leaves two pings unanswered.
+    """
+
+    compression = "gzip"
+
+    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
+        """Carry `symbols`, and keep a table of HTX's topics."""
+        super().set_symbols(symbols)
+        self._by_topic = {messages.topic_of(symbol): symbol for symbol in symbols}
+
+    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that subscribe."""
+        return messages.command_frames("sub", symbols)
+
+    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that unsubscribe."""
+        return messages.command_frames("unsub", symbols)
+
+    def read_frame(self, frame: str | bytes) -> list[Event]:
+        """Return the events of a frame."""
+        return messages.read_frame(frame, self._by_topic)
+
+
+class Htx(Exchange):
+    """HTX's spot market. It has a row for a minute without trades, and keeps the newest 2,000 minutes."""
+
+    name = "htx"
+    Settings = HtxSettings
+    requests_per_s = 5.0  # HTX allows ten a second and address
+    max_history_minutes = 1000
+    history_minutes = _NEWEST - 10
+    publishes_empty_candles = True
+
+    def __init__(self, settings: HtxSettings, clock: Clock) -> None:
+        super().__init__(settings, clock)
+        self.limits = ConnectionLimits(symbols_per_connection=settings.symbols_per_connection)
+
+    async def fetch_markets(self, http: Http) -> list[Market]:
+        """Return the listed markets."""
+        symbols = await self._get(http, "/v1/common/symbols", {})
+        return messages.read_markets(symbols, await self._get(http, "/market/tickers", {}))
+
+    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
+        """Return the feed of one connection."""
+        return HtxFeed(self.settings.ws_url, symbols)
+
+    async def fetch_history(
+        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
+    ) -> Sequence[Candle | InvalidRow]:
+        """Return the minutes in `[start_ms, end_ms)`, as far as HTX still has them."""
+        return await self._fetch_rows(http, symbol, "1min", MINUTE_MS, start_ms, end_ms)
+
+    async def fetch_bars(
+        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
+    ) -> list[Candle] | None:
+        """Return HTX's bars up to four hours, the newest 2,000 of each interval."""
+        period = messages.PERIODS.get(str(interval))
+        if period is None:
+            return None
+        return strict_candles(await self._fetch_rows(http, symbol, period, interval.ms, start_ms, end_ms), interval)
+
+    async def _fetch_rows(
+        self, http: Http, symbol: Symbol, period: str, bar_ms: int, start_ms: int, end_ms: int
+    ) -> list[Candle | InvalidRow]:
+        """Return the bars that open in `[start_ms, end_ms)`. HTX takes a number of rows, up to the present."""
+        size = (self.now_ms() - start_ms) // bar_ms + 2
+        query = {"symbol": messages.name_of(symbol), "period": period, "size": str(max(1, min(_NEWEST, size)))}
+        data, now_ms = messages.read_envelope(await self._get(http, "/market/history/kline", query))
+        read = partial(messages.read_row, as_of_ms=now_ms)
+        rows = await read_rows_in_slices(data, read, self.clock, open_ms=messages.opening_of)
+        return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+
+    async def _get(self, http: Http, path: str, query: Mapping[str, str]) -> Any:
+        return await http.get_json(self.settings.rest_url.rstrip("/") + path, query)

@@ -1,0 +1,145 @@
+"""HTX's public spot API as text: frames and rows to candles and back, without sockets or clocks.
+
+Sources: huobiapi/docs (v1_en: "Heartbeat and Connection", "Market Candlestick", "Get Klines", "Get all Supported
+Trading Symbol"); recorded frames, listed in tests/plugins/htx/frames/README.md.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+from candled import (
+    Candle,
+    Event,
+    ExchangeError,
+    FeedError,
+    Market,
+    MarketState,
+    Reply,
+    Subscribed,
+    SubscriptionRejected,
+    Symbol,
+    parse_object,
+    read_candles,
+)
+
+#: HTX's names of intervals. Its days and weeks are left out: they begin in UTC+8.
+PERIODS: Mapping[str, str] = {
+    **{"1m": "1min", "5m": "5min", "15m": "15min", "30m": "30min", "1h": "60min", "4h": "4hour"},
+}
+
+_STATES: Mapping[str, MarketState] = {"online": "trading", "pre-online": "upcoming", "offline": "delisted"}
+_CELLS = ("open", "high", "low", "close", "amount", "vol")  # `amount` is the base volume, `vol` the quote volume
+
+
+def name_of(symbol: Symbol) -> str:
+    """Return HTX's name of a spot pair, `btcusdt`. A contract keeps its own text, which HTX refuses."""
+    return f"{symbol.base}{symbol.quote}".lower() if not symbol.settle else str(symbol)
+
+
+# ---------------------------------------------------------------- WebSocket
+
+
+def topic_of(symbol: Symbol) -> str:
+    """Return the topic of the minute candles of a market."""
+    return f"market.{name_of(symbol)}.kline.1min"
+
+
+def command_frames(verb: str, symbols: Sequence[Symbol]) -> list[str]:
+    """Return the frames of `sub` or `unsub` (the `verb`), one for each market. The topic is also their number."""
+    topics = map(topic_of, symbols)
+    return [json.dumps({verb: topic, "id": topic}, separators=(",", ":")) for topic in topics]
+
+
+def read_frame(frame: str | bytes, symbols: Mapping[str, Symbol]) -> list[Event]:
+    """Return the events of one decompressed frame. `symbols` are the subscribed markets, by topic.
+
+    A candle's `as_of_ms` is the frame's send time. HTX marks no minute as closed, and pings of its own accord.
+
+    Raises:
+        ExchangeError: the frame is not as documented, or is about a market that was not subscribed.
+    """
+    message = parse_object(frame)
+    if "ping" in message:
+        return [Reply(json.dumps({"pong": _whole(message["ping"])}))]
+    if message.get("status") == "error":
+        reason, symbol = f"{message.get('err-code')} {message.get('err-msg')}", symbols.get(str(message.get("id")))
+        return [FeedError(reason) if symbol is None else SubscriptionRejected(symbol, reason)]
+    if "subbed" in message:
+        return [Subscribed(_symbol_of(message["subbed"], symbols))]
+    if "unsubbed" in message:
+        return []
+    if "ch" not in message:
+        raise ExchangeError(f"expected candles or an answer, got {frame[:200]!r}")
+    symbol = _symbol_of(message["ch"], symbols)
+    read = partial(read_row, as_of_ms=_whole(message.get("ts")))
+    return [read_candles(symbol, [message.get("tick")], read, open_ms=opening_of)]
+
+
+def _symbol_of(topic: Any, symbols: Mapping[str, Symbol]) -> Symbol:
+    symbol = symbols.get(str(topic))
+    if symbol is None:
+        raise ExchangeError(f"got a message about {topic!r}, which was not subscribed")
+    return symbol
+
+
+def _whole(number: Any) -> int:
+    if not isinstance(number, int):
+        raise ExchangeError(f"expected a whole number, got {str(number)[:60]!r}")
+    return number
+
+
+def read_row(row: Mapping[str, Any], as_of_ms: int) -> Candle:
+    """Return the candle in a row, whose numbers are JSON numbers with all their digits.
+
+    Raises:
+        InvalidCandle: the row is not a possible candle.
+    """
+    opened, high, low, close, amount, vol = (row[name] for name in _CELLS)
+    return Candle.parse(opening_of(row), opened, high, low, close, amount, vol, as_of_ms=as_of_ms)
+
+
+def opening_of(row: Mapping[str, Any]) -> int:
+    """Return the opening time of a row, UTC epoch milliseconds."""
+    return int(row["id"]) * 1000
+
+
+# ---------------------------------------------------------------- REST
+
+
+def read_envelope(body: Any) -> tuple[list[Any], int]:
+    """Return the `data` of an answer, and the exchange's clock in UTC epoch milliseconds; 0 if it is not in the answer.
+
+    Raises:
+        ExchangeError: HTX refuses the request, or the body is not as documented.
+    """
+    if not isinstance(body, dict) or body.get("status") != "ok" or not isinstance(body.get("data"), list):
+        reason = f"{body.get('err-code')} {body.get('err-msg')}" if isinstance(body, dict) else str(body)[:200]
+        raise ExchangeError(f"HTX answered {reason}")
+    now_ms = body.get("ts", 0)
+    return body["data"], now_ms if isinstance(now_ms, int) else 0
+
+
+def read_markets(symbols: Any, tickers: Any) -> list[Market]:
+    """Return the markets in the answers of `common/symbols` and `market/tickers`.
+
+    Raises:
+        ExchangeError: as `read_envelope`; an entry without the documented fields.
+    """
+    try:
+        volumes = {one["symbol"]: Decimal(one["vol"] or 0) for one in read_envelope(tickers)[0]}
+        return [_read_market(one, volumes) for one in read_envelope(symbols)[0]]
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise ExchangeError(f"a market is not as documented: {error!r}") from error
+
+
+def _read_market(entry: Mapping[str, Any], volumes: Mapping[str, Decimal]) -> Market:
+    return Market(
+        symbol=Symbol(entry["base-currency"].upper(), entry["quote-currency"].upper()),
+        price_decimals=int(entry["price-precision"]),
+        volume_decimals=int(entry["amount-precision"]),
+        status=_STATES.get(entry["state"], "suspended"),
+        quote_volume_24h=volumes.get(entry["symbol"]),
+    )

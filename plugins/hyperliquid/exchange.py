@@ -1,0 +1,127 @@
+"""Hyperliquid: its addresses, and weights that grow with the rows of an answer."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+from candled import (
+    MINUTE_MS,
+    Candle,
+    Clock,
+    ConnectionLimits,
+    Event,
+    Exchange,
+    Feed,
+    Http,
+    HttpUrl,
+    Interval,
+    InvalidRow,
+    Market,
+    RequestBudget,
+    Settings,
+    SocketFeed,
+    Symbol,
+    WebSocketUrl,
+    read_rows_in_slices,
+    setting,
+    strict_candles,
+)
+
+from . import messages
+
+_NEWEST = 5000  # rows that exist
+_WEIGHT, _ROWS_PER_WEIGHT = 20.0, 60
+
+
+class HyperliquidSettings(Settings):
+    """Settings of the Hyperliquid exchange."""
+
+    ws_url: WebSocketUrl = setting("wss://api.hyperliquid.xyz/ws", "the WebSocket")
+    rest_url: HttpUrl = setting("https://api.hyperliquid.xyz", "the REST API, without a path")
+    symbols_per_connection: int = setting(
+        100, "symbols on one connection; Hyperliquid allows 1,000 on all connections of an address", ge=1, le=1000
+    )
+
+
+class HyperliquidFeed(SocketFeed):
+    """One connection to Hyperliquid, which closes one without a message for 60 seconds."""
+
+    ping = messages.PING
+
+    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
+        """Carry `symbols`, and keep a table of their coins."""
+        super().set_symbols(symbols)
+        self._by_coin = {messages.coin_of(symbol): symbol for symbol in symbols}
+
+    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that subscribe."""
+        return messages.command_frames("subscribe", symbols)
+
+    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that unsubscribe."""
+        return messages.command_frames("unsubscribe", symbols)
+
+    def read_frame(self, frame: str | bytes) -> list[Event]:
+        """Return the events of a frame."""
+        return messages.read_frame(frame, self._by_coin)
+
+
+class Hyperliquid(Exchange):
+    """Hyperliquid's perpetual contracts.
+
+    It keeps the newest 5,000 candles. A minute without trades may be missing at first, and appear later as a flat row.
+    """
+
+    name = "hyperliquid"
+    Settings = HyperliquidSettings
+    request_budgets: ClassVar[Mapping[str, RequestBudget]] = {"weight": RequestBudget(limit=1200)}
+    max_history_minutes = 1500
+    history_minutes = _NEWEST - 10
+
+    def __init__(self, settings: HyperliquidSettings, clock: Clock) -> None:
+        super().__init__(settings, clock)
+        self.limits = ConnectionLimits(
+            symbols_per_connection=settings.symbols_per_connection, connections=10, attempts_per_minute=15.0
+        )
+
+    async def fetch_markets(self, http: Http) -> list[Market]:
+        """Return the listed contracts."""
+        return messages.read_markets(await self._post(http, {"type": "metaAndAssetCtxs"}, _WEIGHT))
+
+    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
+        """Return the feed of one connection."""
+        return HyperliquidFeed(self.settings.ws_url, symbols)
+
+    async def fetch_history(
+        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
+    ) -> Sequence[Candle | InvalidRow]:
+        """Return the minutes in `[start_ms, end_ms)`, as far as Hyperliquid still has them."""
+        return await self._fetch_rows(http, symbol, "1m", MINUTE_MS, start_ms, end_ms)
+
+    async def fetch_bars(
+        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
+    ) -> list[Candle] | None:
+        """Return Hyperliquid's bars, the newest 5,000 of each interval.
+
+        Raises:
+            ExchangeError: as `Exchange.fetch_bars`; its days do not begin at 00:00 UTC.
+        """
+        name = messages.INTERVALS.get(str(interval))
+        if name is None:
+            return None
+        return strict_candles(await self._fetch_rows(http, symbol, name, interval.ms, start_ms, end_ms), interval)
+
+    async def _fetch_rows(
+        self, http: Http, symbol: Symbol, interval: str, bar_ms: int, start_ms: int, end_ms: int
+    ) -> list[Candle | InvalidRow]:
+        """Return the bars that open in `[start_ms, end_ms)`. Hyperliquid includes both bounds."""
+        request = {"coin": messages.coin_of(symbol), "interval": interval, "startTime": start_ms, "endTime": end_ms - 1}
+        most = min(_NEWEST, (end_ms - start_ms) // bar_ms)
+        body = {"type": "candleSnapshot", "req": request}
+        answer = messages.rows_of(await self._post(http, body, _WEIGHT + most / _ROWS_PER_WEIGHT))
+        read = partial(messages.read_row, interval=interval)
+        rows = await read_rows_in_slices(answer, read, self.clock, open_ms=messages.opening_of)
+        return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+
+    async def _post(self, http: Http, body: Mapping[str, Any], weight: float) -> Any:
+        return await http.post_json(f"{self.settings.rest_url.rstrip('/')}/info", body, weight=weight, budget="weight")

@@ -1,0 +1,151 @@
+"""Hyperliquid's public API as text: frames and rows to candles and back, without sockets or clocks.
+
+Sources: hyperliquid.gitbook.io ("WebSocket", "Info endpoint", "Rate limits"), hyperliquid-python-sdk; recorded frames,
+listed in tests/plugins/hyperliquid/frames/README.md.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from candled import (
+    Candle,
+    Event,
+    ExchangeError,
+    FeedError,
+    InvalidCandle,
+    Market,
+    Pong,
+    Subscribed,
+    SubscriptionRejected,
+    Symbol,
+    parse_object,
+    read_candles,
+)
+
+PING = '{"method":"ping"}'
+
+#: Hyperliquid's names of intervals. Its weeks are left out, because their first day is not documented.
+INTERVALS: Mapping[str, str] = {
+    **{name: name for name in ("1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "8h", "12h")},
+    "1D": "1d",
+}
+
+_NAMED = re.compile(r'\\?"coin\\?":\s*\\?"([^"\\]+)')
+_HARMLESS = "Already subscribed"
+_USDC = "USDC"
+
+
+def coin_of(symbol: Symbol) -> str:
+    """Return Hyperliquid's name of a perpetual contract: its base coin. Others keep a text that it refuses."""
+    return symbol.base if (symbol.quote, symbol.settle) == (_USDC, _USDC) else str(symbol)
+
+
+# ---------------------------------------------------------------- WebSocket
+
+
+def command_frames(method: str, symbols: Sequence[Symbol]) -> list[str]:
+    """Return the frames that `subscribe` or `unsubscribe` (the `method`), one for each market."""
+    return [
+        json.dumps(
+            {"method": method, "subscription": {"type": "candle", "coin": coin_of(symbol), "interval": "1m"}},
+            separators=(",", ":"),
+        )
+        for symbol in symbols
+    ]
+
+
+def read_frame(frame: str | bytes, symbols: Mapping[str, Symbol]) -> list[Event]:
+    """Return the events of one frame. `symbols` are the subscribed markets, by coin.
+
+    Hyperliquid sends no time and no quote volume with its candles, and marks no minute as closed.
+
+    Raises:
+        ExchangeError: the frame is not as documented, or is about a market that was not subscribed.
+    """
+    message = parse_object(frame)
+    channel, data = message.get("channel"), message.get("data")
+    if channel == "pong":
+        return [Pong()]
+    if channel == "error":
+        return _read_error(str(data), symbols)
+    if channel == "subscriptionResponse" and isinstance(data, dict):
+        subscription = data.get("subscription")
+        if data.get("method") == "unsubscribe":
+            return []
+        return [Subscribed(_symbol_of(subscription.get("coin") if isinstance(subscription, dict) else None, symbols))]
+    if channel != "candle" or not isinstance(data, dict):
+        raise ExchangeError(f"expected a candle or an answer, got {frame[:200]!r}")
+    return [read_candles(_symbol_of(data.get("s"), symbols), [data], read_row, open_ms=opening_of)]
+
+
+def _read_error(reason: str, symbols: Mapping[str, Symbol]) -> list[Event]:
+    """Return the event of an error, whose text repeats the request."""
+    if reason.startswith(_HARMLESS):
+        return []
+    named = _NAMED.search(reason)
+    symbol = symbols.get(named[1]) if named else None
+    return [FeedError(reason) if symbol is None else SubscriptionRejected(symbol, reason)]
+
+
+def _symbol_of(coin: Any, symbols: Mapping[str, Symbol]) -> Symbol:
+    symbol = symbols.get(str(coin))
+    if symbol is None:
+        raise ExchangeError(f"got a message about {coin!r}, which was not subscribed")
+    return symbol
+
+
+def read_row(row: Mapping[str, Any], interval: str = "1m") -> Candle:
+    """Return the candle in a row.
+
+    Raises:
+        InvalidCandle: the row is of another interval, or not a possible candle.
+    """
+    if row["i"] != interval:
+        raise InvalidCandle(f"expected a candle of {interval}, got {str(row)[:200]}")
+    opened, high, low, close, volume = (row[name] for name in "ohlcv")
+    return Candle.parse(row["t"], opened, high, low, close, volume)
+
+
+def opening_of(row: Mapping[str, Any]) -> int:
+    """Return the opening time of a row, UTC epoch milliseconds."""
+    return int(row["t"])
+
+
+# ---------------------------------------------------------------- REST
+
+
+def rows_of(body: Any) -> list[Any]:
+    """Return the rows of an answer.
+
+    Raises:
+        ExchangeError: the answer is not a list.
+    """
+    if not isinstance(body, list):
+        raise ExchangeError(f"expected a list of rows, got {str(body)[:200]}")
+    return body
+
+
+def read_markets(body: Any) -> list[Market]:
+    """Return the markets in an answer to `metaAndAssetCtxs`: a list of contracts, and one of facts in the same order.
+
+    The number of decimals of a price depends on the price, so it is unknown.
+
+    Raises:
+        ExchangeError: the answer is not as documented.
+    """
+    try:
+        meta, contexts = body
+        return [
+            Market(
+                symbol=Symbol(entry["name"], _USDC, _USDC),
+                volume_decimals=int(entry["szDecimals"]),
+                status="delisted" if entry.get("isDelisted") else "trading",
+                quote_volume_24h=Decimal(context["dayNtlVlm"]),
+            )
+            for entry, context in zip(meta["universe"], contexts, strict=True)
+        ]
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise ExchangeError(f"a market is not as documented: {error!r}") from error

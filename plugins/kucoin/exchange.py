@@ -1,0 +1,154 @@
+"""KuCoin: its addresses, tokens and budget."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from candled import (
+    Candle,
+    Clock,
+    ConnectionLimits,
+    Event,
+    Exchange,
+    Feed,
+    Http,
+    HttpUrl,
+    Interval,
+    InvalidRow,
+    Market,
+    RequestBudget,
+    Settings,
+    SocketFeed,
+    SubscribeRequests,
+    Symbol,
+    read_rows_in_slices,
+    setting,
+    strict_candles,
+)
+
+from . import messages
+
+_PAUSE_S = 30.0  # KuCoin blocks an address for so long
+
+
+class KucoinSettings(Settings):
+    """Settings of the KuCoin exchange."""
+
+    rest_url: HttpUrl = setting("https://api.kucoin.com", "the REST API, without a path; it names the WebSocket")
+    symbols_per_connection: int = setting(
+        100, "symbols on one connection; KuCoin ignores those above 300 in silence", ge=1, le=300
+    )
+
+
+class KucoinFeed(SocketFeed):
+    """One connection to KuCoin's public WebSocket.
+
+    Each connection needs a token of its own, which KuCoin gives out over REST together with the address and the times
+    of pings. Nothing may be sent before its greeting.
+    """
+
+    awaits_ready = True
+    lifetime_s = 23.5 * 3600  # a token is valid for 24 hours
+
+    def __init__(self, rest_url: str, symbols: Sequence[Symbol]) -> None:
+        super().__init__(rest_url, symbols)
+        self._requests = SubscribeRequests()
+
+    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
+        """Carry `symbols`, and keep a table of KuCoin's names."""
+        super().set_symbols(symbols)
+        self._by_name = {messages.name_of(symbol): symbol for symbol in symbols}
+
+    async def prepare_connection(self, http: Http) -> str:
+        """Return the address of the next connection, with its token.
+
+        Raises:
+            Unavailable, ExchangeError: as `Http.post_json`; an answer without a token.
+        """
+        answer = await http.post_json(f"{self.url.rstrip('/')}/api/v1/bullet-public")
+        found = messages.read_connection(answer)
+        self.ping_every_s, self.pong_within_s = found.ping_every_s, found.pong_within_s
+        return found.url
+
+    def make_ping(self) -> str:
+        """Return the next ping."""
+        return messages.ping_frame(self._requests)
+
+    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that subscribe."""
+        return messages.command_frames("subscribe", symbols, self._requests)
+
+    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that unsubscribe."""
+        return messages.command_frames("unsubscribe", symbols, self._requests)
+
+    def read_frame(self, frame: str | bytes) -> list[Event]:
+        """Return the events of a frame."""
+        return messages.read_frame(frame, self._by_name, self._requests)
+
+
+class Kucoin(Exchange):
+    """KuCoin's spot market. It has no candle for a minute without trades."""
+
+    name = "kucoin"
+    Settings = KucoinSettings
+    request_budgets: ClassVar[Mapping[str, RequestBudget]] = {"weight": RequestBudget(limit=2000, period_s=30)}
+    max_history_minutes = 1490  # a page has 1,500 rows
+
+    def __init__(self, settings: KucoinSettings, clock: Clock) -> None:
+        super().__init__(settings, clock)
+        self.limits = ConnectionLimits(
+            symbols_per_connection=settings.symbols_per_connection, frames_per_s=5.0, attempts_per_minute=15.0
+        )
+
+    async def fetch_markets(self, http: Http) -> list[Market]:
+        """Return the listed markets."""
+        symbols = await self._get(http, "/api/v2/symbols", {}, 4.0)
+        return messages.read_markets(symbols, await self._get(http, "/api/v1/market/allTickers", {}, 15.0))
+
+    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
+        """Return the feed of one connection."""
+        return KucoinFeed(self.settings.rest_url, symbols)
+
+    async def fetch_history(
+        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
+    ) -> Sequence[Candle | InvalidRow]:
+        """Return the minutes in `[start_ms, end_ms)`."""
+        return await self._fetch_rows(http, symbol, "1min", start_ms, end_ms)
+
+    async def fetch_bars(
+        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
+    ) -> list[Candle] | None:
+        """Return KuCoin's bars.
+
+        Raises:
+            ExchangeError: as `Exchange.fetch_bars`; KuCoin's days do not begin at 00:00 UTC.
+        """
+        name, page = messages.INTERVALS.get(str(interval)), self.max_history_minutes * interval.ms
+        if name is None:
+            return None
+        found: list[Candle] = []
+        for from_ms in range(start_ms, end_ms, page):
+            rows = await self._fetch_rows(http, symbol, name, from_ms, min(end_ms, from_ms + page))
+            found += strict_candles(rows, interval)
+        return found
+
+    async def _fetch_rows(
+        self, http: Http, symbol: Symbol, kind: str, start_ms: int, end_ms: int
+    ) -> list[Candle | InvalidRow]:
+        """Return the bars that open in `[start_ms, end_ms)`. KuCoin includes `startAt` and excludes `endAt`."""
+        query = {
+            "symbol": messages.name_of(symbol),
+            "type": kind,
+            "startAt": str(start_ms // 1000),
+            "endAt": str(end_ms // 1000),
+        }
+        data = messages.rows_of(await self._get(http, "/api/v1/market/candles", query, 3.0))
+        rows = await read_rows_in_slices(data, messages.read_row, self.clock, open_ms=messages.opening_of)
+        return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+
+    async def _get(self, http: Http, path: str, query: Mapping[str, str], weight: float) -> Any:
+        url = self.settings.rest_url.rstrip("/") + path
+        body = await http.get_json(url, query, weight=weight, budget="weight")
+        if messages.is_too_many(body):
+            http.pause_requests(url, _PAUSE_S)
+        return messages.read_envelope(body)

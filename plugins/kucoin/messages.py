@@ -1,0 +1,212 @@
+"""KuCoin's classic public API as text: frames and rows to candles and back, without sockets or clocks.
+
+Sources: Kucoin/kucoin-api-docs ("Apply connect token", "Klines" of WebSocket and REST, "Get Symbols List"); recorded
+frames, listed in tests/plugins/kucoin/frames/README.md.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from functools import partial
+from typing import Any, NamedTuple
+
+from candled import (
+    Candle,
+    Event,
+    ExchangeError,
+    FeedError,
+    InvalidCandle,
+    Market,
+    Pong,
+    Ready,
+    SubscribeRequests,
+    Symbol,
+    Unavailable,
+    parse_object,
+    read_candles,
+)
+
+MOST_SYMBOLS = 100  # per frame
+
+#: KuCoin's names of intervals. Its weeks are left out, because their first day is not documented.
+INTERVALS: Mapping[str, str] = {
+    **{"1m": "1min", "3m": "3min", "5m": "5min", "15m": "15min", "30m": "30min"},
+    **{"1h": "1hour", "2h": "2hour", "4h": "4hour", "6h": "6hour", "8h": "8hour", "12h": "12hour", "1D": "1day"},
+}
+
+_SUCCESS = "200000"
+TOO_MANY = "429000"
+_RETRY_LATER = frozenset({TOO_MANY, "500000", "503000"})
+_TOPIC = "/market/candles:"
+_SUFFIX = "_1min"
+_EXPIRED = "token is expired"
+_COLUMNS = 7
+_YEAR_5138_MS = 10**14  # times above are in finer units
+
+
+class Connection(NamedTuple):
+    """The address of a connection, and its pings."""
+
+    url: str
+    ping_every_s: float
+    pong_within_s: float
+
+
+def name_of(symbol: Symbol) -> str:
+    """Return KuCoin's name of a spot pair, `BTC-USDT`. A contract keeps its own text, which KuCoin refuses."""
+    return f"{symbol.base}-{symbol.quote}" if not symbol.settle else str(symbol)
+
+
+# ---------------------------------------------------------------- WebSocket
+
+
+def read_connection(answer: Any) -> Connection:
+    """Return the connection that an answer of `bullet-public` describes.
+
+    Raises:
+        ExchangeError: the answer is not as documented.
+    """
+    try:
+        (server, *_), token = answer["data"]["instanceServers"], answer["data"]["token"]
+        return Connection(
+            f"{server['endpoint']}?token={token}&connectId=1",
+            server["pingInterval"] / 1000,
+            server["pingTimeout"] / 1000,
+        )
+    except (LookupError, TypeError, ValueError) as error:  # without the token
+        raise ExchangeError(f"expected a token and servers, got {type(answer).__name__}: {error!r}") from error
+
+
+def command_frames(kind: str, symbols: Sequence[Symbol], requests: SubscribeRequests) -> list[str]:
+    """Return the frames that `subscribe` to or `unsubscribe` from (the `kind`) the minute candles of `symbols`."""
+    frames = []
+    for first in range(0, len(symbols), MOST_SYMBOLS):
+        group = symbols[first : first + MOST_SYMBOLS]
+        number = requests.add_request(group if kind == "subscribe" else ())
+        topic = _TOPIC + ",".join(name_of(symbol) + _SUFFIX for symbol in group)
+        # without `response`, KuCoin does not answer
+        message = {"id": str(number), "type": kind, "topic": topic, "response": True}
+        frames.append(json.dumps(message, separators=(",", ":")))
+    return frames
+
+
+def ping_frame(requests: SubscribeRequests) -> str:
+    """Return a ping with a number of its own."""
+    return json.dumps({"id": str(requests.add_request()), "type": "ping"}, separators=(",", ":"))
+
+
+def read_frame(frame: str | bytes, symbols: Mapping[str, Symbol], requests: SubscribeRequests) -> list[Event]:
+    """Return the events of one frame. `symbols` are the subscribed markets, by KuCoin's names.
+
+    A candle's `as_of_ms` is the frame's send time. KuCoin marks no minute as closed.
+
+    Raises:
+        ExchangeError: the frame is not as documented, or is about a market that was not subscribed.
+    """
+    message = parse_object(frame)
+    kind, number = message.get("type"), message.get("id")
+    if kind == "welcome":
+        return [Ready()]
+    if kind == "pong":
+        return [Pong()]
+    if kind == "ack":
+        return requests.accept(number)
+    if kind == "error":
+        reason = f"{message.get('code')} {message.get('data')}"
+        return [FeedError(reason, reconnect=True)] if _EXPIRED in reason else requests.reject(number, reason)
+    data, topic = message.get("data"), str(message.get("topic"))
+    if kind != "message" or not isinstance(data, dict) or not topic.startswith(_TOPIC) or not topic.endswith(_SUFFIX):
+        raise ExchangeError(f"expected a candle of a minute, got {frame[:200]!r}")
+    symbol = symbols.get(str(data.get("symbol")))
+    if symbol is None:
+        raise ExchangeError(f"got a candle of {data.get('symbol')!r}, which was not subscribed")
+    read = partial(read_row, as_of_ms=_read_ms(data.get("time")))
+    return [read_candles(symbol, [data.get("candles")], read, open_ms=opening_of)]
+
+
+def _read_ms(time: Any) -> int:
+    """Return a time in ms: the page says µs, frames have ns."""
+    if not isinstance(time, int):
+        raise ExchangeError(f"expected a time, got {str(time)[:60]!r}")
+    while time >= _YEAR_5138_MS:
+        time //= 1000
+    return time
+
+
+def read_row(row: Any, as_of_ms: int = 0) -> Candle:
+    """Return the candle in a row: opening time in s, open, close, high, low, base volume, quote volume.
+
+    Raises:
+        InvalidCandle: the row has another form, or is not a possible candle.
+    """
+    if not isinstance(row, list) or len(row) < _COLUMNS:
+        raise InvalidCandle(f"expected a row of {_COLUMNS} columns, got {str(row)[:200]}")
+    _, opened, close, high, low, volume, quote = row[:_COLUMNS]
+    return Candle.parse(opening_of(row), opened, high, low, close, volume, quote, as_of_ms=as_of_ms)
+
+
+def opening_of(row: Sequence[Any]) -> int:
+    """Return the opening time of a row, UTC epoch milliseconds."""
+    return int(row[0]) * 1000
+
+
+# ---------------------------------------------------------------- REST
+
+
+def read_envelope(body: Any) -> Any:
+    """Return the `data` of an answer.
+
+    Raises:
+        Unavailable: KuCoin is busy or out of order.
+        ExchangeError: KuCoin refuses the request, or the body is not as documented.
+    """
+    if not isinstance(body, dict) or "code" not in body:
+        raise ExchangeError(f"expected an object with a code, got {str(body)[:200]}")
+    code = str(body["code"])
+    if code != _SUCCESS:
+        problem = f"KuCoin answered {code}: {body.get('msg')}"
+        raise Unavailable(problem) if code in _RETRY_LATER else ExchangeError(problem)
+    return body.get("data")
+
+
+def is_too_many(body: Any) -> bool:
+    """Return whether an answer means that the address sent too many requests."""
+    return isinstance(body, dict) and str(body.get("code")) == TOO_MANY
+
+
+def rows_of(data: Any) -> list[Any]:
+    """Return the rows of an answer.
+
+    Raises:
+        ExchangeError: the data is not a list.
+    """
+    if not isinstance(data, list):
+        raise ExchangeError(f"expected a list of rows, got {str(data)[:200]}")
+    return data
+
+
+def read_markets(symbols: Any, tickers: Any) -> list[Market]:
+    """Return the markets in the data of `symbols` and `allTickers`.
+
+    A market's name never changes, but its coins may be renamed, so the name is used.
+
+    Raises:
+        ExchangeError: an entry without the documented fields.
+    """
+    try:
+        volumes = {one["symbol"]: Decimal(one.get("volValue") or 0) for one in tickers["ticker"]}
+        return [_read_market(one, volumes) for one in symbols]
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise ExchangeError(f"a market is not as documented: {error!r}") from error
+
+
+def _read_market(entry: Mapping[str, Any], volumes: Mapping[str, Decimal]) -> Market:
+    base, quote = entry["symbol"].split("-")
+    return Market(
+        symbol=Symbol(base, quote),
+        volume_decimals=max(0, -int(Decimal(entry["baseIncrement"]).normalize().as_tuple().exponent)),
+        tick_size=Decimal(entry["priceIncrement"]),
+        status="trading" if entry["enableTrading"] else "suspended",
+        listed_ms=int(entry.get("tradingStartTime") or 0) or None,
+        quote_volume_24h=volumes.get(entry["symbol"]),
+    )
