@@ -128,9 +128,10 @@ def _read_ms(time: Any) -> int:
     """Return a time in ms: the page says µs, frames have ns."""
     if not isinstance(time, int):
         raise ExchangeError(f"expected a time, got {str(time)[:60]!r}")
-    while time >= _YEAR_5138_MS:
-        time //= 1000
-    return time
+    sent: int = time
+    while sent >= _YEAR_5138_MS:
+        sent //= 1000
+    return sent
 
 
 def read_row(row: Any, as_of_ms: int = 0) -> Candle:
