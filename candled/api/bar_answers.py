@@ -85,26 +85,27 @@ class BarHandler(Handler):
             if not counted.allowed:
                 return cls.reply_too_many(request, counted, coding, access)
         first, *others = reply.headers
-        shared = (
-            *access.cors_headers(headers.get("origin")).items(),
-            *limit_result.headers.items(),
-            *cls.count_headers(limit_result.count),
-        )
-        reply = reply._replace(headers=(first, *shared, *others))
+        shared = access.cors_headers(headers.get("origin")).items()
+        numbers = (*limit_result.headers.items(), *cls.count_headers(limit_result.count))
+        reply = HotReply(reply.status, reply.content_type, (first, *shared), reply.body, numbers, others)
         request.kept = (state, reply) if state is not None and reply.status == 304 else None
         return reply
 
     @classmethod
     def _query_of(cls, request: HotRequest, sources: Mapping[str, Any]) -> BarQuery | ApiError:
-        """Return the query of a request or the error of an invalid one, read once for all requests with its bytes."""
-        query: BarQuery | ApiError | None = request.query
-        if query is None:
+        """Return the query of a request or the error of an invalid one.
+
+        It is read once for all requests with the same bytes, and again if the markets have changed.
+        """
+        known: tuple[int, BarQuery | ApiError] | None = request.query
+        version = sources["source"].catalog.version
+        if known is None or known[0] != version:
             try:
-                query = cls.parse_query(request, sources)
+                known = version, cls.parse_query(request, sources)
             except ApiError as refusal:
-                query = refusal.with_traceback(None)
-            request.query = query
-        return query
+                known = version, refusal.with_traceback(None)
+            request.query = known
+        return known[1]
 
     @classmethod
     def reply_too_many(

@@ -122,18 +122,23 @@ class Handler(RequestHandler):
         compress_from: int,
     ) -> HotReply | None:
         """Count a request, and return the answer that refuses it; None if its handler must answer."""
-        headers = request.headers
-        status, _ = cls.describe_error(refusal)
+        headers, prepared = request.headers, request.refusal
+        if prepared is None or prepared[0] is not refusal:
+            prepared = request.refusal = refusal, cls.reply_refusal(refusal, UNLIMITED, headers, access)
+        reply = prepared[1]
         coding = choose_coding(headers.get("accept-encoding"), compress_from)
-        if coding is None or coding.applies_to(SMALL) or (status == 200 and "if-none-match" in headers):
+        if coding is None or coding.applies_to(SMALL) or (reply.status == 200 and "if-none-match" in headers):
             return None
         if request.method in cls.SUPPORTED_METHODS:
             result = limit.check_now(access.client_address(peer, headers.get("x-forwarded-for")))
         else:
             result = UNLIMITED  # Tornado refuses other methods before the limit counts them
-        if result is None:
-            return None
-        return request.reply_once(result, lambda: cls.reply_refusal(refusal, result, headers, access))
+        if result is None or result is UNLIMITED:
+            return reply if result is UNLIMITED else None
+        if not result.allowed:
+            return request.reply_once(result, lambda: cls.reply_refusal(refusal, result, headers, access))
+        status, content_type, shared, body, _, others = reply
+        return HotReply(status, content_type, shared, body, result.headers.items(), others)
 
     @classmethod
     def answer_now(
@@ -166,14 +171,9 @@ class Handler(RequestHandler):
         content_type, body = _JSON, msgspec.json.encode(error)
         if refusal.status == 429 and not cls.has_json_only and "json" not in headers.get("accept", "").lower():
             content_type, body = _HTML, TOO_MANY.encode()
-        shared = (
-            ("Cache-Control", "no-store"),
-            *access.cors_headers(headers.get("origin")).items(),
-            *result.headers.items(),
-            *refusal.headers.items(),
-        )
+        shared = ("Cache-Control", "no-store"), *access.cors_headers(headers.get("origin")).items()
         tag = (("Etag", f'"{hashlib.sha1(body).hexdigest()}"'),) if status == 200 else ()
-        return HotReply(status, content_type, (*shared, *tag), body)
+        return HotReply(status, content_type, shared, body, result.headers.items(), (*refusal.headers.items(), *tag))
 
     def is_exempt(self) -> bool:
         """Return True if the rate limit does not count this request."""
@@ -345,5 +345,7 @@ class NotFound(Handler):
         """Return the same answer."""
         if not request.reads:
             return super().answer_now(request, peer, **route)
+        if request.query is None:
+            request.query = cls.refusal_of(request.path)
         shared = {name: route[name] for name in ("access", "limit", "compress_from")}
-        return cls.refuse_now(cls.refusal_of(request.path), request, peer, **shared)
+        return cls.refuse_now(request.query, request, peer, **shared)

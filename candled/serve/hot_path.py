@@ -42,8 +42,11 @@ class HotRequest:
     arguments: Mapping[str, list[bytes]]
     headers: Mapping[str, str]
     method: str = "GET"
-    #: The query as the resource read it, or the error of an invalid one, which the resource sets.
+    #: The query as the resource read it, or the error of an invalid one, and the version of the markets for which it is
+    #: right. The resource sets it.
     query: Any = None
+    #: The answer that refuses the request, but for `counted`, and its error. The resource sets it.
+    refusal: tuple[Exception, "HotReply"] | None = None
     #: A small reply, and a value that is equal to this one as long as the reply is right. The resource sets it.
     kept: tuple[object, "HotReply"] | None = None
     #: A small reply, the text of its date, and the complete answer. `HotPath` sets it.
@@ -71,6 +74,10 @@ class HotReply(NamedTuple):
     content_type: str
     headers: Sequence[tuple[str, str]]
     body: bytes
+    #: Headers that differ from one request to the next, such as the number of requests that are left.
+    counted: Iterable[tuple[str, str]] = ()
+    #: The headers after these.
+    others: Sequence[tuple[str, str]] = ()
 
 
 PayerOf = Callable[[WorkBucket, str, str | None], WorkBucket]
@@ -154,17 +161,10 @@ class HotPath:
         return request
 
     def _join(self, reply: HotReply, date: str, method: str) -> bytes:
-        status, content_type, headers, body = reply
-        has_body = status not in (204, 304)
-        lines = [f"HTTP/1.1 {status} {_REASONS[status]}", "Server: candled"]
-        if has_body:
-            lines.append(f"Content-Type: {content_type}")
-        lines += (f"Date: {date}", "X-Content-Type-Options: nosniff")
-        lines += [f"{_written(name)}: {value}" for name, value in headers]
-        if has_body:
-            lines.append(f"Content-Length: {len(body)}")
-        lines.append("\r\n")
-        return "\r\n".join(lines).encode("latin-1") + (b"" if method == "HEAD" else body)
+        status, content_type, headers, body, counted, others = reply
+        before, shared, last = _lines_of(status, content_type, tuple(headers), tuple(others), len(body))
+        numbers = "".join([f"{_written(name)}: {value}\r\n" for name, value in counted])
+        return f"{before}{date}{shared}{numbers}{last}".encode("latin-1") + (b"" if method == "HEAD" else body)
 
     def _date_text(self) -> str:
         now_s = self._clock.now_ms() // 1000
@@ -202,6 +202,22 @@ def parse_head(head: bytes) -> HotRequest | None:
     except ValueError:
         return None
     return HotRequest(path, arguments, headers, method)
+
+
+@lru_cache(maxsize=1024)
+def _lines_of(
+    status: int,
+    content_type: str,
+    headers: tuple[tuple[str, str], ...],
+    others: tuple[tuple[str, str], ...],
+    length: int,
+) -> tuple[str, str, str]:
+    """Return the lines of a head before the date, up to the numbers, and after them. Many answers have the same."""
+    has_body = status not in (204, 304)
+    first = f"HTTP/1.1 {status} {_REASONS[status]}\r\nServer: candled\r\n"
+    kind, size = (f"Content-Type: {content_type}\r\n", f"Content-Length: {length}\r\n") if has_body else ("", "")
+    shared, last = ("".join(f"{_written(name)}: {value}\r\n" for name, value in some) for some in (headers, others))
+    return f"{first}{kind}Date: ", f"\r\nX-Content-Type-Options: nosniff\r\n{shared}", f"{last}{size}\r\n"
 
 
 @lru_cache(maxsize=64)

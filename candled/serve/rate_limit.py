@@ -75,7 +75,7 @@ class MemoryCounter:
         return count + 1, ends - now
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RateLimitResult:
     """The result for one request: if it is allowed, the address's requests in this window, and the headers."""
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from candled.config.sections import KlinesSettings, LimitSettings, ServerSettings
+from candled.model import Symbol
 from candled.serve.hot_path import HotPath, parse_head
 from tests.api.raw import ask_all
 from tests.api.stage import open_stage
@@ -144,6 +145,25 @@ async def test_these_are_refused_without_a_handler(seen, stage):
     answers = await ask_all(port, [(path, {"Accept-Encoding": "gzip"}) for path in REFUSED])
     assert {path: answer.status for path, answer in zip(REFUSED, answers, strict=True)} == REFUSED
     assert all(seen)
+
+
+@pytest.mark.parametrize("path", [
+    "/api/v3/klines?symbol=NEWUSDT&interval=1m&limit=2", "/api/candles?symbol=NEW/USDT&interval=1m&limit=2",
+    "/udf/history?symbol=NEWUSDT&resolution=1&from=0&to=9999999999&countback=2",
+])  # fmt: skip
+async def test_a_market_that_is_added_is_no_longer_unknown_and_one_that_is_removed_is(stage, path):
+    port, before = stage.server.listen(), stage.universe.symbols("replay")
+
+    async def ask():
+        answers = await ask_all(port, [(path, {})] * 2)
+        assert answers[0].body == answers[1].body
+        return answers[0].body
+
+    unknown = await ask()
+    stage.universe.set_markets("replay", [*before, Symbol("NEW", "USDT")])
+    assert await ask() != unknown
+    stage.universe.set_markets("replay", before)
+    assert await ask() == unknown
 
 
 METHODS = ("HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "FOO")
