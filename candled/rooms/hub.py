@@ -264,7 +264,7 @@ class Hub:
     @property
     def room_count(self) -> int:
         """The number of rooms."""
-        return self._count
+        return self._count + len(self._patterns)
 
     @property
     def subscription_count(self) -> int:
@@ -274,7 +274,7 @@ class Hub:
     def describe(self) -> dict[str, Any]:
         """Return the `broadcaster` part of `/health/ws-stats`."""
         return {
-            "totalRooms": self._count + len(self._patterns),
+            "totalRooms": self.room_count,
             "totalClients": len(self._room_counts),
             "rooms": [
                 {

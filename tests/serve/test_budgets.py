@@ -92,6 +92,25 @@ async def test_history_waits_and_is_refused(stage):
         assert (await hear(ws))["code"] == 111
 
 
+@pytest.mark.stage(server=server(), limits=LimitSettings(**SHORT))
+async def test_a_new_pattern_costs_more_than_one_in_use_and_is_refused_when_the_budget_is_used_up(stage):
+    async with websockets.connect(f"ws://{HOME}:{stage.server.listen()}/ws") as ws:
+        bucket = stage.server._budgets.address_bucket(HOME)
+
+        async def cost_of(symbol: str) -> float:
+            now = stage.clock.monotonic()
+            before = max(bucket.paid_at, now - 1.0)  # a second of work adds up at most
+            await ws.send(json.dumps({**SUBSCRIBE, "symbol": symbol, "mode": "closed", "id": 1}))
+            assert (await hear(ws))["type"] == "subscribed"
+            return bucket.paid_at - before
+
+        assert await cost_of("*") > 5 * await cost_of("*")
+        owe(stage, 10.0)
+        await ws.send(json.dumps({**SUBSCRIBE, "symbol": "/^B/", "mode": "closed", "id": 2}))
+        assert (await hear(ws))["code"] == 111
+        assert stage.hub.room_count == 1
+
+
 @pytest.mark.parametrize(
     ("own_sockets", "opcode", "fin"),
     [

@@ -61,6 +61,8 @@ def test_too_many_waiting_bars_or_replies_are_reported():
     box = Outbox()
     assert all(box.put_update(ONE, number, "x") for number in range(MOST_BARS_WAITING))
     assert not box.put_update(ONE, 99, "x")
+    assert all(box.put_update(TWO, number, "x", most=20) for number in range(20))
+    assert not box.put_update(TWO, 99, "x", most=20)
     assert all(box.put_reply("x") for _ in range(MOST_REPLIES))
     assert not box.put_reply("x")
 
