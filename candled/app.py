@@ -256,6 +256,8 @@ class Daemon:
         self.universe.add_listener(self._hub.on_markets_changed)
         if self._is_serving:
             self.universe.add_listener(self._bars.on_markets_changed)
+        if self._ingest is not None:  # after those that use its messages
+            self.universe.add_listener(self._ingest.on_markets_changed)
         return catalog
 
     def _make_server(self, catalog: MarketCatalog, broadcaster: Broadcaster, texts: EncodedBarCache) -> Server:
@@ -431,6 +433,7 @@ class Daemon:
             self.universe,
             leases=None if self._shared is None else self._shared.leases,
             budget=self._shared_budget(),
+            is_used=self._hub.has_members,
         )
 
 

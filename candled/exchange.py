@@ -427,8 +427,8 @@ class Exchange(ABC):
     async def fetch_markets(self, http: Http) -> list[Market]:
         """List the markets of the exchange.
 
-        The daemon reads the list again while a configured symbol is missing from it. If the exchange has no such list,
-        return an empty one: the daemon then tries every symbol.
+        The daemon reads the list regularly, to find new markets and those that were delisted. If the exchange has no
+        such list, return an empty one: the daemon then tries every symbol.
 
         Raises:
             Unavailable, ExchangeError: as in `Http.get_json`.

@@ -11,7 +11,7 @@ from candled.config import Config
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.loop_watchdog import LoopWatchdog
-from candled.model import HEALTHY_STATES, MINUTE, MarketKey, StateCounts, Symbol
+from candled.model import HEALTHY_STATES, MINUTE, NOT_TRADED, MarketKey, StateCounts, Symbol
 from candled.plugins import Plugins, PluginStatus
 from candled.store.history import HistoryReader
 from candled.store.interface import Store
@@ -197,6 +197,8 @@ def is_healthy(exchange: Mapping[str, Any]) -> bool:
 
 
 def _is_ready(symbol: Mapping[str, Any]) -> bool:
+    if symbol.get("reason") in NOT_TRADED:  # the exchange's decision, or a mistake in the settings that is named
+        return True
     beginning = symbol.get("beginning")
     is_known = beginning is None or beginning["reason"] != "unconfirmed"
     return symbol["state"] in HEALTHY_STATES and is_known and not symbol.get("trouble")

@@ -2,27 +2,27 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from candled.budget import LocalBudgets, MakeBudget
 from candled.bus import Bus
-from candled.bus.shards import shard_of
+from candled.bus.shards import shard_of, shard_of_exchange
 from candled.config import Config, ExchangeConfig, make_exchanges
-from candled.errors import CandledError
 from candled.exchange import Clock, Exchange
 from candled.ingest.counts import IngestCounts
 from candled.ingest.exchange_ingest import ExchangeIngest
 from candled.ingest.http import HttpClient
 from candled.ingest.market_chooser import MarketChooser
+from candled.ingest.market_listing import ListOptions
 from candled.ingest.market_loader import IngestOptions
 from candled.ingest.measures import IngestMeasures, SymbolMeasures
 from candled.model import MarketKey, Symbol
 from candled.plugins import one_line
 from candled.settings import redacted
 from candled.store.ingest_store import IngestStore
-from candled.tasks import Backoff, TaskSet, in_parallel, retry
-from candled.universe import Universe
+from candled.tasks import TaskSet, in_parallel
+from candled.universe import MarketsChanged, Universe
 
 if TYPE_CHECKING:
     from candled.bus.redis.leases import Lease, Leases
@@ -34,7 +34,7 @@ class ShardedIngest:
     """An `ExchangeIngest` per configured exchange and shard. Without `leases`, this process reads all shards.
 
     `budget` returns the request budgets of hosts that are shared with other processes. Exchanges on one host share its
-    budget in any case.
+    budget in any case. A delisted market is read as long as it `is_used` by clients of this process.
 
     Raises:
         ConfigError: an exchange cannot be created from its settings.
@@ -50,6 +50,7 @@ class ShardedIngest:
         *,
         leases: "Leases | None" = None,
         budget: MakeBudget | None = None,
+        is_used: Callable[[MarketKey], bool] = lambda market: False,
     ) -> None:
         self._config = config
         self._clock = clock
@@ -57,7 +58,10 @@ class ShardedIngest:
         self._store = store
         self._leases = leases
         self._universe = universe
-        self._choosers = {one.name: MarketChooser(one.name, one.choice, universe, clock) for one in config.exchanges}
+        self._is_used = is_used
+        self._choosers = {
+            one.name: MarketChooser(one.name, one.choice, universe, clock, is_used) for one in config.exchanges
+        }
         self._made = make_exchanges(config, clock)
         budget = budget or LocalBudgets(clock).budget
         self._http = {
@@ -92,10 +96,22 @@ class ShardedIngest:
             facts = ingest.describe()
             known = result.setdefault(ingest.name, facts)
             known["symbols"] |= facts["symbols"]
-        for one in self._config.exchanges:
-            if one.choice.wildcards:
-                result.setdefault(one.name, {"symbols": {}})["choice"] = self._choosers[one.name].describe()
+        for name, chooser in self._choosers.items():
+            if chooser.is_choosing:
+                result[name]["choice"] = chooser.describe()
         return result
+
+    def on_markets_changed(self, change: MarketsChanged) -> None:
+        """Read the added markets of the shards that are read here, and stop reading the removed ones."""
+        for shard, running in self._running.items():
+            for ingest in running:
+                if ingest.name == change.exchange:
+                    ingest.remove_markets(change.removed)
+                    ingest.add_markets(self._part_of(shard, change.exchange, change.added))
+
+    def chooser_of(self, exchange: str) -> MarketChooser:
+        """Return the object that chooses the markets of a configured exchange."""
+        return self._choosers[exchange]
 
     def measure(self) -> dict[str, IngestMeasures]:
         """Return the present state of each exchange in numbers, combining all shards that are read here."""
@@ -142,54 +158,50 @@ class ShardedIngest:
 
     async def _start_shard(self, shard: int) -> None:
         """Start the exchanges of a shard; return when the store was read. Each exchange then runs by itself."""
-        shards = 1 if self._leases is None else len(self._leases.all)
         made, self._made = self._made or make_exchanges(self._config, self._clock), []
-        self._running[shard] = []
-        for one, exchange in zip(self._config.exchanges, made, strict=True):
-            if one.choice.wildcards:
-                self._tasks.start(self._start_chosen(shard, one, exchange))
-            elif symbols := [
-                symbol for symbol in one.symbols if shard_of(MarketKey(one.name, symbol), shards) == shard
-            ]:
-                self._running[shard].append(self._make_ingest(one, exchange, symbols, shards))
-        running = list(self._running[shard])
+        for name, chooser in self._choosers.items():
+            if shard_of_exchange(name, self._shards) == shard:
+                chooser.start_choosing()
+        running = [
+            self._make_ingest(one, exchange, shard) for one, exchange in zip(self._config.exchanges, made, strict=True)
+        ]
+        self._running[shard] = running
         await in_parallel(len(running), running, ExchangeIngest.start)
 
-    async def _start_chosen(self, shard: int, one: ExchangeConfig, exchange: Exchange) -> None:
-        """Read the list of markets until that succeeds, choose from it, and start the exchange."""
-        chooser, backoff = self._choosers[one.name], Backoff(first_s=2.0)
+    @property
+    def _shards(self) -> int:
+        return 1 if self._leases is None else len(self._leases.all)
 
-        def report(error: Exception, wait_s: float) -> None:
-            is_bug = not isinstance(error, CandledError)  # in a plugin, it must not end this task
-            if is_bug or backoff.failure_count == 1:
-                logger.warning("%s: the list of markets cannot be read: %s", one.name, error, exc_info=is_bug)
-            chooser.problem = f"the list of markets cannot be read: {redacted(one_line(error))}"
+    def _part_of(self, shard: int, exchange: str, symbols: Iterable[Symbol]) -> list[Symbol]:
+        """Return the symbols of an exchange that belong to a shard."""
+        return [symbol for symbol in symbols if shard_of(MarketKey(exchange, symbol), self._shards) == shard]
 
-        listed = await retry(lambda: exchange.fetch_markets(self._http[one.name]), self._clock, backoff, report=report)
-        chooser.on_list(listed)
-        ingest = self._make_ingest(one, exchange, self._universe.symbols(one.name), 1)
-        self._running[shard].append(ingest)
-        await ingest.start()
-
-    def _make_ingest(
-        self, one: ExchangeConfig, exchange: Exchange, symbols: Sequence[Symbol], shards: int
-    ) -> ExchangeIngest:
+    def _make_ingest(self, one: ExchangeConfig, exchange: Exchange, shard: int) -> ExchangeIngest:
+        chooser = self._choosers[one.name]
         return ExchangeIngest(
             one.name,
             exchange,
-            symbols,
+            self._part_of(shard, one.name, self._universe.symbols(one.name)),
             clock=self._clock,
             bus=self._bus,
             store=self._store,
             http=self._http[one.name],
             options=_options(self._config),
             proxies=one.proxies,
-            shards=shards,
-            on_list=self._choosers[one.name].update_facts,
+            shards=self._shards,
+            lists=ListOptions(
+                refresh_s=one.refresh.total_seconds(),
+                on_list=chooser.on_list,
+                on_list_failed=lambda error: chooser.on_list_failed(redacted(one_line(error))),
+                is_used=self._is_used,
+            ),
             counts=self.counts[one.name],
         )
 
     async def _stop_shard(self, shard: int) -> None:
+        for name, chooser in self._choosers.items():
+            if shard_of_exchange(name, self._shards) == shard:
+                chooser.stop_choosing()
         await asyncio.gather(*(ingest.stop() for ingest in self._running.pop(shard, [])))
 
 

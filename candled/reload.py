@@ -23,7 +23,7 @@ NEEDS_RESTART = frozenset({
     "bus.lease", "bus.prefix", "bus.url",
     "control.socket",
     "exchanges", "exchanges.*.*", "exchanges.*.min_age", "exchanges.*.most", "exchanges.*.plugin", "exchanges.*.proxy",
-    "exchanges.*.symbols", "exchanges.*.top",
+    "exchanges.*.refresh", "exchanges.*.symbols", "exchanges.*.top",
     "ingest.backfill", "ingest.checkpoint", "ingest.confirm", "ingest.grace_period", "ingest.quiet_after",
     "ingest.shards",
     "intervals",
@@ -116,7 +116,7 @@ def exchange_values(one: ExchangeConfig) -> dict[str, Any]:
     """Return the values of an exchange's keys: those of the daemon, then those of the plugin."""
     choice = one.choice
     own = {"symbols": choice.patterns, "top": choice.top, "min_age": choice.min_age, "most": choice.most}
-    return {**own, "plugin": one.plugin, "proxy": one.proxies, **dict(one.settings)}
+    return {**own, "refresh": one.refresh, "plugin": one.plugin, "proxy": one.proxies, **dict(one.settings)}
 
 
 def _changed_keys(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """The choice of an exchange's markets: by symbol, by pattern, by volume and by age. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from decimal import Decimal
 from functools import cached_property
@@ -60,6 +60,8 @@ class MarketChoice:
     symbols: tuple[Symbol, ...]
     #: The chosen markets that miss the conditions, with the UTC epoch milliseconds since which each misses them.
     leaving: Mapping[Symbol, int] = field(default_factory=dict)
+    #: The new symbols of named markets that the exchange has renamed. They are chosen too.
+    renamed: Mapping[Symbol, Symbol] = field(default_factory=dict)
     #: Patterns and exclusions that match no listed market.
     unmatched: tuple[str, ...] = ()
     #: Named symbols that the exchange does not list.
@@ -71,19 +73,27 @@ class MarketChoice:
 
 
 def choose_markets(
-    rules: ChoiceRules, listed: Sequence[Market], now_ms: int, former: MarketChoice | None = None
+    rules: ChoiceRules,
+    listed: Sequence[Market],
+    now_ms: int,
+    former: MarketChoice | None = None,
+    is_used: Callable[[Symbol], bool] = lambda symbol: False,
 ) -> MarketChoice:
     """Choose from an exchange's list at the time `now_ms`, UTC epoch milliseconds.
 
     A market is chosen while it trades, is old enough, and has one of the `top` largest volumes. It leaves after
-    24 hours in which it was delisted, missing from the list, or not among the first 1.2 * `top`. A market that the
-    rules do not match any more leaves immediately. An empty list is no evidence, so the former choice stays.
+    24 hours in which it was delisted, missing from the list, or not among the first 1.2 * `top`. One that is not traded
+    any more stays longer while clients use it, according to `is_used`. A market that the rules do not match any more
+    leaves immediately. An empty list is no evidence, so the former choice stays.
     """
     former = former or MarketChoice(symbols=())
     facts = {market.symbol: market for market in listed}
     if not facts:
         kept = [symbol for symbol in former.symbols if rules.matches(symbol)]
-        return MarketChoice(symbols=_unique(rules.named, kept), leaving=former.leaving)
+        renamed = _renamed(rules, facts, former)
+        return MarketChoice(
+            symbols=_unique(rules.named, renamed.values(), kept), leaving=former.leaving, renamed=renamed
+        )
     matching = [market for market in facts.values() if rules.matches(market.symbol)]
     ranks, lacks_volumes = _ranks(market for market in matching if market.status in ("trading", "suspended"))
     top = None if lacks_volumes else rules.top
@@ -95,7 +105,7 @@ def choose_markets(
             continue
         if symbol not in ranks or (stays_within is not None and ranks[symbol] >= stays_within):
             since_ms = former.leaving.get(symbol, now_ms)
-            if now_ms - since_ms >= LEAVES_AFTER_MS:
+            if now_ms - since_ms >= LEAVES_AFTER_MS and (symbol in ranks or not is_used(symbol)):
                 continue
             leaving[symbol] = since_ms
         kept.append(symbol)
@@ -104,16 +114,47 @@ def choose_markets(
         for symbol, rank in ranks.items()
         if (top is None or rank < top) and _is_open(facts[symbol], rules.min_age, now_ms)
     ]
-    wanted = _unique(rules.named, kept, new)
-    most = max(rules.most, len(rules.named))
+    renamed = _renamed(rules, facts, former)
+    first = _unique(rules.named, renamed.values())
+    wanted = _unique(first, kept, new)
+    most = max(rules.most, len(first))
     return MarketChoice(
         symbols=wanted[:most],
         leaving={symbol: since_ms for symbol, since_ms in leaving.items() if symbol in wanted[:most]},
+        renamed=renamed,
         unmatched=tuple(str(one) for one in (*rules.wildcards, *rules.exclusions) if not any(map(one.matches, facts))),
         unlisted=tuple(symbol for symbol in rules.named if symbol not in facts),
         over_limit=wanted[most:],
         lacks_volumes=lacks_volumes and rules.top is not None,
     )
+
+
+def _renamed(rules: ChoiceRules, facts: Mapping[Symbol, Market], former: MarketChoice) -> dict[Symbol, Symbol]:
+    """Return the new symbols of named markets. The exchange may list the former symbol only for a while."""
+    renamed = {**former.renamed, **{one.former: one.symbol for one in facts.values() if one.former is not None}}
+    traded = {symbol for symbol, one in facts.items() if one.status != "delisted"}
+    return {old: renamed[old] for old in rules.named if old in renamed and old not in traded}
+
+
+def follow_life(known: Market | None, listed: Market | None, now_ms: int) -> Market | None:
+    """Return the facts of a market after a list that contains it as `listed`, given those `known` before.
+
+    A market that was listed and is missing now is delisted. None: it was never listed.
+    """
+    if listed is None:
+        if known is None or known.status == "delisted":
+            return known
+        return replace(known, status="delisted", delisted_ms=now_ms)
+    if listed.status != "delisted" or listed.delisted_ms is not None:
+        return listed
+    was_delisted = known is not None and known.status == "delisted"
+    return replace(listed, delisted_ms=known.delisted_ms if known is not None and was_delisted else now_ms)
+
+
+def has_been_delisted(facts: Market, now_ms: int) -> bool:
+    """Return whether a market has been delisted for a day, so that its feed is not needed any more."""
+    since_ms = facts.delisted_ms
+    return facts.status == "delisted" and since_ms is not None and now_ms - since_ms >= LEAVES_AFTER_MS
 
 
 def _ranks(markets: Iterable[Market]) -> tuple[dict[Symbol, int], bool]:

@@ -58,6 +58,7 @@ HOLDERS = {
     "ingest/market_loader": "reads through tasks",
     "ingest/market_listing": "reads the list over ingest/http",
     **dict.fromkeys(("ingest/stored_past", "ingest/store_audit"), "publish over ingest/publisher"),
+    "ingest/renamed_history": "copies over store/ingest_store",
     "client/__init__": "exports the names of the client",
     "bus/factory": "creates the bus for an address",
     "serve/page": "renders the template beside serve/handlers",

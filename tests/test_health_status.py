@@ -14,6 +14,11 @@ EXCHANGES = [
     pytest.param({}, {"beginning": {"reason": "unconfirmed"}}, False, id="an unconfirmed beginning"),
     pytest.param({}, {"trouble": "rows of another market"}, False, id="live with trouble"),
     pytest.param({}, {"state": "quiet", "trouble": "no answer"}, False, id="quiet with trouble"),
+    pytest.param({}, {"state": "stale", "reason": "not_listed", "trouble": "no such symbol"}, True, id="not listed"),
+    pytest.param({}, {"state": "quiet", "reason": "delisted", "trouble": "no answer"}, True, id="delisted"),
+    pytest.param({}, {"state": "quiet", "reason": "no_trades", "trouble": "no answer"}, False, id="no trades"),
+    pytest.param({"choice": {"trouble": None, "unmatched": ["*/EUR"]}}, {}, True, id="a pattern without a market"),
+    pytest.param({"choice": {"trouble": "down"}}, {}, False, id="the list cannot be read"),
     pytest.param({"historyTrouble": None}, {}, True, id="history can be read"),
     pytest.param({"historyTrouble": "no route to host"}, {}, False, id="history cannot be read"),
 ]

@@ -155,14 +155,13 @@ def test_a_plan_takes_every_live_change_and_nothing_else(running, wanted):
 
 
 def test_a_contradiction_with_a_running_setting_is_a_problem(monkeypatch, tmp_path):
-    """New patterns are valid with the new bus, but not with the running one."""
-    monkeypatch.setattr("candled.reload.LIVE", LIVE | {"exchanges.*.symbols"})
-    running = read("bus: {url: redis://h}", tmp_path)
-    wanted = read('exchanges: {bitget: {symbols: ["*/USDT"]}}', tmp_path)
+    """The new timeout is valid with the new interval, but not with the running one."""
+    monkeypatch.setattr("candled.reload.LIVE", LIVE | {"server.ping_timeout"})
+    running = read("server: {ping_interval: 5s, ping_timeout: 4s}", tmp_path)
+    wanted = read("server: {ping_interval: 20s, ping_timeout: 10s}", tmp_path)
     (problem,) = plan_reload(running, wanted).problems
     assert problem == (
-        "exchanges.bitget.symbols: patterns work in one process only, with bus.url memory://; "
-        "bus.url cannot change before a restart"
+        "server.ping_timeout: at most server.ping_interval; server.ping_interval cannot change before a restart"
     )
 
 

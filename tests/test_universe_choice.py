@@ -122,6 +122,19 @@ def test_more_than_the_limit_are_left_out_and_earlier_choices_stay():
     assert names(chosen) == ["Z/USDT", "C1/USDT"]
 
 
+def test_the_new_symbol_of_a_renamed_market_is_chosen_if_the_former_one_was_named():
+    named, former = rules("A/USDT"), Symbol("A", "USDT")
+    listed = [market("B/USDT", former=former), market("C/USDT"), market("A/USDT", status="delisted")]
+    chosen = choose_markets(named, listed, NOW_MS)
+    assert names(chosen) == ["A/USDT", "B/USDT"]
+    for later in ([market("B/USDT"), market("C/USDT")], []):  # the exchange does not tell it for long
+        chosen = choose_markets(named, later, NOW_MS, chosen)
+        assert names(chosen) == ["A/USDT", "B/USDT"]
+    again = [market("A/USDT"), *listed[:2]]
+    assert names(choose_markets(named, again, NOW_MS, chosen)) == ["A/USDT"]
+    assert names(choose_markets(rules("C/USDT"), listed, NOW_MS, chosen)) == ["C/USDT"]
+
+
 def test_patterns_without_a_market_and_symbols_that_are_not_listed_are_named():
     chosen = choose_markets(rules("BTC/USDT", "X/USDT", "*/EUR", "*/USDT", "!*DOWN/*"), [market(BTC)], NOW_MS)
     assert (chosen.unmatched, chosen.unlisted) == (("*/EUR", "!*DOWN/*"), (Symbol("X", "USDT"),))

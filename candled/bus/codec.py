@@ -228,6 +228,7 @@ class _ListedMarket(Struct, rename="camel", omit_defaults=True):
     volume_decimals: _Digits | None = None
     tick_size: Decimal | None = None
     listed: _Time | None = None
+    delisted: _Time | None = None
     quote_volume_24h: Decimal | None = field(default=None, name="quoteVolume24h")
 
 
@@ -319,6 +320,7 @@ def _listed_form(symbol: Symbol, facts: Market | None) -> _ListedMarket:
         form.price_decimals, form.volume_decimals = facts.decimals
         form.tick_size, form.quote_volume_24h = _number_form(facts.tick_size), _number_form(facts.quote_volume_24h)
         form.listed = None if facts.listed_ms is None else iso_ms(facts.listed_ms)
+        form.delisted = None if facts.delisted_ms is None else iso_ms(facts.delisted_ms)
     return form
 
 
@@ -437,6 +439,7 @@ def _listed_market(form: _ListedMarket) -> tuple[Symbol, Market | None]:
         tick_size=form.tick_size,
         status=form.status,
         listed_ms=None if form.listed is None else _ms(form.listed),
+        delisted_ms=None if form.delisted is None else _ms(form.delisted),
         quote_volume_24h=form.quote_volume_24h,
     )
 

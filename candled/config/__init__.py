@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -77,6 +78,8 @@ class ExchangeConfig:
     choice: ChoiceRules = ChoiceRules(patterns=())
     #: of the section's `proxy` and of the environment
     proxies: Proxies = Proxies()
+    #: how often the list of markets is read
+    refresh: timedelta = timedelta(minutes=30)
 
 
 class Config(Settings):
@@ -229,6 +232,7 @@ def as_plain(config: Config, *, redact: bool = True) -> dict[str, Any]:
             "top": one.choice.top,
             "min_age": as_written(one.choice.min_age),
             "most": one.choice.most,
+            "refresh": as_written(one.refresh),
             "plugin": one.plugin.name,
             "proxy": _written_proxy(one.proxies, redact=redact),
             **as_written(one.settings, redact=redact),
@@ -333,6 +337,7 @@ def _read_exchange(
         settings=settings,
         choice=choice,
         proxies=proxies,
+        refresh=keys.refresh,
     )
 
 
@@ -377,8 +382,5 @@ def contradictions(config: Config) -> Iterator[str]:
     elif is_split and config.store.url.startswith("sqlite:"):
         reason = "another process stores the candles" if config.roles == ("serve",) else "another process serves them"
         yield f"store.url: SQLite is one process's file, and {reason}: both need the same postgresql://"
-    for one in config.exchanges:
-        if one.choice.wildcards and config.ingest.shards > 1:
-            yield f"exchanges.{one.name}.symbols: patterns need ingest.shards: 1"
     if config.bus.url == MEMORY and config.ingest.shards > 1:
         yield "ingest.shards: several processes share the markets by way of Redis; with memory:// it is 1"

@@ -335,6 +335,11 @@ class ExchangeKeys(Settings):
     top: int | None = setting(None, "of the markets that match, only this number with the largest volume", ge=1)
     min_age: Duration = setting("0s", "how long a market that matches a pattern must have been traded", ge=timedelta(0))
     most: int = setting(500, "the most markets that patterns may choose, together with named ones", ge=1)
+    refresh: Duration = setting(
+        "30m",
+        "how often the exchange's list of markets is read, and markets are chosen from it",
+        ge=timedelta(minutes=1),
+    )
     plugin: str | None = setting(None, "the plugin's exchange; by default the one of the same name")
     proxy: str | None = setting(
         None, "http://user:password@host:port, socks5h://…, or direct; by default the environment decides"

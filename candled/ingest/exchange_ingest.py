@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from candled.bus import Bus
 from candled.errors import ExchangeError, StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Candles, Clock, Event, Exchange, Feed, FeedError, SubscriptionRejected
-from candled.model import MINUTE, Market, Symbol
+from candled.model import MINUTE, Symbol
 from candled.proxies import Proxies
 from candled.tasks import TaskSet
 
@@ -24,10 +24,11 @@ from .http import HttpClient
 from .ingest_clock import IngestClock
 from .market import MarketIngest, Outcome
 from .market_health import describe_market
-from .market_listing import MarketListing
+from .market_listing import ListOptions, MarketListing
 from .market_loader import IngestOptions, MarketLoader
 from .measures import IngestMeasures, SymbolMeasures
 from .publisher import IngestPublisher
+from .renamed_history import RenamedHistory
 from .repair_scheduler import RepairScheduler
 from .store_audit import StoreAudit
 from .stored_past import StoredPast
@@ -48,6 +49,7 @@ _WORKERS = 4
 class ExchangeIngest:
     """The ingest of one configured exchange, or of one of its `shards`.
 
+    It follows the exchange's list of markets. A delisted market loses its feed after a day.
     Its markets may change at any time. `start` returns when all markets are open; everything else runs in background
     tasks. The feeds already run while markets are being opened. Their events for a market wait until it is open.
     """
@@ -65,7 +67,7 @@ class ExchangeIngest:
         options: IngestOptions,
         proxies: Proxies | None = None,
         shards: int = 1,
-        on_list: Callable[[Sequence[Market]], None] | None = None,
+        lists: ListOptions | None = None,
         counts: IngestCounts | None = None,
     ) -> None:
         self.name, self._exchange = name, exchange
@@ -74,12 +76,13 @@ class ExchangeIngest:
         self._symbols = dict.fromkeys(symbols)
         self._clock, self._store, self._http, self._tasks = clock, store, http, TaskSet()
         self._time = IngestClock(name, exchange, clock)
-        http.on_date = self._time.estimate.observe_date
         self._loader = MarketLoader(name, exchange, store, clock, options)
         self._publisher = IngestPublisher(bus, store, clock, checkpoint_ms=options.checkpoint_ms)
         self._past = StoredPast(name, _absence(exchange), store, self._publisher, clock)
         self._audit = StoreAudit(store, self._publisher, self._past.examine_again, clock, self._time, counts)
-        self._listing = MarketListing(name, exchange, http, clock, self._on_listed, on_list)
+        self._listing = listing = MarketListing(name, exchange, http, clock, lists or ListOptions())
+        listing.on_listed, listing.on_ended, listing.on_renamed = self._on_listed, self._on_ended, self._on_renamed
+        self._renamed = RenamedHistory(name, store, clock)
         self._repair = RepairScheduler(
             name,
             exchange,
@@ -88,7 +91,7 @@ class ExchangeIngest:
             time=self._time,
             store=store,
             publisher=self._publisher,
-            listing=self._listing,
+            listing=listing,
             on_answer=self._on_answer,
         )
         #: The markets that are open.
@@ -97,8 +100,7 @@ class ExchangeIngest:
         self._in_grace_period: dict[Symbol, MarketIngest] = {}
         #: The tasks that open markets, until they are open. Only some of them read the store at the same time.
         self._opening: dict[Symbol, asyncio.Task[None]] = {}
-        self._turns = asyncio.Semaphore(_OPENED_AT_ONCE)
-        self._is_reading = False  # True once the feeds may be opened
+        self._turns, self._is_reading = asyncio.Semaphore(_OPENED_AT_ONCE), False  # True once feeds may be opened
         self._feeds = FeedPool(name, exchange, self, clock, http, proxies=proxies, shards=shards, counts=counts)
         #: The symbols whose feeds are connected.
         self._connected: set[Symbol] = set()
@@ -114,9 +116,11 @@ class ExchangeIngest:
 
     async def start(self) -> None:
         """Start the feeds and the repair as soon as the store answers, and open the markets."""
+        self._http.on_date = self._time.estimate.observe_date
         newest = await self._loader.newest_minutes()
         if type(self._exchange).resume_after is not Exchange.resume_after:
-            self._exchange.resume_after(await self._loader.newest_completed(newest, list(self._symbols)))
+            known = list(self._symbols.keys() | newest.keys())  # patterns may choose further stored markets
+            self._exchange.resume_after(await self._loader.newest_completed(newest, known))
         self._is_reading = True
         self._feeds.add_symbols(list(self._symbols))
         self._tasks.start(self._listing.run(self._symbols, self._markets))
@@ -140,8 +144,9 @@ class ExchangeIngest:
             return
         self._feeds.add_symbols(added)
         self._connected.update(symbol for symbol in added if self._has_connection(symbol))
+        reading = self._tasks.start(self._read_newest())
         for symbol in added:
-            self._opening[symbol] = self._tasks.start(self._reopen_market(symbol))
+            self._opening[symbol] = self._tasks.start(self._reopen_market(symbol, reading))
 
     def remove_markets(self, symbols: Iterable[Symbol]) -> None:
         """Stop reading some markets, and forget them. Minutes that are not final yet are queued for the store."""
@@ -154,10 +159,14 @@ class ExchangeIngest:
                 self._close_market(market)
             self._early.pop(symbol, None)
         self._untimed = [event for event in self._untimed if event.symbol in self._symbols]
-        self._connected.difference_update(removed)
+        self._leave_feeds(removed)
+
+    def _leave_feeds(self, symbols: Collection[Symbol]) -> None:
+        """Unsubscribe from some symbols, and give their places to others for which no connection was left."""
+        self._connected.difference_update(symbols)
         surplus = self._feeds.surplus
-        self._feeds.remove_symbols(removed)
-        for symbol in set(surplus) - set(self._feeds.surplus) - set(removed):
+        self._feeds.remove_symbols(symbols)
+        for symbol in set(surplus) - set(self._feeds.surplus) - set(symbols):
             self._on_place_found(symbol)
 
     def _on_place_found(self, symbol: Symbol) -> None:
@@ -251,11 +260,16 @@ class ExchangeIngest:
         is_silent = runner is not None and symbol in runner.silent_symbols
         return describe_market(market, now_ms, self._publisher.state_since_ms(market), is_silent=is_silent)
 
-    async def _reopen_market(self, symbol: Symbol) -> None:
-        """Open a market that may have been read before, once its last minutes are stored."""
+    async def _read_newest(self) -> Mapping[Symbol, int]:
+        """Return the newest final minute of each stored market, once the last minutes of closed ones are stored."""
         with contextlib.suppress(StoreUnavailable, StoreRejected):  # logged by the writer; the load waits for the store
             await self._store.flush()
-        await self._open_market(symbol, (await self._loader.newest_minutes()).get(symbol))
+        return await self._loader.newest_minutes()
+
+    async def _reopen_market(self, symbol: Symbol, reading: asyncio.Task[Mapping[Symbol, int]]) -> None:
+        """Open a market that may have been read before."""
+        newest = await asyncio.shield(reading)  # other markets wait for it too
+        await self._open_market(symbol, newest.get(symbol))
 
     async def _open_market(self, symbol: Symbol, newest_ms: int | None) -> None:
         """Read a market's stored data, then process the events that its feed has delivered since."""
@@ -361,6 +375,17 @@ class ExchangeIngest:
         self._repair.retry_now(symbol)
         if (runner := self._feeds.runner_of(symbol)) is not None:
             runner.retry_now(symbol)
+        elif symbol not in self._feeds.surplus:  # it had no feed, because it was delisted for long
+            self._feeds.add_symbols([symbol])
+            self._on_place_found(symbol)
+
+    def _on_ended(self, symbol: Symbol) -> None:
+        """Unsubscribe from a market that has been delisted for a day. It stays open with its history."""
+        self._leave_feeds([symbol])
+        self._markets[symbol].presence.connected = False
+
+    def _on_renamed(self, symbol: Symbol, former: Symbol) -> None:
+        self._tasks.start(self._renamed.copy_history(former, symbol))
 
     # ------------------------------------------------------------ maintenance
 

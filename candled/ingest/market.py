@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from candled.bus import FeedMetadata
 from candled.exchange import Candles, InvalidRow
-from candled.model import MINUTE, MINUTE_MS, Candle, Decimals, Gap, MarketKey, Range, RangeSet
+from candled.model import MINUTE, MINUTE_MS, Candle, Decimals, Gap, Market, MarketKey, Range, RangeSet
 
 from .coverage import Coverage, Urgency, Window
 from .evidence import Evidence
@@ -80,6 +80,8 @@ class MarketIngest:
         self.comparison = RestComparison(rules, coverage, self.minutes)
         self.presence = Presence(rules.quiet_after_ms, publishes_empty_candles=rules.publishes_empty_candles)
         self.status = MarketStatus(rules, coverage, self.presence)
+        #: The end of trading, while the market is delisted. Nothing is requested for later minutes.
+        self.ended_ms: int | None = None
         self._reopened_ms = 0
         #: The minute of the clock in which the stream's revisions are counted, and their number.
         self._revising_ms, self._revising = 0, 0
@@ -183,7 +185,7 @@ class MarketIngest:
         outcome.is_subscription_dead, outcome.repaired = is_dead, outcome.past_range
         gaps_changed = self._coverage_of(window.start_ms).on_answer(
             window,
-            self._rules.expected_until(now_ms),
+            self._expected_until(now_ms),
             now_ms,
             unreadable,
             outdated=outdated,
@@ -246,6 +248,12 @@ class MarketIngest:
         self.status.problem = reason
         self.presence.on_failure()
 
+    def follow_listing(self, facts: Market | None, unlisted: str | None) -> None:
+        """Take the facts of the exchange's list; None if it never contained the market, and `unlisted` says so."""
+        self.status.listing, self.status.unlisted = "unlisted" if facts is None else facts.status, unlisted
+        self.decimals = self.decimals if facts is None else facts.decimals
+        self.ended_ms = facts.delisted_ms if facts is not None and facts.status == "delisted" else None
+
     def on_interrupted(self, *, is_flooded: bool = False) -> None:
         """Record that the stream was interrupted."""
         self.presence.on_interruption(is_flooded=is_flooded)
@@ -265,7 +273,9 @@ class MarketIngest:
         """Return the next request for history, or None. The present is requested at most every `pace_ms`."""
         self._resume_postponed(now_ms)
         window = self._request_missing(now_ms)
-        if (window is not None and window.urgency is Urgency.RECENT) or not self.presence.is_due(now_ms, pace_ms):
+        if window is not None and window.urgency is Urgency.RECENT:
+            return window
+        if self.ended_ms is not None or not self.presence.is_due(now_ms, pace_ms):
             return window
         end_ms = MINUTE.floor(now_ms) + MINUTE_MS
         start_ms = end_ms - 2 * MINUTE_MS if self.minutes.newest_ms is None else self.minutes.newest_ms
@@ -274,8 +284,17 @@ class MarketIngest:
         first_ms = max(start_ms, end_ms - self._rules.max_history_minutes * MINUTE_MS)
         return Window(Urgency.PRESENT, min(first_ms, end_ms - MINUTE_MS), end_ms)
 
-    def _request_missing(self, now_ms: int) -> Window | None:
+    def is_polled(self, now_ms: int) -> bool:
+        """Return whether REST is polled for the present in place of the stream."""
+        return self.ended_ms is None and self.presence.is_polled(now_ms)
+
+    def _expected_until(self, now_ms: int) -> int:
+        """Return the time before which all minutes should have arrived by now."""
         until_ms = self._rules.expected_until(now_ms)
+        return until_ms if self.ended_ms is None else min(until_ms, MINUTE.floor(self.ended_ms))
+
+    def _request_missing(self, now_ms: int) -> Window | None:
+        until_ms = self._expected_until(now_ms)
         # a later time comes from a clock that was ahead
         if until_ms < self._idle_until_ms <= until_ms + MINUTE_MS:
             return self._request_older(now_ms)
@@ -302,6 +321,8 @@ class MarketIngest:
         start.
         """
         until_ms = now_ms - _ON_THEIR_WAY_MS
+        if self.ended_ms is not None:
+            until_ms = min(until_ms, MINUTE.floor(self.ended_ms))
         missing = self.coverage.missing_within(self.coverage.from_ms, until_ms)
         if self.older is not None:
             for start_ms, end_ms in self.older.missing_within(self.older.from_ms, self._older_until_ms):

@@ -1,13 +1,14 @@
-"""Chooses the markets of an exchange whenever its list was read, and sets them in the universe."""
+"""Chooses the markets of an exchange whenever its list or the rules change, and sets them in the universe."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from candled.exchange import Clock
-from candled.model import Market
+from candled.model import Market, MarketKey, Symbol
 from candled.universe import Universe
-from candled.universe_choice import ChoiceRules, MarketChoice, choose_markets
+from candled.universe_choice import ChoiceRules, MarketChoice, choose_markets, follow_life
 
 logger = logging.getLogger(__name__)
 
@@ -15,43 +16,88 @@ _SHOWN = 10  # markets that a line of the log names
 
 
 class MarketChooser:
-    """Chooses the markets of one exchange. Without patterns, the markets stay as they are, and get their facts."""
+    """Chooses the markets of one exchange: those of the rules, and those that were added with `add_extra`.
 
-    def __init__(self, name: str, rules: ChoiceRules, universe: Universe, clock: Clock) -> None:
+    Of all processes, only one chooses, between `start_choosing` and `stop_choosing`. It makes every change in the
+    universe immediately, so that its listeners follow. A delisted market stays while it `is_used` by clients.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rules: ChoiceRules,
+        universe: Universe,
+        clock: Clock,
+        is_used: Callable[[MarketKey], bool] = lambda market: False,
+    ) -> None:
         self._name = name
         self._rules = rules
         self._universe = universe
         self._clock = clock
-        #: None before the first list.
-        self._choice: MarketChoice | None = None
+        self._is_used = is_used
+        #: True if this process chooses for all.
+        self.is_choosing = False
+        #: Empty before this process chooses.
+        self._choice = MarketChoice(symbols=())
+        #: The newest list that was not empty.
+        self._listed: Sequence[Market] = ()
+        #: Markets that are wanted regardless of the rules; an ordered set.
+        self._extra: dict[Symbol, None] = {}
         self._logged: set[str] = set()
         #: The reason why the list cannot be read, in words; None if it can.
         self.problem: str | None = None
 
-    def on_list(self, listed: Sequence[Market]) -> None:
-        """Choose from the exchange's newest list."""
-        self.problem = None
-        symbols = self._universe.symbols(self._name)
-        if self._rules.wildcards:
-            former = self._choice or MarketChoice(symbols=symbols)
-            self._choice = choose_markets(self._rules, listed, self._clock.now_ms(), former)
-            self._log_remarks(self._choice)
-            symbols = self._choice.symbols
-        change = self._universe.set_markets(self._name, symbols, {market.symbol: market for market in listed})
-        for what, changed in (("added", change.added), ("removed", change.removed)):
-            if changed:
-                more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
-                shown = ", ".join(map(str, changed[:_SHOWN]))
-                logger.info("%s: markets %s: %s%s", self._name, what, shown, more)
+    def start_choosing(self) -> None:
+        """Choose from now on, beginning with the markets of the universe and the named ones."""
+        self.is_choosing = True
+        self._choose(self._listed)
 
-    def update_facts(self, listed: Sequence[Market]) -> None:
-        """Take the facts of the exchange's newest list, and change no markets."""
-        facts = {market.symbol: market for market in listed}
-        self._universe.set_markets(self._name, self._universe.symbols(self._name), facts)
+    def stop_choosing(self) -> None:
+        """Leave the choice to another process."""
+        self.is_choosing, self._choice = False, MarketChoice(symbols=())
+
+    def on_list(self, listed: Sequence[Market]) -> None:
+        """Choose from the exchange's newest list, and take its facts."""
+        self.problem = None
+        self._listed = listed or self._listed
+        if self.is_choosing:
+            self._choose(listed)
+        else:
+            symbols = self._universe.symbols(self._name)
+            self._universe.set_markets(self._name, symbols, self._facts_of(symbols, listed))
+
+    def on_list_failed(self, reason: str) -> None:
+        """Record that the list, which patterns need, cannot be read, until the next one. The choice stays."""
+        if self._rules.wildcards:
+            self.problem = f"the list of markets cannot be read: {reason}"
+
+    def set_rules(self, rules: ChoiceRules) -> None:
+        """Choose by other rules from now on."""
+        self._rules = rules
+        if self.is_choosing:
+            self._choose(self._listed)
+
+    def find_listed(self, symbol: Symbol) -> Market | None:
+        """Return the facts of a market from the newest list, chosen or not; None if it is not listed."""
+        return next((market for market in self._listed if market.symbol == symbol), None)
+
+    def add_extra(self, symbol: Symbol) -> None:
+        """Add a market that the rules need not choose, until `remove_extra`."""
+        chosen = self._chosen
+        self._extra[symbol] = None
+        if self.is_choosing:
+            self._set_markets(chosen, self._listed)
+
+    def remove_extra(self, symbol: Symbol) -> None:
+        """Remove a market that was added with `add_extra`, unless the rules choose it."""
+        chosen = self._chosen
+        self._extra.pop(symbol, None)
+        if self.is_choosing:
+            self._set_markets(chosen, self._listed)
 
     def describe(self) -> dict[str, Any]:
         """Return the choice for `/health`."""
-        choice = self._choice or MarketChoice(symbols=())
+        choice = self._choice
         return {
             "trouble": self.problem,
             "unmatched": list(choice.unmatched),
@@ -61,10 +107,47 @@ class MarketChooser:
             "lacksVolumes": choice.lacks_volumes,
         }
 
+    def _choose(self, listed: Sequence[Market]) -> None:
+        former = replace(self._choice, symbols=self._chosen)
+        self._choice = choose_markets(
+            self._rules,
+            listed,
+            self._clock.now_ms(),
+            former,
+            is_used=lambda symbol: self._is_used(MarketKey(self._name, symbol)),
+        )
+        self._log_remarks(self._choice)
+        self._set_markets(self._choice.symbols, listed)
+
+    @property
+    def _chosen(self) -> tuple[Symbol, ...]:
+        """The markets of the universe that the rules have chosen, here or in the process that led before."""
+        symbols, known = self._universe.symbols(self._name), self._choice.symbols
+        return tuple(symbol for symbol in symbols if symbol not in self._extra or symbol in known)
+
+    def _set_markets(self, chosen: Sequence[Symbol], listed: Sequence[Market]) -> None:
+        symbols = (*chosen, *self._extra)
+        change = self._universe.set_markets(self._name, symbols, self._facts_of(symbols, listed))
+        for what, changed in (("added", change.added), ("removed", change.removed)):
+            if changed:
+                more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+                shown = ", ".join(map(str, changed[:_SHOWN]))
+                logger.info("%s: markets %s: %s%s", self._name, what, shown, more)
+
+    def _facts_of(self, symbols: Sequence[Symbol], listed: Sequence[Market]) -> dict[Symbol, Market]:
+        """Return the facts of markets after a list. An empty list is no evidence."""
+        now_ms, newest = self._clock.now_ms(), {market.symbol: market for market in listed}
+        followed = {
+            symbol: follow_life(self._universe.facts(MarketKey(self._name, symbol)), newest.get(symbol), now_ms)
+            for symbol in symbols
+            if newest
+        }
+        return {symbol: facts for symbol, facts in followed.items() if facts is not None}
+
     def _log_remarks(self, choice: MarketChoice) -> None:
-        """Log each remark when it appears."""
+        """Log each remark when it appears. Unlisted symbols are logged by `MarketListing`."""
         remarks = {f"{pattern} matches no listed market" for pattern in choice.unmatched}
-        remarks |= {f"{symbol} is named, but not listed" for symbol in choice.unlisted}
+        remarks |= {f"the exchange has renamed {old} to {new}" for old, new in choice.renamed.items()}
         if choice.lacks_volumes:
             remarks.add("top has no effect, because the exchange lists no volumes")
         if choice.over_limit:

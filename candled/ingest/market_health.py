@@ -33,7 +33,8 @@ def describe_market(market: MarketIngest, now_ms: int, since_ms: int, *, is_sile
         "invalidCandles": market.rows.invalid.total,
         "unbelievedStamps": market.rows.implausible_timestamps,
         "unconfirmedMinutes": coverage.unconfirmed.minute_count,
-        "trouble": market.status.problem_text or silent,
+        "listing": market.status.listing,
+        "trouble": market.status.describe_problems(condition) or silent,
     }
 
 

@@ -3,12 +3,14 @@
 import difflib
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from candled.errors import CandledError
 from candled.exchange import Clock, Exchange
-from candled.model import Market, Symbol
+from candled.model import END_OF_TIME_MS, Market, MarketKey, Symbol
 from candled.tasks import Backoff, retry
+from candled.universe_choice import follow_life, has_been_delisted
 
 if TYPE_CHECKING:
     from .http import HttpClient
@@ -17,72 +19,104 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The list is read again every six hours; while a symbol is missing, after pauses of one minute to one hour.
-_FIRST_S, _MOST_S, _COMPLETE_S = 60.0, 3600.0, 21_600.0
+_FIRST_S = 60.0  # the first pause while a symbol is missing
+_MOST_LATE_MS = 600_000  # how long after its announced opening a market is awaited
+_NOT_LISTED = ("unlisted", "upcoming", "delisted")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListOptions:
+    """The pace of reading an exchange's list, and its receivers."""
+
+    #: The pause between two reads.
+    refresh_s: float = 1800.0
+    #: Is called with every list.
+    on_list: Callable[[Sequence[Market]], None] = lambda listed: None
+    #: Is called with each error of reading it.
+    on_list_failed: Callable[[Exception], None] = lambda error: None
+    #: Returns whether clients use a market, so that it keeps its feed.
+    is_used: Callable[[MarketKey], bool] = lambda market: False
 
 
 class MarketListing:
-    """The newest list of markets. `on_listed` is called with a symbol that was missing and is listed now.
-
-    `on_list` is called with every list.
-    """
+    """The newest list of markets, which is read regularly, and compared with the markets that are read."""
 
     def __init__(
-        self,
-        name: str,
-        exchange: Exchange,
-        http: "HttpClient",
-        clock: Clock,
-        on_listed: Callable[[Symbol], None],
-        on_list: Callable[[Sequence[Market]], None] | None = None,
+        self, name: str, exchange: Exchange, http: "HttpClient", clock: Clock, options: ListOptions | None = None
     ) -> None:
         self._name = name
         self._exchange = exchange
         self._http = http
         self._clock = clock
-        self._on_listed = on_listed
-        self._on_list = on_list or (lambda listed: None)
-        #: Empty before the list was read.
+        self._options = options or ListOptions()
+        #: Is called with a symbol that was not traded and is traded now.
+        self.on_listed: Callable[[Symbol], None] = lambda symbol: None
+        #: Is called after each list with a symbol that has been delisted for a day and is not used.
+        self.on_ended: Callable[[Symbol], None] = lambda symbol: None
+        #: Is called after each list with the symbol of a renamed market and its former one.
+        self.on_renamed: Callable[[Symbol, Symbol], None] = lambda symbol, former: None
+        #: The newest list that was not empty. Empty before it was read: an empty list is no evidence.
         self._listed: dict[Symbol, Market] = {}
+        #: The facts of the markets that are read and were ever listed.
+        self._facts: dict[Symbol, Market] = {}
 
     async def run(self, symbols: Collection[Symbol], markets: "Mapping[Symbol, MarketIngest]") -> None:
         """Read the list in an endless loop, more often while one of `symbols` is missing, and compare `markets`."""
-        failures, pauses = Backoff(first_s=2.0), Backoff(first_s=_FIRST_S, most_s=_MOST_S)
+        failures, pauses = Backoff(first_s=2.0), Backoff(first_s=_FIRST_S, most_s=self._options.refresh_s)
 
         def report(error: Exception, wait_s: float) -> None:
             is_bug = not isinstance(error, CandledError)  # in a plugin, it must not end this task
             if is_bug or failures.failure_count == 1:
                 logger.warning("%s: the list of markets cannot be read: %s", self._name, error, exc_info=is_bug)
+            self._options.on_list_failed(error)
 
         while True:
             listed = await retry(lambda: self._exchange.fetch_markets(self._http), self._clock, failures, report=report)
             failures.on_success()
-            self._listed = {market.symbol: market for market in listed}
-            self._on_list(listed)
+            self._listed = {market.symbol: market for market in listed} or self._listed
+            self._options.on_list(listed)
+            self._facts = {symbol: facts for symbol, facts in self._facts.items() if symbol in symbols}
             for market in markets.values():
                 self.compare_market(market)
             if all(symbol in self._listed for symbol in symbols):
                 pauses.on_success()
-                await self._clock.sleep(_COMPLETE_S)
+                pause_s = self._options.refresh_s
             else:
-                await self._clock.sleep(pauses.on_failure())
+                pause_s = pauses.on_failure()
+            await self._clock.sleep(min(pause_s, self._until_opening()))
 
     def compare_market(self, market: "MarketIngest") -> None:
-        """Apply the newest list to a market. An empty list, or none so far, is no evidence."""
-        symbol = market.key.symbol
-        if symbol in self._listed:
-            market.decimals = self._listed[symbol].decimals
-        was_unlisted, market.status.unlisted = market.status.unlisted is not None, None
-        if self._listed and symbol not in self._listed:
-            near = difflib.get_close_matches(str(symbol), map(str, self._listed), n=1, cutoff=0.8)
-            market.status.unlisted = f"{self._name} does not list {symbol}" + (
-                f", did you mean {near[0]}?" if near else ""
-            )
-            if not was_unlisted:
-                logger.error("%s; reading its list again after pauses", market.status.unlisted)
-        elif was_unlisted:
-            logger.info("%s: lists %s now", self._name, symbol)
-            self._on_listed(symbol)
+        """Apply the newest list to a market."""
+        if not self._listed:
+            return
+        symbol, before, now_ms = market.key.symbol, market.status.listing, self._clock.now_ms()
+        facts = follow_life(self._facts.get(symbol), self._listed.get(symbol), now_ms)
+        if facts is None:
+            market.follow_listing(None, self._describe_unlisted(symbol))
+            if before != "unlisted":
+                logger.warning("%s; reading its list again after pauses", market.status.unlisted)
+            return
+        self._facts[symbol] = facts
+        market.follow_listing(facts, None)
+        if before is not None and before != facts.status:
+            logger.info("%s: %s is %s now, and was %s", self._name, symbol, facts.status, before)
+        if before in _NOT_LISTED and facts.status not in _NOT_LISTED:
+            self.on_listed(symbol)
+        elif has_been_delisted(facts, now_ms) and not self._options.is_used(market.key):
+            self.on_ended(symbol)
+        if facts.former is not None:
+            self.on_renamed(symbol, facts.former)
+
+    def _describe_unlisted(self, symbol: Symbol) -> str:
+        near = difflib.get_close_matches(str(symbol), map(str, self._listed), n=1, cutoff=0.8)
+        return f"{self._name} does not list {symbol}" + (f", did you mean {near[0]}?" if near else "")
+
+    def _until_opening(self) -> float:
+        """Return the seconds until the next market opens, at least a minute."""
+        now_ms = self._clock.now_ms()
+        upcoming = (one.listed_ms for one in self._listed.values() if one.status == "upcoming")
+        opens_ms = min((at for at in upcoming if at and at > now_ms - _MOST_LATE_MS), default=END_OF_TIME_MS)
+        return max(_FIRST_S, (opens_ms - now_ms) / 1000)
 
     def listed_ms(self, symbol: Symbol) -> int | None:
         """Return the start of trading of a symbol; None if the list does not contain it."""

@@ -1,10 +1,11 @@
 """The state of one market, and the problems that explain it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from candled.exchange import ClosedFlag
-from candled.model import MINUTE, MINUTE_MS, WEEK, Candle, State, StateReason
+from candled.model import MINUTE, MINUTE_MS, WEEK, Candle, MarketState, State, StateReason
 from candled.model.texts import printable
 
 from .minutes import RECENT_MS
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 # REST is asked for a missing minute only this long after its end: until then it may still arrive.
 _ARRIVAL_MARGIN_MS = 10_000
 MAX_PROBLEM = 300  # characters of an error text, which may contain the exchange's
+# The states of trading in which no candles are expected.
+_NOT_TRADED: Mapping[str | None, StateReason] = {
+    "upcoming": "not_open",
+    "suspended": "suspended",
+    "delisted": "delisted",
+}
 
 
 class Condition(NamedTuple):
@@ -66,8 +73,10 @@ class MarketStatus:
         self._presence = presence
         #: The exchange's reason for rejecting the subscription, until the stream delivers candles.
         self.rejection: str | None = None
-        #: An error text if the exchange's list does not contain the symbol. Candles from the stream or REST outweigh
-        #: it.
+        #: The state of trading according to the exchange's list; None before the list was read. Candles from the stream
+        #: outweigh it.
+        self.listing: MarketState | Literal["unlisted"] | None = None
+        #: If the list never contained the symbol, this fact in words.
         self.unlisted: str | None = None
         #: Why REST cannot be used for this market, in words; None if it can.
         self.problem: str | None = None
@@ -80,7 +89,9 @@ class MarketStatus:
 
     def condition(self, now_ms: int) -> Condition:
         """Return the market's state, one of `candled.model.STATES`, and the reason for it."""
-        standing = self._presence.standing(now_ms)
+        standing, not_traded = self._presence.standing(now_ms), _NOT_TRADED.get(self.listing)
+        if not_traded is not None and standing != "moving":
+            return self._condition_without_trading(now_ms, not_traded)
         if standing == "unknown":
             return self._condition_without_evidence(now_ms)
         if self._is_missing_week(now_ms):
@@ -93,6 +104,15 @@ class MarketStatus:
         if standing == "quiet" and reason is None:
             return Condition("quiet", "no_trades")
         return Condition("polling", reason or "stream_silent")
+
+    def _condition_without_trading(self, now_ms: int, reason: StateReason) -> Condition:
+        """Return the condition of a market that is not traded now. Only a suspended one must have its history."""
+        if reason == "suspended" and self.has_answer and self._rest_works:
+            if self._is_missing_week(now_ms):
+                return Condition("warming", self._missing_reason(now_ms))
+            if self._is_missing_recent(self._rules.expected_until(now_ms)):
+                return Condition("recovering", "fetching")
+        return Condition("quiet", reason)
 
     def _condition_without_evidence(self, now_ms: int) -> Condition:
         """Return the condition of a market for which neither the stream nor REST provides evidence."""
@@ -126,24 +146,24 @@ class MarketStatus:
 
     @property
     def has_problem(self) -> bool:
-        """True if `problem_text` is not None."""
-        return self.is_credible is False or bool(self.rejection or self.unlisted or self.problem)
+        """True if there is a problem besides the exchange's list."""
+        return self.is_credible is False or bool(self.rejection or self.problem)
 
-    @property
-    def problem_text(self) -> str | None:
-        """All current problems in words, or None."""
+    def describe_problems(self, condition: Condition) -> str | None:
+        """Return all problems in the current condition in words, or None."""
         denies = "the exchange's REST API returns nothing for minutes that it had"
         problem = denies if self.is_credible is False else self.problem
-        text = "; ".join(text for text in (self.rejection, self.unlisted, problem) if text)
+        unlisted = self.unlisted if condition.reason == "not_listed" else None
+        text = "; ".join(text for text in (self.rejection, unlisted, problem) if text)
         return printable(text, MAX_PROBLEM) or None
 
     @property
     def _stream_problem(self) -> StateReason | None:
         """The reason why the stream delivers nothing, as far as it is known without REST."""
+        if self.unlisted is not None:  # this explains a rejection
+            return "not_listed"
         if self.rejection is not None:
             return "subscription_refused"
-        if self.unlisted is not None:
-            return "not_listed"
         if self._presence.connected:
             return None
         return "stream_flooded" if self._presence.is_flooded else "stream_down"

@@ -206,7 +206,7 @@ class IngestPublisher:
         if published.condition is None or now.state != published.condition.state:
             published.state_since_ms = now_ms
         published.condition, published.state_published_ms, published.decimals = now, now_ms, market.decimals
-        problem = "" if now.state in ("live", "quiet") else market.status.problem_text or ""
+        problem = "" if now.state in ("live", "quiet") else market.status.describe_problems(now) or ""
         message = StateChanged(market.key, now.state, published.state_since_ms, now.reason, problem, market.decimals)
         self._record_position(published, self._bus.publish(message))
 

@@ -88,7 +88,7 @@ class RepairScheduler:
     def share_polls(self, markets: Iterable[MarketIngest]) -> None:
         """Share the requests for forming minutes among the markets whose streams do not deliver them."""
         now_ms = self._time.now_ms()
-        polled = sum(market.presence.is_polled(now_ms) for market in markets)
+        polled = sum(market.is_polled(now_ms) for market in markets)
         self._poll_ms = max(POLL_MS, round(1000 * polled / (_POLL_SHARE * self._exchange.requests_per_s)))
 
     def retry_now(self, symbol: Symbol) -> None:

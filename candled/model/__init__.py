@@ -16,7 +16,17 @@ from .market import (
     Topic,
 )
 from .ranges import ALL_TIME, END_OF_TIME_MS, Range, RangeSet
-from .states import HEALTHY_STATES, STATE_REASONS, STATES, FeedState, Position, State, StateCounts, StateReason
+from .states import (
+    HEALTHY_STATES,
+    NOT_TRADED,
+    STATE_REASONS,
+    STATES,
+    FeedState,
+    Position,
+    State,
+    StateCounts,
+    StateReason,
+)
 from .times import YEAR_10000_MS, iso_ms, parse_iso_ms
 
 __all__ = [
@@ -29,6 +39,7 @@ __all__ = [
     "MAX_DIGITS",
     "MINUTE",
     "MINUTE_MS",
+    "NOT_TRADED",
     "REASONS",
     "STATES",
     "STATE_REASONS",

@@ -119,10 +119,14 @@ class Market:
     volume_decimals: int | None = None
     #: The smallest step of prices, which may be 0.5 or 25.
     tick_size: Decimal | None = None
-    #: The state of trading. A market that the exchange leaves out of its list counts as not listed.
+    #: The state of trading. A market that the exchange leaves out of its list, after it was listed, is delisted.
     status: MarketState = "trading"
     #: The start of trading, UTC epoch milliseconds.
     listed_ms: int | None = None
+    #: The end of trading, UTC epoch milliseconds. Without it, the time at which the daemon noticed it applies.
+    delisted_ms: int | None = None
+    #: Its former symbol, if the exchange has renamed the market and its prices and volumes go on unchanged.
+    former: Symbol | None = None
     #: The volume of the last 24 hours in quote currency.
     quote_volume_24h: Decimal | None = None
 

@@ -1,7 +1,7 @@
 """The states of a market's feed and their reasons, for ingest, bus, `/health`, the wire and the page."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, NamedTuple
 
 State = Literal["live", "quiet", "polling", "stale", "warming", "recovering"]
@@ -14,6 +14,9 @@ StateReason = Literal[
     "stream_silent",
     "subscription_refused",
     "not_listed",
+    "not_open",
+    "suspended",
+    "delisted",
     "rest_unavailable",
     "fetching",
     "unconfirmed_beginning",
@@ -43,6 +46,9 @@ STATE_REASONS: Mapping[StateReason, str] = {
     "stream_silent": "the stream is connected, but does not bring trades that REST has",
     "subscription_refused": "the exchange refuses the subscription; it is asked again after growing pauses",
     "not_listed": "the exchange does not list the symbol; its list is read again after growing pauses",
+    "not_open": "the exchange lists the symbol, but trading has not begun",
+    "suspended": "the exchange has suspended trading",
+    "delisted": "the exchange does not trade the symbol any more; its history is kept",
     "rest_unavailable": "the exchange's REST API cannot be read, or answers with nothing",
     "fetching": "missing minutes are being fetched",
     "unconfirmed_beginning": "the exchange reports no older minutes, and nothing else confirms it yet",
@@ -52,6 +58,9 @@ STATE_REASONS: Mapping[StateReason, str] = {
     "bus_unreadable": "the symbol's newest state cannot be read from Redis",
     "not_published": "Redis does not accept this process's messages, so other processes receive none",
 }
+
+# The reasons that are facts about a market and no problem of candled.
+NOT_TRADED: Collection[StateReason] = ("not_listed", "not_open", "suspended", "delisted")
 
 
 HEALTHY_STATES: tuple[State, ...] = ("live", "quiet")
@@ -64,7 +73,7 @@ class StateCounts:
     def __init__(self) -> None:
         self.states: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
-        #: Markets in another state than `HEALTHY_STATES`, or with a problem in words.
+        #: Traded markets in another state than `HEALTHY_STATES`, or with a problem in words.
         self.unhealthy = 0
 
     def add_market(self, state: str, reason: str, *, has_problem: bool) -> None:
@@ -72,7 +81,7 @@ class StateCounts:
         self.states[state] += 1
         if reason:
             self.reasons[reason] += 1
-        self.unhealthy += has_problem or state not in HEALTHY_STATES
+        self.unhealthy += reason not in NOT_TRADED and (has_problem or state not in HEALTHY_STATES)
 
     def add_counts(self, others: "Iterable[StateCounts]") -> None:
         """Add the markets of other counts."""

@@ -116,6 +116,10 @@ class Hub:
         """True if another pattern room may be created."""
         return len(self._patterns) < MOST_PATTERNS
 
+    def has_members(self, market: MarketKey) -> bool:
+        """Return True if any room of a market has members."""
+        return market in self._rooms
+
     def leave_room(self, membership: Membership) -> None:
         """Remove a member, then its group and its room if they are empty."""
         group, room = membership.group, membership.group.room

@@ -5,12 +5,16 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candled.bus.shards import fair_share, shard_of
+from candled.bus.shards import fair_share, shard_of, shard_of_exchange
 from candled.model import MarketKey, Symbol
 
 
 def test_a_market_stays_in_its_shard_forever():
     assert [shard_of(MarketKey("bitget", Symbol(base, "USDT")), 8) for base in ("BTC", "ETH", "SOL")] == [3, 1, 7]
+
+
+def test_the_markets_of_an_exchange_are_chosen_in_the_same_shard_forever():
+    assert [shard_of_exchange(name, 8) for name in ("bitget", "okx", "kraken")] == [7, 5, 7]
 
 
 def test_markets_spread_over_the_shards():

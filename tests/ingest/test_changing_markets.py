@@ -1,7 +1,6 @@
 """The markets of an ingest change while it runs: exactly those wanted are read, and nothing is left of the others."""
 
 import asyncio
-from collections import defaultdict, deque
 from typing import Any
 
 import pytest
@@ -10,152 +9,25 @@ from hypothesis import strategies as st
 
 from candled.bus import MinuteChanged
 from candled.bus.memory_bus import MemoryBus
-from candled.exchange import Candles, ConnectionLimits, Event, Exchange, SocketFeed, Subscribed, SubscriptionRejected
-from candled.ingest.connection import FeedConnection
+from candled.exchange import ConnectionLimits
 from candled.ingest.distribution import distribute
 from candled.ingest.exchange_ingest import ExchangeIngest
 from candled.ingest.feeds import FeedRunner
 from candled.ingest.http import HttpClient
-from candled.ingest.market import MarketIngest
 from candled.ingest.market_loader import IngestOptions
-from candled.model import MINUTE, MINUTE_MS, Candle, Market, MarketKey, Symbol
+from candled.model import MINUTE, MINUTE_MS, Candle, Symbol
 from tests import tiers
 from tests.clocks import ManualClock
-from tests.fakes.tapes import Synthetic, grown
-from tests.ingest.virtual import Memory
+from tests.ingest.many_markets import (
+    START_MS,
+    SYMBOLS,
+    ManyMarkets,
+    ManyMemories,
+    World,
+    left_over,
+    run_without_socket,
+)
 from tests.rows import MONDAY_MS
-
-SYMBOLS = [Symbol(f"S{number}", "USDT") for number in range(5)]
-START_MS = MONDAY_MS + 3_600_000
-LIMITS = ConnectionLimits(symbols_per_connection=2, connections=2, frames_per_s=100.0)
-
-
-class Peer:
-    """One connection as the exchange sees it."""
-
-    def __init__(self) -> None:
-        self.subscribed: dict[Symbol, None] = {}
-        self.is_cut = False
-
-
-class VirtualFeed(SocketFeed):
-    """Frames are words about one symbol."""
-
-    def __init__(self, exchange: "ManyMarkets", symbols: Any) -> None:
-        super().__init__("ws://localhost", symbols)
-        self._exchange = exchange
-
-    def subscribe(self, symbols: Any) -> list[str]:
-        return [f"+{symbol}" for symbol in symbols]
-
-    def unsubscribe(self, symbols: Any) -> list[str]:
-        return [f"-{symbol}" for symbol in symbols]
-
-    def read_frame(self, frame: Any) -> list[Event]:
-        word, _, text = frame.partition(" ")
-        symbol = Symbol.parse(text)
-        if word == "candle":
-            return [Candles(symbol, self._exchange.newest(symbol))]
-        return [Subscribed(symbol) if word == "yes" else SubscriptionRejected(symbol, "no such market")]
-
-
-class ManyMarkets(Exchange):
-    """An exchange with some markets, each a function of time, which may refuse subscriptions."""
-
-    name = "virtual"
-    limits = LIMITS
-    max_history_minutes = 1000
-    publishes_empty_candles = True
-    opens_at_previous_close = True
-
-    def __init__(self, clock: ManualClock) -> None:
-        super().__init__({}, clock)
-        self.peers: list[Peer] = []
-        self.refused: set[Symbol] = set()
-        self._tapes = {symbol: Synthetic(number) for number, symbol in enumerate(SYMBOLS)}
-
-    def now_ms(self) -> int:
-        return self.clock.now_ms()  # nothing has to be found out about it
-
-    def version(self, symbol: Symbol, open_ms: int) -> Candle:
-        now_ms = self.now_ms()
-        row = grown(self._tapes[symbol].row(open_ms), now_ms - open_ms)
-        return row.candle(open_ms, as_of_ms=now_ms)
-
-    def newest(self, symbol: Symbol) -> tuple[Candle, ...]:
-        newest_ms = MINUTE.floor(self.now_ms())
-        return tuple(self.version(symbol, open_ms) for open_ms in (newest_ms - MINUTE_MS, newest_ms))
-
-    async def fetch_markets(self, http: Any) -> list[Market]:
-        return [Market(symbol=symbol, listed_ms=MONDAY_MS) for symbol in SYMBOLS]
-
-    def make_feed(self, symbols: Any) -> VirtualFeed:
-        return VirtualFeed(self, symbols)
-
-    async def fetch_history(self, http: Any, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle]:
-        opens = range(max(MONDAY_MS, start_ms), min(end_ms, self.now_ms()), MINUTE_MS)
-        return [self.version(symbol, open_ms) for open_ms in opens]
-
-    def answer(self, peer: Peer, frame: str) -> str | None:
-        symbol = Symbol.parse(frame[1:])
-        if frame[0] == "-":
-            peer.subscribed.pop(symbol, None)
-            return None
-        if symbol in self.refused:
-            return f"no {symbol}"
-        peer.subscribed[symbol] = None
-        return f"yes {symbol}"
-
-
-async def run_without_socket(runner: FeedRunner) -> str:
-    """Run a connection as `FeedRunner._run_socket` does, against a peer in memory."""
-    feed, exchange, clock = runner.feed, runner.feed._exchange, runner._clock
-    connection = runner._connection = FeedConnection(
-        feed, feed.symbols, clock.monotonic(), runner._rejected, runner._limits
-    )
-    runner.is_connected = True
-    runner._sink.on_connected(feed)
-    peer = Peer()
-    exchange.peers.append(peer)
-    try:
-        while not peer.is_cut:
-            frames = [exchange.answer(peer, frame) for frame in connection.frames_to_send(clock.monotonic())]
-            frames += [f"candle {symbol}" for symbol in peer.subscribed]
-            for frame in filter(None, frames):
-                for event in connection.on_frame(frame, clock.monotonic()):
-                    runner._on_event(event)
-            await clock.sleep(2.0)
-        return "cut"
-    finally:
-        exchange.peers.remove(peer)
-
-
-class ManyMemories(defaultdict[Symbol, Memory]):
-    """A store of several markets."""
-
-    def __init__(self) -> None:
-        super().__init__(Memory)
-        self.forming: dict[Symbol, Candle] = {}
-
-    def enqueue_row(self, market: MarketKey, candle: Candle, *, changes: Any = None) -> bool:
-        if not candle.final:
-            self.forming[market.symbol] = candle
-        return self[market.symbol].enqueue_row(market, candle, changes=changes)
-
-    async def newest_minutes(self, exchange: str) -> dict[Symbol, int]:
-        return {symbol: max(memory.rows) for symbol, memory in self.items() if memory.rows}
-
-    async def flush(self) -> None: ...
-    async def register_feed(self, markets: Any, epoch: str) -> None: ...
-
-    async def unpublished(self, exchange: str) -> dict[Symbol, Any]:
-        return {}
-
-    def __getattr__(self, name: str) -> Any:
-        async def call(market: MarketKey, *rest: Any) -> Any:
-            return await getattr(self[market.symbol], name)(market, *rest)
-
-        return call
 
 
 class Site:
@@ -163,7 +35,8 @@ class Site:
 
     def __init__(self) -> None:
         self.clock = ManualClock(START_MS)
-        self.exchange = ManyMarkets(self.clock)
+        self.world = World()
+        self.exchange = ManyMarkets(self.world, self.clock)
         self.store = ManyMemories()
         self.shown: dict[Symbol, Candle] = {}
         self.wanted: dict[Symbol, None] = {}
@@ -192,29 +65,12 @@ class Site:
                 self.wanted.pop(symbol, None)
             self.ingest.remove_markets(argument)
         elif action == "refuse":
-            self.exchange.refused = set(argument)
+            self.world.refused = set(argument)
         elif action == "cut":
-            for peer in self.exchange.peers[:argument]:
+            for peer in self.world.peers[:argument]:
                 peer.is_cut = True
         else:
             await self.clock.advance(argument)
-
-    def left_over(self) -> list[tuple[str, str, Any]]:
-        """Return the traces of unwanted markets in the ingest's objects."""
-        ingest, found = self.ingest, []
-        parts = [ingest, ingest._publisher, ingest._repair, ingest._past, ingest._feeds, *ingest._feeds.runners]
-        parts += [one._rejected for one in ingest._feeds.runners]
-        parts += [one._connection for one in ingest._feeds.runners if one._connection is not None]
-        for part in parts:
-            for name, value in vars(part).items():
-                if value is self.store:  # keeps the history of all
-                    continue
-                known = list(value) if isinstance(value, dict | set | frozenset | tuple | list | deque) else [value]
-                for one in known:
-                    is_closed = isinstance(one, MarketIngest) and ingest._markets.get(one.key.symbol) is not one
-                    if is_closed or (isinstance(one, Symbol) and one not in self.wanted):
-                        found.append((type(part).__name__, name, one))
-        return found
 
 
 symbols = st.lists(st.sampled_from(SYMBOLS), min_size=1, max_size=4, unique=True)
@@ -232,16 +88,15 @@ async def check_sequence(steps: list[tuple[str, Any]]) -> None:
     starting = asyncio.ensure_future(site.ingest.start())
     for action, argument in steps:
         await site.do(action, argument)
-    site.exchange.refused = set()
+    site.world.refused = set()
     await site.clock.advance(400.0)  # longer than the pauses after two rejections
     assert starting.done()
     described, wanted = site.ingest.describe()["symbols"], site.wanted
     assert list(described) == [str(symbol) for symbol in wanted]
     surplus = site.ingest._feeds.surplus
     assert len(surplus) == max(0, len(wanted) - 4)
-    subscribed = [symbol for peer in site.exchange.peers for symbol in peer.subscribed]
-    assert sorted(subscribed) == sorted(wanted.keys() - set(surplus))
-    assert all(peer.subscribed for peer in site.exchange.peers)
+    assert site.world.subscribed() == sorted(wanted.keys() - set(surplus))
+    assert all(peer.subscribed for peer in site.world.peers)
     now_ms = site.clock.now_ms()
     for symbol in wanted:
         assert described[str(symbol)]["connected"] == (symbol not in surplus), symbol
@@ -252,7 +107,7 @@ async def check_sequence(steps: list[tuple[str, Any]]) -> None:
         for open_ms in whole[-20:]:
             assert rows[open_ms].close == site.exchange.version(symbol, open_ms).close
         assert site.shown[symbol].open_ms >= MINUTE.floor(now_ms - 10_000)
-    assert site.left_over() == []
+    assert left_over(site.ingest, site.wanted) == []
     names = [task.get_name() for task in site.ingest._tasks._tasks]
     assert [name for name in names if "open_market" in name] == []
     await site.ingest.stop()

@@ -21,12 +21,48 @@ class Bench:
         self.clock = ManualClock(10**12)
         self.universe = Universe(["bitget", "okx"])
         self.universe.set_markets("bitget", choice.named)
-        self.chooser = MarketChooser("bitget", choice, self.universe, self.clock)
+        self.used: set[Symbol] = set()
+        self.chooser = MarketChooser(
+            "bitget", choice, self.universe, self.clock, is_used=lambda key: key.symbol in self.used
+        )
+        self.chooser.start_choosing()
+
+    def known(self, key: MarketKey) -> tuple[str, int | None]:
+        facts = self.universe.facts(key)
+        assert facts is not None
+        return facts.status, facts.delisted_ms
 
     def list_markets(self, *symbols: Symbol, volume: int | None = 1) -> tuple[Symbol, ...]:
         known = None if volume is None else Decimal(volume)
         self.chooser.on_list([Market(symbol=symbol, quote_volume_24h=known) for symbol in symbols])
         return self.universe.symbols("bitget")
+
+
+async def test_a_market_that_is_missing_after_it_was_listed_is_delisted_until_it_is_listed_again():
+    bench, key = Bench("BTC/USDT"), MarketKey("bitget", BTC)
+    bench.list_markets(ETH)
+    assert bench.universe.facts(key) is None  # it was never listed
+    for _ in range(2):
+        bench.list_markets(BTC)
+        assert bench.known(key) == ("trading", None)
+        bench.list_markets()  # an empty list is no evidence
+        assert bench.known(key) == ("trading", None)
+        since_ms = bench.clock.now_ms()
+        for _ in range(2):
+            bench.list_markets(ETH)
+            assert bench.known(key) == ("delisted", since_ms)
+            await bench.clock.advance(60)
+
+
+async def test_a_delisted_market_of_a_pattern_stays_while_it_is_used():
+    bench = Bench("*/USDT", "!SOL/*")
+    bench.list_markets(BTC, ETH)
+    bench.used = {BTC}
+    bench.list_markets(SOL)
+    await bench.clock.advance(2 * LEAVES_AFTER_MS / 1000)
+    assert bench.list_markets(SOL) == (BTC,)
+    bench.used = set()
+    assert bench.list_markets(SOL) == ()
 
 
 def test_named_symbols_alone_stay_and_get_their_facts():
@@ -47,6 +83,21 @@ async def test_patterns_follow_the_list_and_missing_markets_leave_after_a_day():
     assert bench.list_markets() == (BTC, SOL)
 
 
+def test_a_process_that_does_not_choose_takes_only_the_facts():
+    bench = Bench("BTC/USDT", "*/USDT")
+    bench.chooser.stop_choosing()
+    bench.universe.set_markets("bitget", [SOL, BTC])  # as the process that chooses publishes
+    assert bench.list_markets(BTC, ETH, SOL) == (SOL, BTC)
+    assert bench.known(MarketKey("bitget", SOL)) == ("trading", None)
+    bench.chooser.add_extra(X)
+    bench.chooser.set_rules(ChoiceRules(patterns=(SymbolPattern.parse("*/USDT"),)))
+    assert bench.universe.symbols("bitget") == (SOL, BTC)
+    bench.chooser.start_choosing()
+    assert bench.universe.symbols("bitget") == (SOL, BTC, ETH, X)
+    bench.chooser.remove_extra(X)
+    assert bench.universe.symbols("bitget") == (SOL, BTC, ETH)
+
+
 def test_remarks_are_logged_once_and_shown(caplog: pytest.LogCaptureFixture):
     bench = Bench("X/USDT", "*/USDT", "*/EUR", top=1, most=2)
     for _ in range(3):
@@ -54,7 +105,6 @@ def test_remarks_are_logged_once_and_shown(caplog: pytest.LogCaptureFixture):
     lines = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert lines == [
         "exchanges.bitget.symbols: */EUR matches no listed market",
-        "exchanges.bitget.symbols: X/USDT is named, but not listed",
         "exchanges.bitget.symbols: some matching markets are left out, because most is 2",
         "exchanges.bitget.symbols: top has no effect, because the exchange lists no volumes",
     ]

@@ -94,14 +94,14 @@ async def test_evidence_from_the_stream_beats_the_list(listed):
         await site.run(200)
         assert site.state == ("live", None)
         assert site.market["missingMinutes"] == 0
-        unlisted = site.market["trouble"]
-        assert (unlisted is not None) == bool(listed)
+        assert site.market["listing"] == ("unlisted" if listed else None)
+        assert site.market["trouble"] is None
         lists = site.exchange.lists
         site.exchange.listed = [Market(symbol=BTC, price_decimals=2)]
         await site.leap(3600)
         await site.run(100)
         assert site.exchange.lists > lists
-        assert (site.market["trouble"], site.state) == (None, ("live", None))
+        assert (site.market["listing"], site.state) == ("trading", ("live", None))
 
 
 @pytest.mark.slow
