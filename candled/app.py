@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from candled.ingest_side import ShardedIngest
 from candled.logs import BoundedHandler
 from candled.loop_watchdog import LoopWatchdog
 from candled.metrics.loop_lag import EVERY_S, LoopLag
-from candled.model import Symbol
+from candled.model import Interval, Symbol
 from candled.plugins import Plugins
 from candled.protocol.requests import RequestCodec
 from candled.reload import ReloadPlan
@@ -228,15 +228,19 @@ class Daemon:
             universe=self.universe,
             ingest=self._ingest,
         )
-        catalog = self._make_catalog(symbols)
+        self._catalog = self._make_catalog(symbols)
         self._client_limits = ClientLimits.of(config.server)
         self._rate_limits = self._make_rate_limits()
         self._is_stopping = False
-        self._server = self._make_server(catalog, broadcaster, texts)
+        self._server = self._make_server(self._catalog, broadcaster, texts)
         self._lag = LoopLag(clock)
         self._internal = self._make_internal(texts)
         self._tasks = TaskSet()
         self._is_started = False
+        self._reading, self._adding_intervals = (
+            asyncio.Event(),
+            asyncio.Lock(),
+        )  # the first is set once the store is open
         self.port = 0
         #: The internal port; 0 without one.
         self.internal_port = 0
@@ -285,7 +289,7 @@ class Daemon:
             make_client=make_client,
             clock=clock,
             reports=self._make_reports(),
-            page=ChartPage(config, self.universe, self._bars.decimals).render,
+            page=ChartPage(catalog.intervals, self.universe, self._bars.decimals).render,
             routes=make_routes(config, source, self._rate_limits, clock),
             streams=make_streams(
                 config,
@@ -366,13 +370,26 @@ class Daemon:
 
     async def apply(self, plan: ReloadPlan) -> None:
         """Change the settings that apply while running. No client is disconnected."""
-        config = self._config = plan.config
+        running, config = self._config, plan.config
+        self._config = config
         logging.getLogger().setLevel(config.log.level.upper())
         self._server.set_limits(config.server, config.limits)
         self._client_limits.set_limits(config.server)
         self._rate_limits.set_limits(config.limits)
         if "server.max_connections" in plan.live and (warning := _descriptor_warning(config)):
             logger.warning("%s", warning)
+        if config.intervals != running.intervals:
+            self._tasks.start(self._add_intervals(config.intervals))
+
+    async def _add_intervals(self, intervals: Sequence[Interval]) -> None:
+        """Serve further intervals, once the stored minutes are folded into them."""
+        async with self._adding_intervals:
+            await self._reading.wait()
+            await self._upkeep.add_intervals(intervals)
+            await self._bars.add_intervals(intervals)
+            self._codec.add_intervals(intervals)
+            self._catalog.add_intervals(intervals)
+        logger.info("bars of %s are served now", ", ".join(map(str, intervals)))
 
     async def stop(self) -> int:
         """Stop every part in order; return how many candles could be neither stored nor journaled."""
@@ -402,6 +419,7 @@ class Daemon:
     async def _start_reading(self) -> None:
         """Store the rows of the journal, then load bars and read the exchanges. Called once the store is open."""
         self.health.is_reading = True
+        self._reading.set()
         with contextlib.suppress(StoreUnavailable, StoreRejected):  # the writer logs it, and tries again
             await self._writer.flush()
         self._tasks.start(self._writer.run())

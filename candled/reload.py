@@ -9,6 +9,7 @@ from candled.settings import Settings
 
 #: The settings that a running daemon can change. Every other one is in `NEEDS_RESTART`.
 LIVE = frozenset({
+    "intervals",
     "limits.address_work", "limits.api_requests", "limits.api_window", "limits.connection_work",
     "limits.exempt_cached", "limits.headers", "limits.klines_requests", "limits.klines_window", "limits.udf_requests",
     "limits.udf_window", "limits.work_burst", "limits.work_wait",
@@ -26,7 +27,6 @@ NEEDS_RESTART = frozenset({
     "exchanges.*.refresh", "exchanges.*.symbols", "exchanges.*.top",
     "ingest.backfill", "ingest.checkpoint", "ingest.confirm", "ingest.grace_period", "ingest.quiet_after",
     "ingest.shards",
-    "intervals",
     "klines.enabled", "klines.exchange", "klines.prefix",
     "roles",
     "server.allowed_origins", "server.cache", "server.compress_from", "server.compression", "server.health_details",
@@ -96,6 +96,11 @@ def _changed_names(running: Config, wanted: Config) -> Iterator[str]:
         before, after = getattr(running, name), getattr(wanted, name)
         if name == "exchanges":
             yield from _changed_exchanges(before, after)
+        elif name == "intervals":
+            if not set(after) <= set(before):
+                yield name
+            if removed := sorted(set(before) - set(after)):
+                yield f"{name} (removal of {', '.join(map(str, removed))})"
         elif isinstance(before, Settings):
             yield from (f"{name}.{key}" for key in _changed_keys(dict(before), dict(after)))
         elif before != after:
@@ -134,6 +139,8 @@ def _merge(running: Config, wanted: Config, live: set[str]) -> Config:
         elif isinstance(before, Settings):
             keys = [key for key in type(before).model_fields if f"{name}.{key}" in live]
             update[name] = before.model_copy(update={key: getattr(after, key) for key in keys})
+        elif name == "intervals" and name in live:
+            update[name] = tuple(sorted({*before, *after}))
         elif name in live:
             update[name] = after
     return running.model_copy(update=update)

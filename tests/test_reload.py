@@ -63,7 +63,8 @@ def test_changes_are_named_in_the_order_of_the_settings(tmp_path):
     )
     plan = plan_reload(DEFAULT, wanted)
     assert plan.live == ("server.max_connections", "log.level")
-    assert plan.needs_restart == ("server.port", "exchanges", "intervals")
+    removed = ", ".join(str(one) for one in DEFAULT.intervals[1:])
+    assert plan.needs_restart == ("server.port", "exchanges", f"intervals (removal of {removed})")
     assert (plan.config.server.port, plan.config.server.max_connections) == (7000, 5)
     assert (plan.config.log.level, plan.config.exchanges) == ("debug", DEFAULT.exchanges)
 
@@ -142,8 +143,13 @@ def flat(config: Config) -> dict[str, object]:
 def test_a_plan_takes_every_live_change_and_nothing_else(running, wanted):
     plan = plan_reload(running, wanted)
     before, after, now = flat(running), flat(wanted), flat(plan.config)
-    common = [name for name in before if name in after]
-    assert {*plan.live, *plan.needs_restart} == {name for name in common if before[name] != after[name]}
+    served, chosen = set(before.pop("intervals")), set(after.pop("intervals"))
+    assert set(now.pop("intervals")) == served | chosen
+    names = {name for name in before if name in after and before[name] != after[name]}
+    names |= {"intervals"} if chosen - served else set()
+    if lost := sorted(served - chosen):
+        names.add(f"intervals (removal of {', '.join(map(str, lost))})")
+    assert {*plan.live, *plan.needs_restart} == names
     assert all(map(is_live, plan.live))
     assert not any(map(is_live, plan.needs_restart))
     assert now.keys() == before.keys()

@@ -15,14 +15,19 @@ class Aggregator:
     unchanged until they are read again. Bars that look different after a change get its `change_id`, as in `Series`.
     """
 
-    def __init__(self, intervals: Sequence[Interval], capacity: int) -> None:
+    def __init__(
+        self, intervals: Sequence[Interval], capacity: int, known: Mapping[Interval, Series] | None = None
+    ) -> None:
+        """Create an aggregator without bars, or with the series in `known`."""
         self._sources = sources(intervals)
         self.levels = (MINUTE, *self._sources)
         parents: dict[Interval, Interval | None] = dict.fromkeys(self.levels)
         for interval, source in self._sources.items():
             longest = parents[source]
             parents[source] = interval if longest is None or interval > longest else longest
-        self._series = {interval: Series(interval, parents[interval], capacity) for interval in self.levels}
+        self._series = dict(known or {})
+        for interval in self.levels:
+            self._series.setdefault(interval, Series(interval, None, capacity)).set_parent(parents[interval])
         self._minutes = self._series[MINUTE]
         self._rollups = {
             interval: Rollup(self._series[interval], self._series[source]) for interval, source in self._sources.items()
@@ -32,6 +37,26 @@ class Aggregator:
         ]
         self._whole_ms = -1  # a forming minute whose bars have all their parts
         self.intervals = tuple(sorted(intervals))
+
+    def with_intervals(
+        self, intervals: Sequence[Interval], capacity: int, stored: Mapping[Interval, tuple[int, Sequence[Candle]]]
+    ) -> "Aggregator":
+        """Return an aggregator of more intervals with the bars of this one, which must not be used any more.
+
+        `stored` has, for each new interval, the arguments `since_ms` and `bars` of `seed_bars`. Bars whose parts are
+        all in memory are folded from them, because the stored ones may be older.
+        """
+        new = Aggregator(intervals, capacity, self._series)
+        for interval, (since_ms, bars) in stored.items():
+            new.seed_bars(interval, bars, since_ms)
+        newest = self._minutes.newest_bar
+        if newest is not None:
+            for interval, source in new._sources.items():
+                if interval in stored:
+                    span = Range(new._series[source].since_ms, newest.open_ms + 1)
+                    new._merge_level(interval, source, {}, span, 0)
+            new._reset_rollups()
+        return new
 
     def series_of(self, interval: Interval) -> Series:
         """Return the bars of one interval."""

@@ -68,6 +68,15 @@ class LiveBars:
         if self._is_started and added:
             self._reader.start_loading(added)
 
+    async def add_intervals(self, intervals: Sequence[Interval]) -> None:
+        """Keep bars of `intervals`, which include all former ones; return once those of all markets are in memory.
+
+        The store must have their bars.
+        """
+        self._markets.intervals = wanted = tuple(sorted(intervals))
+        known = tuple(self._markets.values())
+        await in_parallel(_LOADED_AT_ONCE, known, lambda market: self._reader.add_intervals(market, wanted))
+
     async def stop(self) -> None:
         """Cancel all background tasks."""
         await self._reader.stop()
@@ -307,16 +316,17 @@ class _Markets(dict[MarketKey, MarketBars]):
 
     def __init__(self, intervals: Sequence[Interval], listeners: Sequence[BarsListener]) -> None:
         super().__init__()
-        self._intervals = intervals
+        #: Those of markets that are added.
+        self.intervals = intervals
         self._listeners = listeners
         self._versions = count(0, _VERSIONS)
 
     def __missing__(self, key: MarketKey) -> MarketBars:
-        return MarketBars(key, self._intervals, ())
+        return MarketBars(key, self.intervals, ())
 
     def add_market(self, key: MarketKey) -> MarketBars:
         """Add a market without bars, and return it."""
-        market = MarketBars(key, self._intervals, self._listeners, first_version=next(self._versions))
+        market = MarketBars(key, self.intervals, self._listeners, first_version=next(self._versions))
         self[key] = market
         return market
 

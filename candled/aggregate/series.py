@@ -42,8 +42,8 @@ class Series:
         self.since_ms = 0
         self.revision = 0
         self._changes = array("q")  # the opening times of the bars of the newest revisions
-        self._parent = parent
-        self._capacity = max(capacity, 2 * parent.ms // interval.ms if parent else 0)
+        self._capacity = capacity
+        self.set_parent(parent)
         self._times = array("q")  # of all bars, like the change ids
         self._change_ids = array("q")
         self._packed = PackedBars()  # all bars except the newest few
@@ -56,6 +56,11 @@ class Series:
     def capacity(self) -> int:
         """The number of bars that are always kept."""
         return self._capacity
+
+    def set_parent(self, parent: Interval | None) -> None:
+        """Keep the parts of the newest bars of another interval, the longest one that is folded from this one."""
+        self._parent = parent
+        self._capacity = max(self._capacity, 2 * parent.ms // self.interval.ms if parent else 0)
 
     def grow_capacity(self, capacity: int) -> None:
         """Keep at least `capacity` bars from now on."""

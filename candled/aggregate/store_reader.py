@@ -10,12 +10,14 @@ from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, Candle, Interval, P
 from candled.store.history import HistoryReader
 from candled.tasks import TaskSet, in_parallel
 
-from .market_bars import AT_FIRST, MarketBars
+from .aggregator import Aggregator
+from .market_bars import AT_FIRST, MarketBars, new_aggregator
 
 logger = logging.getLogger(__name__)
 
 _LOADED_AT_ONCE = 8
 _RETRY_S = 1.0
+_ADD_RETRY_S = 0.25  # while minutes of the past change
 _STORED_AFTER_S = 2.0
 _MAX_LOG_WAITS = 3  # how often to wait for the log of changes; after that, everything in memory is read again
 # pauses between attempts to recover lost messages; the last one repeats
@@ -75,6 +77,40 @@ class StoreReader:
         for minute in forming:
             market.update_minute(minute)
         self._on_loaded(market)
+
+    async def add_intervals(self, market: MarketBars, intervals: Sequence[Interval]) -> None:
+        """Load the newest bars of intervals that are new to a market. From then on, they follow the minutes.
+
+        This waits until the market's bars are in memory, and while the store cannot be read.
+        """
+        planned = new_aggregator(intervals)
+        new = [interval for interval in planned.levels if interval not in market.aggregator.levels]
+        while True:
+            past_version = market.past_version
+            try:
+                if market.is_seeded and not market.is_behind:
+                    stored = await self._read_levels(market, planned, new)
+                    if past_version == market.past_version and not market.is_behind:
+                        break
+            except (StoreUnavailable, StoreRejected, Unavailable) as error:
+                logger.debug("%s: bars of new intervals cannot be read yet: %s", market.key, error)
+            await self._clock.sleep(_ADD_RETRY_S)
+        market.aggregator = market.aggregator.with_intervals(intervals, AT_FIRST, stored)
+
+    async def _read_levels(
+        self, market: MarketBars, planned: Aggregator, new: Sequence[Interval]
+    ) -> dict[Interval, tuple[int, Sequence[Candle]]]:
+        """Return the newest bars of new intervals, with the times as of which they are all. Load their parts too."""
+        stored: dict[Interval, tuple[int, Sequence[Candle]]] = {}
+        for interval in planned.levels:
+            count = planned.parts_needed(interval, AT_FIRST)
+            if interval in new:
+                bars = await self._history.read_bars(market.key, interval, END_OF_TIME_MS, count)
+                stored[interval] = bars[0].open_ms if len(bars) >= count else 0, bars
+            else:
+                market.aggregator.series_of(interval).grow_capacity(count)
+                await self.load_older(market, interval, count)
+        return stored
 
     async def load_older(self, market: MarketBars, interval: Interval, count: int) -> None:
         """Read older bars until the newest `count` are in memory.

@@ -19,15 +19,25 @@ class MarketCatalog:
     def __init__(self, markets: Mapping[str, Sequence[Symbol]], intervals: Iterable[Interval]) -> None:
         self.exchanges = tuple(markets)
         self.default = self.exchanges[0]
-        self.intervals = {str(interval): interval for interval in intervals}
-        #: the intervals by TradingView's names
-        self.resolutions = {resolution(interval): interval for interval in self.intervals.values()}
-        #: changes with the markets
+        #: changes with the markets and the intervals
         self.version = 0
+        #: By name, shortest first. The object stays the same when intervals are added.
+        self.intervals: dict[str, Interval] = {}
+        #: the intervals by TradingView's names
+        self.resolutions: dict[str, Interval] = {}
+        self.add_intervals(intervals)
         #: the markets that own the tickers, and the other spellings in upper case; served now or formerly
         self._ticker_owners: dict[str, MarketKey] = {}
         self._spelling_owners: dict[str, MarketKey] = {}
         self.set_markets(markets)
+
+    def add_intervals(self, intervals: Iterable[Interval]) -> None:
+        """Serve further intervals."""
+        self.version += 1
+        served = sorted({*self.intervals.values(), *intervals})
+        self.intervals.clear()
+        self.intervals.update((str(interval), interval) for interval in served)
+        self.resolutions = {resolution(interval): interval for interval in served}
 
     def set_markets(self, markets: Mapping[str, Sequence[Symbol]]) -> None:
         """Replace the markets. The exchanges stay the same."""
@@ -116,7 +126,13 @@ class BinanceMarkets:
         self._stream_names: dict[str, str] = {}
         #: the markets that own the names in lower case; served now or formerly
         self._owners: dict[str, MarketKey] = {}
-        self.intervals = {binance_interval(interval): interval for interval in catalog.intervals.values()}
+        self._intervals: dict[str, Interval] = {}
+
+    @property
+    def intervals(self) -> Mapping[str, Interval]:
+        """The intervals by name."""
+        self._refresh()
+        return self._intervals
 
     @property
     def markets(self) -> Mapping[str, MarketKey]:
@@ -134,6 +150,7 @@ class BinanceMarkets:
         if self._version != self._catalog.version:
             self._version = self._catalog.version
             self._markets, self._stream_names = {}, {}
+            self._intervals = {binance_interval(interval): interval for interval in self._catalog.intervals.values()}
             for market in self._catalog.markets:
                 if market.exchange == self._exchange:
                     self._add_market(market)

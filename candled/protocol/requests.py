@@ -153,6 +153,14 @@ class RequestCodec:
             for symbol in symbols.values():
                 self._topics |= self._topics_of(MarketKey(name, symbol))
 
+    def add_intervals(self, intervals: Iterable[Interval]) -> None:
+        """Accept requests about further intervals of all markets."""
+        known = self._intervals | {str(interval): interval for interval in intervals}
+        self._intervals = dict(sorted(known.items(), key=lambda item: item[1]))
+        for name, symbols in self._markets.items():
+            for symbol in symbols.values():
+                self._topics |= self._topics_of(MarketKey(name, symbol))
+
     def on_markets_changed(self, change: MarketsChanged) -> None:
         """Accept requests about new markets, and no more about removed ones."""
         symbols = self._markets[change.exchange]

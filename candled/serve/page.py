@@ -1,21 +1,22 @@
 """The text of the chart page."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from candled import __version__
-from candled.config import Config
-from candled.model import Decimals, MarketKey
+from candled.model import Decimals, Interval, MarketKey
 from candled.universe import Universe
 
 from .handlers import STATIC
 
 
 class ChartPage:
-    """The chart page, with the markets of the universe in it."""
+    """The chart page, with the markets of the universe and `intervals` by name in it. Both may change."""
 
-    def __init__(self, config: Config, universe: Universe, decimals: Callable[[MarketKey], Decimals]) -> None:
-        self._config = config
+    def __init__(
+        self, intervals: Mapping[str, Interval], universe: Universe, decimals: Callable[[MarketKey], Decimals]
+    ) -> None:
+        self._intervals = intervals
         self._universe = universe
         self._decimals = decimals
         self._template = (STATIC / "index.html").read_text("utf-8")
@@ -25,7 +26,7 @@ class ChartPage:
         facts = {
             "version": __version__,
             "defaultExchange": self._universe.default,
-            "intervals": [str(interval) for interval in self._config.intervals],
+            "intervals": list(self._intervals),
             "markets": [
                 {
                     "exchange": market.exchange,

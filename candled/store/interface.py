@@ -3,7 +3,7 @@
 Implementations block. They are called from worker threads only, never from the event loop.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -64,6 +64,13 @@ class Store(Protocol):
 
     def intervals(self) -> Sequence[Interval]:
         """List the intervals above 1m for which all bars are stored, shortest first."""
+
+    def add_intervals(self, intervals: Iterable[Interval]) -> Iterator[None]:
+        """Keep bars of further intervals too, and fold the stored minutes into them, step by step.
+
+        Every step is short, so that writes can run in between. After the last one the bars can be read. If the steps
+        are not finished, the next call or the next start begins again.
+        """
 
     def drop_interval(self, interval: Interval) -> int:
         """Drop the bars of an interval and stop updating them; return the number of dropped bars.

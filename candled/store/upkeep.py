@@ -1,10 +1,11 @@
 """Opens the daemon's store, and maintains it regularly."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.exchange import Clock
+from candled.model import Interval
 from candled.tasks import Backoff, TaskSet, retry
 
 from .history import HistoryReader
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 _REOPEN_S = 2.0
 _MAINTAIN_S = 3600.0
+_FOLDED = object()
 
 
 class StoreUpkeep:
@@ -58,6 +60,22 @@ class StoreUpkeep:
 
         backoff = Backoff(_REOPEN_S, _REOPEN_S)
         await retry(self.open_store, self._clock, backoff, on=(StoreUnavailable, ConfigError), report=report)
+
+    async def add_intervals(self, intervals: Collection[Interval]) -> None:
+        """Have the store keep bars of further intervals; return once their past is folded too.
+
+        Other writes run in between. While the store is unavailable, this begins again.
+        """
+
+        async def fold() -> None:
+            steps = self._store.add_intervals(intervals)
+            while await self._threads.run_write(lambda: next(steps, _FOLDED)) is not _FOLDED:
+                pass
+
+        def report(error: Exception, wait_s: float) -> None:
+            logger.warning("stored minutes cannot be folded into new intervals, trying again: %s", error)
+
+        await retry(fold, self._clock, Backoff(_REOPEN_S), on=(StoreUnavailable, StoreRejected), report=report)
 
     def start(self, tasks: TaskSet) -> None:
         """Begin with the regular care, in the background."""

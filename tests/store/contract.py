@@ -696,6 +696,35 @@ class StoreContract:
         for interval in (M5, H1, W1):
             assert everything(later, BTC, interval) == sums(minutes, interval)
 
+    def test_an_interval_that_is_added_is_folded_in_steps_between_writes(self, open_store):
+        minutes = [minute(number, final=True) for number in range(0, 3 * 40_320, 977)]
+        store = open_store(M5)
+        store.write_minutes([(market, candle) for market in (BTC, ETH) for candle in minutes])
+        steps, late = store.add_intervals([H1, W1]), 0
+        for late, _ in enumerate(steps, start=1):
+            store.write_minutes([(BTC, minute(late, final=True))])
+            if late < 4:
+                assert store.intervals() == [M5]
+        assert late >= 6  # months of two markets
+        assert store.intervals() == [M5, H1, W1]
+        written = sorted([*minutes, *(minute(number, final=True) for number in range(1, late + 1))])
+        for interval in (M5, H1, W1):
+            assert everything(store, BTC, interval) == sums(written, interval)
+            assert everything(store, ETH, interval) == sums(minutes, interval)
+        assert list(store.add_intervals([H1])) == []
+
+    def test_an_interval_whose_folding_was_interrupted_can_be_added_again(self, open_store):
+        minutes = [minute(number, final=True) for number in range(0, 2 * 40_320, 977)]
+        store = open_store(M5)
+        store.write_minutes([(BTC, candle) for candle in minutes])
+        steps = store.add_intervals([H1])
+        next(steps)
+        steps.close()
+        assert store.intervals() == [M5]
+        for _ in store.add_intervals([H1]):
+            pass
+        assert everything(store, BTC, H1) == sums(minutes, H1)
+
     def test_an_interval_that_is_not_wanted_any_more_stays_and_is_kept_up(self, open_store):
         open_store(M5, H1).write_minutes([(BTC, minute(0))])
         without = open_store(M5)

@@ -98,3 +98,27 @@ def test_the_command_reloads_and_prints_the_result(tmp_path):
         status, printed = daemon.reload()
         assert (status, len(printed.splitlines())) == (2, 1)
         assert printed.startswith("candled: no daemon answers at candled.control: No such file or directory; ")
+
+
+async def test_an_interval_is_added_while_a_client_stays(tmp_path):
+    with Daemon(tmp_path) as daemon:
+        daemon.start(settings(tmp_path, intervals=["1m", "5m"]))
+        async with websockets.connect(daemon.ws_url) as socket:
+            client = Client(socket)
+            assert (await client.ask(type="subscribe", symbol="BTC/USDT", interval="1m"))["type"] == "initial"
+            refused = await client.ask(type="subscribe", symbol="BTC/USDT", interval="15m")
+            assert refused["message"] == "Invalid interval: 15m. Valid: 1m, 5m"
+
+            daemon.write(settings(tmp_path, intervals=["1m", "15m"]))
+            assert daemon.reload() == (1, "changed: intervals\nneeds a restart: intervals (removal of 5m)\n")
+            await until(lambda: "bars of 1m, 5m, 15m are served now" in daemon.output)
+            added = await client.ask(type="subscribe", symbol="BTC/USDT", interval="15m")
+            assert (added["type"], {bar["time"] % 900_000 for bar in added["bars"]}) == ("initial", {0})
+            assert daemon.get("/api/intervals")["intervals"] == ["1m", "5m", "15m"]
+            minutes = daemon.get("/api/candles?symbol=BTC/USDT&interval=1m&limit=1000")
+            quarters = daemon.get("/api/candles?symbol=BTC/USDT&interval=15m&limit=10")
+            assert (len(minutes["bars"]) > 100, len(quarters["bars"])) == (True, 10)
+            wrong = daemon.get("/api/candles?symbol=BTC/USDT&interval=7m")
+            assert "15m" in wrong["error"]["message"]
+        assert daemon.stop() == 0
+        assert "Traceback" not in daemon.output

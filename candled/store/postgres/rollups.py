@@ -1,6 +1,6 @@
 """Longer bars in PostgreSQL: recomputed after changes of minutes, and over all history for a new interval."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from candled.model import MINUTE, MINUTE_MS, Interval, RangeSet, sources
 from candled.store.batch import fold_sources, minute_ranges, touched_bars
@@ -43,8 +43,11 @@ def rebuild_rollups(connection: DatabaseConnection, market_id: int, changed: Ran
         _fold_level(connection, interval, source, [(market_id, *span) for span in bars])
 
 
-def fold_history(connection: DatabaseConnection, intervals: Iterable[Interval]) -> None:
-    """Fold stored minutes into the intervals that are new to the database. If interrupted, it starts again."""
+def fold_history(connection: DatabaseConnection, intervals: Iterable[Interval]) -> Iterator[None]:
+    """Fold stored minutes into the intervals that are new to the database, step by step.
+
+    If interrupted, it starts again.
+    """
     wanted = sorted(intervals)
     connection.execute(sql.ADD_INTERVALS, ([str(interval) for interval in wanted],))
     connection.commit()  # from here on, every writer updates the new ones too
@@ -62,6 +65,7 @@ def fold_history(connection: DatabaseConnection, intervals: Iterable[Interval]) 
             connection.execute(sql.LOCK_MARKET, (market_id,))
             _fold(connection, {market_id: RangeSet([(start_ms, start_ms + FOLD_CHUNK_MS)])}, chosen)
             connection.commit()
+            yield
         log_progress(chosen, done, len(markets))
     connection.execute(sql.SET_FOLDED, ([str(interval) for interval in fresh],))
     connection.commit()

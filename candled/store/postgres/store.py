@@ -140,6 +140,15 @@ class PostgresStore(SqlStore):
         _, writers, readers = self._pools
         return {**facts, "freeWriters": writers.free_slots(), "freeReaders": readers.free_slots()}
 
+    def add_intervals(self, intervals: Iterable[Interval]) -> Iterator[None]:
+        """See `Store.add_intervals`."""
+        self._configured = (self._configured or frozenset()) | (frozenset(intervals) - {MINUTE})
+        watchdog, _, _ = self._opened_pools()
+        with self._own_connection(watchdog) as connection:
+            connection.fetch_rows(sql.PREPARE)  # one process folds, the others find it done
+            yield from fold_history(connection, self._configured)
+            self._kept = frozenset(interval for interval, is_folded in read_intervals(connection) if is_folded)
+
     def drop_interval(self, interval: Interval) -> int:
         """See `Store.drop_interval`."""
         watchdog, _, _ = self._opened_pools()
@@ -426,7 +435,8 @@ class PostgresStore(SqlStore):
             logger.info("PostgreSQL %s with TimescaleDB %s", self._facts["server"], self._timescale.version)
         else:
             logger.info("PostgreSQL %s with plain tables: %s", self._facts["server"], self._timescale.remark)
-        fold_history(connection, wanted)
+        for _ in fold_history(connection, wanted):
+            pass
 
     def _store_features(self, connection: DatabaseConnection, found: timescale.Timescale) -> None:
         self._timescale = found

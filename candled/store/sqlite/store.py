@@ -2,7 +2,7 @@
 
 import logging
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import DecimalException
 from itertools import chain
 from pathlib import Path
@@ -98,7 +98,8 @@ class SqliteStore(SqlStore):
                     self._check_file(self._file.thread_connection())
                 else:
                     self._open_own_file()
-                    self._add_intervals(self._configured)
+                    for _ in self._fold_new_intervals(self._configured):
+                        pass
                     self._file.watch_identity()
                 self._kept = frozenset(self._folded_intervals())
         except BaseException as error:
@@ -343,7 +344,13 @@ class SqliteStore(SqlStore):
 
     # ------------------------------------------------------------ intervals
 
-    def _add_intervals(self, wanted: frozenset[Interval]) -> None:
+    def add_intervals(self, intervals: Iterable[Interval]) -> Iterator[None]:
+        """See `Store.add_intervals`."""
+        self._configured = (self._configured or frozenset()) | (frozenset(intervals) - {MINUTE})
+        yield from self._fold_new_intervals(self._configured)
+        self._kept = frozenset(self._folded_intervals())
+
+    def _fold_new_intervals(self, wanted: frozenset[Interval]) -> Iterator[None]:
         """Keep bars of the wanted intervals from now on. If this is interrupted, the next start continues it.
 
         Bars of other intervals are kept and updated too, except those whose folding was interrupted.
@@ -356,7 +363,9 @@ class SqliteStore(SqlStore):
                 self._drop_bars(parse_interval(interval_ms))
         fresh = wanted - folded
         if fresh:
-            self._fold_history({one: source for one, source in sources(fresh | folded).items() if one in fresh})
+            yield from self._fold_history(
+                {one: source for one, source in sources(fresh | folded).items() if one in fresh}
+            )
             with self._file.begin_transaction() as connection:
                 connection.executemany(sql.SET_FOLDED, [(interval.ms,) for interval in fresh])
         log_unused(folded - wanted)
@@ -370,13 +379,13 @@ class SqliteStore(SqlStore):
     def _folded_intervals(self) -> set[Interval]:
         return {parse_interval(interval_ms) for (interval_ms,) in self._fetch_rows(sql.FOLDED)}
 
-    def _fold_history(self, fresh: Mapping[Interval, Interval]) -> None:
+    def _fold_history(self, fresh: Mapping[Interval, Interval]) -> Iterator[None]:
         market_ids = [market_id for (market_id,) in self._fetch_rows(sql.MARKET_IDS)]
         for done, market_id in enumerate(market_ids, start=1):
-            self._fold_market(market_id, fresh)
+            yield from self._fold_market(market_id, fresh)
             log_progress(fresh, done, len(market_ids))
 
-    def _fold_market(self, market_id: int, fresh: Mapping[Interval, Interval]) -> None:
+    def _fold_market(self, market_id: int, fresh: Mapping[Interval, Interval]) -> Iterator[None]:
         oldest_ms, newest_ms = self._fetch_rows(sql.SPAN, market_id)[0]
         if oldest_ms is None:
             return
@@ -384,6 +393,7 @@ class SqliteStore(SqlStore):
         for start_ms in range(oldest_ms, newest_ms + 1, FOLD_CHUNK_MS):
             with self._file.begin_transaction() as connection:
                 fold_levels(connection, market_id, RangeSet([(start_ms, start_ms + FOLD_CHUNK_MS)]), fresh)
+            yield
 
     # ------------------------------------------------------------ writing
 
