@@ -28,6 +28,8 @@ class Parameter:
     default: Any = None
     required: bool = False
     example: Any = field(default=None)
+    #: Completes "expected …", if that changes while the parameter exists.
+    describe_expected: Callable[[], str] | None = None
 
 
 def read_query(parameters: Sequence[Parameter], query: Mapping[str, Sequence[bytes]]) -> dict[str, Any]:
@@ -73,6 +75,8 @@ def refuse_unknown(parameters: Sequence[Parameter], query: Mapping[str, Sequence
 
 
 def _expected(parameter: Parameter) -> str:
+    if parameter.describe_expected is not None:
+        return parameter.describe_expected()
     return str(parameter.schema.get("title") or parameter.about)
 
 
@@ -163,14 +167,18 @@ def choice(name: str, about: str, values: Sequence[str], default: str | None = N
 
 
 def interval(name: str, intervals: Mapping[str, Interval], **more: Any) -> Parameter:
-    """Return a parameter for a served interval, read as `Interval`."""
+    """Return a parameter for a served interval, read as `Interval`. Intervals may be added to `intervals` later."""
 
     def read(text: str) -> Interval:
         if text not in intervals:
             raise ValueError
         return intervals[text]
 
-    schema = {"type": "string", "enum": list(intervals), "title": f"one of {', '.join(intervals)}"}
+    def describe_expected() -> str:
+        return f"one of {', '.join(intervals)}"
+
+    schema = {"type": "string", "enum": list(intervals)}
+    more["describe_expected"] = describe_expected
     return Parameter(name=name, about="the length of a bar", read=read, schema=schema, required=True, **more)
 
 

@@ -113,12 +113,11 @@ async def test_an_interval_is_added_while_a_client_stays(tmp_path):
             assert daemon.reload() == (1, "changed: intervals\nneeds a restart: intervals (removal of 5m)\n")
             await until(lambda: "bars of 1m, 5m, 15m are served now" in daemon.output)
             added = await client.ask(type="subscribe", symbol="BTC/USDT", interval="15m")
-            assert (added["type"], {bar["time"] % 900_000 for bar in added["bars"]}) == ("initial", {0})
-            assert daemon.get("/api/intervals")["intervals"] == ["1m", "5m", "15m"]
-            minutes = daemon.get("/api/candles?symbol=BTC/USDT&interval=1m&limit=1000")
-            quarters = daemon.get("/api/candles?symbol=BTC/USDT&interval=15m&limit=10")
-            assert (len(minutes["bars"]) > 100, len(quarters["bars"])) == (True, 10)
+            assert added["type"] == "initial"
+            assert {bar["time"][14:16] for bar in added["bars"]} <= {"00", "15", "30", "45"}
+            served = daemon.get("/api/intervals")["intervals"]
+            assert [one["interval"] for one in served] == ["1m", "5m", "15m"]
             wrong = daemon.get("/api/candles?symbol=BTC/USDT&interval=7m")
-            assert "15m" in wrong["error"]["message"]
+            assert "one of 1m, 5m, 15m" in json.dumps(wrong)
         assert daemon.stop() == 0
         assert "Traceback" not in daemon.output
