@@ -237,10 +237,7 @@ class Daemon:
         self._internal = self._make_internal(texts)
         self._tasks = TaskSet()
         self._is_started = False
-        self._reading, self._adding_intervals = (
-            asyncio.Event(),
-            asyncio.Lock(),
-        )  # the first is set once the store is open
+        self._reading, self._adding_intervals = asyncio.Event(), asyncio.Lock()
         self.port = 0
         #: The internal port; 0 without one.
         self.internal_port = 0
