@@ -100,7 +100,7 @@ class StoreReader:
     async def _read_levels(
         self, market: MarketBars, planned: Aggregator, new: Sequence[Interval]
     ) -> dict[Interval, tuple[int, Sequence[Candle]]]:
-        """Return the arguments `since_ms` and `bars` of `seed_bars` for each new interval. Load the parts of its bars too."""
+        """Return `since_ms` and `bars` of `seed_bars` for each new interval, and load the parts of its bars."""
         stored: dict[Interval, tuple[int, Sequence[Candle]]] = {}
         for interval in planned.levels:
             count = planned.parts_needed(interval, AT_FIRST)
