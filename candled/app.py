@@ -34,7 +34,7 @@ from candled.metrics.loop_lag import EVERY_S, LoopLag
 from candled.model import Interval, Symbol
 from candled.plugins import Plugins
 from candled.protocol.requests import RequestCodec
-from candled.reload import ReloadPlan
+from candled.reload import ExchangeChanges, ReloadPlan, compare_exchanges
 from candled.reloader import Reloader
 from candled.rooms.encoded_bars import EncodedBarCache
 from candled.rooms.hub import Hub, RecipientConnection
@@ -366,8 +366,13 @@ class Daemon:
             self._tasks.start(self._start_later())
 
     async def apply(self, plan: ReloadPlan) -> None:
-        """Change the settings that apply while running. No client is disconnected."""
+        """Change the settings that apply while running. No client is disconnected.
+
+        Raises:
+            ConfigError: an exchange cannot be created; nothing has changed.
+        """
         running, config = self._config, plan.config
+        await self._change_exchanges(compare_exchanges(running, config), config)
         self._config = config
         logging.getLogger().setLevel(config.log.level.upper())
         self._server.set_limits(config.server, config.limits)
@@ -377,6 +382,21 @@ class Daemon:
             logger.warning("%s", warning)
         if config.intervals != running.intervals:
             self._tasks.start(self._add_intervals(config.intervals))
+
+    async def _change_exchanges(self, changes: ExchangeChanges, config: Config) -> None:
+        """Read other exchanges and markets. The universe changes without a pause, so that all parts agree."""
+        read = [*changes.added, *changes.replaced]
+        made = await self._ingest.make_exchanges(read) if self._ingest is not None and read else {}
+        for name in changes.removed:
+            self.universe.set_markets(name, ())
+        names = [one.name for one in config.exchanges]
+        self.universe.set_exchanges(names)
+        self._codec.set_exchanges(names)
+        self._catalog.set_markets(_symbols_by_exchange(self.universe))
+        for one in changes.added:
+            self.universe.set_markets(one.name, one.symbols)
+        if self._ingest is not None:  # a process that only serves follows the markets of the leader
+            await self._ingest.change_exchanges(config, changes, made)
 
     async def _add_intervals(self, intervals: Sequence[Interval]) -> None:
         """Serve further intervals, once the stored minutes are folded into them."""

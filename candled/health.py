@@ -176,7 +176,7 @@ class Health:
 
     def _report_exchanges(self) -> dict[str, dict[str, Any]]:
         """Return the state of each feed, with all details for feeds that this process reads."""
-        exchanges = {one.name: {"symbols": {}} for one in self._config.exchanges} | self._bars.describe_feeds()
+        exchanges = {name: {"symbols": {}} for name in self._universe.exchanges} | self._bars.describe_feeds()
         for name, facts in ({} if self._ingest is None else self._ingest.describe()).items():
             exchanges[name] = {**facts, "symbols": {**exchanges[name]["symbols"], **facts["symbols"]}}
         for market, problem in self._bus.unpublished().items():

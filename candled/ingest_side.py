@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from candled.budget import LocalBudgets, MakeBudget
 from candled.bus import Bus
 from candled.bus.shards import shard_of, shard_of_exchange
-from candled.config import Config, ExchangeConfig, make_exchanges
+from candled.config import Config, ExchangeConfig, make_exchange, make_exchanges
 from candled.exchange import Clock, Exchange
 from candled.ingest.counts import IngestCounts
 from candled.ingest.exchange_ingest import ExchangeIngest
@@ -19,6 +19,7 @@ from candled.ingest.market_loader import IngestOptions
 from candled.ingest.measures import IngestMeasures, SymbolMeasures
 from candled.model import MarketKey, Symbol
 from candled.plugins import one_line
+from candled.reload import ExchangeChanges
 from candled.settings import redacted
 from candled.store.ingest_store import IngestStore
 from candled.tasks import TaskSet, in_parallel
@@ -59,18 +60,17 @@ class ShardedIngest:
         self._leases = leases
         self._universe = universe
         self._is_used = is_used
-        self._choosers = {
-            one.name: MarketChooser(one.name, one.choice, universe, clock, is_used) for one in config.exchanges
-        }
+        self._choosers = {one.name: self._make_chooser(one) for one in config.exchanges}
         self._made = make_exchanges(config, clock)
-        budget = budget or LocalBudgets(clock).budget
+        self._budget = budget or LocalBudgets(clock).budget
         self._http = {
-            one.name: HttpClient(clock, exchange.requests_per_s, budget, one.proxies, exchange.request_budgets)
-            for one, exchange in zip(config.exchanges, self._made, strict=True)
+            one.name: self._make_http(one, exchange) for one, exchange in zip(config.exchanges, self._made, strict=True)
         }
         #: By exchange, since the start of the process.
         self.counts = {one.name: IngestCounts() for one in config.exchanges}
         self._running: dict[int, list[ExchangeIngest]] = {}
+        #: The tasks that start exchanges which were added while running.
+        self._starting: dict[ExchangeIngest, asyncio.Task[None]] = {}
         self._tasks = TaskSet()
 
     async def start(self) -> None:
@@ -98,7 +98,7 @@ class ShardedIngest:
             known["symbols"] |= facts["symbols"]
         for name, chooser in self._choosers.items():
             if chooser.is_choosing:
-                result[name]["choice"] = chooser.describe()
+                result.setdefault(name, {"symbols": {}})["choice"] = chooser.describe()
         return result
 
     def on_markets_changed(self, change: MarketsChanged) -> None:
@@ -139,6 +139,86 @@ class ShardedIngest:
     def problems(self) -> dict[str, str]:
         """The exchanges whose markets cannot be chosen, each with the reason."""
         return {name: one.problem for name, one in self._choosers.items() if one.problem is not None}
+
+    # ------------------------------------------------------------ changes of the settings
+
+    async def make_exchanges(self, wanted: Sequence[ExchangeConfig]) -> dict[str, list[Exchange]]:
+        """Return new instances of exchanges, one for each shard that is read here, and at least one.
+
+        Raises:
+            ConfigError: some cannot be created: a line or more for each of them.
+        """
+        config = self._config.model_copy(update={"exchanges": tuple(wanted)})
+        made: dict[str, list[Exchange]] = {one.name: [] for one in wanted}
+        for _ in range(max(1, len(self._running))):
+            # in a thread, because a constructor may take seconds
+            instances = await asyncio.get_running_loop().run_in_executor(None, make_exchanges, config, self._clock)
+            for one, exchange in zip(wanted, instances, strict=True):
+                made[one.name].append(exchange)
+        return made
+
+    async def change_exchanges(
+        self, config: Config, changes: ExchangeChanges, made: Mapping[str, list[Exchange]]
+    ) -> None:
+        """Stop reading some exchanges, read others, and choose markets by other rules.
+
+        `made` has the instances of `make_exchanges`. Markets of added exchanges are in the universe; those of removed
+        ones are not any more.
+        """
+        read = [*changes.added, *changes.replaced]
+        names = {*changes.removed, *(one.name for one in changes.replaced)}
+        # up to the first pause, because a shard may start meanwhile
+        self._config, self._made = config, []
+        closed = [self._http.pop(name) for name in names]
+        for name in changes.removed:
+            del self._choosers[name]
+        for one in read:
+            self._http[one.name] = self._make_http(one, made[one.name][0])
+        stopped = [ingest for running in self._running.values() for ingest in running if ingest.name in names]
+        for running in self._running.values():
+            running[:] = [ingest for ingest in running if ingest.name not in names]
+        for one in changes.added:
+            self.counts.setdefault(one.name, IngestCounts())
+            chooser = self._choosers[one.name] = self._make_chooser(one)
+            if shard_of_exchange(one.name, self._shards) in self._running:
+                chooser.start_choosing()
+        for one in changes.chosen:
+            self._set_rules(one)
+        await asyncio.gather(*map(self._stop_ingest, stopped))
+        for http in closed:
+            http.close()
+        self._read_missing(read, made)
+
+    def _set_rules(self, one: ExchangeConfig) -> None:
+        """Choose the markets of an exchange by other rules, here or in the process that leads."""
+        chooser = self._choosers[one.name]
+        chooser.set_rules(one.choice)
+        if not chooser.is_choosing and not one.choice.wildcards:  # of named ones each process has its own
+            self._universe.set_markets(one.name, one.symbols)
+
+    def _read_missing(self, wanted: Sequence[ExchangeConfig], made: Mapping[str, list[Exchange]]) -> None:
+        """Read exchanges in all shards in which they are not read yet."""
+        for one in wanted:
+            for shard, running in self._running.items():
+                if all(ingest.name != one.name for ingest in running):
+                    exchange = made[one.name].pop() if made[one.name] else make_exchange(one, self._clock)
+                    ingest = self._make_ingest(one, exchange, shard)
+                    running.append(ingest)
+                    self._starting[ingest] = self._tasks.start(ingest.start())
+
+    def _make_chooser(self, one: ExchangeConfig) -> MarketChooser:
+        return MarketChooser(one.name, one.choice, self._universe, self._clock, self._is_used)
+
+    def _make_http(self, one: ExchangeConfig, exchange: Exchange) -> HttpClient:
+        budgets = exchange.request_budgets
+        return HttpClient(self._clock, exchange.requests_per_s, self._budget, one.proxies, budgets)
+
+    async def _stop_ingest(self, ingest: ExchangeIngest) -> None:
+        starting = self._starting.pop(ingest, None)
+        if starting is not None:
+            starting.cancel()
+            await asyncio.wait([starting])
+        await ingest.stop()
 
     # ------------------------------------------------------------ shards
 
@@ -202,7 +282,7 @@ class ShardedIngest:
         for name, chooser in self._choosers.items():
             if shard_of_exchange(name, self._shards) == shard:
                 chooser.stop_choosing()
-        await asyncio.gather(*(ingest.stop() for ingest in self._running.pop(shard, [])))
+        await asyncio.gather(*map(self._stop_ingest, self._running.pop(shard, [])))
 
 
 def _options(config: Config) -> IngestOptions:

@@ -5,10 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from candled.config import Config, ExchangeConfig, contradictions
+from candled.config.sections import MEMORY
 from candled.settings import Settings
 
-#: The settings that a running daemon can change. Every other one is in `NEEDS_RESTART`.
+#: The settings that a running daemon can change. Every other one is in `NEEDS_RESTART`. `exchanges.*.*` is every key of
+#: a plugin.
 LIVE = frozenset({
+    "exchanges.*.*", "exchanges.*.min_age", "exchanges.*.most", "exchanges.*.proxy", "exchanges.*.refresh",
+    "exchanges.*.symbols", "exchanges.*.top",
     "intervals",
     "limits.address_work", "limits.api_requests", "limits.api_window", "limits.connection_work",
     "limits.exempt_cached", "limits.headers", "limits.klines_requests", "limits.klines_window", "limits.udf_requests",
@@ -18,13 +22,13 @@ LIVE = frozenset({
     "server.max_handshakes_per_second", "server.max_messages_per_second", "server.max_rooms_per_connection",
     "server.slow_client_timeout", "server.warmup_wait",
 })  # fmt: skip
-#: The settings that are only read at the start. `exchanges` is the list and the order of the exchanges,
-#: `exchanges.*.*` every key of a plugin.
+#: The settings that a running daemon can change if it is the only process. `exchanges.*` is a section as a whole.
+LIVE_ALONE = frozenset({"exchanges.*", "exchanges.*.plugin"})
+#: The settings that are only read at the start. `exchanges` is the first exchange, the default of the protocol.
 NEEDS_RESTART = frozenset({
     "bus.lease", "bus.prefix", "bus.url",
     "control.socket",
-    "exchanges", "exchanges.*.*", "exchanges.*.min_age", "exchanges.*.most", "exchanges.*.plugin", "exchanges.*.proxy",
-    "exchanges.*.refresh", "exchanges.*.symbols", "exchanges.*.top",
+    "exchanges",
     "ingest.backfill", "ingest.checkpoint", "ingest.confirm", "ingest.grace_period", "ingest.quiet_after",
     "ingest.shards",
     "klines.enabled", "klines.exchange", "klines.prefix",
@@ -37,6 +41,7 @@ NEEDS_RESTART = frozenset({
     "store.retention", "store.url",
     "udf.next_time",
 })  # fmt: skip
+_CHOICE = {"symbols": "patterns", "top": "top", "min_age": "min_age", "most": "most"}  # keys and their `ChoiceRules`
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,28 +72,75 @@ class ReloadResult:
 
 def plan_reload(running: Config, wanted: Config) -> ReloadPlan:
     """Compare the running settings with new ones."""
+    is_alone = running.bus.url == MEMORY
     names = list(_changed_names(running, wanted))
-    live = tuple(name for name in names if is_live(name))
-    merged = _merge(running, wanted, set(live))
+    blocked = set() if is_alone else _blocked_choices(running, wanted)
+    live = tuple(name for name in names if is_live(name, is_alone=is_alone) and name not in blocked)
     kept = tuple(name for name in names if name not in live)
+    merged = _merge(running, wanted, set(live))
     problems = tuple(
         f"{problem}; {', '.join(kept)} cannot change before a restart" for problem in contradictions(merged)
     )
     return ReloadPlan(merged, live, kept, problems)
 
 
-def is_live(name: str) -> bool:
-    """Return whether a running daemon can change the setting of this name, such as `exchanges.bitget.symbols`."""
-    return _pattern_of(name) in LIVE
+@dataclass(frozen=True, slots=True)
+class ExchangeChanges:
+    """The changes from the exchanges of one configuration to those of another."""
+
+    #: The names of the exchanges that are not read any more.
+    removed: tuple[str, ...]
+    #: New exchanges.
+    added: tuple[ExchangeConfig, ...]
+    #: Exchanges that are read in another way: another plugin or proxy, other settings of the plugin.
+    replaced: tuple[ExchangeConfig, ...]
+    #: Exchanges with other rules for their markets.
+    chosen: tuple[ExchangeConfig, ...]
+
+
+def compare_exchanges(before: Config, after: Config) -> ExchangeChanges:
+    """Return the changes of exchanges."""
+    old, new = ({one.name: one for one in config.exchanges} for config in (before, after))
+    common = [(old[one.name], one) for one in after.exchanges if one.name in old]
+    return ExchangeChanges(
+        removed=tuple(name for name in old if name not in new),
+        added=tuple(one for one in after.exchanges if one.name not in old),
+        replaced=tuple(now for was, now in common if now != replace(was, choice=now.choice, symbols=now.symbols)),
+        chosen=tuple(now for was, now in common if was.choice != now.choice),
+    )
+
+
+def is_live(name: str, *, is_alone: bool) -> bool:
+    """Return whether a running daemon can change a setting, such as `exchanges.bitget.symbols`.
+
+    `is_alone` is True for a process that shares nothing with others.
+    """
+    pattern = _pattern_of(name)
+    return pattern in LIVE or (is_alone and pattern in LIVE_ALONE)
+
+
+def _blocked_choices(running: Config, wanted: Config) -> set[str]:
+    """Return the keys that choose markets of exchanges whose first pattern is added, or whose last one is removed.
+
+    Processes that share a bus agree at their start on the exchanges whose markets are chosen by patterns.
+    """
+    old = {one.name: one for one in running.exchanges}
+    changed = [
+        one.name
+        for one in wanted.exchanges
+        if one.name in old and bool(one.choice.wildcards) != bool(old[one.name].choice.wildcards)
+    ]
+    return {f"exchanges.{name}.{key}" for name in changed for key in _CHOICE}
 
 
 def _pattern_of(name: str) -> str:
-    """Return the entry of `LIVE` or `NEEDS_RESTART` for a setting."""
-    if not name.startswith("exchanges."):
+    """Return the entry of the lists for a setting."""
+    _, _, path = name.partition("exchanges.")
+    if not path:
         return name
-    key = name.split(".", 2)[2]
-    pattern = f"exchanges.*.{key}"
-    return pattern if pattern in LIVE | NEEDS_RESTART else "exchanges.*.*"
+    key = path.partition(".")[2]
+    pattern = f"exchanges.*.{key}" if key else "exchanges.*"
+    return pattern if pattern in LIVE | LIVE_ALONE else "exchanges.*.*"
 
 
 def _changed_names(running: Config, wanted: Config) -> Iterator[str]:
@@ -108,19 +160,20 @@ def _changed_names(running: Config, wanted: Config) -> Iterator[str]:
 
 
 def _changed_exchanges(before: tuple[ExchangeConfig, ...], after: tuple[ExchangeConfig, ...]) -> Iterator[str]:
-    if [one.name for one in before] != [one.name for one in after]:
+    if before[0].name != after[0].name:
         yield "exchanges"
-    new = {one.name: one for one in after}
-    for one in before:
-        if one.name in new:
-            changed = _changed_keys(exchange_values(one), exchange_values(new[one.name]))
-            yield from (f"exchanges.{one.name}.{key}" for key in changed)
+    old, new = ({one.name: one for one in group} for group in (before, after))
+    for name in {**old, **new}:
+        if name in old and name in new:
+            changed = _changed_keys(exchange_values(old[name]), exchange_values(new[name]))
+            yield from (f"exchanges.{name}.{key}" for key in changed)
+        elif name != before[0].name:  # the default one stays
+            yield f"exchanges.{name}"
 
 
 def exchange_values(one: ExchangeConfig) -> dict[str, Any]:
     """Return the values of an exchange's keys: those of the daemon, then those of the plugin."""
-    choice = one.choice
-    own = {"symbols": choice.patterns, "top": choice.top, "min_age": choice.min_age, "most": choice.most}
+    own = {key: getattr(one.choice, name) for key, name in _CHOICE.items()}
     return {**own, "refresh": one.refresh, "plugin": one.plugin, "proxy": one.proxies, **dict(one.settings)}
 
 
@@ -134,8 +187,7 @@ def _merge(running: Config, wanted: Config, live: set[str]) -> Config:
     for name in type(running).model_fields:
         before, after = getattr(running, name), getattr(wanted, name)
         if name == "exchanges":
-            new = {one.name: one for one in after}
-            update[name] = tuple(_merge_exchange(one, new.get(one.name, one), live) for one in before)
+            update[name] = _merge_exchanges(before, after, live)
         elif isinstance(before, Settings):
             keys = [key for key in type(before).model_fields if f"{name}.{key}" in live]
             update[name] = before.model_copy(update={key: getattr(after, key) for key in keys})
@@ -146,12 +198,25 @@ def _merge(running: Config, wanted: Config, live: set[str]) -> Config:
     return running.model_copy(update=update)
 
 
+def _merge_exchanges(
+    before: tuple[ExchangeConfig, ...], after: tuple[ExchangeConfig, ...], live: set[str]
+) -> tuple[ExchangeConfig, ...]:
+    """Return the exchanges in their new order, except that the default one stays and is the first."""
+    old, new = ({one.name: one for one in group} for group in (before, after))
+    added = {name for name in new.keys() - old.keys() if f"exchanges.{name}" in live}
+    removed = {name for name in old.keys() - new.keys() if f"exchanges.{name}" in live}
+    order = dict.fromkeys([before[0].name, *(name for name in new if name in old or name in added), *old])
+    return tuple(
+        new[name] if name in added else _merge_exchange(old[name], new.get(name, old[name]), live)
+        for name in order
+        if name not in removed
+    )
+
+
 def _merge_exchange(running: ExchangeConfig, wanted: ExchangeConfig, live: set[str]) -> ExchangeConfig:
-    keys = [key for key in ("symbols", "top", "min_age", "most") if f"exchanges.{running.name}.{key}" in live]
-    if not keys:
-        return running
-    new = {
-        "patterns" if key == "symbols" else key: value for key, value in exchange_values(wanted).items() if key in keys
+    """Return an exchange with its new rules, as far as they are live. All its other settings are."""
+    rules = {
+        name: getattr(wanted.choice, name) for key, name in _CHOICE.items() if f"exchanges.{wanted.name}.{key}" in live
     }
-    choice = replace(running.choice, **new)
-    return replace(running, choice=choice, symbols=choice.named)
+    choice = replace(running.choice, **rules)
+    return replace(wanted, choice=choice, symbols=choice.named)

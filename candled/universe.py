@@ -60,6 +60,19 @@ class Universe:
         """Call `listener` for every later change, after the earlier listeners. It must not change the universe."""
         self._listeners.append(listener)
 
+    def set_exchanges(self, exchanges: Sequence[str]) -> None:
+        """Add and remove exchanges, and set their order. New ones have no markets yet. The default stays the first.
+
+        Raises:
+            ValueError: the default would change, or a removed exchange still has markets.
+        """
+        if exchanges[0] != self.default:
+            raise ValueError(f"expected {self.default} as the first exchange, got {exchanges[0]}")
+        if kept := [name for name, symbols in self._symbols.items() if symbols and name not in exchanges]:
+            raise ValueError(f"expected no markets of removed exchanges, got some of {', '.join(kept)}")
+        self.exchanges = tuple(exchanges)
+        self._symbols = {name: self._symbols.get(name, ()) for name in exchanges}
+
     def set_markets(
         self, exchange: str, symbols: Sequence[Symbol], facts: Mapping[Symbol, Market] | None = None
     ) -> MarketsChanged:

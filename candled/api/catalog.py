@@ -17,8 +17,7 @@ class MarketCatalog:
     """
 
     def __init__(self, markets: Mapping[str, Sequence[Symbol]], intervals: Iterable[Interval]) -> None:
-        self.exchanges = tuple(markets)
-        self.default = self.exchanges[0]
+        self.default = next(iter(markets))
         #: changes with the markets and the intervals
         self.version = 0
         #: By name, shortest first. The object stays the same when intervals are added.
@@ -40,8 +39,9 @@ class MarketCatalog:
         self.resolutions = {resolution(interval): interval for interval in served}
 
     def set_markets(self, markets: Mapping[str, Sequence[Symbol]]) -> None:
-        """Replace the markets. The exchanges stay the same."""
+        """Replace the markets and the exchanges. The first exchange stays the same."""
         self.version += 1
+        self.exchanges = tuple(markets)
         self.markets = tuple(MarketKey(name, symbol) for name, symbols in markets.items() for symbol in symbols)
         self._by_symbol = {(key.exchange, str(key.symbol)): key for key in self.markets}
         self._tickers = self._make_tickers()

@@ -153,6 +153,10 @@ class RequestCodec:
             for symbol in symbols.values():
                 self._topics |= self._topics_of(MarketKey(name, symbol))
 
+    def set_exchanges(self, names: Iterable[str]) -> None:
+        """Replace the exchanges. New ones have no markets yet; removed ones have none any more. The first one stays."""
+        self._markets = {name: self._markets.get(name, {}) for name in names}
+
     def add_intervals(self, intervals: Iterable[Interval]) -> None:
         """Accept requests about further intervals of all markets."""
         known = self._intervals | {str(interval): interval for interval in intervals}
