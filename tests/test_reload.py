@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from candled.config import Config, load
 from candled.config.sections import ExchangeKeys
 from candled.plugins import discover
-from candled.reload import LIVE, NEEDS_RESTART, exchange_values, is_live, plan_reload
+from candled.reload import LIVE, LIVE_ALONE, NEEDS_RESTART, compare_exchanges, exchange_values, is_live, plan_reload
 from candled.settings import ByteSize, Settings
 from candled.universe_choice import ChoiceRules
 from tests.sources import ROOT
@@ -23,7 +23,7 @@ DEFAULT = load(None, {}, PLUGINS)
 
 def names() -> set[str]:
     """The name of every setting; those of an exchange with a star for its name."""
-    found = {f"exchanges.*.{key}" for key in ExchangeKeys.model_fields} | {"exchanges.*.*"}
+    found = {f"exchanges.*.{key}" for key in ExchangeKeys.model_fields} | {"exchanges.*", "exchanges.*.*"}
     for name, field in Config.model_fields.items():
         kind = field.annotation
         is_section = isinstance(kind, type) and issubclass(kind, Settings)
@@ -38,8 +38,9 @@ def read(text: str, tmp_path) -> Config:
 
 
 def test_every_setting_is_in_one_of_the_lists():
-    assert names() == LIVE | NEEDS_RESTART, "a new setting belongs to LIVE or to NEEDS_RESTART"
-    assert not LIVE & NEEDS_RESTART
+    lists = [LIVE, LIVE_ALONE, NEEDS_RESTART]
+    assert names() == set().union(*lists), "a new setting belongs to LIVE or to NEEDS_RESTART"
+    assert len(names()) == sum(map(len, lists))
 
 
 def test_the_page_lists_the_settings_that_are_live():
@@ -47,7 +48,7 @@ def test_the_page_lists_the_settings_that_are_live():
     listed = re.search(r"<!-- live settings -->\n(.*?)<!-- end of live settings -->", page, re.DOTALL)
     assert listed is not None
     written = re.findall(r"`([\w.*]+)`", listed[1].replace("NAME", "*"))
-    assert written == sorted(LIVE)
+    assert written == sorted(LIVE | LIVE_ALONE)
 
 
 def test_equal_settings_change_nothing(tmp_path):
@@ -62,19 +63,49 @@ def test_changes_are_named_in_the_order_of_the_settings(tmp_path):
         tmp_path,
     )
     plan = plan_reload(DEFAULT, wanted)
-    assert plan.live == ("server.max_connections", "log.level")
+    assert plan.live == ("server.max_connections", "exchanges.replay", "log.level")
     removed = ", ".join(str(one) for one in DEFAULT.intervals[1:])
-    assert plan.needs_restart == ("server.port", "exchanges", f"intervals (removal of {removed})")
+    assert plan.needs_restart == ("server.port", f"intervals (removal of {removed})")
     assert (plan.config.server.port, plan.config.server.max_connections) == (7000, 5)
-    assert (plan.config.log.level, plan.config.exchanges) == ("debug", DEFAULT.exchanges)
+    assert (plan.config.log.level, plan.config.exchanges) == ("debug", wanted.exchanges)
 
 
 def test_the_keys_of_a_plugin_are_named_with_their_exchange(tmp_path):
     plan = plan_reload(
         read("exchanges: {replay: {speed: 1}}", tmp_path), read("exchanges: {replay: {speed: 2, most: 3}}", tmp_path)
     )
-    assert {*plan.live, *plan.needs_restart} == {"exchanges.replay.speed", "exchanges.replay.most"}
-    assert "exchanges.replay.speed" in plan.needs_restart
+    assert plan.live == ("exchanges.replay.most", "exchanges.replay.speed")
+
+
+def test_the_first_exchange_stays_the_first(tmp_path):
+    """It is the default of the protocol. Everything else that is new is read."""
+    both = read("exchanges: {replay: {}, bitget: {}}", tmp_path)
+    plan = plan_reload(DEFAULT, both)
+    assert (plan.live, plan.needs_restart) == (("exchanges.replay",), ("exchanges",))
+    assert [one.name for one in plan.config.exchanges] == ["bitget", "replay"]
+    plan = plan_reload(DEFAULT, read("exchanges: {replay: {}}", tmp_path))
+    assert (plan.live, plan.needs_restart) == (("exchanges.replay",), ("exchanges",))
+    assert [one.name for one in plan.config.exchanges] == ["bitget", "replay"]
+
+
+def test_exchanges_of_processes_that_share_a_bus_need_a_restart(tmp_path):
+    shared = "bus: {url: redis://h}\nexchanges: "
+    running = read(shared + "{bitget: {}}", tmp_path)
+    plan = plan_reload(running, read(shared + "{bitget: {symbols: [ETH/USDT], proxy: direct}, replay: {}}", tmp_path))
+    assert plan.live == ("exchanges.bitget.symbols", "exchanges.bitget.proxy")
+    assert plan.needs_restart == ("exchanges.replay",)
+    plan = plan_reload(running, read(shared + '{bitget: {symbols: ["*/USDT"], top: 5}}', tmp_path))
+    assert (plan.live, plan.config) == ((), running)
+    assert plan.needs_restart == ("exchanges.bitget.symbols", "exchanges.bitget.top")
+
+
+def test_the_changes_of_exchanges_are_told_apart(tmp_path):
+    before = read("exchanges: {bitget: {}, replay: {speed: 1}, old: {plugin: replay}}", tmp_path)
+    after = read("exchanges: {bitget: {symbols: [ETH/USDT]}, replay: {speed: 2}, new: {plugin: replay}}", tmp_path)
+    changes = compare_exchanges(before, after)
+    assert changes.removed == ("old",)
+    found = (changes.added, changes.replaced, changes.chosen)
+    assert [[one.name for one in group] for group in found] == [["new"], ["replay"], ["bitget"]]
 
 
 def test_settings_that_need_a_restart_are_named_at_each_reload(tmp_path):
@@ -125,16 +156,17 @@ def configs(draw) -> Config:
 
 
 def flat(config: Config) -> dict[str, object]:
-    """Every value by its name."""
+    """Every value by its name, except the intervals. A section of an exchange has its own name too."""
     found: dict[str, object] = {}
     for name in Config.model_fields:
         value = getattr(config, name)
         if name == "exchanges":
-            found[name] = [one.name for one in value]
+            found[name] = value[0].name
+            found |= {f"exchanges.{one.name}": "there" for one in value}
             found |= {f"exchanges.{one.name}.{key}": v for one in value for key, v in exchange_values(one).items()}
         elif isinstance(value, Settings):
             found |= {f"{name}.{key}": inner for key, inner in dict(value).items()}
-        else:
+        elif name != "intervals":
             found[name] = value
     return found
 
@@ -143,37 +175,49 @@ def flat(config: Config) -> dict[str, object]:
 def test_a_plan_takes_every_live_change_and_nothing_else(running, wanted):
     plan = plan_reload(running, wanted)
     before, after, now = flat(running), flat(wanted), flat(plan.config)
-    served, chosen = set(before.pop("intervals")), set(after.pop("intervals"))
-    assert set(now.pop("intervals")) == served | chosen
-    names = {name for name in before if name in after and before[name] != after[name]}
-    names |= {"intervals"} if chosen - served else set()
+    changed = {name for name in before if name in after and before[name] != after[name]}
+    sections = {f"exchanges.{one.name}" for one in (*running.exchanges, *wanted.exchanges)}
+    changed |= {name for name in sections if (name in before) != (name in after)}
+    changed.discard(f"exchanges.{running.exchanges[0].name}")  # named by `exchanges`
+    served, chosen = set(running.intervals), set(wanted.intervals)
+    changed |= {"intervals"} if chosen - served else set()
     if lost := sorted(served - chosen):
-        names.add(f"intervals (removal of {', '.join(map(str, lost))})")
-    assert {*plan.live, *plan.needs_restart} == names
-    assert all(map(is_live, plan.live))
-    assert not any(map(is_live, plan.needs_restart))
-    assert now.keys() == before.keys()
-    for name in before:
-        assert now[name] == (after[name] if name in plan.live else before[name])
+        changed.add(f"intervals (removal of {', '.join(map(str, lost))})")
+    assert {*plan.live, *plan.needs_restart} == changed
+    assert set(plan.config.intervals) == served | chosen
+
+    is_alone = running.bus.url == "memory://"
+    assert all(is_live(name, is_alone=is_alone) for name in plan.live)
+    assert not any(is_live(name, is_alone=is_alone) for name in plan.needs_restart if not name.startswith("exchanges."))
+    for name in sections - {f"exchanges.{running.exchanges[0].name}"}:
+        assert (name in now) == (name in (after if name in plan.live else before))
+    for name in now:
+        known = after if name in plan.live or name not in before else before
+        assert now[name] == known.get(name, before.get(name))
     again = plan_reload(plan.config, wanted)
-    assert again.live == ()
-    assert again.needs_restart == plan.needs_restart
+    assert (again.live, again.needs_restart) == ((), plan.needs_restart)
 
 
-def test_a_contradiction_with_a_running_setting_is_a_problem(monkeypatch, tmp_path):
-    """The new timeout is valid with the new interval, but not with the running one."""
-    monkeypatch.setattr("candled.reload.LIVE", LIVE | {"server.ping_timeout"})
-    running = read("server: {ping_interval: 5s, ping_timeout: 4s}", tmp_path)
-    wanted = read("server: {ping_interval: 20s, ping_timeout: 10s}", tmp_path)
-    (problem,) = plan_reload(running, wanted).problems
+def test_a_contradiction_with_a_running_setting_is_a_problem(tmp_path):
+    """The bots could be served without the exchange only if their setting changed too."""
+    running = read("exchanges: {bitget: {}, replay: {}}\nklines: {exchange: replay}", tmp_path)
+    (problem,) = plan_reload(running, read("exchanges: {bitget: {}}", tmp_path)).problems
     assert problem == (
-        "server.ping_timeout: at most server.ping_interval; server.ping_interval cannot change before a restart"
+        "klines.exchange: no such exchange; known: bitget; klines.exchange cannot change before a restart"
     )
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("log.level", True), ("server.port", False), ("exchanges", False), ("exchanges.x.api_key", False)],
+    [
+        ("log.level", (True, True)),
+        ("server.port", (False, False)),
+        ("exchanges", (False, False)),
+        ("exchanges.x", (False, True)),
+        ("exchanges.x.plugin", (False, True)),
+        ("exchanges.x.top", (True, True)),
+        ("exchanges.x.api_key", (True, True)),
+    ],
 )
 def test_a_setting_is_live_or_not(name, expected):
-    assert is_live(name) is expected
+    assert (is_live(name, is_alone=False), is_live(name, is_alone=True)) == expected

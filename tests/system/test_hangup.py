@@ -50,6 +50,10 @@ class Client:
 
     async def ask(self, **request: Any) -> dict[str, Any]:
         await self.socket.send(json.dumps(request))
+        return await self.read()
+
+    async def read(self) -> dict[str, Any]:
+        """The next message that is no update."""
         while (answer := json.loads(await self.socket.recv()))["type"] == "update":
             pass
         return answer
@@ -119,5 +123,47 @@ async def test_an_interval_is_added_while_a_client_stays(tmp_path):
             assert [one["interval"] for one in served] == ["1m", "5m", "15m"]
             wrong = daemon.get("/api/candles?symbol=BTC/USDT&interval=7m")
             assert "one of 1m, 5m, 15m" in json.dumps(wrong)
+        assert daemon.stop() == 0
+        assert "Traceback" not in daemon.output
+
+
+async def test_markets_and_exchanges_come_and_go_while_a_client_stays(tmp_path):
+    replay, second = {"symbols": ["BTC/USDT"], "speed": 60}, {"plugin": "replay", "symbols": ["ETH/USDT"]}
+    both = {"replay": {"symbols": ["BTC/USDT", "ETH/USDT"], "speed": 30}, "second": second}
+    bitcoin, ether = ({"type": "subscribe", "symbol": f"{base}/USDT", "interval": "1m"} for base in ("BTC", "ETH"))
+
+    def symbols(daemon: Daemon) -> dict[str, list[str]]:
+        exchanges = daemon.get("/health?full")["exchanges"]
+        return {name: list(facts["symbols"]) for name, facts in exchanges.items()}
+
+    with Daemon(tmp_path) as daemon:
+        daemon.start(settings(tmp_path, exchanges={"replay": replay}))
+        async with websockets.connect(daemon.ws_url) as socket:
+            client = Client(socket)
+            assert (await client.ask(**bitcoin))["type"] == "initial"
+            assert (await client.ask(**ether))["type"] == "error"
+
+            daemon.write(settings(tmp_path, exchanges=both))
+            changed = "exchanges.replay.symbols, exchanges.replay.speed, exchanges.second"
+            assert daemon.reload() == (0, f"changed: {changed}\n")
+            assert (await client.ask(**ether))["type"] == "initial"
+            assert (await client.ask(**ether, exchange="second"))["type"] == "initial"
+            await until(lambda: symbols(daemon) == {"replay": ["BTC/USDT", "ETH/USDT"], "second": ["ETH/USDT"]})
+            served = daemon.get("/api/exchanges")["exchanges"]
+            assert [(one["name"], one["symbols"]) for one in served] == [("replay", 2), ("second", 1)]
+
+            daemon.write(settings(tmp_path, exchanges={"replay": replay}))
+            assert daemon.reload()[0] == 0
+            ended = [await client.read(), await client.read()]
+            assert {one["message"] for one in ended} == {"Market removed: ETH/USDT is not served any more"}
+            unknown = await client.ask(**ether, exchange="second")
+            assert unknown["message"] == "Invalid exchange: second. Valid: replay"
+            assert symbols(daemon) == {"replay": ["BTC/USDT"]}
+            assert (await client.ask(type="ping"))["type"] == "pong"
+            while json.loads(await socket.recv())["type"] != "update":  # Bitcoin goes on
+                pass
+
+            daemon.write(settings(tmp_path, exchanges={"second": second, "replay": replay}))
+            assert daemon.reload() == (1, "changed: exchanges.second\nneeds a restart: exchanges\n")
         assert daemon.stop() == 0
         assert "Traceback" not in daemon.output
