@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -386,7 +386,10 @@ class Daemon:
     async def _change_exchanges(self, changes: ExchangeChanges, config: Config) -> None:
         """Read other exchanges and markets. The universe changes without a pause, so that all parts agree."""
         read = [*changes.added, *changes.replaced]
-        made = await self._ingest.make_exchanges(read) if self._ingest is not None and read else {}
+        made: Mapping[str, list[Exchange]] = {}
+        if self._ingest is not None:
+            made = await self._ingest.make_exchanges(read) if read else {}
+            await self._ingest.stop_reading(changes.removed)
         for name in changes.removed:
             self.universe.set_markets(name, ())
         names = [one.name for one in config.exchanges]

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from candled.budget import LocalBudgets, MakeBudget
@@ -22,7 +22,7 @@ from candled.plugins import one_line
 from candled.reload import ExchangeChanges
 from candled.settings import redacted
 from candled.store.ingest_store import IngestStore
-from candled.tasks import TaskSet, in_parallel
+from candled.tasks import TaskSet
 from candled.universe import MarketsChanged, Universe
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class ShardedIngest:
         #: By exchange, since the start of the process.
         self.counts = {one.name: IngestCounts() for one in config.exchanges}
         self._running: dict[int, list[ExchangeIngest]] = {}
-        #: The tasks that start exchanges which were added while running.
+        #: The tasks that start exchanges. One that has ended stays until its exchange stops.
         self._starting: dict[ExchangeIngest, asyncio.Task[None]] = {}
         self._tasks = TaskSet()
 
@@ -157,26 +157,30 @@ class ShardedIngest:
                 made[one.name].append(exchange)
         return made
 
+    async def stop_reading(self, names: Collection[str]) -> None:
+        """Stop reading exchanges. Their forming minutes are queued for the store."""
+        stopped = [ingest for running in self._running.values() for ingest in running if ingest.name in names]
+        for running in self._running.values():
+            running[:] = [ingest for ingest in running if ingest.name not in names]
+        await asyncio.gather(*map(self._stop_ingest, stopped))
+
     async def change_exchanges(
         self, config: Config, changes: ExchangeChanges, made: Mapping[str, list[Exchange]]
     ) -> None:
-        """Stop reading some exchanges, read others, and choose markets by other rules.
+        """Read other exchanges, and choose markets by other rules.
 
-        `made` has the instances of `make_exchanges`. Markets of added exchanges are in the universe; those of removed
-        ones are not any more.
+        `made` has the instances of `make_exchanges`. Removed exchanges are not read any more, and the universe has the
+        new ones.
         """
         read = [*changes.added, *changes.replaced]
         names = {*changes.removed, *(one.name for one in changes.replaced)}
-        # up to the first pause, because a shard may start meanwhile
+        # without a pause, because a shard may start meanwhile
         self._config, self._made = config, []
         closed = [self._http.pop(name) for name in names]
         for name in changes.removed:
             del self._choosers[name]
         for one in read:
             self._http[one.name] = self._make_http(one, made[one.name][0])
-        stopped = [ingest for running in self._running.values() for ingest in running if ingest.name in names]
-        for running in self._running.values():
-            running[:] = [ingest for ingest in running if ingest.name not in names]
         for one in changes.added:
             self.counts.setdefault(one.name, IngestCounts())
             chooser = self._choosers[one.name] = self._make_chooser(one)
@@ -184,7 +188,7 @@ class ShardedIngest:
                 chooser.start_choosing()
         for one in changes.chosen:
             self._set_rules(one)
-        await asyncio.gather(*map(self._stop_ingest, stopped))
+        await self.stop_reading(names)
         for http in closed:
             http.close()
         self._read_missing(read, made)
@@ -204,7 +208,7 @@ class ShardedIngest:
                     exchange = made[one.name].pop() if made[one.name] else make_exchange(one, self._clock)
                     ingest = self._make_ingest(one, exchange, shard)
                     running.append(ingest)
-                    self._starting[ingest] = self._tasks.start(ingest.start())
+                    self._start_ingest(ingest)
 
     def _make_chooser(self, one: ExchangeConfig) -> MarketChooser:
         return MarketChooser(one.name, one.choice, self._universe, self._clock, self._is_used)
@@ -246,7 +250,15 @@ class ShardedIngest:
             self._make_ingest(one, exchange, shard) for one, exchange in zip(self._config.exchanges, made, strict=True)
         ]
         self._running[shard] = running
-        await in_parallel(len(running), running, ExchangeIngest.start)
+        starting = [self._start_ingest(ingest) for ingest in running]
+        await asyncio.wait(starting)
+        for task in starting:
+            if not task.cancelled():  # by a reload
+                task.result()
+
+    def _start_ingest(self, ingest: ExchangeIngest) -> asyncio.Task[None]:
+        task = self._starting[ingest] = self._tasks.start(ingest.start())
+        return task
 
     @property
     def _shards(self) -> int:
