@@ -123,14 +123,14 @@ class Health:
         """Return the number of markets in each state, and whether all is well, by exchange."""
         served, problems = self._bars.count_states(), {} if self._ingest is None else self._ingest.problems
         result: dict[str, dict[str, Any]] = {}
-        for one in self._config.exchanges:
-            counts, measures = served.get(one.name, StateCounts()), read.get(one.name)
-            is_well = not counts.unhealthy and one.name not in problems
+        for name in self._universe.exchanges:
+            counts, measures = served.get(name, StateCounts()), read.get(name)
+            is_well = not counts.unhealthy and name not in problems
             if measures is not None:
                 is_well = is_well and not measures.states.unhealthy and measures.is_rest_available
                 counts = counts if counts.states else measures.states
             states, reasons = counts.states, counts.reasons
-            result[one.name] = {
+            result[name] = {
                 "status": _status(is_well),
                 "symbols": states.total(),
                 "states": dict(sorted(states.items())),

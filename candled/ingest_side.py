@@ -178,7 +178,7 @@ class ShardedIngest:
         self._config, self._made = config, []
         closed = [self._http.pop(name) for name in names]
         for name in changes.removed:
-            del self._choosers[name]
+            del self._choosers[name], self.counts[name]
         for one in read:
             self._http[one.name] = self._make_http(one, made[one.name][0])
         for one in changes.added:

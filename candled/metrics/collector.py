@@ -71,10 +71,8 @@ class Metrics:
         summary = parts.health.summarize(measures)
         _collect_process(samples, parts, is_healthy=summary["status"] == "pass")
         served = parts.bars.count_states()
-        for one in parts.config.exchanges:
-            if one.name in measures or one.name in served:
-                counts = measures[one.name].states if one.name in measures else served[one.name]
-                collect_states(samples, one.name, counts)
+        for name in served | measures:
+            collect_states(samples, name, measures[name].states if name in measures else served[name])
         if ingest is not None:
             collect_ingest(samples, ingest, measures)
             if parts.config.server.metrics_per_symbol:

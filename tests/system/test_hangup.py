@@ -133,7 +133,7 @@ async def test_markets_and_exchanges_come_and_go_while_a_client_stays(tmp_path):
     bitcoin, ether = ({"type": "subscribe", "symbol": f"{base}/USDT", "interval": "1m"} for base in ("BTC", "ETH"))
 
     def symbols(daemon: Daemon) -> dict[str, list[str]]:
-        exchanges = daemon.get("/health?full")["exchanges"]
+        exchanges = daemon.get("/health?verbose")["exchanges"]
         return {name: list(facts["symbols"]) for name, facts in exchanges.items()}
 
     with Daemon(tmp_path) as daemon:
