@@ -213,9 +213,13 @@ class Handler(RequestHandler):
 
     def charge_read(self, bars: int) -> None:
         """Charge a page of bars, or of as much else, that memory does not have ready."""
+        self.charge_work(page_cost(bars))
+
+    def charge_work(self, cost: float) -> None:
+        """Charge the budget of this request's client."""
         stream = stream_of(self.request)
         if isinstance(stream, HotStream):
-            stream.charge_work(page_cost(bars))
+            stream.charge_work(cost)
 
     def set_cache_headers(self, is_final: bool) -> None:
         """Set the header that limits how long caches keep the answer."""

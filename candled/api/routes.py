@@ -94,7 +94,6 @@ def _udf(source: ApiContext, next_time: str, shared: dict[str, Any]) -> list[Rou
         "config": udf.Config,
         "symbols": udf.Symbols,
         "symbol_info": udf.SymbolInfo,
-        "search": udf.Search,
         "history": udf.History,
         "time": udf.Time,
         "quotes": udf.Quotes,
@@ -104,6 +103,7 @@ def _udf(source: ApiContext, next_time: str, shared: dict[str, Any]) -> list[Rou
     more = {**shared, "source": source, "next_time": next_time}
     return [
         *((f"/udf/{name}", kind, more) for name, kind in resources.items()),
+        ("/udf/search", udf.Search, {**more, "pages": KeptPages(source.clock)}),  # they displace no other page
         (r"/udf(?:/.*)?", udf.UnknownUdfPath, more),
     ]
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from candled.api.queries import BarQuery, Headers, HistoryRequest, PrintedPage
 from candled.model import DAY_MS, END_OF_TIME_MS, MINUTE_MS, REASONS, Gap, Interval, MarketKey, Range, iso_ms
 from candled.serve.hot_path import HotRequest
+from candled.transport.work_budget import SEARCHED
 
 from .bar_answers import BarHandler
 from .catalog import MarketCatalog
@@ -220,6 +221,7 @@ class Search(UdfHandler):
 
     def _find(self, wanted: str, exchange: str, limit: int) -> list[dict[str, str]]:
         found: list[tuple[bool, MarketKey]] = []
+        self.charge_work(len(self.source.catalog.markets) * SEARCHED)
         for key, names in self.source.catalog.spellings:
             if exchange in ("", key.exchange.upper()) and any(wanted in name for name in names):
                 found.append((not any(name.startswith(wanted) for name in names), key))

@@ -52,6 +52,7 @@ _STEADY_S = 30.0  # a connection that lived this long is not a failure
 _MAX_FRAME_BYTES = 1024 * 1024
 # The frames, or events of a `StreamFeed`, that a feed may deliver each second, and in a row after a pause.
 _FRAMES_PER_S, _FRAMES_PER_S_AND_SYMBOL, _FRAMES_BURST_S = 1000, 50, 5.0
+_BYTES = 2048  # as many more of a frame count as another one
 _ROW = 0.1  # what a row or an event within a frame counts: a snapshot of 500 minutes is as much as 51 frames
 _NOT_READ = "the exchange does not read the frames sent to it"
 FLOODED = "the exchange sends too many messages"
@@ -379,7 +380,10 @@ class FeedRunner:
             if self._frames.try_take(began):
                 return FLOODED
             try:
-                events = connection.on_frame(self._decompress(frame), began)
+                content = self._decompress(frame)
+                if self._frames.try_take(began, len(content) // _BYTES):
+                    return FLOODED
+                events = connection.on_frame(content, began)
             except TooLarge:
                 return f"a frame has more than {_MAX_FRAME_BYTES} bytes after decompression"
             except ExchangeError as error:

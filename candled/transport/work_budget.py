@@ -17,6 +17,7 @@ PATTERN = 1e-3  # a pattern of symbols that no other client uses, and for each m
 PATTERN_MARKET = 8e-6
 RESUME = 0.1e-3  # in addition, because its message is rendered for one client
 COLD_BAR = 9e-6  # a bar that is read, folded and printed
+SEARCHED = 1.5e-6  # a market whose names are searched
 COLD_READ = 1e-3  # a query of the store
 CONNECT = 0.1e-3
 REQUEST = 0.3e-3  # an HTTP request, and a handshake

@@ -375,6 +375,11 @@ async def send_many(peer):
         await peer.send(str(number))
 
 
+async def send_large(peer):
+    for _ in range(40):
+        await peer.send("0" * 30_000 + "7")
+
+
 async def send_long(peer):
     await peer.send("1" * (1024 * 1024 + 1))
 
@@ -388,8 +393,13 @@ class ManyRows(Numbers):
 
 @pytest.mark.parametrize(
     ("send", "feed", "reason", "most"),
-    [(send_many, Numbers, feeds.FLOODED, 20), (send_many, ManyRows, feeds.FLOODED, 1), (send_long, Numbers, "1009", 0)],
-    ids=["many frames", "many rows", "a long one"],
+    [
+        (send_many, Numbers, feeds.FLOODED, 20),
+        (send_many, ManyRows, feeds.FLOODED, 1),
+        (send_large, Numbers, feeds.FLOODED, 1),
+        (send_long, Numbers, "1009", 0),
+    ],
+    ids=["many frames", "many rows", "large frames", "a long one"],
 )
 async def test_a_feed_that_sends_too_much_is_interrupted(send, feed, reason, most, monkeypatch):
     monkeypatch.setattr(feeds, "_FRAMES_PER_S", 1e-9)

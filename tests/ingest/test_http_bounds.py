@@ -20,6 +20,7 @@ BODIES = {
     "long": (b"[" + b" " * 5 * MB + b"]", {}, Unavailable),
     "a small gzip of 90 MB": (None, {"Content-Encoding": "gzip"}, Unavailable),
     "many lists": (b"[" + b"[]," * 1_000_000 + b"[]]", {}, ExchangeError),
+    "many numbers": (b"[" + b"1.1," * 1_000_000 + b"1]", {}, ExchangeError),
     "lists within lists": (b"[" * 100_000, {}, ExchangeError),
     "a long whole number": (b"9" * 5000, {}, ExchangeError),
     "a redirect with a body": (b"[1]", {"Location": "/small", ":status": "302"}, ExchangeError),

@@ -92,3 +92,19 @@ async def test_spellings_of_one_search_are_one_page(made, stage):
     paths = [f"/udf/search?query={word}&limit={limit}" for word in ("btc", "BTC", "%20Btc") for limit in (100, 10**9)]
     assert len({answer.body for answer in await ask_all(port, [(path, {}) for path in paths])}) == 1
     assert len(made) == 1
+
+
+@pytest.mark.gen_test
+async def test_searches_displace_no_other_page_and_are_charged(made, stage):
+    port, paths = stage.server.listen(), ["/udf/symbol_info", "/api/symbols", "/api/openapi.json"]
+    await ask_all(port, [(path, {}) for path in paths])
+    await ask_all(port, [(f"/udf/search?query=X{number}", {}) for number in range(300)])
+    assert len(made) == 303
+    await ask_all(port, [(path, {}) for path in paths])
+    assert len(made) == 303
+    budget = stage.server._budgets.address_bucket("127.0.0.1")
+    before = budget.paid_at
+    await ask_all(port, [("/udf/search?query=X299", {})])
+    known, before = budget.paid_at - before, budget.paid_at
+    await ask_all(port, [("/udf/search?query=another", {})])
+    assert budget.paid_at - before > known
