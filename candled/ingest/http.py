@@ -32,7 +32,7 @@ _MOST_DOUBLINGS = 9  # of a pause; 2 to the power of thousands of refusals is no
 #: The longest body, before and after decompression.
 _MAX_BODY_BYTES = 4 * 1024 * 1024
 _MAX_LISTS = 200_000  # and objects: `[[],[],…]` takes 30 times its length in memory
-_MAX_COMMAS = 200_000  # a million decimal numbers take half a second and 100 MB
+_MAX_COMMAS = 400_000  # a million decimal numbers take half a second and 100 MB
 _MOST_USED = 0.9  # of a limit: then candled waits for the next period, so that other programs can go on
 _TOO_MANY = (418, 429)  # 418 is Binance's answer to clients that go on after 429
 
