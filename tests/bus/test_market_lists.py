@@ -161,14 +161,19 @@ async def test_many_changes_in_a_row_and_some_while_redis_is_cut_off_end_with_th
             assert serving.bus._tracker.stale_markets() == set()
 
 
-async def test_a_process_that_ingests_keeps_the_symbols_of_its_settings_and_takes_the_facts(prefix):
+async def test_a_process_that_ingests_follows_the_leader_too_whatever_its_own_settings_are(prefix):
     url = shared_redis()
     async with process(url, prefix, ingests=True, markets=(BTC,)) as leader:
-        await until(lambda: leader.state is LeaseState.LEADER)
+        await until(lambda: leader.state is LeaseState.LEADER and leader.parts.lists._published)
         async with process(url, prefix, ingests=True, markets=(BTC, ETH)) as second:
-            choose(leader, BTC)
-            await until(lambda: second.universe.facts(BTC) == facts(BTC.symbol))
-            assert second.universe.markets == (BTC, ETH)
+            assert second.universe.markets == (BTC,)
+            choose(leader, SOL, BTC)
+            await until(lambda: second.universe.facts(SOL) == facts(SOL.symbol))
+            assert second.universe.markets == (SOL, BTC)
+            await leader.parts.stop()
+            await until(lambda: second.state is LeaseState.LEADER)
+            await until(lambda: second.parts.lists._published)
+            assert list(second.parts.lists._published["bitget"]) == [SOL.symbol, BTC.symbol]
 
 
 async def test_the_leader_writes_its_list_again_after_redis_lost_or_changed_it(prefix):

@@ -43,8 +43,8 @@ class MarketLists:
 
     The leader of `shard_of_exchange` chooses an exchange's markets, and publishes them with their facts whenever its
     universe changes. Every other process applies the list to its universe. `chosen` are the exchanges whose markets are
-    chosen by patterns. For the others, a process that ingests keeps the symbols of its own settings, and follows the
-    facts only. `leases` is None in a process that only serves.
+    chosen by patterns: until the choice was made, their list is not published. `leases` is None in a process that only
+    serves.
     """
 
     def __init__(
@@ -246,10 +246,8 @@ class MarketLists:
 
     async def _apply_list(self, exchange: str, found: MarketList) -> None:
         """Apply a list to the universe, in steps so small that clients of other markets do not wait."""
-        keeps_symbols = self._leases is not None and exchange not in self._chosen
-        symbols = self._universe.symbols(exchange) if keeps_symbols else tuple(found.markets)
         facts = {symbol: market for symbol, market in found.markets.items() if market is not None}
-        for step in _steps(self._universe.symbols(exchange), symbols):
+        for step in _steps(self._universe.symbols(exchange), tuple(found.markets)):
             self._is_applying = True
             try:
                 self._universe.set_markets(exchange, step, facts)
