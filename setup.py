@@ -102,6 +102,7 @@ setup(
             "kucoin = candled_plugins.kucoin",
             "htx = candled_plugins.htx",
             "hyperliquid = candled_plugins.hyperliquid",
+            "coinbase = candled_plugins.coinbase",
             "replay = candled_plugins.replay",
         ],
     },

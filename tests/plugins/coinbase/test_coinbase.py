@@ -4,7 +4,6 @@ The form of the frames is that of its page "Market Trades Channel"; no recorded 
 """
 
 import json
-from datetime import datetime
 from decimal import Decimal
 from itertools import groupby
 
@@ -12,49 +11,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candled import MINUTE_MS, Event, InvalidCandle, SocketFeed, Subscribed, Symbol, TradeBars
+from candled import (
+    MINUTE_MS,
+    ExchangeError,
+    FeedError,
+    Interval,
+    InvalidCandle,
+    Subscribed,
+    Symbol,
+    TradeBars,
+)
 from candled.exchange import Candles
 from candled.ingest.market import MarketIngest
 from candled.model import MINUTE, Candle
-from tests.plugins.local import running, socket_server
+from candled_plugins.coinbase.exchange import Coinbase, CoinbaseFeed, CoinbaseSettings
+from tests.clocks import START_MS, ManualClock
+from tests.plugins.local import NOT_FRAMES, WINDOWS, FakeHttp, candles_of, opening_times, running, socket_server, window
 from tests.rows import MONDAY_MS
+from tests.tiers import few_examples
 
 BTC = Symbol("BTC", "USD")
 
 
-class CoinbaseFeed(SocketFeed):
-    def __init__(self, url, symbols):
-        super().__init__(url, symbols)
-        self._bars = {symbol: TradeBars(symbol) for symbol in symbols}
-        self._next = 0
-
-    def subscribe(self, symbols):
-        names = [f"{symbol.base}-{symbol.quote}" for symbol in symbols]
-        return [
-            json.dumps({"type": "subscribe", "channel": channel, "product_ids": names})
-            for channel in ("market_trades", "heartbeats")
-        ]
-
-    def read_frame(self, frame: str | bytes) -> list[Event]:
-        message = json.loads(frame)
-        sent_ms = read_ms(message["timestamp"])
-        if message["sequence_num"] != self._next:  # a new connection, or a loss
-            for bars in self._bars.values():
-                bars.begin(sent_ms)
-        self._next = message["sequence_num"] + 1
-        if message["channel"] == "subscriptions":
-            return [Subscribed(symbol) for symbol in self.symbols]
-        if message["channel"] != "market_trades":
-            return []
-        for event in message["events"]:
-            for trade in event["trades"]:
-                bars = self._bars[Symbol(*trade["product_id"].split("-"))]
-                bars.add_trade(read_ms(trade["time"]), trade["price"], trade["size"], int(trade["trade_id"]))
-        return [event for bars in self._bars.values() for event in bars.take_candles(sent_ms)]
-
-
-def read_ms(text: str) -> int:
-    return round(datetime.fromisoformat(text).timestamp() * 1000)
+def coinbase() -> Coinbase:
+    return Coinbase(CoinbaseSettings(), ManualClock(START_MS + 30_000))
 
 
 def frame(number: int, time: str, *trades: tuple[str, str, str, int], channel: str = "market_trades") -> str:
@@ -69,13 +49,16 @@ def frame(number: int, time: str, *trades: tuple[str, str, str, int], channel: s
         }
         for at, price, size, name in trades
     ]
+    event = {"subscriptions": {"market_trades": ["BTC-USD"], "heartbeats": ["heartbeats"]}}
+    if channel != "subscriptions":
+        event = {"type": "update", "trades": rows}
     return json.dumps(
         {
             "channel": channel,
             "client_id": "",
             "timestamp": time_of(time),
             "sequence_num": number,
-            "events": [{"type": "update", "trades": rows}],
+            "events": [event],
         }
     )
 
@@ -221,3 +204,112 @@ def test_a_minute_whose_sums_are_beyond_the_bounds_is_left_to_rest_and_the_other
 
 def test_a_feed_event_with_candles_is_from_trades_only_if_it_says_so():
     assert not Candles(BTC, ()).from_trades
+
+
+# ---------------------------------------------------------------- the plugin
+
+
+ETH = Symbol("ETH", "USD")
+
+
+def seen(feed: CoinbaseFeed, *frames: str) -> list[tuple[str, str]]:
+    """The minute and the volume of each candle."""
+    return [
+        (str(one.open_ms // MINUTE_MS % 60), str(one.volume))
+        for text in frames
+        for one in candles_of(feed.read_frame(text))
+    ]
+
+
+def test_a_subscription_begins_only_what_is_new_on_the_connection():
+    feed = CoinbaseFeed("ws://localhost", [BTC])
+    assert [type(one) for one in feed.read_frame(frame(0, "09:59:30.0", channel="subscriptions"))] == [Subscribed]
+    assert seen(feed, frame(1, "10:00:10.0", ("10:00:10.0", "99", "1", 1))) == [("0", "1")]
+    again = frame(2, "10:00:20.0", channel="subscriptions")  # another product was added: the reply names all
+    assert feed.read_frame(again) == []
+    assert seen(feed, frame(3, "10:00:30.0", ("10:00:30.0", "99", "2", 2))) == [("0", "3")]
+
+
+def test_a_trade_that_is_none_costs_its_minute_and_one_of_a_removed_product_nothing():
+    feed = CoinbaseFeed("ws://localhost", [BTC])
+    feed.read_frame(frame(0, "09:59:30.0", channel="subscriptions"))
+    assert seen(feed, frame(1, "10:00:10.0", ("10:00:10.0", "99", "1", 1))) == [("0", "1")]
+    mixed = json.loads(frame(2, "10:00:20.0", ("10:00:20.0", "99", "1", 2), ("10:00:21.0", "9", "1", 3)))
+    mixed["events"][0]["trades"][1]["product_id"] = "ETH-USD"
+    assert seen(feed, json.dumps(mixed)) == [("0", "2")]
+    (event,) = feed.read_frame(frame(3, "10:00:30.0", ("10:00:30.0", "-1", "1", 4)))
+    assert (event.candles, len(event.invalid)) == ((), 1)
+    assert seen(feed, frame(4, "10:01:30.0", ("10:01:30.0", "99", "1", 5))) == [("1", "1")]
+
+
+@pytest.mark.parametrize("text", [
+    *NOT_FRAMES, frame(0, "10:00:00.0", ("10:00:00.0", "9", "1", 3)).replace("BTC-USD", "ETH-USD"),
+    frame(0, "10:00:00.0", channel="ticker"), frame(0, "10:00:00.0").replace("sequence_num", "x"),
+    frame(0, "10:00:00.0", ("10:00:00.0", "9", "1", 3)).replace("trade_id", "x"),
+])  # fmt: skip
+def test_other_frames_are_errors(text):
+    with pytest.raises(ExchangeError):
+        CoinbaseFeed("ws://localhost", [BTC]).read_frame(text)
+
+
+def test_subscriptions_name_both_channels_and_an_error_is_one_of_the_connection():
+    feed = CoinbaseFeed("ws://localhost", [BTC, ETH])
+    first, second = map(json.loads, feed.subscribe([BTC, ETH]))
+    assert (first["channel"], second["channel"], first["product_ids"]) == (
+        "market_trades", "heartbeats", ["BTC-USD", "ETH-USD"],
+    )  # fmt: skip
+    (frame,) = feed.unsubscribe([ETH])
+    assert json.loads(frame) == {"type": "unsubscribe", "channel": "market_trades", "product_ids": ["ETH-USD"]}
+    assert feed.read_frame('{"type":"error","message":"authentication failure"}') == [
+        FeedError("authentication failure")
+    ]
+
+
+def products(path: str, query: dict[str, str]):
+    """Coinbase's rows: newest first, both bounds inclusive, 300 at most."""
+    start_s, end_s = int(query["start"]), min(int(query["end"]), START_MS // 1000)
+    times = range(end_s // 60 * 60, -(-start_s // 60) * 60 - 1, -60)
+    assert len(times) <= 300
+    row = {"low": "9", "high": "12", "open": "10", "close": "11", "volume": "3"}
+    return {"candles": [{"start": str(at), **row} for at in times]}
+
+
+@few_examples
+@given(WINDOWS)
+async def test_every_minute_of_a_range_is_found(ago_and_count):
+    start_ms, end_ms = window(*ago_and_count, Coinbase.max_history_minutes)
+    http = FakeHttp(products)
+    rows = await coinbase().fetch_history(http, BTC, start_ms, end_ms)
+    assert opening_times(rows) == list(range(start_ms, end_ms, MINUTE_MS))
+    assert http.requests[0][0] == "/api/v3/brokerage/market/products/BTC-USD/candles"
+    assert {row.quote_volume for row in rows} == {None}
+
+
+async def test_bars_come_in_pages_and_there_are_no_weeks():
+    hour_ms = 60 * MINUTE_MS
+    start_ms = START_MS // hour_ms * hour_ms - 400 * hour_ms
+
+    def hours(path, query):
+        row = {"low": "9", "high": "12", "open": "10", "close": "11", "volume": "3"}
+        return {"candles": [{"start": str(at), **row} for at in range(int(query["start"]), int(query["end"]), 3600)]}
+
+    bars = await coinbase().fetch_bars(FakeHttp(hours), BTC, Interval.parse("1h"), start_ms, start_ms + 350 * hour_ms)
+    assert [one.open_ms for one in bars] == [start_ms + number * hour_ms for number in range(350)]
+    assert await coinbase().fetch_bars(FakeHttp(hours), BTC, Interval.parse("1W"), 0, 10) is None
+
+
+async def test_markets_without_aliases():
+    entry = {"product_id": "BTC-USD", "base_currency_id": "BTC", "quote_currency_id": "USD", "price_increment": "0.01",
+             "base_increment": "0.00000001", "status": "online", "new_at": "2023-01-01T00:00:00Z", "alias": "",
+             "approximate_quote_24h_volume": "7.5"}  # fmt: skip
+    alias = {**entry, "product_id": "BTC-USDC", "quote_currency_id": "USDC", "alias": "BTC-USD"}
+    closed = {**entry, "base_currency_id": "OLD", "view_only": True, "new_at": None}
+    found, old = await coinbase().fetch_markets(FakeHttp(lambda path, query: {"products": [entry, alias, closed]}))
+    assert (found.symbol, found.tick_size, found.volume_decimals, found.status) == (BTC, Decimal("0.01"), 8, "trading")
+    assert (found.listed_ms, found.quote_volume_24h) == (1672531200000, Decimal("7.5"))
+    assert (old.status, old.listed_ms) == ("suspended", None)
+    for body in ({}, None, {"products": [{}]}):
+        with pytest.raises(ExchangeError, match="not as documented"):
+            await coinbase().fetch_markets(FakeHttp(lambda path, query, body=body: body))
+    with pytest.raises(ExchangeError, match="expected candles"):
+        await coinbase().fetch_history(FakeHttp(lambda path, query: []), BTC, START_MS, START_MS + MINUTE_MS)

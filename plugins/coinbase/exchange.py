@@ -1,0 +1,172 @@
+"""Coinbase: its addresses, and candles made from trades."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from candled import (
+    Candle,
+    Clock,
+    ConnectionLimits,
+    Event,
+    Exchange,
+    ExchangeError,
+    Feed,
+    FeedError,
+    Http,
+    HttpUrl,
+    Interval,
+    InvalidCandle,
+    InvalidRow,
+    Market,
+    Settings,
+    SocketFeed,
+    Subscribed,
+    Symbol,
+    TradeBars,
+    WebSocketUrl,
+    read_rows_in_slices,
+    setting,
+    strict_candles,
+)
+
+from . import messages
+from .messages import Message
+
+_PAGE = 290  # rows; above 300 Coinbase refuses, and both bounds may count
+
+
+class CoinbaseSettings(Settings):
+    """Settings of the Coinbase exchange."""
+
+    ws_url: WebSocketUrl = setting("wss://advanced-trade-ws.coinbase.com", "the public WebSocket of Advanced Trade")
+    rest_url: HttpUrl = setting("https://api.coinbase.com", "the REST API, without a path")
+    symbols_per_connection: int = setting(30, "symbols on one connection", ge=1, le=1000)
+
+
+class CoinbaseFeed(SocketFeed):
+    """One connection to Coinbase's market data.
+
+    Coinbase has live candles of five minutes only, so the candles of a minute are made from its trades. Its frames are
+    numbered: a number that is left out is a loss, and the forming minute is then left to REST.
+    """
+
+    def __init__(self, url: str, symbols: Sequence[Symbol]) -> None:
+        self._bars: dict[str, tuple[Symbol, TradeBars]] = {}
+        self._next = 0
+        #: The products whose subscription was acknowledged on this connection.
+        self._subscribed: set[str] = set()
+        super().__init__(url, symbols)
+
+    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
+        """Carry `symbols`, and keep the trades of those that stay."""
+        super().set_symbols(symbols)
+        named = {messages.product_of(symbol): symbol for symbol in symbols}
+        self._subscribed &= named.keys()
+        self._bars = {name: self._bars.get(name, (symbol, TradeBars(symbol))) for name, symbol in named.items()}
+
+    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that subscribe."""
+        return messages.command_frames("subscribe", [messages.product_of(symbol) for symbol in symbols])
+
+    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that unsubscribe."""
+        return messages.command_frames("unsubscribe", [messages.product_of(symbol) for symbol in symbols])
+
+    def read_frame(self, frame: str | bytes) -> list[Event]:
+        """Return the events of a frame."""
+        message = messages.read_frame(frame)
+        if isinstance(message, FeedError):
+            return [message]
+        if message.sequence != self._next:  # a new connection, or a loss
+            self._subscribed.clear()
+            for _, bars in self._bars.values():
+                bars.begin(message.sent_ms)
+        self._next = message.sequence + 1
+        events: list[Event] = []
+        for name in message.products:  # all subscriptions of the connection, each time
+            if name in self._bars and name not in self._subscribed:
+                self._subscribed.add(name)
+                symbol, bars = self._bars[name]
+                bars.begin(message.sent_ms)  # earlier trades of the minute were not seen
+                events.append(Subscribed(symbol))
+        changed = self._add_trades(message) or [bars for _, bars in self._bars.values()]
+        return events + [event for bars in changed for event in bars.take_candles(message.sent_ms)]
+
+    def _add_trades(self, message: Message) -> list[TradeBars]:
+        """Add the trades of a frame, and return the bars that they belong to.
+
+        Raises:
+            ExchangeError: none of them is of a subscribed product.
+        """
+        known = [trade for trade in message.trades if trade.product_id in self._bars]
+        if message.trades and not known:
+            raise ExchangeError(f"got trades of {message.trades[0].product_id!r}, which was not subscribed")
+        for trade in known:
+            bars = self._bars[trade.product_id][1]
+            try:
+                bars.add_trade(trade.at_ms, trade.price, trade.size, trade.number)
+            except InvalidCandle:  # the minute lacks a trade now
+                bars.begin(message.sent_ms)
+        return [self._bars[name][1] for name in dict.fromkeys(trade.product_id for trade in known)]
+
+
+class Coinbase(Exchange):
+    """Coinbase's spot market, over Advanced Trade. It has no candle for a minute without trades."""
+
+    name = "coinbase"
+    Settings = CoinbaseSettings
+    requests_per_s = 5.0  # Coinbase allows ten a second and address
+    max_history_minutes = _PAGE
+
+    def __init__(self, settings: CoinbaseSettings, clock: Clock) -> None:
+        super().__init__(settings, clock)
+        self.limits = ConnectionLimits(
+            symbols_per_connection=settings.symbols_per_connection, frames_per_s=4.0, attempts_per_minute=30.0
+        )
+
+    async def fetch_markets(self, http: Http) -> list[Market]:
+        """Return the listed spot pairs."""
+        return messages.read_markets(await self._get(http, "", {"product_type": "SPOT"}))
+
+    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
+        """Return the feed of one connection."""
+        return CoinbaseFeed(self.settings.ws_url, symbols)
+
+    async def fetch_history(
+        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
+    ) -> Sequence[Candle | InvalidRow]:
+        """Return the minutes in `[start_ms, end_ms)`."""
+        return await self._fetch_rows(http, symbol, "ONE_MINUTE", start_ms, end_ms)
+
+    async def fetch_bars(
+        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
+    ) -> list[Candle] | None:
+        """Return Coinbase's bars.
+
+        Raises:
+            ExchangeError: as `Exchange.fetch_bars`; its days do not begin at 00:00 UTC.
+        """
+        name, page = messages.GRANULARITIES.get(str(interval)), _PAGE * interval.ms
+        if name is None:
+            return None
+        found: list[Candle] = []
+        for from_ms in range(start_ms, end_ms, page):
+            rows = await self._fetch_rows(http, symbol, name, from_ms, min(end_ms, from_ms + page))
+            found += strict_candles(rows, interval)
+        return found
+
+    async def _fetch_rows(
+        self, http: Http, symbol: Symbol, granularity: str, start_ms: int, end_ms: int
+    ) -> list[Candle | InvalidRow]:
+        """Return the bars that open in `[start_ms, end_ms)`. Rows before the start may come, and are dropped."""
+        query = {"start": str(start_ms // 1000), "end": str(end_ms // 1000 - 1), "granularity": granularity}
+        body = await self._get(http, f"/{messages.product_of(symbol)}/candles", query)
+        rows = await read_rows_in_slices(
+            messages.rows_of(body), messages.read_row, self.clock, open_ms=messages.opening_of
+        )
+        return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+
+    async def _get(self, http: Http, path: str, query: Mapping[str, str]) -> Any:
+        return await http.get_json(
+            f"{self.settings.rest_url.rstrip('/')}/api/v3/brokerage/market/products{path}", query
+        )
