@@ -46,6 +46,7 @@ setup(
     extras_require={
         "parquet": ["pyarrow>=15"],
         "zstd": ["zstandard>=0.22"],  # compresses HTTP answers
+        "mexc": ["protobuf>=5"],  # the frames of that exchange
         "polars": ["polars>=1"],  # frames of candled.client
         "pandas": ["pandas>=2"],
         "test": [
@@ -103,6 +104,7 @@ setup(
             "htx = candled_plugins.htx",
             "hyperliquid = candled_plugins.hyperliquid",
             "coinbase = candled_plugins.coinbase",
+            "mexc = candled_plugins.mexc",
             "replay = candled_plugins.replay",
         ],
     },

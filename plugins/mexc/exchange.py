@@ -1,0 +1,152 @@
+"""MEXC: its addresses, budgets and binary frames."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from candled import (
+    Candle,
+    Clock,
+    ConnectionLimits,
+    Event,
+    Exchange,
+    ExchangeError,
+    Feed,
+    Http,
+    HttpRejected,
+    HttpUrl,
+    Interval,
+    InvalidRow,
+    Market,
+    RequestBudget,
+    Settings,
+    SocketFeed,
+    Symbol,
+    Unavailable,
+    WebSocketUrl,
+    read_rows_in_slices,
+    setting,
+    strict_candles,
+)
+
+from . import messages
+from .pushes import make_push_class
+
+_FIREWALL_PAUSE_S = 300.0
+
+
+class MexcSettings(Settings):
+    """Settings of the MEXC exchange."""
+
+    ws_url: WebSocketUrl = setting("wss://wbs-api.mexc.com/ws", "the public WebSocket for spot pairs")
+    rest_url: HttpUrl = setting("https://api.mexc.com", "the REST API, without a path")
+    symbols_per_connection: int = setting(30, "symbols on one connection; MEXC allows 30", ge=1, le=30)
+
+
+class MexcFeed(SocketFeed):
+    """One connection to MEXC's WebSocket: candles in protobuf, answers in JSON.
+
+    MEXC closes a connection without data for a minute, and every one after 24 hours.
+    """
+
+    ping = messages.PING
+    lifetime_s = 23.5 * 3600
+
+    def __init__(self, url: str, symbols: Sequence[Symbol], push_class: Any) -> None:
+        super().__init__(url, symbols)
+        self._push_class = push_class
+
+    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
+        """Carry `symbols`, and keep a table of their channels."""
+        super().set_symbols(symbols)
+        self._by_channel = {messages.channel_of(symbol): symbol for symbol in symbols}
+
+    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that subscribe."""
+        return messages.command_frames("SUBSCRIPTION", symbols)
+
+    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that unsubscribe."""
+        return messages.command_frames("UNSUBSCRIPTION", symbols)
+
+    def read_frame(self, frame: str | bytes) -> list[Event]:
+        """Return the events of a frame."""
+        if isinstance(frame, str):
+            return messages.read_answer(frame, self._by_channel)
+        try:
+            push = self._push_class.FromString(frame)
+        except Exception as error:  # `DecodeError` of a library that is imported only where it is needed
+            raise ExchangeError(f"expected a PushDataV3ApiWrapper, got {frame[:40]!r}") from error
+        return messages.read_push(push, self._by_channel)
+
+
+class Mexc(Exchange):
+    """MEXC's spot market, over its API V3. It needs protobuf (`pip install 'candled[mexc]'`)."""
+
+    name = "mexc"
+    Settings = MexcSettings
+    request_budgets: ClassVar[Mapping[str, RequestBudget]] = {
+        "weight": RequestBudget(limit=500, period_s=10, share=0.2)
+    }
+    max_history_minutes = 500  # the page says 1,000, and 500 come
+
+    def __init__(self, settings: MexcSettings, clock: Clock) -> None:
+        super().__init__(settings, clock)
+        self._push_class = make_push_class()
+        self.limits = ConnectionLimits(symbols_per_connection=settings.symbols_per_connection)
+
+    async def fetch_markets(self, http: Http) -> list[Market]:
+        """Return the listed markets."""
+        info = await self._get(http, "exchangeInfo", {}, 10.0)
+        return messages.read_markets(info, await self._get(http, "ticker/24hr", {}, 40.0))
+
+    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
+        """Return the feed of one connection."""
+        return MexcFeed(self.settings.ws_url, symbols, self._push_class)
+
+    async def fetch_history(
+        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
+    ) -> Sequence[Candle | InvalidRow]:
+        """Return the minutes in `[start_ms, end_ms)`."""
+        return await self._fetch_rows(http, symbol, "1m", start_ms, end_ms)
+
+    async def fetch_bars(
+        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
+    ) -> list[Candle] | None:
+        """Return MEXC's bars.
+
+        Raises:
+            ExchangeError: as `Exchange.fetch_bars`; its days do not begin at 00:00 UTC.
+        """
+        name, page = messages.INTERVALS.get(str(interval)), self.max_history_minutes * interval.ms
+        if name is None:
+            return None
+        found: list[Candle] = []
+        for from_ms in range(start_ms, end_ms, page):
+            rows = await self._fetch_rows(http, symbol, name, from_ms, min(end_ms, from_ms + page))
+            found += strict_candles(rows, interval)
+        return found
+
+    async def _fetch_rows(
+        self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
+    ) -> list[Candle | InvalidRow]:
+        """Return the bars that open in `[start_ms, end_ms)`. MEXC takes both bounds or none, and excludes the end."""
+        query = {
+            "symbol": messages.name_of(symbol),
+            "interval": interval,
+            "startTime": str(start_ms),
+            "endTime": str(end_ms),
+            "limit": str(self.max_history_minutes),
+        }
+        body = await self._get(http, "klines", query, 1.0)
+        rows = await read_rows_in_slices(messages.rows_of(body), messages.read_row, self.clock)
+        return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+
+    async def _get(self, http: Http, endpoint: str, query: Mapping[str, str], weight: float) -> Any:
+        url = f"{self.settings.rest_url.rstrip('/')}/api/v3/{endpoint}"
+        try:
+            return await http.get_json(url, query, weight=weight, budget="weight")
+        except HttpRejected as error:
+            if error.status != 403:
+                raise
+            http.pause_requests(url, _FIREWALL_PAUSE_S)
+            raise Unavailable("MEXC's firewall refuses requests from this address (403)") from error
