@@ -82,6 +82,14 @@ async def until(condition: Any, seconds: float = 30.0) -> None:
             await asyncio.sleep(0.05)
 
 
+async def answer_to(client: Any, request: dict[str, Any]) -> str:
+    """Send a request; return the type of the next message that is no update."""
+    await client.send(json.dumps(request))
+    while (kind := json.loads(await client.recv())["type"]) == "update":
+        pass
+    return str(kind)
+
+
 async def is_alive_client(client: Any) -> bool:
     try:
         await client.send('{"type":"ping"}')
@@ -118,6 +126,15 @@ async def test_two_processes_share_a_port_and_a_limit_and_one_may_die(tmp_path):
             for client in clients:
                 await client.send(json.dumps(SUBSCRIBE))
                 assert json.loads(await client.recv())["type"] == "initial"
+
+            # the ingest process chooses the new market, and both serve processes follow
+            config = settings(tmp_path, postgres.port, redis.url)
+            daemon.write({**config, "exchanges": {"replay": {"symbols": ["BTC/USDT", "ETH/USDT"]}}})
+            assert daemon.reload() == (0, "changed: exchanges.replay.symbols\n")
+            async with deadlines.timeout(30):
+                for client in clients:
+                    while await answer_to(client, {**SUBSCRIBE, "symbol": "ETH/USDT"}) != "initial":
+                        await asyncio.sleep(0.05)
 
             os.kill(pids["serve-1"], signal.SIGKILL)
             await until(lambda: "serve-1 was ended by signal 9" in daemon.output)
