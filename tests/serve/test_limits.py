@@ -89,3 +89,16 @@ def test_only_customers_with_handshakes_of_the_last_seconds_are_kept():
 )
 def test_the_forwarded_address_counts_only_from_a_trusted_proxy(peer, forwarded, address):
     assert client_address(peer, forwarded, PROXIES) == address
+
+
+def test_new_limits_keep_the_counts_and_close_nothing():
+    limiter = ConnectionLimiter(most=3, most_per_address=2, most_per_second=2)
+    for _ in range(2):
+        limiter.add_connection("a")
+    assert limiter.refusal_for("a")[0] == 429
+    limiter.set_limits(3, 3, 0)
+    assert limiter.refusal_for("a") is None
+    assert all(limiter.admit_handshake(0.0) == 0.0 for _ in range(100))
+    limiter.set_limits(1, 3, 1)
+    assert (limiter.count, limiter.refusal_for("b")[0]) == (2, 503)
+    assert [limiter.admit_handshake(0.0) > 0 for _ in range(2)] == [False, True]

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.addresses import client_of
+from candled.config import LimitSettings
 from candled.errors import Unavailable
-from candled.serve.rate_limit import MemoryCounter, RateLimit
+from candled.serve.rate_limit import MemoryCounter, RateLimit, RateLimits
 from tests.clocks import ManualClock
 
 BOTH = ("legacy", "draft-6")
@@ -152,3 +153,17 @@ async def test_an_address_over_its_limit_is_refused_without_the_counter_until_it
     await clock.advance(0.2)
     assert one.refuse_now("192.0.2.1") is None
     assert (await one.check_request("192.0.2.1")).headers["X-RateLimit-Remaining"] == "1"
+
+
+async def test_new_limits_count_on_and_forgive_refusals():
+    clock = ManualClock()
+    limits = RateLimits(LimitSettings(api_requests=2), MemoryCounter(clock), clock)
+    api = limits.groups["api"]
+    assert [(await api.check_request("a")).allowed for _ in range(3)] == [True, True, False]
+    limits.set_limits(LimitSettings(api_requests=5, headers=("draft-8",)))
+    results = [await api.check_request("a") for _ in range(3)]
+    assert [one.allowed for one in results] == [True, True, False]
+    assert "X-RateLimit-Limit" not in results[0].headers
+    assert '"5-in-15min"' in results[0].headers["RateLimit-Policy"]
+    limits.set_limits(LimitSettings(api_requests=0))
+    assert (await api.check_request("a")).allowed

@@ -373,3 +373,21 @@ def test_costs_are_positive_and_finite():
     costs = [value for name, value in vars(work_budget).items() if name.isupper() and isinstance(value, float)]
     assert sorted(costs)[-1] == REFUSED
     assert all(0 < cost <= PENALTY for cost in costs if cost != REFUSED)
+
+
+def test_new_limits_apply_to_connections_that_are_open():
+    budgets = make(connection=0.1, address=0)
+    bucket = budgets.open_connection(V4)
+    bucket.charge(2.5, 0.0)
+    assert bucket.wait_of(0.0) == pytest.approx(5.0)
+    budgets.set_limits(1.0, 0.0, BURST_S, WAIT_S)
+    bucket.charge(2.0, 10.0)
+    assert bucket.wait_of(10.0) == 0.0
+    budgets.set_limits(0.0, 0.0, BURST_S, WAIT_S)
+    bucket.charge(1000.0, 10.0)
+    assert bucket.wait_of(10.0) == 0.0
+    budgets.set_limits(0.0, 0.1, BURST_S, 1.0)
+    bucket.charge(2.05, 10.0)
+    assert bucket.wait_of(10.0) == pytest.approx(0.5)
+    assert budgets.address_bucket(V4).admit(1.0, 10.0) == pytest.approx(0.5)
+    assert bucket.admit(0.1, 10.0) == REFUSED
