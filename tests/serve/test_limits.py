@@ -98,7 +98,7 @@ def test_new_limits_keep_the_counts_and_close_nothing():
     assert limiter.refusal_for("a")[0] == 429
     limiter.set_limits(3, 3, 0)
     assert limiter.refusal_for("a") is None
-    assert all(limiter.admit_handshake(0.0) == 0.0 for _ in range(100))
+    assert all(limiter.admit_handshake(0.0, "a") == 0.0 for _ in range(100))
     limiter.set_limits(1, 3, 1)
     assert (limiter.count, limiter.refusal_for("b")[0]) == (2, 503)
-    assert [limiter.admit_handshake(0.0) > 0 for _ in range(2)] == [False, True]
+    assert [limiter.admit_handshake(0.0, "a") > 0 for _ in range(2)] == [False, True]
