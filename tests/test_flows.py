@@ -1,4 +1,4 @@
-"""The flows of the architecture page: the name of each step leads to one definition."""
+"""The flows of the architecture page: the name of each step leads to one definition, and each step calls the next."""
 
 import ast
 import re
@@ -7,30 +7,34 @@ from functools import cache
 
 import pytest
 
-from tests.sources import ROOT, SOURCES, nodes, read
+from tests.sources import ROOT, SOURCES, name_of, nodes, read
 
 pytestmark = pytest.mark.no_cover
 
 PAGE = read(ROOT / "docs/explanation/architecture.md")
-FLOWS = re.split(r"^## ", PAGE, flags=re.MULTILINE)
-FLOWS = {title: re.findall(r"`(\w+)\.(\w+)`", body) for title, _, body in (one.partition("\n") for one in FLOWS)}
-STEPS = sorted({step for title, steps in FLOWS.items() if re.match(r"Flow [123]\b", title) for step in steps})
+STEP = re.compile(r"`(\w+)\.(\w+)` in `([\w/]+\.py)`")
+PARTS = (part.partition("\n") for part in re.split(r"^## ", PAGE, flags=re.MULTILINE))
+FLOWS = {title: STEP.findall(body) for title, _, body in PARTS if title.startswith("Flow ")}
 
+# Connects parts that do not import each other.
+WIRING = "candled/app.py"
 # Steps that several classes implement, because the caller need not know which: one interface each.
 INTERFACES = {
     "read_frame": {"SocketFeed", "BitgetFeed"},
     "publish": {"MemoryBus", "RedisBus"},
     "write_minutes": {"SqliteStore", "PostgresStore"},
     "on_client_message": {"ClientSession", "Undecided", "KlineClient", "_DetachedListener"},
+    "make_initial": {"ClientSession", "Undecided", "KlineClient", "_DetachedListener"},
     "request_snapshot": {"ClientConnection", "NullConnection", "KlineRoom"},
     "read_bars": {"HistoryReader", "SqliteStore", "PostgresStore"},  # the reader calls the store's, in a thread
-    "on_short_write": {"ClientConnection", "SocketConnection"},
+    "on_short_write": {"ClientConnection", "SocketConnection", "TornadoConnection"},
+    "parse_query": {"BarHandler", "Candles", "Pages", "Klines", "History"},
 }
 
 
 @cache
-def definitions() -> dict[str, set[str]]:
-    """The classes that define each method, without interfaces."""
+def definitions() -> dict[str, set[tuple[str, str]]]:
+    """The classes that define each method, with their files, without interfaces."""
     found = defaultdict(set)
     for path in SOURCES:
         for kind in (one for one in nodes(path) if isinstance(one, ast.ClassDef)):
@@ -39,13 +43,24 @@ def definitions() -> dict[str, set[str]]:
                 continue
             for one in kind.body:
                 if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef):
-                    found[one.name].add(kind.name)
+                    found[one.name].add((kind.name, name_of(path)))
     return found
 
 
-def test_the_name_of_a_step_leads_to_one_definition():
-    assert len(STEPS) > 20
-    found = definitions()
-    for kind, method in STEPS:
-        assert kind in found[method], method
-        assert found[method] == INTERFACES.get(method, {kind}), method
+@pytest.mark.parametrize("title", FLOWS)
+def test_the_name_of_a_step_leads_to_one_definition(title):
+    assert len(FLOWS[title]) > 5
+    for kind, method, path in FLOWS[title]:
+        found = definitions()[method]
+        assert (kind, path) in found, f"{kind}.{method} in {path}"
+        assert {name for name, _ in found} == INTERFACES.get(method, {kind}), method
+
+
+@pytest.mark.parametrize("title", FLOWS)
+def test_each_step_is_called_by_one_before_it(title):
+    (_, _, first), *later = FLOWS[title]
+    before = [WIRING, first]
+    for kind, method, path in later:
+        callers = [one for one in before if re.search(rf"\.{method}\b", read(ROOT / one))]
+        assert callers, f"{kind}.{method} is named in none of {before}"
+        before.append(path)

@@ -152,6 +152,10 @@ class BarHandler(Handler):
         reply = self._reply_now(query, self.request.headers.get("If-None-Match", ""), self.coding, self.source)
         return reply is not None and _is_cached(reply)
 
+    async def answer(self) -> None:
+        """Answer with the bars of this request's query."""
+        await self.answer_bars(self.bar_query())
+
     async def answer_bars(self, query: BarQuery) -> WrittenPage | None:
         """Answer with a page of bars, or with 304. Return the page if it was needed."""
         known = self.request.headers.get("If-None-Match", "")

@@ -2,7 +2,7 @@
 
 import importlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any, Protocol
 
@@ -40,43 +40,23 @@ def json_number(number: Decimal, numbers: int = 0) -> msgspec.Raw:
     return msgspec.Raw((f'"{decimal_text(number)}"' if numbers else decimal_text(number)).encode())
 
 
-def json_bar(bar: Candle, numbers: int = 0) -> str:
-    """Return a bar as on the WebSocket, including `final`. With `STRINGS` its numbers are strings."""
-    return bar_text(bar, FINAL | numbers, final=bar.final)
+class Lines:
+    """One line for each bar, after the line `head` if the format has one."""
 
-
-class Ndjson:
-    """One JSON object per line."""
-
-    def __init__(self, numbers: int = 0) -> None:
-        self._numbers = numbers
+    def __init__(self, line_of: Callable[[Candle], str], head: str = "") -> None:
+        self._line_of = line_of
+        self._head = head
 
     def begin(self) -> bytes:
-        """Return nothing: the format has no header."""
-        return b""
+        """Return the line with the names of the columns, or nothing."""
+        return self._head.encode()
 
     def page(self, bars: Sequence[Candle]) -> bytes:
         """Return a line for each bar."""
-        return "".join(f"{json_bar(bar, self._numbers)}\n" for bar in bars).encode()
+        return "".join(f"{self._line_of(bar)}\n" for bar in bars).encode()
 
     def end(self) -> bytes:
-        """Return nothing: the format has no end."""
-        return b""
-
-
-class Csv:
-    """The columns of `candled export` and `candled import`. A missing quote volume is empty."""
-
-    def begin(self) -> bytes:
-        """Return the header line."""
-        return (",".join(COLUMNS) + "\n").encode()
-
-    def page(self, bars: Sequence[Candle]) -> bytes:
-        """Return a line for each bar."""
-        return "".join(f"{csv_line(bar, bar.final)}\n" for bar in bars).encode()
-
-    def end(self) -> bytes:
-        """Return nothing: the format has no end."""
+        """Return nothing: lines have no end."""
         return b""
 
 
@@ -150,7 +130,9 @@ def make_format(name: str, market: MarketKey, interval: Interval, numbers: int =
     """
     if name == "arrow":
         return Arrow(market, interval)
-    return Csv() if name == "csv" else Ndjson(numbers)
+    if name == "csv":  # the columns of `candled export` and `candled import`; a missing quote volume is empty
+        return Lines(lambda bar: csv_line(bar, bar.final), ",".join(COLUMNS) + "\n")
+    return Lines(lambda bar: bar_text(bar, FINAL | numbers, final=bar.final))
 
 
 def _cell(number: Any) -> str | None:

@@ -215,10 +215,6 @@ class Klines(BarHandler, KlinesHandler):
         )
         return BarQuery(market, interval, klines_printer(interval, query.units_per_ms()), asked, _rows, _headers)
 
-    async def answer(self) -> None:
-        """Answer with the requested bars."""
-        await self.answer_bars(self.bar_query())
-
 
 def _rows(page: PrintedPage) -> bytes:
     return b"[%b]" % page.columns[0]

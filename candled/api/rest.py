@@ -209,10 +209,6 @@ class Pages(BarHandler, RestHandler):
         control = cache_control(False) if revision is None else IMMUTABLE
         return reply._replace(headers=(("Cache-Control", control), *reply.headers[1:]))
 
-    async def answer(self) -> None:
-        """Answer with a page, or redirect to the address of its current revision."""
-        await self.answer_bars(self.bar_query())
-
 
 class Symbols(RestHandler):
     """`/api/symbols`: the served markets."""

@@ -127,7 +127,7 @@ class HotPath:
         self._date = (0, "")
         self._parse = lru_cache(maxsize=_HEADS_KEPT)(self._read)
 
-    def answer(self, head: bytes, peer: str, budget: WorkBucket) -> bytes | None:
+    def answer_request(self, head: bytes, peer: str, budget: WorkBucket) -> bytes | None:
         """Return the answer to a request with this head, and charge it; None if its handler must answer.
 
         A handler answers if the budget has to be waited for, unless the request is a probe.

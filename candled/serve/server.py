@@ -155,7 +155,7 @@ class Server:
     def _make_acceptor(self, broadcaster: Broadcaster) -> Acceptor:
         return Acceptor(
             self._http,
-            self._hot_path.answer,
+            self._hot_path.answer_request,
             self._clock,
             self._context.descriptors,
             self._connections,
