@@ -173,7 +173,7 @@ STEPS = {
         "transport",
         "universe",
     },
-    "client": {"clock", "errors", "exchange", "model", "tasks"},
+    "client": {"clock", "errors", "exchange", "model", "tasks", "token_bucket"},
 }
 ROOTS = {
     "app",

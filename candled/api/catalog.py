@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from candled.model import DAY_MS, Interval, MarketKey, Symbol
+from candled.protocol.requests import choice_text
 
 from .errors import ApiError, shown
-
-_LISTED = 20  # names that a message lists
 
 
 class MarketCatalog:
@@ -63,7 +62,7 @@ class MarketCatalog:
         market = self._by_symbol.get((exchange, symbol))
         if market is None:
             symbols = [str(key.symbol) for key in self.markets if key.exchange == exchange]
-            raise ApiError(404, "unknown_symbol", f"Invalid symbol: {shown(symbol)[1:-1]}. {_choice(symbols)}")
+            raise ApiError(404, "unknown_symbol", f"Invalid symbol: {shown(symbol)[1:-1]}. {choice_text(symbols)}")
         return market
 
     def find_exchange(self, name: str | None) -> str:
@@ -201,12 +200,3 @@ def resolution(interval: Interval) -> str:
 def binance_interval(interval: Interval) -> str:
     """Return Binance's name of an interval: `1m`, `4h`, `1d`, `1w`."""
     return str(interval).lower()
-
-
-def _choice(symbols: Sequence[str]) -> str:
-    if not symbols:
-        return "None is served now."
-    if len(symbols) == 1:
-        return f"Only {symbols[0]} is supported."
-    more = f" and {len(symbols) - _LISTED} more" if len(symbols) > _LISTED else ""
-    return f"Valid: {', '.join(symbols[:_LISTED])}{more}"

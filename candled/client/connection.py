@@ -12,6 +12,7 @@ from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, W
 from candled.errors import Unavailable
 from candled.exchange import Clock
 from candled.tasks import Backoff, TaskSet, retry
+from candled.token_bucket import TokenBucket
 
 _OPEN_WITHIN_S = 15.0
 _MESSAGES_PER_S = 15.0  # by default the server refuses more than 20
@@ -118,15 +119,11 @@ class ServerConnection:
             await self._tasks.cancel()
 
     async def _send_outgoing(self, socket: WebSocketClientConnection, outgoing: "asyncio.Queue[str]") -> None:
-        allowed = _MESSAGES_PER_S
-        since = self._clock.monotonic()
+        allowed = TokenBucket(_MESSAGES_PER_S, _MESSAGES_PER_S)
         while True:
             text = await outgoing.get()
-            now = self._clock.monotonic()
-            allowed, since = min(_MESSAGES_PER_S, allowed + (now - since) * _MESSAGES_PER_S), now
-            if allowed < 1:
-                await self._clock.sleep((1 - allowed) / _MESSAGES_PER_S)
-            allowed -= 1
+            while wait_s := allowed.try_take(self._clock.monotonic()):
+                await self._clock.sleep(wait_s)
             try:
                 await socket.write_message(text)
             except WebSocketClosedError:

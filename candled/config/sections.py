@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Annotated, Literal
 
@@ -23,10 +23,10 @@ from candled.settings import (
     refused,
     setting,
 )
+from candled.store import KNOWN_STORES
 from candled.symbol_pattern import SymbolPattern
 
 MEMORY = "memory://"
-KNOWN_STORES = ("sqlite", "postgresql", "postgres")
 KNOWN_BUSES = ("memory", *SCHEMES)
 ROLES = ("ingest", "serve")
 _ORIGIN = r"\*|[Nn][Uu][Ll][Ll]|[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+"
@@ -62,7 +62,7 @@ def _check_headers(headers: tuple[str, ...]) -> tuple[str, ...]:
     return headers
 
 
-def _check_url(url: str, what: str, known: Sequence[str]) -> str:
+def _check_url(url: str, what: str, known: Collection[str]) -> str:
     """Return the scheme. The value is not repeated: any part of an invalid address may be the password."""
     scheme, found, _ = url.partition("://")
     choice = ", ".join(f"{one}://" for one in known)

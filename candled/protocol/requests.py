@@ -345,7 +345,7 @@ class RequestCodec:
             raise RequestError(f"Invalid exchange: {_shown(exchange)}. Valid: {', '.join(self._markets)}", code=UNKNOWN)
         symbols = self._markets[exchange]
         if symbol not in symbols:
-            raise RequestError(f"Invalid symbol: {_shown(symbol)}. {_choice(list(symbols))}", code=UNKNOWN)
+            raise RequestError(f"Invalid symbol: {_shown(symbol)}. {choice_text(list(symbols))}", code=UNKNOWN)
         raise self._unknown_interval(interval)
 
     def _unknown_interval(self, interval: str) -> RequestError:
@@ -463,7 +463,8 @@ def _shortened(given: Any, read: Callable[[Any], Any]) -> Any:
 # ---------------------------------------------------------------- error texts
 
 
-def _choice(symbols: list[str]) -> str:
+def choice_text(symbols: Sequence[str]) -> str:
+    """Return the end of an error about a symbol: the symbols that are served."""
     if not symbols:
         return "None is served now."
     if len(symbols) == 1:

@@ -54,14 +54,14 @@ HEADERS = [
 def seen(monkeypatch):
     """Give what the hot path answered, one item for each request that reached it."""
     found = []
-    real = HotPath.answer
+    real = HotPath.answer_request
 
     def answer(self, *request):
         result = real(self, *request)
         found.append(result is not None)
         return result
 
-    monkeypatch.setattr(HotPath, "answer", answer)
+    monkeypatch.setattr(HotPath, "answer_request", answer)
     return found
 
 
