@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
@@ -17,8 +17,8 @@ from candled.settings import (
     Distinct,
     Size,
     TextOrTexts,
+    Written,
     WrittenInterval,
-    WrittenSymbol,
     as_written,
     read_section,
     redacted,
@@ -26,6 +26,8 @@ from candled.settings import (
 )
 from candled.settings.environment import apply_environment, keys_of, name_places
 from candled.settings.yaml_text import NotYaml, read_yaml
+
+WrittenSymbol = Annotated[Symbol, Written(SYMBOL_FORM, Symbol.parse, {})]
 
 
 class Inner(Settings):

@@ -26,13 +26,8 @@ class BarsListener(Protocol):
     def on_bars_changed(self, market: MarketKey, changes: Sequence[BarChange]) -> None:
         """Handle bars that changed with one minute, shortest interval first. They may be older bars."""
 
-    def on_history_changed(
-        self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, bars: Sequence[Candle]
-    ) -> None:
-        """Handle changed bars of `[start_ms, end_ms)`, or a longer history.
-
-        `bars` are the new versions of the changed bars that are in memory.
-        """
+    def on_history_changed(self, market: MarketKey, interval: Interval, bars: Sequence[Candle]) -> None:
+        """Handle changed bars of the past, or a longer history. `bars` are the changed ones that are in memory."""
 
     def on_finality(self, market: MarketKey) -> None:
         """Handle bars that may have become final."""
@@ -152,10 +147,7 @@ class MarketBars:
         for listener in self._listeners:
             listener.on_finality(self.key)
 
-    def notify_history_changed(self, interval: Interval, stale: Range, bars: Sequence[Candle]) -> None:
+    def notify_history_changed(self, interval: Interval, bars: Sequence[Candle]) -> None:
         """Notify the listeners that a range was read again; `bars` are the changed ones in memory."""
-        since_ms = self.aggregator.series_of(interval).since_ms
-        start_ms = bars[0].open_ms if bars else stale.start_ms
-        end_ms = bars[-1].open_ms + interval.ms if bars else min(stale.end_ms, since_ms)
         for listener in self._listeners:
-            listener.on_history_changed(self.key, interval, start_ms, end_ms, bars)
+            listener.on_history_changed(self.key, interval, bars)

@@ -228,7 +228,7 @@ class StoreReader:
             market.feed_log.log_change(change_id, stale.start_ms, min(stale.end_ms, memory_from_ms))
         shown = [one for one in changes if one.bar.open_ms >= (market.served_from_ms or 0)]
         for interval in market.aggregator.intervals:
-            market.notify_history_changed(interval, stale, [one.bar for one in shown if one.interval == interval])
+            market.notify_history_changed(interval, [one.bar for one in shown if one.interval == interval])
 
     # ------------------------------------------------------------ lost messages
 

@@ -188,7 +188,7 @@ class ServerSettings(Settings):
 class LimitSettings(Settings):
     """The work that a connection and an address may cause, and the HTTP requests that an address may send in a window.
 
-    The first request opens the window of its group of paths.
+    A window begins with the first request of an address to a group of paths.
     """
 
     connection_work: Duration = setting(

@@ -4,7 +4,6 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 _EPOCH, _MS = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1)
-_DAY_MS = timedelta(days=1) // _MS
 YEAR_10000_MS = 253_402_300_800_000
 """The first time that ISO 8601 cannot express."""
 

@@ -83,7 +83,7 @@ class Hub:
             self._count += 1
         group = room.group_for(options)
         membership = Membership(client, connection, group, bars, options)
-        group.add_member(membership)
+        group.members += 1  # it waits for its `initial`
         room.memberships.add(membership)
         self._room_counts[connection] += 1
         return membership
@@ -215,9 +215,7 @@ class Hub:
                 else:
                     self._schedule.add_group(group, group.throttle.next_at)
 
-    def on_history_changed(
-        self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, bars: Sequence[Candle]
-    ) -> None:
+    def on_history_changed(self, market: MarketKey, interval: Interval, bars: Sequence[Candle]) -> None:
         """Send a change of the past to the members whose snapshot it concerns.
 
         Members whose snapshot was shorter than requested get a new one if there are more bars now.

@@ -203,10 +203,6 @@ class SubscriberGroup:
         active = [slot for recipients in self.groups.values() for slot in recipients.slots]
         return [*active, *self.ahead_of_queue]  # type: ignore[list-item]  # the slots of a group are memberships
 
-    def add_member(self, membership: Membership) -> None:
-        """Count a new member, which waits for its `initial`."""
-        self.members += 1
-
     def remove_member(self, membership: Membership) -> None:
         """Remove a member."""
         self.await_initial(membership)

@@ -169,7 +169,7 @@ class ClientSession:
         if membership is not None:
             return self._hub.render_snapshot(membership)
         if topic == TURN and self._pager is not None:
-            self._pager.on_turn()
+            self._pager.start_next_page()
         return None
 
     def on_fell_behind(self, topic: Topic) -> None:

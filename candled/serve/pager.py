@@ -82,7 +82,7 @@ class Pager:
         if len(self._requests) == 1:
             self._connection.request_snapshot(TURN)
 
-    def on_turn(self) -> None:
+    def start_next_page(self) -> None:
         """Start the next page: the socket can take it."""
         if self._requests and self._task is None:
             self._task = _tasks.start(self._answer_request(*self._requests[0]))

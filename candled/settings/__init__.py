@@ -24,12 +24,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema, to_jsonable_python
 
-from candled.model import (
-    SYMBOL_FORM,
-    SYMBOL_PATTERN,
-    Interval,
-    Symbol,
-)
+from candled.model import Interval, Symbol
 from candled.model.texts import SECRET_NAMES
 from candled.symbol_pattern import SYMBOL_PATTERN_FORM, SYMBOL_PATTERN_PATTERN, SymbolPattern
 
@@ -185,7 +180,6 @@ Duration = Annotated[
     timedelta, Written("a duration such as 250ms, 10s, 5m, 2h or 30d", _read_duration, _text(_DURATION))
 ]
 Size = Annotated[ByteSize, Written("a size in bytes such as 256MB or 1GiB", _read_size, _SIZE_SCHEMA)]
-WrittenSymbol = Annotated[Symbol, Written(SYMBOL_FORM, Symbol.parse, _text(SYMBOL_PATTERN))]
 WrittenPattern = Annotated[
     SymbolPattern, Written(SYMBOL_PATTERN_FORM, SymbolPattern.parse, _text(SYMBOL_PATTERN_PATTERN))
 ]

@@ -58,7 +58,7 @@ class Owner:
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def verify(self) -> None:
-        """Lock the database again if its lock file was deleted. Raises as `take` does."""
+        """Lock the database again if its lock file was deleted. Raises the errors of `take`."""
         if self._descriptor is not None and not _is_at(self._descriptor, _lock_path(self._database)):
             os.close(self._descriptor)
             self._descriptor = None

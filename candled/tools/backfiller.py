@@ -41,11 +41,6 @@ class Result:
     failed: list[Range] = field(default_factory=list)
     problem: str | None = None
 
-    @property
-    def is_whole(self) -> bool:
-        """True if the exchange answered for everything and all of it is stored."""
-        return not self.failed and self.problem is None
-
 
 class Backfiller:
     """Fills one market. Minutes are stored before they are counted, so a kill loses only the requests in progress.

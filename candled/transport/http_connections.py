@@ -43,7 +43,7 @@ class HttpConnection(Protocol):
 
 
 class ClientCounts(Protocol):
-    """The lasting connections. `candled.serve.connection_limiter.ConnectionLimiter` implements it."""
+    """The lasting connections: WebSockets and event streams. `candled.serve.connection_limiter` implements it."""
 
     count: int
 

@@ -345,7 +345,7 @@ async def test_a_bar_that_history_cuts_is_not_published():
     told: list[int] = []
 
     class Ear:
-        def on_history_changed(self, market, interval, start_ms, end_ms, bars):
+        def on_history_changed(self, market, interval, bars):
             told.extend(bar.open_ms for bar in bars if interval == FIVE)
 
         def on_finality(self, market): ...

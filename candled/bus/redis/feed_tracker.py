@@ -316,7 +316,10 @@ class FeedTracker:
             del self._undelivered[market]
 
     def _is_overtaken(self, market: MarketKey, epoch: str, known: str) -> bool:
-        """Return whether a feed is that of a replaced leader. Tokens grow, unless Redis lost them and its clock."""
+        """Return whether a feed is that of a replaced leader: one with a lower token, while heartbeats arrive.
+
+        Without heartbeats, Redis may have lost its tokens, and a new leader begins with a lower one.
+        """
         return token_of(epoch) < token_of(known) and not self._shards[self._shard_of[market]].is_late
 
     def _epoch_named(self, market: MarketKey, token: int) -> str:
