@@ -52,7 +52,7 @@ class LoopWatch:
         self.idle_s = float(output)
 
     @property
-    def held_s(self) -> float:
+    def blocked_s(self) -> float:
         """Seconds that the loop was held, as far as that was not the machine."""
         return max(0.0, self.worst_s - 2 * self.idle_s)
 

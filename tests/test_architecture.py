@@ -235,7 +235,6 @@ OWN_LOOPS = {
     "aggregate/store_reader": "reads a range that may have grown after a failure",
     "budget_file": "reads a file that other processes change while it waits",
     "bus/redis/bus": "reads what it can, and waits only if some markets could not be read",
-    "client/connection": "waits between messages, so that the server accepts them",
     "ingest/exchange_ingest": "spreads the markets over a time",
     "ingest/feeds": "sends frames until the connection is of no use, which is no failure of the loop",
     "ingest/market_listing": "waits longer after a complete answer than after an incomplete one",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import NAMES
-from tests.serve.peers import echo_site
+from tests.serve.peers import echo_harness
 
 pytestmark = pytest.mark.usefixtures("daemon")
 
@@ -38,7 +38,7 @@ TINY = {
     "refusals": ["--requests", "20", "--rounds", "1"],
     "scale": ["--symbols", "2", "--clients", "14", "--stored", "20", "--seconds", "2", "--settle", "0.5"],
 }  # fmt: skip
-SAYS = {
+OUTPUT = {
     "fanout": "20 clients, candled",
     "connections": "50 clients, 21 rooms",
     "aggregation": "Aggregator.apply_minute",
@@ -64,24 +64,24 @@ RARE = {"abuse", "bus", "connections", "fairness", "ingest", "latency", "memory"
 def test_a_benchmark_runs_and_says_what_it_measured(name):
     ran = bench(name, *TINY[name])
     assert ran.returncode == 0, ran.stderr
-    assert SAYS[name] in ran.stdout
+    assert OUTPUT[name] in ran.stdout
 
 
 async def test_without_a_compiler_there_is_a_load_client_in_python():
-    async with echo_site() as site:
+    async with echo_harness() as harness:
         command = [
             sys.executable,
             "-m",
             "bench.load",
             "--port",
-            str(site.port),
+            str(harness.port),
             "--n",
             "20",
             "--sub",
             "hello",
         ]
         process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
-        while not (len(site.clients) == 20 and all(client.messages for client in site.clients)):
+        while not (len(harness.clients) == 20 and all(client.messages for client in harness.clients)):
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.2)
         process.terminate()

@@ -294,14 +294,14 @@ def test_what_cannot_work_is_refused(problems, text, expected):
 )
 @pytest.mark.parametrize("section", ["store", "bus"])
 def test_an_address_that_cannot_be_used_is_never_repeated(problems, section, url):
-    for told in (
+    for output in (
         problems(f"{section}: {{url: {url}}}"),
         problems("", {f"CANDLED_{section.upper()}__URL": url}),
         problems(f"{section}: {url}"),
         problems("", {f"CANDLED_{section.upper()}": f"{{url: '{url}', no-such-key: 1}}"}),
     ):
-        assert told
-        assert "hunter2" not in "".join(told)
+        assert output
+        assert "hunter2" not in "".join(output)
 
 
 @pytest.mark.parametrize("url", ["sqlite://:memory:", "sqlite:///:memory:"])

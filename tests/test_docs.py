@@ -69,10 +69,10 @@ def error_texts() -> list[str]:
 def is_message(call: ast.Call) -> bool:
     """Return True for `messages.error("…")`, but not for `logger.error` or an error counted where it was raised."""
     function = call.func
-    ours = (
+    is_own = (
         isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "messages"
     )
-    return ours and not isinstance(call.args[0], ast.Call)
+    return is_own and not isinstance(call.args[0], ast.Call)
 
 
 # ---------------------------------------------------------------- the wire
@@ -96,9 +96,9 @@ def test_every_close_code_is_on_the_page_and_no_other():
         if len(call.args) == 2 and isinstance(call.args[0], ast.Constant)
     }
     section = PROTOCOL.split("## Closing")[1].split("\n## ")[0]
-    told = {int(code) for code in re.findall(r"^\| (\d{4}) \|", section, re.MULTILINE)}
+    documented = {int(code) for code in re.findall(r"^\| (\d{4}) \|", section, re.MULTILINE)}
     assert len(used) >= 3
-    assert told == used | {1002, 1009}  # from the library that reads the frames
+    assert documented == used | {1002, 1009}  # from the library that reads the frames
 
 
 def test_every_refusal_of_a_handshake_is_on_the_page():
@@ -159,19 +159,19 @@ def health(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_every_key_of_health_is_on_the_page(health):
-    told = set(re.findall(r"`(\w+)`", PROTOCOL))
+    documented = set(re.findall(r"`(\w+)`", PROTOCOL))
     found = keys(health)
     assert {"status", "state", "lastMessageAgeMs", "walBytes", "limit"} <= found
-    assert found - told == set()
+    assert found - documented == set()
 
 
 def test_every_key_of_the_postgresql_store_is_on_the_page():
     tree = ast.parse((ROOT / "candled" / "store" / "postgres" / "store.py").read_text("utf-8"))
-    told = [
+    documented = [
         node for node in ast.walk(tree) if isinstance(node, ast.Assign) and "_facts" in ast.unparse(node.targets[0])
     ]
-    told += [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "describe"]
-    dicts = [node for one in told for node in ast.walk(one) if isinstance(node, ast.Dict)]
+    documented += [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "describe"]
+    dicts = [node for one in documented for node in ast.walk(one) if isinstance(node, ast.Dict)]
     found = {key.value for one in dicts for key in one.keys if isinstance(key, ast.Constant)}
     assert found >= {"kind", "schema", "server"}
     assert found - set(re.findall(r"`(\w+)`", PROTOCOL)) == set()

@@ -34,7 +34,7 @@ DAY_MS = 86_400_000
 
 
 @cache
-def told() -> dict[int, list[str]]:
+def found_tests() -> dict[int, list[str]]:
     """Which tests say in their docstring that they are about which fault."""
     found: dict[int, list[str]] = {}
     for path in sorted(TESTS.rglob("test_*.py")):
@@ -49,12 +49,12 @@ def told() -> dict[int, list[str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(1, 17))
 def test_every_fault_has_a_test_that_names_it(number):
-    assert told().get(number)
+    assert found_tests().get(number)
 
 
 @pytest.mark.slow
 def test_no_test_names_a_fault_that_is_none():
-    assert set(told()) == set(range(1, 17))
+    assert set(found_tests()) == set(range(1, 17))
 
 
 # ---------------------------------------------------------------- fault 2
@@ -190,7 +190,7 @@ def test_a_daemon_that_serves_another_symbol_knows_of_no_other(tmp_path):
 
 def test_a_listener_that_fails_keeps_no_message_from_the_others_nor_from_itself(caplog):
     """Fault 15: a lost message that nobody notices. In one process a message is a call, and a failing one is told."""
-    bus, heard = MemoryBus("one"), []
+    bus, received = MemoryBus("one"), []
     attempts = []
 
     def fails_once(message, position):
@@ -199,11 +199,11 @@ def test_a_listener_that_fails_keeps_no_message_from_the_others_nor_from_itself(
             raise ValueError("not today")
 
     bus.add_listener(fails_once)
-    bus.add_listener(lambda message, position: heard.append(message))
+    bus.add_listener(lambda message, position: received.append(message))
     messages = [MinuteChanged(STAGED, minute(number)) for number in range(3)]
     for message in messages:
         bus.publish(message)
-    assert heard == attempts == messages
+    assert received == attempts == messages
     (record,) = caplog.records
     assert record.exc_info
     assert "a listener failed on" in record.getMessage()

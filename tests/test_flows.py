@@ -22,6 +22,7 @@ WIRING = ["candled/app.py", "candled/serve/server.py"]
 # Steps that several classes implement, because the caller need not know which: one interface each.
 INTERFACES = {
     "read_frame": {"SocketFeed", "BitgetFeed"},
+    "on_event": {"FeedPool", "ExchangeIngest"},  # the pool passes events on
     "publish": {"MemoryBus", "RedisBus"},
     "write_minutes": {"SqliteStore", "PostgresStore"},
     "on_client_message": {"ClientSession", "Undecided", "KlineClient", "_DetachedListener"},
@@ -34,9 +35,9 @@ INTERFACES = {
 
 @cache
 def definitions() -> dict[str, set[tuple[str, str]]]:
-    """The classes that define each method, with their files, without interfaces."""
+    """The classes that define each method, with their files, without interfaces, and with one plugin for all."""
     found = defaultdict(set)
-    for path in SOURCES:
+    for path in (one for one in SOURCES if not one.is_relative_to(ROOT / "plugins") or "bitget" in one.parts):
         for kind in (one for one in nodes(path) if isinstance(one, ast.ClassDef)):
             bases = {ast.unparse(base).rpartition(".")[2] for base in kind.bases}
             if bases & {"Protocol", "Interface"}:

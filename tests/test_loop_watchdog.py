@@ -49,7 +49,7 @@ async def watchdog():
     one.stop()
 
 
-async def settled(watchdog: LoopWatchdog) -> None:
+async def wait_until_idle(watchdog: LoopWatchdog) -> None:
     """Wait until the thread has seen that the loop goes on."""
     await asyncio.sleep(0.5)
 
@@ -58,7 +58,7 @@ async def test_a_plugin_that_blocks_is_named_with_the_call_and_the_time(watchdog
     caplog.set_level(logging.INFO)
     async with deadlines.timeout(20):
         await plugin.fetch_history(1.5)
-        await settled(watchdog)
+        await wait_until_idle(watchdog)
     blocked = watchdog.describe("slow")
     assert (blocked["count"], blocked["lastCall"]) == (
         1,
@@ -73,7 +73,7 @@ async def test_a_plugin_that_blocks_is_named_with_the_call_and_the_time(watchdog
 
 async def test_a_library_that_a_plugin_called_counts_as_the_plugin(watchdog, plugin):
     await plugin.call(lambda: time.sleep(1.2))
-    await settled(watchdog)
+    await wait_until_idle(watchdog)
     assert watchdog.describe("slow")["lastCall"].startswith("Exchange.call (slow_plugin.exchange:15)")
 
 
@@ -82,7 +82,7 @@ async def test_other_code_that_blocks_is_not_a_plugins(watchdog, plugin):
     own = types.ModuleType("candled.ingest.http")
     exec("import time\nasync def http(seconds): time.sleep(seconds)", own.__dict__)
     await plugin.request(own.http)
-    await settled(watchdog)
+    await wait_until_idle(watchdog)
     assert watchdog.blockages == {}
 
 
@@ -90,7 +90,7 @@ async def test_short_calls_are_not_reported(watchdog, plugin):
     async with deadlines.timeout(20):
         for _ in range(40):
             await plugin.fetch_history(0.02)
-    await settled(watchdog)
+    await wait_until_idle(watchdog)
     assert watchdog.blockages == {}
 
 

@@ -33,7 +33,7 @@ def test_a_proxy_is_read(text, shown, user, password):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("https://ann:secret@proxy:3128", "TLS to the proxy itself"),
         ("ftp://ann:secret@proxy:3128", "http://, socks5://"),
@@ -49,8 +49,8 @@ def test_a_proxy_is_read(text, shown, user, password):
         ("http://", "expected a proxy such as"),
     ],
 )
-def test_a_proxy_that_cannot_be_used_is_refused_without_its_password(text, says):
-    with pytest.raises(ValueError, match=re.escape(says)) as refused:
+def test_a_proxy_that_cannot_be_used_is_refused_without_its_password(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
         ProxyAddress.parse(text)
     assert "secret" not in str(refused.value)
 

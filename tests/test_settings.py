@@ -439,8 +439,8 @@ def test_a_variable_that_is_not_yaml_is_a_problem(text):
 
 def named(problem: str, *names: str) -> str:
     """The problem as it is told when those variables are set."""
-    (told,) = name_places([problem], dict.fromkeys(names, "1"), "APP_", keys_of(Everything))
-    return told
+    (named,) = name_places([problem], dict.fromkeys(names, "1"), "APP_", keys_of(Everything))
+    return named
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,10 @@ from candled.settings import (
     refused,
     setting,
 )
-from candled.store import KNOWN_STORES
 from candled.symbol_pattern import SymbolPattern
 
 MEMORY = "memory://"
+KNOWN_STORES = ("sqlite", "postgresql", "postgres")
 KNOWN_BUSES = ("memory", *SCHEMES)
 ROLES = ("ingest", "serve")
 _ORIGIN = r"\*|[Nn][Uu][Ll][Ll]|[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+"
@@ -188,7 +188,7 @@ class ServerSettings(Settings):
 class LimitSettings(Settings):
     """The work that a connection and an address may cause, and the HTTP requests that an address may send in a window.
 
-    A window begins with the first request of an address to a group of paths.
+    The first request opens the window of its group of paths.
     """
 
     connection_work: Duration = setting(

@@ -98,7 +98,7 @@ class Hub:
         Raises:
             ValueError: the text is no pattern.
         """
-        membership = self._patterns.join_room(connection, topic, options)
+        membership = self._patterns.join_pattern(connection, topic, options)
         self._room_counts[connection] += 1
         return membership
 
@@ -193,7 +193,7 @@ class Hub:
 
     def on_bars_changed(self, market: MarketKey, changes: Sequence[BarChange]) -> None:
         """Send each changed bar now if the last update was at least a second ago; otherwise queue it until then."""
-        self._patterns.on_bars_changed(market, changes)
+        self._patterns.offer_bars(market, changes)
         rooms = self._rooms.get(market)
         if not rooms:
             return

@@ -113,7 +113,7 @@ class PatternRooms:
         """Return True if a pattern has members, so that another one costs little."""
         return topic in self._rooms
 
-    def join_room(self, connection: RecipientConnection, topic: PatternTopic, options: Options) -> PatternMembership:
+    def join_pattern(self, connection: RecipientConnection, topic: PatternTopic, options: Options) -> PatternMembership:
         """Add a client to a room. It receives the bars that close from now on.
 
         Raises:
@@ -174,7 +174,7 @@ class PatternRooms:
 
     # ------------------------------------------------------------ changes in the aggregate
 
-    def on_bars_changed(self, market: MarketKey, changes: Sequence[BarChange]) -> None:
+    def offer_bars(self, market: MarketKey, changes: Sequence[BarChange]) -> None:
         """Correct bars that were sent and have changed. New ones are sent once they are final."""
         followed = self._followed.get(market)
         if followed:

@@ -143,24 +143,24 @@ def test_after_every_message_each_bar_is_the_plain_fold_of_its_minutes(intervals
     bars = Aggregator(intervals, capacity)
     stored: dict[int, Candle] = {}
     before: dict[tuple[Interval, int], Candle] = {}
-    told: list[dict[tuple[Interval, int], Candle]] = []
+    notified: list[dict[tuple[Interval, int], Candle]] = []
     for change_id, message in enumerate(messages, 1):
         if isinstance(message, Candle):
-            held = stored.get(message.open_ms)
-            if held is None or message.supersedes(held):
+            kept = stored.get(message.open_ms)
+            if kept is None or message.supersedes(kept):
                 stored[message.open_ms] = message
             changes = bars.apply_minute(message, change_id) or []
         else:
             changes = heal(bars, stored, message, change_id)
         now = everything(bars)
         assert now == now | folded(bars)
-        told.append({(change.interval, change.bar.open_ms): change.bar for change in changes})
-        assert {at: bar for at, bar in told[-1].items() if at in now} == {
+        notified.append({(change.interval, change.bar.open_ms): change.bar for change in changes})
+        assert {at: bar for at, bar in notified[-1].items() if at in now} == {
             at: bar for at, bar in now.items() if at not in before or visible(bar) != visible(before[at])
         }
         before = now
     for change_id in range(len(messages)):
-        later = {at for changes in told[change_id:] for at in changes}
+        later = {at for changes in notified[change_id:] for at in changes}
         assert [
             (interval, bar.open_ms)
             for interval in bars.levels
@@ -187,13 +187,13 @@ def test_a_version_with_the_same_values_is_no_change_and_keeps_the_published_one
     bars.apply_minute(minute(0, as_of=70_000)._replace(rev=1, src="live"), 2)
     bars.apply_minute(minute(1), 4)
     assert bars.apply_minute(minute(0, as_of=90_000, final=True)._replace(src="live"), 6) == []
-    held = bars.series_of(MINUTE).get_bar(MONDAY_MS)
-    assert (held.rev, held.src, held.final) == (1, "live", True)
+    kept = bars.series_of(MINUTE).get_bar(MONDAY_MS)
+    assert (kept.rev, kept.src, kept.final) == (1, "live", True)
     assert [bars.series_of(interval).changed_since(4) for interval in bars.levels] == [[]] * 7
     assert [bars.series_of(interval).revision for interval in bars.levels] == [0] * 7
     bars.apply_minute(minute(0, "11", as_of=95_000, final=True)._replace(rev=2, src="rest"), 8)
-    held = bars.series_of(MINUTE).get_bar(MONDAY_MS)
-    assert (held.rev, held.src) == (2, "rest")
+    kept = bars.series_of(MINUTE).get_bar(MONDAY_MS)
+    assert (kept.rev, kept.src) == (2, "rest")
     assert bars.series_of(WEEK).newest_bar.rev == 2
     assert [bar.open_ms for bar in bars.series_of(MINUTE).changed_since(4)] == [MONDAY_MS]
 

@@ -144,9 +144,9 @@ def test_stamps_only_grow(positions):
 
 def test_the_watermark_of_a_moment_is_remembered():
     feed_log = FeedLog()
-    for seq, settled_ms in ((1, 60_000), (2, 60_000), (3, 120_000), (4, None), (5, 180_000)):
+    for seq, watermark in ((1, 60_000), (2, 60_000), (3, 120_000), (4, None), (5, 180_000)):
         feed_log.record_message(Position("one", seq))
-        feed_log.update_metadata(FeedMetadata(watermark_ms=settled_ms or 120_000))
+        feed_log.update_metadata(FeedMetadata(watermark_ms=watermark or 120_000))
     stamps = [feed_log.change_id_of(Position("one", seq)) for seq in range(1, 6)]
     assert [feed_log.watermark_at(change_id) for change_id in stamps] == [60_000, 60_000, 120_000, 120_000, 180_000]
     assert feed_log.watermark_at(-1) is None

@@ -48,19 +48,19 @@ class Process:
         await self.bars.start()
         return self
 
-    def say(self, message: Message) -> Position:
+    def publish_message(self, message: Message) -> Position:
         self.seq += 1
         position = Position(self.epoch, self.seq)
         self.bars.on_feed_message(message, position)
         return position
 
-    def minute(self, candle: Candle, *, heard: bool = True, logged: int | None = None) -> Position:
+    def minute(self, candle: Candle, *, received: bool = True, logged: int | None = None) -> Position:
         """A minute changes; a final one is stored too. What was told before it is in the log."""
         if candle.final:
             self.stored.minutes[candle.open_ms] = candle
         metadata = FeedMetadata(candle.open_ms + MINUTE_MS * candle.final, None, self.seq if logged is None else logged)
-        if heard:
-            return self.say(MinuteChanged(BTC, candle, metadata))
+        if received:
+            return self.publish_message(MinuteChanged(BTC, candle, metadata))
         self.seq += 1
         return Position(self.epoch, self.seq)
 
@@ -133,8 +133,8 @@ async def test_lost_messages_are_made_up_for_from_the_store():
     one = await Process().start()
     one.minute(minute(60, volume="2", as_of=10_000))
     seen = one.bars.feed_position(BTC)
-    one.minute(minute(60, volume="3", final=True), heard=False)
-    one.minute(minute(61, volume="4", final=True), heard=False)
+    one.minute(minute(60, volume="3", final=True), received=False)
+    one.minute(minute(61, volume="4", final=True), received=False)
     one.minute(minute(62, volume="1", as_of=500))
     assert one.bars.feed_position(BTC) == seen  # no client may learn a position whose changes are missing
     assert one.bars.describe_recovery()["catchingUp"] == 1
@@ -150,7 +150,7 @@ async def test_a_past_that_changed_in_lost_messages_is_found_in_the_log():
     one = await Process().start()
     one.minute(minute(60, volume="2", as_of=10_000))
     seen = one.bars.feed_position(BTC)
-    one.minute(minute(5, "12", volume="9", final=True, as_of=90_000), heard=False)
+    one.minute(minute(5, "12", volume="9", final=True, as_of=90_000), received=False)
     one.stored.log[tuple(seen)] = [Range(MONDAY_MS + 5 * MINUTE_MS, MONDAY_MS + 6 * MINUTE_MS)]
     one.minute(minute(60, volume="3", as_of=12_000))
     await one.clock.advance(1)
@@ -194,7 +194,7 @@ async def test_where_the_log_stays_behind_everything_cached_is_read_again():
     one = await Process().start()
     seen = one.minute(minute(60, volume="2", as_of=10_000))
     one.stored.log[tuple(seen)] = []
-    one.minute(minute(5, "12", volume="9", final=True, as_of=90_000), heard=False)
+    one.minute(minute(5, "12", volume="9", final=True, as_of=90_000), received=False)
     one.minute(minute(60, volume="3", as_of=12_000), logged=1)
     await one.clock.advance(6)
     assert one.bars.describe_recovery()["catchingUp"] == 1
@@ -206,7 +206,7 @@ async def test_where_the_log_stays_behind_everything_cached_is_read_again():
 async def test_without_a_log_everything_cached_is_read_again():
     one = await Process().start()
     one.minute(minute(60, volume="2", as_of=10_000))
-    one.minute(minute(5, "12", volume="9", final=True, as_of=90_000), heard=False)
+    one.minute(minute(5, "12", volume="9", final=True, as_of=90_000), received=False)
     one.minute(minute(60, volume="3", as_of=12_000))
     await one.clock.advance(1)
     assert one.bars.get_bar(BTC, MINUTE, MONDAY_MS + 5 * MINUTE_MS).volume == 9
@@ -218,7 +218,7 @@ async def test_what_is_not_stored_yet_is_looked_for_until_it_is():
     one.minute(minute(60, volume="2", as_of=10_000))
     late = minute(60, volume="3", final=True)
     one.seq += 1  # told, not heard, and the store is behind
-    one.say(MinuteChanged(BTC, minute(61, volume="1", as_of=500), FeedMetadata(MONDAY_MS + 61 * MINUTE_MS)))
+    one.publish_message(MinuteChanged(BTC, minute(61, volume="1", as_of=500), FeedMetadata(MONDAY_MS + 61 * MINUTE_MS)))
     await one.clock.advance(5)
     assert one.bars.describe_recovery()["catchingUp"] == 1
     one.stored.minutes[late.open_ms] = late
@@ -232,7 +232,9 @@ async def test_a_minute_the_exchange_does_not_have_is_not_waited_for():
     one.minute(minute(60, final=True))
     one.seq += 1
     one.stored.absent = [Range(MONDAY_MS + 61 * MINUTE_MS, MONDAY_MS + 62 * MINUTE_MS)]
-    one.say(MinuteChanged(BTC, minute(62, volume="1", as_of=500), FeedMetadata(MONDAY_MS + 62 * MINUTE_MS, None, 2)))
+    one.publish_message(
+        MinuteChanged(BTC, minute(62, volume="1", as_of=500), FeedMetadata(MONDAY_MS + 62 * MINUTE_MS, None, 2))
+    )
     await one.clock.advance(2)
     assert one.bars.describe_recovery() == {"healed": 1, "catchingUp": 0}
 
@@ -245,7 +247,7 @@ async def test_at_a_first_start_only_minutes_behind_the_gap_are_waited_for():
     one.bars.on_feed_message(MessagesLost(BTC), Position("one", 0))
     gap = Range(at(0), at(58))
     one.seq += 3  # minutes 58 to 60 were told, and not heard
-    one.say(MinuteChanged(BTC, minute(61, volume="4", as_of=500), FeedMetadata(at(61), gap)))
+    one.publish_message(MinuteChanged(BTC, minute(61, volume="4", as_of=500), FeedMetadata(at(61), gap)))
     await one.clock.advance(2)
     assert one.bars.describe_recovery()["catchingUp"] == 1
     for number in (58, 59, 60):
@@ -255,7 +257,7 @@ async def test_at_a_first_start_only_minutes_behind_the_gap_are_waited_for():
     one.stored.since = at(0)
     for number in range(58):
         one.stored.minutes[at(number)] = minute(number, final=True)
-    one.say(HistoryChanged(BTC, at(0), at(58), at(0), FeedMetadata(at(61))))
+    one.publish_message(HistoryChanged(BTC, at(0), at(58), at(0), FeedMetadata(at(61))))
     await one.clock.settle()
     assert [bar.open_ms for bar in one.bars.newest_bars(BTC, MINUTE, 100)] == [at(number) for number in range(62)]
 
@@ -267,17 +269,17 @@ async def test_minutes_lost_within_a_gap_are_read_before_their_bars_are_final():
     await one.start()
     one.bars.on_feed_message(MessagesLost(BTC), Position("one", 0))
     one.seq += 2  # minutes 56 and 57 are published and lost
-    one.say(MinuteChanged(BTC, minute(58, final=True), FeedMetadata(at(61), Range(at(0), at(61)), 2)))
+    one.publish_message(MinuteChanged(BTC, minute(58, final=True), FeedMetadata(at(61), Range(at(0), at(61)), 2)))
     await one.clock.advance(8)
     assert one.bars.describe_recovery()["catchingUp"] == 0
     for number, gap_end in ((59, 61), (60, 56)):
-        one.say(
+        one.publish_message(
             MinuteChanged(BTC, minute(number, final=True), FeedMetadata(at(61), Range(at(0), at(gap_end)), one.seq))
         )
     one.stored.since = at(0)
     for number in (*range(56), 58, 59, 60):
         one.stored.minutes[at(number)] = minute(number, final=True)
-    one.say(HistoryChanged(BTC, at(0), at(56), at(0), FeedMetadata(at(61), None, one.seq)))
+    one.publish_message(HistoryChanged(BTC, at(0), at(56), at(0), FeedMetadata(at(61), None, one.seq)))
     await one.clock.advance(5)
     bar = one.bars.get_bar(BTC, FIVE, at(55))
     assert (bar.volume, one.bars.is_final(BTC, FIVE, bar)) == (3, False)
@@ -295,11 +297,11 @@ async def test_a_stored_forming_minute_is_no_evidence_of_the_minutes_before_it()
     await one.start()
     one.bars.on_feed_message(MessagesLost(BTC), Position("one", 0))
     one.seq += 60  # minutes up to 59 are published and lost
-    one.say(MinuteChanged(BTC, minute(60, volume="2"), FeedMetadata(at(60), Range(at(0), at(30)), 60)))
+    one.publish_message(MinuteChanged(BTC, minute(60, volume="2"), FeedMetadata(at(60), Range(at(0), at(30)), 60)))
     one.stored.since = at(0)
     for number in range(60):
         one.stored.minutes[at(number)] = minute(number, final=True)
-    one.say(HistoryChanged(BTC, at(0), at(30), at(0), FeedMetadata(at(60), None, one.seq)))
+    one.publish_message(HistoryChanged(BTC, at(0), at(30), at(0), FeedMetadata(at(60), None, one.seq)))
     await one.clock.advance(30)
     assert [bar.open_ms for bar in one.bars.newest_bars(BTC, MINUTE, 100)] == [at(number) for number in range(61)]
 
@@ -309,7 +311,7 @@ async def test_before_anything_is_known_of_history_what_was_lost_is_looked_for()
     one.stored.since = None
     await one.start()
     one.seq += 1
-    one.say(MinuteChanged(BTC, minute(61, volume="4", as_of=500), FeedMetadata(at(61))))
+    one.publish_message(MinuteChanged(BTC, minute(61, volume="4", as_of=500), FeedMetadata(at(61))))
     await one.clock.advance(2)
     assert one.bars.describe_recovery()["catchingUp"] == 1
     one.stored.since = at(60)
@@ -331,7 +333,9 @@ async def test_the_bus_itself_may_report_that_messages_were_missed():
 async def test_a_position_is_published_only_once_a_repaired_range_was_read():
     one = await Process().start()
     before = one.minute(minute(60, volume="2", as_of=10_000))
-    one.say(HistoryChanged(BTC, MONDAY_MS, MONDAY_MS + MINUTE_MS, MONDAY_MS, FeedMetadata(MONDAY_MS + 60 * MINUTE_MS)))
+    one.publish_message(
+        HistoryChanged(BTC, MONDAY_MS, MONDAY_MS + MINUTE_MS, MONDAY_MS, FeedMetadata(MONDAY_MS + 60 * MINUTE_MS))
+    )
     assert one.bars.feed_position(BTC) == before
     await one.clock.settle()
     assert one.bars.feed_position(BTC) == ("one", 2)
@@ -342,21 +346,21 @@ async def test_a_bar_that_history_cuts_is_not_published():
     one = Process(20)
     one.stored.since = at(7)
     await one.start()
-    told: list[int] = []
+    notified: list[int] = []
 
-    class Ear:
+    class RecordingListener:
         def on_history_changed(self, market, interval, bars):
-            told.extend(bar.open_ms for bar in bars if interval == FIVE)
+            notified.extend(bar.open_ms for bar in bars if interval == FIVE)
 
         def on_finality(self, market): ...
         def on_bars_changed(self, market, changes): ...
 
-    one.bars.add_listener(Ear())
+    one.bars.add_listener(RecordingListener())
     for number in (8, 12):
         one.stored.minutes[at(number)] = minute(number, "12", volume="9", final=True, as_of=90_000)
-    one.say(HistoryChanged(BTC, at(7), at(20), at(7), FeedMetadata(at(20))))
+    one.publish_message(HistoryChanged(BTC, at(7), at(20), at(7), FeedMetadata(at(20))))
     await one.clock.settle()
-    assert told == [at(10)]
+    assert notified == [at(10)]
     assert one.bars.get_bar(BTC, FIVE, at(5)) is None
     assert one.bars.get_bar(BTC, FIVE, at(10)).open_ms == at(10)
 
@@ -366,9 +370,9 @@ async def test_a_bar_is_final_when_its_minutes_are_and_none_is_missing():
     (bar,) = one.bars.newest_bars(BTC, FIVE, 1)
     assert one.bars.is_final(BTC, FIVE, bar)
     gap = Range(bar.open_ms + MINUTE_MS, bar.open_ms + 2 * MINUTE_MS)
-    one.say(MinuteChanged(BTC, minute(62, as_of=500), FeedMetadata(MONDAY_MS + 62 * MINUTE_MS, gap)))
+    one.publish_message(MinuteChanged(BTC, minute(62, as_of=500), FeedMetadata(MONDAY_MS + 62 * MINUTE_MS, gap)))
     assert not one.bars.is_final(BTC, FIVE, bar)
-    one.say(MinuteChanged(BTC, minute(62, as_of=900), FeedMetadata(MONDAY_MS + 62 * MINUTE_MS)))
+    one.publish_message(MinuteChanged(BTC, minute(62, as_of=900), FeedMetadata(MONDAY_MS + 62 * MINUTE_MS)))
     assert one.bars.is_final(BTC, FIVE, bar)
     assert not one.bars.is_final(BTC, FIVE, one.bars.newest_bars(BTC, FIVE, 1)[0])
 
@@ -381,7 +385,7 @@ async def test_a_bar_is_not_shown_before_all_its_minutes_are_read():
     quarter = Interval.parse("15m")
     assert one.bars.newest_times(BTC, quarter, 9)[0] == at(15)
     one.stored.minutes |= {minute(number).open_ms: minute(number, final=True) for number in range(7)}
-    one.say(HistoryChanged(BTC, at(0), at(7), at(0), FeedMetadata(at(60))))
+    one.publish_message(HistoryChanged(BTC, at(0), at(7), at(0), FeedMetadata(at(60))))
     assert one.bars.newest_times(BTC, quarter, 9)[0] == at(15)
     await one.clock.settle()
     assert [bar.volume for bar in one.bars.newest_bars(BTC, quarter, 9)] == [15] * 4
@@ -390,29 +394,29 @@ async def test_a_bar_is_not_shown_before_all_its_minutes_are_read():
 async def test_no_bar_is_final_while_its_minutes_are_being_read():
     one = await Process().start()
     (bar,) = one.bars.newest_bars(BTC, FIVE, 1)
-    told: list[bool] = []
+    notified: list[bool] = []
 
     class Listener:
         def on_bars_changed(self, *_) -> None: ...
         def on_history_changed(self, *_) -> None: ...
         def on_state_changed(self, *_) -> None: ...
         def on_finality(self, key) -> None:
-            told.append(one.bars.is_final(BTC, FIVE, bar))
+            notified.append(one.bars.is_final(BTC, FIVE, bar))
 
     one.bars.add_listener(Listener())
-    one.say(HistoryChanged(BTC, bar.open_ms, bar.open_ms + MINUTE_MS, MONDAY_MS, FeedMetadata(at(60))))
+    one.publish_message(HistoryChanged(BTC, bar.open_ms, bar.open_ms + MINUTE_MS, MONDAY_MS, FeedMetadata(at(60))))
     assert not one.bars.is_final(BTC, FIVE, bar)
     await one.clock.settle()
     assert one.bars.is_final(BTC, FIVE, bar)
-    assert told[-1]
+    assert notified[-1]
 
 
-@pytest.mark.parametrize("trouble", [StoreUnavailable("away"), StoreRejected("permission denied")])
-async def test_a_repair_that_cannot_be_read_is_read_later_and_logged_once(trouble, caplog):
+@pytest.mark.parametrize("problem", [StoreUnavailable("away"), StoreRejected("permission denied")])
+async def test_a_repair_that_cannot_be_read_is_read_later_and_logged_once(problem, caplog):
     one = await Process().start()
     one.stored.minutes[at(30)] = minute(30, volume="77", final=True)
-    read, one.stored.read_bars_between = one.stored.read_bars_between, _fail_with(trouble)
-    one.say(HistoryChanged(BTC, at(30), at(31), MONDAY_MS, FeedMetadata(at(60))))
+    read, one.stored.read_bars_between = one.stored.read_bars_between, _fail_with(problem)
+    one.publish_message(HistoryChanged(BTC, at(30), at(31), MONDAY_MS, FeedMetadata(at(60))))
     for _ in range(5):
         await one.clock.settle()
         await one.clock.advance(1.0)
@@ -424,10 +428,10 @@ async def test_a_repair_that_cannot_be_read_is_read_later_and_logged_once(troubl
     assert one.bars.is_final(BTC, MINUTE, bar)
 
 
-@pytest.mark.parametrize("trouble", [StoreUnavailable("away"), StoreRejected("permission denied")])
-async def test_bars_that_cannot_be_loaded_at_the_start_are_loaded_later_and_logged_once(trouble, caplog):
+@pytest.mark.parametrize("problem", [StoreUnavailable("away"), StoreRejected("permission denied")])
+async def test_bars_that_cannot_be_loaded_at_the_start_are_loaded_later_and_logged_once(problem, caplog):
     one = Process()
-    read, one.stored.complete_from = one.stored.complete_from, _fail_with(trouble)
+    read, one.stored.complete_from = one.stored.complete_from, _fail_with(problem)
     await one.start()
     for _ in range(5):
         await one.clock.advance(1.0)
@@ -438,9 +442,9 @@ async def test_bars_that_cannot_be_loaded_at_the_start_are_loaded_later_and_logg
     assert len(one.bars.newest_bars(BTC, MINUTE, 10)) == 10
 
 
-def _fail_with(trouble: Exception):
+def _fail_with(problem: Exception):
     async def fail(*_):
-        raise trouble
+        raise problem
 
     return fail
 
@@ -449,7 +453,7 @@ async def test_no_bar_that_may_lack_lost_messages_is_final():
     one = await Process().start()
     one.minute(minute(60, volume="2", as_of=10_000))
     one.seq += 1
-    one.say(MinuteChanged(BTC, minute(65, volume="1", as_of=500), FeedMetadata(at(65))))
+    one.publish_message(MinuteChanged(BTC, minute(65, volume="1", as_of=500), FeedMetadata(at(65))))
     queued, late = one.bars.get_bar(BTC, MINUTE, at(50)), one.bars.get_bar(BTC, MINUTE, at(60))
     assert one.bars.is_final(BTC, MINUTE, queued)
     assert not one.bars.is_final(BTC, MINUTE, late)
@@ -469,7 +473,7 @@ async def test_a_machine_clock_a_year_ahead_does_not_make_a_process_forget_its_b
     one = await Process().start()
     one.minute(minute(60, final=True))
     one.clock._start_ms += 365 * 86_400_000
-    one.minute(minute(61, final=True), heard=False)
+    one.minute(minute(61, final=True), received=False)
     one.minute(minute(62, final=True))
     await one.clock.advance(30)
     assert not one.bars.is_behind(BTC)
@@ -494,12 +498,12 @@ async def test_a_change_of_the_past_that_was_the_last_message_lost_is_read_altho
 
 async def test_bars_that_are_read_again_are_not_final_before_they_were_read():
     one = await Process().start()
-    one.say(MinuteChanged(BTC, minute(60, volume="2"), FeedMetadata(at(60), Range(at(30), at(31)))))
-    told = []
+    one.publish_message(MinuteChanged(BTC, minute(60, volume="2"), FeedMetadata(at(60), Range(at(30), at(31)))))
+    notified = []
 
     class Listener:
         def on_finality(self, market):
-            told.append(one.bars.is_final(BTC, MINUTE, one.bars.get_bar(BTC, MINUTE, at(30))))
+            notified.append(one.bars.is_final(BTC, MINUTE, one.bars.get_bar(BTC, MINUTE, at(30))))
 
         def on_bars_changed(self, *_): ...
         def on_history_changed(self, *_): ...
@@ -507,19 +511,19 @@ async def test_bars_that_are_read_again_are_not_final_before_they_were_read():
 
     one.bars.add_listener(Listener())
     one.stored.minutes[at(30)] = minute(30, "12", volume="9", as_of=90_000, final=True)
-    one.say(HistoryChanged(BTC, at(30), at(31), MONDAY_MS, FeedMetadata(at(60))))
-    assert told == [False]
+    one.publish_message(HistoryChanged(BTC, at(30), at(31), MONDAY_MS, FeedMetadata(at(60))))
+    assert notified == [False]
     await one.clock.advance(1)
-    assert told[-1] is True
+    assert notified[-1] is True
     assert one.bars.get_bar(BTC, MINUTE, at(30)).volume == 9
 
 
 async def test_what_was_missing_before_messages_were_lost_is_not_final_before_it_was_read():
     one = await Process().start()
-    one.say(MinuteChanged(BTC, minute(60, volume="2"), FeedMetadata(at(60), Range(at(30), at(31)))))
+    one.publish_message(MinuteChanged(BTC, minute(60, volume="2"), FeedMetadata(at(60), Range(at(30), at(31)))))
     one.seq += 1  # told that minute 30 is there
     one.stored.minutes[at(30)] = minute(30, "12", volume="9", as_of=90_000, final=True)
-    one.say(MinuteChanged(BTC, minute(60, volume="3"), FeedMetadata(at(60), None, one.seq)))
+    one.publish_message(MinuteChanged(BTC, minute(60, volume="3"), FeedMetadata(at(60), None, one.seq)))
     assert not one.bars.is_final(BTC, MINUTE, one.bars.get_bar(BTC, MINUTE, at(30)))
     await one.clock.advance(30)
     assert one.bars.is_final(BTC, MINUTE, one.bars.get_bar(BTC, MINUTE, at(30)))

@@ -87,7 +87,7 @@ async def test_bars_between_memory_and_the_present_are_not_shown_as_all():
 @pytest.mark.slow
 async def test_why_a_market_is_not_well_is_among_the_facts_of_its_feed_until_it_is_well():
     started = await market()
-    for state, reason, trouble in (("stale", "rest_unavailable", "no route to host"), ("live", "", "")):
-        started.bus.publish(StateChanged(BTC, state, MONDAY_MS, reason, trouble))
+    for state, reason, problem in (("stale", "rest_unavailable", "no route to host"), ("live", "", "")):
+        started.bus.publish(StateChanged(BTC, state, MONDAY_MS, reason, problem))
         metadata = started.bars.describe_feeds()["replay"]["symbols"]["BTC/USDT"]
-        assert (metadata["state"], metadata["reason"], metadata["trouble"]) == (state, reason or None, trouble or None)
+        assert (metadata["state"], metadata["reason"], metadata["trouble"]) == (state, reason or None, problem or None)

@@ -60,7 +60,7 @@ def test_added_intervals_have_the_bars_of_all_minutes(first, more, numbers, data
 
 
 @pytest.fixture
-async def site():
+async def harness():
     clock, stored = ManualClock(MONDAY_MS + 300 * MINUTE_MS), Stored(minute(n, final=True) for n in range(300))
     bars = LiveBars([BTC], INTERVALS[:1], stored, clock)
     bus = MemoryBus()
@@ -75,8 +75,8 @@ def push(bus: MemoryBus, number: int) -> None:
     bus.publish(MinuteChanged(BTC, candle, FeedMetadata(candle.open_ms + MINUTE_MS)))
 
 
-async def test_live_bars_of_a_new_interval_follow_the_feed(site):
-    clock, _, bars, bus = site
+async def test_live_bars_of_a_new_interval_follow_the_feed(harness):
+    clock, _, bars, bus = harness
     adding = asyncio.create_task(bars.add_intervals(INTERVALS[:4]))
     push(bus, 300)  # not in the store
     await clock.advance(1)
@@ -91,8 +91,8 @@ async def test_live_bars_of_a_new_interval_follow_the_feed(site):
     assert bars.newest_bars(MarketKey("replay", Symbol("ETH", "USDT")), INTERVALS[3], 5) == []
 
 
-async def test_bars_that_are_repaired_meanwhile_are_read_again(site):
-    clock, stored, bars, _ = site
+async def test_bars_that_are_repaired_meanwhile_are_read_again(harness):
+    clock, stored, bars, _ = harness
     read = stored.read_bars_between
 
     async def read_slowly(market, interval, start_ms, end_ms):

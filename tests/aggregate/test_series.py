@@ -59,12 +59,12 @@ class Plain:
 
     def check(self) -> None:
         series = self.series
-        held = sorted(open_ms for open_ms in self.bars if open_ms >= series.since_ms)
-        expected = [self.bars[open_ms][0] for open_ms in held]
-        assert len(series) == len(held)
+        kept = sorted(open_ms for open_ms in self.bars if open_ms >= series.since_ms)
+        expected = [self.bars[open_ms][0] for open_ms in kept]
+        assert len(series) == len(kept)
         assert series.newest_bars(1000, 0) == expected
         assert series.newest_bar == (expected[-1] if expected else None)
-        assert [series.get_bar(open_ms) for open_ms in held] == expected
+        assert [series.get_bar(open_ms) for open_ms in kept] == expected
         assert series.get_bar(MONDAY_MS - MINUTE_MS) is None
         for count, since_ms in ((0, 0), (1, 0), (3, 0), (5, MONDAY_MS + 17 * MINUTE_MS)):
             tail = [bar for bar in expected if bar.open_ms >= since_ms][-count or len(expected) :]
@@ -73,7 +73,7 @@ class Plain:
         start_ms, end_ms = MONDAY_MS + 7 * MINUTE_MS, MONDAY_MS + 22 * MINUTE_MS
         assert series.bars_between(start_ms, end_ms) == [bar for bar in expected if start_ms <= bar.open_ms < end_ms]
         for seq in (0, 3, 12):
-            later = [self.bars[open_ms][0] for open_ms in held if self.bars[open_ms][1] > seq]
+            later = [self.bars[open_ms][0] for open_ms in kept if self.bars[open_ms][1] > seq]
             assert series.changed_since(seq) == later
         self.check_revision(expected[:-1])
 
@@ -121,9 +121,9 @@ def test_recorded_bars_come_back_digit_for_digit(name):
     series = Series(MINUTE, None, len(candles))
     for candle in candles:
         series.put_bar(candle)
-    held = series.newest_bars(len(candles), 0)
-    assert held == candles
-    assert [list(map(decimal_text, bar[1:6])) for bar in held] == [list(map(decimal_text, bar[1:6])) for bar in candles]
+    kept = series.newest_bars(len(candles), 0)
+    assert kept == candles
+    assert [list(map(decimal_text, bar[1:6])) for bar in kept] == [list(map(decimal_text, bar[1:6])) for bar in candles]
 
 
 def test_a_recorded_bar_takes_a_tenth_of_what_it_takes_as_an_object():

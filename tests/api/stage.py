@@ -67,11 +67,11 @@ class Stage:
         self.bus = MemoryBus("one")
         self.bus.add_listener(bars.on_feed_message)
 
-    def push(self, candle: Candle, market: MarketKey = BTC, *, settled_ms: int | None = None) -> None:
+    def push(self, candle: Candle, market: MarketKey = BTC, *, watermark_ms: int | None = None) -> None:
         """A minute from the market's feed, before which all are final, or before `settled_ms`."""
-        if settled_ms is None:
-            settled_ms = candle.open_ms + (MINUTE_MS if candle.final else 0)
-        self.bus.publish(MinuteChanged(market, candle, FeedMetadata(settled_ms)))
+        if watermark_ms is None:
+            watermark_ms = candle.open_ms + (MINUTE_MS if candle.final else 0)
+        self.bus.publish(MinuteChanged(market, candle, FeedMetadata(watermark_ms)))
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ FIRST = 60  # the first minute that is pushed; those before are stored and final
 
 
 @dataclass
-class Told:
+class StreamMessage:
     """A message of a stream: the minute's number, whether it closes the bar, the volume, and when it came."""
 
     number: int
@@ -30,11 +30,11 @@ class Told:
 
 
 @dataclass(eq=False)
-class Ear:
+class RecordingListener:
     """A connection to one stream, which fails at once when it hears what must never come."""
 
     clock: ManualClock
-    told: list[Told] = field(default_factory=list)
+    messages_sent: list[StreamMessage] = field(default_factory=list)
     on_close: list[int] = field(default_factory=list)
     recipient_slots = ()
 
@@ -45,19 +45,23 @@ class Ear:
         event = json.loads(frame.payload)
         kline = event["k"]
         number = (kline["t"] - MONDAY_MS) // MINUTE_MS
-        one = Told(number, kline["x"], kline["v"], self.clock.monotonic())
+        one = StreamMessage(number, kline["x"], kline["v"], self.clock.monotonic())
         assert number not in self.on_close, "the stream sent an update after a bar's close"
         if one.closes:
             assert not self.on_close or number > self.on_close[-1], "bars closed out of order"
-            assert not self.told or any(earlier.number == number for earlier in self.told) or number > self.newest
+            assert (
+                not self.messages_sent
+                or any(earlier.number == number for earlier in self.messages_sent)
+                or number > self.newest
+            )
             self.on_close.append(number)
         else:
             assert number >= self.newest, "the stream went back in time"
-            last = self.told[-1] if self.told else None
+            last = self.messages_sent[-1] if self.messages_sent else None
             assert last is None or (last.number, last.volume) != (number, one.volume), (
                 "the stream sent the same bar twice"
             )
-        self.told.append(one)
+        self.messages_sent.append(one)
         return len(frame)
 
     write = send_update
@@ -73,15 +77,15 @@ class Ear:
 
     @property
     def newest(self) -> int:
-        return max((one.number for one in self.told), default=0)
+        return max((one.number for one in self.messages_sent), default=0)
 
     def first(self, number: int) -> float:
         """When the first message about a minute came."""
-        return next(one.at for one in self.told if one.number == number)
+        return next(one.at for one in self.messages_sent if one.number == number)
 
     def sequence(self) -> list[tuple[int, bool]]:
         """Minutes and whether they were closed, repetitions left out."""
-        pairs = [(one.number, one.closes) for one in self.told]
+        pairs = [(one.number, one.closes) for one in self.messages_sent]
         return [pair for at, pair in enumerate(pairs) if not at or pair != pairs[at - 1]]
 
 
@@ -105,10 +109,10 @@ class Streams:
 
         self.streams = KlineStreams(markets, one.bars, make_reader, publish, one.clock, one.limits)
 
-    def connect(self, interval: str = "1m") -> Ear:
-        ear = Ear(self.one.clock)
-        self.streams.make_raw(ear, f"/ws/btcusdt@kline_{interval}")
-        return ear
+    def connect(self, interval: str = "1m") -> RecordingListener:
+        listener = RecordingListener(self.one.clock)
+        self.streams.make_raw(listener, f"/ws/btcusdt@kline_{interval}")
+        return listener
 
     async def wait(self, seconds: float) -> None:
         """Let time pass in larger steps than `Stage.wait`."""
@@ -116,11 +120,11 @@ class Streams:
             await self.one.clock.advance(0.1)
             self.one.hub.run_due()
 
-    async def feed(self, number: int, seconds: float, settled: int | None = None) -> None:
+    async def feed(self, number: int, seconds: float, final_until: int | None = None) -> None:
         """So many seconds of a minute that changes twice a second; `settled`: final are all minutes before it."""
         for _ in range(round(seconds * 2)):
             self.changes += 1
-            self.one.push(minute(number, volume=str(self.changes), as_of=self.changes), settled)
+            self.one.push(minute(number, volume=str(self.changes), as_of=self.changes), final_until)
             await self.wait(0.5)
 
 
@@ -134,50 +138,54 @@ async def streams(minutes=FIRST, at_s: float = 0.0) -> Streams:
 @pytest.mark.parametrize("settle_s", [0.0, 0.5, 1.5, 3.0, 6.0, 20.0, 45.0])
 async def test_a_new_bar_does_not_wait_long_for_the_end_of_the_old_one_which_is_sent_when_it_is_known(settle_s):
     one = await streams()
-    ear = one.connect()
+    listener = one.connect()
     await one.feed(FIRST, 5)
     opened_at = one.one.clock.monotonic()
     await one.feed(FIRST + 1, settle_s)
     known_at = one.one.clock.monotonic()
-    await one.feed(FIRST + 1, 60 - settle_s, settled=FIRST + 1)
-    assert ear.first(FIRST + 1) - opened_at <= FINAL_WAIT_S + 1.1
-    ends = [told for told in ear.told if told.closes and told.number == FIRST]
+    await one.feed(FIRST + 1, 60 - settle_s, final_until=FIRST + 1)
+    assert listener.first(FIRST + 1) - opened_at <= FINAL_WAIT_S + 1.1
+    ends = [
+        messages_sent
+        for messages_sent in listener.messages_sent
+        if messages_sent.closes and messages_sent.number == FIRST
+    ]
     assert len(ends) == 1
     assert ends[0].at - known_at <= 1.1
     late = settle_s > FINAL_WAIT_S
     before = [(FIRST - 1, True), (FIRST, False)]
     after = [(FIRST + 1, False), (FIRST, True), (FIRST + 1, False)] if late else [(FIRST, True), (FIRST + 1, False)]
-    assert ear.sequence() == [*before, *after]
+    assert listener.sequence() == [*before, *after]
 
 
 async def test_a_bar_closes_with_its_end_however_late_that_came():
     """A last version after the next bar began is not sent by itself, but it is what the bar closes with."""
     one = await streams()
-    ear = one.connect()
+    listener = one.connect()
     await one.feed(FIRST, 3)
     await one.feed(FIRST + 1, 4)
     one.one.push(minute(FIRST, volume="777", as_of=63_000), FIRST)
     await one.feed(FIRST + 1, 3)
-    assert "777" not in {told.volume for told in ear.told}
-    await one.feed(FIRST + 1, 3, settled=FIRST + 1)
-    assert [told.volume for told in ear.told if told.closes] == ["1", "777"]
+    assert "777" not in {messages_sent.volume for messages_sent in listener.messages_sent}
+    await one.feed(FIRST + 1, 3, final_until=FIRST + 1)
+    assert [messages_sent.volume for messages_sent in listener.messages_sent if messages_sent.closes] == ["1", "777"]
 
 
 @pytest.mark.parametrize("next_bar_is_there", [False, True])
 async def test_a_bar_that_is_revised_after_its_close_is_not_sent_again(next_bar_is_there):
     one = await streams()
-    ear = one.connect()
+    listener = one.connect()
     await one.feed(FIRST, 3)
     one.one.push(minute(FIRST, volume="500", final=True), FIRST + 1)
     await one.wait(3)
     if next_bar_is_there:
-        await one.feed(FIRST + 1, 4, settled=FIRST + 1)
-    before = len(ear.told)
+        await one.feed(FIRST + 1, 4, final_until=FIRST + 1)
+    before = len(listener.messages_sent)
     one.one.push(minute(FIRST, volume="501", as_of=90_000, final=True)._replace(rev=1), FIRST + 1)
     await one.wait(12)
-    assert FIRST not in {told.number for told in ear.told[before:]}
-    await one.feed(FIRST + 1, 4, settled=FIRST + 1)
-    assert [told.volume for told in ear.told if told.closes] == ["1", "500"]
+    assert FIRST not in {messages_sent.number for messages_sent in listener.messages_sent[before:]}
+    await one.feed(FIRST + 1, 4, final_until=FIRST + 1)
+    assert [messages_sent.volume for messages_sent in listener.messages_sent if messages_sent.closes] == ["1", "500"]
 
 
 @pytest.mark.parametrize(
@@ -196,10 +204,10 @@ async def test_a_connection_begins_with_each_bar_whose_close_is_still_to_come(se
         one.connect()
     await one.feed(FIRST, 60)
     await one.feed(FIRST + 1, seconds)
-    ear = one.connect()
-    assert ear.sequence() == begins
-    await one.feed(FIRST + 1, 5, settled=FIRST + 1)
-    assert ear.on_close == [FIRST]
+    listener = one.connect()
+    assert listener.sequence() == begins
+    await one.feed(FIRST + 1, 5, final_until=FIRST + 1)
+    assert listener.on_close == [FIRST]
 
 
 @pytest.mark.slow
@@ -224,36 +232,36 @@ async def test_after_a_restart_around_a_minutes_end_no_stream_goes_back(stops_s,
     await after.feed(running, 6)
     later = after.connect()
     await after.feed(FIRST + 1, 4)
-    await after.feed(FIRST + 1, 4, settled=FIRST + 1)
-    await after.feed(FIRST + 1, 45, settled=FIRST + 1)
-    await after.feed(FIRST + 2, 10, settled=FIRST + 2)
-    for ear in (early, late, later):
-        assert ear.on_close[-1] == FIRST + 1
-        assert stops_s > 6 or FIRST in ear.on_close
+    await after.feed(FIRST + 1, 4, final_until=FIRST + 1)
+    await after.feed(FIRST + 1, 45, final_until=FIRST + 1)
+    await after.feed(FIRST + 2, 10, final_until=FIRST + 2)
+    for listener in (early, late, later):
+        assert listener.on_close[-1] == FIRST + 1
+        assert stops_s > 6 or FIRST in listener.on_close
 
 
 async def test_bars_that_end_in_a_burst_are_all_closed_in_order():
     one = await streams()
-    ear = one.connect()
+    listener = one.connect()
     for number in range(FIRST, FIRST + 9):
         one.one.push(minute(number, volume="3", final=True), number + 1)
     await one.wait(20)
-    assert ear.on_close == list(range(FIRST - 1, FIRST + 9))
+    assert listener.on_close == list(range(FIRST - 1, FIRST + 9))
 
 
 async def test_bars_whose_finality_is_unknown_for_long_are_closed_in_order_when_it_is_known():
     one = await streams()
-    ear = one.connect()
+    listener = one.connect()
     for number in range(FIRST, FIRST + 5):
         await one.feed(number, 10)
-        assert ear.newest == number
-    await one.feed(FIRST + 5, 5, settled=FIRST + 5)
-    assert ear.on_close == list(range(FIRST - 1, FIRST + 5))
+        assert listener.newest == number
+    await one.feed(FIRST + 5, 5, final_until=FIRST + 5)
+    assert listener.on_close == list(range(FIRST - 1, FIRST + 5))
 
 
 async def test_a_bar_with_a_gap_is_never_closed_once_a_later_one_is():
     one = await streams()
-    ear = one.connect()
+    listener = one.connect()
     await one.feed(FIRST, 10)
     gap = Range(MONDAY_MS + FIRST * MINUTE_MS, MONDAY_MS + (FIRST + 1) * MINUTE_MS)
     one.one.settle(FIRST + 1, gap)
@@ -262,7 +270,7 @@ async def test_a_bar_with_a_gap_is_never_closed_once_a_later_one_is():
     await one.feed(FIRST + 2, 10)
     one.one.settle(FIRST + 2)
     await one.feed(FIRST + 2, 10)
-    assert ear.on_close == [FIRST - 1, FIRST + 1]
+    assert listener.on_close == [FIRST - 1, FIRST + 1]
 
 
 @pytest.mark.slow
@@ -270,26 +278,28 @@ async def test_a_bar_with_a_gap_is_never_closed_once_a_later_one_is():
 async def test_whatever_a_feed_does_time_goes_forward_and_each_bar_closes_with_its_end(seed):
     draw = random.Random(seed)
     one = await streams()
-    ears = [one.connect()]
+    listeners = [one.connect()]
     current: dict[int, str] = {}
-    settled, number = FIRST, FIRST
+    final_until, number = FIRST, FIRST
     for _ in range(400):
         match draw.randint(0, 9):
             case 0:
                 number += draw.choice([1, 1, 1, 2])
             case 1:
-                settled = max(settled, draw.randint(settled, number))
+                final_until = max(final_until, draw.randint(final_until, number))
             case 2:
-                ears.append(one.connect(draw.choice(["1m", "1m", "5m"])))
-        changed = number if draw.random() < 0.8 else draw.randint(max(settled, number - 2), number)
+                listeners.append(one.connect(draw.choice(["1m", "1m", "5m"])))
+        changed = number if draw.random() < 0.8 else draw.randint(max(final_until, number - 2), number)
         current[changed] = str(draw.randint(1, 5))
-        one.one.push(minute(changed, volume=current[changed], as_of=draw.randint(0, 120_000)), settled)
+        one.one.push(minute(changed, volume=current[changed], as_of=draw.randint(0, 120_000)), final_until)
         await one.wait(draw.choice([0.1, 0.3, 1.0]))
     one.one.push(minute(number + 1, volume="1"), number + 1)
     await one.wait(30)
-    assert ears[0].on_close[-1] == number
-    closed = ears[0].on_close
-    assert len(closed) >= 0.7 * len({told.number for told in ears[0].told if told.number < number})
+    assert listeners[0].on_close[-1] == number
+    closed = listeners[0].on_close
+    assert len(closed) >= 0.7 * len(
+        {messages_sent.number for messages_sent in listeners[0].messages_sent if messages_sent.number < number}
+    )
 
 
 # ---------------------------------------------------------------- the pure order

@@ -119,7 +119,7 @@ HANDSHAKE = {
 
 
 @pytest.mark.parametrize(
-    ("allowed", "origin", "site", "status"),
+    ("allowed", "origin", "fetched_from", "status"),
     [
         # any page may connect
         (("*",), None, None, 101),
@@ -142,10 +142,10 @@ HANDSHAKE = {
         ((OTHER,), f"https://{HOST}.evil.example", "same-site", 403),
     ],
 )
-async def test_the_matrix_of_origins(http_port, origin, site, status):
+async def test_the_matrix_of_origins(http_port, origin, fetched_from, status):
     headers = {"Host": HOST, **HANDSHAKE}
     headers |= {"Origin": origin} if origin else {}
-    headers |= {"Sec-Fetch-Site": site} if site else {}
+    headers |= {"Sec-Fetch-Site": fetched_from} if fetched_from else {}
     (answer,) = await ask_all(http_port, [("/ws", headers)])
     assert answer.status == status
 

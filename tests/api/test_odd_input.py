@@ -138,7 +138,7 @@ def served(check) -> None:
     assert not mistakes
 
 
-async def say_all(port: int, path: str, messages: list[str], last: str, name: Any) -> None:
+async def send_all_json(port: int, path: str, messages: list[str], last: str, name: Any) -> None:
     """Send messages on one connection; every answer is strict JSON, and the last request is still answered."""
     async with websockets.connect(f"ws://127.0.0.1:{port}{path}", max_size=None, max_queue=None) as ws:
         for message in messages:
@@ -155,14 +155,14 @@ PING, LIST = '{"type":"ping","id":"the last"}', '{"method":"LIST_SUBSCRIPTIONS",
 def test_each_odd_value_is_answered_wherever_it_stands():
     async def check(port: int) -> None:
         messages = [own(key, value, kind) for key in OWN_KEYS for value in EACH for kind in OWN_KINDS[:2]]
-        await say_all(port, "/ws", ['{"type":"ping"}', *messages], PING, "the last")
+        await send_all_json(port, "/ws", ['{"type":"ping"}', *messages], PING, "the last")
         messages = [binance(key, value, kind) for key in BINANCE_KEYS for value in EACH for kind in BINANCE_KINDS]
-        await say_all(port, "/ws/x", messages, LIST, "the-last")
+        await send_all_json(port, "/ws/x", messages, LIST, "the-last")
         for text in ODD:
             for parameter in EVERY_PARAMETER:
                 await check_address(port, parameter, text)
             for path in (f"/ws/{escaped(text)}@kline_1m", f"/stream?streams={escaped(text)}@kline_1m"):
-                await say_all(port, path, [], LIST, "the-last")
+                await send_all_json(port, path, [], LIST, "the-last")
         last = "/events?symbol=BTC/USDT&interval=1m"
         await asyncio.gather(*(ask(port, last, {"Last-Event-ID": f"{text}:1:1"}) for text in ODD))
 
@@ -174,8 +174,8 @@ def test_each_odd_value_is_answered_wherever_it_stands():
 @given(st.lists(OWN, min_size=20, max_size=40), st.lists(BINANCE, min_size=20, max_size=40))
 def test_odd_messages_are_answered_in_both_protocols(own_messages, binance_messages):
     async def check(port: int) -> None:
-        await say_all(port, "/ws", ['{"type":"ping"}', *own_messages], PING, "the last")
-        await say_all(port, "/ws/x", binance_messages, LIST, "the-last")
+        await send_all_json(port, "/ws", ['{"type":"ping"}', *own_messages], PING, "the last")
+        await send_all_json(port, "/ws/x", binance_messages, LIST, "the-last")
 
     served(check)
 

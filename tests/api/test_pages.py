@@ -15,7 +15,7 @@ from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
 
 
-class Shelf:
+class StoredBars:
     """Bars of one interval, the newest of them in memory and all but the running ones in store."""
 
     def __init__(self, bars, *, in_memory, unstored, complete_from):
@@ -71,12 +71,12 @@ class Shelf:
         return self.complete_ms
 
 
-def pages_of(shelf: Shelf) -> BarReader:
-    return BarReader(shelf, shelf, EncodedBarCache(), ManualClock(0))
+def pages_of(stored_bars: StoredBars) -> BarReader:
+    return BarReader(stored_bars, stored_bars, EncodedBarCache(), ManualClock(0))
 
 
 @st.composite
-def shelves(draw):
+def stored_bars_lists(draw):
     """Minutes with gaps of all lengths; some of the newest only in memory."""
     steps = draw(st.lists(st.sampled_from([1, 1, 1, 1, 2, 3, 50, 3000]), min_size=1, max_size=60))
     numbers, at = [], 0
@@ -87,19 +87,19 @@ def shelves(draw):
     in_memory = draw(st.integers(0, len(bars)))
     unstored = draw(st.integers(0, in_memory))
     complete_from = MONDAY_MS + draw(st.sampled_from([0, 0, 7, numbers[-1], numbers[-1] + 1])) * MINUTE_MS
-    return Shelf(bars, in_memory=in_memory, unstored=unstored, complete_from=complete_from)
+    return StoredBars(bars, in_memory=in_memory, unstored=unstored, complete_from=complete_from)
 
 
 RANGES = st.tuples(st.integers(-5, 400), st.integers(-5, 400)) | st.just((-5, 10**9))
 
 
-@given(shelves(), st.integers(1, 9), RANGES)
-def test_paging_back_gives_every_bar_of_the_range_once_and_then_ends(shelf, limit, span):
+@given(stored_bars_lists(), st.integers(1, 9), RANGES)
+def test_paging_back_gives_every_bar_of_the_range_once_and_then_ends(stored_bars, limit, span):
     start_ms, end_ms = (MONDAY_MS + number * MINUTE_MS for number in span)
-    wanted = [bar for bar in shelf.every if max(start_ms, shelf.complete_ms) <= bar.open_ms < end_ms]
+    wanted = [bar for bar in stored_bars.every if max(start_ms, stored_bars.complete_ms) <= bar.open_ms < end_ms]
 
     async def read():
-        pages, found, before_ms = pages_of(shelf), [], end_ms
+        pages, found, before_ms = pages_of(stored_bars), [], end_ms
         while True:
             page = await pages.read_page(BTC, MINUTE, start_ms=start_ms, end_ms=before_ms, limit=limit)
             assert len(page.bars) <= limit
@@ -109,16 +109,16 @@ def test_paging_back_gives_every_bar_of_the_range_once_and_then_ends(shelf, limi
             before_ms = page.oldest_ms
 
     assert asyncio.run(read()) == wanted
-    assert shelf.most_rows <= limit + 1
+    assert stored_bars.most_rows <= limit + 1
 
 
-@given(shelves(), st.integers(1, 9), RANGES)
-def test_paging_forward_gives_every_bar_of_the_range_once_and_then_ends(shelf, limit, span):
+@given(stored_bars_lists(), st.integers(1, 9), RANGES)
+def test_paging_forward_gives_every_bar_of_the_range_once_and_then_ends(stored_bars, limit, span):
     start_ms, end_ms = (MONDAY_MS + number * MINUTE_MS for number in span)
-    wanted = [bar for bar in shelf.every if max(start_ms, shelf.complete_ms) <= bar.open_ms < end_ms]
+    wanted = [bar for bar in stored_bars.every if max(start_ms, stored_bars.complete_ms) <= bar.open_ms < end_ms]
 
     async def read():
-        pages, found, from_ms = pages_of(shelf), [], start_ms
+        pages, found, from_ms = pages_of(stored_bars), [], start_ms
         while True:
             page = await pages.read_page(BTC, MINUTE, start_ms=from_ms, end_ms=end_ms, limit=limit, newest_first=False)
             assert len(page.bars) <= limit
@@ -128,43 +128,45 @@ def test_paging_forward_gives_every_bar_of_the_range_once_and_then_ends(shelf, l
             from_ms = page.bars[-1].open_ms + MINUTE_MS
 
     assert asyncio.run(read()) == wanted
-    assert shelf.most_rows <= limit + 1
+    assert stored_bars.most_rows <= limit + 1
 
 
 def test_a_gap_of_years_and_thin_trading_cost_few_reads():
     numbers = [*range(10), *range(2_000_000, 2_000_000 + 400_000, 400), 5_000_000]
-    shelf = Shelf([minute(number, final=True) for number in numbers], in_memory=1, unstored=0, complete_from=MONDAY_MS)
-    page = asyncio.run(pages_of(shelf).read_page(BTC, MINUTE, start_ms=0, limit=1000, newest_first=False))
+    stored_bars = StoredBars(
+        [minute(number, final=True) for number in numbers], in_memory=1, unstored=0, complete_from=MONDAY_MS
+    )
+    page = asyncio.run(pages_of(stored_bars).read_page(BTC, MINUTE, start_ms=0, limit=1000, newest_first=False))
     assert (len(page.bars), page.has_more) == (1000, True)
-    assert shelf.reads < 25
+    assert stored_bars.reads < 25
 
 
 def test_without_complete_history_there_is_nothing():
-    shelf = Shelf([minute(0)], in_memory=1, unstored=0, complete_from=MONDAY_MS)
-    shelf.complete_ms = None
-    page = asyncio.run(pages_of(shelf).read_page(BTC, MINUTE, limit=5))
+    stored_bars = StoredBars([minute(0)], in_memory=1, unstored=0, complete_from=MONDAY_MS)
+    stored_bars.complete_ms = None
+    page = asyncio.run(pages_of(stored_bars).read_page(BTC, MINUTE, limit=5))
     assert (page.bars, page.has_more, page.is_final) == ((), False, False)
 
 
 @pytest.mark.parametrize(
-    ("end_ms", "settled"),
+    ("end_ms", "expected_final"),
     [
         (MONDAY_MS + 3 * MINUTE_MS, True),
         (MONDAY_MS + 4 * MINUTE_MS, False),  # the running minute
         (END_OF_TIME_MS, False),
     ],
 )
-def test_a_page_is_final_up_to_the_first_bar_that_is_not_final(end_ms, settled):
+def test_a_page_is_final_up_to_the_first_bar_that_is_not_final(end_ms, expected_final):
     bars = [*(minute(number, final=True) for number in range(3)), minute(3)]
-    shelf = Shelf(bars, in_memory=2, unstored=1, complete_from=MONDAY_MS)
-    page = asyncio.run(pages_of(shelf).read_page(BTC, MINUTE, end_ms=end_ms, limit=2))
-    assert page.is_final is settled
+    stored_bars = StoredBars(bars, in_memory=2, unstored=1, complete_from=MONDAY_MS)
+    page = asyncio.run(pages_of(stored_bars).read_page(BTC, MINUTE, end_ms=end_ms, limit=2))
+    assert page.is_final is expected_final
 
 
 def test_a_page_cut_by_its_limit_is_final_though_its_range_is_not():
     bars = [*(minute(number, final=True) for number in range(3)), minute(3)]
-    shelf = Shelf(bars, in_memory=2, unstored=1, complete_from=MONDAY_MS)
-    page = asyncio.run(pages_of(shelf).read_page(BTC, MINUTE, limit=2, newest_first=False))
+    stored_bars = StoredBars(bars, in_memory=2, unstored=1, complete_from=MONDAY_MS)
+    page = asyncio.run(pages_of(stored_bars).read_page(BTC, MINUTE, limit=2, newest_first=False))
     assert (page.is_final, page.has_more) == (True, True)
 
 

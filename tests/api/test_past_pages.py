@@ -12,7 +12,7 @@ from candled.api.queries import HistoryRequest
 from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, Topic
 from candled.rooms.encoded_bars import EncodedBarCache, Printer
 from tests.api.stage import BTC
-from tests.api.test_pages import RANGES, Shelf, shelves
+from tests.api.test_pages import RANGES, StoredBars, stored_bars_lists
 from tests.rows import MONDAY_MS, minute
 
 SIZE = 10  # bars of a page here
@@ -29,7 +29,7 @@ def small_pages():
         yield
 
 
-class Past(Shelf):
+class Past(StoredBars):
     """Dense minutes, the newest 50 of them in memory."""
 
     def __init__(self, count: int = 500) -> None:
@@ -51,24 +51,24 @@ class Past(Shelf):
         return asyncio.run(self.pages.read(TOPIC, printer, asked, END_OF_TIME_MS, ""))
 
 
-@given(shelves(), st.integers(1, 25), RANGES, st.booleans())
-def test_a_range_is_the_pages_it_covers(shelf, limit, span, newest_first):
+@given(stored_bars_lists(), st.integers(1, 25), RANGES, st.booleans())
+def test_a_range_is_the_pages_it_covers(stored_bars, limit, span, newest_first):
     start_ms, end_ms = (MONDAY_MS + number * MINUTE_MS for number in span)
     asked = HistoryRequest(limit, start_ms, end_ms, newest_first)
     texts = EncodedBarCache()
-    pages = PastPages(shelf, shelf, texts, "x")
+    pages = PastPages(stored_bars, stored_bars, texts, "x")
     made = asyncio.run(pages.read(TOPIC, TIMES, asked, END_OF_TIME_MS, ""))
     if made is None:
         return
-    bars = [bar.open_ms for bar in shelf.every if max(start_ms, shelf.complete_ms) <= bar.open_ms < end_ms]
+    bars = [bar.open_ms for bar in stored_bars.every if max(start_ms, stored_bars.complete_ms) <= bar.open_ms < end_ms]
     wanted = bars[-limit:] if newest_first else bars[:limit]
     assert made.columns == [",".join(map(str, wanted)).encode()]
     assert (made.first_ms, made.last_ms, made.has_more) == (wanted[0], wanted[-1], len(bars) > limit)
-    assert wanted[-1] < shelf.newest_times(BTC, MINUTE, 10**6)[0]
-    assert shelf.most_rows <= SIZE
-    reads = shelf.reads
+    assert wanted[-1] < stored_bars.newest_times(BTC, MINUTE, 10**6)[0]
+    assert stored_bars.most_rows <= SIZE
+    reads = stored_bars.reads
     again = pages.find(TOPIC, TIMES, asked, END_OF_TIME_MS, str(made.tag))
-    assert (again.tag, again.is_known, again.columns, shelf.reads) == (made.tag, True, (), reads)
+    assert (again.tag, again.is_known, again.columns, stored_bars.reads) == (made.tag, True, (), reads)
 
 
 @pytest.mark.parametrize(

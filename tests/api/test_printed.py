@@ -141,8 +141,8 @@ async def check(one: Stage, pages: BarReader, rng: random.Random, rounds: int = 
                     assert gzip.decompress(coded.body) == b"|".join(page.columns)
                     assert coded.tag == GZIP.tag_of(page.tag)
             if page.tag is not None:
-                told = (page.columns, page.has_more, page.position if printer.positioned else None)
-                assert TAGGED.setdefault((page.tag, asked, printer, interval), told) == told
+                printed_page = (page.columns, page.has_more, page.position if printer.positioned else None)
+                assert TAGGED.setdefault((page.tag, asked, printer, interval), printed_page) == printed_page
                 again = pages.printed_now(BTC, interval, printer, asked, f'"x", {page.tag}')
                 if again is None:  # read from the store, and dropped because memory is tiny here
                     assert ".past." in page.tag
@@ -203,7 +203,7 @@ async def test_kept_texts_are_those_of_a_fresh_encoding(tmp_path, source):
         at_once += await check(one, one.pages, rng)  # warm
         for number in range(COUNT, COUNT + (14 if LONG else 8)):
             opened = odd(number, rng, as_of=1_000)
-            one.push(opened, settled_ms=AT[number - 1])  # the boundary: the next bar opens, the last is not final yet
+            one.push(opened, watermark_ms=AT[number - 1])  # the boundary: the next bar opens, the last is not final yet
             at_once += await check(one, one.pages, rng, 2)
             late = odd(number - 1, rng, as_of=60_500)  # a late version
             one.push(late)

@@ -227,8 +227,8 @@ async def test_no_path_ignores_a_parameter_that_it_does_not_know(fetch, path, kn
 
 async def test_an_answer_that_did_not_change_is_304_and_only_a_final_one_may_be_kept(stage, fetch):
     stage.push(minute(60))
-    settled = f"{CANDLES}&to={MONDAY_MS + 60 * MINUTE_MS}"
-    for path, kept in ((settled, "public, max-age=60"), (CANDLES, "no-cache")):
+    final_path = f"{CANDLES}&to={MONDAY_MS + 60 * MINUTE_MS}"
+    for path, kept in ((final_path, "public, max-age=60"), (CANDLES, "no-cache")):
         answer = await fetch(path)
         assert answer.headers["Cache-Control"] == kept
         again = await fetch(path, headers={"If-None-Match": answer.headers["Etag"]})
@@ -293,7 +293,7 @@ def of_quotes(answer) -> dict[str, object]:
 )
 @pytest.mark.stage(minutes={BTC: [EXACT]})
 async def test_numbers_are_strings_with_every_digit_for_those_who_ask(fetch, get, path, read):
-    asked, plain, said = [
+    asked, plain, explicit = [
         json.loads((await fetch(path + more)).body)
         for more in ("&numbers=string", "", "&numbers=number")
     ]  # fmt: skip
@@ -301,7 +301,7 @@ async def test_numbers_are_strings_with_every_digit_for_those_who_ask(fetch, get
     found = {name: read(asked)[name] for name in PRINTED if name in read(asked)}
     assert found == {name: PRINTED[name] for name in found}
     assert len(found) >= 5
-    assert plain == said
+    assert plain == explicit
     assert {name: read(exact)[name] for name in found} == {name: Decimal(text) for name, text in found.items()}
     assert str(read(plain)["open"]) == "67160.2555965309"  # the digits were there; a float loses them
 

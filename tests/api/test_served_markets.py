@@ -90,60 +90,60 @@ pytestmark = pytest.mark.stage(
 )
 
 
-async def hear(ws, *, within_s: float = 3.0):
+async def receive_json(ws, *, within_s: float = 3.0):
     return json.loads(await deadlines.wait_for(ws.recv(), within_s))
 
 
-async def say(ws, **message):
+async def send_json(ws, **message):
     await ws.send(json.dumps(message))
 
 
 @pytest.mark.gen_test
 async def test_a_removed_market_ends_its_subscriptions_and_no_connection(stage, connect):
     async with connect("/ws") as ws, connect("/ws/ethusdt@kline_1m") as binance:
-        await say(ws, type="subscribe", symbol="ETH/USDT", interval="1m", id=5)
-        assert [(await hear(ws))["type"] for _ in range(2)] == ["subscribed", "initial"]
-        await say(ws, type="subscribe", symbol="BTC/USDT", interval="1m")
-        assert (await hear(ws))["type"] == "initial"
-        assert (await hear(binance))["s"] == "ETHUSDT"
+        await send_json(ws, type="subscribe", symbol="ETH/USDT", interval="1m", id=5)
+        assert [(await receive_json(ws))["type"] for _ in range(2)] == ["subscribed", "initial"]
+        await send_json(ws, type="subscribe", symbol="BTC/USDT", interval="1m")
+        assert (await receive_json(ws))["type"] == "initial"
+        assert (await receive_json(binance))["s"] == "ETHUSDT"
         stage.universe.set_markets("replay", [BTC.symbol])
-        assert await hear(ws) == {
+        assert await receive_json(ws) == {
             "type": "error",
             "message": "Market removed: ETH/USDT is not served any more",
             "id": 5,
             "code": 102,
             "temporary": False,
         }
-        assert (await hear(binance))["error"]["msg"] == "Stream ended: ETHUSDT is not served any more"
-        await say(ws, type="list")
-        assert (await hear(ws))["subscriptions"] == [{"symbol": "BTC/USDT", "interval": "1m"}]
-        await say(ws, type="subscribe", symbol="ETH/USDT", interval="1m")
-        assert (await hear(ws))["message"] == "Invalid symbol: ETH/USDT. Only BTC/USDT is supported."
-        await say(binance, method="SUBSCRIBE", params=["ethusdt@kline_1m"], id=1)
-        assert (await hear(binance))["error"]["msg"] == "Invalid request: unknown stream ethusdt@kline_1m"
+        assert (await receive_json(binance))["error"]["msg"] == "Stream ended: ETHUSDT is not served any more"
+        await send_json(ws, type="list")
+        assert (await receive_json(ws))["subscriptions"] == [{"symbol": "BTC/USDT", "interval": "1m"}]
+        await send_json(ws, type="subscribe", symbol="ETH/USDT", interval="1m")
+        assert (await receive_json(ws))["message"] == "Invalid symbol: ETH/USDT. Only BTC/USDT is supported."
+        await send_json(binance, method="SUBSCRIBE", params=["ethusdt@kline_1m"], id=1)
+        assert (await receive_json(binance))["error"]["msg"] == "Invalid request: unknown stream ethusdt@kline_1m"
         stage.push(minute(1))
-        assert (await hear(ws))["type"] == "update"
-        await say(binance, method="SUBSCRIBE", params=["btcusdt@kline_1m"], id=2)
-        assert await hear(binance) == {"result": None, "id": 2}
-        assert (await hear(binance))["s"] == "BTCUSDT"
+        assert (await receive_json(ws))["type"] == "update"
+        await send_json(binance, method="SUBSCRIBE", params=["btcusdt@kline_1m"], id=2)
+        assert await receive_json(binance) == {"result": None, "id": 2}
+        assert (await receive_json(binance))["s"] == "BTCUSDT"
 
 
 @pytest.mark.gen_test
 async def test_a_market_that_returns_is_loaded_again_without_old_bars(stage, connect):
     async with connect("/ws") as ws, connect("/ws/ethusdt@kline_1m") as binance:
-        assert (await hear(binance))["k"]["c"] == "10"
+        assert (await receive_json(binance))["k"]["c"] == "10"
         stage.universe.set_markets("replay", [BTC.symbol])
-        assert "error" in await hear(binance)
+        assert "error" in await receive_json(binance)
         stage.store.write_minutes([(ETH, minute(0, close="12", final=True)._replace(rev=1))])
         stage.universe.set_markets("replay", [BTC.symbol, ETH.symbol, SOL.symbol])
         while not stage.bars.is_loaded(ETH, MINUTE, 1):
             await stage.clock.sleep(0.01)
-        await say(ws, type="subscribe", symbol="ETH/USDT", interval="1m")
-        assert (await hear(ws))["bars"][-1]["close"] == 12
+        await send_json(ws, type="subscribe", symbol="ETH/USDT", interval="1m")
+        assert (await receive_json(ws))["bars"][-1]["close"] == 12
         assert stage.bars.newest_bars(SOL, MINUTE, 1) == []
-        await say(binance, method="SUBSCRIBE", params=["ethusdt@kline_1m"], id=1)
-        assert await hear(binance) == {"result": None, "id": 1}
-        assert (await hear(binance))["k"]["c"] == "12"
+        await send_json(binance, method="SUBSCRIBE", params=["ethusdt@kline_1m"], id=1)
+        assert await receive_json(binance) == {"result": None, "id": 1}
+        assert (await receive_json(binance))["k"]["c"] == "12"
 
 
 @pytest.mark.gen_test

@@ -62,11 +62,11 @@ def universe_of(markets: Iterable[MarketKey]) -> Universe:
     return universe
 
 
-class Ear:
+class RecordingListener:
     """A listener: what a process would show, and whether it was told of everything it did not hear."""
 
     def __init__(self) -> None:
-        self.heard: list[tuple[float, Message, Position]] = []
+        self.received: list[tuple[float, Message, Position]] = []
         self.newest: dict[MarketKey, Candle] = {}
         self.states: dict[MarketKey, str] = {}
         self.at: dict[MarketKey, Position] = {}
@@ -74,7 +74,7 @@ class Ear:
         self.open_gaps: set[MarketKey] = set()  # messages are missing, and no `MessagesLost` came yet
 
     def __call__(self, message: Message, position: Position) -> None:
-        self.heard.append((deadlines.now(), message, position))
+        self.received.append((deadlines.now(), message, position))
         market, before = message.market, self.at.get(message.market)
         self.at[market] = position
         begins = before is not None and before.epoch.startswith("here.") and position.seq == 1  # no feed was there
@@ -92,7 +92,7 @@ class Ear:
 
     def candles(self, market: MarketKey = BTC) -> list[Candle]:
         """Every version of a minute in the order it was heard."""
-        return [one.candle for _, one, _ in self.heard if isinstance(one, MinuteChanged) and one.market == market]
+        return [one.candle for _, one, _ in self.received if isinstance(one, MinuteChanged) and one.market == market]
 
 
 class Process:
@@ -103,15 +103,15 @@ class Process:
         self.universe = universe
         self.bus = parts.bus
         self.leases = parts.leases
-        self.ear = Ear()
+        self.listener = RecordingListener()
         self._volume = count(1)
         if listens:
-            parts.bus.add_listener(self.ear)
+            parts.bus.add_listener(self.listener)
 
     @property
     def is_ready(self) -> bool:
         """Whether it is connected, and has read what there was before."""
-        return bool(self.bus.describe()["connected"]) and self.ear.missed >= len(MARKETS)
+        return bool(self.bus.describe()["connected"]) and self.listener.missed >= len(MARKETS)
 
     @property
     def state(self) -> LeaseState:
@@ -124,7 +124,7 @@ class Process:
         candle = minute(number, volume=str(next(self._volume)), final=final)
         self.bus.publish(MinuteChanged(market, candle, FeedMetadata()))
         if self.state is LeaseState.LEADER:  # the process that takes over reads the exchange, and no message is lost
-            self.ear.open_gaps.discard(market)
+            self.listener.open_gaps.discard(market)
         return candle
 
 
@@ -189,4 +189,4 @@ async def until(is_so: Callable[[], Any], within_s: float = 10.0) -> float:
 
 # A call that waits for Redis holds the loop for a second and more. On an idle machine less than 0.1 s is measured; a
 # virtual one that gets no processor for a moment, which nobody tells it, reads 0.2 s.
-LOOP_HELD_S = 0.5
+LOOP_BLOCKED_S = 0.5

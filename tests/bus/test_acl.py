@@ -70,13 +70,13 @@ async def test_processes_with_these_accounts_lead_publish_receive_and_take_over(
         async with process(server.url_of("candled-ingest"), "", ingests=True, lease_s=3.0) as second:
             await until(lambda: second.is_ready and leader.leases.processes == 2)
             candle = leader.publish()
-            await until(lambda: serving.ear.newest.get(BTC) == second.ear.newest.get(BTC) == candle)
+            await until(lambda: serving.listener.newest.get(BTC) == second.listener.newest.get(BTC) == candle)
             serving.bus._tracker.mark_missed(MARKETS, "connected")
             serving.bus._has_missed.set()
             await leader.parts.stop()
             await until(lambda: second.state is LeaseState.LEADER)
             candle = second.publish(number=1)
-            await until(lambda: serving.ear.newest.get(BTC) == candle)
+            await until(lambda: serving.listener.newest.get(BTC) == candle)
             assert [one.bus.describe().get("trouble") for one in (second, serving)] == [None, None]
     assert not [record for record in caplog.records if "NOPERM" in record.message]
 
@@ -162,7 +162,7 @@ async def test_on_a_cluster_they_do_as_well():
         async with process(urls[0], "", ingests=True) as leader, process(urls[1], "") as serving:
             await until(lambda: leader.state is LeaseState.LEADER and serving.is_ready)
             candle = leader.publish()
-            await until(lambda: serving.ear.newest.get(BTC) == candle)
+            await until(lambda: serving.listener.newest.get(BTC) == candle)
             await CLOCK.sleep(1.5)
             assert [one.bus.describe().get("trouble") for one in (leader, serving)] == [None, None]
 

@@ -67,10 +67,10 @@ async def test_the_publishing_command_is_understood():
     assert channel == NAMES.candles_channel(BTC)
     prefix, url = new_prefix(), shared_redis()
     async with process(url, prefix) as one, aioredis.Redis.from_url(url) as client:
-        await until(lambda: one.ear.states.get(BTC) == "stale", 6.0)
+        await until(lambda: one.listener.states.get(BTC) == "stale", 6.0)
         await client.execute_command(word, prefix + channel, text)
-        await until(lambda: one.ear.candles())
-        assert str(one.ear.newest[BTC].close) == "1.5"
+        await until(lambda: one.listener.candles())
+        assert str(one.listener.newest[BTC].close) == "1.5"
 
 
 def test_the_messages_of_the_page_are_messages():
@@ -84,7 +84,7 @@ def test_the_messages_of_the_page_are_messages():
 
 
 def test_the_names_of_the_page_are_the_names():
-    told = set(re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE))
+    documented = set(re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE))
     names = {
         NAMES.candles_channel(BTC),
         NAMES.newest_key(BTC),
@@ -93,7 +93,7 @@ def test_the_names_of_the_page_are_the_names():
         NAMES.token_key(0),
     }
     names |= {NAMES.heartbeat_channel(0), NAMES.processes_key, NAMES.budget_key("HOST"), NAMES.count_key("…")}
-    assert names <= told
+    assert names <= documented
     assert all(f"`{state}`" in PAGE for state in STATES)
 
 

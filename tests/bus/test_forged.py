@@ -31,7 +31,7 @@ HUGE = 10**22
 SCRIPT_MOST = 2**53
 
 
-class Site:
+class Deployment:
     """What the table of forgeries knows of the site."""
 
     def __init__(self, leader: Process, serving: Process, waiting: Process, client: Any, names: Names) -> None:
@@ -62,7 +62,7 @@ class Site:
 
     @property
     def seq(self) -> int:
-        return self.leader.ear.at[BTC].seq
+        return self.leader.listener.at[BTC].seq
 
     def candle(self, **changes: Any) -> str:
         """A message as the leader would send it, but for what is forged."""
@@ -97,22 +97,22 @@ class Site:
             return sorted((self.leader.state, self.waiting.state), key=lambda state: state.value)
 
         def is_so() -> bool:
-            newest = {one.ear.newest[BTC].volume for one in processes}
+            newest = {one.listener.newest[BTC].volume for one in processes}
             return (
                 states() == [LeaseState.FOLLOWER, LeaseState.LEADER]
                 and max(newest) - min(newest) <= 10
-                and all(one.ear.newest[BTC].close == 10 for one in processes)
-                and all(one.ear.states == dict.fromkeys(MARKETS, "live") for one in processes)
+                and all(one.listener.newest[BTC].close == 10 for one in processes)
+                and all(one.listener.states == dict.fromkeys(MARKETS, "live") for one in processes)
                 and all("trouble" not in one.bus.describe() for one in processes)
             )
 
         await until(is_so, WELL_WITHIN_S)
-        seen = self.serving.ear.newest[BTC].volume
-        await until(lambda: self.serving.ear.newest[BTC].volume > seen + 5, 2.0)
+        seen = self.serving.listener.newest[BTC].volume
+        await until(lambda: self.serving.listener.newest[BTC].volume > seen + 5, 2.0)
 
 
 @asynccontextmanager
-async def site(url: str) -> AsyncIterator[Site]:
+async def deployment(url: str) -> AsyncIterator[Deployment]:
     prefix = new_prefix()
     async with (
         process(url, prefix, ingests=True, lease_s=3.0) as leader,
@@ -121,10 +121,10 @@ async def site(url: str) -> AsyncIterator[Site]:
     ):
         await until(lambda: leader.state is LeaseState.LEADER and serving.is_ready)
         async with process(url, prefix, ingests=True, lease_s=3.0) as waiting:
-            one = Site(leader, serving, waiting, client, Names(prefix, "bitget", 1))
+            one = Deployment(leader, serving, waiting, client, Names(prefix, "bitget", 1))
             publishing = asyncio.ensure_future(one.publish())
             try:
-                await until(lambda: all(BTC in each.ear.newest for each in (leader, serving, waiting)))
+                await until(lambda: all(BTC in each.listener.newest for each in (leader, serving, waiting)))
                 await one.is_well()
                 yield one
             finally:
@@ -134,7 +134,7 @@ async def site(url: str) -> AsyncIterator[Site]:
 
 # ---------------------------------------------------------------- messages
 
-MESSAGES: dict[str, Callable[[Site], str]] = {
+MESSAGES: dict[str, Callable[[Deployment], str]] = {
     "a jump": lambda one: one.candle(seq=one.seq + 10**6),
     "the largest number": lambda one: one.candle(seq=SCRIPT_MOST),
     "a number beyond all": lambda one: one.candle(seq=HUGE),
@@ -176,7 +176,7 @@ def server():
 
 
 async def test_a_forged_message_changes_nothing(server):
-    async with site(server.url) as one:
+    async with deployment(server.url) as one:
         for kind, message in MESSAGES.items():
             with named(kind):
                 before = one.ignored
@@ -184,12 +184,12 @@ async def test_a_forged_message_changes_nothing(server):
                     await one.client.publish(one.names.candles_channel(BTC), message(one))
                     await asyncio.sleep(0.05)
                 await one.is_well()
-                assert FORGED not in {int(candle.close) for candle in one.serving.ear.candles()}
+                assert FORGED not in {int(candle.close) for candle in one.serving.listener.candles()}
                 assert one.ignored > before
                 assert one.leader.state is LeaseState.LEADER
 
 
-HEARTBEATS: dict[str, Callable[[Site], str]] = {
+HEARTBEATS: dict[str, Callable[[Deployment], str]] = {
     "more than there is": lambda one: one.beat(seqs={one.names.candles_channel(BTC): one.seq + 10**6}),
     "nothing published": lambda one: one.beat(seqs={one.names.candles_channel(BTC): 0}),
     "no markets": lambda one: one.beat(seqs={}),
@@ -203,7 +203,7 @@ HEARTBEATS: dict[str, Callable[[Site], str]] = {
 
 
 async def test_a_forged_heartbeat_heals_within_seconds(server):
-    async with site(server.url) as one:
+    async with deployment(server.url) as one:
         for kind, heartbeat in HEARTBEATS.items():
             with named(kind):
                 for _ in range(2):
@@ -214,12 +214,12 @@ async def test_a_forged_heartbeat_heals_within_seconds(server):
                 await until(lambda: clock.leader_ms(0, CLOCK.monotonic()) < latest_ms, WELL_WITHIN_S)  # noqa: B023
                 await one.client.publish(one.names.candles_channel(BTC), MESSAGES["a minute of the year 9999"](one))
                 await one.is_well()
-                assert FORGED not in {int(candle.close) for candle in one.serving.ear.candles()}
+                assert FORGED not in {int(candle.close) for candle in one.serving.listener.candles()}
 
 
 # ---------------------------------------------------------------- keys
 
-Write = Callable[[Site], tuple[Any, ...]]
+Write = Callable[[Deployment], tuple[Any, ...]]
 
 KEYS: dict[str, Write] = {
     "fence: a token of 10^22": lambda one: ("SET", one.names.fence_key(BTC), f"{HUGE} 0"),
@@ -253,7 +253,7 @@ OF_LEASES = ("lease", "token")  # after each of these a new leader follows
 
 
 async def test_a_forged_key_heals_within_seconds(server):
-    async with site(server.url) as one:
+    async with deployment(server.url) as one:
         for kind, write in KEYS.items():
             if not kind.startswith(OF_LEASES):
                 with named(kind):
@@ -262,7 +262,7 @@ async def test_a_forged_key_heals_within_seconds(server):
 
 @pytest.mark.parametrize("kind", [kind for kind in KEYS if kind.startswith(OF_LEASES)])
 async def test_a_forged_key_of_a_lease_keeps_no_new_leader_out(kind, server):
-    async with site(server.url) as one:
+    async with deployment(server.url) as one:
         await forge(one, KEYS[kind])
         one.leader.leases.all[0].is_wanted = False
         one.leader.leases._on_change(one.leader.leases.all[0], one.leader.leases.all[0].release())
@@ -271,7 +271,7 @@ async def test_a_forged_key_of_a_lease_keeps_no_new_leader_out(kind, server):
         assert one.waiting.leases.all[0].token < SCRIPT_MOST
 
 
-async def forge(one: Site, write: Write) -> None:
+async def forge(one: Deployment, write: Write) -> None:
     """Write a key; wait until all is well, also for a process that joins later and reads it."""
     words = write(one)
     if words[0] != "SET":

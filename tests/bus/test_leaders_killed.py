@@ -47,7 +47,7 @@ async def leader(url: str, prefix: str) -> AsyncIterator[asyncio.subprocess.Proc
 async def test_when_the_leader_is_killed_another_takes_over_within_ten_seconds():
     prefix, url = new_prefix(), shared_redis()
     async with leader(url, prefix) as first, process(url, prefix) as hearer:
-        await until(lambda: BTC in hearer.ear.newest)
+        await until(lambda: BTC in hearer.listener.newest)
         async with process(url, prefix, ingests=True, lease_s=LEASE_S) as second:
             await asyncio.sleep(0.5)
             first.kill()
@@ -55,8 +55,8 @@ async def test_when_the_leader_is_killed_another_takes_over_within_ten_seconds()
             await until(lambda: second.state is LeaseState.LEADER, TAKEOVER_WITHIN_S)
             assert time.monotonic() - started > LEASE_S / 2  # not while the first might still speak
             candle = second.publish(number=100)
-            await until(lambda: hearer.ear.newest[BTC] == candle, 3.0)
-            assert hearer.ear.open_gaps == set()
+            await until(lambda: hearer.listener.newest[BTC] == candle, 3.0)
+            assert hearer.listener.open_gaps == set()
 
 
 async def test_a_leader_that_was_stopped_for_a_while_publishes_no_more():
@@ -74,12 +74,12 @@ async def test_a_leader_that_was_stopped_for_a_while_publishes_no_more():
                 second.publish(number=number)
                 await asyncio.sleep(0.02)
             first.send_signal(signal.SIGCONT)
-            told = await deadlines.wait_for(first.stdout.readline(), 5)
+            output_line = await deadlines.wait_for(first.stdout.readline(), 5)
             deadline = deadlines.now() + 1.0
             while deadlines.now() < deadline:
                 second.publish(number=20)
                 await asyncio.sleep(0.02)
-            assert told.split()[0] in (b"unsure", b"follower")
+            assert output_line.split()[0] in (b"unsure", b"follower")
             assert second.state is LeaseState.LEADER
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)

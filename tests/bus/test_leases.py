@@ -58,7 +58,7 @@ async def test_a_leader_that_is_cut_off_stops_publishing_before_another_takes_ov
         far = f"redis://127.0.0.1:{proxy.address[1]}"
         async with (
             process(far, prefix, ingests=True, lease_s=2.0, clock=SystemClock()) as cut_off,
-            process(server.url, prefix) as ear,
+            process(server.url, prefix) as listener,
         ):
             await until(lambda: cut_off.state is LEADER)
             async with process(server.url, prefix, ingests=True, lease_s=2.0) as other:
@@ -70,16 +70,22 @@ async def test_a_leader_that_is_cut_off_stops_publishing_before_another_takes_ov
                 await until(lambda: cut_off.state is UNSURE, 0.5)
                 await until(lambda: other.state is LEADER, 5.0)
                 cut_off.publish()
-                assert cut_off.ear.newest[BTC].volume == 2  # its own charts go on
+                assert cut_off.listener.newest[BTC].volume == 2  # its own charts go on
                 candle = other.publish()
                 proxy.thaw()
                 await until(lambda: cut_off.state is FOLLOWER, 6.0)
-                await until(lambda: cut_off.ear.newest[BTC].volume == 2 and cut_off.ear.at[BTC] == other.ear.at[BTC])
-                await until(lambda: ear.ear.at[BTC] == other.ear.at[BTC])
+                await until(
+                    lambda: (
+                        cut_off.listener.newest[BTC].volume == 2 and cut_off.listener.at[BTC] == other.listener.at[BTC]
+                    )
+                )
+                await until(lambda: listener.listener.at[BTC] == other.listener.at[BTC])
                 facts = cut_off.bus.describe()  # what could not be published is the other's now
                 assert (facts["connected"], facts["waitingMarkets"], "trouble" in facts) == (True, 0, False)
-                assert [one.volume for one in ear.ear.candles()].count(2) == 0  # what it said meanwhile went nowhere
-                assert candle in ear.ear.candles()
+                assert [one.volume for one in listener.listener.candles()].count(
+                    2
+                ) == 0  # what it said meanwhile went nowhere
+                assert candle in listener.listener.candles()
 
 
 async def test_a_leader_that_was_cut_off_for_a_while_goes_on_with_its_feed(prefix):
@@ -118,7 +124,7 @@ async def test_without_redis_a_process_with_clients_begins_alone_and_one_without
         await until(lambda: combined.state is UNSURE, 4.0)
         assert CLOCK.monotonic() - began_s > 1.4
         combined.publish()
-        assert combined.ear.candles()
+        assert combined.listener.candles()
         assert alone.state is FOLLOWER
 
 
@@ -174,16 +180,16 @@ async def test_processes_that_disagree_on_the_shards_do_not_take_over_from_each_
 async def test_every_change_is_reported_in_order_and_an_overtaken_one_is_left_out(prefix):
     url = shared_redis()
     async with process(url, prefix, ingests=True, follows=False) as one:
-        lease, told = one.leases.all[0], []
+        lease, states_seen = one.leases.all[0], []
         states = lease.watch_states()
-        told.append(await anext(states))
+        states_seen.append(await anext(states))
         await until(lambda: one.state is LEADER)
-        told.append(await anext(states))
+        states_seen.append(await anext(states))
         assert not lease.is_handled
         lease.release()
         lease.mark_unsure()
-        told.append(await anext(states))
-        assert told == [FOLLOWER, LEADER, UNSURE]
+        states_seen.append(await anext(states))
+        assert states_seen == [FOLLOWER, LEADER, UNSURE]
 
 
 async def test_the_lease_is_kept_as_documented(prefix):

@@ -64,7 +64,7 @@ async def test_a_serve_process_follows_the_leaders_markets_and_their_feeds_witho
         assert serving.universe.facts(ETH) == facts(ETH.symbol)
         await until(lambda: serving.is_ready)
         candle = leader.publish(ETH)
-        await until(lambda: serving.ear.newest.get(ETH) == candle)
+        await until(lambda: serving.listener.newest.get(ETH) == candle)
         leader.publish(BTC)
         read = dict(serving.bus.describe()["healed"])
 
@@ -74,9 +74,9 @@ async def test_a_serve_process_follows_the_leaders_markets_and_their_feeds_witho
         for number in range(3):
             candle = leader.publish(SOL, number)
             other = leader.publish(BTC, number)
-            await until(lambda candle=candle: serving.ear.newest.get(SOL) == candle)
-            await until(lambda other=other: serving.ear.newest.get(BTC) == other)
-        assert serving.ear.open_gaps == set()
+            await until(lambda candle=candle: serving.listener.newest.get(SOL) == candle)
+            await until(lambda other=other: serving.listener.newest.get(BTC) == other)
+        assert serving.listener.open_gaps == set()
         assert serving.bus.describe()["generation"] == 1  # no connection was replaced
         assert serving.bus.describe().get("trouble") is None
 
@@ -119,15 +119,15 @@ async def test_a_market_that_returns_continues_its_numbers(prefix):
         await until(lambda: leader.state is LeaseState.LEADER and serving.is_ready)
         for number in range(3):
             candle = leader.publish(ETH, number)
-        await until(lambda: serving.ear.newest.get(ETH) == candle)
+        await until(lambda: serving.listener.newest.get(ETH) == candle)
         choose(leader, BTC)
         await until(lambda: serving.universe.markets == (BTC,))
         leader.publish(ETH, 3)  # of work that began before
         choose(leader, BTC, ETH)
         await until(lambda: serving.universe.markets == (BTC, ETH))
         candle = leader.publish(ETH, 4)
-        await until(lambda: serving.ear.newest.get(ETH) == candle)
-        assert serving.ear.at[ETH].seq == 4
+        await until(lambda: serving.listener.newest.get(ETH) == candle)
+        assert serving.listener.at[ETH].seq == 4
         assert leader.bus.describe()["ignored"]["removed"] == 1
         await CLOCK.sleep(3.0)
         assert "reset" not in serving.bus.describe()["healed"]
@@ -153,7 +153,7 @@ async def test_many_changes_in_a_row_and_some_while_redis_is_cut_off_end_with_th
             served = leader.universe.markets
             await until(lambda: serving.universe.markets == served)
             sent = {market: leader.publish(market, 40) for market in served}
-            await until(lambda: sent.items() <= serving.ear.newest.items())
+            await until(lambda: sent.items() <= serving.listener.newest.items())
             await until(lambda: serving.bus.describe()["connected"])
             await CLOCK.sleep(2.5)
             assert serving.bus.describe().get("trouble") is None

@@ -46,24 +46,26 @@ async def test_every_process_receives_what_one_publishes(prefix):
         leader.bus.publish(HistoryChanged(BTC, 0, 60_000, 0, FeedMetadata(60_000)))
         leader.bus.publish(StateChanged(BTC, "live", 5))
         for one in (first, second):
-            await until(lambda one=one: one.ear.states.get(BTC) == "live")
-            assert one.ear.candles() == sent
-            told = [type(message) for _, message, _ in one.ear.heard if not isinstance(message, MessagesLost)]
-            assert told[-2:] == [HistoryChanged, StateChanged]
-            assert one.ear.at[BTC] == leader.ear.at[BTC]
-            assert one.ear.open_gaps == set()
+            await until(lambda one=one: one.listener.states.get(BTC) == "live")
+            assert one.listener.candles() == sent
+            message_kinds = [
+                type(message) for _, message, _ in one.listener.received if not isinstance(message, MessagesLost)
+            ]
+            assert message_kinds[-2:] == [HistoryChanged, StateChanged]
+            assert one.listener.at[BTC] == leader.listener.at[BTC]
+            assert one.listener.open_gaps == set()
 
 
 async def test_a_combined_process_receives_its_own_message_once_and_immediately(prefix):
     async with process(shared_redis(), prefix, ingests=True) as one:
         await until(lambda: one.state is LeaseState.LEADER and one.bus.describe()["connected"])
         await asyncio.sleep(0.1)
-        before = len(one.ear.heard)
+        before = len(one.listener.received)
         candle = one.publish()
-        assert one.ear.candles() == [candle]
+        assert one.listener.candles() == [candle]
         await until(lambda: one.bus.describe()["published"] == 1 and one.bus.describe()["ignored"].get("own", 0) == 0)
         await CLOCK.sleep(1.2)  # a heartbeat
-        assert len(one.ear.heard) == before + 1
+        assert len(one.listener.received) == before + 1
 
 
 async def test_a_later_process_gets_the_newest_minutes_and_has_to_read_the_rest(prefix):
@@ -74,17 +76,17 @@ async def test_a_later_process_gets_the_newest_minutes_and_has_to_read_the_rest(
         leader.bus.publish(StateChanged(BTC, "quiet", 1_000, decimals=Decimals(2, 6)))
         await until(lambda: leader.bus.describe()["published"] == 6)
         async with process(url, prefix) as late:
-            await until(lambda: late.ear.missed)
-            kinds = [type(message) for _, message, _ in late.ear.heard if message.market == BTC]
+            await until(lambda: late.listener.missed)
+            kinds = [type(message) for _, message, _ in late.listener.received if message.market == BTC]
             assert kinds[:5] == [MessagesLost] + [MinuteChanged] * 3 + [StateChanged]
-            assert late.ear.candles() == sent[-3:]
-            assert {position for _, message, position in late.ear.heard if message.market == BTC} == {
-                leader.ear.at[BTC]
+            assert late.listener.candles() == sent[-3:]
+            assert {position for _, message, position in late.listener.received if message.market == BTC} == {
+                leader.listener.at[BTC]
             }
-            assert late.ear.states[BTC] == "quiet"
-            assert [message.decimals for _, message, _ in late.ear.heard if isinstance(message, StateChanged)] == [
-                Decimals(2, 6)
-            ]
+            assert late.listener.states[BTC] == "quiet"
+            assert [
+                message.decimals for _, message, _ in late.listener.received if isinstance(message, StateChanged)
+            ] == [Decimals(2, 6)]
 
 
 async def test_the_key_of_a_market_is_as_documented(prefix, names):
@@ -96,7 +98,7 @@ async def test_the_key_of_a_market_is_as_documented(prefix, names):
         await until(lambda: leader.bus.describe()["published"] == 2)
         kept = json.loads(await client.get(names.newest_key(BTC)))
         assert [bar["time"] for bar in kept["candles"]] == ["2025-05-19T00:00:00.000Z", "2025-05-19T00:01:00.000Z"]
-        assert (kept["epoch"], kept["seq"]) == leader.ear.at[BTC]
+        assert (kept["epoch"], kept["seq"]) == leader.listener.at[BTC]
         assert 0 < await client.ttl(names.newest_key(BTC)) <= 7 * 86_400
         assert await client.get(names.newest_key(ETH)) is None
 
@@ -106,22 +108,22 @@ async def test_a_lost_message_is_noticed_by_the_heartbeat_even_if_it_was_the_las
     async with process(url, prefix, ingests=True) as leader, process(url, prefix) as other:
         await until(lambda: leader.state is LeaseState.LEADER and other.is_ready)
         leader.publish()
-        await until(lambda: other.ear.candles())
+        await until(lambda: other.listener.candles())
         # Redis accepts a message and drops it: the subscription is gone, and the server does not say so
         subscriber = other.bus._subscriber
-        heard, subscriber.on_message = subscriber.on_message, _deaf_to(names.candles_channel(BTC), subscriber)
+        received, subscriber.on_message = subscriber.on_message, _deaf_to(names.candles_channel(BTC), subscriber)
         last = leader.publish()
         await until(lambda: leader.bus.describe()["published"] == 2)
-        subscriber.on_message = heard
-        took_s = await until(lambda: other.ear.newest[BTC] == last, 5.0)
+        subscriber.on_message = received
+        took_s = await until(lambda: other.listener.newest[BTC] == last, 5.0)
         assert took_s < 3.0
         assert other.bus.describe()["healed"]["heartbeat"] == 1
-        assert other.ear.open_gaps == set()
+        assert other.listener.open_gaps == set()
 
 
 def _deaf_to(channel, subscriber):
-    heard = subscriber.on_message
-    return lambda name, data: None if name == channel else heard(name, data)
+    received = subscriber.on_message
+    return lambda name, data: None if name == channel else received(name, data)
 
 
 async def test_a_mistake_while_receiving_ends_that_connection_only(prefix, caplog):
@@ -129,17 +131,17 @@ async def test_a_mistake_while_receiving_ends_that_connection_only(prefix, caplo
     async with process(url, prefix, ingests=True) as leader, process(url, prefix) as other:
         await until(lambda: leader.state is LeaseState.LEADER and other.is_ready)
         subscriber = other.bus._subscriber
-        heard = subscriber.on_message
+        received = subscriber.on_message
 
         def mistaken(channel, data):
-            subscriber.on_message = heard
+            subscriber.on_message = received
             raise KeyError(channel)
 
         subscriber.on_message = mistaken
         last = leader.publish()
-        await until(lambda: other.ear.newest.get(BTC) == last, 5.0)
+        await until(lambda: other.listener.newest.get(BTC) == last, 5.0)
         assert other.bus.describe()["linkEnds"] == {"KeyError": 1}
-        assert other.ear.open_gaps == set()
+        assert other.listener.open_gaps == set()
         assert "receiving from Redis at" in caplog.text
 
 
@@ -152,7 +154,7 @@ async def test_what_redis_refuses_for_a_while_is_published_without_waiting_for_t
                 last = leader.publish(final=True)
                 await until(lambda: leader.bus.describe()["refused"])
                 client.config_set("maxmemory", 0)
-            await until(lambda: other.ear.newest.get(BTC) == last, 3.0)
+            await until(lambda: other.listener.newest.get(BTC) == last, 3.0)
 
 
 async def test_a_broken_message_is_counted_and_logged_once(prefix, names, caplog):
@@ -192,39 +194,39 @@ async def test_a_broken_key_is_no_obstacle(prefix, names):
     async with aioredis.Redis.from_url(url) as client:
         await client.set(names.newest_key(BTC), b"garbage")
         async with process(url, prefix) as one:
-            await until(lambda: one.ear.missed == 2)
+            await until(lambda: one.listener.missed == 2)
             assert one.bus.describe()["ignored"] == {"unreadable": 1}
 
 
 async def test_a_minute_of_another_program_counts_only_where_no_process_leads(prefix, names):
     url, text = shared_redis(), b'{"time":"2025-05-19T00:00:00Z","open":10,"high":10,"low":10,"close":10,"volume":7}'
     async with process(url, prefix) as one, aioredis.Redis.from_url(url) as client:
-        await until(lambda: one.ear.states.get(BTC) == "stale", 6.0)
+        await until(lambda: one.listener.states.get(BTC) == "stale", 6.0)
         await client.publish(names.candles_channel(BTC), text)
-        await until(lambda: one.ear.candles())
-        assert str(one.ear.newest[BTC].volume) == "7"
-        assert (one.ear.states[BTC], one.ear.states[ETH]) == ("live", "stale")
+        await until(lambda: one.listener.candles())
+        assert str(one.listener.newest[BTC].volume) == "7"
+        assert (one.listener.states[BTC], one.listener.states[ETH]) == ("live", "stale")
         async with process(url, prefix, ingests=True) as leader:
             await until(lambda: leader.state is LeaseState.LEADER)
             await until(lambda: "late heartbeat" in one.bus.describe()["healed"])
             await client.publish(names.candles_channel(BTC), text.replace(b":7", b":8"))
             await until(lambda: one.bus.describe()["ignored"].get("outside") == 1)
             await until(lambda: leader.bus.describe()["ignored"].get("outside") == 1)
-            assert str(one.ear.newest[BTC].volume) == "7"
+            assert str(one.listener.newest[BTC].volume) == "7"
 
 
 async def test_without_a_leader_the_markets_are_stale_and_with_one_they_have_its_state(prefix):
     url = shared_redis()
     async with process(url, prefix) as one:
         started = CLOCK.monotonic()
-        await until(lambda: one.ear.states == {BTC: "stale", ETH: "stale"}, 4.5)
+        await until(lambda: one.listener.states == {BTC: "stale", ETH: "stale"}, 4.5)
         assert CLOCK.monotonic() - started > 2.5
         async with process(url, prefix, ingests=True) as leader:
             await until(lambda: leader.state is LeaseState.LEADER)
             leader.publish()
             leader.bus.publish(StateChanged(BTC, "live", 1))
-            await until(lambda: one.ear.states[BTC] == "live")
-        await until(lambda: one.ear.states[BTC] == "stale", 6.0)
+            await until(lambda: one.listener.states[BTC] == "live")
+        await until(lambda: one.listener.states[BTC] == "stale", 6.0)
 
 
 async def test_a_leader_that_was_replaced_is_refused(prefix, names, caplog):
@@ -272,11 +274,11 @@ async def test_a_call_that_a_later_one_of_the_same_leader_overtook_changes_nothi
                 (7, 4, "fourth", ["4"]),
             )
         ]
-        heard = []
+        received = []
         while (message := await hearer.get_message(timeout=0.5)) is not None:
-            heard += [message["data"]] if message["type"] == "message" else []
+            received += [message["data"]] if message["type"] == "message" else []
         assert answers == [None, b"late 3", None, b"late 3", None, b"8"]
-        assert heard == [b"2", b"3", b"3", b"next 1"]
+        assert received == [b"2", b"3", b"3", b"next 1"]
         assert await client.get(names.newest_key(BTC)) == b"another feed"
         assert await client.get(names.fence_key(BTC)) == b"8 1"
 
@@ -304,7 +306,7 @@ async def test_a_listeners_fault_stops_no_other_listener(prefix, caplog):
         await until(lambda: leader.state is LeaseState.LEADER and other.is_ready)
         for _ in range(2):
             candle = leader.publish()
-            await until(lambda candle=candle: other.ear.newest.get(BTC) == candle)
+            await until(lambda candle=candle: other.listener.newest.get(BTC) == candle)
         assert any("a listener failed" in record.message for record in caplog.records)
 
 
@@ -323,8 +325,8 @@ async def test_a_thousand_markets_in_one_moment_all_arrive(prefix):
         await until(lambda: leader.state is LeaseState.LEADER and other.is_ready)
         for _ in range(3):
             sent = {market: leader.publish(market) for market in markets}
-            await until(lambda sent=sent: other.ear.newest == sent, 30)
-        assert other.ear.open_gaps == set()
+            await until(lambda sent=sent: other.listener.newest == sent, 30)
+        assert other.listener.open_gaps == set()
         assert set(other.bus.describe()["healed"]) <= {"connected", "epoch"}
 
 
@@ -335,7 +337,7 @@ async def test_two_candleds_with_different_prefixes_receive_nothing_of_each_othe
         one.publish()
         await until(lambda: one.bus.describe()["published"] == 1)
         await asyncio.sleep(0.3)
-        assert other.ear.candles() == []
+        assert other.listener.candles() == []
 
 
 async def test_a_socket_in_the_file_system_does_as_well(tmp_path, prefix):
@@ -344,7 +346,7 @@ async def test_a_socket_in_the_file_system_does_as_well(tmp_path, prefix):
         async with process(url, prefix, ingests=True) as leader, process(url, prefix) as other:
             await until(lambda: leader.state is LeaseState.LEADER and other.is_ready)
             candle = leader.publish()
-            await until(lambda: other.ear.newest.get(BTC) == candle)
+            await until(lambda: other.listener.newest.get(BTC) == candle)
 
 
 async def test_a_socket_with_an_account_and_a_database_of_its_own(tmp_path, prefix):
@@ -361,7 +363,7 @@ async def test_a_socket_with_an_account_and_a_database_of_its_own(tmp_path, pref
         ):
             await until(lambda: leader.state is LeaseState.LEADER and other.is_ready)
             candle = leader.publish()
-            await until(lambda: other.ear.newest.get(BTC) == candle)
+            await until(lambda: other.listener.newest.get(BTC) == candle)
             await until(lambda: "authenticated" in str(stranger.bus.describe().get("trouble")))
             await until(lambda: f"{tmp_path}/nothing.sock" in str(lost.bus.describe().get("trouble")))
         me = redis.Redis(unix_socket_path=str(tmp_path / "redis.sock"), username="me", password="p@ss", db=3)

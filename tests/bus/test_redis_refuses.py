@@ -79,7 +79,7 @@ FAULTS = {
 }
 
 
-class Site:
+class Deployment:
     """A process that leads and publishes four times a second, one that serves, and one of both kinds that follows."""
 
     def __init__(self, leader: Process, serving: Process, both: Process) -> None:
@@ -98,7 +98,7 @@ class Site:
                 leads.bus.publish(StateChanged(market, "live", 1))
             await asyncio.sleep(0.25)
 
-    def says(self, words: str) -> bool:
+    def reports(self, words: str) -> bool:
         """Whether the process that publishes names the trouble, for Redis and for each market."""
         facts, markets = self.leader.bus.describe(), self.leader.bus.unpublished()
         return (
@@ -109,7 +109,7 @@ class Site:
         )
 
     def is_stale(self, process: Process) -> bool:
-        return [process.ear.states.get(market) for market in MARKETS] == ["stale", "stale"]
+        return [process.listener.states.get(market) for market in MARKETS] == ["stale", "stale"]
 
     def is_well(self) -> bool:
         """Whether everybody has what is newest, says that it is live, and complains of nothing."""
@@ -117,14 +117,14 @@ class Site:
         return (
             all(one.bus.describe()["connected"] and "trouble" not in one.bus.describe() for one in processes)
             and not self.leader.bus.unpublished()
-            and all(one.ear.states == dict.fromkeys(MARKETS, "live") for one in processes)
-            and all(not one.ear.open_gaps for one in processes)
-            and self.serving.ear.newest == self.both.ear.newest == self.leader.ear.newest
+            and all(one.listener.states == dict.fromkeys(MARKETS, "live") for one in processes)
+            and all(not one.listener.open_gaps for one in processes)
+            and self.serving.listener.newest == self.both.listener.newest == self.leader.listener.newest
         )
 
 
 @asynccontextmanager
-async def site(url: str) -> AsyncIterator[Site]:
+async def deployment(url: str) -> AsyncIterator[Deployment]:
     prefix = new_prefix()
     async with (
         process(url, prefix, ingests=True, lease_s=3.0) as leader,
@@ -132,7 +132,7 @@ async def site(url: str) -> AsyncIterator[Site]:
     ):
         await until(lambda: leader.state is LeaseState.LEADER and serving.is_ready)
         async with process(url, prefix, ingests=True, lease_s=3.0) as both:
-            one = Site(leader, serving, both)
+            one = Deployment(leader, serving, both)
             publishing = asyncio.ensure_future(one.publish())
             try:
                 await until(one.is_well, WELL_WITHIN_S)
@@ -147,12 +147,12 @@ async def test_what_redis_refuses_is_named_and_shown_and_heals(kind, caplog):
     caplog.set_level(logging.INFO)
     fault = FAULTS[kind]
     with own_redis(busy_reply_threshold="200") as server:
-        async with site(server.url) as one:
+        async with deployment(server.url) as one:
             await asyncio.to_thread(fault.begin, server)
             if kind == "NOPERM reading":
                 await until(lambda: fault.words in str(one.serving.bus.describe().get("trouble")), STALE_WITHIN_S)
             else:
-                await until(lambda: one.says(fault.words), STALE_WITHIN_S)
+                await until(lambda: one.reports(fault.words), STALE_WITHIN_S)
             await until(lambda: one.is_stale(one.serving), STALE_WITHIN_S)
             reasons = {shown.reason for shown in one.serving.bus._delivered_states.values()}
             assert len(reasons) == 1
@@ -168,7 +168,7 @@ async def test_a_full_redis_that_accepts_heartbeats_is_no_healthy_one(caplog):
     """Nothing but the numbers in them tells that messages are refused."""
     caplog.set_level(logging.INFO)
     with own_redis() as server:
-        async with site(server.url) as one:
+        async with deployment(server.url) as one:
             published = one.leader.bus.describe()["published"]
             commands("CONFIG SET maxmemory 1")(server)
             await CLOCK.sleep(1.0)
@@ -177,35 +177,35 @@ async def test_a_full_redis_that_accepts_heartbeats_is_no_healthy_one(caplog):
             assert max(facts["heartbeatAgeMs"].values()) < 2_000
             assert (facts["connected"], facts["trouble"]) == (False, "receiving: published messages do not arrive")
             assert one.leader.state is LeaseState.LEADER
-            assert one.leader.ear.states == dict.fromkeys(MARKETS, "live")  # its own clients have everything
+            assert one.leader.listener.states == dict.fromkeys(MARKETS, "live")  # its own clients have everything
             assert one.leader.bus.describe()["published"] <= published + 2 * len(MARKETS) * 4
             commands("CONFIG SET maxmemory 0")(server)
             await until(one.is_well, WELL_WITHIN_S)
             await CLOCK.sleep(6.5)
-            told = [record.message for record in caplog.records if record.message.startswith("Redis: publishing")]
-            assert len(told) == 2
-            assert ": OOM" in told[0]
-            assert "works again" in told[1]
+            log_lines = [record.message for record in caplog.records if record.message.startswith("Redis: publishing")]
+            assert len(log_lines) == 2
+            assert ": OOM" in log_lines[0]
+            assert "works again" in log_lines[1]
 
 
 async def test_work_that_failed_and_does_not_come_up_again_is_tried_until_it_works():
     """A follower asks for no request budget; its trouble from before must end with Redis's."""
     with own_redis() as server:
-        async with site(server.url) as one:
+        async with deployment(server.url) as one:
             FAULTS["NOPERM keys"].begin(server)
             with pytest.raises(Unavailable):
                 await one.both.parts.counter.count_hit("127.0.0.1", 60.0)
             await one.both.parts.budgets.budget_for("api.example.com", 10.0).acquire()
-            trouble = one.both.bus.describe()["trouble"]
-            assert "counting requests: NOPERM" in trouble
-            assert "sharing request budgets: NOPERM" in trouble
+            problem = one.both.bus.describe()["trouble"]
+            assert "counting requests: NOPERM" in problem
+            assert "sharing request budgets: NOPERM" in problem
             FAULTS["NOPERM keys"].end(server)
             await until(one.is_well, WELL_WITHIN_S)
 
 
 async def test_scripts_that_redis_forgets_all_the_time_are_sent_again():
     with own_redis() as server:
-        async with site(server.url) as one:
+        async with deployment(server.url) as one:
             with server.client() as client:
                 for _ in range(30):
                     client.script_flush()
@@ -217,7 +217,7 @@ async def test_scripts_that_redis_forgets_all_the_time_are_sent_again():
 async def test_a_server_that_is_loading_its_data_is_waited_for():
     slow = {"key_load_delay": "20000", "loading_process_events_interval_bytes": "1024", "rdbcompression": "no"}
     with own_redis(save="1000 1000", **slow) as server:
-        async with site(server.url) as one:
+        async with deployment(server.url) as one:
             with server.client() as client:  # it loads for a minute, unless it is asked to hurry
                 client.mset({f"filler-{number}": "x" * 1024 for number in range(3000)})
                 client.save()
@@ -256,12 +256,12 @@ async def test_nodes_that_answer_moved_without_end_are_asked_at_a_bounded_pace()
                 mine = client.execute_command("CLUSTER MYID").decode()
                 other = next(node for node in cluster.nodes if node is not owner)
                 with other.client() as far:
-                    theirs = far.execute_command("CLUSTER MYID").decode()
+                    node_id = far.execute_command("CLUSTER MYID").decode()
                 keys = client.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100)
                 if keys:
                     client.delete(*keys)
                 client.execute_command(
-                    "CLUSTER", "SETSLOT", slot, "NODE", theirs
+                    "CLUSTER", "SETSLOT", slot, "NODE", node_id
                 )  # and `other` says: it is the owner's
                 before = client.info("stats")["total_connections_received"]
                 publishing = asyncio.ensure_future(_publish(one))
@@ -273,7 +273,7 @@ async def test_nodes_that_answer_moved_without_end_are_asked_at_a_bounded_pace()
                     assert made < 150
                     client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", mine)
                     await until(lambda: not one.bus.unpublished() and "trouble" not in one.bus.describe(), 15.0)
-                    await until(lambda: serving.ear.newest.get(BTC) == one.ear.newest[BTC], 15.0)
+                    await until(lambda: serving.listener.newest.get(BTC) == one.listener.newest[BTC], 15.0)
                 finally:
                     publishing.cancel()
                     await asyncio.gather(publishing, return_exceptions=True)

@@ -28,9 +28,9 @@ def sentinels() -> Iterator[SentinelSet]:
 
 async def all_works(leader: Process, hearer: Process, within_s: float = 10.0) -> None:
     """What is published now is heard; it is said again and again, as candles are."""
-    ear, before = hearer.ear, leader.ear.newest[BTC].volume if BTC in leader.ear.newest else 0
+    listener, before = hearer.listener, leader.listener.newest[BTC].volume if BTC in leader.listener.newest else 0
     deadline = deadlines.now() + within_s
-    while BTC not in ear.newest or ear.newest[BTC].volume <= before or ear.open_gaps:
+    while BTC not in listener.newest or listener.newest[BTC].volume <= before or listener.open_gaps:
         assert deadlines.now() < deadline, (leader.bus.describe(), hearer.bus.describe())
         leader.publish()
         await asyncio.sleep(0.05)

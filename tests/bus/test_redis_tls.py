@@ -84,12 +84,12 @@ async def all_works(url: str) -> None:
     async with process(url, prefix, ingests=True) as leader, process(url, prefix) as hearer:
         await until(lambda: leader.state is LeaseState.LEADER and hearer.is_ready)
         candle = leader.publish()
-        await until(lambda: hearer.ear.newest.get(BTC) == candle)
+        await until(lambda: hearer.listener.newest.get(BTC) == candle)
         with patch("candled.bus.redis.shared_limits._REPLY_TIMEOUT_S", 30):  # a handshake takes a busy machine longer
             assert (await hearer.parts.counter.count_hit("127.0.0.1", 60.0))[0] == 1
 
 
-async def trouble_of(url: str) -> str:
+async def problem_of(url: str) -> str:
     """What a process says that cannot connect; it goes on trying, in whatever it does."""
     async with process(url, new_prefix(), ingests=True) as one:
         await until(lambda: "trouble" in one.bus.describe())
@@ -107,23 +107,23 @@ async def test_a_server_that_asks_for_a_certificate_gets_one(authority):
     certificate, key = authority.sign("client.example.org")
     with running(TlsServer(authority, asks="yes")) as server:
         await all_works(server.tls_url(authority.certificate, cert=certificate, key=key))
-        assert await trouble_of(server.tls_url(authority.certificate))  # it may do no more than hang up
+        assert await problem_of(server.tls_url(authority.certificate))  # it may do no more than hang up
 
 
 async def test_a_certificate_of_another_authority_is_refused_with_the_reason(server, authority, tmp_path):
     stranger = Authority(tmp_path, "stranger")
-    assert "certificate verify failed" in await trouble_of(server.tls_url(stranger.certificate))
+    assert "certificate verify failed" in await problem_of(server.tls_url(stranger.certificate))
 
 
 async def test_a_certificate_for_another_host_is_refused_with_the_reason(authority):
     with running(TlsServer(authority, host="redis.example.org")) as server:
-        assert "certificate is not valid for '127.0.0.1'" in await trouble_of(server.tls_url(authority.certificate))
+        assert "certificate is not valid for '127.0.0.1'" in await problem_of(server.tls_url(authority.certificate))
 
 
 async def test_tls_where_the_server_has_none_and_none_where_it_has_it_is_an_error_too(server, authority):
-    assert await trouble_of(f"redis://{HOST}:{server.port}/0")
+    assert await problem_of(f"redis://{HOST}:{server.port}/0")
     plain = urlsplit(shared_redis())
-    assert await trouble_of(f"rediss://{plain.hostname}:{plain.port}/0?ca={authority.certificate}")
+    assert await problem_of(f"rediss://{plain.hostname}:{plain.port}/0?ca={authority.certificate}")
 
 
 def test_files_that_cannot_be_used_are_named(authority, tmp_path):
@@ -131,7 +131,7 @@ def test_files_that_cannot_be_used_are_named(authority, tmp_path):
     _, other_key = authority.sign("b.example.org")
     nothing, text = tmp_path / "nothing.crt", tmp_path / "text.crt"
     text.write_text("no certificate")
-    for query, told in (
+    for query, expected in (
         (f"ca={nothing}", f"bus.url: ca: {nothing}: No such file or directory"),
         (f"ca={text}", f"bus.url: ca: {text}: no certificate in it"),
         (f"cert={certificate}&key={other_key}", f"bus.url: cert, key: {certificate}, {other_key}: "),
@@ -139,7 +139,7 @@ def test_files_that_cannot_be_used_are_named(authority, tmp_path):
     ):
         with pytest.raises(ConfigError) as refused:
             check_files(RedisAddress.parse(f"rediss://host?{query}"))
-        assert str(refused.value).startswith(told)
+        assert str(refused.value).startswith(expected)
 
 
 def test_a_daemon_with_the_wrong_authority_serves_tries_again_and_logs_the_reason(server, authority, tmp_path):
@@ -153,8 +153,8 @@ def test_a_daemon_with_the_wrong_authority_serves_tries_again_and_logs_the_reaso
     with Daemon(tmp_path) as daemon:
         daemon.start(config)  # not connected, and it serves
         deadline = deadlines.now() + 10
-        while "certificate verify failed" not in (told := str(daemon.get("/health?verbose")["bus"].get("trouble"))):
-            assert deadlines.now() < deadline, told
+        while "certificate verify failed" not in (expected := str(daemon.get("/health?verbose")["bus"].get("trouble"))):
+            assert deadlines.now() < deadline, expected
             time.sleep(0.1)
         assert "certificate verify failed" in daemon.get("/health/ready")["checks"]["bus"]
         time.sleep(2.0)

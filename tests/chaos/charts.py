@@ -19,7 +19,7 @@ KEYS = ("open", "high", "low", "close", "volume", "quoteVolume")
 
 
 @dataclass(frozen=True)
-class Wish:
+class Subscription:
     """What is subscribed to; `more` are keys beside the documented ones."""
 
     symbol: str
@@ -73,7 +73,7 @@ class Chart:
     `wrong` has the violations, and `finals` the bars that were sent as final, with the values of that moment.
     """
 
-    wish: Wish
+    subscription: Subscription
     bars: list[tuple[str, str]] = field(default_factory=list)
     position: tuple[str, int] | None = None
     is_initialized: bool = False  # this connection's `initial` or `resumed` has come
@@ -91,10 +91,10 @@ class Chart:
     def connected(self) -> dict[str, Any]:
         """A new connection: the request to send on it."""
         self.is_initialized = False
-        if not self.wish.more or self.position is None or not self.bars:
-            return self.wish.request
+        if not self.subscription.more or self.position is None or not self.bars:
+            return self.subscription.request
         epoch, seq = self.position
-        return self.wish.request | {"resume": {"epoch": epoch, "seq": seq, "time": self._resumes_at()}}
+        return self.subscription.request | {"resume": {"epoch": epoch, "seq": seq, "time": self._resumes_at()}}
 
     def take(self, text: str) -> None:
         """Take one message."""
@@ -196,7 +196,7 @@ class Chart:
         return next(unsettled, self.bars[-1][0])
 
     def _complain(self, what: str) -> None:
-        self.wrong.append(f"{self.wish}: {what}")
+        self.wrong.append(f"{self.subscription}: {what}")
 
 
 def closed_before(bars: Iterable[tuple[str, str]], length_ms: int, until_ms: int) -> list[tuple[str, str]]:

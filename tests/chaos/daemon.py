@@ -17,7 +17,7 @@ from candled.plugins import discover
 from tests.clocks import ScaledClock
 
 
-class LinkClock(ScaledClock):
+class RedisClock(ScaledClock):
     """The market's time of day, and the seconds of the machine.
 
     Everything about Redis runs on it: Redis counts a lease in real seconds, and what is promised of links is real too.
@@ -37,7 +37,7 @@ def main(path: Path, speed: float, start_ms: float, started: float) -> int:
     market = ScaledClock(speed, int(start_ms + (time.monotonic() - started) * speed * 1000))
 
     def make(url: str, clock: Any, *rest: Any, **more: Any) -> RedisParts:
-        return make_redis_parts(url, LinkClock(clock), *rest, **more)
+        return make_redis_parts(url, RedisClock(clock), *rest, **more)
 
     factory.make_redis_parts = make
     resume._LOGGED_WITHIN_S *= speed  # the store is no faster than it is

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from tests import deadlines
-from tests.chaos.site import Node, Site
+from tests.chaos.deployment import Deployment, Node
 from tests.chaos.tap import Tap
 from tests.proxy import Proxy
 
@@ -24,15 +24,17 @@ class Faults:
     message of the next, where nothing else was broken meanwhile. What is broken stays so for `longest_s` at most.
     """
 
-    def __init__(self, site: Site, tap: Tap, draw: random.Random, *, longest_s: float) -> None:
+    def __init__(self, deployment: Deployment, tap: Tap, draw: random.Random, *, longest_s: float) -> None:
         self.counts: Counter[str] = Counter()
         self.takeovers_s: list[float] = []
         self.active: Counter[str] = Counter()
-        self._site = site
+        self._deployment = deployment
         self._tap = tap
         self._draw = draw
         self._longest_s = longest_s
-        self._locks = {name: asyncio.Lock() for name in (*(node.name for node in site.nodes), "redis", "database")}
+        self._locks = {
+            name: asyncio.Lock() for name in (*(node.name for node in deployment.nodes), "redis", "database")
+        }
         self.kinds: dict[str, Callable[[], Awaitable[None]]] = {
             "kill leader": self.kill_leader,
             "freeze leader": self.freeze_leader,
@@ -54,7 +56,7 @@ class Faults:
     async def round(self, kinds: Sequence[str], *, at_boundary: bool) -> None:
         """Several faults that begin within two seconds of each other, around the beginning of a minute or anywhere."""
         if at_boundary:
-            await asyncio.sleep(max(0.0, self._site.to_boundary_s() - self._draw.uniform(0.0, 0.5)))
+            await asyncio.sleep(max(0.0, self._deployment.to_boundary_s() - self._draw.uniform(0.0, 0.5)))
         waits_s = [0.0] + [self._draw.uniform(0.0, 2.0) for _ in kinds[1:]]
         async with asyncio.TaskGroup() as tasks:
             for kind, wait_s in zip(kinds, waits_s, strict=True):
@@ -73,7 +75,7 @@ class Faults:
             await node.end(signal.SIGKILL)
             taking_over = asyncio.ensure_future(self._tap.next_feed(2 * TAKEOVER_S))
             await self._for_a_while(0.0)
-            self._site.start(node)
+            self._deployment.start(node)
             self._note_takeover(await taking_over, begun_alone)
 
     async def freeze_leader(self) -> None:
@@ -96,24 +98,24 @@ class Faults:
         await self._freeze("freeze follower", await self._follower())
 
     async def kill_serve(self) -> None:
-        await self._kill("kill serve", self._draw.choice(self._site.serving))
+        await self._kill("kill serve", self._draw.choice(self._deployment.serving))
 
     async def freeze_serve(self) -> None:
-        await self._freeze("freeze serve", self._draw.choice(self._site.serving))
+        await self._freeze("freeze serve", self._draw.choice(self._deployment.serving))
 
     async def stop_process(self) -> None:
         """In an orderly way, as for an update."""
-        node = self._draw.choice(self._site.nodes)
+        node = self._draw.choice(self._deployment.nodes)
         async with self._broken("stop process", node.name):
             await node.end(signal.SIGTERM)
             await self._for_a_while(0.0)
-            self._site.start(node)
+            self._deployment.start(node)
 
     async def _kill(self, kind: str, node: Node) -> None:
         async with self._broken(kind, node.name):
             await node.end(signal.SIGKILL)
             await self._for_a_while(0.0)
-            self._site.start(node)
+            self._deployment.start(node)
 
     async def _freeze(self, kind: str, node: Node) -> None:
         async with self._broken(kind, node.name):
@@ -126,29 +128,29 @@ class Faults:
     async def restart_redis(self) -> None:
         """It loses all its data."""
         async with self._broken("restart redis", "redis"):
-            await asyncio.to_thread(self._site.redis.kill)
+            await asyncio.to_thread(self._deployment.redis.kill)
             if self._draw.random() < 0.3:
                 await self._for_a_while(0.0)
             self._tap.restarted()
-            await asyncio.to_thread(self._site.redis.start)
+            await asyncio.to_thread(self._deployment.redis.start)
 
     async def freeze_redis(self) -> None:
         async with self._broken("freeze redis", "redis"):
-            self._site.redis.pause()
+            self._deployment.redis.pause()
             await self._for_a_while(1.0)
-            self._site.redis.resume()
+            self._deployment.redis.resume()
 
     async def kill_database(self) -> None:
         async with self._broken("kill database", "database"):
-            await asyncio.to_thread(self._site.postgres.kill)
+            await asyncio.to_thread(self._deployment.postgres.kill)
             await self._for_a_while(0.0)
-            await asyncio.to_thread(self._site.postgres.start)
+            await asyncio.to_thread(self._deployment.postgres.start)
 
     async def freeze_database(self) -> None:
         async with self._broken("freeze database", "database"):
-            self._site.postgres.pause()
+            self._deployment.postgres.pause()
             await self._for_a_while(1.0)
-            self._site.postgres.resume()
+            self._deployment.postgres.resume()
 
     # ------------------------------------------------------------ ways
 
@@ -176,7 +178,9 @@ class Faults:
             proxy.lose_existing()
 
     def _way(self, way: str) -> Proxy:
-        fitting = {"exchange": self._site.ingesting, "front": self._site.serving}.get(way, self._site.nodes)
+        fitting = {"exchange": self._deployment.ingesting, "front": self._deployment.serving}.get(
+            way, self._deployment.nodes
+        )
         proxy: Proxy = getattr(self._draw.choice(fitting), way)
         return proxy
 
@@ -209,13 +213,15 @@ class Faults:
     async def _leader(self) -> Node:
         """One that leads a shard; one that ingests, if none leads for long."""
         deadline = deadlines.now() + TAKEOVER_S
-        while not (leaders := await self._site.leaders()) and deadlines.now() < deadline:
+        while not (leaders := await self._deployment.leaders()) and deadlines.now() < deadline:
             await asyncio.sleep(0.1)
-        return self._draw.choice(sorted(set(leaders.values()), key=lambda node: node.name) or self._site.ingesting)
+        return self._draw.choice(
+            sorted(set(leaders.values()), key=lambda node: node.name) or self._deployment.ingesting
+        )
 
     async def _follower(self) -> Node:
-        leaders = await self._site.leaders()
-        return self._draw.choice([node for node in self._site.ingesting if node not in leaders.values()])
+        leaders = await self._deployment.leaders()
+        return self._draw.choice([node for node in self._deployment.ingesting if node not in leaders.values()])
 
 
 @asynccontextmanager

@@ -10,10 +10,10 @@ import websockets
 from candled.model import MINUTE, MINUTE_MS, Candle, Interval, Symbol, fold, iso_ms
 from tests import deadlines
 from tests.chaos.charts import closed_before, time_ms, values_of, without_source
-from tests.chaos.site import Site, Values
+from tests.chaos.deployment import Deployment, Values
 from tests.chaos.viewers import Viewer, fresh
 
-_SETTLED_MS = 2 * MINUTE_MS  # minutes that ended so long ago should be final and stored
+_FINAL_AFTER_MS = 2 * MINUTE_MS  # minutes that ended so long ago should be final and stored
 _CLOSED_MS = 30_000  # so long after its end a minute has settled, and is stored
 _LEAD_MS = 12 * 60 * MINUTE_MS  # the stream's snapshots reach back before the week in which a run begins
 _CALM_S = 1.0  # the exchange holds its tongue for so long while charts are compared
@@ -35,9 +35,9 @@ class Score:
 class Judge:
     """Compares a site and its viewers with the exchange's truth."""
 
-    def __init__(self, site: Site, viewers: Sequence[Viewer]) -> None:
+    def __init__(self, deployment: Deployment, viewers: Sequence[Viewer]) -> None:
         self.score = Score()
-        self._site = site
+        self._deployment = deployment
         self._viewers = viewers
         self._slots: dict[str, dict[str, int]] = {}
 
@@ -51,7 +51,7 @@ class Judge:
 
     async def until_stored(self, within_s: float) -> float:
         """The same of what is stored alone."""
-        until_ms = MINUTE.floor(self._site.clock.now_ms()) - _SETTLED_MS
+        until_ms = MINUTE.floor(self._deployment.clock.now_ms()) - _FINAL_AFTER_MS
         return await self._until(lambda: self._store(until_ms), within_s)
 
     async def watch_closed(self, seconds: float) -> float:
@@ -86,11 +86,11 @@ class Judge:
         wrong = await self._processes()
         if wrong:
             return wrong
-        until_ms = MINUTE.floor(self._site.clock.now_ms()) - _SETTLED_MS
+        until_ms = MINUTE.floor(self._deployment.clock.now_ms()) - _FINAL_AFTER_MS
         wrong = await self._store(until_ms)
         if wrong:
             return wrong
-        self._site.fake.holds_back = True
+        self._deployment.fake.holds_back = True
         try:
             calm_until = deadlines.now() + _CALM_S
             while wrong := await self._charts(until_ms):
@@ -98,14 +98,14 @@ class Judge:
                     break
                 await asyncio.sleep(0.1)
         finally:
-            self._site.fake.holds_back = False
+            self._deployment.fake.holds_back = False
         return wrong
 
     # ------------------------------------------------------------ processes
 
     async def _processes(self) -> str:
         """Every process says that it is well, and has all slots of its pools."""
-        nodes = self._site.nodes
+        nodes = self._deployment.nodes
         for node, health in zip(nodes, await asyncio.gather(*(node.health() for node in nodes)), strict=True):
             if health is None:
                 return f"{node.name} does not answer: {node.tail(1500)}"
@@ -128,10 +128,10 @@ class Judge:
         """Every final minute is there exactly once, as the exchange had it."""
         minutes = missing = wrong = extra = 0
         example = ""
-        for symbol in self._site.symbols:
-            truth = {candle.open_ms: candle.values for candle in self._site.truth(symbol, until_ms)}
+        for symbol in self._deployment.symbols:
+            truth = {candle.open_ms: candle.values for candle in self._deployment.truth(symbol, until_ms)}
             try:
-                rows = await asyncio.to_thread(self._site.stored, symbol, until_ms)
+                rows = await asyncio.to_thread(self._deployment.stored, symbol, until_ms)
             except psycopg2.Error as error:
                 return f"the database cannot be read: {error}"
             stored = dict(rows)
@@ -148,43 +148,50 @@ class Judge:
 
     async def _closed(self) -> str:
         """Every closed bar is stored as the exchange had it, and shown so by every client."""
-        until_ms = MINUTE.floor(self._site.clock.now_ms() - _CLOSED_MS)
+        until_ms = MINUTE.floor(self._deployment.clock.now_ms() - _CLOSED_MS)
         wrong = await self._store(until_ms)
         for chart in () if wrong else (viewer.chart for viewer in self._viewers):
-            wrong = self._untrue(Symbol.parse(chart.wish.symbol), chart.wish.interval, chart.bars, until_ms)
-            newest = closed_before(chart.bars, chart.wish.length_ms, until_ms)[-1:]
-            if not newest or time_ms(newest[0]) + 2 * chart.wish.length_ms <= until_ms:
+            wrong = self._untrue(
+                Symbol.parse(chart.subscription.symbol), chart.subscription.interval, chart.bars, until_ms
+            )
+            newest = closed_before(chart.bars, chart.subscription.length_ms, until_ms)[-1:]
+            if not newest or time_ms(newest[0]) + 2 * chart.subscription.length_ms <= until_ms:
                 wrong = f"the newest closed bar is missing: {newest}"
             if wrong:
-                return f"{chart.wish}: {wrong}"
+                return f"{chart.subscription}: {wrong}"
         return wrong
 
     async def _charts(self, until_ms: int) -> str:
         """Every chart is a fresh `initial` of every process, letter by letter but for `src`; closed bars are true."""
-        wishes = list(dict.fromkeys(viewer.chart.wish for viewer in self._viewers))
-        nodes = self._site.serving
+        subscriptions = list(dict.fromkeys(viewer.chart.subscription for viewer in self._viewers))
+        nodes = self._deployment.serving
         try:
-            shown = await asyncio.gather(*(fresh(node, wish) for wish in wishes for node in nodes))
+            shown = await asyncio.gather(
+                *(fresh(node, subscription) for subscription in subscriptions for node in nodes)
+            )
         except (OSError, TimeoutError, websockets.WebSocketException) as error:
             return f"a fresh client is not served: {error!r}"
         shown = [without_source(bars) for bars in shown]
-        by_wish = {wish: shown[at * len(nodes) : (at + 1) * len(nodes)] for at, wish in enumerate(wishes)}
-        for wish, several in by_wish.items():
+        by_subscription = {
+            subscription: shown[at * len(nodes) : (at + 1) * len(nodes)]
+            for at, subscription in enumerate(subscriptions)
+        }
+        for subscription, several in by_subscription.items():
             for node, bars in zip(nodes, several, strict=True):
                 if bars != several[0]:
-                    return f"{wish}: {node.name} shows {_unlike(bars, several[0])} of {nodes[0].name}"
+                    return f"{subscription}: {node.name} shows {_unlike(bars, several[0])} of {nodes[0].name}"
             if not several[0]:
-                return f"{wish}: nothing is shown"
-            wrong = self._untrue(Symbol.parse(wish.symbol), wish.interval, several[0], until_ms)
+                return f"{subscription}: nothing is shown"
+            wrong = self._untrue(Symbol.parse(subscription.symbol), subscription.interval, several[0], until_ms)
             if wrong:
-                return f"{wish}: {wrong}"
+                return f"{subscription}: {wrong}"
         for viewer in self._viewers:
-            bars = by_wish[viewer.chart.wish][0]
+            bars = by_subscription[viewer.chart.subscription][0]
             if not viewer.is_connected:
-                return f"{viewer.chart.wish}: the client is not connected"
+                return f"{viewer.chart.subscription}: the client is not connected"
             drawn = without_source(viewer.chart.window(bars))
             if drawn != bars:
-                return f"{viewer.chart.wish}: the chart shows {_unlike(drawn, bars)} of a reload"
+                return f"{viewer.chart.subscription}: the chart shows {_unlike(drawn, bars)} of a reload"
         self.score.charts = len(self._viewers)
         return ""
 
@@ -199,7 +206,7 @@ class Judge:
     def folded(self, symbol: Symbol, interval: Interval, until_ms: int) -> dict[int, Values]:
         """The closed bars of an interval as plain folds of the truth."""
         buckets: dict[int, list[Candle]] = {}
-        for candle in self._site.truth(symbol, until_ms, lead_ms=_LEAD_MS):
+        for candle in self._deployment.truth(symbol, until_ms, lead_ms=_LEAD_MS):
             buckets.setdefault(interval.floor(candle.open_ms), []).append(candle)
         return {open_ms: fold(parts, open_ms).values for open_ms, parts in buckets.items()}
 
@@ -208,13 +215,15 @@ class Judge:
     def misbehaved(self) -> list[str]:
         """Return the complaints of charts, and the bars that were sent as final and have other values."""
         found = [wrong for viewer in self._viewers for wrong in viewer.chart.wrong]
-        now_ms = self._site.clock.now_ms()
+        now_ms = self._deployment.clock.now_ms()
         for chart in (viewer.chart for viewer in self._viewers):
-            truth = self.folded(Symbol.parse(chart.wish.symbol), Interval.parse(chart.wish.interval), now_ms)
+            truth = self.folded(
+                Symbol.parse(chart.subscription.symbol), Interval.parse(chart.subscription.interval), now_ms
+            )
             for begins, (bar, _) in chart.finals.items():
                 real = truth.get(time_ms((begins, bar)))
                 if values_of(bar) != real:
-                    found.append(f"{chart.wish}: sent as final: {bar}, the truth is {real}")
+                    found.append(f"{chart.subscription}: sent as final: {bar}, the truth is {real}")
         return found
 
 

@@ -7,10 +7,10 @@ import random
 import pytest
 
 from tests import deadlines
-from tests.chaos.charts import Wish
+from tests.chaos.charts import Subscription
+from tests.chaos.deployment import SPEED, Deployment
 from tests.chaos.faults import TAKEOVER_S, Faults
 from tests.chaos.judge import Judge
-from tests.chaos.site import SPEED, Site
 from tests.chaos.tap import Tap
 from tests.chaos.viewers import Viewer
 
@@ -23,7 +23,7 @@ LONG = [
 SHORT: list[pytest.MarkDecorator] = []
 START_S = 60.0
 HEAL_S = 60.0
-REDIS_HEALED_S = 5.0
+REDIS_RECOVERED_S = 5.0
 WATCHED_S = 7.0  # within this the minute that ended with a fault has settled
 CHECKED = 0.4  # of the rounds; after the others the next one comes on top
 EXTENDED = ("fields", "corrections", "status")
@@ -40,18 +40,20 @@ def seed() -> int:
     return int(os.environ.get("CANDLED_TEST_SEED") or random.SystemRandom().randrange(10**6))
 
 
-def watch(site: Site, draw: random.Random) -> list[Viewer]:
+def watch(deployment: Deployment, draw: random.Random) -> list[Viewer]:
     """Clients of every serving process in several rooms, plain and extended ones, and some that change between them."""
     viewers = []
-    for node in site.serving:
+    for node in deployment.serving:
         for number, interval in enumerate(("1m", "5m", "1h")):
-            symbol = str(site.symbols[number % len(site.symbols)])
-            viewers.append(Viewer(Wish(symbol, interval), [node], random.Random(draw.random())))
-            viewers.append(Viewer(Wish(symbol, interval, more=EXTENDED), [node], random.Random(draw.random())))
+            symbol = str(deployment.symbols[number % len(deployment.symbols)])
+            viewers.append(Viewer(Subscription(symbol, interval), [node], random.Random(draw.random())))
+            viewers.append(Viewer(Subscription(symbol, interval, more=EXTENDED), [node], random.Random(draw.random())))
     for interval in ("1m", "5m"):
-        symbol = str(site.symbols[-1])
-        viewers.append(Viewer(Wish(symbol, interval), site.serving, random.Random(draw.random())))
-        viewers.append(Viewer(Wish(symbol, interval, more=EXTENDED), site.serving, random.Random(draw.random())))
+        symbol = str(deployment.symbols[-1])
+        viewers.append(Viewer(Subscription(symbol, interval), deployment.serving, random.Random(draw.random())))
+        viewers.append(
+            Viewer(Subscription(symbol, interval, more=EXTENDED), deployment.serving, random.Random(draw.random()))
+        )
     return viewers
 
 
@@ -83,12 +85,14 @@ async def test_whatever_fails_every_minute_is_stored_once_and_every_chart_is_rig
     number = seed()
     print(f"\nchaos: seed {number}")
     draw = random.Random(number)
-    async with Site(tmp_path, ingest=ingest, serve=serve, shards=shards, markets=2 * shards, speed=speed) as site:
-        tap = Tap(site.redis)
-        for node in site.nodes:
-            site.start(node)
-        viewers = watch(site, draw)
-        judge, breaking = Judge(site, viewers), Faults(site, tap, draw, longest_s=longest_s)
+    async with Deployment(
+        tmp_path, ingest=ingest, serve=serve, shards=shards, markets=2 * shards, speed=speed
+    ) as deployment:
+        tap = Tap(deployment.redis)
+        for node in deployment.nodes:
+            deployment.start(node)
+        viewers = watch(deployment, draw)
+        judge, breaking = Judge(deployment, viewers), Faults(deployment, tap, draw, longest_s=longest_s)
         try:
             print(f"right after the start: {await judge.until_right(START_S):.1f} s", flush=True)
             judge.score.heals_s.clear()
@@ -105,7 +109,7 @@ async def test_whatever_fails_every_minute_is_stored_once_and_every_chart_is_rig
                 else:
                     print(flush=True)
                 await asyncio.sleep(draw.uniform(0.0, 2.0))
-            await site.minutes(1)
+            await deployment.minutes(1)
             await judge.until_right(HEAL_S)
             wrong = tap.wrong + judge.misbehaved()
             assert not wrong, "\n".join(wrong)
@@ -125,23 +129,27 @@ async def test_after_trouble_with_redis_every_closed_bar_is_the_stored_one_withi
     number = seed()
     draw = random.Random(number)
     kinds = ["restart redis", "freeze redis", "lose redis", "mute redis", "reset redis"]
-    async with Site(tmp_path, ingest=1, serve=2) as site:
-        tap = Tap(site.redis)
-        for node in site.nodes:
-            site.start(node)
-        wishes = [Wish(str(symbol), interval) for symbol in site.symbols for interval in ("1m", "5m")]
-        wishes += [Wish(wish.symbol, wish.interval, more=EXTENDED) for wish in wishes]
+    async with Deployment(tmp_path, ingest=1, serve=2) as deployment:
+        tap = Tap(deployment.redis)
+        for node in deployment.nodes:
+            deployment.start(node)
+        subscriptions = [
+            Subscription(str(symbol), interval) for symbol in deployment.symbols for interval in ("1m", "5m")
+        ]
+        subscriptions += [
+            Subscription(subscription.symbol, subscription.interval, more=EXTENDED) for subscription in subscriptions
+        ]
         viewers = [
-            Viewer(wishes[at % len(wishes)], [site.serving[at % 3]], random.Random(draw.random()))
+            Viewer(subscriptions[at % len(subscriptions)], [deployment.serving[at % 3]], random.Random(draw.random()))
             for at in range(clients)
         ]
-        judge, breaking = Judge(site, viewers), Faults(site, tap, draw, longest_s=5.0)
+        judge, breaking = Judge(deployment, viewers), Faults(deployment, tap, draw, longest_s=5.0)
         try:
             await judge.until_right(START_S)
             judge.score.heals_s.clear()
             for at in range(faults):
                 await breaking.round([kinds[at % len(kinds)]], at_boundary=True)
-                assert await judge.watch_closed(WATCHED_S) <= REDIS_HEALED_S
+                assert await judge.watch_closed(WATCHED_S) <= REDIS_RECOVERED_S
             await judge.until_right(HEAL_S)
             wrong = tap.wrong + judge.misbehaved()
             assert not wrong, "\n".join(wrong)

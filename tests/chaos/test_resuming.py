@@ -10,9 +10,9 @@ import pytest
 import websockets
 
 from tests import deadlines
-from tests.chaos.charts import EXTENDED, Chart, Wish
+from tests.chaos.charts import EXTENDED, Chart, Subscription
+from tests.chaos.deployment import Deployment, Node
 from tests.chaos.judge import Judge
-from tests.chaos.site import Node, Site
 
 pytestmark = pytest.mark.usefixtures("postgres", "redis", "daemon")
 
@@ -21,15 +21,15 @@ START_S = 60.0
 TAKEOVER_S = 12.0  # another leads, and all processes know it
 AWAY_S = 90.0  # of the market
 MOMENT_S = 0.1  # of the wall
-PATIENCE_S = 20.0  # of the machine; a process may still be starting
+WITHIN_S = 20.0  # of the machine; a process may still be starting
 HEAL_S = 30.0
 
 
 class Visitor:
     """A client that comes and goes as the test decides, and asks for everything that an extended server offers."""
 
-    def __init__(self, wish: Wish, home: Node) -> None:
-        self.chart = Chart(wish)
+    def __init__(self, subscription: Subscription, home: Node) -> None:
+        self.chart = Chart(subscription)
         self.home = home
         self.is_connected = False
         self._reading: asyncio.Task[None] | None = None
@@ -38,7 +38,7 @@ class Visitor:
         """Connect and wait for what is shown first; return whether it was only what changed."""
         request, resumed = self.chart.connected(), self.chart.resumed
         self._reading = asyncio.ensure_future(self._read(node, request))
-        async with deadlines.timeout(PATIENCE_S):
+        async with deadlines.timeout(WITHIN_S):
             while not self.chart.is_initialized:
                 assert not self._reading.done(), self._reading.exception()
                 await asyncio.sleep(0.01)
@@ -79,15 +79,15 @@ async def _connect_patiently(url: str) -> websockets.ClientConnection:
 class Gathering:
     """Visitors of every serving process, in several rooms, and the judge of what they show."""
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
-        wishes = [
-            Wish(str(symbol), interval, more=tuple(EXTENDED))
-            for symbol in site.symbols
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment = deployment
+        subscriptions = [
+            Subscription(str(symbol), interval, more=tuple(EXTENDED))
+            for symbol in deployment.symbols
             for interval in ("1m", "5m", "1h")
         ]
-        self.visitors = [Visitor(wish, node) for wish in wishes for node in site.serving]
-        self.judge = Judge(site, self.visitors)
+        self.visitors = [Visitor(subscription, node) for subscription in subscriptions for node in deployment.serving]
+        self.judge = Judge(deployment, self.visitors)
         self._step = 1  # first all go elsewhere, then every second one, and so on
 
     async def begin(self) -> None:
@@ -102,8 +102,8 @@ class Gathering:
         All and every second one, by turns, reconnect to the next process. Return for each whether it received only
         the changes.
         """
-        serving, minute_s = self.site.serving, 60.0 / self.site.clock.speed
-        to_boundary_s = self.site.to_boundary_s()
+        serving, minute_s = self.deployment.serving, 60.0 / self.deployment.clock.speed
+        to_boundary_s = self.deployment.to_boundary_s()
         await asyncio.sleep((to_boundary_s + (-seconds / 2 if at_boundary else minute_s / 3)) % minute_s)
         await asyncio.gather(*(visitor.leave() for visitor in self.visitors))
         meanwhile()
@@ -124,11 +124,11 @@ class Gathering:
 
 
 async def test_a_client_that_comes_back_shows_what_a_reload_would(tmp_path):
-    async with Site(tmp_path, ingest=1, serve=1, speed=SPEED) as site:
-        for node in site.nodes:
-            site.start(node)
-        await Judge(site, []).until_right(START_S)
-        together = Gathering(site)
+    async with Deployment(tmp_path, ingest=1, serve=1, speed=SPEED) as deployment:
+        for node in deployment.nodes:
+            deployment.start(node)
+        await Judge(deployment, []).until_right(START_S)
+        together = Gathering(deployment)
         try:
             await together.begin()
             await together.right()
@@ -138,28 +138,28 @@ async def test_a_client_that_comes_back_shows_what_a_reload_would(tmp_path):
                     # a process may itself be catching up
                     assert sum(resumed) > len(resumed) / 2, f"{seconds:.1f} s: {resumed}"
                     await together.right()
-            for node, seconds in ((site.serving[0], AWAY_S / SPEED), (await leader(site), TAKEOVER_S)):
-                resumed = await together.disconnect_for(seconds, at_boundary=True, meanwhile=restart(site, node))
+            for node, seconds in ((deployment.serving[0], AWAY_S / SPEED), (await leader(deployment), TAKEOVER_S)):
+                resumed = await together.disconnect_for(seconds, at_boundary=True, meanwhile=restart(deployment, node))
                 assert sum(resumed) > len(resumed) / 2, f"{node.name} was restarted: {resumed}"
                 await together.right()
         finally:
             await together.end()
 
 
-async def leader(site: Site) -> Node:
+async def leader(deployment: Deployment) -> Node:
     """Return the process that reads the exchange."""
-    while not (leaders := await site.leaders()):
+    while not (leaders := await deployment.leaders()):
         await asyncio.sleep(0.1)
     return leaders[0]
 
 
-def restart(site: Site, node: Node) -> Callable[[], None]:
+def restart(deployment: Deployment, node: Node) -> Callable[[], None]:
     """Kills a process and starts it again."""
 
     def do() -> None:
         assert node.process is not None
         node.signal(signal.SIGKILL)
         node.process.wait()
-        site.start(node)
+        deployment.start(node)
 
     return do

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from tests import deadlines
+from tests.chaos.deployment import Deployment, Node
 from tests.chaos.judge import Judge
-from tests.chaos.site import Node, Site
 from tests.chaos.test_resuming import SPEED, START_S, Gathering, leader
 
 pytestmark = pytest.mark.usefixtures("postgres", "redis", "daemon")
@@ -24,24 +24,24 @@ async def health_of(node: Node, within_s: float = 20.0) -> dict:
 
 async def test_a_process_that_starts_while_the_leaders_database_is_down_sends_nothing_wrong_as_final(tmp_path):
     """No process can read minutes that the leader cannot store; charts show them once they are stored."""
-    async with Site(tmp_path, ingest=1, serve=2, speed=SPEED) as site:
-        late = next(node for node in site.nodes if node.name == "serve1")
-        site.nodes = [node for node in site.nodes if node.name in ("ingest0", "serve0")]
-        for node in site.nodes:
-            site.start(node)
-        await Judge(site, []).until_right(START_S)
-        way = (await leader(site)).database
+    async with Deployment(tmp_path, ingest=1, serve=2, speed=SPEED) as deployment:
+        late = next(node for node in deployment.nodes if node.name == "serve1")
+        deployment.nodes = [node for node in deployment.nodes if node.name in ("ingest0", "serve0")]
+        for node in deployment.nodes:
+            deployment.start(node)
+        await Judge(deployment, []).until_right(START_S)
+        way = (await leader(deployment)).database
         way.refuse()
         way.reset_existing()
-        await site.minutes(4)
-        site.start(late)
-        site.nodes.append(late)
+        await deployment.minutes(4)
+        deployment.start(late)
+        deployment.nodes.append(late)
         await health_of(late)
-        together = Gathering(site)
+        together = Gathering(deployment)
         try:
             await together.begin()
-            await site.minutes(1)
-            assert (await health_of(late))["bars"]["catchingUp"] == len(site.symbols)
+            await deployment.minutes(1)
+            assert (await health_of(late))["bars"]["catchingUp"] == len(deployment.symbols)
             way.refuse(False)
             await together.judge.until_right(HEAL_S)
             wrong = together.judge.misbehaved()

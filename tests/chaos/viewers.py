@@ -9,18 +9,18 @@ from collections.abc import Sequence
 import websockets
 
 from tests import deadlines
-from tests.chaos.charts import Chart, Wish, bars_of
-from tests.chaos.site import Node
+from tests.chaos.charts import Chart, Subscription, bars_of
+from tests.chaos.deployment import Node
 
-_PATIENCE_S = 4.0
+_WITHIN_S = 4.0
 _FIRST_WAIT_S, _MOST_WAIT_S = 0.1, 2.0
 
 
 class Viewer:
     """One client with one chart, on the front of one process or, like behind a balancer, of any of `nodes`."""
 
-    def __init__(self, wish: Wish, nodes: Sequence[Node], draw: random.Random) -> None:
-        self.chart = Chart(wish)
+    def __init__(self, subscription: Subscription, nodes: Sequence[Node], draw: random.Random) -> None:
+        self.chart = Chart(subscription)
         self.connections = 0
         self.is_connected = False
         self._nodes = nodes
@@ -52,7 +52,7 @@ class Viewer:
         host, port = node.front.address
         async with websockets.connect(
             f"ws://{host}:{port}/",
-            max_size=None, open_timeout=_PATIENCE_S, ping_interval=2.0, ping_timeout=_PATIENCE_S, close_timeout=0.2,
+            max_size=None, open_timeout=_WITHIN_S, ping_interval=2.0, ping_timeout=_WITHIN_S, close_timeout=0.2,
         ) as ws:  # fmt: skip
             self.connections += 1
             await ws.send(json.dumps(self.chart.connected()))
@@ -62,11 +62,11 @@ class Viewer:
                     self.is_connected = self.chart.is_initialized
 
 
-async def fresh(node: Node, wish: Wish) -> list[tuple[str, str]]:
+async def fresh(node: Node, subscription: Subscription) -> list[tuple[str, str]]:
     """What a new client of a process is shown, straight from it."""
-    async with websockets.connect(f"ws://127.0.0.1:{node.port}/", max_size=None, open_timeout=_PATIENCE_S) as ws:
-        await ws.send(json.dumps(wish.request))
-        async with deadlines.timeout(_PATIENCE_S):
+    async with websockets.connect(f"ws://127.0.0.1:{node.port}/", max_size=None, open_timeout=_WITHIN_S) as ws:
+        await ws.send(json.dumps(subscription.request))
+        async with deadlines.timeout(_WITHIN_S):
             async for text in ws:
                 if json.loads(text)["type"] == "initial":
                     return bars_of(str(text))

@@ -57,7 +57,7 @@ class JsClient:
             await self._reader
         assert self._process.returncode == 0
 
-    def tell(self, do: str, name: str = "", **more: Any) -> None:
+    def send_command(self, do: str, name: str = "", **more: Any) -> None:
         """Have the driver do something."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"do": do, "name": name, **more}).encode() + b"\n")
@@ -77,7 +77,7 @@ class JsClient:
     async def ask(self, do: str, answer: str, name: str = "a", **more: Any) -> Any:
         """Have the driver do something and wait for the facts of the event that tells how it went."""
         before = len(self.events(answer, name))
-        self.tell(do, name, **more)
+        self.send_command(do, name, **more)
         return (await self.until(answer, before + 1, name))[0]
 
     async def report(self, name: str = "a") -> Any:

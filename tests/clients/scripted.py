@@ -93,7 +93,7 @@ class Scripted:
         self._http.stop()
         for handler in list(self._handlers):
             if bye_ms is not None and self.extended:
-                handler.say({"type": "bye", "reconnectAfterMs": bye_ms})
+                handler.send_json({"type": "bye", "reconnectAfterMs": bye_ms})
             handler.close(1001, "the server is going away")
         await asyncio.sleep(0.02)
         self.drop()
@@ -152,7 +152,7 @@ class Scripted:
         """Change the state of the feed."""
         self.state = (state, self.state[1] + 60_000)
         for handler in list(self._handlers):
-            handler.tell_states()
+            handler.send_states()
 
     def fresh(self, topic: Topic, count: int) -> list[Bar]:
         """What a fresh subscription would get."""
@@ -252,7 +252,7 @@ class _Handler(WebSocketHandler):
         if self.ws_connection is not None:
             self.ws_connection._abort()
 
-    def say(self, message: Bar) -> None:
+    def send_json(self, message: Bar) -> None:
         if self.server.silent:
             return
         delay_s = self.server.delay_s
@@ -276,7 +276,7 @@ class _Handler(WebSocketHandler):
             request = {key: value for key, value in request.items() if key in _DOCUMENTED}
         match request["type"]:
             case "ping":
-                self.say({"type": "pong"})
+                self.send_json({"type": "pong"})
             case "subscribe":
                 self._subscribe(request)
             case "unsubscribe":
@@ -284,7 +284,7 @@ class _Handler(WebSocketHandler):
             case "history" if self.server.extended:
                 self._history(request)
             case other:
-                self.say({"type": "error", "message": f"Unknown message type: {other}"})
+                self.send_json({"type": "error", "message": f"Unknown message type: {other}"})
 
     def _subscribe(self, request: Bar) -> None:
         topic = request["symbol"], request["interval"]
@@ -292,12 +292,12 @@ class _Handler(WebSocketHandler):
         if refusal:
             message, code = refusal
             extra = {"id": request["id"], "code": code, "temporary": code in (100, 111)} if "id" in request else {}
-            self.say({"type": "error", "message": message, **extra})
+            self.send_json({"type": "error", "message": message, **extra})
             return
         if self.server.misorders:  # as no server should
-            self.say(self._update(topic, self.server.bars(topic)[-1], request))
+            self.send_json(self._update(topic, self.server.bars(topic)[-1], request))
         if "id" in request:
-            self.say({"type": "subscribed", "id": request["id"], "symbol": topic[0], "interval": topic[1]})
+            self.send_json({"type": "subscribed", "id": request["id"], "symbol": topic[0], "interval": topic[1]})
         changed = self.server.changed_since(topic, request["resume"]) if "resume" in request else None
         if changed is not None:
             body: Bar = {"type": "resumed", "recovered": True, "bars": self._shown(changed, request)}
@@ -305,9 +305,9 @@ class _Handler(WebSocketHandler):
             bars = self.server.bars(topic)[-request["initialBars"] :]
             recovered = {"recovered": False} if "resume" in request else {}
             body = {"type": "initial", **recovered, "bars": self._shown(bars, request)}
-        self.say(body | {"symbol": topic[0], "interval": topic[1]} | self._position(request))
+        self.send_json(body | {"symbol": topic[0], "interval": topic[1]} | self._position(request))
         self.rooms[topic] = request
-        self.tell_states()
+        self.send_states()
 
     def _history(self, request: Bar) -> None:
         topic = request["symbol"], request["interval"]
@@ -316,7 +316,7 @@ class _Handler(WebSocketHandler):
         older = [bar for bar in self.server.bars(topic) if bar["time"] < before]
         page = older[-request["limit"] :]
         body = {"bars": self._shown(page, request), "end": len(page) == len(older)}
-        self.say({"type": "history", "id": request["id"], "symbol": topic[0], "interval": topic[1], **body})
+        self.send_json({"type": "history", "id": request["id"], "symbol": topic[0], "interval": topic[1], **body})
 
     # ------------------------------------------------------------ answers
 
@@ -325,19 +325,19 @@ class _Handler(WebSocketHandler):
         if request is None:
             return
         if not is_old:
-            self.say(self._update(topic, bar, request))
+            self.send_json(self._update(topic, bar, request))
             if self.server.misorders:
-                self.say(self._update(topic, self.server.bars(topic)[-3] | {"close": 1.0}, request))
+                self.send_json(self._update(topic, self.server.bars(topic)[-3] | {"close": 1.0}, request))
         elif request.get("corrections"):
-            self.say(self._update(topic, bar, request) | {"type": "correction"})
+            self.send_json(self._update(topic, bar, request) | {"type": "correction"})
         else:
             bars = self._shown(self.server.bars(topic)[-request["initialBars"] :], request)
-            self.say({"type": "initial", "symbol": topic[0], "interval": topic[1], "bars": bars})
+            self.send_json({"type": "initial", "symbol": topic[0], "interval": topic[1], "bars": bars})
 
-    def tell_states(self) -> None:
+    def send_states(self) -> None:
         state, since_ms = self.server.state
         for symbol in {symbol for (symbol, _), request in self.rooms.items() if request.get("status")}:
-            self.say({"type": "status", "symbol": symbol, "state": state, "since": iso_ms(since_ms)})
+            self.send_json({"type": "status", "symbol": symbol, "state": state, "since": iso_ms(since_ms)})
 
     def _update(self, topic: Topic, bar: Bar, request: Bar) -> Bar:
         (shown,) = self._shown([bar], request)

@@ -36,7 +36,7 @@ def request(topic: tuple[str, str] = BTC, bars: int = 20) -> dict[str, Any]:
     return {"symbol": topic[0], "interval": topic[1], "bars": bars}
 
 
-async def settled(client: JsClient, server: Scripted, topic: tuple[str, str], name: str = "a") -> list[dict[str, Any]]:
+async def synced(client: JsClient, server: Scripted, topic: tuple[str, str], name: str = "a") -> list[dict[str, Any]]:
     """Wait until the client holds what a fresh subscription would get; every bar it holds."""
     async with deadlines.timeout(10):
         while True:
@@ -48,7 +48,7 @@ async def settled(client: JsClient, server: Scripted, topic: tuple[str, str], na
 
 async def test_it_gives_the_bars_then_what_moves_then_what_opens(server: Scripted) -> None:
     async with JsClient(server.url) as client:
-        client.tell("subscribe", "a", request=request())
+        client.send_command("subscribe", "a", request=request())
         bars, change = await client.until("onBars")
         assert plain(bars) == server.fresh(BTC, 20)
         assert (change["reason"], change["isFirst"]) == ("initial", True)
@@ -58,64 +58,64 @@ async def test_it_gives_the_bars_then_what_moves_then_what_opens(server: Scripte
         opened = server.open_next(BTC)
         bar, is_new = await client.until("onBar", 3 if server.extended else 2)
         assert (plain([bar]), is_new) == (plain([opened]), True)
-        assert len(await settled(client, server, BTC)) == 21
+        assert len(await synced(client, server, BTC)) == 21
 
 
 async def test_each_bar_is_reported_final_once_and_in_order(server: Scripted) -> None:
     server.misorders = True
     async with JsClient(server.url) as client:
-        client.tell("subscribe", "a", request=request())
+        client.send_command("subscribe", "a", request=request())
         await client.until("onBars")
         before = server.finals(BTC)
         for _ in range(3):
             server.trade(BTC)
             server.open_next(BTC)
-            await settled(client, server, BTC)
+            await synced(client, server, BTC)
             server.drop()
             server.trade(BTC)
-            await settled(client, server, BTC)
+            await synced(client, server, BTC)
         assert [bar["time"] for (bar,) in client.events("onFinal")] == server.finals(BTC)[len(before) :]
 
 
 async def test_time_does_not_run_backwards_whatever_the_server_sends(server: Scripted) -> None:
     server.misorders = True
     async with JsClient(server.url) as client:
-        client.tell("subscribe", "a", request=request())
+        client.send_command("subscribe", "a", request=request())
         for _ in range(5):
             server.trade(BTC)
             server.open_next(BTC)
             await asyncio.sleep(0.02)
-        await settled(client, server, BTC)
+        await synced(client, server, BTC)
         moved = [bar["time"] for bar, _ in client.events("onBar")]
         assert moved == sorted(moved)
 
 
 async def test_a_correction_changes_the_bar_where_it_stands(extended: Scripted) -> None:
     async with JsClient(extended.url) as client:
-        client.tell("subscribe", "a", request=request())
+        client.send_command("subscribe", "a", request=request())
         await client.until("onBars")
         revised = extended.correct(BTC, -5)
         (bar,) = await client.until("onCorrection")
         assert (plain([bar]), bar["rev"], bar["src"]) == (plain([revised]), 1, "rest")
         assert len(client.events("onBars")) == 1
-        await settled(client, extended, BTC)
+        await synced(client, extended, BTC)
 
 
 async def test_a_hole_that_is_filled_is_a_change_of_the_whole(server: Scripted) -> None:
     async with JsClient(server.url) as client:
-        client.tell("subscribe", "a", request=request())
+        client.send_command("subscribe", "a", request=request())
         await client.until("onBars")
         gap = server.open_next(BTC, skip=1)["time"].replace(":05:", ":00:")
         server.fill(BTC, gap)
         _, change = await client.until("onBars", 2)
         assert change["reason"] == ("inserted" if server.extended else "initial")
-        bars = await settled(client, server, BTC)
+        bars = await synced(client, server, BTC)
         assert gap in times(bars)
 
 
 async def test_after_a_drop_it_gets_what_changed_and_nothing_else(extended: Scripted) -> None:
     async with JsClient(extended.url) as client:
-        client.tell("subscribe", "a", request=request(bars=200))
+        client.send_command("subscribe", "a", request=request(bars=200))
         await client.until("onBars")
         extended.drop()
         revised = extended.correct(BTC, -7)
@@ -124,12 +124,12 @@ async def test_after_a_drop_it_gets_what_changed_and_nothing_else(extended: Scri
         assert (change["reason"], change["recovered"]) == ("resumed", True)
         assert times(change["changed"])[0] == revised["time"]
         assert len(change["changed"]) == 3
-        await settled(client, extended, BTC)
+        await synced(client, extended, BTC)
 
 
 async def test_a_position_that_is_no_longer_known_loads_everything_again(extended: Scripted) -> None:
     async with JsClient(extended.url) as client:
-        client.tell("subscribe", "a", request=request())
+        client.send_command("subscribe", "a", request=request())
         await client.until("onBars")
         await extended.stop()
         extended.begin_epoch(forget=True)
@@ -137,12 +137,12 @@ async def test_a_position_that_is_no_longer_known_loads_everything_again(extende
         await extended.start()
         _, change = await client.until("onBars", 2)
         assert (change["reason"], change["recovered"], change["isFirst"]) == ("initial", False, False)
-        assert len(await settled(client, extended, BTC)) == 20
+        assert len(await synced(client, extended, BTC)) == 20
 
 
 async def test_a_link_that_is_open_but_dead_is_replaced(server: Scripted) -> None:
     async with JsClient(server.url) as client:
-        client.tell("subscribe", "a", request=request())
+        client.send_command("subscribe", "a", request=request())
         await client.until("onBars")
         server.silent = True
         await client.until("state", 3, "")  # connecting, open, lost
@@ -150,21 +150,21 @@ async def test_a_link_that_is_open_but_dead_is_replaced(server: Scripted) -> Non
         server.silent = False
         server.drop()
         server.open_next(BTC)
-        await settled(client, server, BTC)
+        await synced(client, server, BTC)
 
 
 async def test_several_streams_share_one_socket_and_end_alone(server: Scripted) -> None:
     async with JsClient(server.url) as client:
-        client.tell("subscribe", "a", request=request(BTC))
-        client.tell("subscribe", "b", request=request(ETH))
-        client.tell("subscribe", "c", request=request(BTC))
+        client.send_command("subscribe", "a", request=request(BTC))
+        client.send_command("subscribe", "b", request=request(ETH))
+        client.send_command("subscribe", "c", request=request(BTC))
         for name in "abc":
             await client.until("onBars", name=name)
         assert server.connections == 1
         assert sum(one["type"] == "subscribe" for one in server.requests) == 2
-        client.tell("unsubscribe", "a")  # late, as TradingView does: c follows the same market
-        client.tell("unsubscribe", "a")
-        client.tell("unsubscribe", "b")
+        client.send_command("unsubscribe", "a")  # late, as TradingView does: c follows the same market
+        client.send_command("unsubscribe", "a")
+        client.send_command("unsubscribe", "b")
         await asyncio.sleep(0.05)
         server.trade(BTC)
         server.trade(ETH)
@@ -177,16 +177,16 @@ async def test_several_streams_share_one_socket_and_end_alone(server: Scripted) 
 
 async def test_who_wants_more_bars_of_a_stream_gets_them(server: Scripted) -> None:
     async with JsClient(server.url) as client:
-        client.tell("subscribe", "a", request=request(bars=10))
+        client.send_command("subscribe", "a", request=request(bars=10))
         await client.until("onBars")
-        client.tell("subscribe", "b", request=request(bars=50))
+        client.send_command("subscribe", "b", request=request(bars=50))
         await client.until("onBars", 2, "a")
-        assert len(await settled(client, server, BTC, "b")) == 50
+        assert len(await synced(client, server, BTC, "b")) == 50
 
 
 async def test_history_is_paged_over_the_same_socket_until_it_ends(extended: Scripted) -> None:
     async with JsClient(extended.url) as client:
-        client.tell("subscribe", "a", request=request(bars=20))
+        client.send_command("subscribe", "a", request=request(bars=20))
         await client.until("onBars")
         added = []
         while True:
@@ -196,7 +196,7 @@ async def test_history_is_paged_over_the_same_socket_until_it_ends(extended: Scr
                 break
         assert added == [90, 90, 90, 10]
         assert await client.ask("older", "older", limit=90) == {"added": 0, "end": True}
-        assert len(await settled(client, extended, BTC)) == 300
+        assert len(await synced(client, extended, BTC)) == 300
         assert extended.connections == 1
         page = await client.ask("history", "history", "", request={"symbol": ETH[0], "interval": ETH[1], "limit": 7})
         assert plain(page["bars"]) == extended.fresh(ETH, 7)
@@ -205,21 +205,21 @@ async def test_history_is_paged_over_the_same_socket_until_it_ends(extended: Scr
 
 async def test_a_page_that_was_asked_for_before_a_drop_comes_after_it(extended: Scripted) -> None:
     async with JsClient(extended.url) as client:
-        client.tell("subscribe", "a", request=request())
+        client.send_command("subscribe", "a", request=request())
         await client.until("onBars")
         extended.silent = True
-        client.tell("older", "a", limit=10)
+        client.send_command("older", "a", limit=10)
         await asyncio.sleep(0.05)
         extended.silent = False
         extended.drop()
         assert (await client.until("older"))[0] == {"added": 10, "end": False}
-        assert len(await settled(client, extended, BTC)) == 30
+        assert len(await synced(client, extended, BTC)) == 30
 
 
 async def test_a_server_without_history_says_so() -> None:
     async for server in serving(False):
         async with JsClient(server.url) as client:
-            client.tell("subscribe", "a", request=request())
+            client.send_command("subscribe", "a", request=request())
             await client.until("onBars")
             failed = await client.ask("older", "failed", limit=10)
             assert failed == {"message": "Unknown message type: history", "code": "unsupported"}
@@ -230,8 +230,8 @@ async def test_a_refusal_is_reported_and_ends_with_the_next_connection(is_extend
     async for server in serving(is_extended):
         server.refuses[BTC] = "Invalid symbol: BTC/USDT. Only ETH/USDT is supported.", 102
         async with JsClient(server.url) as client:
-            client.tell("subscribe", "a", request=request())
-            client.tell("subscribe", "b", request=request(ETH))
+            client.send_command("subscribe", "a", request=request())
+            client.send_command("subscribe", "b", request=request(ETH))
             (error,) = await client.until("onError")
             assert error["message"].startswith("Invalid symbol: BTC/USDT")
             assert (await client.report())["status"]["state"] == "refused"
@@ -239,14 +239,14 @@ async def test_a_refusal_is_reported_and_ends_with_the_next_connection(is_extend
             assert (await client.report("b"))["status"]["state"] == "live"
             server.refuses.clear()
             server.drop()
-            await settled(client, server, BTC)
+            await synced(client, server, BTC)
 
 
 async def test_the_state_of_the_feed_is_one_word(extended: Scripted) -> None:
     async with JsClient(extended.url) as client:
-        client.tell("subscribe", "a", request=request())
+        client.send_command("subscribe", "a", request=request())
         await client.until("onBars")
-        await settled(client, extended, BTC)
+        await synced(client, extended, BTC)
         extended.turn("stale")
         extended.turn("live")
         await client.until("onStatus", 6)
@@ -260,7 +260,7 @@ async def test_the_state_of_the_feed_is_one_word(extended: Scripted) -> None:
 
 async def test_it_comes_back_when_the_server_asked_for_it(extended: Scripted) -> None:
     async with JsClient(extended.url, {"firstRetryMs": 60_000, "longestRetryMs": 60_000}) as client:
-        client.tell("subscribe", "a", request=request())
+        client.send_command("subscribe", "a", request=request())
         await client.until("onBars")
         await extended.stop(bye_ms=300)
         lost = await client.until("state", 3, "")
@@ -274,7 +274,7 @@ async def test_more_subscriptions_than_messages_a_second_are_all_made(server: Sc
         server.make(f"C{number}/USDT", "1m", 3)
     async with JsClient(server.url) as client:
         for number in range(30):
-            client.tell("subscribe", str(number), request=request((f"C{number}/USDT", "1m")))
+            client.send_command("subscribe", str(number), request=request((f"C{number}/USDT", "1m")))
         await client.until("onBars", name="14")
         assert sum(one["type"] == "subscribe" for one in server.requests) <= 15
         await client.until("onBars", name="29")
@@ -284,14 +284,14 @@ async def test_more_subscriptions_than_messages_a_second_are_all_made(server: Sc
 async def test_after_any_faults_it_holds_what_a_fresh_load_gets(server: Scripted, seed: int) -> None:
     draw = random.Random(seed)
     async with JsClient(server.url) as client:
-        client.tell("subscribe", "a", request=request(bars=40))
-        client.tell("subscribe", "b", request=request(ETH, bars=40))
+        client.send_command("subscribe", "a", request=request(bars=40))
+        client.send_command("subscribe", "b", request=request(ETH, bars=40))
         await client.until("onBars")
         for _ in range(60):
             await fault(server, draw)
         await calm(server)
         for name, topic in (("a", BTC), ("b", ETH)):
-            bars = await settled(client, server, topic, name)
+            bars = await synced(client, server, topic, name)
             assert times(bars) == sorted(set(times(bars)))
             finals = [bar["time"] for (bar,) in client.events("onFinal", name)]
             assert finals == sorted(set(finals))
@@ -301,7 +301,7 @@ async def test_after_any_faults_it_holds_what_a_fresh_load_gets(server: Scripted
 
 async def test_a_client_that_asks_for_strings_gets_the_digits_as_they_were_printed(extended: Scripted) -> None:
     async with JsClient(extended.url, {"numbers": "string"}) as client:
-        client.tell("subscribe", "a", request=request())
+        client.send_command("subscribe", "a", request=request())
         bars, _ = await client.until("onBars")
         extended.trade(BTC)
         moved, _ = await client.until("onBar")

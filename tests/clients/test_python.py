@@ -86,7 +86,7 @@ def shown(bars: Any) -> list[dict[str, Any]]:
     ]
 
 
-def is_settled(server: Scripted, topic: tuple[str, str], stream: BarStream) -> Callable[[], bool]:
+def is_synced(server: Scripted, topic: tuple[str, str], stream: BarStream) -> Callable[[], bool]:
     """Whether the stream holds what a fresh subscription would get."""
     return lambda: len(stream.bars) > 0 and shown(stream.bars) == server.fresh(topic, len(stream.bars))
 
@@ -215,7 +215,7 @@ async def test_each_final_bar_comes_once_and_in_order(server: Scripted, reading:
             server.correct(BTC, -5)
             server.drop()
             server.trade(BTC)
-            await reader.until(is_settled(server, BTC, reader.stream))
+            await reader.until(is_synced(server, BTC, reader.stream))
         server.open_next(BTC)
         await reader.read(24)
         assert [bar["time"] for bar in shown(reader.bars)] == server.finals(BTC)[-24:]
@@ -235,7 +235,7 @@ async def test_time_does_not_run_backwards_but_where_corrections_are_wanted(
         given = [bar.time for bar in without.bars]
         assert given == sorted(given)
         assert [bar.rev for bar in with_them.bars if bar.rev] == [1]
-        assert is_settled(extended, BTC, without.stream)()
+        assert is_synced(extended, BTC, without.stream)()
 
 
 async def test_after_a_drop_it_asks_for_what_changed(extended: Scripted, reading: Reading) -> None:
@@ -248,7 +248,7 @@ async def test_after_a_drop_it_asks_for_what_changed(extended: Scripted, reading
         await reader.read(103)
         assert len(reader.bars) == 103
         assert extended.requests[-1]["resume"]["time"] == extended.fresh(BTC, 2)[0]["time"]
-        assert is_settled(extended, BTC, reader.stream)()
+        assert is_synced(extended, BTC, reader.stream)()
 
 
 @pytest.mark.slow
@@ -260,7 +260,7 @@ async def test_after_a_restart_that_forgot_it_loads_everything_again(extended: S
         extended.begin_epoch(forget=True)
         extended.open_next(BTC)
         await extended.start()
-        await reader.until(is_settled(extended, BTC, reader.stream))
+        await reader.until(is_synced(extended, BTC, reader.stream))
         assert len(reader.stream.bars) == 30
 
 
@@ -276,7 +276,7 @@ async def test_a_link_that_is_open_but_dead_is_replaced(extended: Scripted, read
             await reader.until(lambda: statuses[-1].state == "lost")
             proxy.thaw()
             extended.open_next(BTC)
-            await reader.until(is_settled(extended, BTC, reader.stream))
+            await reader.until(is_synced(extended, BTC, reader.stream))
 
 
 async def test_who_reads_slowly_gets_the_newest_state_of_each_bar(server: Scripted) -> None:
@@ -287,7 +287,7 @@ async def test_who_reads_slowly_gets_the_newest_state_of_each_bar(server: Script
             server.trade(BTC)
         server.open_next(BTC)
         async with deadlines.timeout(10):
-            while not is_settled(server, BTC, stream)():
+            while not is_synced(server, BTC, stream)():
                 await asyncio.sleep(0.01)
         given = [await anext(stream), await anext(stream)]
         assert shown(given) == server.fresh(BTC, 2)
@@ -433,7 +433,7 @@ async def test_after_any_faults_it_holds_what_a_fresh_load_gets(server: Scripted
             await fault(server, draw)
         await calm(server)
         for topic, reader in readers.items():
-            await reader.until(is_settled(server, topic, reader.stream))
+            await reader.until(is_synced(server, topic, reader.stream))
             times = [bar.time for bar in reader.stream.bars]
             assert times == sorted(set(times))
             given = [bar.time for bar in reader.bars]

@@ -29,7 +29,7 @@ def shown(bars: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**bar, "time": iso_ms(bar["time"])} for bar in bars]
 
 
-async def settled(library: JsClient, server: Scripted, topic: tuple[str, str], name: str = "a") -> int:
+async def synced(library: JsClient, server: Scripted, topic: tuple[str, str], name: str = "a") -> int:
     """Wait until the chart shows the bars of a fresh one, and received none that runs backwards; return its bars."""
     async with deadlines.timeout(10):
         while True:
@@ -64,7 +64,7 @@ async def test_a_contract_is_found_beside_its_pair(server: Scripted) -> None:
             info = (await library.ask("show", "shown", symbol=name, resolution="5"))["info"]
             assert (info["ticker"], info["description"]) == ("DEMO:BTCUSDT.P", "BTC/USDT:USDT")
         server.trade(contract)
-        await settled(library, server, contract)
+        await synced(library, server, contract)
 
 
 async def test_where_the_exchange_says_no_decimals_the_bars_do(server: Scripted) -> None:
@@ -85,13 +85,13 @@ async def test_bars_come_from_now_back_to_the_first_and_then_there_is_no_data(se
             if page["noData"]:
                 break
         assert added == [110, 110, 30, 0]
-        assert await settled(library, server, BTC) == 300
+        assert await synced(library, server, BTC) == 300
 
 
 async def test_what_opened_between_history_and_live_is_not_missed(server: Scripted) -> None:
     async with charting(server) as library:
         server.delay_s = 0.1
-        library.tell("show", "a", symbol="BTCUSDT", resolution="5")
+        library.send_command("show", "a", symbol="BTCUSDT", resolution="5")
         for _ in range(20):
             server.trade(BTC)
             server.open_next(BTC)
@@ -100,7 +100,7 @@ async def test_what_opened_between_history_and_live_is_not_missed(server: Script
         await library.until("shown")
         await asyncio.sleep(0.2)
         server.trade(BTC)
-        await settled(library, server, BTC)
+        await synced(library, server, BTC)
         assert library.events("reset") == []
 
 
@@ -119,7 +119,7 @@ async def test_a_late_unsubscribe_ends_the_old_market_and_not_the_new(server: Sc
             await asyncio.sleep(0.05)
         server.trade(BTC)
         await library.until("tick")
-        await settled(library, server, BTC)
+        await synced(library, server, BTC)
         assert server.connections == 1
         assert subscribed(server) == rooms
 
@@ -132,7 +132,7 @@ async def test_a_drop_that_was_recovered_needs_no_reset(server: Scripted) -> Non
         server.drop()
         server.open_next(BTC)
         server.open_next(BTC)
-        assert await settled(library, server, BTC) == 52
+        assert await synced(library, server, BTC) == 52
         assert library.events("reset") == []
 
 
@@ -144,12 +144,12 @@ async def test_a_lost_position_and_a_revised_past_need_one(server: Scripted) -> 
         server.correct(BTC, -7)
         server.correct(BTC, -8)  # one reset for both
         await library.until("shown", 2)
-        await settled(library, server, BTC)
+        await synced(library, server, BTC)
         assert len(library.events("reset")) == 1
         await server.stop()
         server.begin_epoch(forget=True)
         server.correct(BTC, -9)
         await server.start()
         await library.until("shown", 3)
-        await settled(library, server, BTC)
+        await synced(library, server, BTC)
         assert len(library.events("reset")) == 2

@@ -67,7 +67,7 @@ def install_ws() -> None:
         pytest.skip(f"needs the package ws: {INSTALL_WS}")
 
 
-async def settled(daemon: Daemon) -> None:
+async def synced(daemon: Daemon) -> None:
     """Wait until history is complete as far back as it is wanted."""
     async with deadlines.timeout(30):
         while any(one.get("missingMinutes", 1) or not one["completeFrom"] for one in symbols(daemon)):
@@ -105,9 +105,9 @@ def is_part(bars: list[dict[str, Any]], known: list[dict[str, Any]]) -> bool:
 
 
 async def test_what_javascript_holds_in_the_end_is_what_rest_says(javascript: JsClient, daemon: Daemon) -> None:
-    await settled(daemon)
+    await synced(daemon)
     request = {"symbol": "BTC/USDT", "interval": "1m", "bars": 50}
-    javascript.tell("subscribe", "a", request=request)
+    javascript.send_command("subscribe", "a", request=request)
     await javascript.until("onBars")
     await javascript.until("onFinal", 1, within_s=30)
     while not (await javascript.ask("older", "older", limit=1000))["end"]:
@@ -122,7 +122,7 @@ async def test_what_javascript_holds_in_the_end_is_what_rest_says(javascript: Js
 
 
 async def test_what_python_holds_in_the_end_is_what_rest_says(daemon: Daemon) -> None:
-    await settled(daemon)
+    await synced(daemon)
     async with Client(daemon.ws_url) as client:
         finals = []
         async for bar in client.bars("ETH/USDT", "1m", initial_bars=5, final_only=True):
@@ -145,10 +145,10 @@ def plain(bar: Any) -> dict[str, Any]:
 
 
 async def test_a_killed_daemon_is_survived_by_both_without_a_hole(daemon: Daemon, config: dict[str, Any]) -> None:
-    await settled(daemon)
+    await synced(daemon)
     backoff = Backoff(first_s=0.05, most_s=0.5)
     async with Client(daemon.ws_url, backoff=backoff) as client, JsClient(daemon.ws_url) as javascript:
-        javascript.tell("subscribe", "a", request={"symbol": "BTC/USDT", "interval": "1m", "bars": 100})
+        javascript.send_command("subscribe", "a", request={"symbol": "BTC/USDT", "interval": "1m", "bars": 100})
         stream = client.bars("BTC/USDT", "1m", final_only=True)
         first = await anext(stream)
         await javascript.until("onBars")
@@ -191,16 +191,16 @@ def lines_of(command: list[str], count: int) -> list[str]:
     """The first lines that a program prints, and no more of it."""
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as program:
         assert program.stdout is not None
-        patience = Timer(30, program.kill)
-        patience.start()
+        timer = Timer(30, program.kill)
+        timer.start()
         lines = list(itertools.islice(program.stdout, count))
-        patience.cancel()
+        timer.cancel()
         program.kill()
     return lines
 
 
 async def test_the_python_example_runs(daemon: Daemon, tmp_path: Path) -> None:
-    await settled(daemon)
+    await synced(daemon)
     file = tmp_path / "example.py"
     file.write_text(example("python", daemon), "utf-8")
     first, second = lines_of([sys.executable, "-u", str(file)], 2)
@@ -209,7 +209,7 @@ async def test_the_python_example_runs(daemon: Daemon, tmp_path: Path) -> None:
 
 
 async def test_the_javascript_example_runs(daemon: Daemon, tmp_path: Path) -> None:
-    await settled(daemon)
+    await synced(daemon)
     script = example("html", daemon).split('<script type="module">')[1].split("</script>")[0]
     script = script.replace(f"http://127.0.0.1:{daemon.port}/clients", str(ROOT / "clients" / "js"))
     file = tmp_path / "example.mjs"

@@ -123,7 +123,7 @@ class FakeBitget:
         self.push_interval_s = push_interval_s
         self.skew_ms = skew_ms
         self.max_age_s = 86_400.0
-        self.ping_patience_s: tuple[float, float] | None = (120.0, 145.0)
+        self.pong_within_s: tuple[float, float] | None = (120.0, 145.0)
         self.enforce_limits = True
         self.push_quiet_minutes = True
         self.duplicate_updates = False
@@ -357,7 +357,7 @@ class FakeBitget:
 
     def opened(self, socket: "_Socket") -> None:
         socket.silent = self._silent
-        socket.timeout_s = self._random.uniform(*self.ping_patience_s) if self.ping_patience_s else None
+        socket.timeout_s = self._random.uniform(*self.pong_within_s) if self.pong_within_s else None
         self._sockets.add(socket)
 
     def on_close(self, socket: "_Socket") -> None:

@@ -24,7 +24,7 @@ NIGHTS = [
 @pytest.mark.parametrize("night_ms", NIGHTS)
 @pytest.mark.parametrize(("stamps_rows", "has_dates"), EVIDENCE)
 async def test_after_a_sleep_with_only_rest_the_chart_is_up_to_date(stamps_rows, has_dates, night_ms):
-    def tell(exchange):
+    def set_up(exchange):
         exchange.rest_stamp = stated if stamps_rows else None
         exchange.date = stated if has_dates else None
 
@@ -32,31 +32,31 @@ async def test_after_a_sleep_with_only_rest_the_chart_is_up_to_date(stamps_rows,
         return at_ms
 
     clock = Machine(THURSDAY_MS + 6 * HOUR_MS)
-    async with running(clock=clock, prepare=tell) as site:
-        await site.run(195)
-        assert site.state == ("live", None)
+    async with running(clock=clock, prepare=set_up) as harness:
+        await harness.run(195)
+        assert harness.state == ("live", None)
         slept_ms = MINUTE.floor(clock.now_ms())
-        site.exchange.stream = "down"
+        harness.exchange.stream = "down"
         clock.asleep_ms = night_ms
-        await site.run(5)
-        assert site.state[0] != "quiet"
-        await site.run(115)
+        await harness.run(5)
+        assert harness.state[0] != "quiet"
+        await harness.run(115)
         until_ms = MINUTE.floor(clock.now_ms())
-        assert site.state == ("polling", "stream_down")
-        assert max(candle.open_ms for candle in site.minutes) == until_ms
-        assert site.market["missingMinutes"] == 0
-        assert site.wrong(slept_ms - 30 * MINUTE_MS, until_ms - MINUTE_MS) == []
+        assert harness.state == ("polling", "stream_down")
+        assert max(candle.open_ms for candle in harness.minutes) == until_ms
+        assert harness.market["missingMinutes"] == 0
+        assert harness.wrong(slept_ms - 30 * MINUTE_MS, until_ms - MINUTE_MS) == []
 
 
 @pytest.mark.slow
 async def test_after_a_sleep_with_nothing_in_reach_it_does_not_claim_to_know():
     clock = Machine(THURSDAY_MS + 6 * HOUR_MS)
-    async with running(clock=clock) as site:
-        await site.run(180)
-        site.exchange.stream = site.exchange.rest = "down"
+    async with running(clock=clock) as harness:
+        await harness.run(180)
+        harness.exchange.stream = harness.exchange.rest = "down"
         clock.asleep_ms = 8 * HOUR_MS
-        await site.run(120)
-        assert site.state == ("stale", "stream_down")
-        site.exchange.stream = site.exchange.rest = "up"
-        await site.run(200)
-        assert (site.state, site.market["missingMinutes"]) == (("live", None), 0)
+        await harness.run(120)
+        assert harness.state == ("stale", "stream_down")
+        harness.exchange.stream = harness.exchange.rest = "up"
+        await harness.run(200)
+        assert (harness.state, harness.market["missingMinutes"]) == (("live", None), 0)

@@ -163,11 +163,13 @@ def test_a_final_minute_whose_row_cannot_be_read_is_requested_again_later_and_no
 
 
 def test_a_bad_row_at_the_beginning_is_not_taken_for_the_time_before_the_listing():
-    held = Coverage(
+    covered = Coverage(
         present=[span(500, 600)], known_gaps=[], since_ms=None, from_ms=MONDAY_MS, absence="exchange_outage"
     )
-    held.on_answer(Window(Urgency.HISTORY, *span(0, 500)), span(0, 600).end_ms, at(36_000), RangeSet([span(200, 203)]))
-    assert [(gap.reason, *Range(gap.start_ms, gap.end_ms)) for gap in held.known_gaps] == [
+    covered.on_answer(
+        Window(Urgency.HISTORY, *span(0, 500)), span(0, 600).end_ms, at(36_000), RangeSet([span(200, 203)])
+    )
+    assert [(gap.reason, *Range(gap.start_ms, gap.end_ms)) for gap in covered.known_gaps] == [
         ("unconfirmed", *span(0, 200)),
         ("invalid", *span(200, 203)),
         ("exchange_outage", *span(203, 500)),
@@ -175,13 +177,13 @@ def test_a_bad_row_at_the_beginning_is_not_taken_for_the_time_before_the_listing
 
 
 def test_a_row_that_can_be_read_again_but_is_gone_becomes_an_outage():
-    held = Coverage(
+    covered = Coverage(
         present=[span(0, 10), span(11, 600)], known_gaps=[], since_ms=None, from_ms=MONDAY_MS, absence="no_trades"
     )
     window = Window(Urgency.HISTORY, *span(10, 11))
-    held.on_answer(window, span(0, 600).end_ms, at(36_000), RangeSet([span(10, 11)]))
-    held.on_answer(window, span(0, 600).end_ms, at(36_001))
-    assert [(gap.reason, gap.attempts) for gap in held.known_gaps] == [("no_trades", 1)]
+    covered.on_answer(window, span(0, 600).end_ms, at(36_000), RangeSet([span(10, 11)]))
+    covered.on_answer(window, span(0, 600).end_ms, at(36_001))
+    assert [(gap.reason, gap.attempts) for gap in covered.known_gaps] == [("no_trades", 1)]
 
 
 # ---------------------------------------------------------------- the stream

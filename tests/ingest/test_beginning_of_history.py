@@ -96,7 +96,7 @@ def test_three_answers_over_ten_minutes_are_believed_where_nothing_else_speaks()
     assert looks[-1] - looks[0] >= 660_000
 
 
-SAID = [
+ANSWERS = [
     pytest.param(Evidence(begins_ms=MONDAY_MS + 500 * MINUTE_MS), ["beyond_history"], True, id="it begins there"),
     pytest.param(
         Evidence(begins_ms=MONDAY_MS + 495 * MINUTE_MS), ["beyond_history", "unconfirmed"], False, id="nearly"
@@ -107,7 +107,7 @@ SAID = [
 ]
 
 
-@pytest.mark.parametrize(("evidence", "reasons", "is_complete"), SAID)
+@pytest.mark.parametrize(("evidence", "reasons", "is_complete"), ANSWERS)
 def test_evidence_names_the_minutes_before_the_first(evidence, reasons, is_complete):
     one = coverage()
     asked(one, START_MS)
@@ -166,20 +166,20 @@ async def test_a_success_with_nothing_is_never_taken_for_an_answer():
     def lie(exchange):
         exchange.rest = "empty"
 
-    async with running(start_ms=START_MS, prepare=lie) as site:
+    async with running(start_ms=START_MS, prepare=lie) as harness:
         for _ in range(76):
-            await site.leap(600)
-            facts = site.market
+            await harness.leap(600)
+            facts = harness.market
             assert facts["state"] == "warming"
             assert facts["missingMinutes"] > 4000
             assert facts["beginning"]["reason"] == "unconfirmed"
             assert facts["beginning"]["nextTry"] is not None
-        assert site.store.since_ms is None or site.store.since_ms >= START_MS
-        assert len(site.exchange.asked) < 76 * 50
-        site.exchange.rest = "up"
-        await site.run(300)
-        assert (site.state, site.market["missingMinutes"]) == (("live", None), 0)
-        assert site.wrong(MONDAY_MS, site.clock.true_ms // MINUTE_MS * MINUTE_MS - 2 * MINUTE_MS) == []
+        assert harness.store.since_ms is None or harness.store.since_ms >= START_MS
+        assert len(harness.exchange.asked) < 76 * 50
+        harness.exchange.rest = "up"
+        await harness.run(300)
+        assert (harness.state, harness.market["missingMinutes"]) == (("live", None), 0)
+        assert harness.wrong(MONDAY_MS, harness.clock.true_ms // MINUTE_MS * MINUTE_MS - 2 * MINUTE_MS) == []
 
 
 @pytest.mark.slow
@@ -189,18 +189,22 @@ async def test_a_success_with_nothing_in_the_middle_leaves_no_gap(second, empty_
     def kind(exchange):
         exchange.publishes_empty_candles = empty_candles
 
-    async with running(start_ms=START_MS, prepare=kind) as site:
-        await site.run(300 + second)
-        assert site.state == ("live", None)
-        site.exchange.stream, site.exchange.rest = "silent", "empty"
+    async with running(start_ms=START_MS, prepare=kind) as harness:
+        await harness.run(300 + second)
+        assert harness.state == ("live", None)
+        harness.exchange.stream, harness.exchange.rest = "silent", "empty"
         for _ in range(10):
-            await site.leap(300)
-            assert site.state[0] in ("stale", "recovering")
-        assert site.market["missingMinutes"] >= 40
-        site.exchange.stream = site.exchange.rest = "up"
-        await site.run(900)
-        assert (site.state, site.market["missingMinutes"], site.market["holes"]["count"]) == (("live", None), 0, 0)
-        assert site.wrong(MONDAY_MS, site.clock.true_ms // MINUTE_MS * MINUTE_MS - 2 * MINUTE_MS) == []
+            await harness.leap(300)
+            assert harness.state[0] in ("stale", "recovering")
+        assert harness.market["missingMinutes"] >= 40
+        harness.exchange.stream = harness.exchange.rest = "up"
+        await harness.run(900)
+        assert (harness.state, harness.market["missingMinutes"], harness.market["holes"]["count"]) == (
+            ("live", None),
+            0,
+            0,
+        )
+        assert harness.wrong(MONDAY_MS, harness.clock.true_ms // MINUTE_MS * MINUTE_MS - 2 * MINUTE_MS) == []
 
 
 KINDS = [
@@ -217,16 +221,16 @@ async def test_a_market_that_is_new_is_live_as_soon_as_something_confirms_it(has
         exchange.begins_ms, exchange.has_bars = LISTED_MS, has_bars
         exchange.listed = [Market(symbol=BTC, listed_ms=LISTED_MS if has_date else None)]
 
-    async with running(start_ms=START_MS, prepare=new) as site:
-        await site.run(20)
+    async with running(start_ms=START_MS, prepare=new) as harness:
+        await harness.run(20)
         if within_s > 120:
-            assert site.state == ("warming", "unconfirmed_beginning")
-            assert site.market["beginning"]["reason"] == "unconfirmed"
-        await site.run(within_s)
-        assert site.state == ("live", None)
-        assert site.market["beginning"]["reason"] == "beyond_history"
-        assert site.market["missingMinutes"] == 0
-        assert site.store.since_ms == MONDAY_MS
+            assert harness.state == ("warming", "unconfirmed_beginning")
+            assert harness.market["beginning"]["reason"] == "unconfirmed"
+        await harness.run(within_s)
+        assert harness.state == ("live", None)
+        assert harness.market["beginning"]["reason"] == "beyond_history"
+        assert harness.market["missingMinutes"] == 0
+        assert harness.store.since_ms == MONDAY_MS
 
 
 @pytest.mark.slow
@@ -234,14 +238,14 @@ async def test_history_that_appears_later_is_found_though_it_was_once_believed_f
     def short(exchange):
         exchange.begins_ms = LISTED_MS
 
-    async with running(start_ms=START_MS, prepare=short) as site:
-        await site.run(1300)
-        assert site.market["beginning"]["reason"] == "beyond_history"
-    store = site.store
+    async with running(start_ms=START_MS, prepare=short) as harness:
+        await harness.run(1300)
+        assert harness.market["beginning"]["reason"] == "beyond_history"
+    store = harness.store
     store.saved_gaps = [
         replace(gap, retry_ms=None) for gap in store.saved_gaps
     ]  # as a version before this one stored it
-    async with running(clock=site.clock, store=store) as again:
+    async with running(clock=harness.clock, store=store) as again:
         await again.run(60)
         assert again.wrong(MONDAY_MS, START_MS) == []
         assert again.state == ("live", None)

@@ -30,7 +30,7 @@ from tests.ingest.many_markets import (
 from tests.rows import MONDAY_MS
 
 
-class Site:
+class Harness:
     """An ingest whose markets change."""
 
     def __init__(self) -> None:
@@ -84,33 +84,33 @@ actions = st.one_of(
 
 
 async def check_sequence(steps: list[tuple[str, Any]]) -> None:
-    site = Site()
-    starting = asyncio.ensure_future(site.ingest.start())
+    harness = Harness()
+    starting = asyncio.ensure_future(harness.ingest.start())
     for action, argument in steps:
-        await site.do(action, argument)
-    site.world.refused = set()
-    await site.clock.advance(400.0)  # longer than the pauses after two rejections
+        await harness.do(action, argument)
+    harness.world.refused = set()
+    await harness.clock.advance(400.0)  # longer than the pauses after two rejections
     assert starting.done()
-    described, wanted = site.ingest.describe()["symbols"], site.wanted
+    described, wanted = harness.ingest.describe()["symbols"], harness.wanted
     assert list(described) == [str(symbol) for symbol in wanted]
-    surplus = site.ingest._feeds.surplus
+    surplus = harness.ingest._feeds.surplus
     assert len(surplus) == max(0, len(wanted) - 4)
-    assert site.world.subscribed() == sorted(wanted.keys() - set(surplus))
-    assert all(peer.subscribed for peer in site.world.peers)
-    now_ms = site.clock.now_ms()
+    assert harness.world.subscribed() == sorted(wanted.keys() - set(surplus))
+    assert all(peer.subscribed for peer in harness.world.peers)
+    now_ms = harness.clock.now_ms()
     for symbol in wanted:
         assert described[str(symbol)]["connected"] == (symbol not in surplus), symbol
         assert described[str(symbol)]["state"] == ("polling" if symbol in surplus else "live")
         whole = range(MONDAY_MS, MINUTE.floor(now_ms) - 2 * MINUTE_MS, MINUTE_MS)
-        rows = site.store[symbol].rows
+        rows = harness.store[symbol].rows
         assert [open_ms for open_ms in whole if open_ms not in rows] == []
         for open_ms in whole[-20:]:
-            assert rows[open_ms].close == site.exchange.version(symbol, open_ms).close
-        assert site.shown[symbol].open_ms >= MINUTE.floor(now_ms - 10_000)
-    assert left_over(site.ingest, site.wanted) == []
-    names = [task.get_name() for task in site.ingest._tasks._tasks]
+            assert rows[open_ms].close == harness.exchange.version(symbol, open_ms).close
+        assert harness.shown[symbol].open_ms >= MINUTE.floor(now_ms - 10_000)
+    assert left_over(harness.ingest, harness.wanted) == []
+    names = [task.get_name() for task in harness.ingest._tasks._tasks]
     assert [name for name in names if "open_market" in name] == []
-    await site.ingest.stop()
+    await harness.ingest.stop()
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
@@ -126,20 +126,20 @@ def test_after_any_sequence_exactly_the_wanted_markets_are_read(steps):
 
 async def test_the_forming_minute_of_a_removed_market_is_stored_and_its_history_continues(monkeypatch):
     monkeypatch.setattr(FeedRunner, "_run_socket", run_without_socket)
-    site = Site()
-    starting = asyncio.ensure_future(site.ingest.start())
-    await site.do("add", SYMBOLS[:2])
-    await site.do("pass", 50.0)
-    site.store.forming.clear()
-    await site.do("remove", SYMBOLS[:1])
-    assert list(site.store.forming) == SYMBOLS[:1]
-    assert site.store.forming[SYMBOLS[0]].open_ms == MINUTE.floor(site.clock.now_ms())
-    opened = site.ingest._feeds._opened
-    await site.do("add", SYMBOLS[:1])
-    await site.do("pass", 300.0)
-    assert site.ingest.describe()["symbols"][str(SYMBOLS[0])]["state"] == "live"
-    assert site.ingest._feeds._opened == opened  # on the connection of the other one, which stayed open
-    await site.ingest.stop()
+    harness = Harness()
+    starting = asyncio.ensure_future(harness.ingest.start())
+    await harness.do("add", SYMBOLS[:2])
+    await harness.do("pass", 50.0)
+    harness.store.forming.clear()
+    await harness.do("remove", SYMBOLS[:1])
+    assert list(harness.store.forming) == SYMBOLS[:1]
+    assert harness.store.forming[SYMBOLS[0]].open_ms == MINUTE.floor(harness.clock.now_ms())
+    opened = harness.ingest._feeds._opened
+    await harness.do("add", SYMBOLS[:1])
+    await harness.do("pass", 300.0)
+    assert harness.ingest.describe()["symbols"][str(SYMBOLS[0])]["state"] == "live"
+    assert harness.ingest._feeds._opened == opened  # on the connection of the other one, which stayed open
+    await harness.ingest.stop()
     await starting
 
 

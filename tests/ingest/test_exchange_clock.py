@@ -175,16 +175,16 @@ def test_setting_this_machines_clock_changes_nothing(by_ms):
 
 @pytest.mark.parametrize("wrong_ms", [0, 3 * HOUR])
 @pytest.mark.parametrize(
-    "heard", [lambda world: world.frames(10), lambda world: world.answer(body=True)], ids=["stream", "only REST"]
+    "received", [lambda world: world.frames(10), lambda world: world.answer(body=True)], ids=["stream", "only REST"]
 )
-def test_a_machine_that_slept_is_right_again_with_the_first_evidence(wrong_ms, heard):
+def test_a_machine_that_slept_is_right_again_with_the_first_evidence(wrong_ms, received):
     world = World(wrong_ms)
     world.answer(body=True)
     world.frames(100)
     world.passes(8 * HOUR, asleep=True)
     world.passes(SECOND)
     assert world.steps == 1
-    heard(world)
+    received(world)
     assert world.is_right
 
 

@@ -280,10 +280,10 @@ async def test_a_flood_of_frames_lets_others_have_their_turn(monkeypatch):
     async with running(handle) as (sink, _):
         longest_s, loop = 0.0, asyncio.get_running_loop()
         while len(sink.volumes) < count:
-            began, held = loop.time(), len(sink.volumes)
+            began, volume_count = loop.time(), len(sink.volumes)
             await asyncio.sleep(0)
             longest_s = max(longest_s, loop.time() - began)
-            assert len(sink.volumes) - held < 5_000
+            assert len(sink.volumes) - volume_count < 5_000
         assert sink.volumes == list(range(1, count + 1))
 
 

@@ -36,148 +36,159 @@ class PastStore:
         self.diary.append(("coverage", since_ms))
 
 
-class Way:
+class PublisherHarness:
     """An outlet with everything around it."""
 
     def __init__(self) -> None:
         self.clock = ManualClock(MONDAY_MS)
         self.bus = MemoryBus("one")
-        self.heard: list[tuple] = []
-        self.bus.add_listener(lambda message, position: self.heard.append((message, position)))
+        self.received: list[tuple] = []
+        self.bus.add_listener(lambda message, position: self.received.append((message, position)))
         self.keeper = PastStore()
         self.market = market()
         self.outlet = IngestPublisher(self.bus, self.keeper, self.clock, checkpoint_ms=5_000)
         self.outlet.open_market(self.market, minute(599).open_ms, at(36_000))
 
     def minutes(self) -> list[tuple]:
-        return [(message, position) for message, position in self.heard if isinstance(message, MinuteChanged)]
+        return [(message, position) for message, position in self.received if isinstance(message, MinuteChanged)]
 
 
 def test_a_new_minute_at_the_live_edge_is_published_and_stored_and_changes_no_past():
-    way = Way()
-    way.outlet.publish_live(way.market, push(way.market, minute(600, as_of=10_000), seconds=36_010).live)
-    way.outlet.publish_live(way.market, push(way.market, minute(600, as_of=67_000, final=True), seconds=36_067).live)
-    assert [entry[2:] for entry in way.keeper.diary] == [(False, None), (True, None)]
-    assert [message.metadata.watermark_ms for message, _ in way.minutes()] == [minute(600).open_ms, minute(601).open_ms]
+    harness = PublisherHarness()
+    harness.outlet.publish_live(harness.market, push(harness.market, minute(600, as_of=10_000), seconds=36_010).live)
+    harness.outlet.publish_live(
+        harness.market, push(harness.market, minute(600, as_of=67_000, final=True), seconds=36_067).live
+    )
+    assert [entry[2:] for entry in harness.keeper.diary] == [(False, None), (True, None)]
+    assert [message.metadata.watermark_ms for message, _ in harness.minutes()] == [
+        minute(600).open_ms,
+        minute(601).open_ms,
+    ]
 
 
 def test_no_minute_is_final_before_the_message_with_its_end():
     """The stream comes back with four minutes at once, one of which was told as it began."""
-    way = Way()
-    way.outlet.publish_live(way.market, push(way.market, minute(601, as_of=5_000), seconds=36_065).live)
+    harness = PublisherHarness()
+    harness.outlet.publish_live(harness.market, push(harness.market, minute(601, as_of=5_000), seconds=36_065).live)
     back = [minute(number, "12", as_of=200_000) for number in (600, 601, 602, 603)]
-    way.outlet.publish_live(way.market, push(way.market, *back, seconds=36_200, snapshot=True).live)
-    told = {message.candle.open_ms: message.candle for message, _ in way.minutes()}
-    assert [message.candle.open_ms for message, _ in way.minutes()][1:] == [one.open_ms for one in back]
+    harness.outlet.publish_live(harness.market, push(harness.market, *back, seconds=36_200, snapshot=True).live)
+    published = {message.candle.open_ms: message.candle for message, _ in harness.minutes()}
+    assert [message.candle.open_ms for message, _ in harness.minutes()][1:] == [one.open_ms for one in back]
     shown: dict[int, object] = {}
-    for message, _ in way.minutes():
+    for message, _ in harness.minutes():
         shown[message.candle.open_ms] = message.candle.values
         for open_ms, values in shown.items():
             is_final = message.metadata.is_range_final(open_ms, open_ms + MINUTE_MS)
-            assert not is_final or values == told[open_ms].values
-    assert [message.metadata.watermark_ms for message, _ in way.minutes()][-1] == minute(603).open_ms
-    assert way.minutes()[-1][0].metadata.gap is None
+            assert not is_final or values == published[open_ms].values
+    assert [message.metadata.watermark_ms for message, _ in harness.minutes()][-1] == minute(603).open_ms
+    assert harness.minutes()[-1][0].metadata.gap is None
 
 
 def test_a_revision_is_published_immediately_and_stored_as_a_change_of_the_past():
-    way = Way()
-    way.outlet.publish_live(way.market, push(way.market, minute(600, as_of=67_000, final=True), seconds=36_067).live)
-    way.outlet.publish_live(
-        way.market, push(way.market, minute(600, "12", as_of=70_000, final=True), seconds=36_070).live
+    harness = PublisherHarness()
+    harness.outlet.publish_live(
+        harness.market, push(harness.market, minute(600, as_of=67_000, final=True), seconds=36_067).live
     )
-    (_, first), (message, second) = way.minutes()
+    harness.outlet.publish_live(
+        harness.market, push(harness.market, minute(600, "12", as_of=70_000, final=True), seconds=36_070).live
+    )
+    (_, first), (message, second) = harness.minutes()
     assert (message.candle.rev, second.seq) == (1, first.seq + 1)
-    assert [entry[3] for entry in way.keeper.diary] == [None, second]
+    assert [entry[3] for entry in harness.keeper.diary] == [None, second]
 
 
 async def test_messages_have_the_position_of_the_log():
-    way = Way()
-    assert [message.metadata.logged_seq for message, _ in way.minutes()] == []
-    running = asyncio.ensure_future(way.outlet.run())
-    await way.clock.advance(1)  # the feed is registered
-    way.outlet.publish_live(way.market, push(way.market, minute(600, as_of=67_000, final=True), seconds=36_067).live)
-    way.outlet.publish_live(
-        way.market, push(way.market, minute(600, "12", as_of=70_000, final=True), seconds=36_070).live
+    harness = PublisherHarness()
+    assert [message.metadata.logged_seq for message, _ in harness.minutes()] == []
+    running = asyncio.ensure_future(harness.outlet.run())
+    await harness.clock.advance(1)  # the feed is registered
+    harness.outlet.publish_live(
+        harness.market, push(harness.market, minute(600, as_of=67_000, final=True), seconds=36_067).live
     )
-    way.outlet.publish_live(way.market, push(way.market, minute(601, as_of=11_000), seconds=36_071).live)
-    revised = way.minutes()[1][1].seq
-    assert way.minutes()[2][0].metadata.logged_seq == revised - 1
-    await way.clock.advance(1)  # flushed
-    way.outlet.publish_live(way.market, push(way.market, minute(601, volume="2", as_of=12_000), seconds=36_072).live)
-    assert way.minutes()[3][0].metadata.logged_seq >= revised
-    assert ("open", "one") in way.keeper.diary
+    harness.outlet.publish_live(
+        harness.market, push(harness.market, minute(600, "12", as_of=70_000, final=True), seconds=36_070).live
+    )
+    harness.outlet.publish_live(harness.market, push(harness.market, minute(601, as_of=11_000), seconds=36_071).live)
+    revised = harness.minutes()[1][1].seq
+    assert harness.minutes()[2][0].metadata.logged_seq == revised - 1
+    await harness.clock.advance(1)  # flushed
+    harness.outlet.publish_live(
+        harness.market, push(harness.market, minute(601, volume="2", as_of=12_000), seconds=36_072).live
+    )
+    assert harness.minutes()[3][0].metadata.logged_seq >= revised
+    assert ("open", "one") in harness.keeper.diary
     running.cancel()
 
 
 async def test_a_repaired_past_is_in_the_log_before_it_is_stored_and_published_after():
-    way = Way()
+    harness = PublisherHarness()
     outcome = Outcome(past=[minute(number, final=True) for number in (3, 4)], repaired=Range(MONDAY_MS, at(600)))
-    way.outlet.publish_live(
-        way.market, push(way.market, minute(600, as_of=10_000), seconds=36_010).live, outcome.past_range
+    harness.outlet.publish_live(
+        harness.market, push(harness.market, minute(600, as_of=10_000), seconds=36_010).live, outcome.past_range
     )
-    assert way.minutes()[-1][0].metadata.gap == outcome.past_range  # it is not told yet
-    way.keeper.diary.clear()
-    await way.outlet.publish_repair(way.market, outcome)
+    assert harness.minutes()[-1][0].metadata.gap == outcome.past_range  # it is not told yet
+    harness.keeper.diary.clear()
+    await harness.outlet.publish_repair(harness.market, outcome)
     unknown = Position("one", SEQ_UNPUBLISHED)
-    told = next(position for message, position in way.heard if isinstance(message, HistoryChanged))
-    assert way.keeper.diary == [
+    published = next(position for message, position in harness.received if isinstance(message, HistoryChanged))
+    assert harness.keeper.diary == [
         ("put", minute(3).open_ms, True, unknown),
         ("put", minute(4).open_ms, True, unknown),
         ("flush",),
         ("coverage", MONDAY_MS),
-        ("note", "one", [(told.seq, Range(minute(3).open_ms, minute(4).open_ms + MINUTE_MS))]),
+        ("note", "one", [(published.seq, Range(minute(3).open_ms, minute(4).open_ms + MINUTE_MS))]),
     ]
 
 
 async def test_healing_can_be_cancelled_while_it_is_logged():
-    way = Way()
+    harness = PublisherHarness()
     reached, never = asyncio.Event(), asyncio.Event()
 
     async def note_changes(market, epoch, changes) -> None:
         reached.set()
         await never.wait()
 
-    way.keeper.log_changes = note_changes
+    harness.keeper.log_changes = note_changes
     outcome = Outcome(past=[minute(3, final=True)], repaired=Range(MONDAY_MS, at(600)))
-    way.outlet.publish_live(way.market, [], outcome.past_range)
-    healing = asyncio.ensure_future(way.outlet.publish_repair(way.market, outcome))
+    harness.outlet.publish_live(harness.market, [], outcome.past_range)
+    healing = asyncio.ensure_future(harness.outlet.publish_repair(harness.market, outcome))
     await reached.wait()
     healing.cancel()
     assert [type(one) for one in await asyncio.gather(healing, return_exceptions=True)] == [asyncio.CancelledError]
 
 
 async def test_while_a_store_is_slow_one_save_is_under_way():
-    way, turns = Way(), asyncio.Event()
-    way.keeper.flush = turns.wait
-    way.market.coverage.extend_since(MONDAY_MS - MINUTE_MS)
-    assert not way.outlet.has_published(way.market)
-    saving = asyncio.ensure_future(way.outlet.publish_repair(way.market, Outcome()))
+    harness, turns = PublisherHarness(), asyncio.Event()
+    harness.keeper.flush = turns.wait
+    harness.market.coverage.extend_since(MONDAY_MS - MINUTE_MS)
+    assert not harness.outlet.has_published(harness.market)
+    saving = asyncio.ensure_future(harness.outlet.publish_repair(harness.market, Outcome()))
     await asyncio.sleep(0)
-    assert way.outlet.has_published(way.market)  # so no push begins another one
-    way.market.coverage.extend_since(MONDAY_MS - 2 * MINUTE_MS)
+    assert harness.outlet.has_published(harness.market)  # so no push begins another one
+    harness.market.coverage.extend_since(MONDAY_MS - 2 * MINUTE_MS)
     turns.set()
     await saving
-    assert not way.outlet.has_published(way.market)
-    await way.outlet.publish_repair(way.market, Outcome())
-    assert way.outlet.has_published(way.market)
+    assert not harness.outlet.has_published(harness.market)
+    await harness.outlet.publish_repair(harness.market, Outcome())
+    assert harness.outlet.has_published(harness.market)
 
 
 def test_the_state_is_published_when_it_changes_and_again_for_later_processes():
-    way = Way()
-    push(way.market, minute(600, as_of=10_000), seconds=36_010)
+    harness = PublisherHarness()
+    push(harness.market, minute(600, as_of=10_000), seconds=36_010)
     for seconds in (36_011, 36_012, 36_022, 36_030):
-        way.outlet.publish_state(way.market, at(seconds))
-    states = [(one.state, one.since_ms) for one, _ in way.heard if isinstance(one, StateChanged)]
+        harness.outlet.publish_state(harness.market, at(seconds))
+    states = [(one.state, one.since_ms) for one, _ in harness.received if isinstance(one, StateChanged)]
     assert states == [("stale", at(36_000)), ("live", at(36_011)), ("live", at(36_011))]
-    assert way.outlet.state_since_ms(way.market) == at(36_011)
+    assert harness.outlet.state_since_ms(harness.market) == at(36_011)
 
 
 def test_decimals_are_published_with_the_state_as_soon_as_the_exchange_named_them():
-    way = Way()
-    push(way.market, minute(600, as_of=10_000), seconds=36_010)
-    way.outlet.publish_state(way.market, at(36_011))
-    way.market.decimals = Decimals(2, 6)
+    harness = PublisherHarness()
+    push(harness.market, minute(600, as_of=10_000), seconds=36_010)
+    harness.outlet.publish_state(harness.market, at(36_011))
+    harness.market.decimals = Decimals(2, 6)
     for seconds in (36_012, 36_013, 36_023):
-        way.outlet.publish_state(way.market, at(seconds))
-    told = [(one.decimals, one.since_ms) for one, _ in way.heard if isinstance(one, StateChanged)][1:]
-    assert told == [(Decimals(), at(36_011)), ((2, 6), at(36_011)), ((2, 6), at(36_011))]
+        harness.outlet.publish_state(harness.market, at(seconds))
+    published = [(one.decimals, one.since_ms) for one, _ in harness.received if isinstance(one, StateChanged)][1:]
+    assert published == [(Decimals(), at(36_011)), ((2, 6), at(36_011)), ((2, 6), at(36_011))]

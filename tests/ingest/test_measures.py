@@ -10,7 +10,7 @@ from candled.health import is_healthy
 from candled.ingest.coverage import Coverage, Urgency, Window
 from candled.ingest.measures import IngestMeasures
 from candled.model import MINUTE_MS, Range
-from tests.ingest.virtual import Site, started
+from tests.ingest.virtual import Harness, started
 from tests.rows import MONDAY_MS
 
 CASES: list[dict[str, Any]] = [
@@ -25,8 +25,8 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
-def agree(site: Site) -> None:
-    measures, facts = site.ingest.measure(), site.health
+def agree(harness: Harness) -> None:
+    measures, facts = harness.ingest.measure(), harness.health
     market = facts["symbols"]["BTC/USDT"]
     assert measures.states.states == {market["state"]: 1}
     assert measures.states.reasons == ({} if market["reason"] is None else {market["reason"]: 1})
@@ -44,19 +44,19 @@ def agree(site: Site) -> None:
         assert (measures.revisions, measures.invalid_rows) == (market["revisions"], market["invalidCandles"])
         assert measures.unconfirmed == market["unconfirmedMinutes"]
         age_ms = market["lastMessageAgeMs"]
-        now_ms = site.clock.now_ms() + measures.skew_ms  # the exchange's, as ingest estimates it
+        now_ms = harness.clock.now_ms() + measures.skew_ms  # the exchange's, as ingest estimates it
         assert measures.pushed_ms == (None if age_ms is None else now_ms - age_ms)
 
 
 @pytest.mark.parametrize("options", CASES, ids=lambda options: "-".join(options) or "well")
 async def test_they_agree_in_every_state(options):
-    site = await started(**options)
+    harness = await started(**options)
     states = set()
     for seconds in (1, 10, 60, 200):
-        await site.run(seconds)
-        agree(site)
-        states.add(site.state)
-    await site.stop()
+        await harness.run(seconds)
+        agree(harness)
+        states.add(harness.state)
+    await harness.stop()
     assert states
 
 

@@ -5,25 +5,25 @@ import pytest
 from candled.ingest.coverage import Urgency
 from candled.model import MINUTE, MINUTE_MS, Range
 from tests.ingest.test_market import at, market, push
-from tests.ingest.virtual import Site, started
+from tests.ingest.virtual import Harness, started
 from tests.rows import MONDAY_MS, minute
 
 
-def revise(site: Site, open_ms: int) -> None:
-    row = site.exchange.row(open_ms)
-    site.exchange.revised[open_ms] = row._replace(volume=row.volume + 5, high=row.high + 1)
+def revise(harness: Harness, open_ms: int) -> None:
+    row = harness.exchange.row(open_ms)
+    harness.exchange.revised[open_ms] = row._replace(volume=row.volume + 5, high=row.high + 1)
 
 
-async def restart(site: Site) -> Site:
-    await site.stop()
-    return await started(site.store, start_ms=site.clock.true_ms, revised=site.exchange.revised)
+async def restart(harness: Harness) -> Harness:
+    await harness.stop()
+    return await started(harness.store, start_ms=harness.clock.true_ms, revised=harness.exchange.revised)
 
 
-async def reconnect(site: Site) -> Site:
-    site.ingest.on_interrupted(site.exchange.feed, "test")
-    site.ingest.on_connected(site.exchange.feed)
-    site.push_snapshot()
-    return site
+async def reconnect(harness: Harness) -> Harness:
+    harness.ingest.on_interrupted(harness.exchange.feed, "test")
+    harness.ingest.on_connected(harness.exchange.feed)
+    harness.push_snapshot()
+    return harness
 
 
 AGES = [pytest.param(minutes, id=f"{minutes} min") for minutes in (61, 120, 300)]
@@ -33,50 +33,50 @@ AGES = [pytest.param(minutes, id=f"{minutes} min") for minutes in (61, 120, 300)
 @pytest.mark.parametrize("age", AGES)
 @pytest.mark.parametrize("occasion", [restart, reconnect])
 async def test_a_revision_of_an_old_minute_is_taken_counted_and_published(age, occasion):
-    site = await started()
-    await site.run(150)
-    old_ms = MINUTE.floor(site.clock.true_ms) - age * MINUTE_MS
-    revise(site, old_ms)
-    site = await occasion(site)
-    await site.run(120)
-    assert site.wrong() == []
-    stored = site.store.rows[old_ms]
+    harness = await started()
+    await harness.run(150)
+    old_ms = MINUTE.floor(harness.clock.true_ms) - age * MINUTE_MS
+    revise(harness, old_ms)
+    harness = await occasion(harness)
+    await harness.run(120)
+    assert harness.wrong() == []
+    stored = harness.store.rows[old_ms]
     assert (stored.rev, stored.final) == (1, True)
-    assert site.market["revisions"] == 1
-    assert site.health["parity"]["mismatched24h"] == 1
-    assert any(one.start_ms <= old_ms < one.end_ms for one in site.repaired)
-    assert any(span.start_ms <= old_ms < span.end_ms for span in site.store.logged)
-    await site.stop()
+    assert harness.market["revisions"] == 1
+    assert harness.health["parity"]["mismatched24h"] == 1
+    assert any(one.start_ms <= old_ms < one.end_ms for one in harness.repaired)
+    assert any(span.start_ms <= old_ms < span.end_ms for span in harness.store.logged)
+    await harness.stop()
 
 
 @pytest.mark.slow
 async def test_minutes_of_the_last_day_are_compared_again_every_six_hours():
-    site = await started()
-    await site.run(100)
-    old_ms = MINUTE.floor(site.clock.true_ms) - 90 * MINUTE_MS
-    revise(site, old_ms)
-    site.exchange.stream = "silent"
-    await site.leap(6 * 3600)
-    await site.run(500)
-    assert site.store.rows[old_ms].rev == 1
-    asked = [one for one in site.exchange.asked if one[1].start_ms <= old_ms < one[1].end_ms]
+    harness = await started()
+    await harness.run(100)
+    old_ms = MINUTE.floor(harness.clock.true_ms) - 90 * MINUTE_MS
+    revise(harness, old_ms)
+    harness.exchange.stream = "silent"
+    await harness.leap(6 * 3600)
+    await harness.run(500)
+    assert harness.store.rows[old_ms].rev == 1
+    asked = [one for one in harness.exchange.asked if one[1].start_ms <= old_ms < one[1].end_ms]
     assert len(asked) <= 6
-    await site.stop()
+    await harness.stop()
 
 
 async def test_what_rest_agrees_with_is_not_written_again():
-    site = await started()
-    await site.run(150)
-    before = dict(site.store.rows)
-    logged = len(site.store.logged)
-    await reconnect(site)
-    await site.run(30)
-    old = Range(MONDAY_MS, MINUTE.floor(site.clock.true_ms) - 70 * MINUTE_MS)
-    assert all(site.store.rows[open_ms] is before[open_ms] for open_ms in range(*old, MINUTE_MS))
-    assert len(site.store.logged) == logged
-    assert site.health["parity"]["mismatched24h"] == 0
-    assert site.market["unconfirmedMinutes"] <= 2
-    await site.stop()
+    harness = await started()
+    await harness.run(150)
+    before = dict(harness.store.rows)
+    logged = len(harness.store.logged)
+    await reconnect(harness)
+    await harness.run(30)
+    old = Range(MONDAY_MS, MINUTE.floor(harness.clock.true_ms) - 70 * MINUTE_MS)
+    assert all(harness.store.rows[open_ms] is before[open_ms] for open_ms in range(*old, MINUTE_MS))
+    assert len(harness.store.logged) == logged
+    assert harness.health["parity"]["mismatched24h"] == 0
+    assert harness.market["unconfirmedMinutes"] <= 2
+    await harness.stop()
 
 
 def test_a_storm_of_revisions_becomes_one_request():

@@ -119,11 +119,11 @@ class Stage:
 
     def __init__(self, store: Store, clock: ManualClock) -> None:
         bus = MemoryBus("one")
-        bus.add_listener(self._hear)
+        bus.add_listener(self._receive_message)
         self.clock = clock
         self.store = store
         self.exchange = Quiet(clock)
-        self.heard: list[tuple[Symbol, Candle]] = []
+        self.received: list[tuple[Symbol, Candle]] = []
         options = IngestOptions(
             backfill_ms=0, grace_period_ms=6000, quiet_after_ms=60_000, checkpoint_ms=1, confirm=False
         )  # fmt: skip
@@ -133,9 +133,9 @@ class Stage:
         )  # fmt: skip
         self.starting = asyncio.ensure_future(self.ingest.start())
 
-    def _hear(self, message: Any, _: Any) -> None:
+    def _receive_message(self, message: Any, _: Any) -> None:
         if isinstance(message, MinuteChanged):
-            self.heard.append((message.market.symbol, message.candle))
+            self.received.append((message.market.symbol, message.candle))
 
     async def push(self, symbol: Symbol, *candles: Candle) -> None:
         """The feed brings candles of a symbol."""
@@ -146,7 +146,7 @@ class Stage:
         return self.ingest.describe()["symbols"][str(symbol)]
 
     def minutes(self, symbol: Symbol) -> list[tuple[int, Any]]:
-        return [(candle.open_ms, candle.volume) for one, candle in self.heard if one == symbol]
+        return [(candle.open_ms, candle.volume) for one, candle in self.received if one == symbol]
 
 
 @asynccontextmanager

@@ -37,13 +37,13 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize("minutes_ago", [1, 2, 30], ids="from_{}".format)
-@pytest.mark.parametrize(("empty_candles", "rows", "verdict", "standing"), ANSWERS)
-def test_only_an_answer_for_these_minutes_makes_a_market_quiet(empty_candles, rows, verdict, standing, minutes_ago):
+@pytest.mark.parametrize(("empty_candles", "rows", "result", "standing"), ANSWERS)
+def test_only_an_answer_for_these_minutes_makes_a_market_quiet(empty_candles, rows, result, standing, minutes_ago):
     one = Presence(60_000, publishes_empty_candles=empty_candles)
     one.connected = True
     one.record_push(PUSHED_MS)
     known = {candle.open_ms: candle for candle in [row(1, 5)]}
-    assert one.classify_answer(rows, NOW_MS - minutes_ago * MINUTE_MS, known.get, NOW_MS) == verdict
+    assert one.classify_answer(rows, NOW_MS - minutes_ago * MINUTE_MS, known.get, NOW_MS) == result
     assert one.standing(NOW_MS + 10_000) == standing
     assert one.standing(NOW_MS + 120_000) == "unknown"  # it said nothing of now
     one.record_push(NOW_MS + 130_000)
@@ -74,25 +74,25 @@ def test_evidence_ends_with_what_it_rests_on(event):
 
 @pytest.mark.slow
 async def test_with_the_stream_cut_candles_come_from_rest_and_charts_move():
-    async with running() as site:
-        await site.run(120)
-        assert site.state == ("live", None)
-        site.exchange.stream = "down"
-        await site.run(20)
-        assert site.state == ("polling", "stream_down")
-        told = len(site.minutes)
-        await site.run(300)
-        assert len(site.minutes) - told >= 60
-        assert {candle.src for candle in site.minutes[told:]} == {"rest"}
-        assert any(not candle.final for candle in site.minutes[told:])
-        assert {state for state, _ in site.states[-3:]} <= {"live", "stale", "polling"}
-        site.exchange.stream = "up"
-        await site.run(60)
-        assert site.state == ("live", None)
-        await site.run(60)
-        end_ms = site.clock.true_ms // MINUTE_MS * MINUTE_MS - MINUTE_MS
-        assert site.wrong(end_ms - 8 * MINUTE_MS, end_ms) == []
-        assert all(candle.rev == 0 for candle in site.minutes)
+    async with running() as harness:
+        await harness.run(120)
+        assert harness.state == ("live", None)
+        harness.exchange.stream = "down"
+        await harness.run(20)
+        assert harness.state == ("polling", "stream_down")
+        before = len(harness.minutes)
+        await harness.run(300)
+        assert len(harness.minutes) - before >= 60
+        assert {candle.src for candle in harness.minutes[before:]} == {"rest"}
+        assert any(not candle.final for candle in harness.minutes[before:])
+        assert {state for state, _ in harness.states[-3:]} <= {"live", "stale", "polling"}
+        harness.exchange.stream = "up"
+        await harness.run(60)
+        assert harness.state == ("live", None)
+        await harness.run(60)
+        end_ms = harness.clock.true_ms // MINUTE_MS * MINUTE_MS - MINUTE_MS
+        assert harness.wrong(end_ms - 8 * MINUTE_MS, end_ms) == []
+        assert all(candle.rev == 0 for candle in harness.minutes)
 
 
 SILENCES = [
@@ -107,42 +107,42 @@ SILENCES = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("stream", "rest", "state", "reason"), SILENCES)
 async def test_while_the_market_trades_no_silence_is_ever_called_quiet(stream, rest, state, reason):
-    async with running() as site:
-        await site.run(120)
-        site.exchange.stream, site.exchange.rest = stream, rest
-        heard = len(site.received)
-        await site.run(300)
-        assert site.state == (state, reason)
-        assert "quiet" not in {told for told, _ in site.states}
+    async with running() as harness:
+        await harness.run(120)
+        harness.exchange.stream, harness.exchange.rest = stream, rest
+        received_before = len(harness.received)
+        await harness.run(300)
+        assert harness.state == (state, reason)
+        assert "quiet" not in {before for before, _ in harness.states}
         if rest == "empty":
-            assert len(site.exchange.asked) < 200
-        del site.received[:heard]
-        site.exchange.stream = site.exchange.rest = "up"
-        await site.run(200)
-        assert site.state == ("live", None)
+            assert len(harness.exchange.asked) < 200
+        del harness.received[:received_before]
+        harness.exchange.stream = harness.exchange.rest = "up"
+        await harness.run(200)
+        assert harness.state == ("live", None)
 
 
 @pytest.mark.slow
 async def test_rows_of_another_market_are_refused_named_and_asked_for_again():
-    async with running() as site:
-        await site.run(180)
-        history = site.exchange.fetch_history
+    async with running() as harness:
+        await harness.run(180)
+        history = harness.exchange.fetch_history
 
         async def of_another(http, symbol, start_ms, end_ms):
             rows = await history(http, symbol, start_ms, end_ms)
             return [row._replace(open=row.open * 40, high=row.high * 40, low=row.low * 40, close=row.close * 40)
                     for row in rows]  # fmt: skip
 
-        site.exchange.fetch_history = of_another
-        await site.run(300)
-        assert "another market" in site.market["trouble"]
-        assert site.market["invalidCandles"] >= 2
-        site.exchange.fetch_history = history
-        await site.run(700)
-        assert site.market["trouble"] is None
-        end_ms = site.clock.true_ms // MINUTE_MS * MINUTE_MS - MINUTE_MS
-        assert site.wrong(end_ms - 15 * MINUTE_MS, end_ms) == []
-        assert max(candle.high for candle in site.minutes) < 3000
+        harness.exchange.fetch_history = of_another
+        await harness.run(300)
+        assert "another market" in harness.market["trouble"]
+        assert harness.market["invalidCandles"] >= 2
+        harness.exchange.fetch_history = history
+        await harness.run(700)
+        assert harness.market["trouble"] is None
+        end_ms = harness.clock.true_ms // MINUTE_MS * MINUTE_MS - MINUTE_MS
+        assert harness.wrong(end_ms - 15 * MINUTE_MS, end_ms) == []
+        assert max(candle.high for candle in harness.minutes) < 3000
 
 
 @pytest.mark.slow
@@ -151,14 +151,14 @@ async def test_nothing_after_a_minute_without_trades_is_not_called_quiet():
         exchange.publishes_empty_candles = False
         exchange.quiet = lambda open_ms: open_ms == THURSDAY_MS + (6 * 60 + 4) * MINUTE_MS
 
-    async with running(prepare=thin) as site:
-        await site.run(300 + 7)
-        site.exchange.stream, site.exchange.rest = "silent", "empty"
-        heard = len(site.received)
-        await site.run(1200)
-        assert site.state[0] in ("stale", "recovering")
-        assert "quiet" not in {one.state for one in site.received[heard:] if isinstance(one, StateChanged)}
-        assert site.market["missingMinutes"] >= 15
+    async with running(prepare=thin) as harness:
+        await harness.run(300 + 7)
+        harness.exchange.stream, harness.exchange.rest = "silent", "empty"
+        received_before = len(harness.received)
+        await harness.run(1200)
+        assert harness.state[0] in ("stale", "recovering")
+        assert "quiet" not in {one.state for one in harness.received[received_before:] if isinstance(one, StateChanged)}
+        assert harness.market["missingMinutes"] >= 15
 
 
 @pytest.mark.slow
@@ -169,27 +169,27 @@ async def test_a_market_without_trades_is_quiet_by_rests_word_and_costs_about_a_
         exchange.quiet = lambda open_ms: open_ms >= run_from_ms + 3 * MINUTE_MS
 
     run_from_ms = THURSDAY_MS + 6 * 3_600_000
-    async with running(prepare=thin) as site:
-        await site.run(180)
-        site.exchange.stream = "silent" if empty_candles else "up"
-        await site.run(240)
-        assert site.state == ("quiet", "no_trades")
-        asked = len(site.exchange.asked)
-        await site.run(600)
-        assert len(site.exchange.asked) - asked <= 40
-        assert site.state == ("quiet", "no_trades")
-        site.exchange.quiet = lambda open_ms: False
-        site.exchange.stream = "up"
-        await site.run(90)
-        assert site.state == ("live", None)
+    async with running(prepare=thin) as harness:
+        await harness.run(180)
+        harness.exchange.stream = "silent" if empty_candles else "up"
+        await harness.run(240)
+        assert harness.state == ("quiet", "no_trades")
+        asked = len(harness.exchange.asked)
+        await harness.run(600)
+        assert len(harness.exchange.asked) - asked <= 40
+        assert harness.state == ("quiet", "no_trades")
+        harness.exchange.quiet = lambda open_ms: False
+        harness.exchange.stream = "up"
+        await harness.run(90)
+        assert harness.state == ("live", None)
 
 
 @pytest.mark.slow
 async def test_the_pace_of_polling_leaves_most_of_the_budget():
-    async with running() as site:
-        await site.run(120)
-        site.exchange.stream = "down"
-        await site.run(30)
-        asked = len(site.exchange.asked)
-        await site.run(60)
-        assert len(site.exchange.asked) - asked <= 60 / 3 + 5
+    async with running() as harness:
+        await harness.run(120)
+        harness.exchange.stream = "down"
+        await harness.run(30)
+        asked = len(harness.exchange.asked)
+        await harness.run(60)
+        assert len(harness.exchange.asked) - asked <= 60 / 3 + 5

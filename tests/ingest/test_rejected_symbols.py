@@ -90,18 +90,18 @@ async def test_evidence_from_the_stream_beats_the_list(listed):
     def lie(exchange):
         exchange.listed = listed
 
-    async with running(prepare=lie) as site:
-        await site.run(200)
-        assert site.state == ("live", None)
-        assert site.market["missingMinutes"] == 0
-        assert site.market["listing"] == ("unlisted" if listed else None)
-        assert site.market["trouble"] is None
-        lists = site.exchange.lists
-        site.exchange.listed = [Market(symbol=BTC, price_decimals=2)]
-        await site.leap(3600)
-        await site.run(100)
-        assert site.exchange.lists > lists
-        assert (site.market["listing"], site.state) == ("trading", ("live", None))
+    async with running(prepare=lie) as harness:
+        await harness.run(200)
+        assert harness.state == ("live", None)
+        assert harness.market["missingMinutes"] == 0
+        assert harness.market["listing"] == ("unlisted" if listed else None)
+        assert harness.market["trouble"] is None
+        lists = harness.exchange.lists
+        harness.exchange.listed = [Market(symbol=BTC, price_decimals=2)]
+        await harness.leap(3600)
+        await harness.run(100)
+        assert harness.exchange.lists > lists
+        assert (harness.market["listing"], harness.state) == ("trading", ("live", None))
 
 
 @pytest.mark.slow
@@ -109,11 +109,11 @@ async def test_a_market_that_is_listed_after_the_start_comes_by_itself():
     def not_yet(exchange):
         exchange.listed, exchange.stream, exchange.rest = [OTHER], "silent", "down"
 
-    async with running(prepare=not_yet) as site:
-        await site.run(1200)
-        assert site.state == ("stale", "not_listed")
-        assert site.market["trouble"].startswith("virtual does not list BTC/USDT, did you mean BTC/USDC?")
-        site.exchange.listed, site.exchange.stream, site.exchange.rest = [Market(symbol=BTC)], "up", "up"
-        await site.leap(3600)
-        await site.run(100)
-        assert (site.state, site.market["missingMinutes"]) == (("live", None), 0)
+    async with running(prepare=not_yet) as harness:
+        await harness.run(1200)
+        assert harness.state == ("stale", "not_listed")
+        assert harness.market["trouble"].startswith("virtual does not list BTC/USDT, did you mean BTC/USDC?")
+        harness.exchange.listed, harness.exchange.stream, harness.exchange.rest = [Market(symbol=BTC)], "up", "up"
+        await harness.leap(3600)
+        await harness.run(100)
+        assert (harness.state, harness.market["missingMinutes"]) == (("live", None), 0)

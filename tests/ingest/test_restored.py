@@ -115,8 +115,8 @@ async def test_restored_minutes_are_shown_as_far_as_they_adjoin_what_is_final(
     assert [bar.volume for bar in bars.newest_bars(KEY, M5, 9)] == [volume for volume in sums if volume]
     for bar in bars.newest_bars(KEY, M5, 9):
         number = (bar.open_ms - MONDAY_MS) // M5.ms
-        held = [at for at in shown if at // 5 == number]
-        may_be_final = number < max(shown) // 5 and not set(held) & set(not_final)
+        kept = [at for at in shown if at // 5 == number]
+        may_be_final = number < max(shown) // 5 and not set(kept) & set(not_final)
         assert bars.is_final(KEY, M5, bar) == may_be_final
 
 

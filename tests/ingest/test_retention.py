@@ -62,7 +62,7 @@ async def test_only_minutes_that_are_kept_are_requested(make, start, end, asked)
 
 
 def test_minutes_that_were_dropped_are_no_quiet_ones():
-    held = Coverage(
+    covered = Coverage(
         present=[Range(at(0), at(10)), Range(at(90), at(100))],
         known_gaps=[],
         since_ms=MONDAY_MS,
@@ -70,13 +70,13 @@ def test_minutes_that_were_dropped_are_no_quiet_ones():
         absence="no_trades",
     )
     window = Window(Urgency.HISTORY, at(10), at(90))
-    held.on_answer(window, at(100), at(100), kept_ms=at(40))
-    assert [(one.start_ms, one.end_ms, one.reason) for one in held.known_gaps] == [
+    covered.on_answer(window, at(100), at(100), kept_ms=at(40))
+    assert [(one.start_ms, one.end_ms, one.reason) for one in covered.known_gaps] == [
         (at(10), at(40), "exchange_outage"),
         (at(40), at(90), "no_trades"),
     ]
-    held.on_answer(window, at(100), at(100) + 86_400_000, kept_ms=at(90))  # an answer about them stays true
-    assert [one.reason for one in held.known_gaps] == ["exchange_outage", "no_trades"]
+    covered.on_answer(window, at(100), at(100) + 86_400_000, kept_ms=at(90))  # an answer about them stays true
+    assert [one.reason for one in covered.known_gaps] == ["exchange_outage", "no_trades"]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def rules_of(*patterns: str, **limits: Any) -> ChoiceRules:
     return ChoiceRules(patterns=tuple(map(SymbolPattern.parse, patterns)), **limits)
 
 
-class Site:
+class Harness:
     """The ingest of one process."""
 
     def __init__(self, rules: ChoiceRules, *, shards: int = 0) -> None:
@@ -88,73 +88,75 @@ class Site:
 
 
 @asynccontextmanager
-async def running(rules: ChoiceRules, *listed: Symbol, shards: int = 0) -> AsyncIterator[Site]:
+async def running(rules: ChoiceRules, *listed: Symbol, shards: int = 0) -> AsyncIterator[Harness]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FeedRunner, "_run_socket", run_without_socket)
         patch.setattr(universe_choice, "LEAVES_AFTER_MS", LEAVES_AFTER_S * 1000)
-        site = Site(rules, shards=shards)
-        site.world.list_markets(listed)
+        harness = Harness(rules, shards=shards)
+        harness.world.list_markets(listed)
         try:
-            await site.clock.advance(20.0)
-            yield site
+            await harness.clock.advance(20.0)
+            yield harness
         finally:
-            await site.ingest.stop()
-            site.starting.cancel()
+            await harness.ingest.stop()
+            harness.starting.cancel()
 
 
 async def test_new_listings_are_read_and_the_connection_of_the_others_stays():
-    async with running(rules_of("*/USDT"), S0) as site:
-        assert site.world.subscribed() == [S0]
-        (peer,) = site.world.peers
-        site.world.list_markets([S0, S1])
-        await site.clock.advance(REFRESH_S / 2)
-        assert site.symbols == (S0,)
-        await site.refresh()
-        assert site.symbols == (S0, S1)
-        assert site.world.peers == [peer]
-        assert site.world.subscribed() == [S0, S1]
-        assert site.described()["symbols"]["S1/USDT"]["state"] == "live"
-        assert min(site.store[S1].rows) == MONDAY_MS  # its history, from its first minute
+    async with running(rules_of("*/USDT"), S0) as harness:
+        assert harness.world.subscribed() == [S0]
+        (peer,) = harness.world.peers
+        harness.world.list_markets([S0, S1])
+        await harness.clock.advance(REFRESH_S / 2)
+        assert harness.symbols == (S0,)
+        await harness.refresh()
+        assert harness.symbols == (S0, S1)
+        assert harness.world.peers == [peer]
+        assert harness.world.subscribed() == [S0, S1]
+        assert harness.described()["symbols"]["S1/USDT"]["state"] == "live"
+        assert min(harness.store[S1].rows) == MONDAY_MS  # its history, from its first minute
 
 
 async def test_a_market_that_is_not_listed_any_more_is_read_for_another_day():
-    async with running(rules_of("*/USDT"), S0, S1) as site:
-        site.world.list_markets([S0])
-        await site.refresh()
-        assert site.symbols == (S0, S1)
-        assert site.described()["choice"]["leaving"] == 1
-        await site.refresh(LEAVES_AFTER_S // int(REFRESH_S))
-        assert site.symbols == (S0,)
-        assert site.world.subscribed() == [S0]
-        assert list(site.described()["symbols"]) == ["S0/USDT"]
+    async with running(rules_of("*/USDT"), S0, S1) as harness:
+        harness.world.list_markets([S0])
+        await harness.refresh()
+        assert harness.symbols == (S0, S1)
+        assert harness.described()["choice"]["leaving"] == 1
+        await harness.refresh(LEAVES_AFTER_S // int(REFRESH_S))
+        assert harness.symbols == (S0,)
+        assert harness.world.subscribed() == [S0]
+        assert list(harness.described()["symbols"]) == ["S0/USDT"]
 
 
 async def test_a_delisted_named_market_loses_its_feed_after_a_day_and_gets_it_back_when_listed_again():
-    async with running(rules_of("S0/USDT", "S1/USDT"), S0, S1) as site:
-        (peer,) = site.world.peers
-        site.world.stopped = {S0}
-        site.used = {S0}
-        site.world.list_markets([S1])
-        await site.refresh()
-        asked = site.world.history_reads[S0]
+    async with running(rules_of("S0/USDT", "S1/USDT"), S0, S1) as harness:
+        (peer,) = harness.world.peers
+        harness.world.stopped = {S0}
+        harness.used = {S0}
+        harness.world.list_markets([S1])
+        await harness.refresh()
+        asked = harness.world.history_reads[S0]
         for is_used in (True, False):
-            site.used = {S0} if is_used else set()
-            await site.refresh(LEAVES_AFTER_S // int(REFRESH_S))
-            assert site.world.subscribed() == ([S0, S1] if is_used else [S1])
-            described = site.described()["symbols"]
+            harness.used = {S0} if is_used else set()
+            await harness.refresh(LEAVES_AFTER_S // int(REFRESH_S))
+            assert harness.world.subscribed() == ([S0, S1] if is_used else [S1])
+            described = harness.described()["symbols"]
             assert (described["S0/USDT"]["state"], described["S0/USDT"]["reason"]) == ("quiet", "delisted")
             assert described["S1/USDT"]["state"] == "live"
-            assert is_healthy(site.described())
-        assert site.world.history_reads[S0] - asked < 5
-        site.world.stopped = set()
-        site.world.list_markets([S0, S1])
-        await site.refresh()
-        await site.clock.advance(60.0)
-        assert site.world.subscribed() == [S0, S1]
-        assert site.world.peers == [peer]
-        assert site.described()["symbols"]["S0/USDT"]["state"] == "live"
-        newest_ms = site.clock.now_ms() - 120_000
-        assert site.store[S0].rows.keys() >= set(range(newest_ms - newest_ms % 60_000 - 3_600_000, newest_ms, 60_000))
+            assert is_healthy(harness.described())
+        assert harness.world.history_reads[S0] - asked < 5
+        harness.world.stopped = set()
+        harness.world.list_markets([S0, S1])
+        await harness.refresh()
+        await harness.clock.advance(60.0)
+        assert harness.world.subscribed() == [S0, S1]
+        assert harness.world.peers == [peer]
+        assert harness.described()["symbols"]["S0/USDT"]["state"] == "live"
+        newest_ms = harness.clock.now_ms() - 120_000
+        assert harness.store[S0].rows.keys() >= set(
+            range(newest_ms - newest_ms % 60_000 - 3_600_000, newest_ms, 60_000)
+        )
 
 
 @pytest.mark.parametrize(
@@ -162,86 +164,86 @@ async def test_a_delisted_named_market_loses_its_feed_after_a_day_and_gets_it_ba
     [("upcoming", "quiet", "not_open"), ("suspended", "quiet", "suspended"), ("delisted", "quiet", "delisted")],
 )
 async def test_a_market_that_is_not_traded_is_no_problem(status, state, reason):
-    async with running(rules_of("S0/USDT"), S1) as site:
-        site.world.stopped = site.world.refused = {S0}
-        site.world.listed[S0] = Market(symbol=S0, status=status)
-        await site.refresh()
-        described = site.described()
+    async with running(rules_of("S0/USDT"), S1) as harness:
+        harness.world.stopped = harness.world.refused = {S0}
+        harness.world.listed[S0] = Market(symbol=S0, status=status)
+        await harness.refresh()
+        described = harness.described()
         market = described["symbols"]["S0/USDT"]
         assert (market["state"], market["reason"], market["listing"]) == (state, reason, status)
         assert is_healthy(described)
 
 
 async def test_a_market_is_chosen_within_a_minute_of_its_opening():
-    async with running(rules_of("*/USDT"), S0) as site:
-        opens_ms = site.clock.now_ms() + 3_000_000
-        site.world.listed[S1] = Market(symbol=S1, status="upcoming", listed_ms=opens_ms)
-        await site.refresh()
-        assert site.symbols == (S0,)
-        await site.clock.leap((opens_ms - site.clock.now_ms()) / 1000)
-        site.world.list_markets([S0, S1])
-        await site.clock.advance(60.0)
-        assert site.symbols == (S0, S1)
+    async with running(rules_of("*/USDT"), S0) as harness:
+        opens_ms = harness.clock.now_ms() + 3_000_000
+        harness.world.listed[S1] = Market(symbol=S1, status="upcoming", listed_ms=opens_ms)
+        await harness.refresh()
+        assert harness.symbols == (S0,)
+        await harness.clock.leap((opens_ms - harness.clock.now_ms()) / 1000)
+        harness.world.list_markets([S0, S1])
+        await harness.clock.advance(60.0)
+        assert harness.symbols == (S0, S1)
 
 
 async def test_a_list_that_cannot_be_read_is_reported_and_changes_nothing():
-    async with running(rules_of("*/USDT"), S0) as site:
-        site.world.problem = Unavailable("down for an hour?token=secret")
-        await site.refresh()
-        trouble = site.described()["choice"]["trouble"]
-        assert trouble.startswith("the list of markets cannot be read: ")
-        assert "secret" not in trouble
-        assert site.symbols == (S0,)
-        site.world.problem = None
-        await site.clock.advance(300.0)
-        assert site.described()["choice"]["trouble"] is None
+    async with running(rules_of("*/USDT"), S0) as harness:
+        harness.world.problem = Unavailable("down for an hour?token=secret")
+        await harness.refresh()
+        problem = harness.described()["choice"]["trouble"]
+        assert problem.startswith("the list of markets cannot be read: ")
+        assert "secret" not in problem
+        assert harness.symbols == (S0,)
+        harness.world.problem = None
+        await harness.clock.advance(300.0)
+        assert harness.described()["choice"]["trouble"] is None
 
 
 async def test_without_the_first_list_a_pattern_waits_and_named_markets_are_read():
-    async with running(rules_of("S3/USDT", "*/USDT"), S0, S3) as site:
-        assert site.symbols == (S3, S0)
-    async with running(rules_of("S3/USDT", "*/USDT")) as site:  # an empty list is no evidence
-        assert site.world.subscribed() == [S3]
+    async with running(rules_of("S3/USDT", "*/USDT"), S0, S3) as harness:
+        assert harness.symbols == (S3, S0)
+    async with running(rules_of("S3/USDT", "*/USDT")) as harness:  # an empty list is no evidence
+        assert harness.world.subscribed() == [S3]
 
 
 async def test_other_rules_add_and_remove_markets_immediately():
-    async with running(rules_of("*/USDT", "!S0/*"), *SYMBOLS[:3]) as site:
-        (peer,) = site.world.peers
-        site.ingest.chooser_of("virtual").set_rules(rules_of("S2/USDT", "S4/USDT"))
-        assert site.symbols == (S2, S4)
-        await site.clock.advance(20.0)
-        assert site.world.subscribed() == [S2, S4]
-        assert site.world.peers == [peer]
-        assert site.described()["choice"]["unlisted"] == ["S4/USDT"]
+    async with running(rules_of("*/USDT", "!S0/*"), *SYMBOLS[:3]) as harness:
+        (peer,) = harness.world.peers
+        harness.ingest.chooser_of("virtual").set_rules(rules_of("S2/USDT", "S4/USDT"))
+        assert harness.symbols == (S2, S4)
+        await harness.clock.advance(20.0)
+        assert harness.world.subscribed() == [S2, S4]
+        assert harness.world.peers == [peer]
+        assert harness.described()["choice"]["unlisted"] == ["S4/USDT"]
 
 
 async def test_an_extra_market_is_read_until_it_is_removed():
-    async with running(rules_of("S0/USDT"), *SYMBOLS[:3]) as site:
-        chooser = site.ingest.chooser_of("virtual")
+    async with running(rules_of("S0/USDT"), *SYMBOLS[:3]) as harness:
+        chooser = harness.ingest.chooser_of("virtual")
         assert chooser.find_listed(S4) is None
-        assert chooser.find_listed(S1) == site.world.listed[S1]
+        assert chooser.find_listed(S1) == harness.world.listed[S1]
         for symbol in (S1, S0):
             chooser.add_extra(symbol)
-        await site.refresh()
-        assert site.world.subscribed() == [S0, S1]
+        await harness.refresh()
+        assert harness.world.subscribed() == [S0, S1]
         for symbol in (S1, S0):
             chooser.remove_extra(symbol)
-        await site.refresh()
-        assert site.world.subscribed() == [S0]
+        await harness.refresh()
+        assert harness.world.subscribed() == [S0]
 
 
 async def test_each_shard_has_its_part_of_the_markets():
-    async with running(rules_of("*/USDT"), *SYMBOLS[:3], shards=2) as site:
-        assert site.world.subscribed() == []
+    async with running(rules_of("*/USDT"), *SYMBOLS[:3], shards=2) as harness:
+        assert harness.world.subscribed() == []
         parts = [[one for one in SYMBOLS if shard_of(MarketKey("virtual", one), 2) == shard] for shard in range(2)]
         assert all(parts)
-        for shard, lease in enumerate(site.leases.all):
+        for shard, lease in enumerate(harness.leases.all):
             lease.acquire(1, 1e9)
-            await site.refresh()
-            assert site.world.subscribed() == sorted(
-                one for part in parts[: shard + 1] for one in part if one in site.symbols
+            await harness.refresh()
+            assert harness.world.subscribed() == sorted(
+                one for part in parts[: shard + 1] for one in part if one in harness.symbols
             )
-        site.world.list_markets(SYMBOLS)
-        await site.refresh()
-        assert site.symbols == tuple(SYMBOLS)
-        assert site.world.subscribed() == sorted(SYMBOLS[:4])  # one is left over
+        harness.world.list_markets(SYMBOLS)
+        await harness.refresh()
+        assert harness.symbols == tuple(SYMBOLS)
+        assert harness.world.subscribed() == sorted(SYMBOLS[:4])  # one is left over

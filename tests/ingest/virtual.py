@@ -232,7 +232,7 @@ class Memory:
         return [piece for gap in self.saved_gaps for piece in clip_gap(gap, *within)]
 
 
-class Site:
+class Harness:
     """An ingest of the exchange, and what it publishes.
 
     Every message is looked at as it leaves: none may say that a minute is final before it is over.
@@ -341,7 +341,7 @@ class Site:
         return [one for one in self.exchange.asked if one[1].end_ms > MINUTE.floor(one[0]) + MINUTE_MS]
 
 
-async def started(store: Memory | None = None, *, start_ms: int = START_MS, **options: Any) -> Site:
+async def started(store: Memory | None = None, *, start_ms: int = START_MS, **options: Any) -> Harness:
     """Start a site whose stream sends a snapshot and then a frame a second, and whose REST states the time.
 
     `options` are attributes of the exchange and of the clock.
@@ -350,10 +350,10 @@ async def started(store: Memory | None = None, *, start_ms: int = START_MS, **op
     exchange.date = lambda at_ms: at_ms
     for name, value in options.items():
         setattr(exchange if hasattr(exchange, name) else exchange.true, name, value)
-    site = Site(exchange, store)
-    await site.start()
-    site.push_snapshot()
-    return site
+    harness = Harness(exchange, store)
+    await harness.start()
+    harness.push_snapshot()
+    return harness
 
 
 @asynccontextmanager
@@ -364,13 +364,13 @@ async def running(
     clock: Machine | None = None,
     prepare: Callable[[VirtualExchange], None] = lambda exchange: None,
     **options: Any,
-) -> AsyncIterator[Site]:
+) -> AsyncIterator[Harness]:
     """Run a site without a snapshot; `prepare` sets the exchange up before the start."""
     exchange = VirtualExchange(clock or Machine(start_ms))
     prepare(exchange)
-    site = Site(exchange, store, **options)
-    await site.start()
+    harness = Harness(exchange, store, **options)
+    await harness.start()
     try:
-        yield site
+        yield harness
     finally:
-        await site.stop()
+        await harness.stop()

@@ -29,7 +29,7 @@ def read_series(text: str) -> Series:
     }
 
 
-class Site:
+class Deployment:
     """A running daemon."""
 
     def __init__(self, daemon: Daemon) -> None:
@@ -69,7 +69,7 @@ async def running(
     clock: Clock | None = None,
     sections: Mapping[str, Any] | None = None,
     **server: Any,
-) -> AsyncIterator[Site]:
+) -> AsyncIterator[Deployment]:
     """Run a daemon, by default on the replay, with more settings of `server` and other sections."""
     tiers.require("daemon")
     document = {
@@ -82,9 +82,9 @@ async def running(
     path = directory / "candled.yaml"
     path.write_text(yaml.safe_dump(document), "utf-8")
     plugins = discover()
-    site = Site(Daemon(config.load(path, {}, plugins), plugins, clock or SystemClock()))
+    deployment = Deployment(Daemon(config.load(path, {}, plugins), plugins, clock or SystemClock()))
     try:
-        await site.daemon.start()
-        yield site
+        await deployment.daemon.start()
+        yield deployment
     finally:
-        await site.stop()
+        await deployment.stop()

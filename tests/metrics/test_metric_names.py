@@ -104,10 +104,10 @@ def test_a_breach_is_noticed(name, kind, meaning, problem):
 @pytest.mark.usefixtures("daemon")
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool, which comes with Prometheus")
 async def test_promtool_has_nothing_to_say(tmp_path):
-    async with running(tmp_path, metrics_per_symbol=True) as site:
-        text = await site.scrape()
-    ours = "\n".join(line for line in text.splitlines() if PREFIX in line) + "\n"
-    checked = subprocess.run(["promtool", "check", "metrics"], input=ours, text=True, capture_output=True, check=False)
+    async with running(tmp_path, metrics_per_symbol=True) as deployment:
+        text = await deployment.scrape()
+    own = "\n".join(line for line in text.splitlines() if PREFIX in line) + "\n"
+    checked = subprocess.run(["promtool", "check", "metrics"], input=own, text=True, capture_output=True, check=False)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
 
 

@@ -38,14 +38,14 @@ def test_every_family_is_collected():
 
 
 async def test_a_scrape_has_only_documented_families_of_the_documented_types(tmp_path):
-    async with running(tmp_path, metrics_per_symbol=True) as site:
-        await site.until("feed_events_total", 1, exchange="replay")
-        text = await site.scrape()
+    async with running(tmp_path, metrics_per_symbol=True) as deployment:
+        await deployment.until("feed_events_total", 1, exchange="replay")
+        text = await deployment.scrape()
     types = dict(line.split()[2:4] for line in text.splitlines() if line.startswith("# TYPE"))
-    ours = {name.removeprefix(PREFIX): kind for name, kind in types.items() if name.startswith(PREFIX)}
+    own = {name.removeprefix(PREFIX): kind for name, kind in types.items() if name.startswith(PREFIX)}
     documented = {family.name: family.kind for family in ALL}
-    assert {name: documented.get(name) for name in ours} == ours
-    assert len(ours) > 60
+    assert {name: documented.get(name) for name in own} == own
+    assert len(own) > 60
     libraries = {name for name in types if not name.startswith(PREFIX)}
     assert {"process_resident_memory_bytes", "python_gc_collections_total"} <= libraries
     assert all(name.startswith(("process_", "python_gc_")) for name in libraries)
@@ -57,30 +57,30 @@ async def test_a_scrape_has_only_documented_families_of_the_documented_types(tmp
 
 
 async def test_without_the_setting_no_series_names_a_symbol(tmp_path):
-    async with running(tmp_path) as site:
-        await site.until("feed_events_total", 1, exchange="replay")
-        text = await site.scrape()
+    async with running(tmp_path) as deployment:
+        await deployment.until("feed_events_total", 1, exchange="replay")
+        text = await deployment.scrape()
         assert "BTC" not in text
-        assert json.loads(await site.get("/health?verbose"))["exchanges"]["replay"]["symbols"]["BTC/USDT"]
-        public = json.loads(await site.get("/health?verbose", public=True))
+        assert json.loads(await deployment.get("/health?verbose"))["exchanges"]["replay"]["symbols"]["BTC/USDT"]
+        public = json.loads(await deployment.get("/health?verbose", public=True))
         assert public["exchanges"]["replay"]["symbols"] == 1
         assert '"BTC' not in json.dumps(public)
 
 
 async def test_the_numbers_of_a_client_are_counted(tmp_path):
-    async with running(tmp_path, max_messages_per_second=0) as site:
-        url = f"ws://127.0.0.1:{site.daemon.port}/ws"
+    async with running(tmp_path, max_messages_per_second=0) as deployment:
+        url = f"ws://127.0.0.1:{deployment.daemon.port}/ws"
         async with websockets.connect(url) as ws:
             await ws.send(json.dumps(BTC))
             assert json.loads(await ws.recv())["type"] == "initial"
             for message in ('{"type":"ping"}', '{"type":"ping"}', "{", '{"type":"list"}'):
                 await ws.send(message)
             await ws.send(json.dumps({**BTC, "interval": "5m", "resume": {"epoch": "x", "seq": 1, "time": 0}}))
-            await site.until("ws_resume_total", 1, result="full")
-            series = {name: await site.value(name) for name in ("ws_connections", "ws_rooms", "ws_subscriptions")}
+            await deployment.until("ws_resume_total", 1, result="full")
+            series = {name: await deployment.value(name) for name in ("ws_connections", "ws_rooms", "ws_subscriptions")}
             assert series == {"ws_connections": 1, "ws_rooms": 2, "ws_subscriptions": 2}
-        await site.until("ws_closed_total", 1, code="1000")
-        series = read_series(await site.scrape())
+        await deployment.until("ws_closed_total", 1, code="1000")
+        series = read_series(await deployment.scrape())
 
         def of(name, **labels):
             return series.get((f"candled_{name}", frozenset(labels.items())))
@@ -96,23 +96,23 @@ async def test_the_numbers_of_a_client_are_counted(tmp_path):
 
 
 async def test_a_code_that_a_client_invents_makes_no_series(tmp_path):
-    async with running(tmp_path) as site:
+    async with running(tmp_path) as deployment:
         for code in (3000, 4999, 4998):
-            async with websockets.connect(f"ws://127.0.0.1:{site.daemon.port}/ws") as ws:
+            async with websockets.connect(f"ws://127.0.0.1:{deployment.daemon.port}/ws") as ws:
                 await ws.close(code)
-        await site.until("ws_closed_total", 3, code="other")
-        reader, writer = await asyncio.open_connection("127.0.0.1", site.daemon.port)
+        await deployment.until("ws_closed_total", 3, code="other")
+        reader, writer = await asyncio.open_connection("127.0.0.1", deployment.daemon.port)
         writer.write(
             b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         )
         await reader.readuntil(b"\r\n\r\n")
         writer.close()
-        await site.until("ws_closed_total", 1, code="1006")
+        await deployment.until("ws_closed_total", 1, code="1006")
 
 
 async def test_requests_are_counted_by_route_whoever_answers_them(tmp_path):
-    async with running(tmp_path, sections={"klines": {"enabled": True}}) as site:
+    async with running(tmp_path, sections={"klines": {"enabled": True}}) as deployment:
         paths = [
             ("/livez", "/livez", 200), ("/health", "/health", 200), ("/nowhere/1", "other", 404),
             ("/nowhere/2", "other", 404), ("/static/page.css", "/static/*", 200), ("/api/v3/ping", "/api/v3/ping", 200),
@@ -120,11 +120,13 @@ async def test_requests_are_counted_by_route_whoever_answers_them(tmp_path):
             ("/api/candles?symbol=BTC/USDT&interval=1m", "/api/candles", 200),
         ]  # fmt: skip
         for path, _, status in paths:
-            answer = await AsyncHTTPClient().fetch(f"http://127.0.0.1:{site.daemon.port}{path}", raise_error=False)
+            answer = await AsyncHTTPClient().fetch(
+                f"http://127.0.0.1:{deployment.daemon.port}{path}", raise_error=False
+            )
             assert answer.code == status, path
         for _, route, status in paths:
-            await site.until("http_requests_total", 2 if route == "other" else 1, route=route, status=str(status))
-        series = read_series(await site.scrape())
+            await deployment.until("http_requests_total", 2 if route == "other" else 1, route=route, status=str(status))
+        series = read_series(await deployment.scrape())
         timed = {
             dict(labels)["route"]: value
             for (name, labels), value in series.items()
@@ -136,23 +138,23 @@ async def test_requests_are_counted_by_route_whoever_answers_them(tmp_path):
 
 async def test_several_processes_report_the_bus_and_their_leases(tmp_path, redis):
     sections = {"bus": {"url": shared_redis(), "prefix": f"{tmp_path.name}:"}}
-    async with running(tmp_path, sections=sections) as site:
-        await site.until("leases", 1, state="leader")
-        await site.until("bus_published_total", 1)
-        await site.until("bus_lag_seconds", 0)
-        assert await site.value("bus_connected") == 1
-        assert await site.value("ingest_processes") == 1
-        assert await site.value("process_info", roles="ingest,serve", store="sqlite", bus="redis") == 1
+    async with running(tmp_path, sections=sections) as deployment:
+        await deployment.until("leases", 1, state="leader")
+        await deployment.until("bus_published_total", 1)
+        await deployment.until("bus_lag_seconds", 0)
+        assert await deployment.value("bus_connected") == 1
+        assert await deployment.value("ingest_processes") == 1
+        assert await deployment.value("process_info", roles="ingest,serve", store="sqlite", bus="redis") == 1
 
 
 async def test_the_internal_port_answers_until_the_process_has_ended(tmp_path):
-    async with running(tmp_path) as site:
-        await site.until("healthy", 0)
-        stopping = asyncio.ensure_future(site.stop())
+    async with running(tmp_path) as deployment:
+        await deployment.until("healthy", 0)
+        stopping = asyncio.ensure_future(deployment.stop())
         seen = set()
         while not stopping.done():
             with contextlib.suppress(OSError, HTTPClientError):  # its port is closed
-                seen.add((await site.get("/readyz")).partition("\n")[0])
+                seen.add((await deployment.get("/readyz")).partition("\n")[0])
         await stopping
     assert "[-]server failed: is stopping" in seen
 

@@ -153,10 +153,10 @@ VERSIONS = st.builds(
 @given(st.lists(VERSIONS, min_size=2))
 def test_versions_are_in_a_total_order(versions):
     def newest(order):
-        held = order[0]
+        kept = order[0]
         for version in order[1:]:
-            held = version if version.supersedes(held) else held
-        return held
+            kept = version if version.supersedes(kept) else kept
+        return kept
 
     assert newest(versions) == newest(versions[::-1])
 

@@ -141,10 +141,10 @@ class Socket:
     def __init__(self, clock) -> None:
         self.client = None
         self.frames: list[Frame] = []
-        self.heard: list[dict] = []
+        self.received: list[dict] = []
         self.at: list[tuple[float, dict]] = []
         self.charts: dict[tuple[str, str], Chart] = {}
-        self.stuck = False
+        self.blocked = False
         self.gathers = False
         self._clock = clock
         self._replies: deque[Frame] = deque()
@@ -152,7 +152,7 @@ class Socket:
         self._updates: dict[Topic, dict[int, Frame]] = {}
 
     def send_update(self, frame: Frame) -> int:
-        if not self.stuck:
+        if not self.blocked:
             self._deliver(frame)
         else:
             assert frame.topic is not None
@@ -167,7 +167,7 @@ class Socket:
     write = send_update
 
     def send_reply(self, frame: Frame) -> None:
-        if self.stuck:
+        if self.blocked:
             self._replies.append(frame)
         else:
             self._deliver(frame)
@@ -176,7 +176,7 @@ class Socket:
         return 0.0
 
     def request_snapshot(self, topic: Topic) -> None:
-        if self.stuck:
+        if self.blocked:
             self._updates.pop(topic, None)
             self._wanted[topic] = None
         else:
@@ -194,7 +194,7 @@ class Socket:
 
     def let_go(self) -> None:
         """The client reads again."""
-        self.stuck = False
+        self.blocked = False
         while self._replies:
             self._deliver(self._replies.popleft())
         wanted, self._wanted = self._wanted, {}
@@ -212,16 +212,16 @@ class Socket:
 
     def of(self, *types: str) -> list[dict]:
         """What was heard of these types."""
-        return [message for message in self.heard if message["type"] in types]
+        return [message for message in self.received if message["type"] in types]
 
-    def say(self, message: dict | str) -> list[dict]:
+    def send_json(self, message: dict | str) -> list[dict]:
         """Send a request; return what came at once."""
-        before = len(self.heard)
+        before = len(self.received)
         self.client.on_client_message(message if isinstance(message, str) else json.dumps(message))
-        return self.heard[before:]
+        return self.received[before:]
 
     def subscribe(self, interval: str = "1m", bars: int = 100, **options) -> list[dict]:
-        return self.say(
+        return self.send_json(
             {"type": "subscribe", "symbol": "BTC/USDT", "interval": interval, "initialBars": bars, **options}
         )
 
@@ -233,7 +233,7 @@ class Socket:
     def _deliver(self, frame: Frame) -> None:
         message = json.loads(frame.payload)
         self.frames.append(frame)
-        self.heard.append(message)
+        self.received.append(message)
         self.at.append((self._clock.monotonic(), message))
         if "interval" in message:
             self.chart(message["interval"], message["symbol"]).take(message)
@@ -329,9 +329,9 @@ class Stage:
         await self.bars.start()
         return self
 
-    def push(self, candle, settled: int | None = None) -> None:
+    def push(self, candle, final_until: int | None = None) -> None:
         """A minute changed; `settled`: all minutes before that number are final now."""
-        self.settle(settled)
+        self.settle(final_until)
         self.bus.publish(MinuteChanged(BTC, candle, self.facts))
 
     def settle(self, number: int | None, gap: Range | None = None) -> None:

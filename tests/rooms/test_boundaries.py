@@ -36,9 +36,9 @@ async def test_a_boundary_minute_that_comes_late_is_in_the_final_bar_and_no_fina
         assert not [bar for bar in ws.chart(interval).updates if bar["final"]]
     one.push(minute(-1, "19", volume="8", as_of=64_001, final=True), 0)
     await one.wait(3)
-    (said,) = [bar for bar in ws.chart(interval).updates if bar["final"]]
+    (final_bar,) = [bar for bar in ws.chart(interval).updates if bar["final"]]
     parts = 60 if interval in ("1h", "4h", "1D", "1W") else int(interval[:-1])
-    assert (said["close"], said["high"], said["volume"]) == (19, 19, parts - 1 + 8)
+    assert (final_bar["close"], final_bar["high"], final_bar["volume"]) == (19, 19, parts - 1 + 8)
     assert texts(ws.chart(interval)) == fresh(one, interval, **options)
     if options is FINAL:
         times = [(bar["time"], bar["final"]) for bar in ws.chart(interval).updates]
@@ -73,9 +73,9 @@ async def test_thousands_who_subscribe_around_boundaries_see_no_gap_no_double_an
     await one.wait(40)
     for kind in KINDS:
         shown = fresh(one, interval, **kind)
-        for ws, theirs in sockets:
-            if theirs == kind:
-                held = texts(ws.chart(interval))
-                assert held == shown[len(shown) - len(held) :]
-                assert ws.heard[0]["type"] == "initial"
+        for ws, kind_of_ws in sockets:
+            if kind_of_ws == kind:
+                kept = texts(ws.chart(interval))
+                assert kept == shown[len(shown) - len(kept) :]
+                assert ws.received[0]["type"] == "initial"
     assert len(sockets) == (5000 if LONG else 500)

@@ -18,32 +18,32 @@ class Memory:
     """Bars as `LiveBars` keeps them: with a revision that counts changes of the past; final in order, but for gaps."""
 
     def __init__(self) -> None:
-        self.held: dict[int, Candle] = {}
+        self.cached: dict[int, Candle] = {}
         self.count = 0
         self.revised: list[int] = []  # where each revision was
-        self.settled_ms = 0
+        self.watermark_ms = 0
         self.gap: set[int] = set()
         self.finality_count = 0
         self.made = 0  # bars that were asked for
 
     def put(self, bar: Candle) -> bool:
         """Whether it is a change of the past."""
-        is_past = bool(self.held) and bar.open_ms < max(self.held)
+        is_past = bool(self.cached) and bar.open_ms < max(self.cached)
         self.count += is_past
         self.revised += [bar.open_ms] if is_past else []
-        self.held[bar.open_ms] = bar
+        self.cached[bar.open_ms] = bar
         return is_past
 
     def newest_times(self, key, interval, count):
-        return sorted(self.held)[-count:] if count else []
+        return sorted(self.cached)[-count:] if count else []
 
     def get_bar(self, key, interval, open_ms):
         self.made += 1
-        return self.held.get(open_ms)
+        return self.cached.get(open_ms)
 
     def newest_bars(self, key, interval, count):
         self.made += count
-        return [self.held[at] for at in self.newest_times(key, interval, count)]
+        return [self.cached[at] for at in self.newest_times(key, interval, count)]
 
     def revision_of(self, key, interval):
         return self.count
@@ -52,7 +52,7 @@ class Memory:
         return min(self.revised[revision:], default=2**62) if revision >= 0 else 0
 
     def is_final(self, key, interval, bar):
-        return bar.open_ms < self.settled_ms and bar.open_ms not in self.gap
+        return bar.open_ms < self.watermark_ms and bar.open_ms not in self.gap
 
 
 EVENTS = st.lists(
@@ -80,27 +80,27 @@ def test_cached_texts_are_those_of_a_fresh_encoding(events, fields, closed):
 
 
 def happen(memory: Memory, form: EncodedBars, what: str, at: int, number: int) -> None:
-    times = sorted(memory.held)
+    times = sorted(memory.cached)
     chosen = times[at % len(times)]
     if what == "append":
         memory.put(minute(number))
     elif what == "grow":
-        memory.put(memory.held[times[-1]]._replace(volume=Decimal(at + 2)))
+        memory.put(memory.cached[times[-1]]._replace(volume=Decimal(at + 2)))
     elif what in ("past", "told"):
-        bar = memory.held[chosen]._replace(volume=Decimal(at + 100), rev=at)
+        bar = memory.cached[chosen]._replace(volume=Decimal(at + 100), rev=at)
         if memory.put(bar) and what == "told":
             form.drop_from(bar.open_ms, memory.count)
     elif what == "insert":
         memory.put(minute(2 * (at % 24) + 1))
     elif what == "settle":
-        memory.settled_ms = max(memory.settled_ms, chosen)
-    elif what == "gap" and chosen >= memory.settled_ms:
+        memory.watermark_ms = max(memory.watermark_ms, chosen)
+    elif what == "gap" and chosen >= memory.watermark_ms:
         memory.gap.add(chosen)
     elif what == "heal":
         memory.gap.clear()
     elif what == "drop" and len(times) > 10:
         for open_ms in times[: at % 5]:
-            del memory.held[open_ms]
+            del memory.cached[open_ms]
     memory.finality_count += what in ("settle", "heal")
 
 
@@ -108,14 +108,14 @@ def check(memory: Memory, form: EncodedBars, fields: int, closed: bool, count: i
     """All bars but the newest, at most `count`."""
     times = memory.newest_times(*TOPIC, count + 1)
     form.encode_bars(memory, times, len(times) - 1, memory.finality_count)
-    bars = [memory.held[open_ms] for open_ms in times[:-1]]
+    bars = [memory.cached[open_ms] for open_ms in times[:-1]]
     shown = [bar for bar in bars if not closed or memory.is_final(*TOPIC, bar)]
     expected = b"".join(
         bar_text(bar, fields, final=bool(fields & FINAL) and memory.is_final(*TOPIC, bar)).encode() + b","
         for bar in shown
     )
-    first_ms, held, texts = form.newest_text(count, times[0], times[-1])
-    assert (first_ms, held, bytes(texts)) == (shown[0].open_ms if shown else None, len(shown), expected)
+    first_ms, cached, texts = form.newest_text(count, times[0], times[-1])
+    assert (first_ms, cached, bytes(texts)) == (shown[0].open_ms if shown else None, len(shown), expected)
     texts.release()
     for bar in shown:
         assert form.bar_text(bar.open_ms) + b"," in expected

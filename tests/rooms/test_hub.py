@@ -182,7 +182,7 @@ async def test_rooms_that_changed_in_one_moment_have_their_next_turn_apart():
     bars = LiveBars(markets, DEFAULT_INTERVALS, Stored([minute(number) for number in range(60)]), clock)
     sent: list[tuple[float, tuple[str, str]]] = []
 
-    class Ear(Joined):
+    class RecordingListener(Joined):
         def take(self, message) -> None:
             if message["type"] == "update":
                 sent.append((clock.monotonic(), (message["symbol"], message["interval"])))
@@ -195,8 +195,8 @@ async def test_rooms_that_changed_in_one_moment_have_their_next_turn_apart():
     bus.add_listener(bars.on_feed_message)
     for market in markets:
         for interval in DEFAULT_INTERVALS:
-            ear = Ear(hub)
-            ear.request_initial(hub.join_room(ear, ear, Topic(market, interval), 1, PLAIN))
+            listener = RecordingListener(hub)
+            listener.request_initial(hub.join_room(listener, listener, Topic(market, interval), 1, PLAIN))
     for step in range(400):
         if step % 20 == 0:  # all of them, five times a second
             for market in markets:
@@ -230,8 +230,8 @@ async def test_an_update_does_not_wait_for_a_resync_that_no_client_needs_any_mor
         one.push(minute(60, volume=volume, as_of=20_000))
         await one.wait(0.3)
     await one.wait(2.0)
-    told = {message["bar"]["volume"]: at - began for at, message in client.at if message["type"] == "update"}
-    assert told[3] <= 1.1
+    sent_at = {message["bar"]["volume"]: at - began for at, message in client.at if message["type"] == "update"}
+    assert sent_at[3] <= 1.1
 
 
 async def test_while_a_broadcast_is_under_way_the_newest_state_waits_and_no_other_is_queued():

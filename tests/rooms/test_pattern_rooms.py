@@ -31,22 +31,22 @@ class Listening(NullConnection):
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
-        self.heard: list[dict] = []
+        self.received: list[dict] = []
 
     def write(self, frame: Frame) -> int:
         self.frames.append(frame)
-        self.heard.append(json.loads(frame.payload))
+        self.received.append(json.loads(frame.payload))
         return len(frame)
 
     def send_reply(self, frame: Frame) -> None:
         self.write(frame)
 
     def bars(self, kind: str = "update") -> list[tuple[str, str]]:
-        return [(one["symbol"], one["bar"]["time"][11:16]) for one in self.heard if one["type"] == kind]
+        return [(one["symbol"], one["bar"]["time"][11:16]) for one in self.received if one["type"] == kind]
 
     def take(self) -> list[dict]:
-        heard, self.heard = self.heard, []
-        return heard
+        received, self.received = self.received, []
+        return received
 
 
 class World:
@@ -72,21 +72,21 @@ class World:
         return self
 
     def connect(self) -> tuple[Listening, ClientSession]:
-        ears = Listening()
-        session = ClientSession(ears, self.hub, self.bars, self.codec, self.clock, self.limits, None)
-        return ears, session
+        listeners = Listening()
+        session = ClientSession(listeners, self.hub, self.bars, self.codec, self.clock, self.limits, None)
+        return listeners, session
 
     def subscribe(self, symbol: str = "*", **fields) -> Listening:
-        ears, session = self.connect()
-        ears.session = session
-        self.say(ears, {"type": "subscribe", "symbol": symbol, "interval": "1m", "mode": "closed", **fields})
-        return ears
+        listeners, session = self.connect()
+        listeners.session = session
+        self.send_json(listeners, {"type": "subscribe", "symbol": symbol, "interval": "1m", "mode": "closed", **fields})
+        return listeners
 
     @staticmethod
-    def say(ears: Listening, message: dict) -> list[dict]:
-        before = len(ears.heard)
-        ears.session.on_client_message(json.dumps(message))
-        return ears.heard[before:]
+    def send_json(listeners: Listening, message: dict) -> list[dict]:
+        before = len(listeners.received)
+        listeners.session.on_client_message(json.dumps(message))
+        return listeners.received[before:]
 
     def push(self, symbol: Symbol, number: int, *, final_before: int | None = None, close: str = "10", rev: int = 0):
         """A minute of a market, which is final, and so are all before it, or all before `final_before`."""
@@ -102,16 +102,16 @@ async def world(*symbols: Symbol, **options) -> World:
 
 async def test_a_room_is_sent_the_closed_bars_of_every_market_once_and_names_the_market():
     one = await world(BTC, ETH)
-    ears = one.subscribe(id=3)
-    assert ears.take() == [{"type": "subscribed", "id": 3, "symbol": "*", "interval": "1m"}]
+    listeners = one.subscribe(id=3)
+    assert listeners.take() == [{"type": "subscribed", "id": 3, "symbol": "*", "interval": "1m"}]
     one.push(BTC, 5, final_before=5)
-    assert ears.take() == []  # it is forming
+    assert listeners.take() == []  # it is forming
     one.push(BTC, 5)
     bar = {"time": "2025-05-19T00:05:00.000Z", "open": 10, "high": 10, "low": 10, "close": 10, "volume": 1}
-    assert ears.take() == [{"type": "update", "pattern": "*", "symbol": "BTC/USDT", "interval": "1m", "bar": bar}]
+    assert listeners.take() == [{"type": "update", "pattern": "*", "symbol": "BTC/USDT", "interval": "1m", "bar": bar}]
     one.push(ETH, 5)
     one.push(BTC, 5)  # again
-    assert ears.bars() == [("ETH/USDT", "00:05")]
+    assert listeners.bars() == [("ETH/USDT", "00:05")]
 
 
 @pytest.mark.parametrize(
@@ -127,11 +127,11 @@ async def test_a_room_is_sent_the_closed_bars_of_every_market_once_and_names_the
 )
 async def test_a_pattern_selects_as_in_the_settings(pattern, selected):
     one = await world(BTC, ETH, UP, CONTRACT)
-    ears = one.subscribe(pattern, markets=True)
-    assert ears.take() == [{"type": "markets", "pattern": pattern, "interval": "1m", "symbols": selected}]
+    listeners = one.subscribe(pattern, markets=True)
+    assert listeners.take() == [{"type": "markets", "pattern": pattern, "interval": "1m", "symbols": selected}]
     for symbol in (BTC, ETH, UP, CONTRACT):
         one.push(symbol, 5)
-    assert [symbol for symbol, _ in ears.bars()] == selected
+    assert [symbol for symbol, _ in listeners.bars()] == selected
 
 
 async def test_a_frame_is_encoded_once_for_all_members_with_equal_fields(monkeypatch):
@@ -144,17 +144,17 @@ async def test_a_frame_is_encoded_once_for_all_members_with_equal_fields(monkeyp
     one.push(BTC, 5)
     assert len(printed) == 2
     for group in (rooms, final):
-        assert len({id(ears.frames[-1]) for ears in group}) == 1
-    assert final[0].heard[-1]["bar"]["final"] is True
+        assert len({id(listeners.frames[-1]) for listeners in group}) == 1
+    assert final[0].received[-1]["bar"]["final"] is True
 
 
 async def test_bars_of_longer_intervals_close_with_their_last_minute():
     one = await world(BTC)
-    ears = one.subscribe(interval="5m", fields=["seq"])
+    listeners = one.subscribe(interval="5m", fields=["seq"])
     for number in range(5, 11):
         one.push(BTC, number)
-    assert ears.bars() == [("BTC/USDT", "00:05")]
-    assert (ears.heard[-1]["epoch"], ears.heard[-1]["seq"]) == ("one", 5)
+    assert listeners.bars() == [("BTC/USDT", "00:05")]
+    assert (listeners.received[-1]["epoch"], listeners.received[-1]["seq"]) == ("one", 5)
 
 
 async def test_late_bars_and_revised_ones_come_as_corrections_to_those_who_ask():
@@ -170,34 +170,34 @@ async def test_late_bars_and_revised_ones_come_as_corrections_to_those_who_ask()
         await one.clock.advance(0.1)
     assert corrected.bars("correction") == [("BTC/USDT", "00:05"), ("BTC/USDT", "00:06")]
     one.push(BTC, 7, final_before=8, close="11", rev=1)
-    assert corrected.heard[-1]["bar"]["close"] == 11
+    assert corrected.received[-1]["bar"]["close"] == 11
     assert plain.bars() == [("BTC/USDT", "00:07")]
     assert plain.bars("correction") == []
 
 
 async def test_members_learn_which_markets_come_and_go_and_get_their_bars():
     one = await world(BTC, ETH)
-    ears, other = one.subscribe(markets=True), one.subscribe("*/USDT:USDT", markets=True)
-    ears.take(), other.take()
+    listeners, other = one.subscribe(markets=True), one.subscribe("*/USDT:USDT", markets=True)
+    listeners.take(), other.take()
     one.universe.set_markets("okx", [BTC, SOL, CONTRACT])
     head = {"type": "markets", "pattern": "*", "interval": "1m"}
-    assert ears.take() == [{**head, "added": ["SOL/USDT", "BTC/USDT:USDT"], "removed": ["ETH/USDT"]}]
+    assert listeners.take() == [{**head, "added": ["SOL/USDT", "BTC/USDT:USDT"], "removed": ["ETH/USDT"]}]
     assert other.take() == [{**head, "pattern": "*/USDT:USDT", "added": ["BTC/USDT:USDT"], "removed": []}]
     assert one.subscribe(markets=True).take() == [{**head, "symbols": ["BTC/USDT", "SOL/USDT", "BTC/USDT:USDT"]}]
     for _ in range(5):
         await one.clock.advance(0.1)
     for symbol in (BTC, ETH, SOL):
         one.push(symbol, 5)
-    assert ears.bars() == [("BTC/USDT", "00:05"), ("SOL/USDT", "00:05")]
+    assert listeners.bars() == [("BTC/USDT", "00:05"), ("SOL/USDT", "00:05")]
 
 
 async def test_a_room_counts_as_one_and_is_listed_and_left():
     one = await world(BTC, ETH, rooms=2)
-    ears = one.subscribe()
-    assert one.say(ears, {"type": "subscribe", "symbol": "!*UP/*", "interval": "5m", "mode": "closed"}) == []
-    (error,) = one.say(ears, {"type": "subscribe", "symbol": "BTC/USDT", "interval": "1m", "id": 1})
+    listeners = one.subscribe()
+    assert one.send_json(listeners, {"type": "subscribe", "symbol": "!*UP/*", "interval": "5m", "mode": "closed"}) == []
+    (error,) = one.send_json(listeners, {"type": "subscribe", "symbol": "BTC/USDT", "interval": "1m", "id": 1})
     assert (error["message"], error["code"]) == ("Too many subscriptions: at most 2 per connection", 106)
-    (listing,) = one.say(ears, {"type": "list"})
+    (listing,) = one.send_json(listeners, {"type": "list"})
     assert listing["subscriptions"] == [{"symbol": "*", "interval": "1m"}, {"symbol": "!*UP/*", "interval": "5m"}]
     assert [(room["key"], room["clientCount"], room["hasCandle"]) for room in one.hub.describe()["rooms"]] == [
         ("*:1m", 1, True),
@@ -205,10 +205,10 @@ async def test_a_room_counts_as_one_and_is_listed_and_left():
     ]
     assert (one.hub.describe()["totalRooms"], one.hub.describe()["totalClients"]) == (2, 1)
     left = {"type": "unsubscribe", "symbol": "*", "interval": "1m", "id": 2}
-    assert [one.say(ears, left)[0]["existed"] for _ in range(2)] == [True, False]
+    assert [one.send_json(listeners, left)[0]["existed"] for _ in range(2)] == [True, False]
     one.push(BTC, 5)
-    assert ears.bars() == []
-    ears.session.on_close()
+    assert listeners.bars() == []
+    listeners.session.on_close()
     assert one.hub.describe()["totalRooms"] == 0
     assert not one.hub._patterns._followed
 
@@ -239,10 +239,10 @@ async def test_a_room_counts_as_one_and_is_listed_and_left():
 )
 async def test_a_mistake_gets_a_clear_error_and_no_room(changes, text):
     one = await world(BTC, ETH)
-    ears, session = one.connect()
+    listeners, session = one.connect()
     message = {"type": "subscribe", "symbol": "*", "interval": "1m", "mode": "closed", "id": 9, **changes}
     session.on_client_message(json.dumps(message))
-    (error,) = ears.take()
+    (error,) = listeners.take()
     assert error["message"].startswith(text)
     assert (error["id"], error["temporary"]) == (9, False)
     assert one.hub.describe()["totalRooms"] == 0
@@ -252,26 +252,26 @@ async def test_the_number_of_patterns_in_use_is_limited(monkeypatch):
     monkeypatch.setattr("candled.rooms.hub.MOST_PATTERNS", 1)
     one = await world(BTC)
     one.subscribe()
-    assert one.subscribe().heard == []
-    (error,) = one.subscribe("*/USDT", id=1).heard
+    assert one.subscribe().received == []
+    (error,) = one.subscribe("*/USDT", id=1).received
     assert error["message"] == "Too many patterns: this server has no space for another one"
     assert (error["code"], error["temporary"]) == (106, True)
 
 
 async def test_a_client_that_does_not_read_its_bars_loses_the_subscription_and_learns_it():
     one = await world(BTC, ETH)
-    ears = one.subscribe(id=4)
+    listeners = one.subscribe(id=4)
     one.push(BTC, 5)
-    topic = ears.frames[-1].topic
-    ears.take()
-    ears.session.on_fell_behind(topic)
-    (error,) = ears.take()
+    topic = listeners.frames[-1].topic
+    listeners.take()
+    listeners.session.on_fell_behind(topic)
+    (error,) = listeners.take()
     assert error == {
         "type": "error", "message": "Subscription ended: bars of * were not read", "id": 4, "code": 108,
         "temporary": True,
     }  # fmt: skip
     one.push(BTC, 6)
-    assert ears.take() == []
+    assert listeners.take() == []
 
 
 SYMBOLS = [BTC, ETH, SOL, CONTRACT]
@@ -302,12 +302,12 @@ async def test_after_any_steps_each_member_got_each_closed_bar_of_its_markets_on
             members.pop(value % len(members))[0].session.on_close()
         elif kind == "close" and value in served:
             one.push(value, number[value])
-            for ears, pattern, expected in members:
-                room = ears.session._patterns and next(iter(ears.session._patterns.values())).room
+            for listeners, pattern, expected in members:
+                room = listeners.session._patterns and next(iter(listeners.session._patterns.values())).room
                 if room.selects(value):
                     expected.append((str(value), f"00:{number[value]:02}"))
             number[value] += 1
-    for ears, _, expected in members:
-        assert ears.bars() == expected
-        ears.session.on_close()
+    for listeners, _, expected in members:
+        assert listeners.bars() == expected
+        listeners.session.on_close()
     assert one.hub.describe()["totalRooms"] == 0

@@ -59,8 +59,8 @@ class Feed:
             self.volume += 1
             if 2000 <= into_ms < 2000 + step_s * 1000 and number > 60:
                 one.push(minute(number - 1, "11", str(self.volume), as_of=62_000, final=True)._replace(src="live"))
-            settled = number if into_ms >= 3000 else number - 1
-            one.push(minute(number, volume=str(self.volume), as_of=into_ms)._replace(src="live"), settled)
+            final_until = number if into_ms >= 3000 else number - 1
+            one.push(minute(number, volume=str(self.volume), as_of=into_ms)._replace(src="live"), final_until)
             if step_s < 10:
                 await one.wait(step_s)
             else:
@@ -88,8 +88,8 @@ async def test_a_chart_that_was_cut_off_for_a_moment_is_a_fresh_load(options, in
     await feed.run(away_s, min(1.0, away_s))
     again = await reconnect(one, chart, interval, **options)
     assert chart.recovered == [True]
-    assert [message["type"] for message in again.heard] == ["resumed"]
-    assert len(again.heard[0]["bars"]) <= 4
+    assert [message["type"] for message in again.received] == ["resumed"]
+    assert len(again.received[0]["bars"]) <= 4
     assert texts(chart)[-100:] == fresh(one, interval, **options)
     await feed.run(5, 0.04)
     await one.wait(2)
@@ -126,7 +126,7 @@ async def test_without_a_change_nothing_is_sent():
     await one.wait(2)
     socket.client.on_close()
     again = await reconnect(one, socket.chart(), "1m", 5, fields=["seq"])
-    assert again.heard == [
+    assert again.received == [
         {"type": "resumed", "symbol": "BTC/USDT", "interval": "1m", "bars": [], "recovered": True, "epoch": "one",
          "seq": 2}
     ]  # fmt: skip
@@ -152,7 +152,7 @@ async def test_a_day_and_two_hours_later_only_changes_are_sent(options, interval
     for _ in range(5):
         await one.wait(0.1)
     assert chart.recovered == [True]
-    assert len(again.heard[0]["bars"]) <= {"1m": 1570, "5m": 320, "1h": 30}[interval]
+    assert len(again.received[0]["bars"]) <= {"1m": 1570, "5m": 320, "1h": 30}[interval]
     shown = fresh(one, interval, 1000, **options)
     assert texts(chart)[-len(shown) :] == shown
     assert "77" in again.frames[0].payload.decode()
@@ -171,10 +171,10 @@ async def test_more_than_two_thousand_bars_are_sent_as_a_fresh_load():
     one.stored.minutes |= {minute(number).open_ms: minute(number, final=True) for number in range(60, 2100)}
     again = await reconnect(one, socket.chart(), "1m", 10, fields=["seq"])
     await one.wait(0.1)
-    assert [message["type"] for message in again.heard] == ["initial"]
-    assert again.heard[0]["recovered"] is False
-    assert {"epoch", "seq"} <= again.heard[0].keys()
-    assert len(again.heard[0]["bars"]) == 10
+    assert [message["type"] for message in again.received] == ["initial"]
+    assert again.received[0]["recovered"] is False
+    assert {"epoch", "seq"} <= again.received[0].keys()
+    assert len(again.received[0]["bars"]) == 10
 
 
 @pytest.mark.parametrize(
@@ -187,14 +187,14 @@ async def test_a_position_that_proves_nothing_is_answered_with_everything(resume
     socket.subscribe("1m", 3, resume={**resume, "time": MONDAY_MS})
     for _ in range(30):
         await one.wait(0.1)
-    assert [(message["type"], message["recovered"], len(message["bars"])) for message in socket.heard] == [
+    assert [(message["type"], message["recovered"], len(message["bars"])) for message in socket.received] == [
         ("initial", False, 3)
     ]
-    socket.say({"type": "ping"})
+    socket.send_json({"type": "ping"})
     one.push(minute(60, volume="3", as_of=2000))
     await one.wait(2)
-    assert [message["type"] for message in socket.heard] == ["initial", "pong", "update"]
-    assert "recovered" not in socket.heard[-1]
+    assert [message["type"] for message in socket.received] == ["initial", "pong", "update"]
+    assert "recovered" not in socket.received[-1]
 
 
 @pytest.mark.slow
@@ -243,7 +243,7 @@ async def test_a_process_that_began_later_takes_a_chart_up_from_the_log_of_chang
     again = await reconnect(there, socket.chart(), "1m", fields=["seq"])
     await there.wait(3)
     assert socket.chart().recovered == [True]
-    assert again.heard[0]["bars"][0]["time"] == "2025-05-19T00:20:00.000Z"
+    assert again.received[0]["bars"][0]["time"] == "2025-05-19T00:20:00.000Z"
     shown = fresh(there, "1m", fields=["seq"])
     assert texts(socket.chart())[-len(shown) :] == shown
 
@@ -302,7 +302,7 @@ async def test_one_who_comes_back_is_no_reason_to_resync_the_others(cut_s):
     again = await reconnect(one, socket.chart(), "1m", 60, **fields)
     await feed.run(70)
     assert len(other.of("initial")) == 1
-    assert [message["type"] for message in again.heard if message["type"] != "update"] == ["resumed"]
+    assert [message["type"] for message in again.received if message["type"] != "update"] == ["resumed"]
     finals = [message["bar"]["time"] for message in again.of("update") if message["bar"]["final"]]
     assert len(finals) == len(set(finals)) == (1 if cut_s < 58 else 2)
     assert texts(again.chart())[-60:] == texts(other.chart())[-60:]

@@ -57,14 +57,14 @@ class Market:
         if draw.random() < 0.01:  # the audit found that the store, or REST, has it otherwise; or just the same
             first = max(0, self.number - draw.randrange(5, 60))
             numbers = [number for number in range(first, first + draw.choice((1, 3))) if number not in self.missing]
-            held = [self.one.bars.get_bar(BTC, MINUTE, minute(number).open_ms) for number in numbers]
+            kept = [self.one.bars.get_bar(BTC, MINUTE, minute(number).open_ms) for number in numbers]
             changed = draw.random() < 0.7
             self.one.heal(
                 [
                     self.minute(number, draw.randrange(100, 999), bar.rev + 1, 10**8 + round(now * 1000))
                     if changed
                     else bar
-                    for number, bar in zip(numbers, held, strict=True)
+                    for number, bar in zip(numbers, kept, strict=True)
                     if bar is not None and number not in self.unsettled and number < self.number
                 ]
             )
@@ -131,11 +131,11 @@ class Person:
         elif draw.random() < 0.02:
             self.socket.client.on_close()
             self.socket = None
-        elif self.socket.stuck:
+        elif self.socket.blocked:
             if draw.random() < 0.05:
                 self.socket.let_go()
         elif draw.random() < 0.02:
-            self.socket.stuck = True
+            self.socket.blocked = True
         elif draw.random() < 0.01:
             self.subscribe()
 
@@ -177,7 +177,7 @@ async def test_whatever_happens_every_chart_ends_as_a_fresh_load(seed):
     for person in people:
         if person.socket is None:
             person.connect()
-        elif person.socket.stuck:
+        elif person.socket.blocked:
             person.socket.let_go()
     for _ in range(20):
         await one.wait(2)

@@ -192,11 +192,11 @@ def test_a_bar_that_was_sent_as_final_is_revised_by_no_update():
 
 def test_a_revision_that_changes_no_value_counts_only_where_revisions_are_sent():
     revised = minute(0, volume="1")._replace(rev=1)
-    plain, told = UpdateThrottle(), UpdateThrottle(revisions=True)
-    for one in (plain, told):
+    plain, with_revisions = UpdateThrottle(), UpdateThrottle(revisions=True)
+    for one in (plain, with_revisions):
         one.start_after(minute(0, volume="1"), 0.0)
         one.queue_bar(revised, 1.0)
-    assert (plain.take_due(1.0), told.take_due(1.0)) == (None, revised)
+    assert (plain.take_due(1.0), with_revisions.take_due(1.0)) == (None, revised)
 
 
 EVENTS = st.lists(
@@ -216,7 +216,7 @@ class Feed:
         self.on_close = closed
         self.now = 0.0
         self.volumes = {0: 1}
-        self.settled = 0  # bars before it are final
+        self.final_until = 0  # bars before it are final
         self.sent: list[tuple[float, object, bool]] = []
         self.past: list[int] = []  # what only a correction can tell
         self.turned_at = 0.0
@@ -225,7 +225,7 @@ class Feed:
         return minute(number, volume=str(self.volumes[number]))
 
     def offer(self, number: int) -> None:
-        final = number < self.settled
+        final = number < self.final_until
         if self.on_close and not final:
             return
         if not self.one.queue_bar(self.bar(number), self.now, final=final):
@@ -255,11 +255,11 @@ class Feed:
         elif what == "next":
             self.volumes[newest + 1] = 1
             self.offer(newest + 1)
-        elif what == "settle" and self.settled < newest:
-            self.settled += 1
-            self.offer(self.settled - 1)
+        elif what == "settle" and self.final_until < newest:
+            self.final_until += 1
+            self.offer(self.final_until - 1)
         elif what in ("late", "revise"):  # of a bar that is over, and not final yet, or final already
-            number = self.settled if what == "late" else self.settled - 1
+            number = self.final_until if what == "late" else self.final_until - 1
             if 0 <= number < newest:
                 self.volumes[number] += 1
                 self.offer(number)
@@ -268,12 +268,12 @@ class Feed:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lane", ["live", "final", "closed"])
+@pytest.mark.parametrize("mode", ["live", "final", "closed"])
 @given(events=EVENTS)
-def test_whatever_happens_the_order_the_pace_and_the_last_states_are_kept(lane, events):
-    one = UpdateThrottle(final_wait_s=FINAL_WAIT_S if lane == "final" else 0.0)
-    one.start_after(None if lane == "closed" else minute(0, volume="1"), 0.0)
-    feed = Feed(one, closed=lane == "closed")
+def test_whatever_happens_the_order_the_pace_and_the_last_states_are_kept(mode, events):
+    one = UpdateThrottle(final_wait_s=FINAL_WAIT_S if mode == "final" else 0.0)
+    one.start_after(None if mode == "closed" else minute(0, volume="1"), 0.0)
+    feed = Feed(one, closed=mode == "closed")
     for what, seconds in events:
         feed.happen(what, seconds)
     feed.pass_time(100.0)
@@ -283,16 +283,16 @@ def test_whatever_happens_the_order_the_pace_and_the_last_states_are_kept(lane, 
     last = {bar.open_ms: bar for _, bar, _ in feed.sent}
     for number in range(len(feed.volumes)):  # the last state was told, or is known to need a correction
         bar = feed.bar(number)
-        is_told = bar.open_ms in last and last[bar.open_ms].values == bar.values
+        is_sent = bar.open_ms in last and last[bar.open_ms].values == bar.values
         untouched = number == 0 and feed.volumes[0] == 1
-        assert is_told or untouched or number in feed.past or (lane == "closed" and number >= feed.settled)
-    said = [bar.open_ms for _, bar, final in feed.sent if final]
-    assert len(said) == len(set(said))  # final is said once
-    if lane == "final":
-        assert set(range(feed.settled)) <= {(at - MONDAY_MS) // MINUTE_MS for at in said} | set(feed.past)
+        assert is_sent or untouched or number in feed.past or (mode == "closed" and number >= feed.final_until)
+    final_times = [bar.open_ms for _, bar, final in feed.sent if final]
+    assert len(final_times) == len(set(final_times))  # final is said once
+    if mode == "final":
+        assert set(range(feed.final_until)) <= {(at - MONDAY_MS) // MINUTE_MS for at in final_times} | set(feed.past)
     for (_, earlier, was_final), (_, later, _) in zip(feed.sent, feed.sent[1:], strict=False):
         assert not was_final or later.open_ms > earlier.open_ms  # in the last update of a bar
-        if lane == "final" and later.open_ms > earlier.open_ms and not was_final:
+        if mode == "final" and later.open_ms > earlier.open_ms and not was_final:
             assert (earlier.open_ms - MONDAY_MS) // MINUTE_MS in feed.past
 
 
@@ -307,17 +307,17 @@ def test_the_short_ways_come_to_what_the_long_one_comes_to(events):
     for number, volume, later_s, is_late in events:
         now += later_s
         bar = minute(max(0, number - 2 * is_late), volume=str(volume))
-        told = []
+        with_revisions = []
         long.queue_bar(bar, now, spread_s=0.15)
-        told.append(long.take_due(now))
+        with_revisions.append(long.take_due(now))
         if short.try_send_now(bar, now):
-            told.append(bar)
+            with_revisions.append(bar)
         elif short.queue_pending(bar, now, 0.15):
-            told.append(None)
+            with_revisions.append(None)
         else:
             short.queue_bar(bar, now, spread_s=0.15)
-            told.append(short.take_due(now))
-        assert told[0] == told[1]
+            with_revisions.append(short.take_due(now))
+        assert with_revisions[0] == with_revisions[1]
         assert (long.sent, long.queued_bars, long.due_at, long.is_overrun) == (
             short.sent,
             short.queued_bars,

@@ -47,11 +47,11 @@ def make_reports(**more: Any) -> HealthReports:
 class EchoClient:
     """Answers every message with itself; notes what else it is told."""
 
-    def __init__(self, connection: ClientConnection, everybody: Recipients) -> None:
+    def __init__(self, connection: ClientConnection, all_recipients: Recipients) -> None:
         self.connection = connection
-        self.everybody = everybody
+        self.all_recipients = all_recipients
         self.slot = RecipientSlot(connection)
-        everybody.add_slot(self.slot)
+        all_recipients.add_slot(self.slot)
         self.messages: list[str | bytes] = []
         self.initials: dict[Topic, Callable[[], Frame | None]] = {}
         self.behind: list[Topic] = []
@@ -73,7 +73,7 @@ class EchoClient:
         self.connection.send_reply(Frame.from_text("bye"))
 
     def on_close(self) -> None:
-        self.everybody.remove_slot(self.slot)
+        self.all_recipients.remove_slot(self.slot)
         self.ends += 1
 
 
@@ -94,7 +94,7 @@ class NoRooms:
 QUIET = {"host": "127.0.0.1", "port": 0, "max_connections_per_ip": 0, "ping_interval": timedelta(hours=1)}
 
 
-class EchoSite:
+class EchoHarness:
     """A running server, its clients in the order in which they came, and a list of all their links.
 
     `passes_by` is the clock by which the passes of the loop are as long as they may be.
@@ -148,14 +148,14 @@ class EchoSite:
 
 
 @asynccontextmanager
-async def echo_site(**settings: Any) -> AsyncIterator[EchoSite]:
-    site = EchoSite(**settings)
+async def echo_harness(**settings: Any) -> AsyncIterator[EchoHarness]:
+    harness = EchoHarness(**settings)
     try:
-        yield site
+        yield harness
     finally:
-        for one in site.opened:
+        for one in harness.opened:
             one.close()
-        await site.server.stop()
+        await harness.server.stop()
         await asyncio.sleep(0)
 
 

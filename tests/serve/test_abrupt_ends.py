@@ -114,7 +114,7 @@ class AbruptEnds(RuleBasedStateMachine):
 
     @precondition(lambda self: self.peers)
     @rule(data=st.data(), word=st.sampled_from(sorted(WORDS)))
-    def say(self, data, word):
+    def send_json(self, data, word):
         with contextlib.suppress(OSError):  # the server may have closed it
             data.draw(st.sampled_from(self.peers)).send(WORDS[word])
         self.runner.run(self.settle())

@@ -20,7 +20,7 @@ from candled.protocol.requests import RequestCodec, RequestError
 from tests.api.stage import BTC, ETH, open_stage
 from tests.protocol.test_requests import WRONG, subscribe
 from tests.rows import MONDAY_MS, minute
-from tests.serve.test_server import SUBSCRIBE, hear, say
+from tests.serve.test_server import SUBSCRIBE, receive_json, send_json
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = yaml.safe_load((ROOT / "docs" / "reference" / "asyncapi.yaml").read_text("utf-8"))
@@ -70,10 +70,10 @@ def test_every_reference_leads_somewhere_and_every_message_is_sent_by_one_side()
         node = DOCUMENT
         for part in reference.removeprefix("#/").split("/"):
             node = node[part]
-    said = {
+    described = {
         reference["$ref"].rsplit("/", 1)[1] for one in DOCUMENT["operations"].values() for reference in one["messages"]
     }
-    assert said == DOCUMENT["components"]["messages"].keys() == DOCUMENT["channels"]["stream"]["messages"].keys()
+    assert described == DOCUMENT["components"]["messages"].keys() == DOCUMENT["channels"]["stream"]["messages"].keys()
 
 
 def test_its_schemas_are_schemas():
@@ -108,11 +108,11 @@ def test_what_the_server_calls_wrong_is_wrong_by_the_document(changes, text, cod
 
 async def captured(folder: Path) -> list[dict]:
     """What clients of every kind are sent by a running server, each type at least once."""
-    heard: list[dict] = []
+    received: list[dict] = []
 
     async def listen(ws) -> None:
         async for text in ws:
-            heard.append(json.loads(text))
+            received.append(json.loads(text))
 
     everything = {"fields": ["final", "seq", "rev", "src"], "status": True, "corrections": True, "id": "all"}
     server = ServerSettings(host="127.0.0.1", port=0)
@@ -123,26 +123,26 @@ async def captured(folder: Path) -> list[dict]:
         one.bus.publish(MinuteChanged(BTC, minute(60, volume="2")._replace(src="live"), facts))
         plain, extended, closed, again = [await websockets.connect(url) for _ in range(4)]
         tasks = [asyncio.ensure_future(listen(ws)) for ws in (plain, extended, closed)]
-        await say(plain, SUBSCRIBE)
-        await say(plain, {"type": "ping"})
-        await say(plain, {"type": "unheard"})
-        await say(extended, {**SUBSCRIBE, **everything})
+        await send_json(plain, SUBSCRIBE)
+        await send_json(plain, {"type": "ping"})
+        await send_json(plain, {"type": "unheard"})
+        await send_json(extended, {**SUBSCRIBE, **everything})
         several = [{"interval": "5m"}, {"interval": "1D"}, {"interval": "7m"}]
-        await say(extended, {**SUBSCRIBE, "id": 1, "fields": ["rev"], "subscriptions": several})
-        await say(extended, {"type": "list", "id": 2})
-        await say(extended, {"type": "ping", "id": 3})
-        await say(extended, {"type": "history", "symbol": "BTC/USDT", "interval": "1m", "id": 4, "limit": 3})
+        await send_json(extended, {**SUBSCRIBE, "id": 1, "fields": ["rev"], "subscriptions": several})
+        await send_json(extended, {"type": "list", "id": 2})
+        await send_json(extended, {"type": "ping", "id": 3})
+        await send_json(extended, {"type": "history", "symbol": "BTC/USDT", "interval": "1m", "id": 4, "limit": 3})
         page = {"type": "history", "symbol": "BTC/USDT", "interval": "1m", "id": 6, "limit": 3, "numbers": "string"}
-        await say(extended, page)
-        await say(extended, {"type": "unsubscribe", "symbol": "BTC/USDT", "interval": "5m", "id": 5})
-        await say(closed, {**SUBSCRIBE, "mode": "closed", "fields": ["seq"]})
-        await say(
+        await send_json(extended, page)
+        await send_json(extended, {"type": "unsubscribe", "symbol": "BTC/USDT", "interval": "5m", "id": 5})
+        await send_json(closed, {**SUBSCRIBE, "mode": "closed", "fields": ["seq"]})
+        await send_json(
             closed, {**SUBSCRIBE, "mode": "closed", "symbol": "*/*", "id": 7, "corrections": True, "markets": True}
         )
-        await say(closed, {"type": "list"})
-        await say(closed, {"type": "unsubscribe", "symbol": "!BTC/*", "interval": "1m", "id": 8})
-        await say(again, {**SUBSCRIBE, "fields": ["seq"]})
-        shown = await hear(again)
+        await send_json(closed, {"type": "list"})
+        await send_json(closed, {"type": "unsubscribe", "symbol": "!BTC/*", "interval": "1m", "id": 8})
+        await send_json(again, {**SUBSCRIBE, "fields": ["seq"]})
+        shown = await receive_json(again)
         await again.close()
         await asyncio.sleep(0.3)
         one.bus.publish(MinuteChanged(BTC, minute(60, volume="3", final=True), facts))
@@ -157,12 +157,12 @@ async def captured(folder: Path) -> list[dict]:
         again = await websockets.connect(url)
         tasks.append(asyncio.ensure_future(listen(again)))
         position = {"epoch": shown["epoch"], "seq": shown["seq"], "time": shown["bars"][-1]["time"]}
-        await say(again, {**SUBSCRIBE, "fields": ["seq", "final"], "resume": position})
-        await say(again, {**SUBSCRIBE, "interval": "5m", "resume": {**position, "epoch": "gone"}})
+        await send_json(again, {**SUBSCRIBE, "fields": ["seq", "final"], "resume": position})
+        await send_json(again, {**SUBSCRIBE, "interval": "5m", "resume": {**position, "epoch": "gone"}})
         await asyncio.sleep(3.5)
         await one.server.stop()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return heard
+    return received
 
 
 @pytest.fixture(scope="module")

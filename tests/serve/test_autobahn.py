@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.peers import echo_site
+from tests.serve.peers import echo_harness
 from tests.tiers import LONG
 
 pytestmark = pytest.mark.usefixtures("daemon")
@@ -33,11 +33,11 @@ async def failed(directory: Path, cases: list[str], exclude: list[str], allowed:
     """Run cases; return how many were run, and fail with those that did not behave."""
     # a ping of ours in the middle of a frame of theirs makes them answer there, and break it
     calm = {"ping_interval": timedelta(hours=1), "max_handshakes_per_second": 0}
-    async with echo_site(largest_message=LARGEST, **calm, **settings) as site:
+    async with echo_harness(largest_message=LARGEST, **calm, **settings) as harness:
         report = directory / "report"
         spec = {
             "outdir": str(report),
-            "servers": [{"agent": "candled", "url": f"ws://127.0.0.1:{site.port}/ws"}],
+            "servers": [{"agent": "candled", "url": f"ws://127.0.0.1:{harness.port}/ws"}],
             "cases": cases,
             "exclude-cases": exclude,
             "exclude-agent-cases": {},

@@ -41,7 +41,7 @@ async def _read_close(peer) -> bytes:
             return payload
 
 
-async def hear(ws) -> dict:
+async def receive_json(ws) -> dict:
     return json.loads(await deadlines.wait_for(ws.recv(), 5))
 
 
@@ -50,27 +50,27 @@ async def test_an_initial_waits_then_there_are_errors_then_the_end(stage):
     async with websockets.connect(f"ws://{HOME}:{stage.server.listen()}/ws") as ws:
         for _ in range(100):  # of 0.98 ms each: 0.1 s are saved up
             await ws.send(json.dumps(SUBSCRIBE))
-            assert (await hear(ws))["type"] == "initial"
+            assert (await receive_json(ws))["type"] == "initial"
         for number in range(10):
             await ws.send(json.dumps({**SUBSCRIBE, "id": number}))
         await ws.send('{"type":"ping"}')
         received = []
         while "pong" not in received:
-            received.append((await hear(ws))["type"])
+            received.append((await receive_json(ws))["type"])
         assert [one for one in received if one != "initial"] == ["subscribed"] * 10 + ["pong"]
         assert received.count("initial") < 4
         await stage.clock.advance(0.5)
-        assert (await hear(ws))["type"] == "initial"
+        assert (await receive_json(ws))["type"] == "initial"
         for _ in range(200):
             await ws.send(json.dumps({**SUBSCRIBE, "id": "x"}))
-        while (one := await hear(ws))["type"] != "error":
+        while (one := await receive_json(ws))["type"] != "error":
             assert one["type"] in ("subscribed", "initial")
         text = "Too much work: ask again later"
         assert one == {"type": "error", "message": text, "id": "x", "code": 111, "temporary": True}
         with contextlib.suppress(websockets.ConnectionClosed):
             while True:
                 await ws.send(json.dumps(SUBSCRIBE))
-                await hear(ws)
+                await receive_json(ws)
         assert ws.close_code == 3013
 
 
@@ -79,17 +79,17 @@ async def test_history_waits_and_is_refused(stage):
     async with websockets.connect(f"ws://{HOME}:{stage.server.listen()}/ws") as ws:
         history = json.dumps({"type": "history", "symbol": "BTC/USDT", "interval": "1m", "id": 1})
         await ws.send('{"type":"ping"}')
-        await hear(ws)
+        await receive_json(ws)
         owe(stage, 4.0)
         await ws.send(history)
         await ws.send('{"type":"ping"}')
-        assert (await hear(ws))["type"] == "pong"
+        assert (await receive_json(ws))["type"] == "pong"
         await stage.clock.advance(4.5)
         async with deadlines.timeout(5):
-            assert (await hear(ws))["type"] == "history"
+            assert (await receive_json(ws))["type"] == "history"
         owe(stage, 10.0)
         await ws.send(history)
-        assert (await hear(ws))["code"] == 111
+        assert (await receive_json(ws))["code"] == 111
 
 
 @pytest.mark.stage(server=server(), limits=LimitSettings(**SHORT))
@@ -101,13 +101,13 @@ async def test_a_new_pattern_costs_more_than_one_in_use_and_is_refused_when_the_
             now = stage.clock.monotonic()
             before = max(bucket.paid_at, now - 1.0)  # a second of work adds up at most
             await ws.send(json.dumps({**SUBSCRIBE, "symbol": symbol, "mode": "closed", "id": 1}))
-            assert (await hear(ws))["type"] == "subscribed"
+            assert (await receive_json(ws))["type"] == "subscribed"
             return bucket.paid_at - before
 
         assert await cost_of("*") > 5 * await cost_of("*")
         owe(stage, 10.0)
         await ws.send(json.dumps({**SUBSCRIBE, "symbol": "/^B/", "mode": "closed", "id": 2}))
-        assert (await hear(ws))["code"] == 111
+        assert (await receive_json(ws))["code"] == 111
         assert stage.hub.room_count == 1
 
 

@@ -11,7 +11,7 @@ from candled.transport.library_internals import stream_of
 from candled.transport.socket_detach import SocketDetach
 from tests import deadlines
 from tests.api.raw import ask_all
-from tests.serve.peers import HANDSHAKE, echo_site
+from tests.serve.peers import HANDSHAKE, echo_harness
 
 pytestmark = [pytest.mark.gen_test]
 UPGRADE = {
@@ -85,15 +85,15 @@ async def test_repeated_refusals_end_the_connection_unread(stage):
 
 
 async def test_a_handshake_that_the_client_resets_logs_nothing(caplog):
-    async with echo_site() as site:
+    async with echo_harness() as harness:
         for _ in range(5):
-            peer = socket.create_connection(("127.0.0.1", site.port))
+            peer = socket.create_connection(("127.0.0.1", harness.port))
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             peer.send(f"{HANDSHAKE}\r\n".encode())
             peer.close()
         async with deadlines.timeout(5):
-            await site.connect()  # accepted behind them
-            while len(site.server._connections):
+            await harness.connect()  # accepted behind them
+            while len(harness.server._connections):
                 await asyncio.sleep(0.002)
     assert caplog.records == []
 
@@ -103,13 +103,13 @@ async def test_a_handshake_whose_connection_ended_before_its_turn_logs_nothing(c
         stream_of(handler.request).close()
         await accept(self, handler)
 
-    async with echo_site() as site:
+    async with echo_harness() as harness:
         with monkeypatch.context() as patch:
             patch.setattr(SocketDetach, "accept_connection", end_and_accept)
-            reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", harness.port)
             writer.write(f"{HANDSHAKE}\r\n".encode())
             assert await deadlines.wait_for(reader.read(), 5) == b""
             writer.close()
-        await site.connect()
-        assert site.server.connection_count == 1
+        await harness.connect()
+        assert harness.server.connection_count == 1
     assert caplog.records == []

@@ -30,8 +30,8 @@ async def test_a_client_without_extensions_gets_the_specified_messages_byte_for_
     ws.subscribe("1m", 2)
     one.push(minute(60, volume="2.50", as_of=1_000))
     await one.wait(2)
-    ws.say({"type": "ping"})
-    ws.say({"type": "unsubscribe", "symbol": "BTC/USDT", "interval": "1m"})
+    ws.send_json({"type": "ping"})
+    ws.send_json({"type": "unsubscribe", "symbol": "BTC/USDT", "interval": "1m"})
     one.push(minute(60, volume="3", as_of=2_000))
     await one.wait(2)
     bars = [
@@ -82,14 +82,16 @@ async def test_what_a_client_without_extensions_is_told_depends_on_nobody_elses(
 async def test_requests_with_an_id_are_acknowledged_and_the_acknowledgement_comes_first():
     one = await stage()
     ws = one.connect()
-    heard = ws.subscribe("5m", 1, id="a")
-    assert [message["type"] for message in heard] == ["subscribed", "initial"]
-    assert heard[0] == {"type": "subscribed", "id": "a", "symbol": "BTC/USDT", "interval": "5m"}
+    received = ws.subscribe("5m", 1, id="a")
+    assert [message["type"] for message in received] == ["subscribed", "initial"]
+    assert received[0] == {"type": "subscribed", "id": "a", "symbol": "BTC/USDT", "interval": "5m"}
     gone = {"type": "unsubscribe", "symbol": "BTC/USDT", "interval": "5m", "id": 2}
-    assert ws.say(gone) == [{"type": "unsubscribed", "id": 2, "symbol": "BTC/USDT", "interval": "5m", "existed": True}]
-    assert ws.say(gone)[0]["existed"] is False
-    assert ws.say({"type": "ping", "id": -1}) == [{"type": "pong", "id": -1}]
-    assert ws.say({"type": "subscribe", "symbol": "BTC/USDT", "interval": "10m", "id": "b"}) == [
+    assert ws.send_json(gone) == [
+        {"type": "unsubscribed", "id": 2, "symbol": "BTC/USDT", "interval": "5m", "existed": True}
+    ]
+    assert ws.send_json(gone)[0]["existed"] is False
+    assert ws.send_json({"type": "ping", "id": -1}) == [{"type": "pong", "id": -1}]
+    assert ws.send_json({"type": "subscribe", "symbol": "BTC/USDT", "interval": "10m", "id": "b"}) == [
         {
             "type": "error",
             "message": "Invalid interval: 10m. Valid: 1m, 5m, 15m, 1h, 4h, 1D, 1W",
@@ -104,7 +106,7 @@ async def test_several_subscriptions_in_one_message_are_answered_each():
     one = await stage()
     ws = one.connect()
     intervals = ["1m", "5m", "9m", "1h"]
-    heard = ws.say(
+    received = ws.send_json(
         {
             "type": "subscribe",
             "id": 4,
@@ -113,11 +115,11 @@ async def test_several_subscriptions_in_one_message_are_answered_each():
             "subscriptions": [{"interval": interval} for interval in intervals],
         }
     )
-    assert [(message["type"], message.get("interval"), message.get("id")) for message in heard] == [
+    assert [(message["type"], message.get("interval"), message.get("id")) for message in received] == [
         ("subscribed", "1m", 4), ("initial", "1m", None), ("subscribed", "5m", 4), ("initial", "5m", None),
         ("error", None, 4), ("subscribed", "1h", 4), ("initial", "1h", None),
     ]  # fmt: skip
-    assert ws.say({"type": "list", "id": 5}) == [
+    assert ws.send_json({"type": "list", "id": 5}) == [
         {
             "type": "list",
             "id": 5,
@@ -126,9 +128,9 @@ async def test_several_subscriptions_in_one_message_are_answered_each():
     ]
     assert ws.gathers
     for interval in ("1m", "5m"):
-        ws.say({"type": "unsubscribe", "symbol": "BTC/USDT", "interval": interval})
+        ws.send_json({"type": "unsubscribe", "symbol": "BTC/USDT", "interval": interval})
     assert not ws.gathers
-    assert [one["interval"] for one in ws.say({"type": "list"})[0]["subscriptions"]] == ["1h"]
+    assert [one["interval"] for one in ws.send_json({"type": "list"})[0]["subscriptions"]] == ["1h"]
 
 
 async def test_limits_are_told_with_their_codes():
@@ -147,14 +149,14 @@ async def test_limits_are_told_with_their_codes():
         }
     ]
     for _ in range(2):
-        ws.say({"type": "ping"})
+        ws.send_json({"type": "ping"})
     text = "Too many messages: at most 2 per second"
-    assert ws.say({"type": "ping"}) == [{"type": "error", "message": text}]
-    assert ws.say("{") == [{"type": "error", "message": text}]
+    assert ws.send_json({"type": "ping"}) == [{"type": "error", "message": text}]
+    assert ws.send_json("{") == [{"type": "error", "message": text}]
     named = {"type": "error", "message": text, "id": 9, "code": 111, "temporary": True}
-    assert ws.say({"type": "ping", "id": 9}) == [named]
+    assert ws.send_json({"type": "ping", "id": 9}) == [named]
     await one.wait(1)
-    assert ws.say({"type": "ping", "id": 9}) == [{"type": "pong", "id": 9}]
+    assert ws.send_json({"type": "ping", "id": 9}) == [{"type": "pong", "id": 9}]
 
 
 async def test_who_goes_on_sending_far_too_much_is_closed_with_3013():
@@ -164,14 +166,14 @@ async def test_who_goes_on_sending_far_too_much_is_closed_with_3013():
     ws.disconnect = lambda code, reason: codes.append(code)
     for _ in range(120):  # a client that sends half as much again as it may
         for _ in range(3):
-            ws.say({"type": "ping"})
+            ws.send_json({"type": "ping"})
         await one.wait(1)
     assert not codes
     await one.wait(5)
     for _ in range(4 + 20):
-        ws.say({"type": "ping"})
+        ws.send_json({"type": "ping"})
     assert not codes
-    ws.say({"type": "ping"})
+    ws.send_json({"type": "ping"})
     assert codes == [3013]
 
 
@@ -186,8 +188,8 @@ async def test_a_store_that_cannot_be_read_is_told_once_to_the_request_and_the_i
     ws = one.connect()
     ws.subscribe("1m", 900, id="x")
     await one.wait(3)
-    assert [message["type"] for message in ws.heard] == ["subscribed", "error"]
-    assert ws.heard[1] == {
+    assert [message["type"] for message in ws.received] == ["subscribed", "error"]
+    assert ws.received[1] == {
         "type": "error",
         "message": messages.FAILED_TO_SUBSCRIBE,
         "id": "x",
@@ -196,7 +198,7 @@ async def test_a_store_that_cannot_be_read_is_told_once_to_the_request_and_the_i
     }
     ws.subscribe("1m", 900, id="y")
     await one.wait(3)
-    assert [(message["type"], message["id"]) for message in ws.heard[2:]] == [("subscribed", "y"), ("error", "y")]
+    assert [(message["type"], message["id"]) for message in ws.received[2:]] == [("subscribed", "y"), ("error", "y")]
     stored.read_bars = works
     await one.wait(2)
     assert len(ws.chart().bars) == 900
@@ -218,9 +220,9 @@ async def test_the_state_is_told_once_per_symbol_at_the_subscription_and_when_it
     one.state("stale")
     one.state("stale")
     assert [message["state"] for message in ws.of("status")] == ["live", "stale"]
-    ws.say({"type": "unsubscribe", "symbol": "BTC/USDT", "interval": "1m"})
+    ws.send_json({"type": "unsubscribe", "symbol": "BTC/USDT", "interval": "1m"})
     one.state("recovering")
-    ws.say({"type": "unsubscribe", "symbol": "BTC/USDT", "interval": "5m"})
+    ws.send_json({"type": "unsubscribe", "symbol": "BTC/USDT", "interval": "5m"})
     one.state("live")
     assert [message["state"] for message in ws.of("status")] == ["live", "stale", "recovering"]
     assert other.of("status") == []
@@ -231,7 +233,7 @@ async def test_a_slow_client_is_told_the_newest_state_only():
     one.state("live")
     ws = one.connect()
     ws.subscribe("1m", 1, status=True)
-    ws.stuck = True
+    ws.blocked = True
     for state in ("stale", "recovering", "live", "quiet", "stale"):
         one.state(state)
     ws.let_go()
@@ -255,8 +257,8 @@ async def test_final_is_said_once_as_the_last_word_on_a_bar_and_the_next_bar_wai
     assert [(bar["volume"], bar["final"]) for bar in ws.chart().updates] == [(5, False), (6, False)]
     one.push(minute(60, "19", volume="6", as_of=64_001, final=True), 61)
     await one.wait(2)
-    told = [(bar["time"], bar["volume"], bar["final"]) for bar in ws.chart().updates]
-    assert told[2:] == [(at(60), 6, True), (at(61), 1, False)]
+    sent_updates = [(bar["time"], bar["volume"], bar["final"]) for bar in ws.chart().updates]
+    assert sent_updates[2:] == [(at(60), 6, True), (at(61), 1, False)]
     assert ws.chart().bars == fresh(one, "1m", 5, fields=["final"])[-5:]
 
 
@@ -388,7 +390,7 @@ async def test_history_is_paged_back_to_its_end():
     before, pages = None, []
     while True:
         ask = {"type": "history", "symbol": "BTC/USDT", "interval": "1m", "limit": 100, "id": len(pages)}
-        ws.say(ask | ({} if before is None else {"before": before}))
+        ws.send_json(ask | ({} if before is None else {"before": before}))
         await one.wait(0.1)
         page = ws.of("history")[-1]
         pages.append(page)
@@ -406,8 +408,8 @@ async def test_history_before_a_time_is_exclusive_and_carries_the_fields_asked_f
     one = await stage(count=60)
     ws = one.connect()
     ask = {"type": "history", "symbol": "BTC/USDT", "interval": "1m", "before": at(5), "limit": 3, "id": "h"}
-    ws.say(ask | {"fields": ["final", "rev"]})
-    ws.say(ask | {"before": MONDAY_MS, "id": "z"})
+    ws.send_json(ask | {"fields": ["final", "rev"]})
+    ws.send_json(ask | {"before": MONDAY_MS, "id": "z"})
     await one.wait(0.1)
     first, last = ws.of("history")
     assert (first["id"], [bar["time"] for bar in first["bars"]], first["end"]) == ("h", [at(2), at(3), at(4)], False)
@@ -418,22 +420,22 @@ async def test_history_before_a_time_is_exclusive_and_carries_the_fields_asked_f
 
 async def test_one_page_at_a_time_the_others_wait_in_order_and_too_many_are_refused():
     one = await stage()
-    running, gates = [], []
+    running, barriers = [], []
 
     async def history(key, interval, before_ms, limit):
         running.append(limit)
-        gate = asyncio.get_running_loop().create_future()
-        gates.append(gate)
-        await gate
+        barrier = asyncio.get_running_loop().create_future()
+        barriers.append(barrier)
+        await barrier
         return [], True
 
     one.history = history
     ws = one.connect()
     for number in range(MOST_WAITING + 2):
-        ws.say({"type": "history", "symbol": "BTC/USDT", "interval": "1m", "limit": number + 1, "id": number})
+        ws.send_json({"type": "history", "symbol": "BTC/USDT", "interval": "1m", "limit": number + 1, "id": number})
     await one.wait(0.1)
     assert running == [1]
-    assert ws.heard == [
+    assert ws.received == [
         {
             "type": "error",
             "message": f"Too many history requests: at most {MOST_WAITING} wait",
@@ -443,7 +445,7 @@ async def test_one_page_at_a_time_the_others_wait_in_order_and_too_many_are_refu
         }
     ]
     for number in range(MOST_WAITING + 1):
-        gates[number].set_result(None)
+        barriers[number].set_result(None)
         await one.wait(0.1)
     assert [message["id"] for message in ws.of("history")] == list(range(MOST_WAITING + 1))
 
@@ -465,7 +467,7 @@ async def test_pages_of_all_clients_are_made_two_at_a_time_in_the_order_of_the_r
     read, one.history = one.history, history
     clients = [one.connect() for _ in range(20)]
     for number, ws in enumerate(clients):
-        ws.say({"type": "history", "symbol": "BTC/USDT", "interval": "1m", "limit": 100 + number})
+        ws.send_json({"type": "history", "symbol": "BTC/USDT", "interval": "1m", "limit": 100 + number})
     await one.wait(0.1)
     assert most == 2
     assert order == list(range(100, 120))
@@ -477,8 +479,8 @@ async def test_a_client_that_does_not_read_has_no_page_made_for_it():
     asked = []
     one.history = lambda *request: asked.append(request)
     ws = one.connect()
-    ws.stuck = True
-    ws.say({"type": "history", "symbol": "BTC/USDT", "interval": "1m"})
+    ws.blocked = True
+    ws.send_json({"type": "history", "symbol": "BTC/USDT", "interval": "1m"})
     await one.wait(1)
     assert asked == []
     ws.client.on_close()
@@ -495,10 +497,10 @@ async def test_history_that_cannot_be_read_is_told_and_the_next_request_is_answe
 
     one.history = fail
     ws = one.connect()
-    ws.say({"type": "history", "symbol": "BTC/USDT", "interval": "1m", "id": 1})
-    ws.say({"type": "history", "symbol": "BTC/USDT", "interval": "1m"})
+    ws.send_json({"type": "history", "symbol": "BTC/USDT", "interval": "1m", "id": 1})
+    ws.send_json({"type": "history", "symbol": "BTC/USDT", "interval": "1m"})
     await one.wait(0.1)
-    assert ws.heard == [
+    assert ws.received == [
         {"type": "error", "message": "History cannot be read now", "id": 1, "code": 108, "temporary": True},
         {"type": "error", "message": "History cannot be read now"},
     ]
@@ -512,7 +514,7 @@ async def test_a_client_that_fell_behind_gets_one_fresh_initial_and_then_goes_on
     one = await stage()
     ws = one.connect()
     ws.subscribe("1m", 20, fields=["final", "seq"])
-    ws.stuck = True
+    ws.blocked = True
     for second in range(400):
         number = 60 + second // 60
         one.push(minute(number, volume=str(second % 60 + 1), as_of=(second % 60) * 1000), number)
@@ -527,8 +529,8 @@ async def test_goodbye_is_said_only_to_those_who_used_an_extension():
     one = await stage()
     plain, extended = one.connect(), one.connect()
     plain.subscribe("1m", 1)
-    plain.say({"type": "unheard"})
-    extended.say({"type": "ping", "id": 1})
+    plain.send_json({"type": "unheard"})
+    extended.send_json({"type": "ping", "id": 1})
     for ws in (plain, extended):
         ws.client.notify_shutdown(1800)
     assert plain.of("bye") == []
@@ -542,7 +544,7 @@ async def test_a_client_that_left_leaves_nothing_behind():
         for interval in ("1m", "5m", "1D"):
             ws.subscribe(interval, 5, fields=["final"], status=True, corrections=True)
         ws.subscribe("1m", 5, mode="closed")
-        ws.say({"type": "history", "symbol": "BTC/USDT", "interval": "1m"})
+        ws.send_json({"type": "history", "symbol": "BTC/USDT", "interval": "1m"})
         ws.client.on_close()
     await one.wait(1)
     assert one.hub.describe() == {"totalRooms": 0, "totalClients": 0, "rooms": []}

@@ -16,7 +16,7 @@ from tests.rows import MONDAY_MS
 
 
 @pytest.mark.parametrize(
-    ("limit", "most", "says"),
+    ("limit", "most", "expected"),
     [
         (20_000, 10_000, None),
         (10_200, 10_000, None),
@@ -25,9 +25,9 @@ from tests.rows import MONDAY_MS
         (1024, 0, None),  # no limit of clients is asked for
     ],
 )
-def test_a_limit_that_is_too_low_is_named(limit, most, says):
+def test_a_limit_that_is_too_low_is_named(limit, most, expected):
     problem = shortage(limit, most)
-    assert problem is None if says is None else says in problem and str(most + 200) in problem
+    assert problem is None if expected is None else expected in problem and str(most + 200) in problem
 
 
 @pytest.mark.parametrize(

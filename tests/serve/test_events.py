@@ -133,8 +133,8 @@ async def test_the_last_id_resumes_with_what_changed_since(stage, http_port):
     async with source(http_port, Last_Event_ID=f"another:7:{MONDAY_MS}") as chart:
         initial = await chart.event()
         assert (initial["type"], initial["recovered"], len(initial["bars"])) == ("initial", False, 5)
-    for nonsense in ("", "x", "a:b:c", "one:-1:5", f"one:{'9' * 40}:1", ":1:1"):
-        async with source(http_port, Last_Event_ID=nonsense) as chart:
+    for malformed in ("", "x", "a:b:c", "one:-1:5", f"one:{'9' * 40}:1", ":1:1"):
+        async with source(http_port, Last_Event_ID=malformed) as chart:
             initial = await chart.event()
             assert (initial["type"], "recovered" in initial) == ("initial", False)
 
@@ -152,9 +152,9 @@ def test_any_id_is_read_or_ignored(text):
 
 async def test_options_are_those_of_a_subscription(stage, http_port):
     async with source(http_port, f"{PATH}&mode=closed&status=true&fields=rev,src") as chart:
-        told = {message["type"]: message for message in [await chart.event() for _ in range(2)]}
-        assert set(told) == {"status", "initial"}
-        assert {"rev", "src", "final"} <= set(told["initial"]["bars"][0])
+        messages = {message["type"]: message for message in [await chart.event() for _ in range(2)]}
+        assert set(messages) == {"status", "initial"}
+        assert {"rev", "src", "final"} <= set(messages["initial"]["bars"][0])
         stage.push(minute(60, volume="2"))
         stage.push(minute(60, volume="3", final=True))
         update = await chart.event()

@@ -9,7 +9,7 @@ import pytest
 from candled.config.sections import ServerSettings
 from candled.serve.internal import InternalServer
 from tests.clocks import ManualClock
-from tests.serve.peers import echo_site, make_reports
+from tests.serve.peers import echo_harness, make_reports
 
 pytestmark = pytest.mark.gen_test
 
@@ -60,7 +60,7 @@ def app(enter, process, port):
         return InternalServer(
             ServerSettings(internal_port=0), process.reports, lambda: b"candled_up 1\n", ManualClock()
         ).application
-    return enter(echo_site(health_details=port == "details", reports=process.reports)).server.application
+    return enter(echo_harness(health_details=port == "details", reports=process.reports)).server.application
 
 
 async def read(fetch, path: str, method: str = "GET") -> tuple[int, Any]:

@@ -83,7 +83,7 @@ def test_a_port_that_is_taken_on_one_of_them_names_the_address(hosts, taken):
 
 
 @pytest.mark.parametrize(
-    ("hosts", "says"),
+    ("hosts", "expected"),
     [
         (("203.0.113.1",), "cannot listen on 203.0.113.1:7001: Cannot assign"),
         (("2001:db8::1",), "cannot listen on [2001:db8::1]:7001: Cannot assign"),
@@ -93,10 +93,10 @@ def test_a_port_that_is_taken_on_one_of_them_names_the_address(hosts, taken):
     ],
     ids=str,
 )
-def test_an_address_that_the_machine_lacks_is_named(hosts, says):
+def test_an_address_that_the_machine_lacks_is_named(hosts, expected):
     with pytest.raises(ConfigError) as refused:
         listen(hosts, 7001, 8)
-    assert says in str(refused.value)
+    assert expected in str(refused.value)
 
 
 def failing(monkeypatch, fails) -> None:

@@ -81,8 +81,8 @@ async def test_draft_8_is_an_option():
 
 async def test_no_limit_has_no_headers():
     one = limit(ManualClock(), requests=0)
-    verdicts = [await one.check_request("a") for _ in range(1000)]
-    assert all(verdict.allowed and not verdict.headers for verdict in verdicts)
+    outcomes = [await one.check_request("a") for _ in range(1000)]
+    assert all(outcome.allowed and not outcome.headers for outcome in outcomes)
 
 
 async def test_where_the_shared_counter_is_unavailable_this_process_counts_for_itself():

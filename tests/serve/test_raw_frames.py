@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from tests.serve.peers import BINARY, CLOSE, PING, PONG, TEXT, echo_site, frame
+from tests.serve.peers import BINARY, CLOSE, PING, PONG, TEXT, echo_harness, frame
 
 WAYS = pytest.mark.parametrize("own_sockets", [True, False], ids=["own socket", "Tornado's"])
 EURO = "€κόσμε".encode()
@@ -90,16 +90,16 @@ TAKEN_BY_TORNADO = {"a frame that is not masked", "half a code"}
 @pytest.mark.parametrize("case", ECHOED)
 async def test_what_is_right_is_answered(case, own_sockets):
     sent, expected = ECHOED[case]
-    async with echo_site(own_sockets=own_sockets) as site:
-        peer = await site.connect()
+    async with echo_harness(own_sockets=own_sockets) as harness:
+        peer = await harness.connect()
         peer.send(sent)
         assert [await peer.receive() for _ in expected] == expected
 
 
 @pytest.mark.parametrize("payload", [b"", b"x"], ids=["empty", "one byte"])
 async def test_a_message_has_a_bounded_number_of_fragments(payload):
-    async with echo_site() as site:
-        peer = await site.connect()
+    async with echo_harness() as harness:
+        peer = await harness.connect()
         part = frame(0, payload, fin=False)
         peer.send(frame(TEXT, payload, fin=False) + part * 1022 + frame(0))
         assert await peer.receive() == (0x81, payload * 1023)
@@ -112,8 +112,8 @@ async def test_a_message_has_a_bounded_number_of_fragments(payload):
 )
 async def test_it_does_not_matter_how_the_bytes_are_cut(case):
     sent, expected = ECHOED[case]
-    async with echo_site() as site:
-        peer = await site.connect()
+    async with echo_harness() as harness:
+        peer = await harness.connect()
         for at in range(0, len(sent), 997 if len(sent) > 1000 else 1):
             peer.send(sent[at : at + (997 if len(sent) > 1000 else 1)])
             await peer.writer.drain()
@@ -127,11 +127,11 @@ async def test_what_is_wrong_ends_with_its_code(case, own_sockets):
     sent, code = REFUSED[case]
     if not own_sockets and case in TAKEN_BY_TORNADO:
         pytest.skip("Tornado accepts these frames")
-    async with echo_site(own_sockets=own_sockets) as site:
-        peer = await site.connect()
+    async with echo_harness(own_sockets=own_sockets) as harness:
+        peer = await harness.connect()
         peer.send(sent)
         assert await peer.closed_with() in ({code} if own_sockets or code not in DROPPED_BY_TORNADO else {code, None})
-        while not site.clients[0].ends:
+        while not harness.clients[0].ends:
             await asyncio.sleep(0.005)
-        await site.wait_until_empty()
-        assert site.clients[0].ends == 1
+        await harness.wait_until_empty()
+        assert harness.clients[0].ends == 1

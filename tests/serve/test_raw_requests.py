@@ -256,7 +256,7 @@ EXACT: dict[tuple[bytes, str], list[tuple[dict[str, str], bytes]]] = {
 }
 
 
-class Site:
+class Harness:
     """A server in a thread, its clock, and the lines of its log that name a mistake of its own."""
 
     def __init__(self, folder, **settings) -> None:
@@ -304,8 +304,8 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Iterator[Site]:
-    one = Site(tmp_path_factory.mktemp("raw"))
+def harness(tmp_path_factory) -> Iterator[Harness]:
+    one = Harness(tmp_path_factory.mktemp("raw"))
     yield one
     one.close()
 
@@ -356,8 +356,8 @@ def check_exact(row: Row, path: bytes, status: str, headers: dict[str, str], bod
     assert (headers, body) in expected
 
 
-def check(site: Site, row: Row, path: bytes) -> None:
-    with Connection(site.port) as one:
+def check(harness: Harness, row: Row, path: bytes) -> None:
+    with Connection(harness.port) as one:
         one.send(row.raw.replace(b"PATH", path))
         for number, answer in enumerate(row.answers, 1):
             status, headers = one.read(row.raw.startswith(b"HEAD"))
@@ -378,43 +378,43 @@ def check(site: Site, row: Row, path: bytes) -> None:
             assert one.body == b"{}"
         else:
             assert one.read()[0] == NOTHING
-    assert site.mistakes == []
+    assert harness.mistakes == []
 
 
 @pytest.mark.parametrize("row", EITHER_PATH, ids=lambda row: row.name)
-def test_a_request_to_memory_and_to_a_handler(site, row):
+def test_a_request_to_memory_and_to_a_handler(harness, row):
     for path in (HOT, HANDLER):
-        check(site, row, path)
+        check(harness, row, path)
 
 
 @pytest.mark.parametrize("row", ANY_PATH, ids=lambda row: row.name)
-def test_a_request_to_one_path(site, row):
-    check(site, row, b"")
+def test_a_request_to_one_path(harness, row):
+    check(harness, row, b"")
 
 
 @pytest.mark.parametrize("steps", [
     (b"", 11), (b"GET", 11), (b"GET / HTTP/1.1\r\nHost: x\r\n", 11), (b"G", 4, b"ET", 4, b" /", 4),
     (b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n", 76),
 ])  # fmt: skip
-def test_a_half_open_a_slow_and_an_idle_connection_are_closed_by_the_clock(site, steps):
-    with Connection(site.port) as one:
+def test_a_half_open_a_slow_and_an_idle_connection_are_closed_by_the_clock(harness, steps):
+    with Connection(harness.port) as one:
         if steps[0].startswith(b"GET /h"):
             one.send(steps[0])
             assert one.read()[0] == OK
             steps = steps[1:]
         for step in steps:
-            one.send(step) if isinstance(step, bytes) else site.advance(step)
+            one.send(step) if isinstance(step, bytes) else harness.advance(step)
         assert one.read()[0] == NOTHING
-    assert site.mistakes == []
+    assert harness.mistakes == []
 
 
 @pytest.mark.slow
 def test_a_body_that_does_not_come_is_waited_for_by_tornados_timer(tmp_path):
-    site = Site(tmp_path, header_timeout=timedelta(seconds=1))
+    harness = Harness(tmp_path, header_timeout=timedelta(seconds=1))
     try:
-        with Connection(site.port) as one:
+        with Connection(harness.port) as one:
             one.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx")
             assert one.read()[0] == NOTHING
-        assert site.mistakes == []
+        assert harness.mistakes == []
     finally:
-        site.close()
+        harness.close()

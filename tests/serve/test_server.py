@@ -29,11 +29,11 @@ STATISTICS = "/health/ws-stats"
 SUBSCRIBE = {"type": "subscribe", "symbol": "BTC/USDT", "interval": "1m", "initialBars": 5}
 
 
-async def say(ws, message) -> None:
+async def send_json(ws, message) -> None:
     await ws.send(message if isinstance(message, str | bytes) else json.dumps(message))
 
 
-async def hear(ws, within_s: float = 3.0) -> dict:
+async def receive_json(ws, within_s: float = 3.0) -> dict:
     return json.loads(await deadlines.wait_for(ws.recv(), within_s))
 
 
@@ -44,10 +44,10 @@ async def test_the_documented_exchange_of_messages(stage, connect):
 
 async def exchange_messages(stage: Stage, connect: Callable[..., websockets.connect]) -> None:
     async with connect() as ws:
-        await say(ws, {"type": "ping"})
-        assert await hear(ws) == {"type": "pong"}
-        await say(ws, SUBSCRIBE)
-        initial = await hear(ws)
+        await send_json(ws, {"type": "ping"})
+        assert await receive_json(ws) == {"type": "pong"}
+        await send_json(ws, SUBSCRIBE)
+        initial = await receive_json(ws)
         assert (initial["type"], initial["symbol"], initial["interval"], len(initial["bars"])) == (
             "initial",
             "BTC/USDT",
@@ -55,30 +55,30 @@ async def exchange_messages(stage: Stage, connect: Callable[..., websockets.conn
             5,
         )
         stage.push(minute(60, volume="2"))
-        update = await hear(ws)
+        update = await receive_json(ws)
         assert (update["type"], update["bar"]["time"]) == ("update", "2025-05-19T01:00:00.000Z")
-        await say(ws, {"type": "unsubscribe", "symbol": "BTC/USDT", "interval": "1m"})
-        await say(ws, {"type": "ping"})
-        assert await hear(ws) == {"type": "pong"}
+        await send_json(ws, {"type": "unsubscribe", "symbol": "BTC/USDT", "interval": "1m"})
+        await send_json(ws, {"type": "ping"})
+        assert await receive_json(ws) == {"type": "pong"}
         stage.push(minute(60, volume="3"))
         with pytest.raises(TimeoutError):
-            await hear(ws, 1.3)
+            await receive_json(ws, 1.3)
 
 
 async def test_one_connection_can_be_in_several_rooms(stage, connect):
     async with connect() as ws:
         for interval in ("1m", "5m", "1W"):
-            await say(ws, {**SUBSCRIBE, "interval": interval})
-        assert [(await hear(ws))["interval"] for _ in range(3)] == ["1m", "5m", "1W"]
+            await send_json(ws, {**SUBSCRIBE, "interval": interval})
+        assert [(await receive_json(ws))["interval"] for _ in range(3)] == ["1m", "5m", "1W"]
         stage.push(minute(60, volume="2"))
-        assert {(await hear(ws))["interval"] for _ in range(3)} == {"1m", "5m", "1W"}
+        assert {(await receive_json(ws))["interval"] for _ in range(3)} == {"1m", "5m", "1W"}
 
 
 @pytest.mark.parametrize("path", ["/", "/ws"])
 async def test_both_paths_upgrade(connect, path):
     async with connect(path) as ws:
-        await say(ws, {"type": "ping"})
-        assert await hear(ws) == {"type": "pong"}
+        await send_json(ws, {"type": "ping"})
+        assert await receive_json(ws) == {"type": "pong"}
 
 
 async def test_the_root_without_upgrade_is_the_chart_page_and_other_paths_are_not_found(fetch):
@@ -108,19 +108,19 @@ def test_no_name_ends_the_script_of_the_page_and_every_body_can_be_encoded():
 @pytest.mark.parametrize("message", ["{", "[1]", b"\x00\x01", '{"type":"subscribe"}', "null", '{"type":5}'])
 async def test_a_mistake_is_answered_and_the_connection_stays(connect, message):
     async with connect() as ws:
-        await say(ws, message)
-        assert await hear(ws) == {"type": "error", "message": "Invalid message format"}
-        await say(ws, {"type": "ping"})
-        assert await hear(ws) == {"type": "pong"}
+        await send_json(ws, message)
+        assert await receive_json(ws) == {"type": "error", "message": "Invalid message format"}
+        await send_json(ws, {"type": "ping"})
+        assert await receive_json(ws) == {"type": "pong"}
 
 
 async def test_a_frame_above_the_limit_closes_with_1009_and_one_below_does_not(connect):
     async with connect() as ws:
-        await say(ws, json.dumps({"type": "x" * 16_000}))
-        assert (await hear(ws))["type"] == "error"
-        await say(ws, "x" * (16 * 1024 + 1))
+        await send_json(ws, json.dumps({"type": "x" * 16_000}))
+        assert (await receive_json(ws))["type"] == "error"
+        await send_json(ws, "x" * (16 * 1024 + 1))
         with pytest.raises(websockets.ConnectionClosed):
-            await hear(ws)
+            await receive_json(ws)
         assert ws.close_code == 1009
 
 
@@ -128,10 +128,10 @@ async def test_a_frame_above_the_limit_closes_with_1009_and_one_below_does_not(c
 async def test_too_many_rooms_is_a_clear_error(connect):
     async with connect() as ws:
         for interval in ("1m", "5m", "15m"):
-            await say(ws, {**SUBSCRIBE, "interval": interval})
-        answers = [await hear(ws) for _ in range(3)]
-        await say(ws, {**SUBSCRIBE, "interval": "1m"})  # sent earlier, it could share the first one's `initial`
-        answers = sorted([*answers, await hear(ws)], key=lambda answer: answer["type"])
+            await send_json(ws, {**SUBSCRIBE, "interval": interval})
+        answers = [await receive_json(ws) for _ in range(3)]
+        await send_json(ws, {**SUBSCRIBE, "interval": "1m"})  # sent earlier, it could share the first one's `initial`
+        answers = sorted([*answers, await receive_json(ws)], key=lambda answer: answer["type"])
         assert answers[0] == {"type": "error", "message": "Too many subscriptions: at most 2 per connection"}
         assert [answer["type"] for answer in answers[1:]] == ["initial"] * 3
 
@@ -141,13 +141,13 @@ async def test_too_many_rooms_is_a_clear_error(connect):
 async def test_too_many_messages_is_a_clear_error_and_the_connection_stays(connect):
     async with connect() as ws:
         for _ in range(30):
-            await say(ws, {"type": "ping"})
-        answers = [await hear(ws) for _ in range(30)]
+            await send_json(ws, {"type": "ping"})
+        answers = [await receive_json(ws) for _ in range(30)]
         assert answers.count({"type": "pong"}) in range(10, 13)
         assert {"type": "error", "message": "Too many messages: at most 5 per second"} in answers
         await asyncio.sleep(0.5)
-        await say(ws, {"type": "ping"})
-        assert await hear(ws) == {"type": "pong"}
+        await send_json(ws, {"type": "ping"})
+        assert await receive_json(ws) == {"type": "pong"}
 
 
 @pytest.mark.stage(server=ServerSettings(max_connections=2))
@@ -209,8 +209,8 @@ async def test_the_origin_policy(http_port, origin, host, status):
 
 async def test_statistics_have_exactly_the_specified_keys(connect, get):
     async with connect() as ws:
-        await say(ws, SUBSCRIBE)
-        await hear(ws)
+        await send_json(ws, SUBSCRIBE)
+        await receive_json(ws)
         facts = await get(STATISTICS)
         assert list(facts) == ["connections", "broadcaster", "aggregator"]
         assert facts["connections"] == 1
@@ -221,8 +221,8 @@ async def test_statistics_have_exactly_the_specified_keys(connect, get):
 
 async def test_a_client_that_left_is_in_no_room(connect, get):
     async with connect() as ws:
-        await say(ws, SUBSCRIBE)
-        await hear(ws)
+        await send_json(ws, SUBSCRIBE)
+        await receive_json(ws)
     for _ in range(100):
         facts = await get(STATISTICS)
         if facts["connections"] == 0:
@@ -234,12 +234,12 @@ async def test_a_client_that_left_is_in_no_room(connect, get):
 async def test_the_end_is_sent_with_1001(stage, connect):
     clients = [await connect() for _ in range(20)]
     for ws in clients:
-        await say(ws, SUBSCRIBE)
-        await hear(ws)
+        await send_json(ws, SUBSCRIBE)
+        await receive_json(ws)
     await stage.server.stop()
     for ws in clients:
         with pytest.raises(websockets.ConnectionClosed):
-            await hear(ws)
+            await receive_json(ws)
         assert ws.close_code == 1001
 
 
@@ -267,12 +267,12 @@ async def test_a_store_that_cannot_be_read_is_reported_to_the_subscriber_and_the
             raise StoreUnavailable("gone")
 
         monkeypatch.setattr(stage.store, "read_bars", fail)
-        await say(ws, {**SUBSCRIBE, "initialBars": 900})
-        assert await hear(ws) == {"type": "error", "message": "Failed to subscribe to candles"}
-        await say(ws, {"type": "ping"})
-        assert await hear(ws) == {"type": "pong"}
+        await send_json(ws, {**SUBSCRIBE, "initialBars": 900})
+        assert await receive_json(ws) == {"type": "error", "message": "Failed to subscribe to candles"}
+        await send_json(ws, {"type": "ping"})
+        assert await receive_json(ws) == {"type": "pong"}
         monkeypatch.undo()
-        assert len((await hear(ws))["bars"]) == 900
+        assert len((await receive_json(ws))["bars"]) == 900
 
 
 @pytest.mark.slow
@@ -292,8 +292,8 @@ async def test_mute_clients_leave_within_interval_timeout_and_six_seconds(connec
     async with connect() as alive:
         await asyncio.sleep(8.0)
         assert (await get(STATISTICS))["connections"] == 1
-        await say(alive, {"type": "ping"})
-        assert await hear(alive) == {"type": "pong"}
+        await send_json(alive, {"type": "ping"})
+        assert await receive_json(alive) == {"type": "pong"}
     for writer in mute:
         writer.close()
 
@@ -328,10 +328,10 @@ async def test_thousands_of_frames_of_anything_get_only_documented_answers(conne
     async with connect() as ws:
         for frames in drawn:
             for frame in frames:
-                await say(ws, frame)
-            await say(ws, '{"type":"unheard"}')
+                await send_json(ws, frame)
+            await send_json(ws, '{"type":"unheard"}')
             while True:
-                answer = await hear(ws)
+                answer = await receive_json(ws)
                 assert answer["type"] in ("initial", "update", "error", "pong")
                 if answer == {"type": "error", "message": "Unknown message type: unheard"}:
                     break
@@ -344,8 +344,8 @@ async def test_nothing_is_logged_per_room_or_candle(stage, connect, caplog):
     caplog.set_level("INFO")
     async with connect() as ws:
         for interval in ("1m", "5m", "1h"):
-            await say(ws, {**SUBSCRIBE, "interval": interval})
-            await hear(ws)
+            await send_json(ws, {**SUBSCRIBE, "interval": interval})
+            await receive_json(ws)
         before = len(caplog.records)
         for second in range(3):
             stage.push(minute(60, volume=str(second + 2)))

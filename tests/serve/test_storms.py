@@ -25,7 +25,7 @@ from candled.serve.gc_tuner import GcTuner
 from tests import deadlines
 from tests.api.stage import open_stage
 from tests.serve import test_server
-from tests.serve.peers import Peer, echo_site
+from tests.serve.peers import Peer, echo_harness
 from tests.transport import test_connections as test_links
 from tests.transport.test_connections import mute, update
 
@@ -60,8 +60,8 @@ async def test_a_thousand_who_come_back_together_do_not_reach_the_store_and_star
         most_let_in = 0
         try:
             while (count := stage.server.connection_count) < 1001:
-                await test_server.say(there, {"type": "ping"})
-                await test_server.hear(there, 60)
+                await test_server.send_json(there, {"type": "ping"})
+                await test_server.receive_json(there, 60)
                 most_let_in = max(most_let_in, stage.server.connection_count - count)
             while stage.hub.describe()["totalClients"] < 1000:
                 await asyncio.sleep(0.01)
@@ -74,14 +74,14 @@ async def test_a_thousand_who_come_back_together_do_not_reach_the_store_and_star
 
 
 async def test_who_came_first_is_let_in_first():
-    async with echo_site(max_handshakes_per_second=0) as site:
+    async with echo_harness(max_handshakes_per_second=0) as harness:
         addresses = [f"127.0.0.{number}" for number in range(10, 70)]
         for address in addresses:
-            peer = socket.create_connection(("127.0.0.1", site.port), source_address=(address, 0))
+            peer = socket.create_connection(("127.0.0.1", harness.port), source_address=(address, 0))
             peer.sendall(test_links.HANDSHAKE)
-            site.opened.append(peer)
-        await site.client(59)
-        assert [client.connection.address for client in site.clients] == addresses
+            harness.opened.append(peer)
+        await harness.client(59)
+        assert [client.connection.address for client in harness.clients] == addresses
 
 
 async def numbers(reader: Peer, count: int) -> list[int]:
@@ -97,31 +97,31 @@ async def numbers(reader: Peer, count: int) -> list[int]:
 @pytest.mark.slow
 async def test_clients_that_never_read_take_nothing_from_those_that_do():
     """Promise 13, in short: the readers get every frame, the others cost little and are closed."""
-    async with echo_site(slow_client_timeout=timedelta(seconds=0.5)) as site:
-        stuck = [await mute(site) for _ in range(5)]
-        readers = [await site.connect() for _ in range(20)]
-        await site.client(24)
+    async with echo_harness(slow_client_timeout=timedelta(seconds=0.5)) as harness:
+        blocked = [await mute(harness) for _ in range(5)]
+        readers = [await harness.connect() for _ in range(20)]
+        await harness.client(24)
         reading = [asyncio.create_task(numbers(reader, 600)) for reader in readers]
         for number in range(600):
-            site.broadcaster.broadcast(site.recipients, update(number))
+            harness.broadcaster.broadcast(harness.recipients, update(number))
             await asyncio.sleep(0.002)
         for got in await asyncio.gather(*reading):
             assert got == list(range(600))
         async with deadlines.timeout(8):
-            while any(client.connection.is_open for client in site.clients[: len(stuck)]):
+            while any(client.connection.is_open for client in harness.clients[: len(blocked)]):
                 await asyncio.sleep(0.05)
-        assert all(client.connection.is_open for client in site.clients[len(stuck) :])
+        assert all(client.connection.is_open for client in harness.clients[len(blocked) :])
 
 
 async def test_a_broadcast_runs_no_python_code_for_a_client():
     """What keeps it close to the kernel: between two clients there is nothing but the socket's own `send`."""
-    async with echo_site(max_handshakes_per_second=0) as site:
-        peers = [await site.connect() for _ in range(100)]
-        await site.client(99)
+    async with echo_harness(max_handshakes_per_second=0) as harness:
+        peers = [await harness.connect() for _ in range(100)]
+        await harness.client(99)
         calls = []
         sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_name) if event == "call" else None)
         try:
-            site.broadcaster.broadcast(site.recipients, update(1))
+            harness.broadcaster.broadcast(harness.recipients, update(1))
         finally:
             sys.setprofile(None)
         assert len(calls) < 20, calls
@@ -134,15 +134,15 @@ async def test_a_broadcast_runs_no_python_code_for_a_client():
 
 @pytest.mark.slow
 async def test_a_connection_that_waits_takes_less_than_ten_kilobytes():
-    async with echo_site(max_handshakes_per_second=0) as site:
-        await mute(site)  # whatever the first one brings with it
-        await site.client()
+    async with echo_harness(max_handshakes_per_second=0) as harness:
+        await mute(harness)  # whatever the first one brings with it
+        await harness.client()
         gc.collect()
         tracemalloc.start()
         try:
             for _ in range(200):
-                await mute(site)
-            await site.client(200)
+                await mute(harness)
+            await harness.client(200)
             gc.collect()
             taken, _ = tracemalloc.get_traced_memory()
         finally:
@@ -152,20 +152,20 @@ async def test_a_connection_that_waits_takes_less_than_ten_kilobytes():
 
 @pytest.mark.slow
 async def test_the_loop_is_free_while_a_large_room_is_sent_to():
-    async with echo_site(max_handshakes_per_second=0) as site:
-        peers = [await site.connect() for _ in range(300)]
-        await site.client(299)
-        for connection in list(site.recipients) * 99:  # 30,000 sends
-            site.recipients.add_slot(RecipientSlot(connection))
+    async with echo_harness(max_handshakes_per_second=0) as harness:
+        peers = [await harness.connect() for _ in range(300)]
+        await harness.client(299)
+        for connection in list(harness.recipients) * 99:  # 30,000 sends
+            harness.recipients.add_slot(RecipientSlot(connection))
         passes = 0
 
         async def count() -> None:
             nonlocal passes
-            while site.broadcaster.is_busy:
+            while harness.broadcaster.is_busy:
                 passes += 1
                 await asyncio.sleep(0)
 
-        site.broadcaster.broadcast(site.recipients, Frame.from_text("x"))
+        harness.broadcaster.broadcast(harness.recipients, Frame.from_text("x"))
         await count()
         assert passes >= 2
         for _ in range(100):
@@ -190,7 +190,7 @@ def test_only_documented_parts_of_tornado_are_used_where_the_socket_is_taken():
             if isinstance(node, ast.Attribute)
             and node.attr.startswith("_")
             and not node.attr.startswith("__")
-            and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "site"))
+            and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "harness"))
             and not ast.unparse(node.value).startswith("self._")
         }
         assert private == set(), name

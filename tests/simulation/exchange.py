@@ -50,15 +50,15 @@ class LyingFeed(StreamFeed):
 
     async def stream_events(self, http: Any) -> AsyncIterator[Event]:
         one, weather, draw = self._exchange, self._exchange.weather, self._exchange.draw
-        told_ms = MINUTE.floor(one.clock.true_ms)
+        sent_ms = MINUTE.floor(one.clock.true_ms)
         if weather.has("stream refuses the subscription"):
             yield SubscriptionRejected(BTC, "no such channel")
             await asyncio.sleep(20)
             return
         if not weather.has("stream cut, no snapshot after it"):
             one.connects()
-            first_ms = max(one.truth.begins_ms, told_ms - _SNAPSHOT * MINUTE_MS)
-            yield one.frame(range(first_ms, told_ms + 1, MINUTE_MS), snapshot=True)
+            first_ms = max(one.truth.begins_ms, sent_ms - _SNAPSHOT * MINUTE_MS)
+            yield one.frame(range(first_ms, sent_ms + 1, MINUTE_MS), snapshot=True)
         frames = 0
         while True:
             one.connects()
@@ -67,11 +67,11 @@ class LyingFeed(StreamFeed):
                 yield FeedError("30004: too many messages")
             minute_ms = MINUTE.floor(one.clock.true_ms)
             opens = [minute_ms]
-            if told_ms < minute_ms and not weather.has("stream drops the last version of minutes"):
-                opens = [told_ms, minute_ms]
+            if sent_ms < minute_ms and not weather.has("stream drops the last version of minutes"):
+                opens = [sent_ms, minute_ms]
             is_dropped = frames % 2 and weather.has("stream drops each second frame")
             if not is_dropped and not weather.has("stream silent"):
-                told_ms = minute_ms
+                sent_ms = minute_ms
                 for event in one.lie_about(opens):
                     yield event
             await asyncio.sleep(draw.uniform(*one.pace_s))
@@ -176,32 +176,32 @@ class LyingExchange(Exchange):
         weather, draw, size = self.weather, self.draw, len(rows)
         if not size:
             return []
-        told: list[AnyRow] = list(rows)
+        answer: list[AnyRow] = list(rows)
         if weather.has("REST sends one impossible row"):
             at = draw.randrange(size)
-            told[at] = rows[at]._replace(low=rows[at].high + 5)
+            answer[at] = rows[at]._replace(low=rows[at].high + 5)
         if weather.has("REST sends rows that cannot be read"):
             for at in draw.sample(range(size), min(size, 5)):
-                told[at] = InvalidRow(rows[at].open_ms, "an object where a price was expected")
+                answer[at] = InvalidRow(rows[at].open_ms, "an object where a price was expected")
         if weather.has("REST sends a row without a time"):
-            told[draw.randrange(size)] = InvalidRow(None, "a row of nulls")
+            answer[draw.randrange(size)] = InvalidRow(None, "a row of nulls")
         if weather.has("REST leaves out rows"):
-            told = [row for row in told if draw.random() < 0.8]
+            answer = [row for row in answer if draw.random() < 0.8]
         if weather.has("REST cuts pages short at their end"):
-            told = told[: size // 2]
+            answer = answer[: size // 2]
         if weather.has("REST cuts pages short at their beginning"):
-            told = told[size // 2 :]
+            answer = answer[size // 2 :]
         if weather.has("REST sends rows twice, with different values"):
             row = rows[draw.randrange(size)]
-            told.append(row._replace(volume=row.volume + 1))
+            answer.append(row._replace(volume=row.volume + 1))
         if weather.has("REST sends rows off the grid"):
-            told.append(rows[0]._replace(open_ms=rows[0].open_ms + 777, volume=Decimal(3)))
+            answer.append(rows[0]._replace(open_ms=rows[0].open_ms + 777, volume=Decimal(3)))
         if weather.has("REST sends rows of another time"):
-            told += [row._replace(open_ms=row.open_ms - 86_400_000) for row in rows[:3]]
-            told += [row._replace(open_ms=row.open_ms + 86_400_000) for row in rows[:3]]
+            answer += [row._replace(open_ms=row.open_ms - 86_400_000) for row in rows[:3]]
+            answer += [row._replace(open_ms=row.open_ms + 86_400_000) for row in rows[:3]]
         if weather.has("REST sends rows in descending order"):
-            told.reverse()
-        return told
+            answer.reverse()
+        return answer
 
     async def _travel(self, http: Any) -> None:
         """The way of a question and its answer."""

@@ -15,15 +15,15 @@ import pytest
 
 from candled.model import MINUTE, MINUTE_MS
 from tests.rows import MONDAY_MS
+from tests.simulation.deployment import Deployment
 from tests.simulation.faults import KINDS, LASTING, draw_schedule
-from tests.simulation.site import Site
 from tests.simulation.virtual_time import run
 
 SHORT = 4
 SPAN_S = 1500.0
 # Everything is right again so long after the last fault at most: what REST did not have is asked for again after 1 and
 # 10 minutes, 1 hour and 6 hours, and the last day is compared with REST every 6 hours.
-HEALED_S = 10 * 3600.0
+REPAIRED_S = 10 * 3600.0
 _STEP_S = 60.0
 _AGAIN_S = 150.0  # right, and still right so long later
 
@@ -36,7 +36,7 @@ class Result:
     faults: list[tuple[float, str, float]]
     met: Counter[str] = field(default_factory=Counter)
     minutes: int = 0
-    healed_s: float = 0.0
+    repaired_s: float = 0.0
     wrong: str = ""
 
     def __str__(self) -> str:
@@ -46,59 +46,59 @@ class Result:
 
 async def play(seed: int, folder: Path, faults: list[tuple[float, str, float]]) -> Result:
     """Let the faults of a schedule happen, then wait until everything is right."""
-    result, site = Result(seed, faults), Site(seed, folder)
-    site.weather.met = result.met
+    result, deployment = Result(seed, faults), Deployment(seed, folder)
+    deployment.weather.met = result.met
     try:
         for at, kind, length in faults:
-            await site.pass_time(max(0.0, at - site.clock.monotonic()))
-            await happen(site, kind, length)
-        await site.pass_time(max(0.0, SPAN_S + 60 - site.clock.monotonic()))
-        site.calm()
-        began, right_since = site.clock.monotonic(), None
-        while (passed := site.clock.monotonic() - began) < HEALED_S:
-            await site.pass_time(_STEP_S if passed < 600 else 5 * _STEP_S)
-            result.wrong = site.differences()
+            await deployment.pass_time(max(0.0, at - deployment.clock.monotonic()))
+            await happen(deployment, kind, length)
+        await deployment.pass_time(max(0.0, SPAN_S + 60 - deployment.clock.monotonic()))
+        deployment.calm()
+        began, right_since = deployment.clock.monotonic(), None
+        while (passed := deployment.clock.monotonic() - began) < REPAIRED_S:
+            await deployment.pass_time(_STEP_S if passed < 600 else 5 * _STEP_S)
+            result.wrong = deployment.differences()
             if result.wrong:
                 right_since = None
             elif right_since is None:
                 right_since = passed
             elif passed - right_since >= _AGAIN_S:
                 break
-        result.healed_s = right_since or passed
-        result.wrong = "; ".join([*([result.wrong] if result.wrong else []), *site.misbehaved()])
-        result.minutes = (site.until_ms - MONDAY_MS) // MINUTE_MS
+        result.repaired_s = right_since or passed
+        result.wrong = "; ".join([*([result.wrong] if result.wrong else []), *deployment.misbehaved()])
+        result.minutes = (deployment.until_ms - MONDAY_MS) // MINUTE_MS
     finally:
-        await site.close()
+        await deployment.close()
     return result
 
 
-async def happen(site: Site, kind: str, length: float) -> None:
-    draw, now_ms = site.draw, site.clock.true_ms
+async def happen(deployment: Deployment, kind: str, length: float) -> None:
+    draw, now_ms = deployment.draw, deployment.clock.true_ms
     if kind in LASTING:
-        site.weather.begin(kind, site.clock.monotonic() + length)
+        deployment.weather.begin(kind, deployment.clock.monotonic() + length)
         return
-    site.weather.met[kind] += 1
+    deployment.weather.met[kind] += 1
     this_minute = MINUTE.floor(now_ms)
     match kind:
         case "restart" | "kill":
-            await site.restart(is_killed=kind == "kill", pause_s=draw.choice((1.0, 5.0, length)))
+            await deployment.restart(is_killed=kind == "kill", pause_s=draw.choice((1.0, 5.0, length)))
         case "machine sleeps":
-            site.sleep(draw.choice((length, 3600.0, 8 * 3600.0)))
+            deployment.sleep(draw.choice((length, 3600.0, 8 * 3600.0)))
         case "machine clock set ahead":
-            site.clock.wrong_ms = draw.choice((30_000, 3_600_000, 31_536_000_000))
+            deployment.clock.wrong_ms = draw.choice((30_000, 3_600_000, 31_536_000_000))
         case "machine clock set back":
-            site.clock.wrong_ms = -draw.choice((30_000, 3_600_000))
+            deployment.clock.wrong_ms = -draw.choice((30_000, 3_600_000))
         case "client loses its connection":
-            for person in site.people:
-                person.lose(site.clock.monotonic() + draw.uniform(0, length))
+            for person in deployment.people:
+                person.lose(deployment.clock.monotonic() + draw.uniform(0, length))
         case "store loses minutes":
-            site.lose_minutes()
+            deployment.lose_minutes()
         case "exchange revises a minute of the last hour, and sends it":
-            site.exchange.revise(this_minute - draw.randrange(3, 50) * MINUTE_MS)
+            deployment.exchange.revise(this_minute - draw.randrange(3, 50) * MINUTE_MS)
         case "exchange revises a minute older than an hour, and sends it":
-            site.exchange.revise(this_minute - draw.randrange(65, 300) * MINUTE_MS)
+            deployment.exchange.revise(this_minute - draw.randrange(65, 300) * MINUTE_MS)
         case _:
-            site.truth.revise(this_minute - draw.randrange(3, 300) * MINUTE_MS)
+            deployment.truth.revise(this_minute - draw.randrange(3, 300) * MINUTE_MS)
 
 
 def simulate(seed: int) -> Result:
@@ -136,7 +136,7 @@ def test_there_are_enough_kinds_of_faults_and_lies():
 def test_a_seed_gives_the_same_schedule_and_the_same_end_each_time():
     first, second = once(SHORT - 2), simulate(SHORT - 2)
     judge([first])
-    assert (first.faults, first.met, first.healed_s) == (second.faults, second.met, second.healed_s)
+    assert (first.faults, first.met, first.repaired_s) == (second.faults, second.met, second.repaired_s)
 
 
 @pytest.mark.slow
@@ -173,10 +173,10 @@ def summary(results: list[Result], took_s: float) -> str:
     """What a run adds up to, as bench/README.md has it."""
     faults = Counter(kind for result in results for _, kind, _ in result.faults)
     met = set().union(*(result.met for result in results))
-    healed = sorted(result.healed_s for result in results)
+    repaired = sorted(result.repaired_s for result in results)
     wrong = sum(bool(result.wrong) for result in results)
     return (
         f"{len(results)} schedules in {took_s:.0f} s: {faults.total()} faults of {len(faults)} kinds, {len(met)} met; "
         f"{sum(result.minutes for result in results)} minutes compared, {wrong} schedules wrong; "
-        f"healed after {healed[len(healed) // 2] / 60:.0f} min (median), {healed[-1] / 60:.0f} min (longest)"
+        f"healed after {repaired[len(repaired) // 2] / 60:.0f} min (median), {repaired[-1] / 60:.0f} min (longest)"
     )

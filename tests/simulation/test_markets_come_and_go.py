@@ -35,8 +35,8 @@ from tests.ingest.many_markets import START_MS, SYMBOLS, ManyMarkets, World, lef
 from tests.ingest.test_sharded_ingest import SomeLeases
 from tests.rooms.stage import Socket
 from tests.rows import MONDAY_MS
+from tests.simulation.deployment import Limits, Threads, _send_all
 from tests.simulation.faults import Weather
-from tests.simulation.site import Limits, Threads, _send_all
 
 REFRESH_S, LEAVES_AFTER_S = 1800.0, 3600
 SHARDS = 2
@@ -47,7 +47,7 @@ RULES = [
 ]
 
 
-class Site:
+class Deployment:
     """One process, its clients and its exchange."""
 
     def __init__(self, folder: Path) -> None:
@@ -116,7 +116,7 @@ class Site:
         elif action in ("subscribe", "unsubscribe"):
             number, symbol = argument
             bars = {"initialBars": 10} if action == "subscribe" else {}
-            self.clients[number].say({"type": action, "symbol": str(symbol), "interval": "1m"} | bars)
+            self.clients[number].send_json({"type": action, "symbol": str(symbol), "interval": "1m"} | bars)
         elif action == "refresh":
             await self.clock.leap(REFRESH_S)
         else:
@@ -150,58 +150,62 @@ actions = st.one_of(
 
 
 async def check_sequence(folder: Path, steps: list[tuple[str, Any]]) -> None:
-    site = Site(folder)
+    deployment = Deployment(folder)
     for shard in range(SHARDS):
-        await site.do("lease", (shard, True))
-    await site.do("pass", 20.0)
+        await deployment.do("lease", (shard, True))
+    await deployment.do("pass", 20.0)
     for action, argument in steps:
-        await site.do(action, argument)
-    site.world.refused = set()
+        await deployment.do(action, argument)
+    deployment.world.refused = set()
     for shard in range(SHARDS):
-        await site.do("lease", (shard, True))
-    await site.do("pass", 10.0)
-    before = set(site.universe.symbols("virtual"))
+        await deployment.do("lease", (shard, True))
+    await deployment.do("pass", 10.0)
+    before = set(deployment.universe.symbols("virtual"))
     for _ in range(LEAVES_AFTER_S // int(REFRESH_S) + 2):
-        await site.do("refresh", None)
-    await site.do("pass", 70.0)
-    check_markets(site, before)
-    ingests = [one for running in site.ingest._running.values() for one in running]
-    await site.stop()
+        await deployment.do("refresh", None)
+    await deployment.do("pass", 70.0)
+    check_markets(deployment, before)
+    ingests = [one for running in deployment.ingest._running.values() for one in running]
+    await deployment.stop()
     assert all(not ingest._tasks for ingest in ingests)
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-def check_markets(site: Site, before: set[Symbol]) -> None:
-    rules, listed = site.rules, set(site.world.listed)
-    kept = {one for one in before & site.used() if rules.matches(one)}
+def check_markets(deployment: Deployment, before: set[Symbol]) -> None:
+    rules, listed = deployment.rules, set(deployment.world.listed)
+    kept = {one for one in before & deployment.used() if rules.matches(one)}
     wanted = set(rules.named) | {one for one in listed if rules.matches(one)} | kept
-    assert set(site.universe.symbols("virtual")) == wanted
-    assert site.bars._markets.keys() == {MarketKey("virtual", symbol) for symbol in wanted}
-    assert set(site.codec._markets["virtual"].values()) == wanted
-    assert site.used() == {topic.market.symbol for one in site.clients for topic in one.client._memberships} <= wanted
+    assert set(deployment.universe.symbols("virtual")) == wanted
+    assert deployment.bars._markets.keys() == {MarketKey("virtual", symbol) for symbol in wanted}
+    assert set(deployment.codec._markets["virtual"].values()) == wanted
+    assert (
+        deployment.used()
+        == {topic.market.symbol for one in deployment.clients for topic in one.client._memberships}
+        <= wanted
+    )
     surplus: set[Symbol] = set()
-    for shard, running in site.ingest._running.items():
+    for shard, running in deployment.ingest._running.items():
         for ingest in running:
-            part = set(site.ingest._part_of(shard, "virtual", wanted))
+            part = set(deployment.ingest._part_of(shard, "virtual", wanted))
             assert set(ingest.describe()["symbols"]) == set(map(str, part))
             assert left_over(ingest, part) == []
             surplus.update(ingest._feeds.surplus)
-    subscribed = site.world.subscribed()
-    delisted = (wanted & site.used()) - listed  # may stay subscribed
+    subscribed = deployment.world.subscribed()
+    delisted = (wanted & deployment.used()) - listed  # may stay subscribed
     assert sorted(set(subscribed) - delisted) == sorted((wanted & listed) - surplus)
     assert len(subscribed) == len(set(subscribed))
-    described, now_ms = site.ingest.describe()["virtual"]["symbols"], site.clock.now_ms()
+    described, now_ms = deployment.ingest.describe()["virtual"]["symbols"], deployment.clock.now_ms()
     for symbol in wanted & listed:
         assert described[str(symbol)]["state"] == ("polling" if symbol in surplus else "live"), symbol
         whole = range(MINUTE.floor(now_ms) - 62 * MINUTE_MS, MINUTE.floor(now_ms) - 2 * MINUTE_MS, MINUTE_MS)
         key = MarketKey("virtual", symbol)
-        shown = {bar.open_ms: bar for bar in site.bars.newest_bars(key, MINUTE, 100)}
-        stored = {bar.open_ms: bar for bar in site.store.read_bars_between(key, MINUTE, whole.start, whole.stop)}
+        shown = {bar.open_ms: bar for bar in deployment.bars.newest_bars(key, MINUTE, 100)}
+        stored = {bar.open_ms: bar for bar in deployment.store.read_bars_between(key, MINUTE, whole.start, whole.stop)}
         for open_ms in whole:
-            close = ManyMarkets(site.world, site.clock).version(symbol, open_ms).close
+            close = ManyMarkets(deployment.world, deployment.clock).version(symbol, open_ms).close
             assert (shown[open_ms].close, stored[open_ms].close) == (close, close)
-        assert site.store.span(key, MINUTE).start_ms == MONDAY_MS
-        for client in site.clients:
+        assert deployment.store.span(key, MINUTE).start_ms == MONDAY_MS
+        for client in deployment.clients:
             if any(topic.market == key for topic in client.client._memberships):
                 assert client.chart("1m", str(symbol)).bars[-1]["time"] >= iso_ms(now_ms - 70_000)
 
@@ -218,31 +222,31 @@ def test_after_any_sequence_exactly_the_wanted_markets_are_served(steps):
 
 
 async def check_renamed(folder: Path) -> None:
-    site = Site(folder)
+    deployment = Deployment(folder)
     old, new = SYMBOLS[1:3]  # both in the first shard
-    await site.do("list", [old])
-    site.rules = ChoiceRules(patterns=(SymbolPattern.parse(str(old)),))
-    site.ingest.chooser_of("virtual").set_rules(site.rules)
+    await deployment.do("list", [old])
+    deployment.rules = ChoiceRules(patterns=(SymbolPattern.parse(str(old)),))
+    deployment.ingest.chooser_of("virtual").set_rules(deployment.rules)
     for shard in range(SHARDS):
-        await site.do("lease", (shard, True))
-    await site.do("pass", 100.0)
-    await site.do("subscribe", (0, old))
-    renamed_ms = MINUTE.floor(site.clock.now_ms())
-    site.world.begins_ms[new] = renamed_ms
-    await site.do("list", [new])
-    site.world.listed[new] = Market(symbol=new, former=old, listed_ms=renamed_ms)
-    await site.do("refresh", None)
-    await site.do("pass", 60.0)
-    assert site.universe.symbols("virtual") == (old, new)
+        await deployment.do("lease", (shard, True))
+    await deployment.do("pass", 100.0)
+    await deployment.do("subscribe", (0, old))
+    renamed_ms = MINUTE.floor(deployment.clock.now_ms())
+    deployment.world.begins_ms[new] = renamed_ms
+    await deployment.do("list", [new])
+    deployment.world.listed[new] = Market(symbol=new, former=old, listed_ms=renamed_ms)
+    await deployment.do("refresh", None)
+    await deployment.do("pass", 60.0)
+    assert deployment.universe.symbols("virtual") == (old, new)
     before, after = (
-        site.store.read_bars_between(MarketKey("virtual", symbol), MINUTE, 0, renamed_ms) for symbol in (old, new)
+        deployment.store.read_bars_between(MarketKey("virtual", symbol), MINUTE, 0, renamed_ms) for symbol in (old, new)
     )
     assert after[: len(before)] == before
     assert before[0].open_ms == MONDAY_MS
-    shown = site.bars.newest_bars(MarketKey("virtual", new), MINUTE, 200)
-    assert [bar.open_ms for bar in shown] == list(range(MONDAY_MS, site.clock.now_ms(), MINUTE_MS))
-    assert site.ingest.describe()["virtual"]["symbols"][str(old)]["reason"] == "delisted"
-    await site.stop()
+    shown = deployment.bars.newest_bars(MarketKey("virtual", new), MINUTE, 200)
+    assert [bar.open_ms for bar in shown] == list(range(MONDAY_MS, deployment.clock.now_ms(), MINUTE_MS))
+    assert deployment.ingest.describe()["virtual"]["symbols"][str(old)]["reason"] == "delisted"
+    await deployment.stop()
 
 
 def test_a_renamed_market_has_the_history_of_its_former_symbol():

@@ -78,8 +78,8 @@ class Daemon:
         if self.store_full:
             self.market.mark_missing(candle.open_ms)
             return
-        held = self.stored.get(candle.open_ms)
-        if held is None or candle.supersedes(held):
+        kept = self.stored.get(candle.open_ms)
+        if kept is None or candle.supersedes(kept):
             self.stored[candle.open_ms] = candle
 
     def push(self, candles: list[Candle], now_ms: int, *, snapshot: bool = False) -> None:

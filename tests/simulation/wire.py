@@ -83,10 +83,10 @@ class Wire:
     def _receive(self, message: Message, position: Position) -> None:
         if self._tracker.is_missed(self._market):
             return
-        verdict = self._tracker.on_message(self._market, position)
-        if verdict is MessageOrder.NEXT:
+        result = self._tracker.on_message(self._market, position)
+        if result is MessageOrder.NEXT:
             self._deliver(message, position)
-        elif verdict is MessageOrder.GAP:
+        elif result is MessageOrder.GAP:
             self._read()
 
     def _read(self) -> None:
@@ -115,11 +115,11 @@ class Wire:
 
     def _show(self) -> None:
         """Replace the leader's state by a doubt."""
-        doubt = self._tracker.find_stale_cause(self._market, self._clock.monotonic())
+        cause = self._tracker.find_stale_cause(self._market, self._clock.monotonic())
         position = self._tracker.position_of(self._market) or Position(self._epoch, 0)
-        if doubt is not None and self._shown != doubt.reason and self._listener is not None:
-            self._shown = doubt.reason
-            self._listener(StateChanged(self._market, "stale", self._clock.now_ms(), *doubt), position)
-        elif doubt is None and self._shown is not None and self._published is not None:
+        if cause is not None and self._shown != cause.reason and self._listener is not None:
+            self._shown = cause.reason
+            self._listener(StateChanged(self._market, "stale", self._clock.now_ms(), *cause), position)
+        elif cause is None and self._shown is not None and self._published is not None:
             self._shown = None
             self._deliver(self._published, position)

@@ -9,7 +9,7 @@ from candled.store.sqlite.store import SqliteStore
 class FailingStore(SqliteStore):
     """A SQLite store whose `write` raises `trouble` while that is set, and remembers the size of every batch."""
 
-    trouble: Exception | None = None
+    failure: Exception | None = None
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)  # type: ignore[arg-type]
@@ -17,6 +17,6 @@ class FailingStore(SqliteStore):
 
     def write_minutes(self, rows: Sequence[tuple[MarketKey, Candle]]) -> None:
         self.batches.append(len(rows))
-        if self.trouble:
-            raise self.trouble
+        if self.failure:
+            raise self.failure
         super().write_minutes(rows)

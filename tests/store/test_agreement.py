@@ -176,17 +176,17 @@ def shuffled(name: str | Path) -> tuple[list[Candle], list[Candle]]:
     with_quotes = dice.choice(["all", "some", "none"])
     for candle in recorded(name, MOST_MINUTES):
         has_quote = with_quotes == "all" or (with_quotes == "some" and dice.random() < 0.9)
-        said = candle._replace(quote_volume=candle.close * candle.volume if has_quote else None, src="live")
+        version = candle._replace(quote_volume=candle.close * candle.volume if has_quote else None, src="live")
         if dice.random() < 0.1:  # too early, though with a larger volume
-            rows.append(said._replace(volume=said.volume * 3 + 1, as_of_ms=said.open_ms + 59_000))
-            said = said._replace(rev=1)
-        rows.append(said)
+            rows.append(version._replace(volume=version.volume * 3 + 1, as_of_ms=version.open_ms + 59_000))
+            version = version._replace(rev=1)
+        rows.append(version)
         for _ in range(dice.choices([0, 1, 2], [90, 8, 2])[0]):
-            said = corrected(said, dice)
-            rows.append(said)
+            version = corrected(version, dice)
+            rows.append(version)
         if dice.random() < 0.1:
-            rows.append(said)
-        truth.append(said)
+            rows.append(version)
+        truth.append(version)
     dice.shuffle(rows)
     return rows, truth
 
@@ -202,10 +202,10 @@ def corrected(candle: Candle, dice: random.Random) -> Candle:
 
 
 def in_memory(rows: list[Candle]) -> Aggregator:
-    ladder = Aggregator(DEFAULT_INTERVALS, 10**6)
+    live_aggregator = Aggregator(DEFAULT_INTERVALS, 10**6)
     for candle in rows:
-        ladder.apply_minute(candle)
-    return ladder
+        live_aggregator.apply_minute(candle)
+    return live_aggregator
 
 
 def digits(bars: list[Candle]) -> list[Bar]:

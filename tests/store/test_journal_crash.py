@@ -34,7 +34,7 @@ async def write_on(folder: Path, start: int, *, is_away: bool) -> None:
     store = FailingStore(folder / "candled.db", DEFAULT_INTERVALS)
     threads = StoreThreads(store)
     await threads.run_write(store.open)
-    store.trouble = StoreUnavailable("switched off") if is_away else None
+    store.failure = StoreUnavailable("switched off") if is_away else None
     clock = ScaledClock(speed=200)
     writer = Writer(store, threads, clock, flush_interval_s=1, journal=Journal(folder / "candled.journal"))
     writing = asyncio.create_task(writer.run())

@@ -24,13 +24,13 @@ class CountingStore(SqliteStore):
 
     def __init__(self, path, intervals):
         super().__init__(path, intervals)
-        self.gate = threading.Event()
-        self.gate.set()
+        self.barrier = threading.Event()
+        self.barrier.set()
         self.queries = 0
 
     def read_bars(self, market, interval, *, before_ms, limit):
         self.queries += 1
-        assert self.gate.wait(30)
+        assert self.barrier.wait(30)
         return super().read_bars(market, interval, before_ms=before_ms, limit=limit)
 
 
@@ -41,7 +41,7 @@ async def store(tmp_path):
     store.write_minutes([(BTC, minute(at)) for at in range(MINUTES)])
     store.set_complete_from(BTC, MONDAY_MS)
     yield store
-    store.gate.set()
+    store.barrier.set()
     store.close()
 
 
@@ -52,7 +52,7 @@ async def bars(store):
     await bars.start()
     store.queries = 0
     yield bars
-    store.gate.set()
+    store.barrier.set()
     await bars.stop()
     await threads.close()
 
@@ -79,14 +79,14 @@ async def test_a_thousand_subscribers_of_seven_rooms_cost_at_most_seven_queries(
 
 @pytest.mark.slow
 async def test_reads_that_all_subscribers_left_are_not_done(bars, store):
-    store.gate.clear()
+    store.barrier.clear()
     clients = subscribe(bars)
     while store.queries < 2:  # as many as there are threads
         await asyncio.sleep(0.01)
     for client in clients:
         client.cancel()
     await asyncio.gather(*clients, return_exceptions=True)
-    store.gate.set()
+    store.barrier.set()
     await asyncio.sleep(0.1)
     assert store.queries == 2
     await asyncio.gather(*subscribe(bars))

@@ -33,9 +33,9 @@ pytestmark = [pytest.mark.usefixtures("postgres"), pytest.mark.timeout(900)]
 def page(number: int) -> list[tuple[MarketKey, Candle]]:
     """Some minutes with a volume of their own, and revisions of some of the page before."""
     start = number * PAGE
-    news = [minute(at, volume=f"{at}.01") for at in range(start, start + PAGE)]
+    newer = [minute(at, volume=f"{at}.01") for at in range(start, start + PAGE)]
     late = [revised(at) for at in range(max(0, start - 5), start)]
-    return [(BTC, candle) for candle in (*late, *news)]
+    return [(BTC, candle) for candle in (*late, *newer)]
 
 
 def revised(at: int) -> Candle:

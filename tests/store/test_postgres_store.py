@@ -266,10 +266,10 @@ def test_the_newest_minutes_are_found_behind_a_gap_of_years(open_store):
 
 
 def test_a_writer_keeps_up_the_intervals_of_other_processes_too(open_store):
-    ours, theirs = open_store(M5), open_store(M5, H1)
-    ours.write_minutes([(BTC, minute(0))])
-    ours.write_minutes([(BTC, minute(59, "7"))])
-    assert everything(theirs, BTC, H1) == sums([minute(0), minute(59, "7")], H1)
+    own, others = open_store(M5), open_store(M5, H1)
+    own.write_minutes([(BTC, minute(0))])
+    own.write_minutes([(BTC, minute(59, "7"))])
+    assert everything(others, BTC, H1) == sums([minute(0), minute(59, "7")], H1)
 
 
 def test_an_interval_whose_past_another_process_still_folds_lends_no_half_bars(database, open_store):
@@ -305,7 +305,7 @@ def age(database, seconds):
 
 
 @pytest.mark.parametrize(
-    ("theirs", "named"),
+    ("others", "named"),
     [
         ({"intervals": (M5, H1)}, []),
         ({"intervals": (M5,)}, ["intervals 5m, this process with 5m, 1h"]),
@@ -313,18 +313,18 @@ def age(database, seconds):
         ({"intervals": (H1,), "compress_after_days": 1}, ["intervals 1h, this", "compress_after 1 d, this"]),
     ],
 )
-def test_daemons_with_different_settings_are_named_while_both_run(database, open_store, theirs, named):
-    ours = open_store(M5, H1)
-    other = open_store(*theirs.pop("intervals"), **theirs)
+def test_daemons_with_different_settings_are_named_while_both_run(database, open_store, others, named):
+    own = open_store(M5, H1)
+    other = open_store(*others.pop("intervals"), **others)
     other.check_in()
     age(database, 60)
-    assert ours.check_in() == []  # it may have ended before this one began
+    assert own.check_in() == []  # it may have ended before this one began
     other.check_in()
-    found = ours.check_in()
+    found = own.check_in()
     assert len(found) == len(named)
     assert all(expected in text for expected, text in zip(named, found, strict=True))
     age(database, 180)
-    assert ours.check_in() == []
+    assert own.check_in() == []
 
 
 def test_an_interval_in_use_is_not_dropped(database, open_store):

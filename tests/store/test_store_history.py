@@ -21,28 +21,28 @@ from tests.store.contract import ALWAYS_MS, M5, sums
 from tests.store.rows import BTC, ETH, MONDAY_MS, minute
 
 
-class GatedStore(SqliteStore):
+class BlockingStore(SqliteStore):
     """A store whose reads of bars wait for a gate and are counted."""
 
     def __init__(self, path, intervals):
         super().__init__(path, intervals)
-        self.gate = threading.Event()
-        self.gate.set()
+        self.barrier = threading.Event()
+        self.barrier.set()
         self.reads = 0
 
     def read_bars(self, market, interval, *, before_ms, limit):
         self.reads += 1
-        assert self.gate.wait(5)
+        assert self.barrier.wait(5)
         return super().read_bars(market, interval, before_ms=before_ms, limit=limit)
 
 
 @pytest.fixture
 async def store(tmp_path):
-    store = GatedStore(tmp_path / "candled.db", DEFAULT_INTERVALS)
+    store = BlockingStore(tmp_path / "candled.db", DEFAULT_INTERVALS)
     store.open()
     store.write_minutes([(BTC, minute(at)) for at in range(10)])
     yield store
-    store.gate.set()
+    store.barrier.set()
     store.close()
 
 
@@ -50,7 +50,7 @@ async def store(tmp_path):
 async def threads(store):
     threads = StoreThreads(store)
     yield threads
-    store.gate.set()
+    store.barrier.set()
     await threads.close()
 
 
@@ -93,25 +93,25 @@ async def test_the_same_question_later_is_asked_again(history, store):
 
 
 async def test_a_read_after_a_write_does_not_get_an_answer_from_before(history, store, threads):
-    store.gate.clear()
+    store.barrier.clear()
     early = asyncio.create_task(history.read_bars(BTC, MINUTE, ALWAYS_MS, 100))
     await asyncio.sleep(0)
     await threads.run_write(store.write_minutes, [(BTC, minute(10))])
     late = asyncio.create_task(history.read_bars(BTC, MINUTE, ALWAYS_MS, 100))
     await asyncio.sleep(0)
-    store.gate.set()
+    store.barrier.set()
     await early
     assert len(await late) == 11
     assert store.reads == 2
 
 
 async def test_one_caller_that_leaves_does_not_take_the_answer_from_the_others(history, store):
-    store.gate.clear()
+    store.barrier.clear()
     leaver = asyncio.create_task(history.read_bars(BTC, MINUTE, ALWAYS_MS, 100))
     stayer = asyncio.create_task(history.read_bars(BTC, MINUTE, ALWAYS_MS, 100))
     await asyncio.sleep(0)
     leaver.cancel()
-    store.gate.set()
+    store.barrier.set()
     assert len(await stayer) == 10
     assert leaver.cancelled()
     assert store.reads == 1
@@ -154,13 +154,13 @@ async def test_writes_happen_one_at_a_time_in_the_order_of_the_calls(threads):
 
 
 async def test_closing_lets_what_was_asked_for_end(store, threads):
-    store.gate.clear()
+    store.barrier.clear()
     read = asyncio.create_task(threads.run_read(store.read_bars, BTC, MINUTE, before_ms=ALWAYS_MS, limit=5))
     write = asyncio.create_task(threads.run_write(store.write_minutes, [(BTC, minute(10))]))
     await asyncio.sleep(0)
     closing = asyncio.create_task(threads.close())
     await asyncio.sleep(0)
-    store.gate.set()
+    store.barrier.set()
     await closing
     assert len(await read) == 5
     await write
@@ -201,18 +201,18 @@ async def test_changes_are_read_again_for_a_caller_that_knows_of_more(history, s
     def slow(*args):
         answer = read(*args)
         loop.call_soon_threadsafe(asked.set)
-        assert store.gate.wait(5)
+        assert store.barrier.wait(5)
         return answer
 
     loop = asyncio.get_running_loop()
     store.changes_since = slow
-    store.gate.clear()
+    store.barrier.clear()
     early = asyncio.create_task(history.changes_since(BTC, "a", 0, logged_seq=0))
     await asked.wait()
     store.log_changes(BTC, "a", [(1, Range(0, 60_000))])  # by another process
     late = asyncio.create_task(history.changes_since(BTC, "a", 0, logged_seq=1))
     await asyncio.sleep(0.01)
-    store.gate.set()
+    store.barrier.set()
     assert (await early, await late) == ((), (Range(0, 60_000),))
 
 
@@ -235,13 +235,13 @@ class CoverageStore(SqliteStore):
 
     def __init__(self, path):
         super().__init__(path, DEFAULT_INTERVALS)
-        self.trouble = {}
+        self.failure = {}
         self.saves = []
 
     def save_known_gaps(self, market, known_gaps, within):
         self.saves.append(market)
-        if market in self.trouble:
-            raise self.trouble[market]
+        if market in self.failure:
+            raise self.failure[market]
         super().save_known_gaps(market, known_gaps, within)
 
 
@@ -297,11 +297,11 @@ async def test_saves_of_coverage_that_wait_are_one_call_and_the_newest_of_a_mark
 
 
 @pytest.mark.parametrize(
-    ("trouble", "failing"), [(StoreRejected("no"), {BTC}), (StoreUnavailable("the database hangs"), {BTC, ETH})]
+    ("failure", "failing"), [(StoreRejected("no"), {BTC}), (StoreUnavailable("the database hangs"), {BTC, ETH})]
 )
-async def test_every_call_gets_the_error_of_its_market_and_an_absent_store_is_asked_once(saving, trouble, failing):
+async def test_every_call_gets_the_error_of_its_market_and_an_absent_store_is_asked_once(saving, failure, failing):
     store, threads, ingest_store = saving
-    store.trouble = {BTC: trouble}
+    store.failure = {BTC: failure}
     async with behind_a_hung_write(threads):
         first = asyncio.create_task(ingest_store.save_coverage(BTC, None, [], span(0, 1)))
         await asyncio.sleep(0.01)
@@ -310,11 +310,11 @@ async def test_every_call_gets_the_error_of_its_market_and_an_absent_store_is_as
             for at in range(5)
             for market in (BTC, ETH)
         ]
-    assert await asyncio.gather(first, return_exceptions=True) == [trouble]
+    assert await asyncio.gather(first, return_exceptions=True) == [failure]
     answers = await asyncio.gather(*calls, return_exceptions=True)
-    assert answers == [trouble if market in failing else None for _ in range(5) for market in (BTC, ETH)]
+    assert answers == [failure if market in failing else None for _ in range(5) for market in (BTC, ETH)]
     assert store.saves.count(BTC) == 2
-    store.trouble = {}
+    store.failure = {}
     await ingest_store.save_coverage(BTC, None, [gap(3, 4)], span(0, 9))
     assert store.known_gaps(BTC) == [gap(3, 4)]
 

@@ -99,12 +99,12 @@ async def test_a_flush_asked_for_during_another_covers_what_was_put_meanwhile(wr
 
 
 async def test_a_flush_that_fails_keeps_the_rows_for_the_next(writer, store):
-    store.trouble = AWAY
+    store.failure = AWAY
     writer.enqueue_row(BTC, minute(0))
     with pytest.raises(StoreUnavailable):
         await writer.flush()
     writer.enqueue_row(BTC, minute(0, volume="2"))
-    store.trouble = None
+    store.failure = None
     await writer.flush()
     assert everything(store, BTC, MINUTE) == [minute(0, volume="2", rev=1)]
 
@@ -134,7 +134,7 @@ async def test_nothing_to_write_is_not_written(store, clock, running):
 
 
 async def test_while_the_store_is_unavailable_attempts_come_with_doubling_pauses(writer, store, clock, running):
-    store.trouble = AWAY
+    store.failure = AWAY
     writer.enqueue_row(BTC, minute(0))
     tried_at = []
     for second in range(1, 101):
@@ -142,7 +142,7 @@ async def test_while_the_store_is_unavailable_attempts_come_with_doubling_pauses
         if len(store.batches) > len(tried_at):
             tried_at.append(second)
     assert tried_at == [1, 3, 7, 15, 31, 61, 91]
-    store.trouble = None
+    store.failure = None
     await advance(clock, 30)
     assert writer.describe()["waiting"] == 0
     writer.enqueue_row(BTC, minute(1))
@@ -152,12 +152,12 @@ async def test_while_the_store_is_unavailable_attempts_come_with_doubling_pauses
 
 async def test_an_outage_and_its_end_are_one_log_line_each(writer, store, clock, running, caplog):
     caplog.set_level(logging.INFO, "candled.store")
-    store.trouble = AWAY
+    store.failure = AWAY
     writer.enqueue_row(BTC, minute(0))
     for _ in range(10):
         await advance(clock, 1)
     assert (writer.describe()["state"], writer.describe()["lastError"]) == ("away", "no room on the disk")
-    store.trouble = None
+    store.failure = None
     for _ in range(10):
         writer.enqueue_row(BTC, minute(1))
         await advance(clock, 1)
@@ -169,13 +169,13 @@ async def test_an_outage_and_its_end_are_one_log_line_each(writer, store, clock,
 
 
 async def test_a_batch_refused_for_good_is_dropped_and_the_next_is_written(writer, store, clock, running, caplog):
-    store.trouble = StoreRejected("the file is damaged")
+    store.failure = StoreRejected("the file is damaged")
     writer.enqueue_row(BTC, minute(0))
     await advance(clock, 1)
     status = writer.describe()
     assert (status["state"], status["rejected"], status["waiting"]) == ("rejecting", 1, 0)
     assert caplog.messages == ["the store refused 1 rows, they are dropped: the file is damaged"]
-    store.trouble = None
+    store.failure = None
     writer.enqueue_row(BTC, minute(1))
     await advance(clock, 1)
     assert (writer.describe()["state"], everything(store, BTC, MINUTE)) == ("ok", [minute(1)])
@@ -199,7 +199,7 @@ async def test_of_a_page_only_the_rows_that_the_store_refuses_are_dropped(writer
 async def test_a_store_that_refuses_everything_is_not_asked_row_by_row(writer, store):
     for at in range(3000):
         writer.enqueue_row(BTC, minute(at))
-    store.trouble = StoreRejected("the file is damaged")
+    store.failure = StoreRejected("the file is damaged")
     with pytest.raises(StoreRejected):
         await writer.flush()
     assert len(store.batches) < 70
@@ -233,18 +233,18 @@ def impossible(at):
 
 
 async def test_a_flush_reports_that_rows_were_refused_for_good(writer, store):
-    store.trouble = StoreRejected("the file is damaged")
+    store.failure = StoreRejected("the file is damaged")
     writer.enqueue_row(BTC, minute(0))
     with pytest.raises(StoreRejected):
         await writer.flush()
 
 
 async def test_an_unforeseen_error_is_logged_and_loses_nothing(writer, store, clock, running, caplog):
-    store.trouble = ZeroDivisionError("a mistake of ours")
+    store.failure = ZeroDivisionError("a mistake of ours")
     writer.enqueue_row(BTC, minute(0))
     await advance(clock, 1)
     assert caplog.records[0].exc_info
-    store.trouble = None
+    store.failure = None
     await advance(clock, 2)
     assert everything(store, BTC, MINUTE) == [minute(0)]
 
@@ -263,7 +263,7 @@ async def test_closing_writes_what_waits_and_takes_no_more(writer, store):
 
 
 async def test_closing_waits_for_a_store_that_is_unavailable_but_not_forever(writer, store, clock, caplog):
-    store.trouble = AWAY
+    store.failure = AWAY
     writer.enqueue_row(BTC, minute(0))
     closing = asyncio.create_task(writer.close(within_s=10))
     await advance(clock, 0)
@@ -321,7 +321,7 @@ def rows_left(writer):
 
 async def test_what_waits_for_some_seconds_goes_to_the_journal(journaling, store, clock, caplog):
     writer = journaling()
-    store.trouble = AWAY
+    store.failure = AWAY
     for at in range(3):
         writer.enqueue_row(BTC, minute(at))
     await passing(clock, 5)
@@ -339,7 +339,7 @@ async def test_what_waits_for_some_seconds_goes_to_the_journal(journaling, store
 
 async def test_a_full_half_of_the_room_goes_to_the_journal_immediately(journaling, store, clock):
     writer = journaling(max_waiting=10)
-    store.trouble = AWAY
+    store.failure = AWAY
     for at in range(5):
         writer.enqueue_row(BTC, minute(at))
     await passing(clock, 2)
@@ -348,7 +348,7 @@ async def test_a_full_half_of_the_room_goes_to_the_journal_immediately(journalin
 
 async def test_running_minutes_wait_in_memory(journaling, store, clock):
     writer = journaling()
-    store.trouble = AWAY
+    store.failure = AWAY
     writer.enqueue_row(BTC, minute(0))
     writer.enqueue_row(BTC, minute(1, final=False))
     await passing(clock, 10)
@@ -367,12 +367,12 @@ async def test_a_store_that_works_has_nothing_journaled(journaling, store, clock
 async def test_when_the_store_is_back_the_journal_goes_to_it_and_is_empty(journaling, store, clock, directory, caplog):
     caplog.set_level(logging.INFO, "candled.store")
     writer = journaling()
-    store.trouble = AWAY
+    store.failure = AWAY
     for at in range(20):
         writer.enqueue_row(BTC, minute(at))
         await passing(clock, 1)
     writer.enqueue_row(BTC, minute(3, volume="7", as_of_ms=9))  # a correction of a minute that is in the journal
-    store.trouble = None
+    store.failure = None
     await passing(clock, 31)
     expected = [minute(at) for at in range(20)]
     expected[3] = minute(3, volume="7", as_of_ms=9, rev=1)
@@ -386,14 +386,14 @@ async def test_when_the_store_is_back_the_journal_goes_to_it_and_is_empty(journa
 
 
 async def test_a_restart_in_between_loses_nothing(journaling, store, clock):
-    store.trouble = AWAY
+    store.failure = AWAY
     for start in range(0, 30, 10):
         writer = journaling()
         for at in range(start, start + 10):
             writer.enqueue_row(BTC, minute(at))
         await passing(clock, 7)
         assert rows_left(writer) == (0, start + 10)
-    store.trouble = None
+    store.failure = None
     await journaling().flush()
     assert everything(store, BTC, MINUTE) == [minute(at) for at in range(30)]
 
@@ -402,7 +402,7 @@ async def test_a_flush_covers_what_went_to_the_journal_meanwhile(journaling, sto
     for module in (writer_module, journal_spill):
         monkeypatch.setattr(module, "PAGE_ROWS", 4)
     writer = journaling()
-    store.trouble = AWAY
+    store.failure = AWAY
     for at in range(20):
         writer.enqueue_row(BTC, minute(at))
     await passing(clock, 7)
@@ -410,7 +410,7 @@ async def test_a_flush_covers_what_went_to_the_journal_meanwhile(journaling, sto
         writer.enqueue_row(BTC, minute(at))
     with pytest.raises(StoreUnavailable):
         await writer.flush()
-    store.trouble = None
+    store.failure = None
     await writer.flush()
     assert everything(store, BTC, MINUTE) == [minute(at) for at in range(30)]
 
@@ -456,7 +456,7 @@ async def test_a_store_is_unavailable_while_another_call_hangs_before_the_write(
 
 async def test_a_full_journal_keeps_the_oldest_then_memory_fills_then_minutes_are_refused(journaling, store, clock):
     writer = journaling(limit_bytes=2000, max_waiting=10)
-    store.trouble = AWAY
+    store.failure = AWAY
     taken = []
     for at in range(100):
         if writer.enqueue_row(BTC, minute(at)):
@@ -466,20 +466,20 @@ async def test_a_full_journal_keeps_the_oldest_then_memory_fills_then_minutes_ar
     assert rows_left(writer) == (10, len(taken) - 10)
     assert "is full" in writer.describe()["journal"]["lastError"]
     assert writer.describe()["refused"] == 100 - len(taken) > 0
-    store.trouble = None
+    store.failure = None
     await passing(clock, 31)
     assert everything(store, BTC, MINUTE) == [minute(at) for at in taken]
 
 
 async def test_closing_while_the_store_is_unavailable_leaves_all_to_the_next_start(journaling, store, clock, caplog):
     writer = journaling()
-    store.trouble = AWAY
+    store.failure = AWAY
     writer.enqueue_row(BTC, minute(0))
     writer.enqueue_row(BTC, minute(1, final=False))
     assert await writer.close() == 0
     assert clock.monotonic() == 0
     assert caplog.messages[-1] == "2 rows remain in the journal for the next start"
-    store.trouble = None
+    store.failure = None
     await journaling().flush()
     assert everything(store, BTC, MINUTE) == [minute(0)]
     assert store.read_forming(BTC) == [minute(1, final=False)]
@@ -505,10 +505,10 @@ async def test_closing_does_not_wait_for_a_store_that_does_not_answer(journaling
 
 async def test_closing_does_not_wait_for_a_long_journal(journaling, store, clock):
     writer = journaling()
-    store.trouble = AWAY
+    store.failure = AWAY
     writer.enqueue_row(BTC, minute(0))
     await passing(clock, 7)
-    store.trouble = None
+    store.failure = None
     batches = len(store.batches)
     writer.enqueue_row(BTC, minute(1))
     assert await writer.close() == 0
@@ -535,7 +535,7 @@ async def test_a_journal_that_cannot_be_used_is_named_once_and_tried_again(journ
 async def test_without_room_on_the_disk_minutes_stay_in_memory(journaling, store, clock, caplog):
     writer = journaling()
     await passing(clock, 2)
-    store.trouble = AWAY
+    store.failure = AWAY
     for at in range(5):
         writer.enqueue_row(BTC, minute(at))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -548,17 +548,17 @@ async def test_without_room_on_the_disk_minutes_stay_in_memory(journaling, store
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     await passing(clock, 30)
     assert rows_left(writer) == (0, 5)
-    store.trouble = None
+    store.failure = None
     await passing(clock, 31)
     assert everything(store, BTC, MINUTE) == [minute(at) for at in range(5)]
 
 
 async def test_rows_of_the_journal_that_the_store_refuses_are_put_aside(journaling, store, clock, directory):
     writer = journaling()
-    store.trouble = AWAY
+    store.failure = AWAY
     writer.enqueue_row(BTC, minute(0))
     await passing(clock, 7)
-    store.trouble = StoreRejected("the file is damaged")
+    store.failure = StoreRejected("the file is damaged")
     with pytest.raises(StoreRejected):
         await writer.flush()
     assert list(find_lines(directory / "rejected")) == [encode((BTC, minute(0)))]
@@ -567,11 +567,11 @@ async def test_rows_of_the_journal_that_the_store_refuses_are_put_aside(journali
 
 async def test_a_bad_row_of_the_journal_takes_no_other_with_it(journaling, store, clock, directory):
     writer = journaling()
-    store.trouble = AWAY
+    store.failure = AWAY
     for at in range(50):
         writer.enqueue_row(BTC, impossible(at) if at == 20 else minute(at))
     await passing(clock, 7)
-    store.trouble = None
+    store.failure = None
     with pytest.raises(StoreRejected):
         await writer.flush()
     assert list(find_lines(directory / "rejected")) == [encode((BTC, impossible(20)))]
@@ -583,7 +583,7 @@ async def test_the_loop_goes_on_while_the_journal_works(journaling, store, clock
     """As in the outage of a database while history is fetched: to the journal, and from there to the store."""
     rows = 60_000 if tiers.LONG else 20_000
     writer = journaling(limit_bytes=100_000_000, max_waiting=200_000)
-    store.trouble = AWAY
+    store.failure = AWAY
     gc.collect()
     gc.freeze()  # the rows are to be looked through, as in the daemon; not what the test tools have in memory
     async with LoopWatch() as watch:
@@ -594,10 +594,10 @@ async def test_the_loop_goes_on_while_the_journal_works(journaling, store, clock
                     await asyncio.sleep(0)
             await passing(clock, 2)
             assert rows_left(writer) == (0, start + 20_000)
-        store.trouble = None
+        store.failure = None
         await passing(clock, 31)
     gc.unfreeze()
     print(f"{rows:,} rows to the journal and to the store: {watch}")
     assert rows_left(writer) == (0, 0)
     assert len(everything(store, BTC, MINUTE)) == rows
-    assert watch.held_s < 0.1, watch
+    assert watch.blocked_s < 0.1, watch

@@ -23,7 +23,7 @@ from tests.store.rows import BTC, MONDAY_MS, new_market
 Merge = Callable[[Candle, Candle], Candle]
 
 
-def said(at_s: int, close: str = "2", volume: str = "5", rev: int = 0, src: str = "live", **more: Any) -> Candle:
+def version(at_s: int, close: str = "2", volume: str = "5", rev: int = 0, src: str = "live", **more: Any) -> Candle:
     """Return the exchange's version of a minute so many seconds after its beginning; at 60 it is over."""
     candle = Candle.parse(MONDAY_MS, "2", "9", "1", close, volume, "7", as_of_ms=MONDAY_MS + at_s * 1000, final=True)
     return candle._replace(rev=rev, src=src, **more)
@@ -43,40 +43,42 @@ class Case(NamedTuple):
 KNOWN = None
 MERGED = {
     # which values win
-    "a later statement": Case(said(61), said(75, "3", src="rest"), 1, "rest", 0),
-    "an earlier statement that comes late": Case(said(75), said(61, "3", src="rest"), KNOWN),
-    "one made after the end over a larger one from before": Case(said(59, volume="8"), said(60, "3"), 1, "live", 0),
-    "one made before the end, however large, after one from after": Case(said(60), said(59, "3", "8"), KNOWN),
-    "of two from before the end the larger": Case(said(59), said(50, "3", "6"), 1, "live", 0),
-    "of two from before the end not the later": Case(said(50), said(59, "3", "4"), KNOWN),
-    "of two as large from before the end the later": Case(said(50), said(55, "3"), 1, "live", 0),
-    "a statement without a time over nothing better": Case(said(0), said(0, volume="6"), 1, "live", 0),
-    "a statement without a time": Case(said(61), said(0, "3", "6")._replace(as_of_ms=0), KNOWN),
-    "of two of one moment the larger": Case(said(61), said(61, "3", "6", src="rest"), 1, "rest", 0),
-    "of two of one moment not the smaller": Case(said(61), said(61, "3", "4", src="rest"), KNOWN),
-    "of one moment and volume, with a quote volume": Case(said(61, quote_volume=None), said(61), 1, "live", 0),
-    "of one moment and volume, without a quote volume": Case(said(61), said(61, quote_volume=None), KNOWN),
-    "of one moment, the higher high": Case(said(61), said(61, high=Decimal(10)), 1, "live", 0),
-    "of one moment, not the lower high": Case(said(61), said(61, high=Decimal(8)), KNOWN),
-    "of one moment, the lower low": Case(said(61), said(61, low=Decimal("0.5")), 1, "live", 0),
-    "of one moment, not the higher low": Case(said(61), said(61, low=Decimal("1.5")), KNOWN),
-    "of one moment, the higher close": Case(said(61), said(61, "3"), 1, "live", 0),
-    "of one moment, not the lower close": Case(said(61, "3"), said(61), KNOWN),
-    "of one moment, the higher open": Case(said(61), said(61, open=Decimal(3)), 1, "live", 0),
-    "of one moment, not the lower open": Case(said(61), said(61, open=Decimal(1)), KNOWN),
+    "a later statement": Case(version(61), version(75, "3", src="rest"), 1, "rest", 0),
+    "an earlier statement that comes late": Case(version(75), version(61, "3", src="rest"), KNOWN),
+    "one made after the end over a larger one from before": Case(
+        version(59, volume="8"), version(60, "3"), 1, "live", 0
+    ),
+    "one made before the end, however large, after one from after": Case(version(60), version(59, "3", "8"), KNOWN),
+    "of two from before the end the larger": Case(version(59), version(50, "3", "6"), 1, "live", 0),
+    "of two from before the end not the later": Case(version(50), version(59, "3", "4"), KNOWN),
+    "of two as large from before the end the later": Case(version(50), version(55, "3"), 1, "live", 0),
+    "a statement without a time over nothing better": Case(version(0), version(0, volume="6"), 1, "live", 0),
+    "a statement without a time": Case(version(61), version(0, "3", "6")._replace(as_of_ms=0), KNOWN),
+    "of two of one moment the larger": Case(version(61), version(61, "3", "6", src="rest"), 1, "rest", 0),
+    "of two of one moment not the smaller": Case(version(61), version(61, "3", "4", src="rest"), KNOWN),
+    "of one moment and volume, with a quote volume": Case(version(61, quote_volume=None), version(61), 1, "live", 0),
+    "of one moment and volume, without a quote volume": Case(version(61), version(61, quote_volume=None), KNOWN),
+    "of one moment, the higher high": Case(version(61), version(61, high=Decimal(10)), 1, "live", 0),
+    "of one moment, not the lower high": Case(version(61), version(61, high=Decimal(8)), KNOWN),
+    "of one moment, the lower low": Case(version(61), version(61, low=Decimal("0.5")), 1, "live", 0),
+    "of one moment, not the higher low": Case(version(61), version(61, low=Decimal("1.5")), KNOWN),
+    "of one moment, the higher close": Case(version(61), version(61, "3"), 1, "live", 0),
+    "of one moment, not the lower close": Case(version(61, "3"), version(61), KNOWN),
+    "of one moment, the higher open": Case(version(61), version(61, open=Decimal(3)), 1, "live", 0),
+    "of one moment, not the lower open": Case(version(61), version(61, open=Decimal(1)), KNOWN),
     # whose word it is, and what counts as a revision
-    "the same again": Case(said(61), said(61, src="rest"), KNOWN),
-    "the same values, confirmed later": Case(said(61, rev=2), said(75, src="rest"), 2, "live", 2),
-    "the same values in another spelling": Case(said(61), said(61, "2.000"), KNOWN),
-    "the same values in another spelling, later": Case(said(61), said(75, "2.000", src="rest"), 0, "live", 0),
-    "the same values from nobody known": Case(said(61, src=""), said(75, src="backfill"), 0, "", 0),
-    "other values over revisions": Case(said(61, rev=3), said(75, "3", src="backfill"), 4, "backfill", 3),
-    "a writer that counted as many": Case(said(61, rev=3), said(75, "3", rev=4), 4, "live", 4),
-    "a writer that counted fewer": Case(said(61, rev=3), said(75, "3", rev=1), 4, "live", 3),
-    "a writer that counted more": Case(said(61, rev=3), said(75, "3", rev=9), 9, "live", 9),
-    "a writer that counted more of the same": Case(said(61, rev=3), said(61, rev=5, src="rest"), 5, "live"),
-    "a writer that counted fewer of the same": Case(said(61, rev=3), said(61, rev=2), KNOWN),
-    "an earlier statement with a larger count": Case(said(75, rev=1), said(61, "3", rev=9), KNOWN),
+    "the same again": Case(version(61), version(61, src="rest"), KNOWN),
+    "the same values, confirmed later": Case(version(61, rev=2), version(75, src="rest"), 2, "live", 2),
+    "the same values in another spelling": Case(version(61), version(61, "2.000"), KNOWN),
+    "the same values in another spelling, later": Case(version(61), version(75, "2.000", src="rest"), 0, "live", 0),
+    "the same values from nobody known": Case(version(61, src=""), version(75, src="backfill"), 0, "", 0),
+    "other values over revisions": Case(version(61, rev=3), version(75, "3", src="backfill"), 4, "backfill", 3),
+    "a writer that counted as many": Case(version(61, rev=3), version(75, "3", rev=4), 4, "live", 4),
+    "a writer that counted fewer": Case(version(61, rev=3), version(75, "3", rev=1), 4, "live", 3),
+    "a writer that counted more": Case(version(61, rev=3), version(75, "3", rev=9), 9, "live", 9),
+    "a writer that counted more of the same": Case(version(61, rev=3), version(61, rev=5, src="rest"), 5, "live"),
+    "a writer that counted fewer of the same": Case(version(61, rev=3), version(61, rev=2), KNOWN),
+    "an earlier statement with a larger count": Case(version(75, rev=1), version(61, "3", rev=9), KNOWN),
 }
 
 
@@ -172,15 +174,23 @@ def test_a_reader_takes_the_writers_version_and_loses_no_count() -> None:
 HOUR_S = 3600
 #: what is known, REST's answer, and of what is kept: when it was stated, `rev` and `src`
 CONFIRMED = {
-    "a later answer": (said(61), said(75, "3", src="rest"), (75, 1, "rest")),
-    "an answer with the smaller stamp": (said(75), said(61, "3", src="rest"), (75.001, 1, "rest")),
-    "an answer without a stamp": (said(61), said(0, "3", src="rest"), (61.001, 1, "rest")),
-    "an answer to a stamp from the future": (said(HOUR_S), said(75, "3", src="rest"), (HOUR_S + 0.001, 1, "rest")),
-    "an answer with less volume": (said(61), said(61, volume="4", src="backfill"), (61.001, 1, "backfill")),
-    "an answer over what was said before the end": (said(50, volume="9"), said(0, src="rest"), (60.001, 1, "rest")),
-    "the same values": (said(75, rev=1), said(61, src="rest"), (75, 1, "live")),
-    "the same values, later": (said(61, rev=1), said(75, src="rest"), (75, 1, "live")),
-    "another answer over revisions": (said(75, rev=3), said(61, "3", src="rest"), (75.001, 4, "rest")),
+    "a later answer": (version(61), version(75, "3", src="rest"), (75, 1, "rest")),
+    "an answer with the smaller stamp": (version(75), version(61, "3", src="rest"), (75.001, 1, "rest")),
+    "an answer without a stamp": (version(61), version(0, "3", src="rest"), (61.001, 1, "rest")),
+    "an answer to a stamp from the future": (
+        version(HOUR_S),
+        version(75, "3", src="rest"),
+        (HOUR_S + 0.001, 1, "rest"),
+    ),
+    "an answer with less volume": (version(61), version(61, volume="4", src="backfill"), (61.001, 1, "backfill")),
+    "an answer over what was said before the end": (
+        version(50, volume="9"),
+        version(0, src="rest"),
+        (60.001, 1, "rest"),
+    ),
+    "the same values": (version(75, rev=1), version(61, src="rest"), (75, 1, "live")),
+    "the same values, later": (version(61, rev=1), version(75, src="rest"), (75, 1, "live")),
+    "another answer over revisions": (version(75, rev=3), version(61, "3", src="rest"), (75.001, 4, "rest")),
 }
 
 
@@ -194,6 +204,6 @@ def test_the_exchanges_own_answer_wins_whatever_its_stamp(merge: Merge) -> None:
 
 
 def test_a_minute_that_was_never_final_is_replaced_without_a_revision() -> None:
-    known = said(50)._replace(final=False)
-    assert said(60, "3").merged_with(known).rev == 0
-    assert said(60, "3", rev=1).merged_with(known).rev == 1
+    known = version(50)._replace(final=False)
+    assert version(60, "3").merged_with(known).rev == 0
+    assert version(60, "3", rev=1).merged_with(known).rev == 1

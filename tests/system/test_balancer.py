@@ -126,7 +126,7 @@ def balancer(folder: Path, backends: Sequence[Daemon], *changes: tuple[str, str]
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Iterator[Several]:
+def deployment(tmp_path_factory) -> Iterator[Several]:
     server = {"trusted_proxies": ["127.0.0.1"], "max_connections_per_ip": 2, "prefix": "/candles"}
     directory = tmp_path_factory.mktemp("site")
     with Several(directory, 2, server=server, limits={"api_requests": 5}) as one:
@@ -134,8 +134,8 @@ def site(tmp_path_factory) -> Iterator[Several]:
 
 
 @pytest.fixture(scope="module")
-def nginx(site, tmp_path_factory) -> Iterator[Nginx]:
-    with balancer(tmp_path_factory.mktemp("nginx") / "it", site.serving) as one:
+def nginx(deployment, tmp_path_factory) -> Iterator[Nginx]:
+    with balancer(tmp_path_factory.mktemp("nginx") / "it", deployment.serving) as one:
         yield one
 
 
@@ -156,11 +156,11 @@ async def test_a_websocket_passes_and_the_page_too(nginx):
     assert await nginx.status("/") == 200
 
 
-async def test_connections_are_spread_and_each_clients_address_is_its_own(site, nginx):
+async def test_connections_are_spread_and_each_clients_address_is_its_own(deployment, nginx):
     """Two in each process is what one address may have; a client that claims another one is known by its own."""
     clients = [await nginx.connect() for _ in range(4)]
     try:
-        counts = [one.get("/health/ws-stats")["connections"] for one in site.serving]
+        counts = [one.get("/health/ws-stats")["connections"] for one in deployment.serving]
         assert counts == [2, 2]
         for claim in ({}, {"X-Forwarded-For": "203.0.113.9"}):
             with pytest.raises(websockets.InvalidStatus) as refused:
@@ -207,8 +207,8 @@ AT_ROOT = "    location / {\n        proxy_pass http://candled;\n"
     [documented()[1], AT_ROOT.replace("location /", "location /candles/")],
     ids=["stripped, as documented", "passed on to server.prefix"],
 )
-async def test_everything_works_behind_a_path(site, tmp_path, location):
-    with balancer(tmp_path / "nginx", site.serving, (AT_ROOT, location)) as nginx:
+async def test_everything_works_behind_a_path(deployment, tmp_path, location):
+    with balancer(tmp_path / "nginx", deployment.serving, (AT_ROOT, location)) as nginx:
         path = "/candles/api/candles?symbol=BTC/USDT&interval=1m&limit=2"
         for address in ("127.0.0.4", "127.0.0.5"):
             async with nginx.ask(path, address) as reader:
@@ -224,17 +224,17 @@ async def test_everything_works_behind_a_path(site, tmp_path, location):
             assert (await next_message(client, "initial"))["bars"]
 
 
-async def alone_at(site: Several) -> Daemon:
+async def alone_at(deployment: Several) -> Daemon:
     """Where the only client is, once all those before have gone."""
     async with deadlines.timeout(20):
         while True:
-            counts = [await asyncio.to_thread(one.get, "/health/ws-stats") for one in site.serving]
+            counts = [await asyncio.to_thread(one.get, "/health/ws-stats") for one in deployment.serving]
             if sum(one["connections"] for one in counts) == 1:
-                return next(one for one, count in zip(site.serving, counts, strict=True) if count["connections"])
+                return next(one for one, count in zip(deployment.serving, counts, strict=True) if count["connections"])
             await asyncio.sleep(0.05)
 
 
-async def test_a_client_of_a_process_that_stops_comes_back_at_the_other_and_resumes(site, nginx):
+async def test_a_client_of_a_process_that_stops_comes_back_at_the_other_and_resumes(deployment, nginx):
     """First the one is restarted, then the other; the client sees one feed."""
     client = await nginx.connect()
     await client.send(json.dumps(SUBSCRIBE))
@@ -242,7 +242,7 @@ async def test_a_client_of_a_process_that_stops_comes_back_at_the_other_and_resu
         while "seq" not in (at := await next_message(client, "update")):
             continue  # this process has only just begun to read the feed
         time_of = at["bar"]["time"]
-        here = await alone_at(site)
+        here = await alone_at(deployment)
         stopping = asyncio.create_task(asyncio.to_thread(here.stop))
         async with deadlines.timeout(20):
             async for text in client:
@@ -259,13 +259,13 @@ async def test_a_client_of_a_process_that_stops_comes_back_at_the_other_and_resu
         assert all(bar["time"] >= time_of for bar in resumed["bars"])
         assert (await next_message(client, "update"))["seq"] > at["seq"]
         await stopping
-        await asyncio.to_thread(site.start, here)
+        await asyncio.to_thread(deployment.start, here)
         await asyncio.sleep(5.2)  # fail_timeout: so long it is left alone
     await client.close()
 
 
-async def test_a_process_that_only_ingests_among_the_servers_costs_no_client_anything(site, tmp_path):
-    with balancer(tmp_path / "nginx", [site.ingest, *site.serving]) as nginx:
+async def test_a_process_that_only_ingests_among_the_servers_costs_no_client_anything(deployment, tmp_path):
+    with balancer(tmp_path / "nginx", [deployment.ingest, *deployment.serving]) as nginx:
         for _ in range(4):
             assert await nginx.status("/") == 200
             async with nginx.connect(FAR) as client:

@@ -121,8 +121,8 @@ def storm(one: Rig) -> None:
     one.fake.max_age_s = 3.0
 
 
-def no_ping_patience(one: Rig) -> None:
-    one.fake.ping_patience_s = (15.0, 19.0)
+def no_pong_limit(one: Rig) -> None:
+    one.fake.pong_within_s = (15.0, 19.0)
 
 
 def refuse(one: Rig) -> None:
@@ -188,7 +188,7 @@ def lied_about(one: Rig) -> range:
 LIES = [nothing, bad_rows, malformed_pushes]
 # Each group shares a daemon, and the faults of a group follow each other.
 FAULTS = {
-    "stream": [silence, silence_one, half_open, mute, drop, storm, no_ping_patience],
+    "stream": [silence, silence_one, half_open, mute, drop, storm, no_pong_limit],
     "pushes": [duplicates, late_final, skip_push, malformed_pushes],
     "REST": [refuse, html, html_403, too_many, rest_down, unknown_error, shifted_window, nothing, bad_rows],
 }
@@ -201,7 +201,7 @@ def calm(one: Rig) -> None:
         one.fake.garble(BTC, open_ms, None)
         one.fake.garble(BTC, open_ms, None, live=True)
     one.fake.max_age_s = 86_400.0
-    one.fake.ping_patience_s = (120.0, 145.0)
+    one.fake.pong_within_s = (120.0, 145.0)
 
 
 @pytest.mark.parametrize("group", FAULTS)
@@ -228,7 +228,7 @@ async def test_after_each_fault_the_store_and_the_charts_hold_the_truth(tmp_path
 
 @pytest.mark.long
 async def test_lies_and_faults_hold_the_loop_briefly_and_leave_nothing_in_memory(tmp_path):
-    held_s, sizes = [], []
+    blocked_s, sizes = [], []
     async with rig(tmp_path, speed=20.0, push_s=1.0) as one:
         one.open_chart(BTC)
         await live(one)
@@ -239,12 +239,12 @@ async def test_lies_and_faults_hold_the_loop_briefly_and_leave_nothing_in_memory
                     await one.minutes(0.3)
                     calm(one)
                     await one.minutes(0.2)
-            held_s.append(watch.held_s)
+            blocked_s.append(watch.blocked_s)
             gc.unfreeze()  # the daemon keeps its objects from the collector
             gc.collect()
             sizes.append(len(gc.get_objects()))
         await one.check(within_minutes=60)
-    assert max(held_s) < 0.25  # with the fake and the chart in the same loop
+    assert max(blocked_s) < 0.25  # with the fake and the chart in the same loop
     assert sizes[1] - sizes[0] < 5_000, "more than some minutes of two markets leave"
 
 

@@ -35,7 +35,7 @@ COUNT = 30
 
 
 @asynccontextmanager
-async def site(directory: Path, *, bus: dict[str, str] | None = None, **more: Any) -> AsyncIterator[Rig]:
+async def deployment(directory: Path, *, bus: dict[str, str] | None = None, **more: Any) -> AsyncIterator[Rig]:
     """A daemon that reads both from the fake Bitget, where both are `BTCUSDT`."""
     sections = {"klines": {"enabled": True}, "limits": {"api_requests": 0}, "bus": bus or {}}
     clock = ScaledClock(1.0, MONDAY_MORNING_MS)
@@ -123,7 +123,7 @@ async def streamed(rig: Rig, symbol: Symbol) -> dict[str, Any]:
 
 
 async def test_a_pair_and_its_contract_are_served_side_by_side(tmp_path):
-    async with site(tmp_path) as rig:
+    async with deployment(tmp_path) as rig:
         await check_dialects(rig)
 
 
@@ -131,7 +131,7 @@ async def test_a_pair_and_its_contract_are_served_side_by_side(tmp_path):
 async def test_so_are_they_from_postgresql_over_redis(tmp_path):
     with Database(await asyncio.to_thread(shared_postgres)) as database:
         bus = {"url": await asyncio.to_thread(shared_redis), "prefix": f"{database.name}:"}
-        async with site(tmp_path, store_url=database.url(), bus=bus) as rig:
+        async with deployment(tmp_path, store_url=database.url(), bus=bus) as rig:
             await check_dialects(rig)
 
 

@@ -37,7 +37,7 @@ LONG = [
     pytest.mark.long,
     pytest.mark.timeout(3600),
 ]
-HEALED_WITHIN_S = 60.0
+REPAIRED_WITHIN_S = 60.0
 VALUES = ("open", "high", "low", "close", "volume")
 
 Minutes = dict[tuple[str, int], tuple[Decimal, ...]]
@@ -170,7 +170,7 @@ def wait_until_whole(daemon: Daemon) -> None:
         with suppress(URLError):  # it is only just starting
             if is_whole(daemon.get("/health?verbose")):
                 return
-        assert deadlines.now() < begun + HEALED_WITHIN_S, daemon.output
+        assert deadlines.now() < begun + REPAIRED_WITHIN_S, daemon.output
         time.sleep(0.1)
 
 
@@ -321,7 +321,7 @@ async def test_what_an_exchange_said_while_the_daemon_was_dead_is_there_afterwar
         async with running(config, clock, tmp_path / "log", signal.SIGTERM) as process:
             begun = deadlines.now()
             while missing(stored := await asyncio.to_thread(minutes, path), truth(fake, over_ms(clock))):
-                assert deadlines.now() < begun + HEALED_WITHIN_S
+                assert deadlines.now() < begun + REPAIRED_WITHIN_S
                 assert process.returncode is None, (tmp_path / "log").read_text()
                 await asyncio.sleep(0.2)
         assert process.returncode == 0

@@ -30,7 +30,7 @@ HANG_S = 60.0 if LONG else 12.0  # long enough for calls to be given up, after 1
 HITS = 200 if LONG else 20
 
 
-class Site:
+class Deployment:
     """A daemon that stores in PostgreSQL, through a proxy that may cut and freeze."""
 
     def __init__(self, server: PostgresServer, database: Database, proxy: Proxy, rig: Rig) -> None:
@@ -51,7 +51,7 @@ class Site:
 
 
 @asynccontextmanager
-async def opened(directory: Path) -> AsyncIterator[Site]:
+async def opened(directory: Path) -> AsyncIterator[Deployment]:
     server = await asyncio.to_thread(own_postgres)
     clock = FairScaledClock(SPEED, MONDAY_MORNING_MS)
     try:
@@ -62,10 +62,10 @@ async def opened(directory: Path) -> AsyncIterator[Site]:
                 rig = Rig(directory, fake, clock, [BTC, ETH], store_url=url)
                 try:
                     await rig.start()
-                    site = Site(server, database, proxy, rig)
+                    deployment = Deployment(server, database, proxy, rig)
                     await rig.until(lambda: all(rig.health(one)["state"] == "live" for one in (BTC, ETH)))
                     await rig.check()
-                    yield site
+                    yield deployment
                 finally:
                     await rig.stop()
     finally:
@@ -75,51 +75,52 @@ async def opened(directory: Path) -> AsyncIterator[Site]:
 # ---------------------------------------------------------------- what happens to the database
 
 
-async def killed(site: Site) -> str:
+async def killed(deployment: Deployment) -> str:
     """kill -9, and some time later a new start."""
-    await asyncio.to_thread(site.server.kill)
-    await site.rig.clock.sleep(OUTAGE_S * SPEED)
-    await site.rig.until(lambda: site.store["state"] == "away")
-    await asyncio.to_thread(site.server.start)
+    await asyncio.to_thread(deployment.server.kill)
+    await deployment.rig.clock.sleep(OUTAGE_S * SPEED)
+    await deployment.rig.until(lambda: deployment.store["state"] == "away")
+    await asyncio.to_thread(deployment.server.start)
     return f"away for {OUTAGE_S:.0f} s"
 
 
-async def killed_and_daemon_restarted(site: Site) -> str:
+async def killed_and_daemon_restarted(deployment: Deployment) -> str:
     """The same, and the daemon is stopped and started while the database is away."""
-    await asyncio.to_thread(site.server.kill)
-    await site.rig.minutes(2)
-    await site.rig.daemon.stop()
-    await site.rig.start()
-    await site.rig.clock.sleep(min(OUTAGE_S, 60.0) * SPEED)
-    await asyncio.to_thread(site.server.start)
+    await asyncio.to_thread(deployment.server.kill)
+    await deployment.rig.minutes(2)
+    await deployment.rig.daemon.stop()
+    await deployment.rig.start()
+    await deployment.rig.clock.sleep(min(OUTAGE_S, 60.0) * SPEED)
+    await asyncio.to_thread(deployment.server.start)
     return "away, and the daemon restarted"
 
 
-async def hung(site: Site) -> str:
+async def hung(deployment: Deployment) -> str:
     """Connections stay open, and nothing comes any more."""
-    site.proxy.freeze()
+    deployment.proxy.freeze()
     await asyncio.sleep(HANG_S)  # of the wall, by which calls are given up
-    await site.rig.until(lambda: site.store["state"] == "away")
-    site.proxy.thaw()
+    await deployment.rig.until(lambda: deployment.store["state"] == "away")
+    deployment.proxy.thaw()
     return f"a link that hung for {HANG_S:.0f} s"
 
 
-async def hit(site: Site) -> str:
+async def hit(deployment: Deployment) -> str:
     """Connections are reset in the middle, many at COMMIT, and backends killed, while the daemon writes."""
     dice, kills = random.Random(3), 0
-    while site.proxy.faults < HITS or kills < HITS // 2:
+    while deployment.proxy.faults < HITS or kills < HITS // 2:
         if dice.random() < 0.1:  # a moment of peace, or what waits grows and never gets through in one piece
-            await site.rig.until(site.is_stored)
+            await deployment.rig.until(deployment.is_stored)
         if dice.random() < 0.3:
-            site.proxy.cut_at_commit(reaches_server=dice.random() < 0.5)
+            deployment.proxy.cut_at_commit(reaches_server=dice.random() < 0.5)
         else:
-            site.proxy.cut_after(dice.randrange(12_000))
-        [(killed,)] = await asyncio.to_thread(site.database.rows, KILL) if dice.random() < 0.5 else [(0,)]
+            deployment.proxy.cut_after(dice.randrange(12_000))
+        [(killed,)] = await asyncio.to_thread(deployment.database.rows, KILL) if dice.random() < 0.5 else [(0,)]
         kills += killed
         await asyncio.sleep(0.1)
-    site.proxy.spare()  # otherwise a fault that is left hits the next reader of the store
-    assert site.proxy.faults_at_commit >= HITS // 10
-    return f"{site.proxy.faults} resets, {site.proxy.faults_at_commit} of them at COMMIT, {kills} backends killed"
+    deployment.proxy.spare()  # otherwise a fault that is left hits the next reader of the store
+    assert deployment.proxy.faults_at_commit >= HITS // 10
+    proxy = deployment.proxy
+    return f"{proxy.faults} resets, {proxy.faults_at_commit} of them at COMMIT, {kills} backends killed"
 
 
 KILL = """SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -128,7 +129,7 @@ KILL = """SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_
 
 @pytest.mark.timeout(1200 if LONG else 900)
 @pytest.mark.parametrize(
-    "trouble",
+    "problem",
     [
         pytest.param(killed, marks=pytest.mark.long),  # and so is it in the next
         killed_and_daemon_restarted,
@@ -136,17 +137,17 @@ KILL = """SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_
         pytest.param(hit, marks=pytest.mark.long),
     ],
 )
-async def test_trouble_with_the_database_loses_no_minute_and_charts_go_on(tmp_path, trouble):
+async def test_trouble_with_the_database_loses_no_minute_and_charts_go_on(tmp_path, problem):
     """Promise 4, 5 and 8 for the whole daemon. The loop is never blocked, whatever the database does."""
-    async with opened(tmp_path) as site:
-        shown = len(site.chart.bars)
+    async with opened(tmp_path) as deployment:
+        shown = len(deployment.chart.bars)
         async with LoopWatch() as watch:
-            what = await trouble(site)
-            moved = len(site.chart.bars) - shown
-            await site.rig.until(site.is_stored, within_minutes=60)
-        minutes = await site.rig.check(within_minutes=60)
+            what = await problem(deployment)
+            moved = len(deployment.chart.bars) - shown
+            await deployment.rig.until(deployment.is_stored, within_minutes=60)
+        minutes = await deployment.rig.check(within_minutes=60)
         print(f"{what}; {minutes} minutes: 0 missing, wrong or extra; {watch}")
         assert minutes > 700
         assert moved > 0, "the chart did not move"
-        assert watch.held_s < 0.1
-        await site.rig.until(lambda: (site.store["freeWriters"], site.store["freeReaders"]) == (2, 4))
+        assert watch.blocked_s < 0.1
+        await deployment.rig.until(lambda: (deployment.store["freeWriters"], deployment.store["freeReaders"]) == (2, 4))

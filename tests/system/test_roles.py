@@ -20,7 +20,7 @@ SUBSCRIBE = {"type": "subscribe", "symbol": "BTC/USDT", "interval": "1m", "initi
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def deployment(tmp_path_factory):
     chosen = {"replay": {"symbols": ["BTC/*"]}}  # by the leader, and the other process follows
     with Several(tmp_path_factory.mktemp("site"), serving=1, exchanges=chosen) as one:
         yield one
@@ -37,9 +37,9 @@ def answer(daemon: Daemon, path: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("path", ["/", "/ws"])
-async def test_a_process_that_only_ingests_refuses_a_handshake_and_says_why(site, path):
+async def test_a_process_that_only_ingests_refuses_a_handshake_and_says_why(deployment, path):
     with pytest.raises(websockets.InvalidStatus) as refused:
-        await websockets.connect(f"ws://127.0.0.1:{site.ingest.port}{path}")
+        await websockets.connect(f"ws://127.0.0.1:{deployment.ingest.port}{path}")
     assert refused.value.response.status_code == 503
     assert b"serves no clients" in refused.value.response.body
 
@@ -48,43 +48,43 @@ async def test_a_process_that_only_ingests_refuses_a_handshake_and_says_why(site
     "path",
     ["/", "/ws", "/events?symbol=BTC/USDT&interval=1m", "/api/symbols", "/udf/config", "/static/chart.js", "/x"],
 )
-def test_everything_else_is_answered_with_503_and_the_reason(site, path):
-    status, text = answer(site.ingest, path)
+def test_everything_else_is_answered_with_503_and_the_reason(deployment, path):
+    status, text = answer(deployment.ingest, path)
     assert status == 503
     assert json.loads(text)["error"]["message"].startswith("This process reads exchanges and serves no clients")
 
 
-def test_how_it_is_can_still_be_asked(site):
-    assert site.ingest.get("/health?verbose")["roles"] == ["ingest"]
-    assert answer(site.ingest, "/health/live")[0] == 200
+def test_how_it_is_can_still_be_asked(deployment):
+    assert deployment.ingest.get("/health?verbose")["roles"] == ["ingest"]
+    assert answer(deployment.ingest, "/health/live")[0] == 200
     deadline = deadlines.now() + 20
-    while answer(site.ingest, "/health/ready")[0] != 200:  # it may be connecting to the database
-        assert deadlines.now() < deadline, site.ingest.output
+    while answer(deployment.ingest, "/health/ready")[0] != 200:  # it may be connecting to the database
+        assert deadlines.now() < deadline, deployment.ingest.output
         time.sleep(0.05)
-    assert json.loads(answer(site.ingest, "/health/ws-stats")[1])["connections"] == 0
-    assert "serves no clients; health on http://" in site.ingest.output
-    assert "Traceback" not in site.ingest.output
+    assert json.loads(answer(deployment.ingest, "/health/ws-stats")[1])["connections"] == 0
+    assert "serves no clients; health on http://" in deployment.ingest.output
+    assert "Traceback" not in deployment.ingest.output
 
 
-async def test_the_process_beside_it_serves_what_it_reads(site):
-    async with websockets.connect(site.serving[0].ws_url) as client:
+async def test_the_process_beside_it_serves_what_it_reads(deployment):
+    async with websockets.connect(deployment.serving[0].ws_url) as client:
         await client.send(json.dumps(SUBSCRIBE))
         kinds = [json.loads(await client.recv())["type"] for _ in range(2)]
     assert kinds == ["initial", "update"]
-    assert answer(site.serving[0], "/")[0] == 200
+    assert answer(deployment.serving[0], "/")[0] == 200
 
 
-def test_a_process_that_only_serves_learns_the_decimals_of_markets(site):
+def test_a_process_that_only_serves_learns_the_decimals_of_markets(deployment):
     """The replay says 2 and 6; what its candles show would be less for most volumes."""
     deadline = deadlines.now() + 30
-    while (symbol := site.serving[0].get("/api/symbols")["symbols"][0])["priceDecimals"] is None:
+    while (symbol := deployment.serving[0].get("/api/symbols")["symbols"][0])["priceDecimals"] is None:
         assert deadlines.now() < deadline
         time.sleep(0.2)
     assert (symbol["symbol"], symbol["priceDecimals"], symbol["volumeDecimals"]) == ("BTC/USDT", 2, 6)
 
 
-def test_it_stops_as_any_other(site):
-    assert site.ingest.stop(signal.SIGTERM) == 0
+def test_it_stops_as_any_other(deployment):
+    assert deployment.ingest.stop(signal.SIGTERM) == 0
 
 
 def test_a_file_beside_a_redis_is_warned_of_at_the_start(tmp_path):

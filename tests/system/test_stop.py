@@ -32,7 +32,7 @@ SYMBOLS = [f"S{number}/USDT" for number in range(8 if tiers.LONG else 3)]
 CLIENTS = 60 if tiers.LONG else 24
 SPEED = 30
 # A minute whose successor opened this long ago is settled, whatever the load: 15 s of the market.
-SETTLED_S = 0.5
+FINAL_AFTER_S = 0.5
 WITHIN_S = 10.0
 
 
@@ -115,8 +115,8 @@ async def stop_under_load(directory: Path, daemon: Daemon, how: int, after_s: fl
 
 def check_stored(minutes: set[int], forming: dict[int, Decimal], client: Client, asked_at: float) -> None:
     """Prove that final minutes a client received are in the store, and the forming one at least as it was sent."""
-    settled = max(open_ms for at, open_ms, _ in client.received if at < asked_at - SETTLED_S)
-    assert {open_ms for _, open_ms, _ in client.received if open_ms < settled} <= minutes
+    newest_final_ms = max(open_ms for at, open_ms, _ in client.received if at < asked_at - FINAL_AFTER_S)
+    assert {open_ms for _, open_ms, _ in client.received if open_ms < newest_final_ms} <= minutes
     _, newest_ms, volume = max((one for one in client.received if one[0] < asked_at), key=lambda one: one[1:])
     assert max(forming) >= newest_ms  # above it, the daemon was ahead of its client
     assert newest_ms in minutes or forming[newest_ms] >= volume
@@ -136,7 +136,7 @@ async def test_every_client_is_notified_and_everything_stored_and_the_status_is_
     draw = random.Random(16)
     with Daemon(tmp_path) as daemon:
         for _ in range(times):
-            assert await stop_under_load(tmp_path, daemon, how, draw.uniform(SETTLED_S, 3.0)) < WITHIN_S
+            assert await stop_under_load(tmp_path, daemon, how, draw.uniform(FINAL_AFTER_S, 3.0)) < WITHIN_S
         assert "Traceback" not in daemon.output
 
 

@@ -114,13 +114,13 @@ async def test_a_dry_run_without_from_only_looks_for_the_beginning(tmp_path, cap
 
 async def test_what_the_exchange_does_not_have_is_remembered_and_not_requested_again_immediately(tmp_path, capsys):
     async with bench(tmp_path) as one:
-        lacking = (at(-3, 100), at(-3, 160))
-        one.fake.missing_minutes(BTC, lacking)
+        missing = (at(-3, 100), at(-3, 160))
+        one.fake.missing_minutes(BTC, missing)
         arguments = ["--from", iso(at(-3)), "--to", iso(at(-2)), "--json"]
         assert await one.run("backfill", *arguments) == 0
         (facts,) = json.loads(capsys.readouterr().out)["markets"]
         assert (facts["stored"], facts["absent"]) == (1440 - 60, 60)
-        assert one.known_gaps() == [(*lacking, "exchange_outage")]
+        assert one.known_gaps() == [(*missing, "exchange_outage")]
         assert one.complete_from() is None  # what lies between and the present is not known
 
 

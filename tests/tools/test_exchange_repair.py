@@ -44,7 +44,7 @@ def config_of(fake, tables):
     return settings(tables.url, ExchangeConfig(name="bitget", plugin=Bitget, symbols=(BTC,), settings=own))
 
 
-async def check(fake, tables, *, windows="all", intervals=DEFAULT_INTERVALS, repair=True, doubtful=()):
+async def check(fake, tables, *, windows="all", intervals=DEFAULT_INTERVALS, repair=True, unconfirmed=()):
     """Compare with the exchange; return the report and its lines."""
     report = Report(as_json=True, quiet=True)
     store = opened(tables)
@@ -52,7 +52,7 @@ async def check(fake, tables, *, windows="all", intervals=DEFAULT_INTERVALS, rep
     exchange = config_of(fake, tables).exchanges[0]
     try:
         one = ExchangeCheck(store, exchange, intervals, fake.clock, report, Random(1), budget, repair=repair)
-        await one.run([MARKET], Range(0, END_OF_TIME_MS), windows, {MARKET: RangeSet(doubtful)})
+        await one.run([MARKET], Range(0, END_OF_TIME_MS), windows, {MARKET: RangeSet(unconfirmed)})
     finally:
         store.close()
     return report
@@ -142,7 +142,7 @@ async def test_a_minute_that_the_exchange_does_not_have_stays_and_is_named(fake,
 async def test_doubtful_minutes_are_asked_for_whatever_windows_are_chosen(fake, tables):
     minutes = history(fake)
     fill(tables, [one._replace(volume=one.volume + 1) if one.open_ms == AT else one for one in minutes])
-    report = await check(fake, tables, windows=0, intervals=[MINUTE], doubtful=[(AT - MINUTE_MS, AT + MINUTE_MS)])
+    report = await check(fake, tables, windows=0, intervals=[MINUTE], unconfirmed=[(AT - MINUTE_MS, AT + MINUTE_MS)])
     assert (report.exit_status, report.repaired_count) == (0, 1)
 
 

@@ -188,13 +188,13 @@ async def repaired(one, capsys, *arguments: object) -> tuple[int, dict]:
 
 @pytest.mark.slow
 async def test_everything_is_asked_for_again_now_also_what_was_given_up(tmp_path, capsys):
-    given_up, missed, lacking = (at(-1), at(-1, 30)), (at(-0.5), at(-0.5, 7)), (at(-1.5), at(-1.5, 20))
+    given_up, missed, missing = (at(-1), at(-1, 30)), (at(-0.5), at(-0.5, 7)), (at(-1.5), at(-1.5, 20))
     async with bench(tmp_path) as one:
-        one.fake.missing_minutes(BTC, lacking)
+        one.fake.missing_minutes(BTC, missing)
         await filled(one, given_up, missed)
         remember(
             one,
-            Gap(start_ms=lacking[0], end_ms=lacking[1], reason="exchange_outage", attempts=5, retry_ms=None),
+            Gap(start_ms=missing[0], end_ms=missing[1], reason="exchange_outage", attempts=5, retry_ms=None),
             Gap(start_ms=given_up[0], end_ms=given_up[1], reason="exchange_outage", attempts=5, retry_ms=None),
         )
         status, report = await repaired(one, capsys)
@@ -202,8 +202,8 @@ async def test_everything_is_asked_for_again_now_also_what_was_given_up(tmp_path
         results = {gap["from"]: (gap["repaired"], gap["now"]) for gap in report["gaps"]}
         assert results[iso(given_up[0])] == (30, [])
         assert results[iso(missed[0])] == (7, [])
-        assert results[iso(lacking[0])] == (0, ["exchange_outage"])
-        assert one.known_gaps() == [(*lacking, "exchange_outage")]
+        assert results[iso(missing[0])] == (0, ["exchange_outage"])
+        assert one.known_gaps() == [(*missing, "exchange_outage")]
         assert all(end_ms - start_ms <= 999 * MINUTE_MS for start_ms, end_ms in one.asked())
         assert len(one.asked()) <= 5
 

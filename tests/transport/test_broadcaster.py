@@ -54,17 +54,17 @@ class Wire:
         self.loop = loop
         self.got: list[bytes] = []
         self.stalled: list[tuple[bytes, int]] = []
-        self.trouble: Exception | int | None = None
+        self.problem: Exception | int | None = None
         self.is_lost = False
         self.code = 0
         self.on_grant: Callable[[], None] = lambda: None
 
     def write(self, frame: bytes) -> int:
         self.loop.now += COST_S
-        if isinstance(self.trouble, Exception):
-            raise self.trouble
-        if self.trouble is not None:
-            return self.trouble
+        if isinstance(self.problem, Exception):
+            raise self.problem
+        if self.problem is not None:
+            return self.problem
         self.got.append(frame)
         return len(frame)
 
@@ -178,12 +178,12 @@ PLACES = pytest.mark.parametrize("which", [(1,), (0, 1), (SLICE - 1, SLICE), (SL
 
 
 @PLACES
-@pytest.mark.parametrize(("trouble", "taken"), [(BlockingIOError(), 0), (3, 3)])
-def test_bytes_that_the_kernel_does_not_take_are_left_to_the_connection(trouble, taken, which):
+@pytest.mark.parametrize(("problem", "taken"), [(BlockingIOError(), 0), (3, 3)])
+def test_bytes_that_the_kernel_does_not_take_are_left_to_the_connection(problem, taken, which):
     loop = Loop()
     recipients = room(loop, SLICE * 2 + 10)
     for position in which:
-        recipients[position].trouble = trouble
+        recipients[position].problem = problem
     loop.broadcaster.broadcast(recipients, ONE)
     loop.run()
     assert [connection.stalled for connection in recipients] == [
@@ -193,12 +193,12 @@ def test_bytes_that_the_kernel_does_not_take_are_left_to_the_connection(trouble,
 
 
 @PLACES
-@pytest.mark.parametrize("trouble", [ConnectionResetError(), RuntimeError("a mistake of ours")])
-def test_a_broken_connection_does_not_stop_the_others(trouble, which):
+@pytest.mark.parametrize("problem", [ConnectionResetError(), RuntimeError("a mistake of ours")])
+def test_a_broken_connection_does_not_stop_the_others(problem, which):
     loop = Loop()
     recipients = room(loop, SLICE * 2 + 10)
     for position in which:
-        recipients[position].trouble = trouble
+        recipients[position].problem = problem
     loop.broadcaster.broadcast(recipients, ONE)
     loop.run()
     assert [at for at, connection in enumerate(recipients) if connection.is_lost] == list(which)
@@ -227,7 +227,7 @@ def test_a_mistake_behind_one_connection_does_not_stop_the_others_nor_send_to_th
     loop = Loop()
     recipients = room(loop, 3000)
     for broken in (recipients[1], recipients[2500]):
-        broken.trouble = RuntimeError("no bars")
+        broken.problem = RuntimeError("no bars")
     loop.broadcaster.broadcast(recipients, ONE)
     loop.broadcaster.broadcast(recipients, TWO)
     loop.run()

@@ -27,7 +27,7 @@ from candled.transport.outbox import MOST_BARS_WAITING
 from candled.transport.socket_connection import KERNEL_BUFFER
 from tests import deadlines
 from tests.clocks import ManualClock
-from tests.serve.peers import BINARY, CLOSE, PING, PONG, TEXT, EchoSite, echo_site, frame
+from tests.serve.peers import BINARY, CLOSE, PING, PONG, TEXT, EchoHarness, echo_harness, frame
 
 WAYS = pytest.mark.parametrize("own_sockets", [True, False], ids=["own socket", "Tornado's"])
 ONE, TWO = Topic("one", "1m"), Topic("two", "5m")  # links do not look into topics
@@ -41,14 +41,14 @@ def update(number: int, open_ms: int = 60_000, topic: Topic = ONE, size: int = 5
     return Frame.from_text(f"{number:08}".ljust(size, "."), topic, open_ms)
 
 
-async def mute(site: EchoSite) -> socket.socket:
+async def mute(harness: EchoHarness) -> socket.socket:
     """A peer with a small buffer that shook hands and reads nothing else."""
     loop = asyncio.get_running_loop()
     peer = socket.socket()
-    site.opened.append(peer)
+    harness.opened.append(peer)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     peer.setblocking(False)
-    await loop.sock_connect(peer, ("127.0.0.1", site.port))
+    await loop.sock_connect(peer, ("127.0.0.1", harness.port))
     await loop.sock_sendall(peer, HANDSHAKE)
     data = b""
     while not data.endswith(b"\r\n\r\n"):
@@ -88,14 +88,14 @@ async def read_until(peer: socket.socket, reader: Reader, payload: bytes) -> Non
 @WAYS
 async def test_a_client_that_stops_reading_is_sent_the_newest_state_of_each_bar_when_it_reads_again(own_sockets):
     """Fault 9: a client that stops reading growing the server's memory."""
-    async with echo_site(own_sockets=own_sockets) as site:
-        peer = await mute(site)
-        await site.client()
+    async with echo_harness(own_sockets=own_sockets) as harness:
+        peer = await mute(harness)
+        await harness.client()
         for number in range(20_000):
-            site.broadcaster.broadcast(site.recipients, update(number))
+            harness.broadcaster.broadcast(harness.recipients, update(number))
             if number % 50 == 0:
                 await asyncio.sleep(0)
-        site.broadcaster.broadcast(site.recipients, update(99_999, open_ms=120_000))
+        harness.broadcaster.broadcast(harness.recipients, update(99_999, open_ms=120_000))
         reader = Reader()
         await read_until(peer, reader, b"00099999")
         numbers = [int(payload[:8]) for payload in reader.payloads]
@@ -106,11 +106,11 @@ async def test_a_client_that_stops_reading_is_sent_the_newest_state_of_each_bar_
 
 @pytest.mark.slow
 async def test_a_blocked_client_has_no_more_than_a_few_frames_and_the_kernel_no_more_than_64_kb():
-    async with echo_site() as site:
-        await mute(site)
-        connection = (await site.client()).connection
+    async with echo_harness() as harness:
+        await mute(harness)
+        connection = (await harness.client()).connection
         for number in range(5000):
-            site.broadcaster.broadcast(site.recipients, update(number, open_ms=number % MOST_BARS_WAITING + 1))
+            harness.broadcaster.broadcast(harness.recipients, update(number, open_ms=number % MOST_BARS_WAITING + 1))
         assert connection.blocked_since is not None
         assert len(connection._rest) <= 504
         assert sum(map(len, connection._outbox._updates.values())) <= MOST_BARS_WAITING
@@ -119,17 +119,17 @@ async def test_a_blocked_client_has_no_more_than_a_few_frames_and_the_kernel_no_
 
 
 async def test_too_many_bars_are_replaced_by_a_fresh_initial():
-    async with echo_site() as site:
-        peer = await mute(site)
-        client = await site.client()
+    async with echo_harness() as harness:
+        peer = await mute(harness)
+        client = await harness.client()
         client.initials[ONE] = lambda: Frame.from_text("initial".ljust(20))
         for number in range(5000):
-            site.broadcaster.broadcast(site.recipients, update(number, open_ms=number // 500 + 1))
+            harness.broadcaster.broadcast(harness.recipients, update(number, open_ms=number // 500 + 1))
             await asyncio.sleep(0)
         assert client.behind == [ONE]
         reader = Reader()
         await read_until(peer, reader, b"initial")
-        site.broadcaster.broadcast(site.recipients, update(99_999))
+        harness.broadcaster.broadcast(harness.recipients, update(99_999))
         await read_until(peer, reader, b"00099999")
         numbers = [int(payload[:8]) for payload in reader.payloads if not payload.startswith(b"initial")]
         assert numbers == sorted(numbers)
@@ -138,9 +138,9 @@ async def test_too_many_bars_are_replaced_by_a_fresh_initial():
 
 @WAYS
 async def test_answers_keep_their_order_and_too_many_that_are_left_close_with_3008(own_sockets):
-    async with echo_site(own_sockets=own_sockets) as site:
-        peer = await mute(site)
-        connection = (await site.client()).connection
+    async with echo_harness(own_sockets=own_sockets) as harness:
+        peer = await mute(harness)
+        connection = (await harness.client()).connection
         for number in range(600):
             connection.send_reply(update(number))
         await asyncio.sleep(0)
@@ -159,9 +159,9 @@ async def test_answers_keep_their_order_and_too_many_that_are_left_close_with_30
 @WAYS
 async def test_a_client_that_stays_blocked_is_closed_with_3008(own_sockets, caplog):
     caplog.set_level("INFO")
-    async with echo_site(own_sockets=own_sockets, slow_client_timeout=timedelta(seconds=0.5)) as site:
-        await mute(site)
-        connection = (await site.client()).connection
+    async with echo_harness(own_sockets=own_sockets, slow_client_timeout=timedelta(seconds=0.5)) as harness:
+        await mute(harness)
+        connection = (await harness.client()).connection
         for number in range(20_000):
             connection.send_update(update(number))
             if number % 50 == 0:
@@ -171,16 +171,16 @@ async def test_a_client_that_stays_blocked_is_closed_with_3008(own_sockets, capl
                 await asyncio.sleep(0.05)
         assert "has not read for 0 s: closed" in caplog.text
         if own_sockets:
-            await site.wait_until_empty()
+            await harness.wait_until_empty()
 
 
 @pytest.mark.slow
 async def test_who_naps_gets_rising_numbers_and_always_the_newest():
     draw = random.Random(13)
-    async with echo_site() as site:
-        peers = [await mute(site) for _ in range(10)]
+    async with echo_harness() as harness:
+        peers = [await mute(harness) for _ in range(10)]
         readers = [Reader() for _ in peers]
-        await site.client(9)
+        await harness.client(9)
         loop = asyncio.get_running_loop()
 
         async def nap(peer: socket.socket, reader: Reader, seconds: float) -> None:
@@ -194,7 +194,7 @@ async def test_who_naps_gets_rising_numbers_and_always_the_newest():
             for at, (peer, reader) in enumerate(zip(peers, readers, strict=True))
         ]
         for number in range(3000):
-            site.broadcaster.broadcast(site.recipients, update(number, size=300))
+            harness.broadcaster.broadcast(harness.recipients, update(number, size=300))
             if number % 10 == 0:
                 await asyncio.sleep(0)
         await deadlines.wait_for(asyncio.gather(*naps), 60)
@@ -221,20 +221,20 @@ class Counting(socket.socket):
 
 
 async def test_frames_of_several_rooms_leave_in_one_system_call_and_in_order():
-    async with echo_site(passes_by=ManualClock()) as site:
-        peer = await site.connect()
-        connection = (await site.client()).connection
+    async with echo_harness(passes_by=ManualClock()) as harness:
+        peer = await harness.connect()
+        connection = (await harness.client()).connection
         counting = Counting(fileno=connection._socket.detach())
         counting.setblocking(False)
-        site.server._context.transport.loop.remove_reader(counting.fileno())
-        site.server._context.transport.loop.add_reader(counting, connection._on_readable)
+        harness.server._context.transport.loop.remove_reader(counting.fileno())
+        harness.server._context.transport.loop.add_reader(counting, connection._on_readable)
         connection._socket = counting
         connection.redirect_writes(counting.send)
         connection.cork(many=True)
         rooms = [Recipients() for _ in range(7)]
         for number, room in enumerate(rooms):
             room.add_slot(RecipientSlot(connection))
-            site.broadcaster.broadcast(room, update(number, topic=Topic(number, "1m")))
+            harness.broadcaster.broadcast(room, update(number, topic=Topic(number, "1m")))
         connection.send_reply(Frame.from_text("answer"))
         got = [(await peer.receive())[1][:8] for _ in range(8)]
         assert got == [b"%08d" % number for number in range(7)] + [b"answer"]
@@ -245,16 +245,16 @@ async def test_frames_of_several_rooms_leave_in_one_system_call_and_in_order():
 
 
 async def test_a_client_in_several_rooms_that_is_slow_loses_no_last_state():
-    async with echo_site() as site:
-        peer = await mute(site)
-        connection = (await site.client()).connection
+    async with echo_harness() as harness:
+        peer = await mute(harness)
+        connection = (await harness.client()).connection
         connection.cork(many=True)
         rooms = {ONE: Recipients(), TWO: Recipients()}
         for room in rooms.values():
             room.add_slot(RecipientSlot(connection))
         for number in range(4000):
             for topic, room in rooms.items():
-                site.broadcaster.broadcast(room, update(number, topic=topic))
+                harness.broadcaster.broadcast(room, update(number, topic=topic))
             if number % 5 == 0:
                 await asyncio.sleep(0)
         assert connection.blocked_since is not None
@@ -272,9 +272,9 @@ class Full(socket.socket):
 
 
 async def test_no_state_of_a_bar_overtakes_an_initial_that_left_together_with_it():
-    async with echo_site() as site:
-        peer = await site.connect()
-        connection = (await site.client()).connection
+    async with echo_harness() as harness:
+        peer = await harness.connect()
+        connection = (await harness.client()).connection
         full = Full(fileno=connection._socket.detach())
         full.setblocking(False)
         connection._socket = full
@@ -286,9 +286,9 @@ async def test_no_state_of_a_bar_overtakes_an_initial_that_left_together_with_it
 
 
 async def test_what_a_slow_client_wants_of_many_rooms_is_made_when_it_can_take_it():
-    async with echo_site() as site:
-        peer = await mute(site)
-        client = await site.client()
+    async with echo_harness() as harness:
+        peer = await mute(harness)
+        client = await harness.client()
         client.connection.cork(many=True)
         made = []
 
@@ -301,8 +301,8 @@ async def test_what_a_slow_client_wants_of_many_rooms_is_made_when_it_can_take_i
             client.initials[topic] = initial
             client.connection.request_snapshot(topic)
         await asyncio.sleep(0.05)
-        held = len(client.connection._rest) + sum(map(len, client.connection._outbox._replies))
-        assert held <= 100_010, "one that is under way"
+        queued = len(client.connection._rest) + sum(map(len, client.connection._outbox._replies))
+        assert queued <= 100_010, "one that is under way"
         assert 0 < len(made) < 50
         while len(made) < 60:
             await asyncio.get_running_loop().sock_recv(peer, 2**20)
@@ -312,33 +312,33 @@ async def test_what_a_slow_client_wants_of_many_rooms_is_made_when_it_can_take_i
 
 
 async def test_what_comes_right_behind_the_handshake_is_read():
-    async with echo_site() as site:
-        peer = await site.connect(behind=frame(TEXT, b"early") + frame(PING, b"p"))
+    async with echo_harness() as harness:
+        peer = await harness.connect(behind=frame(TEXT, b"early") + frame(PING, b"p"))
         assert [await peer.receive(), await peer.receive()] == [(0x81, b"early"), (0x8A, b"p")]
 
 
 @pytest.mark.slow
 @WAYS
 async def test_the_end_of_the_server_is_sent_to_every_client(own_sockets):
-    async with echo_site(own_sockets=own_sockets) as site:
-        peers = [await site.connect() for _ in range(200)]
-        await site.client(199)
+    async with echo_harness(own_sockets=own_sockets) as harness:
+        peers = [await harness.connect() for _ in range(200)]
+        await harness.client(199)
         ends = [asyncio.ensure_future(peer.closed_with()) for peer in peers]
         began = deadlines.now()
-        await site.server.stop()
+        await harness.server.stop()
         assert deadlines.now() - began < 3
         assert await asyncio.gather(*ends) == [1001] * 200
-        assert [client.ends for client in site.clients] == [1] * 200
+        assert [client.ends for client in harness.clients] == [1] * 200
 
 
 async def test_the_shutdown_is_sent_however_long_the_pass_has_been():
     """All are told when the server ends, not only those whose turn comes in the first milliseconds."""
-    async with echo_site() as site:
-        peer = await site.connect()
-        client = await site.client()
-        site.broadcaster.has_time_to_read()
+    async with echo_harness() as harness:
+        peer = await harness.connect()
+        client = await harness.client()
+        harness.broadcaster.has_time_to_read()
         time.sleep(2 * READ_S)
-        assert not site.broadcaster.has_time_to_read()
+        assert not harness.broadcaster.has_time_to_read()
         client.connection.disconnect(1001, "bye")
         assert await peer.receive() == (0x88, (1001).to_bytes(2, "big") + b"bye")
 
@@ -346,8 +346,8 @@ async def test_the_shutdown_is_sent_however_long_the_pass_has_been():
 @pytest.mark.slow
 async def test_a_mute_client_is_closed_with_3012():
     quick = {"ping_interval": timedelta(seconds=0.4), "ping_timeout": timedelta(seconds=0.2)}
-    async with echo_site(**quick) as site:
-        dead, alive = await site.connect(), await site.connect()
+    async with echo_harness(**quick) as harness:
+        dead, alive = await harness.connect(), await harness.connect()
 
         async def answer() -> None:
             while True:
@@ -359,14 +359,14 @@ async def test_a_mute_client_is_closed_with_3012():
         await asyncio.sleep(1.0)
         assert not answering.done()
         answering.cancel()
-        assert [client.connection.is_open for client in site.clients] == [False, True]
+        assert [client.connection.is_open for client in harness.clients] == [False, True]
 
 
-async def ended_by_client(site: EchoSite, how: str) -> None:
-    peer = await site.connect()
+async def ended_by_client(harness: EchoHarness, how: str) -> None:
+    peer = await harness.connect()
     peer.send(frame(TEXT, b"hello"))
     await peer.receive()
-    connection = site.clients[-1].connection
+    connection = harness.clients[-1].connection
     if how == "close frame":
         peer.send(frame(CLOSE, b"\x03\xe8"))
         assert await peer.closed_with() == 1000
@@ -387,21 +387,21 @@ async def ended_by_client(site: EchoSite, how: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["close frame", "end of the stream", "reset", "broken frame", "the server"])
 async def test_a_connection_that_ended_is_freed_without_the_cycle_collector(how):
-    async with echo_site() as site:
-        await ended_by_client(site, how)
-        await site.wait_until_empty()
+    async with echo_harness() as harness:
+        await ended_by_client(harness, how)
+        await harness.wait_until_empty()
         gc.collect()
         gc.disable()
         try:
             for _ in range(5):
-                await ended_by_client(site, how)
-            links = [weakref.ref(client.connection) for client in site.clients]
-            clients = [weakref.ref(client) for client in site.clients]
-            protocols = [weakref.ref(ref()._protocol) for ref in links]
-            await site.wait_until_empty()
-            site.clients.clear()
+                await ended_by_client(harness, how)
+            connections = [weakref.ref(client.connection) for client in harness.clients]
+            clients = [weakref.ref(client) for client in harness.clients]
+            protocols = [weakref.ref(ref()._protocol) for ref in connections]
+            await harness.wait_until_empty()
+            harness.clients.clear()
             await asyncio.sleep(0.01)
-            assert [ref() for ref in (*links, *clients, *protocols)] == [None] * 18
+            assert [ref() for ref in (*connections, *clients, *protocols)] == [None] * 18
         finally:
             gc.enable()
 
@@ -412,19 +412,19 @@ async def test_nothing_is_kept_of_the_handshake():
         gc.collect()
         return [one for one in gc.get_objects() if isinstance(one, StreamHandler | HTTPServerRequest | IOStream)]
 
-    async with echo_site() as site:
+    async with echo_harness() as harness:
         before = found()  # what other tests of this process have left
         for _ in range(20):
-            await site.connect()
-        await site.client(19)
+            await harness.connect()
+        await harness.client(19)
         assert [one for one in found() if not any(one is other for other in before)] == []
 
 
 @pytest.mark.slow
 async def test_a_storm_is_let_in_a_few_per_second_and_the_rest_gets_a_time_to_retry():
-    async with echo_site(max_handshakes_per_second=20) as site:
+    async with echo_harness(max_handshakes_per_second=20) as harness:
         started = time.monotonic()
-        peers = await asyncio.gather(*(site.connect() for _ in range(100)))
+        peers = await asyncio.gather(*(harness.connect() for _ in range(100)))
         statuses = [int(peer.head.split()[1]) for peer in peers]
         admitted, rejected = statuses.count(101), statuses.count(503)
         assert 10 <= admitted <= 21 + 20 * (time.monotonic() - started)
@@ -434,7 +434,7 @@ async def test_a_storm_is_let_in_a_few_per_second_and_the_rest_gets_a_time_to_re
         assert all(1 <= wait <= 6 for wait in waits)
         if rejected > 65:  # on a machine that is not busy
             assert (min(waits), max(waits) >= 4) == (1, True), "not spread over the seconds that it takes"
-        reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", harness.port)
         writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert b" 200 " in await reader.readline(), "probes are no handshakes"
         writer.close()
@@ -448,12 +448,12 @@ OFFER = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\
 
 async def test_large_messages_are_compressed_once_for_all_who_agreed_and_small_ones_never():
     large, small = Frame.from_text("candle " * 2000), Frame.from_text("candle")
-    async with echo_site(compression=True) as site:
-        agreed, plain = await site.connect(extra=OFFER), await site.connect()
+    async with echo_harness(compression=True) as harness:
+        agreed, plain = await harness.connect(extra=OFFER), await harness.connect()
         assert b"permessage-deflate; server_no_context_takeover; client_no_context_takeover" in agreed.head
         assert b"sec-websocket-extensions" not in plain.head.lower()
-        await site.client(1)
-        for client in site.clients:
+        await harness.client(1)
+        for client in harness.clients:
             client.connection.send_reply(large)
             client.connection.send_reply(small)
         first, payload = await agreed.receive()
@@ -485,8 +485,8 @@ async def test_large_messages_are_compressed_once_for_all_who_agreed_and_small_o
     ],
 )
 async def test_an_offer_is_taken_only_if_all_can_share_a_frame(offer, is_taken):
-    async with echo_site(compression=True) as site:
-        peer = await site.connect(extra=f"Sec-WebSocket-Extensions: {offer}\r\n")
+    async with echo_harness(compression=True) as harness:
+        peer = await harness.connect(extra=f"Sec-WebSocket-Extensions: {offer}\r\n")
         assert (b"sec-websocket-extensions" in peer.head.lower()) == is_taken
 
 
@@ -497,17 +497,17 @@ async def test_a_bomb_is_refused_before_it_unfolds(compression):
     shrink = zlib.compressobj(wbits=-15)
     megabyte = shrink.compress(bytes(2**20)) + shrink.flush(zlib.Z_FULL_FLUSH)  # refers to nothing before it
     bomb = megabyte * 200
-    async with echo_site(compression=compression, largest_message=2**18) as site:
+    async with echo_harness(compression=compression, largest_message=2**18) as harness:
         before = 0
         for number in range(12):
             if number == 2:  # what the first one took is there for the others, ours to send them as well
                 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            liar = await site.connect(extra=OFFER)
+            liar = await harness.connect(extra=OFFER)
             liar.send(frame(TEXT, size=200_000_000))
             assert await liar.closed_with() == 1009
-            peer = await site.connect(extra=OFFER)
+            peer = await harness.connect(extra=OFFER)
             peer.send(frame(TEXT, bomb[:-4], rsv=4))
             assert await peer.closed_with() == (1009 if compression else 1002)
-            await site.wait_until_empty()
-            site.clients.clear()
+            await harness.wait_until_empty()
+            harness.clients.clear()
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1024  # KiB

@@ -55,31 +55,31 @@ def make(clients=None, most=0, per=0, **more):
 
 
 def test_a_full_server_closes_the_oldest_waiting_one_of_the_heaviest_address():
-    doors = make(Clients(x=10), most=10)
-    busy = [One(doors, "honest", 0.0) for _ in range(40)]
+    connections = make(Clients(x=10), most=10)
+    busy = [One(connections, "honest", 0.0) for _ in range(40)]
     for one in busy:
-        doors.on_request(one, 0.0)
-    idle = [One(doors, "heavy", 0.0) for _ in range(SPARE - 41)]
-    light = One(doors, "light", 0.0)
-    doors.await_request(idle[0], 1.0)  # used since, but still the first of its address
-    assert doors.make_room("new", "new")
+        connections.on_request(one, 0.0)
+    idle = [One(connections, "heavy", 0.0) for _ in range(SPARE - 41)]
+    light = One(connections, "light", 0.0)
+    connections.await_request(idle[0], 1.0)  # used since, but still the first of its address
+    assert connections.make_room("new", "new")
     assert [one.is_open for one in idle].count(False) == 1
     assert light.is_open
     assert all(one.is_open for one in busy)
     for one in [*idle, light]:
         one.close()
     for _ in range(SPARE - 40):
-        doors.on_request(One(doors, "unread", 0.0), 0.0)
-    assert doors.make_room("new", "new")  # among those that are answered, if none waits
+        connections.on_request(One(connections, "unread", 0.0), 0.0)
+    assert connections.make_room("new", "new")  # among those that are answered, if none waits
     assert all(one.is_open for one in busy)
 
 
 @pytest.mark.parametrize("is_proxy", [True, False])
 def test_an_address_at_its_limit_makes_room_itself(is_proxy):
-    doors = make(Clients(a=5), per=5, is_proxy=lambda _: is_proxy)
-    ones = [One(doors, "a", 0.0) for _ in range(SPARE_PER_ADDRESS)]
-    other = One(doors, "b", 0.0)
-    assert doors.make_room("a", "a")
+    connections = make(Clients(a=5), per=5, is_proxy=lambda _: is_proxy)
+    ones = [One(connections, "a", 0.0) for _ in range(SPARE_PER_ADDRESS)]
+    other = One(connections, "b", 0.0)
+    assert connections.make_room("a", "a")
     assert [one.is_open for one in ones].count(False) == (0 if is_proxy else 1)
     assert other.is_open
 
@@ -102,22 +102,22 @@ def test_clients_alone_leave_no_room_beyond_the_spare_ones():
     ],
 )
 def test_when_a_connection_is_late(steps, ends_at):
-    doors = make()
-    one = One(doors, "a", 0.0)
+    connections = make()
+    one = One(connections, "a", 0.0)
     for step in steps:
         name, _, text = step.partition("@")
         at = float(text)
         {
-            "first": lambda at=at: doors.on_first_bytes(one, at),
-            "request": lambda at=at: doors.on_request(one, at),
-            "answered": lambda at=at: doors.await_request(one, at),
-            "written": lambda: doors.on_written(one, 100),
-            "sent": lambda at=at: doors.on_sent(one, 50, at),
+            "first": lambda at=at: connections.on_first_bytes(one, at),
+            "request": lambda at=at: connections.on_request(one, at),
+            "answered": lambda at=at: connections.await_request(one, at),
+            "written": lambda: connections.on_written(one, 100),
+            "sent": lambda at=at: connections.on_sent(one, 50, at),
         }[name]()
     last = 1000.0 if ends_at is None else ends_at
-    doors.sweep(last - 0.1)
+    connections.sweep(last - 0.1)
     assert one.is_open
-    doors.sweep(last + 0.1)
+    connections.sweep(last + 0.1)
     assert one.is_open == (ends_at is None)
 
 
@@ -126,25 +126,25 @@ def test_when_a_connection_is_late(steps, ends_at):
 )
 def test_a_new_connection_keeps_its_descriptor_for_a_second(waited_s, is_idle, is_closed):
     """Many that connect together get an answer each: those without a descriptor 503."""
-    doors = make()
-    one = One(doors, "a", 0.0)
+    connections = make()
+    one = One(connections, "a", 0.0)
     if is_idle:
-        doors.await_request(one, 0.0)
-    assert doors.close_stale(waited_s) == is_closed
+        connections.await_request(one, 0.0)
+    assert connections.close_stale(waited_s) == is_closed
     assert one.is_open != is_closed
 
 
 def test_unread_answers_are_bounded_together(monkeypatch):
     monkeypatch.setattr(http_connections, "MOST_UNSENT", 1000)
-    doors = make()
-    honest = One(doors, "honest", 0.0)
-    doors.on_written(honest, 400)
-    flood = [One(doors, "flood", 0.0) for _ in range(6)]
+    connections = make()
+    honest = One(connections, "honest", 0.0)
+    connections.on_written(honest, 400)
+    flood = [One(connections, "flood", 0.0) for _ in range(6)]
     for one in flood:
-        doors.on_written(one, 150)
-    doors.close_unread()
+        connections.on_written(one, 150)
+    connections.close_unread()
     assert honest.is_open
-    assert doors.unsent <= 1000
+    assert connections.unsent <= 1000
     assert sum(one.is_open for one in flood) == 4
 
 
@@ -160,35 +160,35 @@ def test_unread_answers_are_bounded_together(monkeypatch):
     ],
 )
 def test_an_address_that_ignores_refusals_is_refused_unread_for_a_while(refusals, pause_s, is_proxy, is_refused):
-    doors = make(is_proxy=lambda _: is_proxy)
-    one, other, now = One(doors, "a", 0.0), One(doors, "b", 0.0), 0.0
+    connections = make(is_proxy=lambda _: is_proxy)
+    one, other, now = One(connections, "a", 0.0), One(connections, "b", 0.0), 0.0
     for _ in range(refusals):
         now += pause_s
-        doors.on_refused(one, "a", "/udf", now)
+        connections.on_refused(one, "a", "/udf", now)
     get = b"GET /udf/history?x=/y HTTP/1.1\r\n"
-    assert doors.is_refused(one, get, now) == is_refused
-    assert not doors.is_refused(one, b"GET /api/udf/history HTTP/1.1\r\n", now)
-    assert not doors.is_refused(other, get, now)
-    assert not doors.is_refused(one, get, now + http_connections.REFUSED_S)
-    doors.sweep(now + 100.0)
-    assert not doors._refusals
-    assert not doors._refused_until
+    assert connections.is_refused(one, get, now) == is_refused
+    assert not connections.is_refused(one, b"GET /api/udf/history HTTP/1.1\r\n", now)
+    assert not connections.is_refused(other, get, now)
+    assert not connections.is_refused(one, get, now + http_connections.REFUSED_S)
+    connections.sweep(now + 100.0)
+    assert not connections._refusals
+    assert not connections._refused_until
 
 
-class Doors(RuleBasedStateMachine):
+class StatefulConnections(RuleBasedStateMachine):
     """Any sequence of accepts, requests, answers and abrupt ends."""
 
     def __init__(self):
         super().__init__()
         self.clients = Clients()
         self.budgets = WorkBudgets(0.1, 0.25)
-        self.doors = make(self.clients, most=3, per=2, budgets=self.budgets)
+        self.connections = make(self.clients, most=3, per=2, budgets=self.budgets)
         self.ones, self.now = [], 0.0
 
     @rule(customer=st.sampled_from("abc"))
     def accept(self, customer):
-        if self.doors.make_room(customer, customer):
-            self.ones.append(One(self.doors, customer, self.now))
+        if self.connections.make_room(customer, customer):
+            self.ones.append(One(self.connections, customer, self.now))
 
     @precondition(lambda self: any(one.is_open for one in self.ones))
     @rule(data=st.data(), step=st.sampled_from(["first", "request", "answered", "written", "sent", "close", "client"]))
@@ -196,36 +196,36 @@ class Doors(RuleBasedStateMachine):
         one = data.draw(st.sampled_from([one for one in self.ones if one.is_open]))
         match step:
             case "first":
-                self.doors.on_first_bytes(one, self.now)
+                self.connections.on_first_bytes(one, self.now)
             case "request":
-                self.doors.on_request(one, self.now)
+                self.connections.on_request(one, self.now)
             case "answered":
-                self.doors.await_request(one, self.now)
+                self.connections.await_request(one, self.now)
             case "written":
-                self.doors.on_written(one, 100)
+                self.connections.on_written(one, 100)
             case "sent":
-                self.doors.on_sent(one, one.unsent, self.now)
+                self.connections.on_sent(one, one.unsent, self.now)
             case "close":
                 one.close()
             case "client":
-                self.doors.remove_connection(one)
+                self.connections.remove_connection(one)
                 one.is_open = False
 
     @rule(seconds=st.sampled_from([1.0, 11.0, 80.0]))
     def wait(self, seconds):
         self.now += seconds
-        self.doors.sweep(self.now)
+        self.connections.sweep(self.now)
         self.budgets.sweep(self.now)
 
     @invariant()
     def counts_are_those_of_the_open_ones(self):
         left = [one for one in self.ones if one.is_open]
-        assert len(self.doors) == len(left) <= 3 + SPARE
-        assert self.doors.unsent == sum(one.unsent for one in left)
-        assert self.doors._customers == Counter(one.customer for one in left)
+        assert len(self.connections) == len(left) <= 3 + SPARE
+        assert self.connections.unsent == sum(one.unsent for one in left)
+        assert self.connections._customers == Counter(one.customer for one in left)
         counted = {key: one.members for key, one in self.budgets._addresses.items() if one.members}
         assert counted == Counter(one.address for one in left)
-        for crowd in (self.doors._awaiting, self.doors._answered):
+        for crowd in (self.connections._awaiting, self.connections._answered):
             sizes = Counter(one.customer for one in crowd.everyone())
             assert crowd._largest == max(sizes.values(), default=0)
             oldest = crowd.oldest_of_heaviest()
@@ -233,8 +233,8 @@ class Doors(RuleBasedStateMachine):
             assert oldest is None or sizes[oldest.customer] == crowd._largest
 
 
-Doors.TestCase.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
-TestDoors = pytest.mark.slow(Doors.TestCase)  # many sequences
+StatefulConnections.TestCase.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
+TestConnections = pytest.mark.slow(StatefulConnections.TestCase)  # many sequences
 
 
 @pytest.mark.slow  # a server with sockets, and 90 seconds of its clock

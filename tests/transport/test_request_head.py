@@ -44,7 +44,7 @@ def test_a_head_that_is_too_large_is_passed_on_to_be_refused(before):
     assert head.add(b"x") == b"x" * (LARGEST - before + 1)
 
 
-class Site:
+class Harness:
     """A stream of the server, the client's socket, and the budget of the client's address."""
 
     def __init__(self) -> None:
@@ -77,57 +77,57 @@ class Paused:
 
 
 @pytest.fixture
-async def site():
-    site = Site()
-    yield site
-    site.stream.close()
-    site.client.close()
+async def harness():
+    harness = Harness()
+    yield harness
+    harness.stream.close()
+    harness.client.close()
 
 
-async def test_tornado_searches_no_part_of_a_head(site):
-    head = site.expect()
+async def test_tornado_searches_no_part_of_a_head(harness):
+    head = harness.expect()
     for part in (b"GET / HTTP/1.1\r\nHost: x\r\nX: ", *[b"y"] * 50, b"\r", b"\n", b"\r"):
-        await site.send(part)
-        assert not has_buffered_bytes(site.stream)
+        await harness.send(part)
+        assert not has_buffered_bytes(harness.stream)
         assert not head.done()
-    await site.send(b"\nGET /2 HTTP/1.1\r")
+    await harness.send(b"\nGET /2 HTTP/1.1\r")
     assert bytes(await head).endswith(b"y" * 50 + b"\r\n\r\n")
-    second = site.expect()  # Tornado has its begin
+    second = harness.expect()  # Tornado has its begin
     for part in (b"\n", b"A: b", b"\r\n", b"\r"):
-        await site.send(part)
+        await harness.send(part)
     assert not second.done()
-    await site.send(b"\n")
+    await harness.send(b"\n")
     assert bytes(await second) == b"GET /2 HTTP/1.1\r\nA: b\r\n\r\n"
 
 
-async def test_the_first_request_waits_for_its_turn_too(site):
-    site.client.sendall(b"GET / HTTP/1.1\r\n\r\n")
-    site.turns.answer_later(Paused())
-    head = site.expect()
+async def test_the_first_request_waits_for_its_turn_too(harness):
+    harness.client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    harness.turns.answer_later(Paused())
+    head = harness.expect()
     assert not head.done()
     assert bytes(await head) == b"GET / HTTP/1.1\r\n\r\n"
 
 
-async def test_a_connection_that_is_reset_keeps_no_buffer(site):
-    site.expect().add_done_callback(lambda head: head.exception())
-    site.stream.socket.send(b"x")
-    site.client.close()  # with unread bytes, which is a reset
-    while not site.stream.closed():
+async def test_a_connection_that_is_reset_keeps_no_buffer(harness):
+    harness.expect().add_done_callback(lambda head: head.exception())
+    harness.stream.socket.send(b"x")
+    harness.client.close()  # with unread bytes, which is a reset
+    while not harness.stream.closed():
         await asyncio.sleep(0)
-    assert isinstance(site.stream.error, ConnectionResetError)
-    frames = [frame for frame, _ in traceback.walk_tb(site.stream.error.__traceback__)]
+    assert isinstance(harness.stream.error, ConnectionResetError)
+    frames = [frame for frame, _ in traceback.walk_tb(harness.stream.error.__traceback__)]
     assert "read_from_fd" in [frame.f_code.co_name for frame in frames]
     for frame in frames:
         assert not any(isinstance(value, bytearray | memoryview) for value in frame.f_locals.values())
 
 
-async def test_parts_are_charged_and_end_the_connection(site):
-    head = site.expect()
-    await site.send(b"GET / HTTP/1.1\r\nX: ")
-    site.stream.budget.charge(0.1 * 25, 0.0)  # all that was saved up, and the longest wait
-    before = site.stream.budget.paid_at
-    await site.send(b"y")
-    assert site.stream.budget.paid_at == pytest.approx(before + HEAD_PART / 0.1)
-    assert site.client.recv(100).startswith(b"HTTP/1.1 429 ")
-    assert head.done() or site.stream.closed()
+async def test_parts_are_charged_and_end_the_connection(harness):
+    head = harness.expect()
+    await harness.send(b"GET / HTTP/1.1\r\nX: ")
+    harness.stream.budget.charge(0.1 * 25, 0.0)  # all that was saved up, and the longest wait
+    before = harness.stream.budget.paid_at
+    await harness.send(b"y")
+    assert harness.stream.budget.paid_at == pytest.approx(before + HEAD_PART / 0.1)
+    assert harness.client.recv(100).startswith(b"HTTP/1.1 429 ")
+    assert head.done() or harness.stream.closed()
     head.cancel()

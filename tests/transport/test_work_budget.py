@@ -185,7 +185,7 @@ class Strangers(RuleBasedStateMachine):
         self.limiter = ConnectionLimiter(
             server.max_connections, server.max_connections_per_ip, server.max_handshakes_per_second
         )
-        self.doors = HttpConnections(
+        self.connections = HttpConnections(
             self.limiter,
             most=server.max_connections,
             most_per_address=server.max_connections_per_ip,
@@ -204,17 +204,17 @@ class Strangers(RuleBasedStateMachine):
 
     def come_in(self, address):
         """Connect and shake hands; return the budget of the client, or None if it is refused."""
-        if self.doors.is_address_refused(address, b"GET /ws HTTP/1.1", self.now):
+        if self.connections.is_address_refused(address, b"GET /ws HTTP/1.1", self.now):
             return None
-        if not self.doors.make_room(client_of(address), address):
+        if not self.connections.make_room(client_of(address), address):
             return None
         one = One(address)
-        self.doors.add_connection(one, self.now)
-        self.doors.on_request(one, self.now)
+        self.connections.add_connection(one, self.now)
+        self.connections.on_request(one, self.now)
         is_admitted = one.budget.admit(REQUEST, self.now) != REFUSED
         is_admitted = is_admitted and self.limiter.refusal_for(address) is None
         is_admitted = is_admitted and not self.limiter.admit_handshake(self.now, address)
-        self.doors.remove_connection(one)
+        self.connections.remove_connection(one)
         if not is_admitted:
             return None
         self.limiter.add_connection(address)
@@ -329,7 +329,7 @@ class Strangers(RuleBasedStateMachine):
     def wait(self, seconds):
         self.now += seconds
         self.budgets.sweep(self.now)
-        self.doors.sweep(self.now)
+        self.connections.sweep(self.now)
 
     # ---------------------------------------------------------------- always
 
@@ -358,7 +358,12 @@ class Strangers(RuleBasedStateMachine):
         for bucket in self.office:
             self.hang_up(OFFICE, bucket)
         self.hang_up(HOME, self.chart)
-        assert (self.limiter.count, self.limiter._networks, self.limiter._customers, len(self.doors)) == (0, {}, {}, 0)
+        assert (self.limiter.count, self.limiter._networks, self.limiter._customers, len(self.connections)) == (
+            0,
+            {},
+            {},
+            0,
+        )
         self.now += BURST_S + self.budgets.most_debt_s + 1
         for _ in range(2):  # a customer after its networks
             self.budgets.sweep(self.now)

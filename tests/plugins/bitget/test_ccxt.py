@@ -96,7 +96,7 @@ async def test_ccxt_understands_too_many_requests(fake, bitget):
 @pytest.mark.parametrize("fake", [lambda: ScaledClock(60)], indirect=True)
 @pytest.mark.parametrize("symbol", UNIFIED)
 async def test_ccxt_watches_minutes_come_and_go_through_a_lost_connection(fake, bitget, symbol):
-    fake.ping_patience_s = None  # ccxt pings in real time
+    fake.pong_within_s = None  # ccxt pings in real time
     fake.enforce_limits = False
     snapshot = await deadlines.wait_for(bitget.watch_ohlcv(symbol, "1m"), TIMEOUT_S)
     assert len(snapshot) == 500

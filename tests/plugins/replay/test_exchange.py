@@ -176,19 +176,19 @@ async def test_history_of_an_unknown_symbol_is_an_error_and_its_subscription_is_
     exchange = replay(ManualClock(), BTC_USDT=plain)
     with pytest.raises(ExchangeError, match="no recording for SOL/USDT"):
         await history(exchange, 0, MINUTE_MS, SOL)
-    async with listening(exchange, SOL, BTC) as heard:
-        refused = [event for event in heard.events if isinstance(event, SubscriptionRejected)]
+    async with listening(exchange, SOL, BTC) as received:
+        refused = [event for event in received.events if isinstance(event, SubscriptionRejected)]
     assert [event.symbol for event in refused] == [SOL]
-    assert Subscribed(BTC) in heard.events
-    assert heard.snapshot(BTC)
+    assert Subscribed(BTC) in received.events
+    assert received.snapshot(BTC)
 
 
 async def test_the_feed_begins_with_the_last_500_minutes_and_the_running_one(plain: Path) -> None:
     clock = ManualClock()
     await clock.advance(30)
     exchange = replay(clock, BTC_USDT=plain)
-    async with listening(exchange) as heard:
-        snapshot = heard.snapshot()
+    async with listening(exchange) as received:
+        snapshot = received.snapshot()
     assert [candle.open_ms for candle in snapshot] == [START_MS + n * MINUTE_MS for n in range(-500, 1)]
     assert all(candle.as_of_ms == candle.open_ms + MINUTE_MS for candle in snapshot[:-1])
     assert snapshot[-1].as_of_ms == START_MS + 30_000
@@ -199,9 +199,9 @@ async def test_at_speed_1_the_minute_grows_once_a_second_and_its_last_version_co
 ) -> None:
     clock = ManualClock()
     exchange = replay(clock, BTC_USDT=plain)
-    async with listening(exchange) as heard:
+    async with listening(exchange) as received:
         await clock.advance(125)
-        live = heard.live()
+        live = received.live()
     minutes = [[candle for candle in live if candle.open_ms == START_MS + n * MINUTE_MS] for n in range(3)]
     assert [len(versions) for versions in minutes] == [60, 61, 6]
     assert [candle.open_ms for candle in live] == sorted(candle.open_ms for candle in live)
@@ -215,10 +215,10 @@ async def test_at_speed_1_the_minute_grows_once_a_second_and_its_last_version_co
 async def test_at_speed_the_feed_ticks_four_times_a_second_and_leaves_no_minute_out(plain: Path) -> None:
     clock = ManualClock()
     exchange = replay(clock, speed=600.0, BTC_USDT=plain)
-    async with listening(exchange) as heard:
+    async with listening(exchange) as received:
         await clock.advance(2)
-        batches = [event for event in heard.events if isinstance(event, Candles) and not event.snapshot]
-        live = heard.live()
+        batches = [event for event in received.events if isinstance(event, Candles) and not event.snapshot]
+        live = received.live()
     assert len(batches) == 8
     ended = [candle.open_ms for candle in live if candle.as_of_ms == candle.open_ms + MINUTE_MS]
     assert ended == [START_MS + n * MINUTE_MS for n in range(20)]
@@ -285,11 +285,11 @@ def test_market_time_stands_still_while_the_wall_clock_is_set_back(plain: Path) 
 async def test_two_daemons_started_at_different_times_publish_the_same_minutes(plain: Path) -> None:
     early, late = ScaledClock(200.0, START_MS), ScaledClock(50.0, START_MS + 90_000)
     one, other = replay(early, BTC_USDT=plain), replay(late, speed=4.0, BTC_USDT=plain)
-    async with listening(one) as heard_one, listening(other) as heard_other:
+    async with listening(one) as received_one, listening(other) as received_other:
         await asyncio.sleep(1.0)
-        last_one = {candle.open_ms: candle.values for candle in heard_one.live() if candle.as_of_ms % MINUTE_MS == 0}
+        last_one = {candle.open_ms: candle.values for candle in received_one.live() if candle.as_of_ms % MINUTE_MS == 0}
         last_other = {
-            candle.open_ms: candle.values for candle in heard_other.live() if candle.as_of_ms % MINUTE_MS == 0
+            candle.open_ms: candle.values for candle in received_other.live() if candle.as_of_ms % MINUTE_MS == 0
         }
     both = last_one.keys() & last_other.keys()
     assert both

@@ -173,15 +173,15 @@ def test_growth_ends_in_the_recorded_candle(candle: Candle) -> None:
 @given(steps=st.lists(st.integers(1, 5 * MINUTE_MS), min_size=1, max_size=40), start=st.integers(0, HOUR_MS))
 def test_a_listener_of_any_pace_receives_every_minute_to_its_end_and_in_order(steps: list[int], start: int) -> None:
     rec = recording(60, missing=frozenset({30}))
-    spoke_ms = first_ms = MONDAY_MS + start
-    heard: list[Candle] = []
+    sent_ms = first_ms = MONDAY_MS + start
+    received: list[Candle] = []
     for step in steps:
-        heard += rec.versions_between(spoke_ms, spoke_ms + step)
-        spoke_ms += step
-    stamps = [(candle.open_ms, candle.as_of_ms) for candle in heard]
+        received += rec.versions_between(sent_ms, sent_ms + step)
+        sent_ms += step
+    stamps = [(candle.open_ms, candle.as_of_ms) for candle in received]
     assert stamps == sorted(stamps)
-    last = {candle.open_ms: candle for candle in heard}
-    assert list(last.values()) == rec.minutes_between(first_ms - first_ms % MINUTE_MS, spoke_ms + 1, spoke_ms)
+    last = {candle.open_ms: candle for candle in received}
+    assert list(last.values()) == rec.minutes_between(first_ms - first_ms % MINUTE_MS, sent_ms + 1, sent_ms)
 
 
 def test_quote_volume_is_kept_and_a_blank_one_is_absent() -> None:

@@ -23,7 +23,7 @@ from candled.store.history import HistoryReader
 from candled.store.ingest_store import IngestStore
 from candled.store.sqlite.store import SqliteStore
 from candled.store.writer import JOURNAL_AFTER_S, JOURNAL_LOOK_S, Writer
-from tests.chaos.charts import Chart, Wish, closed_before, time_ms, values_of, without_source
+from tests.chaos.charts import Chart, Subscription, closed_before, time_ms, values_of, without_source
 from tests.rooms.stage import Socket
 from tests.rows import MONDAY_MS
 from tests.simulation.exchange import BTC, LyingExchange, Truth
@@ -35,10 +35,10 @@ KEY = MarketKey("lying", BTC)
 START_MS = MONDAY_MS + 5 * 3_600_000
 INTERVALS = DEFAULT_INTERVALS
 PROTOCOL = RequestCodec({KEY.exchange: [BTC]}, INTERVALS)
-WISHES = (
-    Wish("BTC/USDT", "1m", 120, ("fields", "corrections", "status")),
-    Wish("BTC/USDT", "5m", 40, ("fields", "corrections", "status")),
-    Wish("BTC/USDT", "15m", 20),
+SUBSCRIPTIONS = (
+    Subscription("BTC/USDT", "1m", 120, ("fields", "corrections", "status")),
+    Subscription("BTC/USDT", "5m", 40, ("fields", "corrections", "status")),
+    Subscription("BTC/USDT", "15m", 20),
 )
 SETTLE_MS, QUIET_AFTER_MS = 6_000, 60_000
 # The newest bar a client sees may lag behind the exchange for so long in the states `live` and `quiet`: a stream that
@@ -182,8 +182,8 @@ def _send_all(recipients: Any, frame: Frame) -> None:
 class Person:
     """A client that comes back whenever it loses its connection."""
 
-    def __init__(self, wish: Wish) -> None:
-        self.chart = Chart(wish)
+    def __init__(self, subscription: Subscription) -> None:
+        self.chart = Chart(subscription)
         self.socket: Line | None = None
         self.connects_at = 0.0
 
@@ -194,7 +194,7 @@ class Person:
         self.connects_at = connects_at
 
 
-class Site:
+class Deployment:
     """Everything, and the eyes on it."""
 
     def __init__(self, seed: int, folder: Path) -> None:
@@ -208,10 +208,10 @@ class Site:
         self.store.open()
         self.starts = 0
         self.process = self._start()
-        self.people = [Person(wish) for wish in WISHES]
+        self.people = [Person(subscription) for subscription in SUBSCRIPTIONS]
         self.violations: list[str] = []
         self._behind_since: float | None = None
-        self._lacking_since: float | None = None
+        self._missing_since: float | None = None
 
     def _start(self) -> Process:
         self.starts += 1
@@ -225,7 +225,7 @@ class Site:
         await self.process.end(is_killed=is_killed)
         await asyncio.sleep(pause_s)
         self.process = self._start()
-        self._behind_since = self._lacking_since = None
+        self._behind_since = self._missing_since = None
 
     def sleep(self, seconds: float) -> None:
         """Let the machine sleep: its connections are dead when it wakes, and nothing ran meanwhile."""
@@ -233,7 +233,7 @@ class Site:
         self.weather.begin("stream cut", self.clock.monotonic() + 5)
         for person in self.people:
             person.lose(self.clock.monotonic() + 2)
-        self._behind_since = self._lacking_since = None
+        self._behind_since = self._missing_since = None
 
     def lose_minutes(self) -> None:
         """Rows of the store are gone, bars and all, as if it had been restored from a copy."""
@@ -255,14 +255,14 @@ class Site:
 
     def _look_after_clients(self) -> None:
         now = self.clock.monotonic()
-        is_stuck = self.weather.has("client stops reading")
+        is_blocked = self.weather.has("client stops reading")
         for number, person in enumerate(self.people):
             if person.socket is None and now >= person.connects_at:
                 person.socket = self.process.connect(person.chart)
-            elif person.socket is not None and person.socket.stuck and not is_stuck:
+            elif person.socket is not None and person.socket.blocked and not is_blocked:
                 person.socket.let_go()
-            elif person.socket is not None and is_stuck and number % 2:
-                person.socket.stuck = True
+            elif person.socket is not None and is_blocked and number % 2:
+                person.socket.blocked = True
 
     def _look_at_state(self) -> None:
         """See whether the first client is shown a state that is better than the truth, and since when."""
@@ -270,7 +270,7 @@ class Site:
         chart = person.chart
         state = chart.states[-1] if chart.states else ""
         if person.socket is None or not chart.is_initialized or state not in _GOOD or self._is_time_unknowable():
-            self._behind_since = self._lacking_since = None
+            self._behind_since = self._missing_since = None
             return
         if self._is_behind(chart, true_ms):
             self._behind_since = now if self._behind_since is None else self._behind_since
@@ -279,11 +279,11 @@ class Site:
         else:
             self._behind_since = None
         if self._lacks(true_ms):
-            self._lacking_since = now if self._lacking_since is None else self._lacking_since
-            if now - self._lacking_since > BEHIND_S:
+            self._missing_since = now if self._missing_since is None else self._missing_since
+            if now - self._missing_since > BEHIND_S:
                 self._complain(f"{state}, but minutes of the last two hours are neither there nor named")
         else:
-            self._lacking_since = None
+            self._missing_since = None
 
     def _is_time_unknowable(self) -> bool:
         """Whether several witnesses of the time lie: candled goes by what most of them agree on."""
@@ -338,7 +338,7 @@ class Site:
         for person in self.people:
             wrong = self._chart(person)
             if wrong:
-                return f"{person.chart.wish}: {wrong}"
+                return f"{person.chart.subscription}: {wrong}"
         return ""
 
     def _stored(self) -> str:
@@ -356,17 +356,17 @@ class Site:
 
     def _chart(self, person: Person) -> str:
         chart = person.chart
-        if person.socket is None or person.socket.stuck or not chart.is_initialized:
+        if person.socket is None or person.socket.blocked or not chart.is_initialized:
             return "is not connected"
-        fresh = self.process.connect(Chart(chart.wish)).shown
+        fresh = self.process.connect(Chart(chart.subscription)).shown
         shown, drawn = without_source(fresh.bars), without_source(chart.window(fresh.bars))
         if shown != drawn:
             unlike = list({*shown} ^ {*drawn})[:2]
             return f"the chart is not as a reload: {unlike}"
         if not shown:
             return "nothing is shown"
-        truth = self.folded(Interval.parse(chart.wish.interval))
-        for bar in closed_before(chart.window(fresh.bars), chart.wish.length_ms, self.until_ms):
+        truth = self.folded(Interval.parse(chart.subscription.interval))
+        for bar in closed_before(chart.window(fresh.bars), chart.subscription.length_ms, self.until_ms):
             if values_of(bar[1]) != truth.get(time_ms(bar)):
                 return f"{bar[1]} is shown, the truth is {truth.get(time_ms(bar))}"
         return ""
@@ -383,15 +383,15 @@ class Site:
         for chart in (person.chart for person in self.people):
             found += [wrong for wrong in chart.wrong if "the volume goes back" not in wrong]  # after a lie it has to
             truth, fresh = (
-                self.folded(Interval.parse(chart.wish.interval)),
-                self.process.connect(Chart(chart.wish)).shown,
+                self.folded(Interval.parse(chart.subscription.interval)),
+                self.process.connect(Chart(chart.subscription)).shown,
             )
             first = fresh.bars[0][0] if fresh.bars else ""
             for begins, (bar, _) in chart.finals.items():
                 open_ms = time_ms((begins, bar))
-                is_over = begins >= first and open_ms + chart.wish.length_ms <= self.until_ms
+                is_over = begins >= first and open_ms + chart.subscription.length_ms <= self.until_ms
                 if is_over and values_of(bar) != truth.get(open_ms):
-                    found.append(f"{chart.wish}: final was said of {bar}, the truth is {truth.get(open_ms)}")
+                    found.append(f"{chart.subscription}: final was said of {bar}, the truth is {truth.get(open_ms)}")
         return found
 
     async def close(self) -> None:

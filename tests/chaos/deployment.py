@@ -132,7 +132,7 @@ class Node:
         return self.log.read_text("utf-8", "replace")[-characters:] if self.log.exists() else ""
 
 
-class Site:
+class Deployment:
     """Everything together; an async context manager. `ingest` and `serve` processes, and one that does both."""
 
     def __init__(
@@ -172,7 +172,7 @@ class Site:
     def ingesting(self) -> list[Node]:
         return [node for node in self.nodes if node.ingests]
 
-    async def __aenter__(self) -> "Site":
+    async def __aenter__(self) -> "Deployment":
         try:
             await self.fake.start()
             self.redis = RedisServer(program(), steady_port())
