@@ -48,7 +48,7 @@ _RETRY_LATER = frozenset({TOO_MANY_REQUESTS, "50001", "50004", "50013", "50026",
 _CLOSING_SOON = "64008"
 _NAMED = re.compile(r"instId:\s*([^\s,]+)")
 _STATES: Mapping[str, MarketState] = {"live": "trading", "suspend": "suspended", "preopen": "upcoming"}
-_COLUMNS = 9
+_COLUMNS = 7
 
 
 def inst_type_of(symbol: Symbol) -> InstType:
@@ -125,16 +125,18 @@ def read_row(row: Any, inst_type: InstType) -> Candle:
     """Return the candle in a row: opening time, open, high, low, close, three volumes, and whether the bar is over.
 
     The volumes are `vol`, `volCcy` and `volCcyQuote`. The base volume of spot pairs is `vol`. That of contracts is
-    `volCcy`, because their `vol` counts contracts.
+    `volCcy`, because their `vol` counts contracts. Older rows end with `volCcy`, the quote volume of a spot pair.
 
     Raises:
         InvalidCandle: the row has another form, or is not a possible candle.
     """
     if not isinstance(row, list) or len(row) < _COLUMNS:
-        raise InvalidCandle(f"expected a row of {_COLUMNS} columns, got {str(row)[:200]}")
-    open_ms, opened, high, low, close, volume, base, quote, confirm = row[:_COLUMNS]
-    volume = volume if inst_type == "SPOT" else base
-    return Candle.parse(open_ms, opened, high, low, close, volume, quote, final=confirm == "1")
+        raise InvalidCandle(f"expected a row of {_COLUMNS} columns or more, got {str(row)[:200]}")
+    open_ms, opened, high, low, close, vol, vol_ccy = row[:_COLUMNS]
+    volume, quote = (vol, vol_ccy) if inst_type == "SPOT" else (vol_ccy, None)
+    if len(row) > _COLUMNS:
+        quote = row[_COLUMNS]
+    return Candle.parse(open_ms, opened, high, low, close, volume, quote, final=row[-1] == "1" and len(row) > 8)
 
 
 # ---------------------------------------------------------------- REST

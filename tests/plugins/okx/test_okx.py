@@ -76,13 +76,22 @@ def test_the_last_version_of_a_minute_is_marked():
     assert [one.final for one in candles_of(read_all(feed(), [push(ROW), push([*ROW[:8], "1"])]))] == [False, True]
 
 
-@pytest.mark.parametrize("row", [ROW[:8], None, [None] * 9, ["x", *ROW[1:]], [*ROW[:2], "8", *ROW[3:]]])
+@pytest.mark.parametrize("row", [ROW[:6], None, [None] * 9, ["x", *ROW[1:]], [*ROW[:2], "8", *ROW[3:]]])
 def test_a_bad_row_costs_itself(row):
     frame = json.loads(push(ROW))
     frame["data"].append(row)
     (event,) = feed().read_frame(json.dumps(frame))
     assert len(event.candles) == 1
     assert isinstance(event.invalid[0], InvalidRow)
+
+
+@pytest.mark.parametrize(
+    ("symbol", "name", "volumes"), [(BTC, "BTC-USDT", (300, 3)), (SWAP, "BTC-USDT-SWAP", (3, None))]
+)
+def test_older_rows_have_no_columns_for_quote_volume_and_end(symbol, name, volumes):
+    (event,) = feed(symbol).read_frame(push(ROW[:7], name))
+    (candle,) = event.candles
+    assert (candle.volume, candle.quote_volume, candle.final) == (*volumes, False)
 
 
 def test_many_markets_share_a_frame_and_a_renewed_one_has_its_own():
