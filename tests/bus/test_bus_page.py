@@ -11,7 +11,7 @@ import pytest
 from redis import asyncio as aioredis
 
 from candled.bus import HistoryChanged, MinuteChanged, StateChanged
-from candled.bus.codec import Names, decode_heartbeat, decode_message, decode_newest
+from candled.bus.codec import Names, decode_heartbeat, decode_market_list, decode_message, decode_newest, decode_notice
 from candled.bus.redis.leases import LeaseState
 from candled.model import STATES
 from tests import deadlines
@@ -74,11 +74,16 @@ async def test_the_publishing_command_is_understood():
 
 
 def test_the_messages_of_the_page_are_messages():
-    messages, key = blocks("json")
+    messages, markets, key = blocks("json")
     read = [decode_message(BTC, text.encode()) for text in objects(messages)]
     assert [type(message) for message, _ in read] == [MinuteChanged, HistoryChanged, StateChanged]
     assert [position.seq for _, position in read] == [7, 8, 9]
     assert decode_newest(BTC, re.sub(r'"candles".*', '"candles": []}', key).encode()).state.state == "quiet"
+    found = decode_market_list("bitget", markets.encode())
+    assert [str(symbol) for symbol in found.markets] == ["BTC/USDT", "NEW/USDT"]
+    assert found.markets[BTC.symbol].status == "trading"
+    notice = re.search(r'`(\{"type": "markets".*?\})`', PAGE)
+    assert decode_notice(notice[1].encode()).position == found.position
     heartbeat = re.search(r'`(\{"type": "heartbeat".*?\}\})`', PAGE)
     assert decode_heartbeat(heartbeat[1].encode()).seqs == {NAMES.candles_channel(BTC): 9}
 
@@ -92,6 +97,7 @@ def test_the_names_of_the_page_are_the_names():
         NAMES.lease_key(0),
         NAMES.token_key(0),
     }
+    names |= {NAMES.markets_channel("bitget"), NAMES.markets_key("bitget")}
     names |= {NAMES.heartbeat_channel(0), NAMES.processes_key, NAMES.budget_key("HOST"), NAMES.count_key("…")}
     assert names <= documented
     assert all(f"`{state}`" in PAGE for state in STATES)
