@@ -1,9 +1,12 @@
 """The markets that candled reads and serves now. They change while it runs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from candled.model import Market, MarketKey, Symbol
+
+#: The most markets that one step of a larger change adds, and the most that it removes.
+STEP_MARKETS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +103,19 @@ class Universe:
             for listener in self._listeners:
                 listener(change)
         return change
+
+
+def small_steps(symbols: Sequence[Symbol], wanted: Sequence[Symbol]) -> Iterator[tuple[Symbol, ...]]:
+    """Yield the markets after each step from `symbols` to `wanted`, which is the last one.
+
+    A step adds and removes at most `STEP_MARKETS`, so that its listeners do not block the event loop for long.
+    """
+    before, after = dict.fromkeys(symbols), dict.fromkeys(wanted)
+    removed = [symbol for symbol in before if symbol not in after]
+    added = [symbol for symbol in after if symbol not in before]
+    for start in range(0, max(len(removed), len(added)) - STEP_MARKETS, STEP_MARKETS):
+        for symbol in removed[start : start + STEP_MARKETS]:
+            del before[symbol]
+        before |= dict.fromkeys(added[start : start + STEP_MARKETS])
+        yield tuple(before)
+    yield tuple(wanted)

@@ -56,6 +56,7 @@ HOLDERS = {
     **dict.fromkeys(("api/context", "api/past_pages"), "read over store/history"),
     "ingest/publisher": "repeats writes through tasks",
     "ingest/market_loader": "reads through tasks",
+    "ingest/market_chooser": "changes many markets through tasks",
     "ingest/market_listing": "reads the list over ingest/http",
     **dict.fromkeys(("ingest/stored_past", "ingest/store_audit"), "publish over ingest/publisher"),
     "ingest/renamed_history": "copies over store/ingest_store",

@@ -1,13 +1,14 @@
 """Chooses the markets of an exchange whenever its list or the rules change, and sets them in the universe."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from candled.exchange import Clock
 from candled.model import Market, MarketKey, Symbol
-from candled.universe import Universe
+from candled.tasks import TaskSet
+from candled.universe import Universe, small_steps
 from candled.universe_choice import ChoiceRules, MarketChoice, choose_markets, follow_life
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,8 @@ class MarketChooser:
     """Chooses the markets of one exchange: those of the rules, and those that were added with `add_extra`.
 
     Of all processes, only one chooses, between `start_choosing` and `stop_choosing`. It makes every change in the
-    universe immediately, so that its listeners follow. A delisted market stays while it `is_used` by clients.
+    universe, so that its listeners follow: a few immediately, many in steps that do not block the event loop. A
+    delisted market stays while it `is_used` by clients.
     """
 
     def __init__(
@@ -41,6 +43,12 @@ class MarketChooser:
         self._choice = MarketChoice(symbols=())
         #: The newest list that was not empty.
         self._listed: Sequence[Market] = ()
+        #: The wanted markets of the universe, with their facts; None before this process chooses.
+        self._wanted: tuple[tuple[Symbol, ...], dict[Symbol, Market]] | None = None
+        #: The steps that lead to them.
+        self._steps: Iterator[tuple[Symbol, ...]] = iter(())
+        #: The task that changes the universe in steps, while it has many changes.
+        self._tasks = TaskSet()
         #: Markets that are wanted regardless of the rules; an ordered set.
         self._extra: dict[Symbol, None] = {}
         self._logged: set[str] = set()
@@ -54,7 +62,7 @@ class MarketChooser:
 
     def stop_choosing(self) -> None:
         """Leave the choice to another process."""
-        self.is_choosing, self._choice = False, MarketChoice(symbols=())
+        self.is_choosing, self._wanted, self._choice = False, None, MarketChoice(symbols=())
 
     def on_list(self, listed: Sequence[Market]) -> None:
         """Choose from the exchange's newest list, and take its facts."""
@@ -122,19 +130,33 @@ class MarketChooser:
     @property
     def _chosen(self) -> tuple[Symbol, ...]:
         """The markets of the universe that the rules have chosen, here or in the process that led before."""
-        symbols, known = self._universe.symbols(self._name), self._choice.symbols
+        symbols = self._universe.symbols(self._name) if self._wanted is None else self._wanted[0]
+        known = self._choice.symbols
         return tuple(symbol for symbol in symbols if symbol not in self._extra or symbol in known)
 
     def _set_markets(self, chosen: Sequence[Symbol], listed: Sequence[Market]) -> None:
-        symbols = (*chosen, *self._extra)
-        change = self._universe.set_markets(self._name, symbols, self._facts_of(symbols, listed))
-        for what, changed in (("added", change.added), ("removed", change.removed)):
-            if changed:
-                more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
-                shown = ", ".join(map(str, changed[:_SHOWN]))
-                logger.info("%s: markets %s: %s%s", self._name, what, shown, more)
+        before, after = dict.fromkeys(self._universe.symbols(self._name)), dict.fromkeys((*chosen, *self._extra))
+        self._log_changes("added", [symbol for symbol in after if symbol not in before])
+        self._log_changes("removed", [symbol for symbol in before if symbol not in after])
+        self._wanted = tuple(after), self._facts_of(after, listed)
+        self._steps = small_steps(tuple(before), tuple(after))
+        if not self._tasks and not self._take_step():
+            self._tasks.start(self._take_steps())
 
-    def _facts_of(self, symbols: Sequence[Symbol], listed: Sequence[Market]) -> dict[Symbol, Market]:
+    async def _take_steps(self) -> None:
+        await self._clock.sleep(0)
+        while not self._take_step():
+            await self._clock.sleep(0)
+
+    def _take_step(self) -> bool:
+        """Change some markets of the universe; return whether it is as wanted."""
+        if self._wanted is None:  # another process chooses
+            return True
+        symbols, facts = self._wanted
+        self._universe.set_markets(self._name, next(self._steps, symbols), facts)
+        return self._universe.symbols(self._name) == symbols
+
+    def _facts_of(self, symbols: Iterable[Symbol], listed: Sequence[Market]) -> dict[Symbol, Market]:
         """Return the facts of markets after a list. An empty list is no evidence."""
         now_ms, newest = self._clock.now_ms(), {market.symbol: market for market in listed}
         followed = {
@@ -143,6 +165,11 @@ class MarketChooser:
             if newest
         }
         return {symbol: facts for symbol, facts in followed.items() if facts is not None}
+
+    def _log_changes(self, what: str, changed: Sequence[Symbol]) -> None:
+        if changed:
+            more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+            logger.info("%s: markets %s: %s%s", self._name, what, ", ".join(map(str, changed[:_SHOWN])), more)
 
     def _log_remarks(self, choice: MarketChoice) -> None:
         """Log each remark when it appears. Unlisted symbols are logged by `MarketListing`."""

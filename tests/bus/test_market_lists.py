@@ -17,9 +17,9 @@ from candled.bus.codec import (
     encode_market_list,
     encode_notice,
 )
-from candled.bus.redis import market_lists
 from candled.bus.redis.leases import LeaseState
 from candled.model import Market, MarketKey, Position, Symbol
+from candled.universe import STEP_MARKETS, small_steps
 from tests.bus.rig import BTC, CLOCK, ETH, new_prefix, process, until
 from tests.proxy import Proxy
 from tests.redis_servers import own_redis, shared_redis
@@ -211,9 +211,9 @@ numbers = st.lists(st.integers(0, 400), unique=True, max_size=300)
 def test_a_list_is_applied_in_small_steps_that_end_with_it(before, after):
     before, after = ([Symbol(f"C{number}", "USDT") for number in chosen] for chosen in (before, after))
     known = set(before)
-    for step in market_lists._steps(before, after):
-        assert len(known - set(step)) <= market_lists._STEP_MARKETS
-        assert len(set(step) - known) <= market_lists._STEP_MARKETS
+    for step in small_steps(before, after):
+        assert len(known - set(step)) <= STEP_MARKETS
+        assert len(set(step) - known) <= STEP_MARKETS
         assert known & set(after) <= set(step)  # no market that stays is missing in between
         known = set(step)
     assert step == tuple(after)

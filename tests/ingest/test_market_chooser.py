@@ -8,7 +8,7 @@ import pytest
 from candled.ingest.market_chooser import MarketChooser
 from candled.model import Market, MarketKey, Symbol
 from candled.symbol_pattern import SymbolPattern
-from candled.universe import Universe
+from candled.universe import STEP_MARKETS, Universe
 from candled.universe_choice import LEAVES_AFTER_MS, ChoiceRules
 from tests.clocks import ManualClock
 
@@ -96,6 +96,25 @@ def test_a_process_that_does_not_choose_takes_only_the_facts():
     assert bench.universe.symbols("bitget") == (SOL, BTC, ETH, X)
     bench.chooser.remove_extra(X)
     assert bench.universe.symbols("bitget") == (SOL, BTC, ETH)
+
+
+async def test_many_changes_are_made_in_steps_that_other_changes_may_interrupt():
+    bench, sizes = Bench("*"), []
+    bench.universe.add_listener(lambda change: sizes.append(len(change.added) + len(change.removed)))
+    many = [Symbol(f"C{number}", "USDT") for number in range(3 * STEP_MARKETS)]
+    bench.list_markets(*many)
+    assert bench.universe.symbols("bitget") == tuple(many[:STEP_MARKETS])
+    bench.chooser.add_extra(X)
+    bench.chooser.set_rules(ChoiceRules(patterns=(SymbolPattern.parse("!C1/*"), SymbolPattern.parse("*"))))
+    await bench.clock.advance(0)
+    assert bench.universe.symbols("bitget") == (many[0], *many[2:], X)
+    bench.list_markets(*many, BTC)
+    assert bench.universe.symbols("bitget") == (many[0], *many[2:], BTC, X)
+    assert max(sizes) <= 2 * STEP_MARKETS
+    bench.chooser.set_rules(ChoiceRules(patterns=(SymbolPattern.parse("BTC/USDT"),)))
+    bench.chooser.stop_choosing()
+    await bench.clock.advance(0)
+    assert len(bench.universe.symbols("bitget")) == len(many) + 1 - STEP_MARKETS  # the next process goes on
 
 
 def test_remarks_are_logged_once_and_shown(caplog: pytest.LogCaptureFixture):

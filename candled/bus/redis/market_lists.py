@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 from candled.bus.codec import (
     MAX_LIST_BYTES,
@@ -22,7 +22,7 @@ from candled.errors import Unavailable
 from candled.exchange import Clock
 from candled.model import Market, MarketKey, Position, Symbol
 from candled.tasks import TaskSet
-from candled.universe import MarketsChanged, Universe
+from candled.universe import MarketsChanged, Universe, small_steps
 
 from .connections import Call, Caller, Servers, reason_of
 from .leases import Lease, Leases, LeaseState
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 _REPEAT_S = 10.0  # the leader publishes its list again, because Redis may lose it, and a notice
 _RETRY_S = 1.0
 _TURN_S = 0.25  # between two checks for lists to read or to publish
-_STEP_MARKETS = 50  # markets that are added to or removed from the universe without a pause
 _KEY_TTL_S = 7 * 86_400
 _LOAD_S = 3.0
 
@@ -247,7 +246,7 @@ class MarketLists:
     async def _apply_list(self, exchange: str, found: MarketList) -> None:
         """Apply a list to the universe, in steps so small that clients of other markets do not wait."""
         facts = {symbol: market for symbol, market in found.markets.items() if market is not None}
-        for step in _steps(self._universe.symbols(exchange), tuple(found.markets)):
+        for step in small_steps(self._universe.symbols(exchange), tuple(found.markets)):
             self._is_applying = True
             try:
                 self._universe.set_markets(exchange, step, facts)
@@ -259,16 +258,3 @@ class MarketLists:
         self._positions[exchange] = found.position
         self._known.add(exchange)
         self._follow_failures.record_success(exchange)
-
-
-def _steps(symbols: Sequence[Symbol], wanted: Sequence[Symbol]) -> Iterator[tuple[Symbol, ...]]:
-    """Yield the markets after each step from `symbols` to `wanted`, which is the last one."""
-    before, after = dict.fromkeys(symbols), dict.fromkeys(wanted)
-    removed = [symbol for symbol in before if symbol not in after]
-    added = [symbol for symbol in after if symbol not in before]
-    for start in range(0, max(len(removed), len(added)) - _STEP_MARKETS, _STEP_MARKETS):
-        for symbol in removed[start : start + _STEP_MARKETS]:
-            del before[symbol]
-        before |= dict.fromkeys(added[start : start + _STEP_MARKETS])
-        yield tuple(before)
-    yield tuple(wanted)
