@@ -22,7 +22,7 @@ from candled.transport.compression import agree
 from candled.transport.connection import ClientConnection, ConnectionListener
 from candled.transport.descriptors import Descriptors
 from candled.transport.hot_stream import HotStream
-from candled.transport.http_connections import REFUSED_S
+from candled.transport.http_connections import REFUSED_S, HttpConnections
 from candled.transport.library_internals import check_close_codes, error_reason, peer_address, stream_of
 from candled.transport.ping_wheel import PingWheel
 from candled.transport.socket_connection import SocketConnection, TransportContext, tune
@@ -62,6 +62,7 @@ class ServerContext:
         wheel: PingWheel,
         largest: int,
         descriptors: Descriptors,
+        http: HttpConnections,
         own_sockets: bool,
         compresses: bool,
         compress_from: int,
@@ -74,7 +75,8 @@ class ServerContext:
         self.budgets = budgets
         self.clock = clock
         self.broadcaster = broadcaster
-        self.descriptors = descriptors
+        self._descriptors = descriptors
+        self._http = http
         self.own_sockets = own_sockets
         self.compresses = compresses
         self.compress_from = compress_from
@@ -97,6 +99,11 @@ class ServerContext:
         self.transport = TransportContext(broadcaster, clock, largest=largest, on_closed=self._on_closed)
         self._wheel = wheel
         self._empty = asyncio.Event()
+
+    def has_descriptor(self) -> bool:
+        """Return True if there is a descriptor for another client, perhaps that of a connection without a request."""
+        now = self.clock.monotonic()
+        return self._descriptors.has_room(now) or (self._http.close_awaiting() and self._descriptors.has_room(now))
 
     def payer_of(self, budget: WorkBucket, peer: str, forwarded_for: str | None) -> WorkBucket:
         """Return the budget of a request: that of its connection, or of the client behind a trusted proxy."""
@@ -269,7 +276,7 @@ class ConnectingHandler(_ServerHandler):
         if self.context.draining:
             self.reject(503, "The server is stopping")
             return True
-        if not self.context.descriptors.has_room(self.context.clock.monotonic()):
+        if not self.context.has_descriptor():
             self.without_descriptor()
             return True
         forwarded = self.request.headers.get("X-Forwarded-For")
@@ -341,6 +348,19 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
         request = self.request
         is_plain = request.method != "GET" or request.version == "HTTP/1.0" or bool(request.body)
         return request.headers.get("Upgrade", "").lower() == "websocket" and not is_plain
+
+    @classmethod
+    def refuse_handshake(cls, request: HotRequest, peer: str, *, context: ServerContext, **_: Any) -> HotReply | None:
+        """Return the answer to a handshake beyond the limits of connections, without the time that Tornado takes."""
+        if request.method != "GET" or request.headers["upgrade"].lower() != "websocket":
+            return None
+        address = client_address(peer, request.headers.get("x-forwarded-for"), context.trusted)
+        refusal = context.limiter.refusal_for(address)
+        if refusal is None:
+            return None
+        status, message = refusal
+        headers = (("Retry-After", "10"), *context.open_headers)
+        return HotReply(status, JSON, headers, encode_json({"error": {"code": status, "message": message}}).encode())
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         """Detach a plain socket from Tornado; let Tornado keep any other connection."""

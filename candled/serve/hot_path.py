@@ -19,7 +19,8 @@ from candled.transport.work_budget import BYTE, HOT_REQUEST, WorkBucket
 
 _HEAD = re.compile(rb"([A-Z]{1,16}) (/[!-~]*) HTTP/1\.1\r\n((?:[A-Za-z0-9-]+:[ -~\t]*\r\n){1,64})\r\n")
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
-_FOR_TORNADO = {"content-length", "transfer-encoding", "upgrade", "expect"}
+_FOR_TORNADO = {"content-length", "transfer-encoding", "expect"}
+_UPGRADES = b"\r\nUpgrade:"
 _READS = ("GET", "HEAD")
 _HEADS_KEPT = 4096
 _PATHS_KEPT = 1024
@@ -89,13 +90,13 @@ AnswerNow = Callable[[HotRequest, str], HotReply | None]
 Route = tuple[str, type[Any], dict[str, Any]]
 
 
-def find_resource(routes: Iterable[Route]) -> Callable[[str], AnswerNow | None]:
+def find_resource(routes: Iterable[Route], method: str = "answer_now") -> Callable[[str], AnswerNow | None]:
     """Return a function that finds a path's resource: that of the first route that matches.
 
-    It returns None for routes whose handlers have no class method `answer_now`.
+    It returns None for routes whose handlers have no class method of that name.
     """
     resources = [
-        (re.compile(path), partial(kind.answer_now, **more) if hasattr(kind, "answer_now") else None)
+        (re.compile(path), partial(getattr(kind, method), **more) if hasattr(kind, method) else None)
         for path, kind, more in routes
     ]
 
@@ -107,11 +108,16 @@ def find_resource(routes: Iterable[Route]) -> Callable[[str], AnswerNow | None]:
 
 
 class HotPath:
-    """Answers requests from memory, and calls `on_answer` with the path and the status of each."""
+    """Answers requests from memory, refuses handshakes, and calls `on_answer` with the path and the status of each.
+
+    `find` finds the resource of a path, and `find_refusal` a function that returns the refusal of a handshake there, or
+    None if no limit refuses it.
+    """
 
     def __init__(
         self,
         find: Callable[[str], AnswerNow | None],
+        find_refusal: Callable[[str], AnswerNow | None],
         prefix: str,
         clock: Clock,
         payer_of: PayerOf,
@@ -119,6 +125,7 @@ class HotPath:
         on_answer: Callable[[str, int], None],
     ) -> None:
         self._find = find
+        self._find_refusal = find_refusal
         self._prefix = prefix
         self._clock = clock
         self._payer_of = payer_of
@@ -132,10 +139,11 @@ class HotPath:
 
         A handler answers if the budget has to be waited for, unless the request is a probe.
         """
-        request = self._parse(head)
+        upgrades = _UPGRADES in head
+        request = self._read(head) if upgrades else self._parse(head)  # each handshake has bytes of its own
         if request is None:
             return None
-        resource = self._find(request.path)
+        resource = self._find_refusal(request.path) if upgrades else self._find(request.path)
         if resource is None:
             return None
         payer, now = self._payer_of(budget, peer, request.headers.get("x-forwarded-for")), self._clock.monotonic()
@@ -155,6 +163,8 @@ class HotPath:
 
     def _read(self, head: bytes) -> HotRequest | None:
         request = parse_head(head)
+        if request is not None and ("upgrade" in request.headers) != (_UPGRADES in head):
+            return None
         prefix = self._prefix
         if request is not None and (request.path == prefix or request.path.startswith(f"{prefix}/")):
             request.path = request.path[len(prefix) :] or "/"
@@ -191,7 +201,7 @@ def parse_head(head: bytes) -> HotRequest | None:
         if name in headers or name in _FOR_TORNADO:
             return None
         headers[name] = value.strip(" \t")
-    if not _HOST.fullmatch(headers.get("host", "")) or headers.get("connection", "keep-alive").lower() != "keep-alive":
+    if not _HOST.fullmatch(headers.get("host", "")) or not _is_kept(headers):
         return None
     method = match[1].decode("ascii")
     path, _, query = match[2].decode("ascii").partition("?")
@@ -218,6 +228,11 @@ def _lines_of(
     kind, size = (f"Content-Type: {content_type}\r\n", f"Content-Length: {length}\r\n") if has_body else ("", "")
     shared, last = ("".join(f"{_written(name)}: {value}\r\n" for name, value in some) for some in (headers, others))
     return f"{first}{kind}Date: ", f"\r\nX-Content-Type-Options: nosniff\r\n{shared}", f"{last}{size}\r\n"
+
+
+def _is_kept(headers: Mapping[str, str]) -> bool:
+    connection = headers.get("connection", "keep-alive").lower()
+    return connection == ("upgrade" if "upgrade" in headers else "keep-alive")
 
 
 @lru_cache(maxsize=64)

@@ -81,12 +81,11 @@ class Server:
         self._serves = serves
         self._routes, self._streams = routes, dict(streams)
         self._largest = largest_message
-        self._settings = settings
+        self._settings, self._hub, self._clock = settings, hub, clock
         self._slow_s = settings.slow_client_timeout.total_seconds()
-        self._hub = hub
-        self._clock = clock
         self._tasks = TaskSet()
         self._limiter, self._connections, self._budgets = _make_limits(settings, limits)
+        self._descriptors = Descriptors()
         self._wheel = PingWheel(settings.ping_interval.total_seconds(), settings.ping_timeout.total_seconds())
         self._context = ServerContext(
             make_client=make_client,
@@ -96,7 +95,8 @@ class Server:
             broadcaster=broadcaster,
             wheel=self._wheel,
             largest=largest_message,
-            descriptors=Descriptors(),
+            descriptors=self._descriptors,
+            http=self._connections,
             own_sockets=settings.own_sockets,
             compresses=settings.compression,
             compress_from=settings.compress_from,
@@ -139,9 +139,10 @@ class Server:
 
     def _make_hot_path(self) -> HotPath:
         unknown: Route = (".*", self._default, {"context": self._context})
-        find = find_resource([*self._make_routes(), unknown])
+        routes = [*self._make_routes(), unknown]
         return HotPath(
-            find,
+            find_resource(routes),
+            find_resource(routes, "refuse_handshake"),
             self._settings.prefix,
             self._clock,
             self._context.payer_of,
@@ -157,7 +158,7 @@ class Server:
             self._http,
             self._hot_path.answer_request,
             self._clock,
-            self._context.descriptors,
+            self._descriptors,
             self._connections,
             self._tasks,
             broadcaster,
@@ -241,6 +242,7 @@ class Server:
             await asyncio.wait_for(self._http.close_all_connections(), timeout=1.0)
         except TimeoutError:
             left += 1
+        self._acceptor.close()
         if left:
             logger.info("%d clients did not complete the closing handshake", left)
 
@@ -307,7 +309,8 @@ class Server:
         """Close connections that have been blocked for too long, and requests that are late."""
         now = self._clock.monotonic()
         self._context.sweep_slow(now, self._slow_s)
-        self._connections.sweep(now)
+        for late in self._connections.sweep(now):
+            self._context.broadcaster.end_later(late.close)
         self._budgets.sweep(now)
 
 

@@ -18,8 +18,9 @@ from .broadcaster import Broadcaster
 from .descriptors import Descriptors
 from .hot_stream import TOO_MANY, Answer, HotStream
 from .http_connections import HttpConnections
+from .stream_poller import StreamPoller
 
-# Connections accepted per pass of the loop if there is time, at about 0.3 ms for a handshake. Tornado accepts 128.
+# Connections accepted per pass of the loop if there is time. Tornado accepts 128.
 _AT_A_TIME = 16
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE_S = 1.0
@@ -55,6 +56,7 @@ class Acceptor:
         self._descriptors = descriptors
         self._connections = connections
         self._tasks = tasks
+        self._poller = StreamPoller(asyncio.get_running_loop(), turns.has_time_to_answer)
         self._sockets: Sequence[socket.socket] = ()
 
     def start_accepting(self, sockets: Sequence[socket.socket]) -> None:
@@ -69,6 +71,10 @@ class Acceptor:
             listening.close()
         self._sockets = ()
 
+    def close(self) -> None:
+        """Watch no more connections: all of them are closed."""
+        self._poller.close()
+
     def _watch_sockets(self) -> None:
         for listening in self._sockets:
             asyncio.get_running_loop().add_reader(listening, self._accept_pending, listening)
@@ -79,7 +85,7 @@ class Acceptor:
 
     def _accept_pending(self, listening: socket.socket) -> None:
         for number in range(_AT_A_TIME):
-            if number and not self._turns.has_time_to_read():
+            if not self._turns.has_time_to_answer() and number:
                 return
             try:
                 peer, address = listening.accept()
@@ -94,9 +100,8 @@ class Acceptor:
                 self._unwatch_sockets()
                 self._tasks.start(self._resume_later())
                 return
-            has_descriptor = self._descriptors.has_room_for_request(peer.fileno(), self._clock.monotonic())
             host = address[0] if isinstance(address, tuple) else str(address)
-            is_room = has_descriptor or self._connections.close_stale(self._clock.monotonic())
+            is_room = self._has_descriptor(peer.fileno(), client_of(host))
             if self._connections.is_address_refused(host, _received(peer), self._clock.monotonic()):
                 _refuse_unread(peer, TOO_MANY)
             elif is_room and self._connections.make_room(client_of(host), host):
@@ -104,8 +109,18 @@ class Acceptor:
             else:
                 _refuse_unread(peer, _FULL)
 
+    def _has_descriptor(self, descriptor: int, customer: str) -> bool:
+        """Return True if a customer's new connection may keep its descriptor.
+
+        Before connections that await a request use the reserve, the least valuable of them is closed.
+        """
+        now = self._clock.monotonic()
+        if self._descriptors.is_reserved(descriptor) and self._connections.close_stale(now, customer):
+            return True
+        return self._descriptors.has_room_for_request(descriptor, now)
+
     def _hand_over(self, peer: socket.socket, address: Any) -> None:
-        stream = HotStream(peer, address, self._answer, self._clock, self._connections, self._turns)
+        stream = HotStream(peer, address, self._answer, self._clock, self._connections, self._poller)
         if self._descriptors.is_reserved(peer.fileno()):
             self._tasks.start(self._cut_later(stream))
         self._http.handle_stream(stream, address)

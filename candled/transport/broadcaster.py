@@ -3,29 +3,37 @@
 import logging
 from collections import deque
 from collections.abc import Callable
+from itertools import chain, islice
 from operator import length_hint
-from typing import Protocol, cast
+from typing import Generic, Protocol, TypeVar, cast
 
-from candled.exchange import Clock
 from candled.model import Topic
 from candled.protocol.frames import Frame
 from candled.rooms.recipients import Recipients
 
 logger = logging.getLogger(__name__)
 
-PASS_S = 0.005  # time for sending in one pass of the loop
-READ_S = 0.003  # time for reading from clients in a pass, from the first of them on
-ANSWER_S = 0.001  # time for requests that memory answers: each of them costs as much as many messages
+_T = TypeVar("_T")
+
+PASS_S = 0.005  # time for broadcasts in one pass of the loop
+READ_S = 0.0015  # time for reading from clients in a pass, from the first of them on
+WRITE_S = 0.0015  # time for `initial`s, the rest of frames, and the ends of connections, in the same way
+ANSWER_S = 0.001  # time for accepting connections, reading HTTP requests, and answering some from memory
+CLIENTS_S = READ_S + WRITE_S + ANSWER_S  # after a pass that takes longer, the next one has less time for HTTP
 SLICE = 256  # connections between two readings of the clock
 _BROKEN, _FAILED = -1, -2  # results in place of the number of bytes taken
-STARTS = 16  # waiting requests that start in a pass: their time is spent after it
-_GRANTS = 8  # `initial`s per slice; one may be 1,000 times as long as an update
+STARTS = 16  # the most requests that start in a pass: their time is spent after it
+_LOOKED_AT = 128  # waiting reads, and others, that a pass may get to
 
 
 class Sender(Protocol):
     """A connection, as the broadcaster calls it."""
 
     address: str
+
+    @property
+    def is_light(self) -> bool:
+        """True if the client has used little of its budget of work. It goes before others."""
 
     def on_turn(self, topic: Topic) -> None:
         """Send the requested `initial`."""
@@ -41,16 +49,6 @@ class Sender(Protocol):
 
     def uncork(self) -> None:
         """Send the buffered frames."""
-
-    def finalize(self) -> None:
-        """Clean up after the connection."""
-
-
-class PausedStream(Protocol):
-    """A connection that is not read, as the broadcaster calls it."""
-
-    def resume(self) -> bool:
-        """Read the connection again; return False if it has ended."""
 
 
 class _Broadcast:
@@ -70,43 +68,89 @@ class _Broadcast:
         return not self.at and own.open_ms > 0 and key == (newer.topic, newer.open_ms, newer.corrects)
 
 
-class Broadcaster:
-    """Divides the loop's time: up to 5 ms of sending happen immediately, the rest in the next passes.
+class _Waiting(Generic[_T]):
+    """Work that waits for its turn, each piece once. That of light clients goes first."""
 
-    The lists of connections alternate. Within a list, frames are sent in the order of their publication. `soon` is the
-    loop's `call_soon`.
+    __slots__ = ("_heavy", "_light")
+
+    def __init__(self) -> None:
+        self._light: dict[_T, None] = {}
+        self._heavy: dict[_T, None] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._light or self._heavy)
+
+    def goes_now(self, *, is_light: bool) -> bool:
+        """Return True if nothing goes before a new piece."""
+        return not (self._light if is_light else self)
+
+    def add(self, piece: _T, *, is_light: bool) -> None:
+        if piece not in self._heavy:
+            (self._light if is_light else self._heavy).setdefault(piece)
+
+    def discard(self, piece: _T) -> bool:
+        """Remove a piece; return False if it does not wait."""
+        return self._light.pop(piece, self) is None or self._heavy.pop(piece, self) is None
+
+    def run(self, do: Callable[[_T], None], has_time: Callable[[], bool]) -> None:
+        """Do as many pieces as there is time for, and at least one of a heavy client: none waits forever."""
+        is_heavy_done = False
+        for piece in list(islice(chain(self._light, self._heavy), _LOOKED_AT)):
+            is_heavy_done = is_heavy_done or piece in self._heavy
+            if self.discard(piece):
+                do(piece)
+            if not has_time():
+                break
+        if self._heavy and not is_heavy_done:
+            piece = next(iter(self._heavy))
+            del self._heavy[piece]
+            do(piece)
+
+
+class Broadcaster:
+    """Divides the loop's time: up to 5 ms of broadcasts happen immediately, the rest in the next passes.
+
+    The lists of connections alternate. Within a list, frames are sent in the order of their publication. All other work
+    for clients has shares of a pass. What finds no time waits: clients that have used little of their budgets of work
+    are light, and go first. At least one piece of each kind is done in each pass.
+
+    Args:
+        soon: the loop's `call_soon`.
+        seconds: the clock of the passes. The thread's processor time leaves out the time that other processes took: on
+            a busy machine each pass would seem long, and clients would get the least share.
     """
 
-    def __init__(self, soon: Callable[[Callable[[], None]], object], clock: Clock) -> None:
+    def __init__(self, soon: Callable[[Callable[[], None]], object], seconds: Callable[[], float]) -> None:
         self._soon = soon
-        self._clock = clock
+        self._seconds = seconds
         self._is_due = False  # True while a pass is scheduled
-        self._began = 0.0  # monotonic start of the current pass
+        self._began = 0.0  # start of the current pass
         # lists with unfinished broadcasts, the next one first
         self._turns: deque[Recipients] = deque()
         # unfinished broadcasts by the identity of their list
         self._broadcasts: dict[int, deque[_Broadcast]] = {}
         # requested turns, in the order of the requests
-        self._requested: dict[tuple[Sender, Topic], None] = {}
+        self._requested: _Waiting[tuple[Sender, Topic]] = _Waiting()
         # connections with buffered frames
         self._corked: deque[Sender] = deque()
-        # connections that have ended and await `finalize`
-        self._ended: deque[Sender] = deque()
-        # reads that found no time, the next one first
-        self._reads: dict[Callable[[], None], None] = {}
+        # the ends of connections, the next one first
+        self._ends: deque[Callable[[], None]] = deque()
+        # reads, and rests of frames, that found no time, the next one first
+        self._reads: _Waiting[Callable[[], None]] = _Waiting()
+        self._writes: _Waiting[Callable[[], None]] = _Waiting()
         # requests that found no time, the next one first
         self._starts: deque[Callable[[], None]] = deque()
-        # streams with a request that found no time, the next one first
-        self._paused: deque[PausedStream] = deque()
-        # monotonic time of the first read and of the first answer in this pass; None before
+        # time of the first read, write and answer in this pass; None before
         self._reads_since: float | None = None
+        self._writes_since: float | None = None
         self._answers_since: float | None = None
-        self._answered, self._last_answer = 0, 0.0  # requests of this pass, and when the last of them was begun
-        self._turns_per_pass = 1
-        # streams whose turn is in this pass, and those resumed in it, which the loop reports in the next one
-        self._in_turn: set[PausedStream] = set()
-        self._resumed: set[PausedStream] = set()
-        self._started = 0  # of them in the last pass: they run before requests that arrive in this one
+        # requests of this pass: those that started immediately, and those that waited, which run before any others
+        self._begun = self._started = 0
+        self._starts_per_pass = STARTS
+        # the time that the last pass took beyond its share
+        self._overrun_s = 0.0
+        # time from which the rest of the loop has the pass
+        self._others_since = 0.0
 
     # ------------------------------------------------------------ frames
 
@@ -134,24 +178,26 @@ class Broadcaster:
             waiting.append(_Broadcast(frame, at, stop))
 
     def request_turn(self, connection: Sender, topic: Topic) -> None:
-        """Call a connection's `on_turn` as soon as there is time: now, if no other request is queued."""
-        if not self._requested and self._has_time():
+        """Call a connection's `on_turn` as soon as there is time: now, if no other request goes before it."""
+        is_light = connection.is_light
+        if self._requested.goes_now(is_light=is_light) and self._has_time_to_write():
             connection.on_turn(topic)
         else:
-            self._requested[connection, topic] = None
+            self._requested.add((connection, topic), is_light=is_light)
+            self._begin_pass()
 
     def cancel_turn(self, connection: Sender, topic: Topic) -> None:
         """Cancel a requested turn."""
-        self._requested.pop((connection, topic), None)
+        self._requested.discard((connection, topic))
 
     def uncork_later(self, connection: Sender) -> None:
         """Call a connection's `uncork` at the end of this pass, so that its buffered frames leave together."""
         self._corked.append(connection)
         self._begin_pass()
 
-    def finalize_later(self, connection: Sender) -> None:
-        """Call a connection's `finalize` in the next pass."""
-        self._ended.append(connection)
+    def end_later(self, end: Callable[[], None]) -> None:
+        """Call `end`, which ends a connection or cleans up after it, in a later pass, in the order of these calls."""
+        self._ends.append(end)
         self._begin_pass()
 
     @property
@@ -161,50 +207,57 @@ class Broadcaster:
 
     # ------------------------------------------------------------ time
 
-    def read(self, work: Callable[[], None]) -> None:
+    def read(self, work: Callable[[], None], *, is_light: bool) -> None:
         """Call `work`, which reads a little from one client: now, or in the order of such calls when there is time.
 
-        A client that waits is read before all others are read again.
+        A client that waits is read before all others are read again, and light clients are read first.
         """
-        if not self._reads and self.has_time_to_read():
+        if self._reads.goes_now(is_light=is_light) and self.has_time_to_read():
+            self._reads.discard(work)
             work()
         else:
-            self._reads.setdefault(work)
+            self.read_later(work, is_light=is_light)
+
+    def read_later(self, work: Callable[[], None], *, is_light: bool) -> None:
+        """Call `work` in the order of such calls, not now."""
+        self._reads.add(work, is_light=is_light)
+        self._begin_pass()
+
+    def write(self, work: Callable[[], None], *, is_light: bool) -> None:
+        """Call `work`, which sends some of a client's queued bytes, in the same way."""
+        if self._writes.goes_now(is_light=is_light) and self._has_time_to_write():
+            self._writes.discard(work)
+            work()
+        else:
+            self._writes.add(work, is_light=is_light)
             self._begin_pass()
 
     def has_time_to_read(self) -> bool:
-        """Return True if there is time in this pass to accept a connection or to read from one."""
+        """Return True if there is time in this pass to read from a client."""
         now = self._begin_pass()
         if self._reads_since is None:
             self._reads_since = now
         return now - self._reads_since < READ_S
 
-    def may_answer(self, stream: PausedStream) -> bool:
-        """Return True if a stream's request may be read in this pass. Otherwise call `answer_later`.
+    def _has_time_to_write(self) -> bool:
+        now = self._begin_pass()
+        if self._writes_since is None:
+            self._writes_since = now
+        return now - self._writes_since < WRITE_S
 
-        While streams are paused, only those whose turn it is are read. Otherwise all are while the pass has time,
-        and the first one in any case.
-        """
+    def has_time_to_answer(self) -> bool:
+        """Return True if there is time in this pass to accept another connection, or to read another HTTP request."""
         now = self._begin_pass()
         if self._answers_since is None:
             self._answers_since = now
-        if stream in self._in_turn or stream in self._resumed:
-            self._in_turn.discard(stream)
-            self._resumed.discard(stream)
-        elif self._in_turn or self._resumed or self._paused or now - self._answers_since >= ANSWER_S:
-            return False
-        self._answered += 1
-        self._last_answer = now
-        return True
-
-    def answer_later(self, stream: PausedStream) -> None:
-        """Call a stream's `resume` when its turn comes, in the order of these calls."""
-        self._paused.append(stream)
-        self._begin_pass()
+        return now - self._answers_since < ANSWER_S - self._overrun_s
 
     def has_time_to_start(self) -> bool:
         """Return True if a request may start now. Otherwise call `start_later`."""
-        return not self._starts and not self._started and self.has_time_to_read()
+        if self._starts or self._started or self._begun >= self._starts_per_pass or not self.has_time_to_answer():
+            return False
+        self._begun += 1
+        return True
 
     def start_later(self, start: Callable[[], None]) -> None:
         """Call `start` in a later pass, in the order of these calls."""
@@ -213,78 +266,63 @@ class Broadcaster:
 
     def _begin_pass(self) -> float:
         """Begin a pass unless one is under way; return the time."""
-        now = self._clock.monotonic()
+        now = self._seconds()
         if not self._is_due:
             self._is_due = True
+            self._overrun_s = 0.0
+            self._others_since = now
             self._reset(now)
             self._soon(self._run_pass)
         return now
 
     def _reset(self, now: float) -> None:
         self._began = now
-        self._reads_since = self._answers_since = None
-        self._answered = 0
+        self._reads_since = self._writes_since = self._answers_since = None
+        self._begun = 0
 
     def _has_time(self) -> bool:
         return self._begin_pass() - self._began < PASS_S
 
     def _run_pass(self) -> None:
-        """Send as much of the remaining work as there is time for."""
-        self._resume_streams()
-        self._reset(self._clock.monotonic())
+        """Do as much of the remaining work as there is time for: broadcasts first."""
+        now = self._seconds()
+        self._measure_others(now - self._others_since)
+        self._reset(now)
         try:
             while self._corked and self._has_time():
                 self._corked.popleft().uncork()
-            while self._ended and self._has_time():
-                self._finalize_next()
-            while (self._turns or self._requested) and self._has_time():
+            while self._turns and self._has_time():
                 self._send_slice()
-                self._run_turns()
-            self._run_reads()
-            self._started = min(len(self._starts), STARTS)
+            self._has_time_to_write()  # from now on
+            self._requested.run(self._run_turn, self._has_time_to_write)
+            self._writes.run(_run_work, self._has_time_to_write)
+            self._run_ends()
+            self.has_time_to_read()  # from now on
+            self._reads.run(_run_work, self.has_time_to_read)
+            self._started = min(len(self._starts), self._starts_per_pass)
             for _ in range(self._started):
                 self._starts.popleft()()
         finally:
+            self._others_since = self._seconds()
             self._is_due = False
-            if (
-                self.is_busy
-                or self._ended
-                or self._reads
-                or self._starts
-                or self._started
-                or self._paused
-                or self._resumed
-            ):
+            if self.is_busy or self._ends or self._reads or self._writes or self._starts or self._started:
                 self._is_due = True  # this pass lasts until the next one begins
                 self._soon(self._run_pass)
 
-    def _resume_streams(self) -> None:
-        """Resume as many paused streams as a pass seems to have time for, judging by the last one with answers."""
-        if self._answered and self._answers_since is not None:
-            took_s = self._last_answer - self._answers_since
-            scale = 1.0 if took_s < ANSWER_S else ANSWER_S / took_s
-            self._turns_per_pass = max(1, int(self._answered * scale) + (scale == 1.0))
-        self._in_turn, self._resumed = self._resumed, set()
-        while self._paused and len(self._resumed) < self._turns_per_pass:
-            stream = self._paused.popleft()
-            if stream.resume():
-                self._resumed.add(stream)
+    def _measure_others(self, took_s: float) -> None:
+        """Note the time of all that ran since the last pass: new events, and the requests that were started.
 
-    def _run_reads(self) -> None:
-        """Do the reads that wait, at least one of them, as long as there is time."""
-        for work in list(self._reads):
-            del self._reads[work]
-            try:
-                work()
-            except Exception:
-                logger.exception("cannot read from a client")
-            if not self.has_time_to_read():
-                return
+        The time of a request is spent after its start, and that of a connection after it was accepted, so it is only
+        known now. If it was too long, this pass starts fewer requests, and has less time for connections.
+        """
+        self._overrun_s = max(0.0, took_s - CLIENTS_S)
+        if self._overrun_s:
+            self._starts_per_pass = max(1, int(self._starts_per_pass * CLIENTS_S / took_s))
+        else:
+            self._starts_per_pass = min(STARTS, self._starts_per_pass + 1)
 
     def _send_slice(self) -> None:
         """Send a frame to the next slice of the current list."""
-        if not self._turns:
-            return
         recipients = self._turns[0]
         broadcasts = self._broadcasts[id(recipients)]
         broadcast = broadcasts[0]
@@ -299,24 +337,29 @@ class Broadcaster:
             self._turns.popleft()
             del self._broadcasts[id(recipients)]
 
-    def _run_turns(self) -> None:
-        """Call `on_turn` for the next few requested turns."""
-        for connection, topic in [key for key, _ in zip(self._requested, range(_GRANTS), strict=False)]:
-            if self._requested.pop((connection, topic), connection) is None:
-                try:
-                    connection.on_turn(topic)
-                except Exception:  # a failure of one client must not stop the others
-                    logger.exception("%s: cannot render the initial message", connection.address)
-                if not self._has_time():  # it may have had to encode a thousand bars
-                    return
-
-    def _finalize_next(self) -> None:
-        """Call `finalize` of the next connection that has ended."""
-        connection = self._ended.popleft()
+    def _run_turn(self, turn: tuple[Sender, Topic]) -> None:
+        connection, topic = turn
         try:
-            connection.finalize()
-        except Exception:
-            logger.exception("%s: cannot clean up after the connection", connection.address)
+            connection.on_turn(topic)
+        except Exception:  # a failure of one client must not stop the others
+            logger.exception("%s: cannot render the initial message", connection.address)
+
+    def _run_ends(self) -> None:
+        """End connections, at least one of them, as long as there is time."""
+        for _ in range(len(self._ends)):
+            try:
+                self._ends.popleft()()
+            except Exception:
+                logger.exception("cannot end a connection")
+            if not self._has_time_to_write():
+                return
+
+
+def _run_work(work: Callable[[], None]) -> None:
+    try:
+        work()
+    except Exception:
+        logger.exception("cannot serve a client")
 
 
 def send_all(recipients: Recipients, start: int, stop: int, frame: Frame) -> None:

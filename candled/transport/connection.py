@@ -128,6 +128,11 @@ class ClientConnection:
         """See `RecipientConnection.charge_work`."""
         return self.budget.admit(cost, self.now())
 
+    @property
+    def is_light(self) -> bool:
+        """True if the client and its address have used little of their budgets of work."""
+        return self.budget.is_light(self.now())
+
     def charge_received(self, cost: float) -> bool:
         """Charge received frames; close the connection and return False if it goes on long after a refusal."""
         budget, now = self.budget, self.now()

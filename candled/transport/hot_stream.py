@@ -10,16 +10,15 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 
 from candled.addresses import client_of
 from candled.exchange import Clock
 
-from .broadcaster import Broadcaster
 from .http_connections import MOST_UNSENT, REFUSED_S, HttpConnections
-from .library_internals import buffered_tail, has_buffered_bytes
+from .library_internals import buffered_tail, has_buffered_bytes, watch_with
 from .request_head import TAIL, RequestHead
+from .stream_poller import StreamPoller
 from .work_budget import BYTE, HEAD_PART, REFUSED, REQUEST, UNLIMITED, WorkBucket
 
 Answer = Callable[[bytes, str, WorkBucket], bytes | None]
@@ -36,15 +35,18 @@ TOO_MANY = (
     b"HTTP/1.1 429 Too Many Requests\r\nServer: candled\r\nRetry-After: %d\r\nConnection: close\r\n"
     b"Content-Type: text/html; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
 ) % (REFUSED_S, len(_BODY), _BODY)
+_NO_ROOM_BODY = b'{"error":{"code":503,"message":"This server has no room for more connections"}}\n'
+_NO_ROOM = (
+    b"HTTP/1.1 503 Service Unavailable\r\nServer: candled\r\nRetry-After: 10\r\nConnection: close\r\n"
+    b"Content-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
+) % (len(_NO_ROOM_BODY), _NO_ROOM_BODY)
 _BY_TORNADO_S = 1800.0  # a request reaches Tornado at least so often, which closes a connection idle for an hour
 
 
 class HotStream(IOStream):
     """A connection whose requests are answered by `answer` if possible, otherwise by Tornado.
 
-    Requests are read only in passes of the loop that have time for answers, and Tornado gets complete heads. Otherwise
-    the stream is paused: the loop does not watch it until its turn comes. Hundreds of ready sockets in each pass would
-    take more time than the answers.
+    The socket is read only when `poller` reports it, which takes turns, and Tornado gets complete heads.
     """
 
     def __init__(
@@ -54,9 +56,10 @@ class HotStream(IOStream):
         answer: Answer,
         clock: Clock,
         connections: HttpConnections,
-        turns: Broadcaster,
+        poller: StreamPoller,
     ) -> None:
         super().__init__(peer)
+        watch_with(self, poller)
         self.address = address[0] if isinstance(address, tuple) else str(address)
         self._answer = answer
         self._clock = clock
@@ -66,9 +69,7 @@ class HotStream(IOStream):
         # True until the first bytes after Tornado began to wait
         self._awaits_first = True
         self._connections = connections
-        self._turns = turns
-        self._is_paused = False  # until `resume`
-        self._is_kept = False  # True after the first request
+        self._poller = poller
         # the head of the next request; None while Tornado has it
         self._head: RequestHead | None = None
         self.customer = client_of(self.address)
@@ -88,8 +89,7 @@ class HotStream(IOStream):
         self._is_idle = not has_buffered_bytes(self)
         self._head = RequestHead(*buffered_tail(self, TAIL))
         former, self._since = self._since, self._clock.monotonic()
-        self._is_kept = former >= 0
-        if self._is_kept and not self.closed():  # the first request has the header timeout, from accept
+        if former >= 0 and not self.closed():  # the first request has the header timeout, from accept
             self._awaits_first = True
             self._connections.await_request(self, self._since)
 
@@ -130,10 +130,9 @@ class HotStream(IOStream):
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         """Read bytes for Tornado, and answer them if they are a request that can be answered here."""
+        if not self._poller.is_handling:
+            return None  # not in its turn: Tornado tries to read before it waits
         head = self._head
-        if (self._is_kept or head is not None) and not self._turns.may_answer(self):
-            self._pause()
-            return None  # the loop reports the socket again in a later pass
         room = memoryview(buf)[: len(buf) - head.waiting] if head is not None and head.waiting else buf
         try:
             count = super().read_from_fd(room)
@@ -173,27 +172,15 @@ class HotStream(IOStream):
             self._refuse_unread()
         return is_refused
 
+    def close_for_room(self) -> None:
+        """Close the connection to make room. If it has begun to send a request, it gets 503."""
+        if self._head is not None and self._head.waiting and not self.writing():
+            self._send(_NO_ROOM)
+        self.close()
+
     def _refuse_unread(self) -> None:
         self.write(TOO_MANY)
         self.close()
-
-    def _pause(self) -> None:
-        """Stop watching the socket for requests, until `resume`."""
-        self._watch(IOLoop.ERROR)
-        if not self._is_paused:
-            self._is_paused = True
-            self._turns.answer_later(self)
-
-    def resume(self) -> bool:
-        """Read the socket again; return False if the connection has ended."""
-        self._is_paused = False
-        if self.closed():
-            return False
-        self._watch(IOLoop.READ | IOLoop.ERROR)
-        return True
-
-    def _watch(self, events: int) -> None:
-        self.io_loop.update_handler(self.fileno(), events | (IOLoop.WRITE if self.writing() else 0))
 
     def _is_answered(self, buf: bytearray | memoryview, count: int) -> bool:
         """Answer a complete request if possible; otherwise Tornado gets its bytes."""
@@ -209,7 +196,6 @@ class HotStream(IOStream):
             if answer is not None:
                 self._awaits_first = True
                 self._connections.await_request(self, now)
-                self._is_kept = True
                 self._payer = UNLIMITED  # `answer` has charged it
                 if answer.startswith(_STATUS_REFUSED):
                     self.on_refused(head.split(b" ", 2)[1].partition(b"?")[0].decode("ascii"))
@@ -246,6 +232,8 @@ class HotStream(IOStream):
     def close_fd(self) -> None:
         """Close the socket, and stop counting it."""
         super().close_fd()
+        if self.error is not None:
+            self.error.__traceback__ = None  # its frames have this stream, which only a collection would free
         self._connections.remove_connection(self)
 
     def set_nodelay(self, value: bool) -> None:

@@ -1,5 +1,6 @@
 """The HTTP connections from accept to their end: how many there may be, and which are closed to make room."""
 
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Protocol
@@ -41,6 +42,9 @@ class HttpConnection(Protocol):
     def close(self) -> None:
         """Close the connection, which calls `remove_connection`."""
 
+    def close_for_room(self) -> None:
+        """Close the connection to make room. If it has begun to send a request, it gets an answer."""
+
 
 class ClientCounts(Protocol):
     """The lasting connections: WebSockets and event streams. `candled.serve.connection_limiter` implements it."""
@@ -76,6 +80,14 @@ class _Crowd:
 
     def oldest_of_heaviest(self) -> HttpConnection | None:
         return self.oldest_of(next(iter(self._by_size[self._largest]))) if self._largest else None
+
+    @property
+    def largest(self) -> int:
+        """The number of connections of the customer that has most."""
+        return self._largest
+
+    def size_of(self, customer: str) -> int:
+        return len(self._members.get(customer, ()))
 
     def everyone(self) -> list[HttpConnection]:
         return [one for members in self._members.values() for one in members]
@@ -194,11 +206,22 @@ class HttpConnections:
         """Close the least valuable connection; return False if there is none."""
         return self._close_for_room(self._awaiting.oldest_of_heaviest() or self._answered.oldest_of_heaviest())
 
-    def close_stale(self, now: float) -> bool:
-        """Close the least valuable connection if it is idle, or half-open for a second; return False if it is not."""
+    def close_stale(self, now: float, newcomer: str | None = None) -> bool:
+        """Close the least valuable connection if it is idle, or half-open for a second; return False if it is not.
+
+        In favor of a `newcomer`, a customer with fewer connections, it is closed in any case.
+        """
         one = self._awaiting.oldest_of_heaviest()
         is_fresh = one is not None and -_FRESH_S < one.deadline - now - self._header_s <= 0
-        return not is_fresh and self._close_for_room(one)
+        is_light = newcomer is not None and self._awaiting.size_of(newcomer) + 1 < self._awaiting.largest
+        return (is_light or not is_fresh) and self._close_for_room(one)
+
+    def close_awaiting(self) -> bool:
+        """Close the least valuable connection that awaits a request, in favor of a request that is complete.
+
+        Return False if there is none.
+        """
+        return self._close_for_room(self._awaiting.oldest_of_heaviest())
 
     def add_connection(self, one: HttpConnection, now: float) -> None:
         """Count a new connection, which has the header timeout to send its request."""
@@ -277,8 +300,8 @@ class HttpConnections:
 
     # ------------------------------------------------------------ every second
 
-    def sweep(self, now: float) -> None:
-        """Close connections that are late, and those that stopped reading."""
+    def sweep(self, now: float) -> list[HttpConnection]:
+        """Return the connections to be closed, each once: those that are late, and those that stopped reading."""
         self._refused_until = {name: until for name, until in self._refused_until.items() if until > now}
         self._refusals = {name: one for name, one in self._refusals.items() if one.remaining_share(now) < 1.0}
         self._probes = {name: one for name, one in self._probes.items() if one.remaining_share(now) < 1.0}
@@ -286,8 +309,9 @@ class HttpConnections:
         reading = [one for one in self._is_counted if one.unsent]
         late += [one for one in reading if now - one.progressed_at > self._stalled_s]
         for one in late:
-            self.closed_late += 1
-            one.close()
+            one.deadline = one.progressed_at = math.inf
+        self.closed_late += len(set(late))
+        return list(dict.fromkeys(late))
 
     def close_unread(self) -> None:
         """Close connections of the address with the most unread bytes, until all are below the limit together."""
@@ -304,7 +328,7 @@ class HttpConnections:
         if one is None:
             return False
         self.closed_for_room += 1
-        one.close()
+        one.close_for_room()
         return True
 
 

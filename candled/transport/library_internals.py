@@ -30,6 +30,11 @@ def buffered_tail(stream: IOStream, most: int) -> tuple[bytes, int]:
     return bytes(stream._read_buffer[-most:]), stream._read_buffer_size
 
 
+def watch_with(stream: IOStream, loop: object) -> None:
+    """Let an object with the methods of Tornado's loop watch a stream's socket."""
+    stream.io_loop = loop  # type: ignore[assignment]
+
+
 def peer_address(request: HTTPServerRequest) -> str:
     """Return the address of the socket's other end, which may be a proxy."""
     peer = request.connection.context.address  # type: ignore[union-attr]

@@ -5,6 +5,7 @@ import codecs
 import logging
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from websockets.extensions import Extension
 from websockets.frames import Frame as Received
@@ -24,10 +25,10 @@ logger = logging.getLogger(__name__)
 PING = b"\x89\x00"
 # Unsent bytes that the kernel buffers for a client; above that the client is slow.
 KERNEL_BUFFER = 16 * 1024
-# Bytes read at a time: enough for a complete subscription, too few for a flood to delay other clients.
-_READ = 8 * 1024
-_READ_OF_FLOOD = 512  # the same after a read with more frames than this number
-_FLOOD = 64
+_READ = 8 * 1024  # bytes read at a time: enough for a complete subscription
+# Bytes parsed at a time, until there are so many frames. An empty one has 6 bytes, so 8 KiB may take 20 ms.
+PARSED_BYTES, MOST_FRAMES = 512, 16
+SENT_BYTES = 64 * 1024  # of queued frames that are sent at a time, and the rest of the frame that exceeds them
 _LEAST_FRAGMENT = 16  # a message has at most as many fragments as the largest one with fragments of so many bytes
 _LINGER_S = 3.0
 _IOV_MAX = 512  # frames given to the kernel at a time; the system's own limit is 1024
@@ -67,9 +68,9 @@ class TransportContext:
         """
         for connection in [one for one in self.blocked if one.blocked_for(now) > slow_s]:
             logger.info("%s has not read for %.0f s: closed", connection.address, slow_s)
-            connection.disconnect(3008, "slow")
+            self.broadcaster.end_later(partial(connection.disconnect, 3008, "slow"))
         for connection in [one for one, until in self.leaving.items() if now >= until]:
-            connection.abort()
+            self.broadcaster.end_later(connection.abort)
 
 
 class SocketConnection(ClientConnection):
@@ -84,9 +85,9 @@ class SocketConnection(ClientConnection):
         "_many",
         "_parts",
         "_protocol",
-        "_read_size",
         "_rest",
         "_socket",
+        "_unparsed",
         "awaits_pong",
         "slot",
     )
@@ -100,7 +101,7 @@ class SocketConnection(ClientConnection):
         self._rest: memoryview | None = None  # rest of the frame that is partly sent
         self._corked: list[bytes] | None = None  # frames that leave together
         self._many = False  # True while the client is in several rooms
-        self._read_size = _READ
+        self._unparsed = b""  # received bytes that wait for their turn
         self._parts: list[bytes | str] | None = None  # fragments of a message
         self._decoder: codecs.IncrementalDecoder | None = None  # of a fragmented text message
         self._ends = False  # True once no more frames follow
@@ -118,22 +119,25 @@ class SocketConnection(ClientConnection):
         assert self._socket is not None
         self._context.loop.add_reader(self._socket, self._on_readable)
         if early:
-            self._on_data(early)
+            self._unparsed = early
+            self._on_readable()
 
     # ------------------------------------------------------------ from the socket
 
     def _on_readable(self) -> None:
-        self._broadcaster.read(self._read)
+        self._broadcaster.read(self._read, is_light=self.is_light)
 
     def _read(self) -> None:
         if self._socket is None or self._is_lost:
             return
-        try:
-            data = self._socket.recv(self._read_size)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
+        data, self._unparsed = self._unparsed, b""
+        if not data:
+            try:
+                data = self._socket.recv(_READ)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
         if data:
             if not self._ends:
                 self._on_data(data)
@@ -141,11 +145,16 @@ class SocketConnection(ClientConnection):
             self.connection_lost()
 
     def _on_data(self, data: bytes) -> None:
-        """Handle received bytes; all answers to them leave together."""
-        protocol = self._protocol
-        protocol.receive_data(data)
-        frames = [event for event in protocol.events_received() if isinstance(event, Received)]
-        self._read_size = _READ if len(frames) <= _FLOOD else _READ_OF_FLOOD
+        """Handle received bytes, a flood of tiny frames in several turns; all answers of a turn leave together."""
+        protocol, parsed = self._protocol, 0
+        frames: list[Received] = []
+        while parsed < len(data) and len(frames) < MOST_FRAMES:
+            protocol.receive_data(data[parsed : parsed + PARSED_BYTES])
+            frames += [event for event in protocol.events_received() if isinstance(event, Received)]
+            parsed += PARSED_BYTES
+        self._unparsed = data[parsed:]
+        if self._unparsed:
+            self._broadcaster.read_later(self._read, is_light=self.is_light)
         if not self.charge_received(len(frames) * FRAME):
             return
         writes = protocol.data_to_send()  # a pong for each ping, then perhaps a close frame
@@ -228,10 +237,17 @@ class SocketConnection(ClientConnection):
         self._context.loop.add_writer(self._socket, self._on_writable)
 
     def _on_writable(self) -> None:
-        """Send the rest of the frame, then the queued frames."""
+        self._broadcaster.write(self._send_rest, is_light=self.is_light)
+
+    def _send_rest(self) -> None:
+        """Send the rest of the frame, then the queued frames, until enough is sent for one turn."""
+        sent = 0
         try:
             while self._socket is not None and self._rest is not None:
+                if sent >= SENT_BYTES:
+                    return  # the loop reports the socket again
                 taken = self._socket.send(self._rest)
+                sent += taken
                 if taken < len(self._rest):
                     self._rest = self._rest[taken:]
                     return
@@ -357,7 +373,7 @@ class SocketConnection(ClientConnection):
         answers = self._outbox.take_replies() if self._outbox is not None else []
         self._outbox = None
         self._context.leaving[self] = self._context.clock.monotonic() + _LINGER_S
-        self._broadcaster.finalize_later(self)
+        self._broadcaster.end_later(self.finalize)
         return [*gathered, *answers]
 
     def _shut_down(self) -> None:
@@ -374,7 +390,7 @@ class SocketConnection(ClientConnection):
             self._is_lost = True
             self.is_open = False
             self.redirect_writes(drop)
-            self._broadcaster.finalize_later(self)
+            self._broadcaster.end_later(self.finalize)
 
     def finalize(self) -> None:
         """Call the client's `on_close`, and close the socket of a lost connection."""
@@ -395,6 +411,7 @@ class SocketConnection(ClientConnection):
         self._context.blocked.discard(self)
         self._context.leaving.pop(self, None)
         self._rest = self._outbox = self._corked = None
+        self._unparsed = b""
         self._context.on_closed(self)
 
 

@@ -79,7 +79,7 @@ class TornadoConnection(ClientConnection):
             self.is_open = False
             self.redirect_writes(drop)
             self._outbox = None
-            self._broadcaster.finalize_later(self)
+            self._broadcaster.end_later(self.finalize)
 
     def abort(self) -> None:
         """Release the handler: the connection is closed."""

@@ -27,6 +27,7 @@ REFUSAL = 60e-6
 PENALTY = 20e-3  # of a connection that goes on after a refusal; a client that retries once a second can afford it
 
 REFUSED = math.inf
+_LIGHT_PERCENT = 99  # of the saved-up budget that a light client has left
 _END = 2  # a connection ends at so many times the longest wait
 _NETWORKS_PER_CUSTOMER = 4
 _MOST_ADDRESSES = 100_000
@@ -101,6 +102,16 @@ class WorkBucket:
                 bucket.paid_at = paid_at if paid_at < latest else latest
             bucket = bucket.parent
         return wait_s if wait_s <= budgets.wait_s else REFUSED
+
+    def is_light(self, now: float) -> bool:
+        """Return True if little of the saved-up budget is used."""
+        enough = now - _LIGHT_PERCENT / 100 * self._budgets.burst_s
+        bucket: WorkBucket | None = self
+        while bucket is not None:
+            if bucket.paid_at > enough and bucket._rate.cost_factor:
+                return False
+            bucket = bucket.parent
+        return True
 
     def wait_of(self, now: float) -> float:
         """Return the seconds that an answer has to wait until earlier work is paid; `REFUSED` if that is too long."""

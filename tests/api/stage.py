@@ -113,7 +113,7 @@ async def open_stage(
     for exchange, served in symbols.items():
         universe.set_markets(exchange, served)
     codec = RequestCodec(symbols, intervals)
-    broadcaster = Broadcaster(asyncio.get_running_loop().call_soon, clock)
+    broadcaster = Broadcaster(asyncio.get_running_loop().call_soon, clock.monotonic)
     texts = EncodedBarCache()
     hub = Hub(codec, bars, clock, broadcaster.broadcast, texts=texts)
     bars.add_listener(hub)

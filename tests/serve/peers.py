@@ -3,6 +3,7 @@
 import asyncio
 import os
 import struct
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -10,7 +11,6 @@ from typing import Any
 
 from candled.clock import SystemClock
 from candled.config.sections import ServerSettings
-from candled.exchange import Clock
 from candled.model import Topic
 from candled.protocol.frames import Frame
 from candled.rooms.recipients import Recipients, RecipientSlot
@@ -104,14 +104,14 @@ class EchoHarness:
         self,
         *,
         largest_message: int = LARGEST_MESSAGE,
-        passes_by: Clock | None = None,
+        passes_by: Callable[[], float] | None = None,
         reports: HealthReports | None = None,
         **settings: Any,
     ) -> None:
         self.clients: list[EchoClient] = []
         self.recipients = Recipients()
         self.opened: list[Any] = []  # what is closed at the end
-        self.broadcaster = Broadcaster(asyncio.get_running_loop().call_soon, passes_by or SystemClock())
+        self.broadcaster = Broadcaster(asyncio.get_running_loop().call_soon, passes_by or time.thread_time)
         self.server = Server(
             ServerSettings(**{**QUIET, **settings}),
             hub=NoRooms(),

@@ -1,6 +1,7 @@
 """The daemon with too few file descriptors: clients are refused properly, and what it needs itself goes on."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections import Counter
@@ -93,3 +94,60 @@ async def test_clients_beyond_the_limit_get_503_and_the_exchange_comes_back(tmp_
             lines = [line for line in daemon.output.splitlines() if "open files" in line or "descriptor" in line]
             assert len(lines) == 2, lines  # at the start, and when it happened
             assert "about 0 clients find room" in lines[0]
+
+
+class HalfOpen:
+    """Connections that send half a request, from several addresses; each that ends is replaced."""
+
+    def __init__(self, port: int, count: int) -> None:
+        self._port = port
+        self._tasks = [asyncio.create_task(self._stay(number)) for number in range(count)]
+        self.opened = self.closed = 0
+
+    async def _stay(self, number: int) -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                source = f"127.0.2.{1 + number // 50}", 0
+                reader, writer = await asyncio.open_connection("127.0.0.1", self._port, local_addr=source)
+                self.opened += 1
+                writer.write(b"GET / HTTP/1.1\r\nHost")
+                await reader.read()
+                self.closed += 1
+                writer.close()
+            await asyncio.sleep(0.5)
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def test_four_hundred_half_open_connections_leave_room_for_probes_clients_and_the_exchange(tmp_path):
+    async with FakeBitget(ScaledClock(), [FakeMarket(symbol=BTC, tape=Synthetic(7))]) as fake:
+        config = {
+            "exchanges": {"bitget": {"symbols": ["BTC/USDT"], "ws_url": fake.ws_url, "rest_url": fake.rest_url}},
+            "ingest": {"backfill": "0s"},
+            "server": {"warmup_wait": "0s"},
+            "store": {"url": f"sqlite:///{tmp_path}/candled.db", "journal": str(tmp_path / "journal")},
+        }
+        with Daemon(tmp_path) as daemon:
+            await asyncio.to_thread(daemon.start, config, open_files=256, within_s=60)
+            await reconnected(fake)
+            strangers = HalfOpen(daemon.port, 400)
+            async with deadlines.timeout(30):
+                while strangers.closed < 200:
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(1.0)  # so long a new one keeps its descriptor
+            for _ in range(10):
+                assert await asyncio.to_thread(daemon.get, "/health/live") == {"status": "pass"}
+            clients: list[Any] = []
+            outcomes = Counter([await attempt(daemon, clients) for _ in range(10)])
+            assert outcomes["served"] >= 9, outcomes
+            fake.drop_all()
+            await asyncio.sleep(0.2)
+            assert await reconnected(fake)
+            assert all(client.state.name == "OPEN" for client in clients)
+            await strangers.stop()
+            await asyncio.gather(*(client.close() for client in clients))
+            assert await asyncio.to_thread(daemon.stop) == 0
+            assert "Traceback" not in daemon.output

@@ -24,7 +24,14 @@ from candled.rooms.recipients import Recipients, RecipientSlot
 from candled.serve.handlers import StreamHandler
 from candled.transport.broadcaster import READ_S
 from candled.transport.outbox import MOST_BARS_WAITING
-from candled.transport.socket_connection import KERNEL_BUFFER
+from candled.transport.socket_connection import (
+    KERNEL_BUFFER,
+    MOST_FRAMES,
+    PARSED_BYTES,
+    SENT_BYTES,
+    SocketConnection,
+)
+from candled.transport.work_budget import FRAME
 from tests import deadlines
 from tests.clocks import ManualClock
 from tests.serve.peers import BINARY, CLOSE, PING, PONG, TEXT, EchoHarness, echo_harness, frame
@@ -221,7 +228,7 @@ class Counting(socket.socket):
 
 
 async def test_frames_of_several_rooms_leave_in_one_system_call_and_in_order():
-    async with echo_harness(passes_by=ManualClock()) as harness:
+    async with echo_harness(passes_by=ManualClock().monotonic) as harness:
         peer = await harness.connect()
         connection = (await harness.client()).connection
         counting = Counting(fileno=connection._socket.detach())
@@ -308,6 +315,76 @@ async def test_what_a_slow_client_wants_of_many_rooms_is_made_when_it_can_take_i
             await asyncio.get_running_loop().sock_recv(peer, 2**20)
 
 
+class Taker:
+    """A socket that takes all bytes."""
+
+    def __init__(self, peer: socket.socket) -> None:
+        self.peer = peer
+        self.taken = 0
+
+    def send(self, data: bytes) -> int:
+        self.taken += len(data)
+        return len(data)
+
+    def fileno(self) -> int:
+        return self.peer.fileno()
+
+
+async def test_a_client_that_reads_again_gets_a_bounded_number_of_bytes_in_a_turn():
+    async with echo_harness() as harness:
+        await mute(harness)
+        client = await harness.client()
+        connection = client.connection
+        initial = Frame.from_text(b"i" * 50_000)
+        for number in range(40):
+            topic = Topic(number, "1m")
+            client.initials[topic] = lambda: initial
+            connection.request_snapshot(topic)
+        await asyncio.sleep(0.05)
+        real, taker = connection._socket, Taker(connection._socket)
+        connection._socket = taker
+        turns = []
+        while connection.blocked_since is not None:
+            before = taker.taken
+            connection._send_rest()
+            turns.append(taker.taken - before)
+        connection._socket = real
+        assert sum(turns) > 30 * len(initial)
+        assert max(turns) <= SENT_BYTES + len(initial)
+
+
+FLOODS = {
+    "pings": (frame(PING) * 1000, 1000, 0),
+    "pongs": (frame(PONG) * 1000 + frame(PING), 1, 0),
+    "empty fragments": (frame(TEXT, fin=False) + frame(0, fin=False) * 1000 + frame(0) + frame(PING), 1, 1),
+    "messages": (frame(TEXT, b"m") * 200 + frame(PING), 1, 200),
+    "one long message": (frame(TEXT, b"m" * 16_000) + frame(PING), 1, 1),
+}
+
+
+@pytest.mark.parametrize("comes", ["after the handshake", "behind the handshake"])
+@pytest.mark.parametrize("flood", FLOODS)
+async def test_a_turn_parses_a_bounded_number_of_frames_and_none_is_lost(flood, comes, monkeypatch):
+    """8 KiB of empty frames would take 20 ms."""
+    data, pongs, messages = FLOODS[flood]
+    parsed: list[int] = []
+
+    def charge(self: SocketConnection, cost: float) -> bool:
+        parsed.append(round(cost / FRAME))
+        return True
+
+    monkeypatch.setattr(SocketConnection, "charge_received", charge)
+    async with echo_harness(passes_by=lambda: 0.0) as harness:
+        peer = await harness.connect(behind=data if comes == "behind the handshake" else b"")
+        if comes == "after the handshake":
+            peer.send(data)
+        got = [await peer.receive() for _ in range(pongs + messages)]
+        assert [first for first, _ in got].count(0x8A) == pongs
+        assert len((await harness.client()).messages) == messages
+        assert sum(parsed) >= pongs + messages
+        assert max(parsed) <= MOST_FRAMES + PARSED_BYTES / 6
+
+
 # ---------------------------------------------------------------- handshake and end
 
 
@@ -333,11 +410,12 @@ async def test_the_end_of_the_server_is_sent_to_every_client(own_sockets):
 
 async def test_the_shutdown_is_sent_however_long_the_pass_has_been():
     """All are told when the server ends, not only those whose turn comes in the first milliseconds."""
-    async with echo_harness() as harness:
+    now = [0.0]
+    async with echo_harness(passes_by=lambda: now[0]) as harness:
         peer = await harness.connect()
         client = await harness.client()
         harness.broadcaster.has_time_to_read()
-        time.sleep(2 * READ_S)
+        now[0] += 2 * READ_S
         assert not harness.broadcaster.has_time_to_read()
         client.connection.disconnect(1001, "bye")
         assert await peer.receive() == (0x88, (1001).to_bytes(2, "big") + b"bye")

@@ -374,6 +374,27 @@ Strangers.TestCase.settings = settings(max_examples=12, stateful_step_count=25, 
 TestStrangers = pytest.mark.slow(Strangers.TestCase)  # 200 clients in many sequences
 
 
+@pytest.mark.parametrize(
+    ("own_s", "of_the_address_s", "is_light"),
+    [(0.0, 0.0, True), (0.019, 0.0, True), (0.021, 0.0, False), (0.0, 0.029, True), (0.0, 0.051, False)],
+)
+def test_a_client_is_light_while_it_and_its_address_have_used_little(own_s, of_the_address_s, is_light):
+    budgets = WorkBudgets(0.1, 0.25, burst_s=20.0)
+    one, other = (budgets.open_connection("192.0.2.1") for _ in range(2))
+    now = 1000.0
+    one.charge(own_s, now)
+    other.charge(of_the_address_s, now)
+    assert one.is_light(now) == is_light
+    assert one.is_light(now + 1.0), "it is paid"
+    assert budgets.open_connection("192.0.2.2").is_light(now)
+
+
+def test_without_limits_all_are_light():
+    one = WorkBudgets().open_connection("192.0.2.1")
+    one.charge(1e9, 0.0)
+    assert one.is_light(0.0)
+
+
 def test_costs_are_positive_and_finite():
     costs = [value for name, value in vars(work_budget).items() if name.isupper() and isinstance(value, float)]
     assert sorted(costs)[-1] == REFUSED
