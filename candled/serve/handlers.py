@@ -15,6 +15,7 @@ from tornado.iostream import IOStream
 from tornado.web import HTTPError, RequestHandler
 from tornado.websocket import WebSocketProtocol
 
+from candled.addresses import client_of
 from candled.exchange import Clock
 from candled.protocol.frames import header_of
 from candled.transport.broadcaster import Broadcaster
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 NO_DESCRIPTORS = "This server has no file descriptors left"
 STATIC = Path(__file__).parent / "static"
 _BINARY = 2  # opcode
+_MOST_CLOSED = 32  # connections that make room for one client
 
 MakeClient = Callable[[ClientConnection], ConnectionListener]
 MakeNamedClient = Callable[[ClientConnection, str], ConnectionListener]
@@ -100,10 +102,16 @@ class ServerContext:
         self._wheel = wheel
         self._empty = asyncio.Event()
 
-    def has_descriptor(self) -> bool:
-        """Return True if there is a descriptor for another client, perhaps that of a connection without a request."""
-        now = self.clock.monotonic()
-        return self._descriptors.has_room(now) or (self._http.close_awaiting() and self._descriptors.has_room(now))
+    def has_descriptor(self, peer: str) -> bool:
+        """Return True if there is a descriptor for a client from this address.
+
+        Connections that await a request make room for it. Some have a descriptor of the reserve, which is no room yet.
+        """
+        now, customer = self.clock.monotonic(), client_of(peer)
+        for _ in range(_MOST_CLOSED):
+            if self._descriptors.is_free or not self._http.close_stale(now, customer):
+                break
+        return self._descriptors.has_room(now)
 
     def payer_of(self, budget: WorkBucket, peer: str, forwarded_for: str | None) -> WorkBucket:
         """Return the budget of a request: that of its connection, or of the client behind a trusted proxy."""
@@ -276,7 +284,7 @@ class ConnectingHandler(_ServerHandler):
         if self.context.draining:
             self.reject(503, "The server is stopping")
             return True
-        if not self.context.has_descriptor():
+        if not self.context.has_descriptor(peer_address(self.request)):
             self.without_descriptor()
             return True
         forwarded = self.request.headers.get("X-Forwarded-For")

@@ -162,9 +162,7 @@ class HotPath:
         return answer
 
     def _read(self, head: bytes) -> HotRequest | None:
-        request = parse_head(head)
-        if request is not None and ("upgrade" in request.headers) != (_UPGRADES in head):
-            return None
+        request = parse_head(head, upgrades=_UPGRADES in head)
         prefix = self._prefix
         if request is not None and (request.path == prefix or request.path.startswith(f"{prefix}/")):
             request.path = request.path[len(prefix) :] or "/"
@@ -189,8 +187,8 @@ def implements(kind: type[RequestHandler], method: str) -> bool:
     return method in kind.SUPPORTED_METHODS and getattr(kind, name) is not getattr(RequestHandler, name)
 
 
-def parse_head(head: bytes) -> HotRequest | None:
-    """Return a request, or None if Tornado must parse it."""
+def parse_head(head: bytes, *, upgrades: bool = False) -> HotRequest | None:
+    """Return a request, or None if Tornado must parse it, for example because only one of both `upgrades`."""
     match = _HEAD.fullmatch(head)
     if match is None:
         return None
@@ -201,6 +199,8 @@ def parse_head(head: bytes) -> HotRequest | None:
         if name in headers or name in _FOR_TORNADO:
             return None
         headers[name] = value.strip(" \t")
+    if ("upgrade" in headers) != upgrades:
+        return None
     if not _HOST.fullmatch(headers.get("host", "")) or not _is_kept(headers):
         return None
     method = match[1].decode("ascii")

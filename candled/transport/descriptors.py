@@ -57,15 +57,19 @@ class Descriptors:
         self._refused = 0
         self._refused_at: float | None = None  # monotonic time of the last refusal, during a shortage
 
-    def has_room(self, now: float) -> bool:
-        """Return True if another client may stay. `now` is monotonic seconds."""
+    @property
+    def is_free(self) -> bool:
+        """True if another client may stay."""
         try:
             free = os.open(os.devnull, os.O_RDONLY)
         except OSError:
-            free = self.limit
-        else:
-            os.close(free)
-        return self._update_state(free < self._clients_below, now)
+            return False
+        os.close(free)
+        return free < self._clients_below
+
+    def has_room(self, now: float) -> bool:
+        """Return True if another client may stay, and note the result. `now` is monotonic seconds."""
+        return self._update_state(self.is_free, now)
 
     def has_room_for_request(self, descriptor: int, now: float) -> bool:
         """Return True if a new connection with this descriptor may get an HTTP answer."""

@@ -216,13 +216,6 @@ class HttpConnections:
         is_light = newcomer is not None and self._awaiting.size_of(newcomer) + 1 < self._awaiting.largest
         return (is_light or not is_fresh) and self._close_for_room(one)
 
-    def close_awaiting(self) -> bool:
-        """Close the least valuable connection that awaits a request, in favor of a request that is complete.
-
-        Return False if there is none.
-        """
-        return self._close_for_room(self._awaiting.oldest_of_heaviest())
-
     def add_connection(self, one: HttpConnection, now: float) -> None:
         """Count a new connection, which has the header timeout to send its request."""
         self._is_counted.add(one)

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+from unittest.mock import Mock
 
 import pytest
 
@@ -11,7 +12,7 @@ from candled.transport.library_internals import stream_of
 from candled.transport.socket_detach import SocketDetach
 from tests import deadlines
 from tests.api.raw import ask_all
-from tests.serve.peers import HANDSHAKE, echo_harness
+from tests.serve.peers import HANDSHAKE, connect, echo_harness
 
 pytestmark = [pytest.mark.gen_test]
 UPGRADE = {
@@ -82,6 +83,24 @@ async def test_repeated_refusals_end_the_connection_unread(stage):
     await stage.clock.advance(6)
     (read,) = await ask_all(port, [(path, {})])
     assert read.headers["retry-after"] == "894"
+
+
+@pytest.mark.stage(server=ServerSettings(host="127.0.0.1", port=0, max_connections_per_ip=1))
+@pytest.mark.parametrize("path", ["/ws", "/"])
+async def test_a_handshake_beyond_the_limits_is_refused_before_tornado_parses_it(stage, path, monkeypatch):
+    port = stage.server.listen()
+    client = await connect(port)
+    found = Mock(wraps=stage.server.application.find_handler)
+    monkeypatch.setattr(stage.server.application, "find_handler", found)
+    (cheap,) = await ask_all(port, [(path, UPGRADE)])
+    assert not found.called
+    (slow,) = await ask_all(
+        port, [(path, {"upgrade" if name == "Upgrade" else name: UPGRADE[name] for name in UPGRADE})]
+    )
+    assert found.called
+    assert (cheap.status, cheap.body) == (slow.status, slow.body)
+    assert (cheap.status, cheap.headers["retry-after"]) == (429, slow.headers["retry-after"])
+    client.close()
 
 
 async def test_a_handshake_that_the_client_resets_logs_nothing(caplog):
