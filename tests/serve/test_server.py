@@ -5,7 +5,6 @@ import json
 import socket
 from collections.abc import Callable
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,7 +97,7 @@ def test_no_name_ends_the_script_of_the_page_and_every_body_can_be_encoded():
     name = "</script><script>alert(1)</script><!--\u2028&"
     universe = Universe([name])
     universe.set_markets(name, [Symbol("</script>", "USDT")])
-    page = ChartPage(SimpleNamespace(intervals=[]), universe, lambda key: Decimals()).render()
+    page = ChartPage({}, universe, lambda key: Decimals()).render()
     text = page.partition('id="candled">')[2].partition("</script>")[0]
     assert "<" not in text
     assert json.loads(text)["defaultExchange"] == name
