@@ -3,7 +3,7 @@
     python -m bench.abuse [--rows NAME ...] [--clients 1000] [--seconds 4] [--symbols 20]
 
 The daemon, the exchange, the healthy clients and the stranger are processes of their own. After a common idle run each
-row lasts some seconds. Its line is one of a table: what happened before issue 13, what healthy clients waited for, how
+row lasts some seconds. Its line is one of a table: what it did before limits, what healthy clients waited for, how
 long the loop was blocked (wall and processor time), memory, descriptors, the log, and the limits it missed: p99
 within 3 times of the idle run and under 20 ms, at most 32 MiB more memory, no minute lost, no healthy connection cut or
 refused, no traceback. Rows that wait for REST begin after the end of a minute.

@@ -35,11 +35,11 @@ class Hostility:
     """What an exchange does wrong.
 
     Attributes:
-        before: what happened on the code before issue 13.
+        before: what happened before there were limits.
         texts: frames for one market, given the exchange and the market's name.
         a_second: so many of those frames are sent.
         breaks_rest: answers each request for candles.
-        item: of issue 13.
+        item: the number of the limit's kind.
         spoils: REST is not used for an hour afterwards.
     """
 

@@ -32,8 +32,8 @@ class Stranger:
     """Connections that send `first`, and then `again` every `every_s` as long as it is taken.
 
     Attributes:
-        item: the item of issue 13 that bounds it.
-        before: what happened on the code before that issue, with its own clients and machine.
+        item: the number of the kind of limit that bounds it.
+        before: what happened before there were limits, with its own clients and machine.
         web_socket: `first` follows a handshake, `again` too.
         reads: whether answers are read.
         resets: a connection is reset right after `first`, and the next one begins.

@@ -312,7 +312,7 @@ class LiveBars:
 
 
 class _Markets(dict[MarketKey, MarketBars]):
-    """The markets in memory. For requests that outlast their market, any other one has no bars."""
+    """The markets in memory. A late request for a market that was removed gets one without bars."""
 
     def __init__(self, intervals: Sequence[Interval], listeners: Sequence[BarsListener]) -> None:
         super().__init__()

@@ -106,7 +106,7 @@ class _Crowd:
 
 
 class HttpConnections:
-    """Counts connections together with the clients, and closes the least valuable ones. A limit of 0 means none.
+    """Counts HTTP connections and clients together, and closes the least valuable ones. A limit of 0 means none.
 
     To make room, connections that await a request are closed before those being answered. Among them, the address with
     the most connections loses its oldest one. An address for which `is_proxy` is true has no limit of its own. Pure.
@@ -307,7 +307,7 @@ class HttpConnections:
         return list(dict.fromkeys(late))
 
     def close_unread(self) -> None:
-        """Close connections of the address with the most unread bytes, until all are below the limit together."""
+        """Close connections of the address with the most unread bytes, until all unread bytes fit the limit."""
         while self.unsent > MOST_UNSENT:
             sizes: Counter[str] = Counter()
             for one in self._is_counted:
