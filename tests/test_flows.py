@@ -60,7 +60,7 @@ def test_each_step_is_called_by_one_before_it(title):
     (_, _, first), *later = FLOWS[title]
     before = [*WIRING, first]
     for kind, method, path in later:
-        callers = [one for one in before if re.search(rf"\.{method}\b", read(ROOT / one))]
+        callers = [one for one in before if re.search(rf'[."]{method}\b', read(ROOT / one))]
         assert (kind, path) in definitions()[method], f"{kind}.{method} in {path}"
         assert callers, f"{kind}.{method} is named in none of {before}"
         before.append(path)
