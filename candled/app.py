@@ -235,7 +235,8 @@ class Daemon:
         self._is_stopping = False
         self._server = self._make_server(self._catalog, broadcaster, texts)
         self._lag = LoopLag(clock)
-        self._internal = self._make_internal(texts)
+        #: The internal port; None if the settings have none.
+        self.internal = self._make_internal(texts)
         self._tasks = TaskSet()
         self._is_started = False
         self._reading, self._adding_intervals = asyncio.Event(), asyncio.Lock()
@@ -350,8 +351,8 @@ class Daemon:
         self._bars.add_listener(self._hub)
         if self._is_serving:
             self._bus.add_listener(self._bars.on_feed_message)
-        if self._internal is not None:
-            self.internal_port = self._internal.listen()
+        if self.internal is not None:
+            self.internal_port = self.internal.listen()
             self._tasks.start_periodic(self._lag.tick, self._clock, EVERY_S)
         self.port = self._server.listen()  # before the store is opened, because another candled may be running
         with contextlib.suppress(StoreUnavailable):  # `open_later` tries again
@@ -427,8 +428,8 @@ class Daemon:
             await _at_most(within_s, self._shared.stop(), "Redis does not answer and is left as it is")
         await self._server.stop()
         await self._bars.stop()
-        if self._internal is not None:  # until now it answers that the process is stopping
-            await self._internal.stop()
+        if self.internal is not None:  # until now it answers that the process is stopping
+            await self.internal.stop()
         self._watchdog.stop()
         await self._threads.close(within_s=within_s)
         return left

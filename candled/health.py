@@ -119,24 +119,28 @@ class Health:
     def _is_store_well(self, writer: Mapping[str, Any]) -> bool:
         return writer["state"] == "ok" and not self._history.problem and not self._upkeep.conflicts
 
-    def _summarize_exchanges(self, read: "Mapping[str, IngestMeasures]") -> dict[str, dict[str, Any]]:
-        """Return the number of markets in each state, and whether all is well, by exchange."""
-        served, problems = self._bars.count_states(), {} if self._ingest is None else self._ingest.problems
-        result: dict[str, dict[str, Any]] = {}
-        for name in self._universe.exchanges:
-            counts, measures = served.get(name, StateCounts()), read.get(name)
-            is_well = not counts.unhealthy and name not in problems
-            if measures is not None:
-                is_well = is_well and not measures.states.unhealthy and measures.is_rest_available
-                counts = counts if counts.states else measures.states
-            states, reasons = counts.states, counts.reasons
-            result[name] = {
-                "status": _status(is_well),
-                "symbols": states.total(),
-                "states": dict(sorted(states.items())),
-                "reasons": dict(sorted(reasons.items())),
-            }
+    def count_states(self, measures: "Mapping[str, IngestMeasures]") -> dict[str, StateCounts]:
+        """Return the markets of each exchange by state: as they are read here, and the others as received."""
+        result = {name: StateCounts() for name in self._universe.exchanges}
+        served = self._bars.count_states(() if self._ingest is None else self._ingest.markets)
+        for name, counts in result.items():
+            read = [measures[name].states] if name in measures else []
+            counts.add_counts([*read, *([served[name]] if name in served else [])])
         return result
+
+    def _summarize_exchanges(self, measures: "Mapping[str, IngestMeasures]") -> dict[str, dict[str, Any]]:
+        """Return the number of markets in each state, and whether all is well, by exchange."""
+        problems = set() if self._ingest is None else set(self._ingest.problems)
+        problems |= {name for name, one in measures.items() if not one.is_rest_available}
+        return {
+            name: {
+                "status": _status(not counts.unhealthy and name not in problems),
+                "symbols": counts.states.total(),
+                "states": dict(sorted(counts.states.items())),
+                "reasons": dict(sorted(counts.reasons.items())),
+            }
+            for name, counts in self.count_states(measures).items()
+        }
 
     def _report_plugin(self, status: PluginStatus) -> dict[str, Any]:
         facts: dict[str, Any] = {"status": "ok" if status.ok else "broken", "error": status.error}

@@ -123,6 +123,12 @@ class ShardedIngest:
                 known.add_shard(measures)
         return result
 
+    @property
+    def markets(self) -> set[MarketKey]:
+        """The markets that are read here."""
+        running = [ingest for shard in self._running.values() for ingest in shard]
+        return {MarketKey(ingest.name, symbol) for ingest in running for symbol in ingest.symbols}
+
     def measure_symbols(self) -> Iterator[tuple[str, SymbolMeasures]]:
         """Yield the present state of each symbol that is read here, with the name of its exchange."""
         for shard in self._running.values():

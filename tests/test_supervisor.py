@@ -165,18 +165,28 @@ async def test_a_second_stop_kills_and_other_signals_are_passed_on():
         ({"server": {"port": 0}}, ["server.port: --workers needs a port from 1 to 65534"]),
         ({"server": {"port": 65535}}, ["server.port: --workers needs a port from 1 to 65534"]),
         ({"bus": {}, "store": {}}, ["bus.url: ", "store.url: "]),
+        ({"server": {"internal_port": 7001}}, ["server.internal_port: with --workers the port after server.port"]),
+        ({"server": {"internal_port": 65534}}, ["server.internal_port: --workers 2 needs 3 ports"]),
+        ({"server": {"internal_port": 65533}}, []),
     ],
     ids=str,
 )
 def test_settings_that_cannot_be_shared_are_refused_in_one_run(changes, problems):
     config = Config(**{**SHARED, **changes})
     try:
-        check(config)
+        check(config, 2)
         found = ()
     except ConfigError as error:
         found = error.problems
     assert len(found) == len(problems)
     assert all(text.startswith(begin) for text, begin in zip(found, problems, strict=True))
+
+
+@pytest.mark.parametrize(("port", "ports"), [(7070, [7070, 7071, 7072]), (None, [None] * 3), (0, [0] * 3)])
+def test_each_process_has_its_own_internal_port(port, ports):
+    config = Config(**{**SHARED, "server": {"internal_port": port}})
+    names = ("ingest", "serve-1", "serve-2")
+    assert [settings_of(name, config).server.internal_port for name in names] == ports
 
 
 def test_each_process_has_its_role_and_the_serve_processes_share_the_port():

@@ -1,6 +1,6 @@
 """Keeps the bars of all markets up to date: from the bus as minutes change, from the store when the past changes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from itertools import count
 from typing import Any
 
@@ -294,10 +294,12 @@ class LiveBars:
             }
         return exchanges
 
-    def count_states(self) -> dict[str, StateCounts]:
-        """Return the markets by exchange and by the state of their feeds."""
+    def count_states(self, excluded: Container[MarketKey] = ()) -> dict[str, StateCounts]:
+        """Return the markets, except some, by exchange and by the state of their feeds."""
         exchanges: dict[str, StateCounts] = {}
         for key, market in self._markets.items():
+            if key in excluded:
+                continue
             feed = market.feed
             counts = exchanges.setdefault(key.exchange, StateCounts())
             counts.add_market(feed.state, feed.reason, has_problem=bool(feed.problem))

@@ -220,6 +220,11 @@ class ExchangeIngest:
             "symbols": {str(symbol): self._describe_symbol(symbol, now_ms) for symbol in self._symbols},
         }
 
+    @property
+    def symbols(self) -> Collection[Symbol]:
+        """The symbols that are wanted, in order."""
+        return self._symbols.keys()
+
     def measure(self) -> IngestMeasures:
         """Return the present state in numbers."""
         now_ms, runners = self._time.now_ms(), self._feeds.runners

@@ -70,9 +70,8 @@ class Metrics:
         measures = {} if ingest is None else ingest.measure()
         summary = parts.health.summarize(measures)
         _collect_process(samples, parts, is_healthy=summary["status"] == "pass")
-        served = parts.bars.count_states()
-        for name in served | measures:
-            collect_states(samples, name, measures[name].states if name in measures else served[name])
+        for name, counts in parts.health.count_states(measures).items():
+            collect_states(samples, name, counts)
         if ingest is not None:
             collect_ingest(samples, ingest, measures)
             if parts.config.server.metrics_per_symbol:

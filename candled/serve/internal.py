@@ -66,6 +66,8 @@ class InternalServer:
             compress_from=settings.compress_from,
             shows_details=True,
         )
+        #: Returns the text of `/metrics`.
+        self.render_metrics = metrics
         #: The handlers, for a server.
         self.application = Application(
             [*make_health_routes(context), (r"/metrics", MetricsHandler, {"render": metrics}), *routes],

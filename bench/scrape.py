@@ -1,0 +1,115 @@
+"""The price of operators' questions: a scrape of `/metrics`, and `/health`, with 1,000 symbols.
+
+    python -m bench.scrape [--symbols 1000] [--clients 200] [--scrapes 30] [--every 15]
+
+The daemon runs in this process, on the replay, so that only the question is measured and not the minutes that it reads
+meanwhile. Each question is asked `--scrapes` times, and blocks the event loop for as long as it
+takes. The share of a core is that of one question every `--every` seconds.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import websockets
+import yaml
+
+from bench.process import UNLIMITED, scratch, spread, symbols
+from candled import config
+from candled.app import Daemon
+from candled.clock import SystemClock
+from candled.model import DEFAULT_INTERVALS
+from candled.plugins import discover
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.scrape", description=__doc__)
+    parser.add_argument("--symbols", type=int, default=1000)
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--scrapes", type=int, default=30)
+    parser.add_argument("--every", type=float, default=15.0, help="seconds between two questions")
+    options = parser.parse_args(arguments)
+    for per_symbol in (False, True):
+        with scratch() as directory:
+            asyncio.run(measure(options, directory, per_symbol=per_symbol))
+
+
+async def measure(options: argparse.Namespace, directory: Path, *, per_symbol: bool) -> None:
+    """Run a daemon and its clients, and ask."""
+    names = symbols(options.symbols)
+    daemon = make_daemon(directory, names, per_symbol=per_symbol)
+    await daemon.start()
+    clients: list[Any] = []
+    try:
+        while daemon.health.summarize()["exchanges"]["replay"]["reasons"].get("starting"):
+            await asyncio.sleep(1.0)
+        clients = [await connect(daemon.port, names, number) for number in range(options.clients)]
+        assert daemon.internal is not None
+        questions: dict[str, Callable[[], bytes]] = {
+            "`/metrics`": daemon.internal.render_metrics,
+            "`/health`": lambda: json.dumps(daemon.health.summarize()).encode(),
+            "`/health?verbose`": lambda: json.dumps(daemon.health.report()).encode(),
+        }
+        if per_symbol:
+            questions = {"`/metrics` with series of every symbol": daemon.internal.render_metrics}
+        for name, ask in questions.items():
+            await report(name, ask, options)
+    finally:
+        for client in clients:
+            await client.close()
+        await daemon.stop()
+
+
+def make_daemon(directory: Path, names: Sequence[str], *, per_symbol: bool) -> Daemon:
+    """A daemon of this process, with an internal port."""
+    document = {
+        "server": {
+            "host": "127.0.0.1", "port": 0, "internal_port": 0, "metrics_per_symbol": per_symbol,
+            "max_connections_per_ip": 0,
+        },
+        "exchanges": {"replay": {"symbols": list(names), "files": {"*": "bundled:binance-spot-btcusdt"}}},
+        "ingest": {"backfill": "0m"},
+        "limits": UNLIMITED,
+        "store": {"url": f"sqlite:///{directory / 'candled.db'}", "journal": str(directory / "journal")},
+    }  # fmt: skip
+    path = directory / "candled.yaml"
+    path.write_text(yaml.safe_dump(document), "utf-8")
+    plugins = discover()
+    return Daemon(config.load(path, {}, plugins), plugins, SystemClock())
+
+
+async def connect(port: int, names: Sequence[str], number: int) -> Any:
+    """A client in one room."""
+    client = await websockets.connect(f"ws://127.0.0.1:{port}/ws", max_size=None)
+    interval = str(DEFAULT_INTERVALS[number % len(DEFAULT_INTERVALS)])
+    request = {"type": "subscribe", "symbol": names[number % len(names)], "interval": interval, "initialBars": 10}
+    await client.send(json.dumps(request))
+    await client.recv()
+    return client
+
+
+async def report(name: str, ask: Callable[[], bytes], options: argparse.Namespace) -> None:
+    """Ask a question many times, and print what it takes."""
+    took_s, body = [], b""
+    for _ in range(options.scrapes):
+        await asyncio.sleep(0.3)
+        began = time.thread_time()
+        body = ask()
+        took_s.append(time.thread_time() - began)
+    series = sum(not line.startswith(b"#") for line in body.splitlines()) if "metrics" in name else 0
+    share = 100 * statistics.median(took_s) / options.every
+    print(
+        f"| {name} | {spread([1000 * one for one in took_s])} ms | {share:.2f} % | {len(body) / 1000:.0f} KB"
+        f"{f' | {series:,} series' if series else ''} |",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
