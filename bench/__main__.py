@@ -9,7 +9,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 NAMES = (
     "fanout", "connections", "rooms", "aggregation", "latency", "bus", "ingest", "memory", "scale", "store_sqlite",
-    "store_postgres", "journal", "outage", "startup", "http", "fairness", "abuse", "refusals", "workers",
+    "store_postgres", "journal", "outage", "startup", "http", "fairness", "scrape", "abuse", "refusals", "workers",
 )  # fmt: skip
 
 

@@ -2,9 +2,9 @@
 
     python -m bench.scrape [--symbols 1000] [--clients 200] [--scrapes 30] [--every 15]
 
-The daemon runs in this process, on the replay, so that only the question is measured and not the minutes that it reads
-meanwhile. Each question is asked `--scrapes` times, and blocks the event loop for as long as it
-takes. The share of a core is that of one question every `--every` seconds.
+The daemon runs in this process, with a filled store and an exchange that it cannot reach, so that only the question is
+measured and not the minutes that it reads meanwhile. Each question is asked `--scrapes` times, and blocks the event
+loop for as long as it takes. The share of a core is that of one question every `--every` seconds.
 """
 
 import argparse
@@ -12,19 +12,22 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import websockets
 import yaml
 
-from bench.process import UNLIMITED, scratch, spread, symbols
+from bench.process import MONDAY_MS, UNLIMITED, scratch, spread, symbols
+from bench.scale import fill
 from candled import config
 from candled.app import Daemon
-from candled.clock import SystemClock
 from candled.model import DEFAULT_INTERVALS
 from candled.plugins import discover
+from tests.clocks import ScaledClock
+
+STORED = 120  # bars of each interval of each symbol
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,11 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 async def measure(options: argparse.Namespace, directory: Path, *, per_symbol: bool) -> None:
     """Run a daemon and its clients, and ask."""
     names = symbols(options.symbols)
+    fill(directory / "candled.db", names, STORED)
     daemon = make_daemon(directory, names, per_symbol=per_symbol)
     await daemon.start()
     clients: list[Any] = []
     try:
-        while daemon.health.summarize()["exchanges"]["replay"]["reasons"].get("starting"):
+        while any(not daemon.health.is_reading or market.get("completeFrom") is None for market in states(daemon)):
             await asyncio.sleep(1.0)
         clients = [await connect(daemon.port, names, number) for number in range(options.clients)]
         assert daemon.internal is not None
@@ -66,6 +70,12 @@ async def measure(options: argparse.Namespace, directory: Path, *, per_symbol: b
         await daemon.stop()
 
 
+def states(daemon: Daemon) -> Iterable[dict[str, Any]]:
+    """The part of each symbol in the details of `/health`."""
+    symbols: dict[str, dict[str, Any]] = daemon.health.report()["exchanges"]["bitget"]["symbols"]
+    return symbols.values()
+
+
 def make_daemon(directory: Path, names: Sequence[str], *, per_symbol: bool) -> Daemon:
     """A daemon of this process, with an internal port."""
     document = {
@@ -73,15 +83,18 @@ def make_daemon(directory: Path, names: Sequence[str], *, per_symbol: bool) -> D
             "host": "127.0.0.1", "port": 0, "internal_port": 0, "metrics_per_symbol": per_symbol,
             "max_connections_per_ip": 0,
         },
-        "exchanges": {"replay": {"symbols": list(names), "files": {"*": "bundled:binance-spot-btcusdt"}}},
+        "exchanges": {
+            "bitget": {"symbols": list(names), "ws_url": "ws://127.0.0.1:9/", "rest_url": "http://127.0.0.1:9"},
+        },
         "ingest": {"backfill": "0m"},
+        "log": {"level": "error"},
         "limits": UNLIMITED,
         "store": {"url": f"sqlite:///{directory / 'candled.db'}", "journal": str(directory / "journal")},
     }  # fmt: skip
     path = directory / "candled.yaml"
     path.write_text(yaml.safe_dump(document), "utf-8")
     plugins = discover()
-    return Daemon(config.load(path, {}, plugins), plugins, SystemClock())
+    return Daemon(config.load(path, {}, plugins), plugins, ScaledClock(start_ms=MONDAY_MS + 3_600_000))
 
 
 async def connect(port: int, names: Sequence[str], number: int) -> Any:

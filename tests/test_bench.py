@@ -35,6 +35,7 @@ TINY = {
     ],
     "fairness": ["--symbols", "2", "--clients", "4", "--connections", "2", "--flooders", "1", "--seconds", "0.3"],
     "abuse": ["--rows", "empty pongs", "a long price", "--clients", "20", "--seconds", "0.5", "--symbols", "2"],
+    "scrape": ["--symbols", "2", "--clients", "2", "--scrapes", "2"],
     "refusals": ["--requests", "20", "--rounds", "1"],
     "scale": ["--symbols", "2", "--clients", "14", "--stored", "20", "--seconds", "2", "--settle", "0.5"],
 }  # fmt: skip
@@ -52,12 +53,13 @@ OUTPUT = {
     "http": "| sqlite, a page of 1,000 bars | cold p50",
     "fairness": "| 1 connections of empty pongs | ",
     "abuse": "minutes missing or other than the exchange's: 0",
+    "scrape": "| `/metrics` with series of every symbol | ",
     "refusals": "| 404, an unknown path | ",
     "scale": "14 clients in 14 rooms",
 }
 
 # Those that take longest start what the others start too.
-RARE = {"abuse", "bus", "connections", "fairness", "ingest", "latency", "memory", "outage", "refusals"}
+RARE = {"abuse", "bus", "connections", "fairness", "ingest", "latency", "memory", "outage", "refusals", "scrape"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in RARE)) for name in TINY])

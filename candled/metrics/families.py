@@ -60,7 +60,7 @@ INGEST = (
     _counter("feed_invalid_candles_total", "rows that are not valid candles, of the stream and of REST", "exchange"),
     _counter("feed_revisions_total", "final minutes that were corrected", "exchange"),
     _histogram("feed_lag_seconds", "from the send time in a message to its receipt, on candled's estimate of the "
-               "exchange's clock", "exchange"),
+               "exchange's clock, of every eighth message", "exchange"),
     _gauge("feed_last_event_timestamp_seconds", "when the stream last delivered a candle of any symbol, on the "
            "exchange's clock", "exchange"),
     _gauge("exchange_clock_skew_seconds", "how far the exchange's clock is ahead of this machine's", "exchange"),
