@@ -68,9 +68,9 @@ async def test_requests_are_counted_by_the_status_of_their_answer():
 
 
 async def test_lags_repairs_and_audits_are_counted():
-    site = await started()
-    await site.run(60)
-    counts = site.ingest._counts
+    harness = await started()
+    await harness.run(60)
+    counts = harness.ingest._counts
     assert counts.connects == 1
     assert counts.candle_events > 50
     assert 0 < counts.lag_s.count < counts.candle_events  # a snapshot is no message of this moment
@@ -78,25 +78,25 @@ async def test_lags_repairs_and_audits_are_counted():
     assert week - 500 <= counts.repaired <= week  # the snapshot had the rest
     assert counts.checked > 0
     assert counts.mismatched == 0
-    site.exchange.stream = "down"
-    await site.run(10)
+    harness.exchange.stream = "down"
+    await harness.run(10)
     assert counts.interruptions["failed"] >= 1
     before = counts.repaired
     lost = START_MS - 100 * MINUTE_MS
-    del site.store.rows[lost]
-    await site.leap(400)
+    del harness.store.rows[lost]
+    await harness.leap(400)
     assert (counts.store_audits, counts.lost_minutes) >= (1, 1)
-    await site.leap(60)
+    await harness.leap(60)
     assert counts.repaired > before
-    assert lost in site.store.rows
-    await site.stop()
+    assert lost in harness.store.rows
+    await harness.stop()
 
 
 async def test_a_market_that_is_removed_leaves_its_counts():
-    site = await started()
-    await site.run(30)
-    site.ingest._markets[BTC].revisions = before = 3
-    site.ingest.remove_markets([BTC])
-    assert site.ingest._counts.closed_revisions == before
-    assert site.ingest.measure().revisions == 0
-    await site.stop()
+    harness = await started()
+    await harness.run(30)
+    harness.ingest._markets[BTC].revisions = before = 3
+    harness.ingest.remove_markets([BTC])
+    assert harness.ingest._counts.closed_revisions == before
+    assert harness.ingest.measure().revisions == 0
+    await harness.stop()

@@ -137,21 +137,21 @@ async def test_requests_are_counted_by_route_whoever_answers_them(tmp_path):
 
 
 async def test_the_summary_has_the_status_of_the_details_and_the_metrics(tmp_path):
-    async with running(tmp_path) as site:
-        health, seen = site.daemon.health, set()
+    async with running(tmp_path) as harness:
+        health, seen = harness.daemon.health, set()
         while seen != {"pass", "warn"}:
             summary, details = health.summarize(), health.report()
             assert summary["status"] == details["status"]
-            assert await site.value("healthy") in (0, 1)
+            assert await harness.value("healthy") in (0, 1)
             states = {one["state"] for one in details["exchanges"]["replay"]["symbols"].values()}
             assert summary["exchanges"]["replay"]["symbols"] == len(states) == 1
             seen.add(summary["status"])
             if summary["status"] == "pass":
                 seen.add("warn")  # it was live at the first look
-                site.daemon._history._failing["x"] = "gone"
+                harness.daemon._history._failing["x"] = "gone"
                 assert health.summarize()["status"] == health.report()["status"] == "warn"
                 assert "gone" not in json.dumps(health.summarize())
-                assert await site.value("db_read_up") == 0
+                assert await harness.value("db_read_up") == 0
             await asyncio.sleep(0.05)
 
 
