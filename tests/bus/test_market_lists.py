@@ -66,11 +66,11 @@ async def test_a_serve_process_follows_the_leaders_markets_and_their_feeds_witho
         candle = leader.publish(ETH)
         await until(lambda: serving.listener.newest.get(ETH) == candle)
         leader.publish(BTC)
-        read = dict(serving.bus.describe()["healed"])
+        read = sum(serving.bus.describe()["healed"].values())
 
         choose(leader, BTC, SOL)
         await until(lambda: serving.universe.markets == (BTC, SOL))
-        await until(lambda: serving.bus.describe()["healed"] == {**read, "connected": read["connected"] + 1})
+        await until(lambda: sum(serving.bus.describe()["healed"].values()) > read)  # the minutes of SOL were read
         for number in range(3):
             candle = leader.publish(SOL, number)
             other = leader.publish(BTC, number)

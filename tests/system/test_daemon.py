@@ -251,9 +251,12 @@ def test_candles_and_seconds_are_not_logged(watched):
 
 
 def test_health_over_http_has_the_documented_keys(watched):
-    health = watched.busy.get("/health?verbose")
+    deadline = deadlines.now() + 30
+    while (health := watched.busy.get("/health?verbose"))["status"] != "pass":  # a market may be fetching for a moment
+        assert deadlines.now() < deadline, json.dumps(health)
+        time.sleep(0.5)
     assert health.keys() >= {"status", "version", "uptimeSeconds", "exchanges", "store", "bus", "plugins"}
-    assert (health["status"], health["version"]) == ("pass", __version__), json.dumps(health)
+    assert health["version"] == __version__
     assert WATCHED_S <= health["uptimeSeconds"] <= time.monotonic() - watched.begun
     assert health["exchanges"]["replay"].keys() >= {"clockSkewMs", "historyTrouble", "hosts", "symbols"}
     market = health["exchanges"]["replay"]["symbols"]["S3/USDT"]

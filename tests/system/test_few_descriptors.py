@@ -109,11 +109,13 @@ class HalfOpen:
             with contextlib.suppress(OSError):
                 source = f"127.0.2.{1 + number // 50}", 0
                 reader, writer = await asyncio.open_connection("127.0.0.1", self._port, local_addr=source)
-                self.opened += 1
-                writer.write(b"GET / HTTP/1.1\r\nHost")
-                await reader.read()
-                self.closed += 1
-                writer.close()
+                try:
+                    self.opened += 1
+                    writer.write(b"GET / HTTP/1.1\r\nHost")
+                    await reader.read()
+                    self.closed += 1
+                finally:
+                    writer.close()
             await asyncio.sleep(0.5)
 
     async def stop(self) -> None:

@@ -16,7 +16,7 @@ from candled import (
     SubscriptionRejected,
     Symbol,
 )
-from candled_plugins.barrier.exchange import Gateio, GateioSettings, GateioUsdt, GateioUsdtSettings
+from candled_plugins.gate.exchange import Gateio, GateioSettings, GateioUsdt, GateioUsdtSettings
 from tests.clocks import START_MS, ManualClock
 from tests.plugins.local import (
     NOT_FRAMES,
@@ -38,7 +38,7 @@ CONTRACTS = [
 ]
 
 
-def barrier() -> Gateio:
+def gate() -> Gateio:
     return Gateio(GateioSettings(), ManualClock(START_MS + 30_000))
 
 
@@ -47,7 +47,7 @@ def gate_usdt() -> GateioUsdt:
 
 
 def feed(*symbols: Symbol):
-    return barrier().make_feed(symbols or (BTC,))
+    return gate().make_feed(symbols or (BTC,))
 
 
 async def futures_feed(*symbols: Symbol):
@@ -170,7 +170,7 @@ def candlesticks(path: str, query: dict[str, str]):
 @given(WINDOWS)
 async def test_every_minute_of_a_range_is_found(ago_and_count):
     start_ms, end_ms = window(*ago_and_count, Gateio.max_history_minutes)
-    for exchange, symbol in ((barrier(), BTC), (gate_usdt(), CONTRACT)):
+    for exchange, symbol in ((gate(), BTC), (gate_usdt(), CONTRACT)):
         rows = await exchange.fetch_history(FakeHttp(candlesticks), symbol, start_ms, end_ms)
         assert opening_times(rows) == list(range(start_ms, end_ms, MINUTE_MS))
         assert {(str(row.open), row.volume, str(row.quote_volume)) for row in rows} == {("10", 2, "33")}
@@ -187,7 +187,7 @@ async def test_the_sizes_of_contracts_are_read_once():
 
 async def test_a_recorded_row_is_read_with_all_its_digits():
     http = FakeHttp(lambda path, query: recorded_answer("gate/rest_hour_spot.json"))
-    (bar,) = await barrier().fetch_bars(http, BTC, Interval.parse("1h"), 1710327600000, 1710331200000)
+    (bar,) = await gate().fetch_bars(http, BTC, Interval.parse("1h"), 1710327600000, 1710331200000)
     assert [str(one) for one in bar.values] == [
         "73236.9", "73435.8", "73236.3", "73408.9", "13.53020576", "992134.61604178",
     ]  # fmt: skip
@@ -196,14 +196,14 @@ async def test_a_recorded_row_is_read_with_all_its_digits():
 async def test_days_of_another_time_zone_are_refused():
     http = FakeHttp(lambda path, query: [["1710345600", "33", "11", "12", "9", "10", "2", "true"]])
     with pytest.raises(ExchangeError, match="on their boundaries in UTC"):
-        await barrier().fetch_bars(http, BTC, Interval.parse("1D"), 1710288000000, 1710374400000)
-    assert await barrier().fetch_bars(http, BTC, Interval.parse("1W"), 0, 10) is None
+        await gate().fetch_bars(http, BTC, Interval.parse("1D"), 1710288000000, 1710374400000)
+    assert await gate().fetch_bars(http, BTC, Interval.parse("1W"), 0, 10) is None
 
 
 @pytest.mark.parametrize("body", [{"label": "INVALID_CURRENCY_PAIR"}, None])
 async def test_an_answer_that_is_no_list_is_an_error(body):
     with pytest.raises(ExchangeError):
-        await barrier().fetch_history(FakeHttp(lambda path, query: body), BTC, START_MS, START_MS + MINUTE_MS)
+        await gate().fetch_history(FakeHttp(lambda path, query: body), BTC, START_MS, START_MS + MINUTE_MS)
 
 
 async def test_markets_with_their_facts():
@@ -216,7 +216,7 @@ async def test_markets_with_their_facts():
                      "volume_24h_quote": "8"}]  # fmt: skip
         return CONTRACTS if path.endswith("contracts") else [pair, {**pair, "trade_status": "untradable"}]
 
-    found, closed = await barrier().fetch_markets(FakeHttp(answer))
+    found, closed = await gate().fetch_markets(FakeHttp(answer))
     assert (found.symbol, found.price_decimals, found.volume_decimals, found.status) == (BTC, 1, 6, "trading")
     assert (found.listed_ms, found.quote_volume_24h, closed.status) == (1574640000000, Decimal("7.5"), "suspended")
     found, _ = await gate_usdt().fetch_markets(FakeHttp(answer))
@@ -224,7 +224,7 @@ async def test_markets_with_their_facts():
     assert (found.listed_ms, found.quote_volume_24h) == (1000, 8)
 
 
-@pytest.mark.parametrize("make", [barrier, gate_usdt])
+@pytest.mark.parametrize("make", [gate, gate_usdt])
 async def test_a_list_of_another_form_is_an_error(make):
     with pytest.raises(ExchangeError, match="not as documented"):
         await make().fetch_markets(FakeHttp(lambda path, query: [{}]))
