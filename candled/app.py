@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import signal
-import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -58,6 +57,7 @@ from candled.store.writer import Writer
 from candled.tasks import TaskSet, first_of, in_parallel
 from candled.transport.broadcaster import Broadcaster
 from candled.transport.descriptors import raise_limit, shortage
+from candled.transport.pass_clock import PassClock
 from candled.universe import Universe
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class Daemon:
         self._bus: Bus = MemoryBus() if self._shared is None else self._shared.bus
         self._bars = LiveBars(self.universe.markets if self._is_serving else [], config.intervals, self._history, clock)
         self._codec = RequestCodec(symbols, config.intervals)
-        broadcaster = Broadcaster(asyncio.get_running_loop().call_soon, time.thread_time)
+        broadcaster = Broadcaster(asyncio.get_running_loop().call_soon, PassClock())
         texts = EncodedBarCache(config.server.cache)
         self._hub = Hub(self._codec, self._bars, clock, broadcaster.broadcast, texts=texts)
         self._ingest = self._make_ingest() if "ingest" in config.roles else None

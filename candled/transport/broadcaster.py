@@ -116,8 +116,8 @@ class Broadcaster:
 
     Args:
         soon: the loop's `call_soon`.
-        seconds: the clock of the passes. The thread's processor time leaves out the time that other processes took: on
-            a busy machine each pass would seem long, and clients would get the least share.
+        seconds: the clock of the passes. The thread's processor time (`PassClock`) leaves out the time that other
+            processes took: on a busy machine each pass would seem long, and clients would get the least share.
     """
 
     def __init__(self, soon: Callable[[Callable[[], None]], object], seconds: Callable[[], float]) -> None:
