@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -210,7 +211,7 @@ class Daemon:
         self._bus: Bus = MemoryBus() if self._shared is None else self._shared.bus
         self._bars = LiveBars(self.universe.markets if self._is_serving else [], config.intervals, self._history, clock)
         self._codec = RequestCodec(symbols, config.intervals)
-        broadcaster = Broadcaster(asyncio.get_running_loop().call_soon, PassClock())
+        broadcaster = Broadcaster(asyncio.get_running_loop().call_soon, PassClock(clock.monotonic, time.thread_time))
         texts = EncodedBarCache(config.server.cache)
         self._hub = Hub(self._codec, self._bars, clock, broadcaster.broadcast, texts=texts)
         self._ingest = self._make_ingest() if "ingest" in config.roles else None

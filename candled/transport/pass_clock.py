@@ -1,6 +1,5 @@
 """The clock of the loop's passes: processor time at nearly the cost of reading the wall clock."""
 
-import time
 from collections.abc import Callable
 
 #: The most that the clock is ahead of the processor time, in seconds.
@@ -19,9 +18,7 @@ class PassClock:
         processor: the thread's processor time, in seconds.
     """
 
-    def __init__(
-        self, wall: Callable[[], float] = time.perf_counter, processor: Callable[[], float] = time.thread_time
-    ) -> None:
+    def __init__(self, wall: Callable[[], float], processor: Callable[[], float]) -> None:
         self._wall = wall
         self._processor = processor
         # processor time minus the wall's, at the last reading, and the wall's time from which a new reading is needed
