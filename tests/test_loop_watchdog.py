@@ -54,6 +54,7 @@ async def wait_until_idle(watchdog: LoopWatchdog) -> None:
     await asyncio.sleep(0.5)
 
 
+@pytest.mark.slow
 async def test_a_plugin_that_blocks_is_named_with_the_call_and_the_time(watchdog, plugin, caplog):
     caplog.set_level(logging.INFO)
     async with deadlines.timeout(20):
@@ -71,12 +72,14 @@ async def test_a_plugin_that_blocks_is_named_with_the_call_and_the_time(watchdog
     assert "blocked the event loop for" in last
 
 
+@pytest.mark.slow
 async def test_a_library_that_a_plugin_called_counts_as_the_plugin(watchdog, plugin):
     await plugin.call(lambda: time.sleep(1.2))
     await wait_until_idle(watchdog)
     assert watchdog.describe("slow")["lastCall"].startswith("Exchange.call (slow_plugin.exchange:15)")
 
 
+@pytest.mark.slow
 async def test_other_code_that_blocks_is_not_a_plugins(watchdog, plugin):
     time.sleep(1.0)
     own = types.ModuleType("candled.ingest.http")
@@ -86,6 +89,7 @@ async def test_other_code_that_blocks_is_not_a_plugins(watchdog, plugin):
     assert watchdog.blockages == {}
 
 
+@pytest.mark.slow
 async def test_short_calls_are_not_reported(watchdog, plugin):
     async with deadlines.timeout(20):
         for _ in range(40):

@@ -52,6 +52,7 @@ def choose(one, *markets: MarketKey) -> None:
     )
 
 
+@pytest.mark.usefixtures("redis")
 async def test_a_serve_process_follows_the_leaders_markets_and_their_feeds_without_a_pause(prefix):
     url = shared_redis()
     async with (
@@ -81,6 +82,7 @@ async def test_a_serve_process_follows_the_leaders_markets_and_their_feeds_witho
         assert serving.bus.describe().get("trouble") is None
 
 
+@pytest.mark.usefixtures("redis")
 async def test_a_process_starts_from_the_kept_list_while_no_leader_runs(prefix):
     url = shared_redis()
     async with process(url, prefix, ingests=True, markets=(BTC,), **CHOSEN) as leader:
@@ -96,6 +98,7 @@ async def test_a_process_starts_from_the_kept_list_while_no_leader_runs(prefix):
             await until(lambda: serving.universe.markets == (ETH,))
 
 
+@pytest.mark.usefixtures("redis")
 async def test_without_any_list_a_serve_process_reports_that_it_knows_no_markets(prefix):
     url = shared_redis()
     async with process(url, prefix, markets=(), **CHOSEN) as serving:
@@ -110,6 +113,7 @@ async def test_without_any_list_a_serve_process_reports_that_it_knows_no_markets
             assert serving.universe.markets == (BTC,)
 
 
+@pytest.mark.usefixtures("redis")
 async def test_a_market_that_returns_continues_its_numbers(prefix):
     url = shared_redis()
     async with (
@@ -134,6 +138,7 @@ async def test_a_market_that_returns_continues_its_numbers(prefix):
         assert [one.bus.describe().get("trouble") for one in (leader, serving)] == [None, None]
 
 
+@pytest.mark.usefixtures("redis")
 async def test_many_changes_in_a_row_and_some_while_redis_is_cut_off_end_with_the_right_feeds(prefix):
     draw = random.Random(7)
     coins = [MarketKey("bitget", Symbol(f"COIN{number}", "USDT")) for number in range(12)]
@@ -161,6 +166,7 @@ async def test_many_changes_in_a_row_and_some_while_redis_is_cut_off_end_with_th
             assert serving.bus._tracker.stale_markets() == set()
 
 
+@pytest.mark.usefixtures("redis")
 async def test_a_process_that_ingests_follows_the_leader_too_whatever_its_own_settings_are(prefix):
     url = shared_redis()
     async with process(url, prefix, ingests=True, markets=(BTC,)) as leader:
@@ -176,6 +182,7 @@ async def test_a_process_that_ingests_follows_the_leader_too_whatever_its_own_se
             assert list(second.parts.lists._published["bitget"]) == [SOL.symbol, BTC.symbol]
 
 
+@pytest.mark.usefixtures("redis")
 async def test_the_leader_writes_its_list_again_after_redis_lost_or_changed_it(prefix):
     with own_redis() as server:
         async with (

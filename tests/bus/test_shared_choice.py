@@ -6,6 +6,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from candled.bus.shards import shard_of_exchange
 from candled.config import Config, ExchangeConfig
 from candled.ingest.feeds import FeedRunner
@@ -56,6 +58,7 @@ async def reading(url: str, prefix: str, world: World) -> AsyncIterator[Reader]:
             await reader.ingest.stop()
 
 
+@pytest.mark.usefixtures("redis")
 async def test_the_leaders_choice_holds_in_all_processes_and_after_a_change_of_leader(monkeypatch):
     monkeypatch.setattr(FeedRunner, "_run_socket", run_without_socket)
     world, url, prefix = World(), shared_redis(), new_prefix()

@@ -64,6 +64,7 @@ async def test_a_stream_yields_the_closed_bars_of_all_markets_and_follows_the_li
         assert await take(same, 1) == [("ETH/USDT", 2)]
 
 
+@pytest.mark.slow
 async def test_a_stream_of_one_market_and_one_of_a_pattern_do_not_mix(stage):
     async with connected(stage) as client:
         bars = client.bars("BTC/USDT", "1m", corrections=True)

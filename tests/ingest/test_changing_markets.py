@@ -118,6 +118,7 @@ async def check_sequence(steps: list[tuple[str, Any]]) -> None:
 @given(st.lists(actions, max_size=12))
 @example([("pass", 1.0), ("add", SYMBOLS), ("pass", 40.0), ("remove", SYMBOLS[:2]), ("pass", 1.0), ("add", SYMBOLS)])
 @example([("add", SYMBOLS[:1]), ("pass", 40.0), ("remove", SYMBOLS[:1]), ("add", SYMBOLS[:1])])
+@pytest.mark.slow
 def test_after_any_sequence_exactly_the_wanted_markets_are_read(steps):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FeedRunner, "_run_socket", run_without_socket)

@@ -342,6 +342,7 @@ async def test_events_about_symbols_that_were_not_subscribed_are_ignored_and_cou
         assert sink.runner.unsubscribed_events == 4
 
 
+@pytest.mark.slow
 async def test_symbols_change_on_the_open_connection():
     eth, frames = Symbol("ETH", "USDT"), asyncio.Queue()
 

@@ -145,6 +145,7 @@ async def test_an_end_right_after_the_handover_is_no_interruption(clock):
     assert sink.interrupted == []
 
 
+@pytest.mark.slow
 async def test_symbols_that_change_meanwhile_are_those_of_the_new_connection(clock, monkeypatch):
     async with reading(clock) as (server, pool, _):
         clock.ahead_s = 60.0

@@ -214,6 +214,7 @@ def check_markets(deployment: Deployment, before: set[Symbol]) -> None:
 @given(st.lists(actions, max_size=12))
 @example([("subscribe", (0, SYMBOLS[0])), ("pass", 1.0), ("list", SYMBOLS[1:])])
 @example([("lease", (1, False)), ("reload", 2), ("list", SYMBOLS[3:]), *[("refresh", None)] * 4, ("list", SYMBOLS)])
+@pytest.mark.slow
 def test_after_any_sequence_exactly_the_wanted_markets_are_served(steps):
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(FeedRunner, "_run_socket", run_without_socket)

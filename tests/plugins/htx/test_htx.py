@@ -38,6 +38,7 @@ def packed(message: object) -> bytes:
     return gzip.compress(json.dumps(message).encode())
 
 
+@pytest.mark.slow
 async def test_recorded_frames_become_candles_and_pings_are_answered():
     ended = asyncio.Queue()
 
@@ -79,6 +80,7 @@ async def test_frames_that_are_not_gzip_are_skipped_and_one_that_explodes_ends_t
         assert "after decompression" in await sink.reason()
 
 
+@pytest.mark.slow
 async def test_a_server_that_pings_without_end_is_left():
     async def handle(peer):
         await peer.recv()

@@ -72,6 +72,7 @@ def token(number: int, endpoint: str) -> dict[str, object]:
     return {"code": "200000", "data": {"token": f"t{number}", "instanceServers": [server]}}
 
 
+@pytest.mark.slow
 async def test_each_connection_asks_for_a_token_and_waits_for_the_greeting():
     paths, early, pings = [], [], asyncio.Queue()
 
@@ -121,6 +122,7 @@ async def test_an_answer_without_a_usable_address_is_an_interruption_that_repeat
         assert "token=" not in found
 
 
+@pytest.mark.slow
 async def test_a_server_that_does_not_greet_is_left():
     async def handle(peer):
         await peer.wait_closed()
