@@ -37,7 +37,7 @@ def move(site: Site) -> Iterator[None]:
     path, kept = site.directory / "candled.db", site.directory / "kept.db"
     path.rename(kept)
     try:
-        _until(lambda: _store_state(site) == "away", "the missing file is not noticed")
+        _until(lambda: _store_state(site) == "unavailable", "the missing file is not noticed")
         yield
     finally:
         kept.rename(path)

@@ -37,7 +37,7 @@ async def measure(server: PostgresServer, url: str, options: argparse.Namespace,
             await asyncio.sleep(options.away)
             away += await timed(socket, exchange, ids, pushes, 1000 + (2 * number + 1) * pushes * markets)
             state = (await asyncio.to_thread(daemon.get, "/health?verbose"))["store"]["state"]
-            if state != "away":
+            if state != "unavailable":
                 raise RuntimeError(f"the store was {state} after {options.away:g} s without a server")
             server.start()  # not in a thread, with which it would end
             while (await asyncio.to_thread(daemon.get, "/health?verbose"))["store"]["state"] != "ok":

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         read_rows,
         read_rows_in_slices,
     )
-    from .frames import SubscribeRequests, parse_object, read_candles, strict_candles
+    from .frames import SubscribeRequests, fetch_bar_pages, parse_object, read_candles, rows_within, strict_candles
     from .hookspecs import hookimpl
     from .model import MINUTE_MS, Candle, Interval, Market, MarketState, Symbol
     from .polling import PollingFeed
@@ -82,11 +82,13 @@ __all__ = [
     "TradeBars",
     "Unavailable",
     "WebSocketUrl",
+    "fetch_bar_pages",
     "hookimpl",
     "parse_object",
     "read_candles",
     "read_rows",
     "read_rows_in_slices",
+    "rows_within",
     "setting",
     "strict_candles",
 ]

@@ -1,7 +1,7 @@
 """Steps that plugins share when they read frames: JSON, rows of candles, and answers to numbered requests."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -67,6 +67,33 @@ def strict_candles(rows: Iterable[Candle | InvalidRow], interval: Interval) -> l
             raise ExchangeError(f"expected bars of {interval} on their boundaries in UTC, got one at {row.open_ms}")
         candles.append(row)
     return sorted(candles)
+
+
+async def fetch_bar_pages(
+    fetch: Callable[[int, int], Awaitable[Iterable[Candle | InvalidRow]]],
+    interval: Interval,
+    start_ms: int,
+    end_ms: int,
+    *,
+    page_rows: int,
+) -> list[Candle]:
+    """Fetch the bars that open in `[start_ms, end_ms)`, oldest first, for `Exchange.fetch_bars`.
+
+    `fetch(from_ms, until_ms)` returns a page, for a range of at most `page_rows` bars.
+
+    Raises:
+        ExchangeError: as `strict_candles`; and whatever `fetch` raises.
+    """
+    found: list[Candle] = []
+    for from_ms in range(start_ms, end_ms, page_rows * interval.ms):
+        page = await fetch(from_ms, min(end_ms, from_ms + page_rows * interval.ms))
+        found += strict_candles(page, interval)
+    return found
+
+
+def rows_within(rows: Iterable[Candle | InvalidRow], start_ms: int, end_ms: int) -> list[Candle | InvalidRow]:
+    """Return the rows that open in `[start_ms, end_ms)`, and those whose time could not be read."""
+    return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
 
 
 class SubscribeRequests:

@@ -114,7 +114,7 @@ class Health:
         if self.is_reading:
             return writer
         # nothing was written yet, so the writer has no errors to report
-        return {**writer, "state": "away", "lastError": self._upkeep.problem or None}
+        return {**writer, "state": "unavailable", "lastError": self._upkeep.problem or None}
 
     def _is_store_well(self, writer: Mapping[str, Any]) -> bool:
         return writer["state"] == "ok" and not self._history.problem and not self._upkeep.conflicts

@@ -127,7 +127,7 @@ def test_the_new_symbol_of_a_renamed_market_is_chosen_if_the_former_one_was_name
     listed = [market("B/USDT", former=former), market("C/USDT"), market("A/USDT", status="delisted")]
     chosen = choose_markets(named, listed, NOW_MS)
     assert names(chosen) == ["A/USDT", "B/USDT"]
-    for later in ([market("B/USDT"), market("C/USDT")], []):  # the exchange does not tell it for long
+    for later in ([market("B/USDT"), market("C/USDT")], []):  # the list lacks it soon
         chosen = choose_markets(named, later, NOW_MS, chosen)
         assert names(chosen) == ["A/USDT", "B/USDT"]
     again = [market("A/USDT"), *listed[:2]]

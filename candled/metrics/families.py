@@ -84,7 +84,7 @@ INGEST = (
 )  # fmt: skip
 
 STORE = (
-    _gauge("db_state", "1 for the state of the store, `ok`, `away` or `rejecting`, and 0 for the others", "state"),
+    _gauge("db_state", "1 for the store's state (`ok`, `unavailable`, `rejecting`), 0 for the others", "state"),
     _gauge("db_read_up", "1 if the last read of every symbol succeeded, else 0"),
     _gauge("db_conflicts", "other daemons that use the store with other settings"),
     _gauge("db_queue_rows", "rows in memory that wait to be written"),

@@ -11,7 +11,7 @@ from candled.store.writer import Writer
 
 from .samples import Samples
 
-_STORE_STATES = ("ok", "away", "rejecting")
+_STORE_STATES = ("ok", "unavailable", "rejecting")
 _LEASE_STATES = ("leader", "follower", "unsure")
 _GAPS = ("hole", "heartbeat")  # the reasons for reading a symbol again that are missing messages
 

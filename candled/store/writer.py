@@ -63,7 +63,7 @@ class Writer:
         #: Only one flush runs at a time.
         self._turn = asyncio.Lock()
         self._is_closed = False
-        self._state: Literal["ok", "away", "rejecting"] = "ok"
+        self._state: Literal["ok", "unavailable", "rejecting"] = "ok"
         #: When the store became unavailable, monotonic seconds.
         self._unavailable_since = 0.0
         self._written = 0
@@ -86,7 +86,7 @@ class Writer:
         is not accepted if the queue is full or the writer is closed. Pass `changes`, the position of the message that
         published it, if the candle changes the past.
         """
-        if not self._waiting and self._state != "away":
+        if not self._waiting and self._state != "unavailable":
             self._waiting_since = self._clock.monotonic()
         taken = not self._is_closed and self._waiting.put_row(market, candle)
         self._refused += not taken
@@ -149,13 +149,13 @@ class Writer:
     def describe(self) -> dict[str, Any]:
         """Return facts for `/health`. Counts are since the start.
 
-        `state` is `ok`, `away` (rows are queued and retried) or `rejecting` (the last write was refused and is not
-        retried). `waiting` (in memory), `written`, `refused` (no room) and `rejected` (dropped) are numbers of rows.
+        `state` is `ok`, `unavailable` (rows are queued and retried) or `rejecting` (the last write was refused and is
+        not retried). `waiting` (in memory), `written`, `refused` (no room) and `rejected` (dropped) count rows.
         `lastFlushMs` is the time of the last successful write, UTC epoch milliseconds. `lastError` is the last error,
         also after it has ended. `journal` is `Journal.describe`, or None without a journal.
         """
         return {
-            "state": "away" if self._state == "ok" and self._is_overdue() else self._state,
+            "state": "unavailable" if self._state == "ok" and self._is_overdue() else self._state,
             "waiting": len(self._waiting),
             "written": self._written,
             "refused": self._refused,
@@ -257,9 +257,9 @@ class Writer:
 
     def _on_unavailable(self, error: StoreUnavailable) -> None:
         self._last_error = str(error)
-        if self._state == "away":
+        if self._state == "unavailable":
             return
-        self._state = "away"
+        self._state = "unavailable"
         self._unavailable_since = self._clock.monotonic()
         self._refused_before = self._refused
         logger.warning("the store is unavailable, %s rows queued: %s", self._row_count(), error)
@@ -279,7 +279,7 @@ class Writer:
 
     def _on_available(self) -> None:
         self._waiting_since = self._clock.monotonic()
-        if self._state != "away":
+        if self._state != "unavailable":
             return
         logger.info(
             "the store is available again after %.1f s: writing %s queued rows, %s were refused",
@@ -315,7 +315,8 @@ class Writer:
     def _is_journal_due(self) -> bool:
         if not self._waiting.minute_count:
             return False
-        if self._state == "away" and self._waiting.minute_count >= min(JOURNAL_FROM_ROWS, self._max_waiting // 2):
+        journal_from = min(JOURNAL_FROM_ROWS, self._max_waiting // 2)
+        if self._state == "unavailable" and self._waiting.minute_count >= journal_from:
             return True
         return self._is_overdue()
 
@@ -331,7 +332,7 @@ class Writer:
         """Try to write all rows in memory to the store or the journal; return whether none is left."""
         if self._spill is None:
             return await self._try_flush_within(within_s)
-        is_behind = self._state == "away" or self._is_journal_due() or not self._spill.journal.is_empty
+        is_behind = self._state == "unavailable" or self._is_journal_due() or not self._spill.journal.is_empty
         if is_behind and await self._spill.move_rows(forming=True):
             return True
         return await self._try_flush_within(within_s) or await self._spill.move_rows(forming=True)

@@ -1,6 +1,7 @@
 """Binance: its addresses, budgets and weights."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from candled import (
@@ -23,9 +24,10 @@ from candled import (
     Symbol,
     Unavailable,
     WebSocketUrl,
+    fetch_bar_pages,
     read_rows_in_slices,
+    rows_within,
     setting,
-    strict_candles,
 )
 
 from . import messages
@@ -141,11 +143,8 @@ class Binance(Exchange):
         name = messages.INTERVALS.get(str(interval))
         if name is None:
             return None
-        found: list[Candle] = []
-        for from_ms in range(start_ms, end_ms, self.max_history_minutes * interval.ms):
-            until_ms = min(end_ms, from_ms + self.max_history_minutes * interval.ms)
-            found += strict_candles(await self._fetch_rows(http, symbol, name, from_ms, until_ms), interval)
-        return found
+        fetch = partial(self._fetch_rows, http, symbol, name)
+        return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=self.max_history_minutes)
 
     async def _fetch_rows(
         self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
@@ -160,7 +159,7 @@ class Binance(Exchange):
         }
         body = await self._get(http, "klines", query, self.candles_weight)
         rows = await read_rows_in_slices(messages.read_rows_of(body), messages.read_row, self.clock)
-        return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+        return rows_within(rows, start_ms, end_ms)
 
     async def _get(self, http: Http, endpoint: str, query: Mapping[str, str], weight: float) -> Any:
         url = f"{self.settings.rest_url.rstrip('/')}{self.api}/{endpoint}"

@@ -21,6 +21,7 @@ from candled import (
     SocketFeed,
     Symbol,
     WebSocketUrl,
+    rows_within,
     setting,
 )
 
@@ -153,7 +154,7 @@ class Bitget(Exchange):
             limit = min(most, (end_ms - start_ms) // interval.ms + 1)
             page = await self._fetch_page(http, path, market, interval, end_ms, limit)
             earliest_ms = end_ms - (limit - 1) * interval.ms
-            found += [row for row in page if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+            found += rows_within(page, start_ms, end_ms)
             oldest_ms = messages.oldest_of(page, earliest_ms, interval)
             if oldest_ms is None or oldest_ms >= end_ms:
                 end_ms = earliest_ms

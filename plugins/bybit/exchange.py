@@ -23,9 +23,10 @@ from candled import (
     Symbol,
     Unavailable,
     WebSocketUrl,
+    fetch_bar_pages,
     read_rows_in_slices,
+    rows_within,
     setting,
-    strict_candles,
 )
 
 from . import messages
@@ -135,11 +136,8 @@ class Bybit(Exchange):
         name = messages.INTERVALS.get(str(interval))
         if name is None:
             return None
-        found: list[Candle] = []
-        for from_ms in range(start_ms, end_ms, _PAGE * interval.ms):
-            until_ms = min(end_ms, from_ms + _PAGE * interval.ms)
-            found += strict_candles(await self._fetch_rows(http, symbol, name, from_ms, until_ms), interval)
-        return found
+        fetch = partial(self._fetch_rows, http, symbol, name)
+        return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=_PAGE)
 
     async def _fetch_rows(
         self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
@@ -156,7 +154,7 @@ class Bybit(Exchange):
         result, now_ms = messages.read_envelope(await self._get(http, "kline", query))
         read = partial(messages.read_row, category=self.category, now_ms=now_ms)
         rows = await read_rows_in_slices(result["list"], read, self.clock)
-        return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+        return rows_within(rows, start_ms, end_ms)
 
     async def _get(self, http: Http, endpoint: str, query: Mapping[str, str]) -> Any:
         url = f"{self.settings.rest_url.rstrip('/')}/v5/market/{endpoint}"

@@ -1,6 +1,7 @@
 """Coinbase: its addresses, and candles made from trades."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from candled import (
@@ -24,9 +25,10 @@ from candled import (
     Symbol,
     TradeBars,
     WebSocketUrl,
+    fetch_bar_pages,
     read_rows_in_slices,
+    rows_within,
     setting,
-    strict_candles,
 )
 
 from . import messages
@@ -146,14 +148,11 @@ class Coinbase(Exchange):
         Raises:
             ExchangeError: as `Exchange.fetch_bars`; its days do not begin at 00:00 UTC.
         """
-        name, page = messages.GRANULARITIES.get(str(interval)), _PAGE * interval.ms
+        name = messages.GRANULARITIES.get(str(interval))
         if name is None:
             return None
-        found: list[Candle] = []
-        for from_ms in range(start_ms, end_ms, page):
-            rows = await self._fetch_rows(http, symbol, name, from_ms, min(end_ms, from_ms + page))
-            found += strict_candles(rows, interval)
-        return found
+        fetch = partial(self._fetch_rows, http, symbol, name)
+        return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=_PAGE)
 
     async def _fetch_rows(
         self, http: Http, symbol: Symbol, granularity: str, start_ms: int, end_ms: int
@@ -164,7 +163,7 @@ class Coinbase(Exchange):
         rows = await read_rows_in_slices(
             messages.rows_of(body), messages.read_row, self.clock, open_ms=messages.opening_of
         )
-        return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+        return rows_within(rows, start_ms, end_ms)
 
     async def _get(self, http: Http, path: str, query: Mapping[str, str]) -> Any:
         return await http.get_json(

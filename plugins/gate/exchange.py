@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from typing import Any, ClassVar
 
 from candled import (
@@ -23,9 +24,10 @@ from candled import (
     SubscribeRequests,
     Symbol,
     WebSocketUrl,
+    fetch_bar_pages,
     read_rows_in_slices,
+    rows_within,
     setting,
-    strict_candles,
 )
 
 from . import messages
@@ -142,14 +144,11 @@ class Gateio(Exchange):
         Raises:
             ExchangeError: as `Exchange.fetch_bars`; Gate's days do not begin at 00:00 UTC.
         """
-        name, page = messages.INTERVALS.get(str(interval)), self.max_history_minutes * interval.ms
+        name = messages.INTERVALS.get(str(interval))
         if name is None:
             return None
-        found: list[Candle] = []
-        for from_ms in range(start_ms, end_ms, page):
-            rows = await self._fetch_rows(http, symbol, name, from_ms, min(end_ms, from_ms + page))
-            found += strict_candles(rows, interval)
-        return found
+        fetch = partial(self._fetch_rows, http, symbol, name)
+        return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=self.max_history_minutes)
 
     async def _fetch_rows(
         self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
@@ -159,7 +158,7 @@ class Gateio(Exchange):
         rows = await read_rows_in_slices(
             messages.rows_of(body), messages.read_spot_row, self.clock, open_ms=messages.spot_row_ms
         )
-        return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+        return rows_within(rows, start_ms, end_ms)
 
     def _query(self, symbol: Symbol, interval: str, start_ms: int, end_ms: int) -> dict[str, str]:
         """Return the query for a range. Both bounds are inclusive; a `limit` beside them is refused."""
@@ -237,4 +236,4 @@ class GateioUsdt(Gateio):
             self.clock,
             open_ms=messages.opening_of,
         )
-        return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+        return rows_within(rows, start_ms, end_ms)

@@ -22,6 +22,7 @@ from candled import (
     Symbol,
     WebSocketUrl,
     read_rows_in_slices,
+    rows_within,
     setting,
     strict_candles,
 )
@@ -112,7 +113,7 @@ class Htx(Exchange):
         data, now_ms = messages.read_envelope(await self._get(http, "/market/history/kline", query))
         read = partial(messages.read_row, as_of_ms=now_ms)
         rows = await read_rows_in_slices(data, read, self.clock, open_ms=messages.opening_of)
-        return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+        return rows_within(rows, start_ms, end_ms)
 
     async def _get(self, http: Http, path: str, query: Mapping[str, str]) -> Any:
         return await http.get_json(self.settings.rest_url.rstrip("/") + path, query)

@@ -23,6 +23,7 @@ from candled import (
     Symbol,
     WebSocketUrl,
     read_rows_in_slices,
+    rows_within,
     setting,
     strict_candles,
 )
@@ -121,7 +122,7 @@ class Hyperliquid(Exchange):
         answer = messages.rows_of(await self._post(http, body, _WEIGHT + most / _ROWS_PER_WEIGHT))
         read = partial(messages.read_row, interval=interval)
         rows = await read_rows_in_slices(answer, read, self.clock, open_ms=messages.opening_of)
-        return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+        return rows_within(rows, start_ms, end_ms)
 
     async def _post(self, http: Http, body: Mapping[str, Any], weight: float) -> Any:
         return await http.post_json(f"{self.settings.rest_url.rstrip('/')}/info", body, weight=weight, budget="weight")

@@ -20,6 +20,7 @@ from candled import (
     Symbol,
     WebSocketUrl,
     read_rows_in_slices,
+    rows_within,
     setting,
     strict_candles,
 )
@@ -120,7 +121,7 @@ class Kraken(Exchange):
         query = {"pair": messages.pair_of(symbol), "interval": interval, "since": str(start_ms // 1000 - 1)}
         rows = messages.rows_of(await self._get(http, "OHLC", query))
         found = await read_rows_in_slices(rows, messages.read_row, self.clock, open_ms=messages.row_ms)
-        return [row for row in found if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+        return rows_within(found, start_ms, end_ms)
 
     async def _get(self, http: Http, endpoint: str, query: Mapping[str, str]) -> dict[str, Any]:
         url = f"{self.settings.rest_url.rstrip('/')}/0/public/{endpoint}"

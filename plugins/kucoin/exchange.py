@@ -1,6 +1,7 @@
 """KuCoin: its addresses, tokens and budget."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from candled import (
@@ -20,9 +21,10 @@ from candled import (
     SocketFeed,
     SubscribeRequests,
     Symbol,
+    fetch_bar_pages,
     read_rows_in_slices,
+    rows_within,
     setting,
-    strict_candles,
 )
 
 from . import messages
@@ -123,14 +125,11 @@ class Kucoin(Exchange):
         Raises:
             ExchangeError: as `Exchange.fetch_bars`; KuCoin's days do not begin at 00:00 UTC.
         """
-        name, page = messages.INTERVALS.get(str(interval)), self.max_history_minutes * interval.ms
+        name = messages.INTERVALS.get(str(interval))
         if name is None:
             return None
-        found: list[Candle] = []
-        for from_ms in range(start_ms, end_ms, page):
-            rows = await self._fetch_rows(http, symbol, name, from_ms, min(end_ms, from_ms + page))
-            found += strict_candles(rows, interval)
-        return found
+        fetch = partial(self._fetch_rows, http, symbol, name)
+        return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=self.max_history_minutes)
 
     async def _fetch_rows(
         self, http: Http, symbol: Symbol, kind: str, start_ms: int, end_ms: int
@@ -144,7 +143,7 @@ class Kucoin(Exchange):
         }
         data = messages.rows_of(await self._get(http, "/api/v1/market/candles", query, 3.0))
         rows = await read_rows_in_slices(data, messages.read_row, self.clock, open_ms=messages.opening_of)
-        return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+        return rows_within(rows, start_ms, end_ms)
 
     async def _get(self, http: Http, path: str, query: Mapping[str, str], weight: float) -> Any:
         url = self.settings.rest_url.rstrip("/") + path

@@ -1,6 +1,7 @@
 """MEXC: its addresses, budgets and binary frames."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from candled import (
@@ -23,9 +24,10 @@ from candled import (
     Symbol,
     Unavailable,
     WebSocketUrl,
+    fetch_bar_pages,
     read_rows_in_slices,
+    rows_within,
     setting,
-    strict_candles,
 )
 
 from . import messages
@@ -117,14 +119,11 @@ class Mexc(Exchange):
         Raises:
             ExchangeError: as `Exchange.fetch_bars`; its days do not begin at 00:00 UTC.
         """
-        name, page = messages.INTERVALS.get(str(interval)), self.max_history_minutes * interval.ms
+        name = messages.INTERVALS.get(str(interval))
         if name is None:
             return None
-        found: list[Candle] = []
-        for from_ms in range(start_ms, end_ms, page):
-            rows = await self._fetch_rows(http, symbol, name, from_ms, min(end_ms, from_ms + page))
-            found += strict_candles(rows, interval)
-        return found
+        fetch = partial(self._fetch_rows, http, symbol, name)
+        return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=self.max_history_minutes)
 
     async def _fetch_rows(
         self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
@@ -139,7 +138,7 @@ class Mexc(Exchange):
         }
         body = await self._get(http, "klines", query, 1.0)
         rows = await read_rows_in_slices(messages.rows_of(body), messages.read_row, self.clock)
-        return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+        return rows_within(rows, start_ms, end_ms)
 
     async def _get(self, http: Http, endpoint: str, query: Mapping[str, str], weight: float) -> Any:
         url = f"{self.settings.rest_url.rstrip('/')}/api/v3/{endpoint}"

@@ -25,6 +25,7 @@ from candled import (
     Symbol,
     WebSocketUrl,
     read_rows_in_slices,
+    rows_within,
     setting,
     strict_candles,
 )
@@ -151,7 +152,7 @@ class Okx(Exchange):
             }
             body = await self._get(http, f"/api/v5/market/{path}", query, budget)
             rows = await read_rows_in_slices(messages.read_envelope(body), read, self.clock)
-            page = [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+            page = rows_within(rows, start_ms, end_ms)
             found += page
             times = [row.open_ms for row in page if row.open_ms is not None]
             if not times:

@@ -128,7 +128,7 @@ async def test_a_mistake_is_answered_as_binance_does_and_nothing_is_subscribed(c
     async with connect("/ws/x") as ws:
         await ws.send(message)
         received_event = await receive_json(ws)
-        assert received_event.keys() == {"error", "id"}  # as ccxt looks for, which else waits for ever
+        assert received_event.keys() == {"error", "id"}  # without them ccxt waits forever
         assert received_event["error"]["code"] == code
         assert received_event["error"]["msg"].startswith(text)
         known = json.loads(message) if code != 3 else {}
@@ -144,7 +144,7 @@ async def test_an_address_with_an_unknown_stream_is_reported(connect):
 
 @pytest.mark.slow
 async def test_x_is_true_exactly_once_per_bar_and_last(stage, connect):
-    """Bars that end, some of them seconds after the next one opened; what is said final is said before the next."""
+    """Bars that end, some of them seconds after the next one opened; a final bar is sent before the next one."""
     async with connect("/ws/btcusdt@kline_1m") as ws:
         received_event = [await receive_json(ws)]
         for number in range(60, 64):

@@ -84,7 +84,7 @@ async def test_a_leader_that_is_cut_off_stops_publishing_before_another_takes_ov
                 assert (facts["connected"], facts["waitingMarkets"], "trouble" in facts) == (True, 0, False)
                 assert [one.volume for one in listener.listener.candles()].count(
                     2
-                ) == 0  # what it said meanwhile went nowhere
+                ) == 0  # messages published meanwhile reached no subscriber
                 assert candle in listener.listener.candles()
 
 

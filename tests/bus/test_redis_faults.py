@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("redis")
 
 LONG = "CANDLED_TEST_LONG" in os.environ
 TIMES = 20 if LONG else 2
-REPAIRED_WITHIN_S = 5.0  # after the link is there again
+REPAIRED_WITHIN_S = 5.0  # after the connection works again
 _EVERY_S = 0.02
 _TAKES_HOLD_S = 0.2  # what the proxy has begun to carry still passes
 

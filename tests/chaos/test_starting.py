@@ -17,7 +17,7 @@ HEAL_S = 40.0
 async def health_of(node: Node, within_s: float = 20.0) -> dict:
     """What a process says of itself once it answers."""
     async with deadlines.timeout(within_s):
-        while (health := await node.health()) is None or health["store"]["state"] == "away":
+        while (health := await node.health()) is None or health["store"]["state"] == "unavailable":
             await asyncio.sleep(0.1)
     return health
 

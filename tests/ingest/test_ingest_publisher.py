@@ -126,7 +126,7 @@ async def test_a_repaired_past_is_in_the_log_before_it_is_stored_and_published_a
     harness.outlet.publish_live(
         harness.market, push(harness.market, minute(600, as_of=10_000), seconds=36_010).live, outcome.past_range
     )
-    assert harness.minutes()[-1][0].metadata.gap == outcome.past_range  # it is not told yet
+    assert harness.minutes()[-1][0].metadata.gap == outcome.past_range  # it is not published yet
     harness.keeper.diary.clear()
     await harness.outlet.publish_repair(harness.market, outcome)
     unknown = Position("one", SEQ_UNPUBLISHED)

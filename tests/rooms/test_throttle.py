@@ -287,7 +287,7 @@ def test_whatever_happens_the_order_the_pace_and_the_last_states_are_kept(mode, 
         untouched = number == 0 and feed.volumes[0] == 1
         assert is_sent or untouched or number in feed.past or (mode == "closed" and number >= feed.final_until)
     final_times = [bar.open_ms for _, bar, final in feed.sent if final]
-    assert len(final_times) == len(set(final_times))  # final is said once
+    assert len(final_times) == len(set(final_times))  # a bar is sent as final once
     if mode == "final":
         assert set(range(feed.final_until)) <= {(at - MONDAY_MS) // MINUTE_MS for at in final_times} | set(feed.past)
     for (_, earlier, was_final), (_, later, _) in zip(feed.sent, feed.sent[1:], strict=False):

@@ -391,7 +391,7 @@ class Deployment:
                 open_ms = time_ms((begins, bar))
                 is_over = begins >= first and open_ms + chart.subscription.length_ms <= self.until_ms
                 if is_over and values_of(bar) != truth.get(open_ms):
-                    found.append(f"{chart.subscription}: final was said of {bar}, the truth is {truth.get(open_ms)}")
+                    found.append(f"{chart.subscription}: sent as final: {bar}, the truth is {truth.get(open_ms)}")
         return found
 
     async def close(self) -> None:

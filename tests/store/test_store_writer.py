@@ -24,7 +24,7 @@ from tests.store.contract import everything
 from tests.store.faults import FailingStore
 from tests.store.rows import BTC, ETH, minute
 
-AWAY = StoreUnavailable("no room on the disk")
+UNAVAILABLE = StoreUnavailable("no room on the disk")
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ async def test_a_flush_asked_for_during_another_covers_what_was_put_meanwhile(wr
 
 
 async def test_a_flush_that_fails_keeps_the_rows_for_the_next(writer, store):
-    store.failure = AWAY
+    store.failure = UNAVAILABLE
     writer.enqueue_row(BTC, minute(0))
     with pytest.raises(StoreUnavailable):
         await writer.flush()
@@ -134,7 +134,7 @@ async def test_nothing_to_write_is_not_written(store, clock, running):
 
 
 async def test_while_the_store_is_unavailable_attempts_come_with_doubling_pauses(writer, store, clock, running):
-    store.failure = AWAY
+    store.failure = UNAVAILABLE
     writer.enqueue_row(BTC, minute(0))
     tried_at = []
     for second in range(1, 101):
@@ -152,11 +152,11 @@ async def test_while_the_store_is_unavailable_attempts_come_with_doubling_pauses
 
 async def test_an_outage_and_its_end_are_one_log_line_each(writer, store, clock, running, caplog):
     caplog.set_level(logging.INFO, "candled.store")
-    store.failure = AWAY
+    store.failure = UNAVAILABLE
     writer.enqueue_row(BTC, minute(0))
     for _ in range(10):
         await advance(clock, 1)
-    assert (writer.describe()["state"], writer.describe()["lastError"]) == ("away", "no room on the disk")
+    assert (writer.describe()["state"], writer.describe()["lastError"]) == ("unavailable", "no room on the disk")
     store.failure = None
     for _ in range(10):
         writer.enqueue_row(BTC, minute(1))
@@ -214,7 +214,7 @@ async def test_a_store_that_fails_while_a_page_is_split_gets_the_rest_later(writ
     def write_twice(rows):
         calls.append(rows)
         if len(calls) == 4:
-            raise AWAY
+            raise UNAVAILABLE
         write(rows)
 
     store.write_minutes = write_twice
@@ -263,7 +263,7 @@ async def test_closing_writes_what_waits_and_takes_no_more(writer, store):
 
 
 async def test_closing_waits_for_a_store_that_is_unavailable_but_not_forever(writer, store, clock, caplog):
-    store.failure = AWAY
+    store.failure = UNAVAILABLE
     writer.enqueue_row(BTC, minute(0))
     closing = asyncio.create_task(writer.close(within_s=10))
     await advance(clock, 0)
@@ -321,7 +321,7 @@ def rows_left(writer):
 
 async def test_what_waits_for_some_seconds_goes_to_the_journal(journaling, store, clock, caplog):
     writer = journaling()
-    store.failure = AWAY
+    store.failure = UNAVAILABLE
     for at in range(3):
         writer.enqueue_row(BTC, minute(at))
     await passing(clock, 5)
@@ -339,7 +339,7 @@ async def test_what_waits_for_some_seconds_goes_to_the_journal(journaling, store
 
 async def test_a_full_half_of_the_room_goes_to_the_journal_immediately(journaling, store, clock):
     writer = journaling(max_waiting=10)
-    store.failure = AWAY
+    store.failure = UNAVAILABLE
     for at in range(5):
         writer.enqueue_row(BTC, minute(at))
     await passing(clock, 2)
@@ -348,7 +348,7 @@ async def test_a_full_half_of_the_room_goes_to_the_journal_immediately(journalin
 
 async def test_running_minutes_wait_in_memory(journaling, store, clock):
     writer = journaling()
-    store.failure = AWAY
+    store.failure = UNAVAILABLE
     writer.enqueue_row(BTC, minute(0))
     writer.enqueue_row(BTC, minute(1, final=False))
     await passing(clock, 10)
@@ -367,7 +367,7 @@ async def test_a_store_that_works_has_nothing_journaled(journaling, store, clock
 async def test_when_the_store_is_back_the_journal_goes_to_it_and_is_empty(journaling, store, clock, directory, caplog):
     caplog.set_level(logging.INFO, "candled.store")
     writer = journaling()
-    store.failure = AWAY
+    store.failure = UNAVAILABLE
     for at in range(20):
         writer.enqueue_row(BTC, minute(at))
         await passing(clock, 1)
@@ -386,7 +386,7 @@ async def test_when_the_store_is_back_the_journal_goes_to_it_and_is_empty(journa
 
 
 async def test_a_restart_in_between_loses_nothing(journaling, store, clock):
-    store.failure = AWAY
+    store.failure = UNAVAILABLE
     for start in range(0, 30, 10):
         writer = journaling()
         for at in range(start, start + 10):
@@ -402,7 +402,7 @@ async def test_a_flush_covers_what_went_to_the_journal_meanwhile(journaling, sto
     for module in (writer_module, journal_spill):
         monkeypatch.setattr(module, "PAGE_ROWS", 4)
     writer = journaling()
-    store.failure = AWAY
+    store.failure = UNAVAILABLE
     for at in range(20):
         writer.enqueue_row(BTC, minute(at))
     await passing(clock, 7)
@@ -446,7 +446,7 @@ async def test_a_store_is_unavailable_while_another_call_hangs_before_the_write(
         await clock.advance(1)
         await asyncio.sleep(0.01)
     async with deadlines.timeout(5):
-        while writer.describe()["state"] != "away":
+        while writer.describe()["state"] != "unavailable":
             await asyncio.sleep(0.01)
     hangs.set()
     await hanging
@@ -456,7 +456,7 @@ async def test_a_store_is_unavailable_while_another_call_hangs_before_the_write(
 
 async def test_a_full_journal_keeps_the_oldest_then_memory_fills_then_minutes_are_refused(journaling, store, clock):
     writer = journaling(limit_bytes=2000, max_waiting=10)
-    store.failure = AWAY
+    store.failure = UNAVAILABLE
     taken = []
     for at in range(100):
         if writer.enqueue_row(BTC, minute(at)):
@@ -473,7 +473,7 @@ async def test_a_full_journal_keeps_the_oldest_then_memory_fills_then_minutes_ar
 
 async def test_closing_while_the_store_is_unavailable_leaves_all_to_the_next_start(journaling, store, clock, caplog):
     writer = journaling()
-    store.failure = AWAY
+    store.failure = UNAVAILABLE
     writer.enqueue_row(BTC, minute(0))
     writer.enqueue_row(BTC, minute(1, final=False))
     assert await writer.close() == 0
@@ -505,7 +505,7 @@ async def test_closing_does_not_wait_for_a_store_that_does_not_answer(journaling
 
 async def test_closing_does_not_wait_for_a_long_journal(journaling, store, clock):
     writer = journaling()
-    store.failure = AWAY
+    store.failure = UNAVAILABLE
     writer.enqueue_row(BTC, minute(0))
     await passing(clock, 7)
     store.failure = None
@@ -535,7 +535,7 @@ async def test_a_journal_that_cannot_be_used_is_named_once_and_tried_again(journ
 async def test_without_room_on_the_disk_minutes_stay_in_memory(journaling, store, clock, caplog):
     writer = journaling()
     await passing(clock, 2)
-    store.failure = AWAY
+    store.failure = UNAVAILABLE
     for at in range(5):
         writer.enqueue_row(BTC, minute(at))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -555,7 +555,7 @@ async def test_without_room_on_the_disk_minutes_stay_in_memory(journaling, store
 
 async def test_rows_of_the_journal_that_the_store_refuses_are_put_aside(journaling, store, clock, directory):
     writer = journaling()
-    store.failure = AWAY
+    store.failure = UNAVAILABLE
     writer.enqueue_row(BTC, minute(0))
     await passing(clock, 7)
     store.failure = StoreRejected("the file is damaged")
@@ -567,7 +567,7 @@ async def test_rows_of_the_journal_that_the_store_refuses_are_put_aside(journali
 
 async def test_a_bad_row_of_the_journal_takes_no_other_with_it(journaling, store, clock, directory):
     writer = journaling()
-    store.failure = AWAY
+    store.failure = UNAVAILABLE
     for at in range(50):
         writer.enqueue_row(BTC, impossible(at) if at == 20 else minute(at))
     await passing(clock, 7)
@@ -583,7 +583,7 @@ async def test_the_loop_goes_on_while_the_journal_works(journaling, store, clock
     """As in the outage of a database while history is fetched: to the journal, and from there to the store."""
     rows = 60_000 if tiers.LONG else 20_000
     writer = journaling(limit_bytes=100_000_000, max_waiting=200_000)
-    store.failure = AWAY
+    store.failure = UNAVAILABLE
     gc.collect()
     gc.freeze()  # the rows are to be looked through, as in the daemon; not what the test tools have in memory
     async with LoopWatch() as watch:

@@ -71,7 +71,7 @@ MERGED = {
     "the same values, confirmed later": Case(version(61, rev=2), version(75, src="rest"), 2, "live", 2),
     "the same values in another spelling": Case(version(61), version(61, "2.000"), KNOWN),
     "the same values in another spelling, later": Case(version(61), version(75, "2.000", src="rest"), 0, "live", 0),
-    "the same values from nobody known": Case(version(61, src=""), version(75, src="backfill"), 0, "", 0),
+    "the same values from an unknown source": Case(version(61, src=""), version(75, src="backfill"), 0, "", 0),
     "other values over revisions": Case(version(61, rev=3), version(75, "3", src="backfill"), 4, "backfill", 3),
     "a writer that counted as many": Case(version(61, rev=3), version(75, "3", rev=4), 4, "live", 4),
     "a writer that counted fewer": Case(version(61, rev=3), version(75, "3", rev=1), 4, "live", 3),
@@ -183,7 +183,7 @@ CONFIRMED = {
         (HOUR_S + 0.001, 1, "rest"),
     ),
     "an answer with less volume": (version(61), version(61, volume="4", src="backfill"), (61.001, 1, "backfill")),
-    "an answer over what was said before the end": (
+    "an answer over values sent before the end": (
         version(50, volume="9"),
         version(0, src="rest"),
         (60.001, 1, "rest"),

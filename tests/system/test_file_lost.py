@@ -44,10 +44,12 @@ def test_a_file_that_was_moved_is_a_state_and_a_line_and_a_second_daemon_is_refu
         until(first, "ok", "pass")
         second.launch({**config(tmp_path), "store": {"url": f"sqlite:///{path}", "journal": ""}})
         wait_until(lambda: "another candled uses it (process" in second.output)
-        assert until(second, "away", "warn")["store"]["lastError"].startswith("candled.db: another candled uses it")
+        assert until(second, "unavailable", "warn")["store"]["lastError"].startswith(
+            "candled.db: another candled uses it"
+        )
         second.stop()
         path.rename(kept)
-        assert "was deleted or moved" in until(first, "away", "warn")["store"]["lastError"]
+        assert "was deleted or moved" in until(first, "unavailable", "warn")["store"]["lastError"]
         wait_until(lambda: "was deleted or moved" in first.output)  # `/health` may be earlier than the line
         kept.rename(path)
         until(first, "ok", "pass")

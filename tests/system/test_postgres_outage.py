@@ -79,7 +79,7 @@ async def killed(deployment: Deployment) -> str:
     """kill -9, and some time later a new start."""
     await asyncio.to_thread(deployment.server.kill)
     await deployment.rig.clock.sleep(OUTAGE_S * SPEED)
-    await deployment.rig.until(lambda: deployment.store["state"] == "away")
+    await deployment.rig.until(lambda: deployment.store["state"] == "unavailable")
     await asyncio.to_thread(deployment.server.start)
     return f"away for {OUTAGE_S:.0f} s"
 
@@ -99,7 +99,7 @@ async def hung(deployment: Deployment) -> str:
     """Connections stay open, and nothing comes any more."""
     deployment.proxy.freeze()
     await asyncio.sleep(HANG_S)  # of the wall, by which calls are given up
-    await deployment.rig.until(lambda: deployment.store["state"] == "away")
+    await deployment.rig.until(lambda: deployment.store["state"] == "unavailable")
     deployment.proxy.thaw()
     return f"a link that hung for {HANG_S:.0f} s"
 

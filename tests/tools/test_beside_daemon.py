@@ -92,7 +92,7 @@ def test_a_second_daemon_waits_for_the_file_and_takes_over(tmp_path):
         while not health["store"]["lastError"]:  # `/health` may be a second old
             time.sleep(0.1)
             health = second.get("/health?verbose")
-        assert health["store"]["state"] == "away"
+        assert health["store"]["state"] == "unavailable"
         assert f"another candled uses it (process {first.process.pid})" in health["store"]["lastError"]
         assert second.get("/health/ready")["status"] != "pass"
         assert first.stop() == 0
