@@ -13,8 +13,6 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import msgspec
-
 from candled import (
     Candle,
     Candles,
@@ -32,6 +30,7 @@ from candled import (
     SubscriptionRejected,
     Symbol,
     Unavailable,
+    parse_object,
     read_rows,
     read_rows_in_slices,
 )
@@ -175,25 +174,12 @@ def read_frame(text: str | bytes, symbols: Mapping[InstrumentKey, Symbol]) -> li
     """
     if text == "pong":
         return [Pong()]
-    message = _parse(text)
+    message = parse_object(text)
     if "event" in message:
         return _read_event(message, symbols)
     if message.get("action") in ("snapshot", "update"):
         return _read_push(message, symbols)
     raise ExchangeError(f"expected an event or a push, got {_shorten(text)}")
-
-
-_decoder = msgspec.json.Decoder(float_hook=Decimal)  # a number keeps its digits
-
-
-def _parse(text: str | bytes) -> dict[str, Any]:
-    try:
-        message = _decoder.decode(text)
-    except (ValueError, RecursionError) as error:
-        raise ExchangeError(f"expected a JSON object, got {_shorten(text)}") from error
-    if not isinstance(message, dict):
-        raise ExchangeError(f"expected a JSON object, got {_shorten(text)}")
-    return message
 
 
 def _read_event(message: Mapping[str, Any], symbols: Mapping[InstrumentKey, Symbol]) -> list[Event]:
