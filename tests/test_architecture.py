@@ -186,6 +186,7 @@ ROOTS = {
     "cli",
     "metrics",
     "tools",
+    "testing",
     "signals",
     "__main__",
     "candled",

@@ -1,0 +1,1 @@
+"""Help for the authors of plugins: recordings of exchanges, and tests that play them."""
