@@ -161,7 +161,7 @@ def _answer(entry_point: metadata.EntryPoint, within_s: float) -> dict[str, type
         PluginError: it breaks the rules of the hooks, raised an exception, or took too long.
     """
     try:
-        return call_within(within_s, lambda: _offered(entry_point.load()), f"plugin {entry_point.name}")
+        return call_within(within_s, lambda: read_exchanges(entry_point.load()), f"plugin {entry_point.name}")
     except TookTooLong as error:
         raise PluginError(f"{error} to be imported and to answer; does it wait for something?") from None
     except PluginError:
@@ -176,7 +176,7 @@ def _refuse_taken(offered: Iterable[str], exchanges: Mapping[str, type[Exchange]
             raise PluginError(f"exchange {name} is offered by {exchanges[name].__module__} already")
 
 
-def _offered(plugin: object) -> dict[str, type[Exchange]]:
+def read_exchanges(plugin: object) -> dict[str, type[Exchange]]:
     """Ask a loaded plugin for its exchanges, by name.
 
     Raises:

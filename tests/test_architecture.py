@@ -68,6 +68,8 @@ HOLDERS = {
     **dict.fromkeys(
         ("metrics/collector", "metrics/ingest", "metrics/serving", "metrics/storing"), "read counts of many edges"
     ),
+    "testing/modules": "loads one plugin, as plugins does",
+    "testing/replayed": "reads recorded answers as ingest/http does",
     "polling": "reads several symbols through tasks",
     "store/upkeep": "repeats calls of store/threads",
     "config/__init__": "loads plugins, because they declare the settings of their exchanges",

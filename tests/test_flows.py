@@ -22,7 +22,7 @@ WIRING = ["candled/app.py", "candled/serve/server.py"]
 # Steps that several classes implement, because the caller need not know which: one interface each.
 INTERFACES = {
     "read_frame": {"SocketFeed", "BitgetFeed"},
-    "on_event": {"FeedPool", "ExchangeIngest"},  # the pool passes events on
+    "on_event": {"FeedPool", "ExchangeIngest", "Recorder"},  # the pool passes events on
     "publish": {"MemoryBus", "RedisBus"},
     "write_minutes": {"SqliteStore", "PostgresStore"},
     "on_client_message": {"ClientSession", "Undecided", "KlineClient", "_DetachedListener"},

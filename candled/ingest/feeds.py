@@ -121,7 +121,8 @@ class FeedRunner:
 
     `attempts` is the budget of connection attempts, shared by all feeds of one host. `turns` is shared by all feeds.
     `proxies` are those from the settings, `limits` those of the exchange. Without `http`, connections are not
-    prepared. `on_closing` is called when the exchange announces that it will close the connection.
+    prepared. `on_closing` is called when the exchange announces that it will close the connection. `create_connection`
+    is the class of the connections.
     """
 
     def __init__(
@@ -137,10 +138,12 @@ class FeedRunner:
         http: Http | None = None,
         counts: IngestCounts | None = None,
         on_closing: "Callable[[FeedRunner], None] | None" = None,
+        create_connection: type[ClientConnection] = ClientConnection,
     ) -> None:
         self.feed = feed
         self._counts = counts or IngestCounts()
         self._on_closing = on_closing
+        self._create_connection = create_connection
         #: When the connection was opened, monotonic seconds.
         self._connected_at = 0.0
         self._limits = limits
@@ -293,6 +296,7 @@ class FeedRunner:
             ping_timeout=None if pings_itself else feed.pong_within_s,
             max_size=_MAX_FRAME_BYTES,
             logger=_protocol_log,
+            create_connection=self._create_connection,
             **await self._connect_options(url, feed.url),
         )
         try:

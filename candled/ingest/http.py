@@ -34,7 +34,7 @@ _MAX_BODY_BYTES = 4 * 1024 * 1024
 _MAX_LISTS = 200_000  # and objects: `[[],[],…]` takes 30 times its length in memory
 _MAX_COMMAS = 400_000  # a million decimal numbers take half a second and 100 MB
 _MOST_USED = 0.9  # of a limit: then candled waits for the next period, so that other programs can go on
-_TOO_MANY = (418, 429)  # 418 is Binance's answer to clients that go on after 429
+TOO_MANY = (418, 429)  # 418 is Binance's answer to clients that go on after 429
 
 
 class HttpClient:
@@ -64,6 +64,8 @@ class HttpClient:
         #: Called with the `Date` of each response in UTC epoch ms, and the times of request and response in
         #: milliseconds of the steady clock.
         self.on_date: Callable[[int, int, int], None] | None = None
+        #: Called with each response, before it is read.
+        self.on_response: Callable[[HTTPResponse], None] | None = None
 
     async def get_json(
         self, url: str, params: Mapping[str, str] | None = None, *, weight: float = 1.0, budget: str = ""
@@ -102,6 +104,8 @@ class HttpClient:
             self.statuses["none"] += 1
             raise Unavailable(f"cannot reach {name}: {error}") from error
         self.statuses[_status_name(response.code)] += 1
+        if self.on_response is not None:
+            self.on_response(response)
         if response.code == 599:  # Tornado's own status: no response
             is_closed = isinstance(response.error, HTTPStreamClosedError)
             or_long = f", or the body has more than {_MAX_BODY_BYTES} bytes" if is_closed else ""
@@ -162,22 +166,12 @@ class HttpClient:
         return LocalBudget(self._clock, rate)
 
     def _read_response(self, name: str, host: "_Host", response: HTTPResponse) -> Any:
-        if response.code in _TOO_MANY:
+        if response.code in TOO_MANY:
             wait_s = self._silence_requested(host, response)
             logger.warning("%s answered %d: no requests for %.0f s", name, response.code, wait_s)
             raise Unavailable(f"{name} answered {response.code}, too many requests", retry_after_s=wait_s)
         host.penalties = 0
-        body = _parse(response.body)
-        if response.code >= 500:
-            raise Unavailable(f"{name} answered {response.code}: {_excerpt(response.body)}")
-        if body is None:
-            kind = response.headers.get("Content-Type", "no content type")
-            raise ExchangeError(f"expected JSON from {name}, got {response.code} {kind}: {_excerpt(response.body)}")
-        if response.code >= 300:
-            raise HttpRejected(
-                f"{name} answered {response.code}: {_excerpt(response.body)}", status=response.code, body=body
-            )
-        return body
+        return read_answer(name, response.code, response.headers.get("Content-Type"), response.body)
 
     def _silence_requested(self, host: "_Host", response: HTTPResponse) -> float:
         asked_s = _retry_after_s(response.headers.get("Retry-After"), self._clock.now_ms())
@@ -186,6 +180,22 @@ class HttpClient:
         host.penalties += 1
         host.budget.close_for(asked_s)
         return asked_s
+
+
+def read_answer(host: str, status: int, kind: str | None, content: bytes) -> Any:
+    """Return the parsed body of an answer, other than 418 and 429. `kind` is its content type.
+
+    Raises:
+        Unavailable, ExchangeError: as in `candled.exchange.Http.get_json`.
+    """
+    body = _parse(content)
+    if status >= 500:
+        raise Unavailable(f"{host} answered {status}: {_excerpt(content)}")
+    if body is None:
+        raise ExchangeError(f"expected JSON from {host}, got {status} {kind or 'no content type'}: {_excerpt(content)}")
+    if status >= 300:
+        raise HttpRejected(f"{host} answered {status}: {_excerpt(content)}", status=status, body=body)
+    return body
 
 
 class _Host:

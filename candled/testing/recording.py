@@ -22,7 +22,8 @@ VERSION = 1
 
 Phase = Literal["before", "after", "later"]
 """The time of a call: before the stream, directly after it, or at least an hour later."""
-Method = Literal["fetch_markets", "fetch_history", "fetch_bars", "prepare_connection"]
+Method = Literal["fetch_markets", "fetch_history", "fetch_bars"]
+"""The methods of a plugin that read REST."""
 
 T = TypeVar("T")
 

@@ -1,0 +1,371 @@
+"""Plays a recording to a plugin: each frame to its feed, and each answer to the call that asked for it."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import msgspec
+
+from candled.errors import CandledError, ExchangeError, Unavailable
+from candled.exchange import Candles, Event, Exchange, InvalidRow, Ready, Reply, SocketFeed
+from candled.ingest.decompression import TooLarge, decompress
+from candled.ingest.http import TOO_MANY, read_answer
+from candled.model import MINUTE_MS, Candle, Interval, Market, Symbol, iso_ms
+
+from .recording import Call, Closed, Opened, Phase, Received, Recording, Request, Sent
+
+_MOST_FRAME_BYTES = 1024 * 1024
+# Times in a query that a plugin reads from its clock differ a little from those of the recording.
+_CLOSE_MS, _LONG_DIGITS = 60_000, 13
+_EXCERPT = 160
+_MOST_SHOWN = 5
+
+
+class RecordedClock:
+    """The clock of a recording: the time of the line that is being played. It does not wait."""
+
+    def __init__(self, now_ms: int = 0) -> None:
+        self._now_ms = self._started_ms = now_ms
+
+    def move_to(self, at_ms: int | None) -> None:
+        """Set the time, UTC epoch milliseconds; None leaves it."""
+        if at_ms is not None:
+            self._started_ms = self._started_ms or at_ms
+            self._now_ms = at_ms
+
+    def now_ms(self) -> int:
+        """Return the wall-clock time, UTC epoch milliseconds."""
+        return self._now_ms
+
+    def monotonic(self) -> float:
+        """Return the seconds since the first line."""
+        return (self._now_ms - self._started_ms) / 1000
+
+    async def sleep(self, seconds: float) -> None:
+        """Return immediately."""
+
+
+class RecordedHttp:
+    """The `candled.exchange.Http` that answers from recorded requests, each of them once.
+
+    The answer to a request is that to the same path, query and body. Numbers that are times may differ by a minute,
+    because a plugin may take them from its clock.
+    """
+
+    def __init__(self, requests: Iterable[Request]) -> None:
+        self._left = list(requests)
+
+    async def get_json(
+        self, url: str, params: Mapping[str, str] | None = None, *, weight: float = 1.0, budget: str = ""
+    ) -> Any:
+        """Return the recorded answer; see `candled.exchange.Http.get_json`."""
+        return self._answer("GET", f"{url}?{urlencode(params)}" if params else url, "")
+
+    async def post_json(self, url: str, body: Any = None, *, weight: float = 1.0, budget: str = "") -> Any:
+        """Return the recorded answer; see `candled.exchange.Http.post_json`."""
+        return self._answer("POST", url, "" if body is None else msgspec.json.encode(body).decode())
+
+    def pause_requests(self, url: str, seconds: float) -> None:
+        """Do nothing."""
+
+    def _answer(self, method: str, url: str, body: str) -> Any:
+        asked = (method, *_parts_of(url), body)
+        for request in self._left:
+            if _is_same(asked, (request.method, *_parts_of(request.url), request.body)):
+                self._left.remove(request)
+                return _read_recorded(request)
+        parts = urlsplit(url)
+        query = f"?{parts.query}" if parts.query else ""
+        raise ExchangeError(f"the recording has no answer to {method} {parts.path}{query}{body}")
+
+
+def _parts_of(url: str) -> tuple[str, str]:
+    """Return the path, and the query in a normal order. The host may be another one than in the recording."""
+    parts = urlsplit(url)
+    return parts.path, urlencode(sorted(parse_qsl(parts.query, keep_blank_values=True)))
+
+
+def _is_same(asked: tuple[str, ...], recorded: tuple[str, ...]) -> bool:
+    if asked[:2] != recorded[:2]:
+        return False
+    pairs = zip(_words_of(asked[2:]), _words_of(recorded[2:]), strict=False)
+    return len(_words_of(asked[2:])) == len(_words_of(recorded[2:])) and all(_is_close(*pair) for pair in pairs)
+
+
+def _words_of(parts: Iterable[str]) -> list[str]:
+    """Split texts at each sign between numbers and names."""
+    return "\n".join(parts).translate(_SIGNS).split("\0")
+
+
+_SIGNS = str.maketrans(dict.fromkeys('=&{}[]":,\n', "\0"))
+
+
+def _is_close(one: str, other: str) -> bool:
+    if one == other:
+        return True
+    if not (one.isdecimal() and other.isdecimal() and len(one) == len(other) >= _LONG_DIGITS - 3):
+        return False
+    return abs(int(one) - int(other)) < _CLOSE_MS // (1 if len(one) >= _LONG_DIGITS else 1000)
+
+
+def _read_recorded(request: Request) -> Any:
+    host = urlsplit(request.url).netloc
+    if request.status == 0:
+        raise Unavailable(f"cannot reach {host}: {request.answer}")
+    if request.status in TOO_MANY:
+        raise Unavailable(f"{host} answered {request.status}, too many requests")
+    return read_answer(host, request.status, request.headers.get("content-type"), request.answer.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class PlayedFrame:
+    """A frame and what the plugin read in it."""
+
+    received: Received
+    events: tuple[Event, ...]
+
+
+@dataclass(slots=True)
+class Replay:
+    """The results of a plugin on a recording."""
+
+    #: The lines that the plugin could not read, and frames it would not have sent, in words.
+    problems: list[str] = field(default_factory=list)
+    frames: list[PlayedFrame] = field(default_factory=list)
+    #: The list of markets, None if the recording has none that can be read.
+    markets: list[Market] | None = None
+    #: The minutes of `fetch_history` in each phase, by their opening times.
+    minutes: dict[Phase, dict[int, Candle]] = field(default_factory=dict)
+    #: The ranges of the calls of `fetch_history` that were answered, in each phase.
+    ranges: dict[Phase, list[tuple[int, int]]] = field(default_factory=dict)
+    #: The bars of `fetch_bars` by interval.
+    bars: dict[str, list[Candle]] = field(default_factory=dict)
+    #: Rows of frames and pages that are no candles.
+    invalid: list[InvalidRow] = field(default_factory=list)
+
+    def versions(self, symbol: Symbol) -> dict[int, list[Candle]]:
+        """Return the versions of each minute that the stream delivered, in the order of their arrival."""
+        found: dict[int, list[Candle]] = {}
+        for frame in self.frames:
+            for event in frame.events:
+                if isinstance(event, Candles) and event.symbol == symbol:
+                    for candle in event.candles:
+                        found.setdefault(candle.open_ms, []).append(candle)
+        return found
+
+
+async def replay_recording(recording: Recording, exchange: Exchange, clock: RecordedClock) -> Replay:
+    """Play a recording to a plugin. `clock` is the one that `exchange` was made with.
+
+    Errors of the plugin are in the result.
+    """
+    player = _Player(recording, exchange, clock)
+    for event in recording.events:
+        clock.move_to(event.at_ms)
+        if isinstance(event, Call):
+            await player.on_call(event)
+        elif not isinstance(event, Request):
+            player.on_line(event)
+    return player.replay
+
+
+class _Player:
+    def __init__(self, recording: Recording, exchange: Exchange, clock: RecordedClock) -> None:
+        self._recording = recording
+        self._exchange = exchange
+        self._clock = clock
+        self.replay = Replay()
+        exchange.resume_after(None)
+        feed = exchange.make_feed([recording.symbol])
+        self._feed = feed if isinstance(feed, SocketFeed) else None
+        #: Frames that the plugin sends, and that the recording has not shown yet.
+        self._to_send: list[str] = []
+
+    # ------------------------------------------------------------ REST
+
+    async def on_call(self, call: Call) -> None:
+        """Make a call with the recorded answers."""
+        replay, symbol = self.replay, self._recording.symbol
+        try:
+            found = await make_call(self._exchange, RecordedHttp(self._recording.requests_of(call)), symbol, call)
+        except CandledError as error:
+            replay.problems.append(f"call {call.number}, {call.method}: {error}")
+            return
+        except Exception as error:  # a plugin may raise anything
+            replay.problems.append(f"call {call.number}, {call.method}: {error!r}"[:_EXCERPT])
+            return
+        if call.method == "fetch_markets":
+            replay.markets = list(found)
+        elif call.method == "fetch_bars":
+            replay.bars[str(call.interval)] = list(found or ())
+        else:
+            replay.invalid += [row for row in found if isinstance(row, InvalidRow)]
+            minutes = replay.minutes.setdefault(call.phase, {})
+            minutes |= {row.open_ms: row for row in found if isinstance(row, Candle)}
+            assert call.start_ms is not None
+            assert call.end_ms is not None
+            replay.ranges.setdefault(call.phase, []).append((call.start_ms, call.end_ms))
+
+    # ------------------------------------------------------------ frames
+
+    def on_line(self, event: Opened | Sent | Received | Closed) -> None:
+        """Play a line of a connection."""
+        if self._feed is None:
+            return
+        if isinstance(event, Opened):
+            self._to_send = [] if self._feed.awaits_ready else self._subscribe(self._feed)
+        elif isinstance(event, Sent):
+            self._on_sent(self._feed, event)
+        elif isinstance(event, Received):
+            self._on_received(self._feed, event)
+
+    def _subscribe(self, feed: SocketFeed) -> list[str]:
+        return feed.subscribe([self._recording.symbol])
+
+    def _on_sent(self, feed: SocketFeed, event: Sent) -> None:
+        if not self._recording.header.module:  # converted: another program sent it
+            return
+        symbols = [self._recording.symbol]
+        if event.text not in self._to_send and event.text in feed.unsubscribe(symbols):
+            self._to_send = self._subscribe(feed)  # the subscription is renewed
+        elif event.text in self._to_send:
+            self._to_send.remove(event.text)
+        elif not _is_ping(feed, event.text):
+            self.replay.problems.append(f"the plugin does not send {event.text[:_EXCERPT]}")
+
+    def _on_received(self, feed: SocketFeed, event: Received) -> None:
+        try:
+            events = tuple(feed.read_frame(self._decompressed(event.content)))
+        except (ExchangeError, TooLarge) as error:
+            self.replay.problems.append(f"a frame cannot be read: {error}"[: 2 * _EXCERPT])
+            return
+        except Exception as error:  # a plugin may raise anything
+            self.replay.problems.append(f"the plugin failed with {error!r} on {event.content!r}"[: 2 * _EXCERPT])
+            return
+        self.replay.frames.append(PlayedFrame(event, events))
+        for one in events:
+            if isinstance(one, Ready):
+                self._to_send += self._subscribe(feed)
+            elif isinstance(one, Reply):
+                self._to_send.append(one.text)
+            elif isinstance(one, Candles):
+                self.replay.invalid += one.invalid
+
+    def _decompressed(self, content: str | bytes) -> str | bytes:
+        compression = self._feed.compression if self._feed is not None else None
+        if isinstance(content, str) or compression is None:
+            return content
+        return decompress(content, compression, _MOST_FRAME_BYTES)
+
+
+def _is_ping(feed: SocketFeed, text: str) -> bool:
+    """Return whether a frame is a ping, whose numbers may differ from those of the next ping."""
+    ping = feed.make_ping()
+    return ping is not None and _without_digits(ping) == _without_digits(text)
+
+
+def _without_digits(text: str) -> str:
+    return "".join(sign for sign in text if not sign.isdecimal())
+
+
+async def make_call(exchange: Exchange, http: Any, symbol: Symbol, call: Call) -> Any:
+    """Call a method of a plugin as a line of a recording describes it; return its result.
+
+    Raises:
+        Unavailable, ExchangeError: as the method.
+    """
+    if call.method == "fetch_markets":
+        return await exchange.fetch_markets(http)
+    assert call.start_ms is not None
+    assert call.end_ms is not None
+    if call.method == "fetch_history":
+        return await exchange.fetch_history(http, symbol, call.start_ms, call.end_ms)
+    assert call.interval is not None
+    return await exchange.fetch_bars(http, symbol, Interval.parse(call.interval), call.start_ms, call.end_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A property of a recording, as the plugin reads it."""
+
+    name: str
+    #: True if it is as it must be, None if the recording does not show it, or if the exchange decides it.
+    is_right: bool | None
+    detail: str = ""
+
+
+def judge_replay(recording: Recording, exchange: Exchange, replay: Replay) -> Iterator[Finding]:
+    """Yield the findings about a replay."""
+    symbol = recording.symbol
+    versions = replay.versions(symbol)
+    yield Finding("every frame and answer is read", not replay.problems, "; ".join(replay.problems[:_MOST_SHOWN]))
+    yield Finding(
+        "every row is a candle", not replay.invalid, "; ".join(row.reason for row in replay.invalid[:_MOST_SHOWN])
+    )
+    yield Finding("the list of markets has the symbol", _is_listed(recording, replay), str(symbol))
+    received = recording.select(Received)
+    count = sum(map(len, versions.values()))
+    yield Finding(
+        "the stream has candles of the symbol", bool(count) if received else None, f"{count} in {len(received)} frames"
+    )
+    final = [one for found in versions.values() for one in _changed_after_final(found)]
+    is_final = None if exchange.closed_flag != "final" or not versions else not final
+    yield Finding("no version follows the final one", is_final, _list_minutes(final))
+    yield from _compare_minutes(replay, versions, "after")
+    yield from _compare_phases(replay)
+
+
+def _is_listed(recording: Recording, replay: Replay) -> bool | None:
+    """Return None if the list was not read, or if the exchange has none and was not asked."""
+    asked = any(recording.requests_of(call) for call in recording.select(Call) if call.method == "fetch_markets")
+    if replay.markets is None or not asked:
+        return None
+    return any(market.symbol == recording.symbol for market in replay.markets)
+
+
+def _changed_after_final(versions: list[Candle]) -> Iterator[int]:
+    first = next((number for number, one in enumerate(versions) if one.final), None)
+    if first is not None and any(_values(one) != _values(versions[first]) for one in versions[first:]):
+        yield versions[first].open_ms
+
+
+def _compare_minutes(replay: Replay, versions: Mapping[int, list[Candle]], phase: Phase) -> Iterator[Finding]:
+    """Compare the last version of each minute of the stream with REST."""
+    ranges, answered = replay.ranges.get(phase, []), replay.minutes.get(phase, {})
+    whole = {
+        open_ms: found[-1]
+        for open_ms, found in versions.items()
+        if any(start_ms <= open_ms and open_ms + MINUTE_MS <= end_ms for start_ms, end_ms in ranges)
+    }
+    name = "the minutes of the stream are those of REST"
+    if not whole:
+        yield Finding(name, None, "the recording has no whole minute with both")
+        return
+    missing = [open_ms for open_ms, one in whole.items() if one.volume and open_ms not in answered]
+    yield Finding("REST has each minute of the stream", not missing, _list_minutes(missing))
+    differ = [at for at, one in whole.items() if at in answered and _values(one) != _values(answered[at])]
+    equal = f"{len(whole) - len(differ)} of {len(whole)}"
+    yield Finding(name, not differ, f"{equal}, not {_list_minutes(differ)}" if differ else equal)
+
+
+def _compare_phases(replay: Replay) -> Iterator[Finding]:
+    after, later = replay.minutes.get("after", {}), replay.minutes.get("later")
+    name = "REST has the same minutes an hour later"
+    if later is None:
+        yield Finding(name, None, "the recording has no later answers")
+        return
+    differ = [at for at in sorted(after) if at not in later or _values(after[at]) != _values(later[at])]
+    changed = f"the exchange changed {len(differ)} of {len(after)}: {_list_minutes(differ)}"
+    yield Finding(name, None if differ else True, changed if differ else f"{len(after)} of {len(after)}")
+
+
+def _values(candle: Candle) -> tuple[Any, ...]:
+    """Return prices and volumes; a quote volume only if both sides may have one."""
+    return candle.open, candle.high, candle.low, candle.close, candle.volume
+
+
+def _list_minutes(times: Iterable[int]) -> str:
+    found = sorted(times)
+    shown = ", ".join(iso_ms(one) for one in found[:_MOST_SHOWN])
+    return shown + (f" and {len(found) - _MOST_SHOWN} more" if len(found) > _MOST_SHOWN else "")

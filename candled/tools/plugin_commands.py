@@ -1,0 +1,93 @@
+"""The commands for authors of plugins, `candled plugin …`; other modules do the work, and load for it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options as opt
+from .options import Outcome, declare
+
+app = typer.Typer(help="Write, record and test a plugin.")
+
+_HEADING = "Commands"
+
+Module = Annotated[
+    str,
+    typer.Argument(metavar="MODULE", help="An installed plugin, or a module, also one in the current directory."),
+]
+Exchange = Annotated[
+    str | None,
+    typer.Option("--exchange", metavar="X", show_default="the only one", help="The exchange, if there are several."),
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="A setting of the exchange, for instance rest_url=http://localhost:8000."
+    ),
+]
+RecordingFile = Annotated[Path, typer.Argument(metavar="FILE", readable=False, help="The recording.")]
+
+
+@declare(app, _HEADING)
+def record(
+    module: Module,
+    symbol: opt.OneSymbol,
+    minutes: Annotated[int, typer.Option(min=1, max=1440, metavar="N", help="The number of whole minutes.")] = 5,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", show_default="by exchange, symbol and time", help="The new file; .gz compresses it."
+        ),
+    ] = None,
+    hour_later: Annotated[
+        bool, typer.Option("--hour-later", help="Wait for an hour, and ask for the same minutes again.")
+    ] = False,
+    exchange: Exchange = None,
+    settings: Assignments = None,
+) -> Outcome:
+    """Record the frames and answers of an exchange.
+
+    Reads the list of markets, a page of history, and then the stream for some minutes, all of it through the plugin, as
+    the daemon does. Then it asks for the same minutes over REST. The file contains no personal details.
+    """
+    from .plugin_record import record_exchange
+
+    return record_exchange(
+        module,
+        symbol,
+        opt.make_clock(),
+        minutes=minutes,
+        path=output,
+        is_hour_later=hour_later,
+        exchange=exchange,
+        assignments=settings or (),
+    )
+
+
+@declare(app, _HEADING)
+def reread(file: RecordingFile, settings: Assignments = None) -> Outcome:
+    """Ask the exchange again for the minutes of a recording.
+
+    Adds the answers to the file, at least an hour after its last minute.
+    """
+    from .plugin_record import reread_minutes
+
+    return reread_minutes(file, opt.make_clock(), settings or ())
+
+
+@declare(app, _HEADING)
+def test(
+    module: Module,
+    recording: Annotated[Path, typer.Option(metavar="FILE", readable=False, help="The recording to play.")],
+    exchange: Exchange = None,
+    settings: Assignments = None,
+) -> Outcome:
+    """Play a recording to a plugin.
+
+    Prints a line for each finding: passed, FAILED, or a note where the recording does not show it. The status is 1 if
+    one has failed.
+    """
+    from .plugin_record import play_recording
+
+    return play_recording(module, recording, exchange, settings or ())

@@ -1,0 +1,167 @@
+"""Records an exchange, asks it again for the same minutes an hour later, and plays recordings."""
+
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from candled import __version__
+from candled.errors import ConfigError
+from candled.exchange import Clock, SocketFeed
+from candled.model import MINUTE_MS, Range, Symbol
+from candled.plugins import one_line
+from candled.proxies import Proxies
+from candled.testing.modules import choose_exchange, load_exchanges, make_exchange
+from candled.testing.recording import (
+    VERSION,
+    Call,
+    Header,
+    Recording,
+    RecordingError,
+    RecordingWriter,
+    read_recording,
+)
+from candled.testing.replayed import RecordedClock, judge_replay, replay_recording
+
+from .recorder import Recorder
+from .session import print_remark
+
+_HOUR_MS = 60 * MINUTE_MS
+
+
+async def record_exchange(
+    module: str,
+    symbol: Symbol,
+    clock: Clock,
+    *,
+    minutes: int,
+    path: Path | None,
+    is_hour_later: bool = False,
+    exchange: str | None = None,
+    assignments: Iterable[str] = (),
+) -> int:
+    """Record one symbol of an exchange; return the exit status.
+
+    Raises:
+        ConfigError: there is no such plugin, its settings are wrong, or the file cannot be written.
+    """
+    made = make_exchange(choose_exchange(module, exchange), assignments, clock)
+    made.resume_after(None)
+    try:
+        feed = made.make_feed([symbol])
+    except Exception as error:  # a plugin may raise anything
+        raise ConfigError(f"{module}: make_feed: {one_line(error)}") from error
+    if not isinstance(feed, SocketFeed):
+        print_remark(f"{made.name} has a feed of its own: only its requests over REST are recorded")
+    header = Header(
+        version=VERSION,
+        exchange=made.name,
+        symbol=str(symbol),
+        module=module,
+        compression=feed.compression if isinstance(feed, SocketFeed) else None,
+        source=f"candled {__version__}",
+    )
+    path = path or Path(_name_file(header, clock.now_ms()))
+    with _open_writer(path, header) as writer:
+        writer.write(header)
+        recorder = Recorder(made, symbol, writer, clock, _environment_proxies())
+        try:
+            await recorder.call_before()
+            print_remark(f"recording {symbol} of {made.name} for {minutes} minutes, from the next one on")
+            span = await recorder.record_stream(feed, minutes)
+            await recorder.read_minutes(span, "after")
+            if is_hour_later:
+                print_remark("waiting for an hour")
+                await clock.sleep(_HOUR_MS / 1000)
+                await recorder.read_minutes(span, "later")
+        finally:
+            recorder.close()
+    return _report(path, recorder, isinstance(feed, SocketFeed))
+
+
+def _name_file(header: Header, now_ms: int) -> str:
+    name = header.symbol.replace("/", "-").replace(":", "-")
+    return f"{header.exchange}-{name}-{datetime.fromtimestamp(now_ms / 1000, UTC):%Y%m%dT%H%M}.jsonl"
+
+
+def _open_writer(path: Path, header: Header) -> RecordingWriter:
+    try:
+        return RecordingWriter(path, compression=header.compression)
+    except RecordingError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _environment_proxies() -> Proxies:
+    try:
+        return Proxies.of(None, os.environ)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _report(path: Path, recorder: Recorder, has_frames: bool) -> int:
+    """Print the end of a recording; return the exit status."""
+    problems = [f"failed: {one}" for one in recorder.failures]
+    if not recorder.candle_events and has_frames:
+        reasons = "; ".join(dict.fromkeys(recorder.interruptions))
+        problems.append(f"no frame with a candle arrived: {reasons}")
+    for problem in problems:
+        print_remark(problem)
+    print(f"wrote {path}")
+    return 1 if problems else 0
+
+
+async def reread_minutes(path: Path, clock: Clock, assignments: Iterable[str] = ()) -> int:
+    """Ask the exchange of a recording again for its minutes, and add the answers; return the exit status.
+
+    Raises:
+        ConfigError: the file is no recording, has no minutes, or is not old enough; or as `record_exchange`.
+    """
+    recording = _read_file(path)
+    header = recording.header
+    made = make_exchange(choose_exchange(header.module, header.exchange), assignments, clock)
+    span = _recorded_minutes(path, recording)
+    if clock.now_ms() < span.end_ms + _HOUR_MS:
+        ready = datetime.fromtimestamp((span.end_ms + _HOUR_MS) / 1000, UTC)
+        raise ConfigError(f"{path}: expected an hour after the last minute; try again at {ready:%H:%M} UTC")
+    made.resume_after(None)
+    calls = max(call.number for call in recording.select(Call))
+    with RecordingWriter(path, "ab", header.compression) as writer:
+        recorder = Recorder(made, recording.symbol, writer, clock, _environment_proxies(), calls)
+        try:
+            await recorder.read_minutes(span, "later")
+        finally:
+            recorder.close()
+    return _report(path, recorder, has_frames=False)
+
+
+def _recorded_minutes(path: Path, recording: Recording) -> Range:
+    calls = [call for call in recording.select(Call) if call.phase == "after"]
+    if not recording.header.module or not calls:
+        raise ConfigError(f"{path}: has no minutes that were read after the stream")
+    return Range(min(call.start_ms or 0 for call in calls), max(call.end_ms or 0 for call in calls))
+
+
+async def play_recording(module: str, path: Path, exchange: str | None = None, assignments: Iterable[str] = ()) -> int:
+    """Play a recording to a plugin, and print the findings; return the exit status.
+
+    Raises:
+        ConfigError: there is no such plugin, its settings are wrong, or the file is no recording.
+    """
+    recording = _read_file(path)
+    clock = RecordedClock()
+    offered = load_exchanges(module)
+    named = exchange or (recording.header.exchange if recording.header.exchange in offered else None)
+    made = make_exchange(choose_exchange(module, named), assignments, clock)
+    replay = await replay_recording(recording, made, clock)
+    findings = list(judge_replay(recording, made, replay))
+    for finding in findings:
+        mark = {True: "passed", False: "FAILED", None: "note"}[finding.is_right]
+        print(f"{mark:<7} {finding.name}" + (f": {finding.detail}" if finding.detail else ""))
+    return 1 if any(finding.is_right is False for finding in findings) else 0
+
+
+def _read_file(path: Path) -> Recording:
+    try:
+        return read_recording(path)
+    except RecordingError as error:
+        raise ConfigError(str(error)) from error

@@ -1,0 +1,305 @@
+"""The recorder against fakes: a recording has all that passed, and the plugin reads it as it read the exchange."""
+
+import asyncio
+import gzip
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import urlsplit
+
+import msgspec
+import pytest
+from websockets.asyncio.server import ServerConnection
+
+from candled import (
+    Candle,
+    Candles,
+    ConfigError,
+    Event,
+    Exchange,
+    Http,
+    Market,
+    Settings,
+    SocketFeed,
+    Symbol,
+    Unavailable,
+    WebSocketUrl,
+    hookimpl,
+    setting,
+)
+from candled.cli import main
+from candled.model import MINUTE_MS
+from candled.testing.modules import choose_exchange, make_exchange
+from candled.testing.recording import (
+    Call,
+    Closed,
+    Header,
+    Opened,
+    Received,
+    Recording,
+    Request,
+    Sent,
+    read_recording,
+)
+from candled.testing.replayed import PlayedFrame, RecordedClock, Replay, judge_replay, replay_recording
+from candled.tools.plugin_record import record_exchange, reread_minutes
+from tests.clocks import START_MS, ScaledClock
+from tests.fakes.bitget import FakeBitget, FakeMarket
+from tests.fakes.tapes import Synthetic
+from tests.plugins.local import socket_server
+
+BTC = Symbol("BTC", "USDT")
+MINUTES = 2
+
+
+def play(recording: Recording) -> tuple[Replay, dict[str, bool | None]]:
+    clock = RecordedClock()
+    exchange = make_exchange(choose_exchange(recording.header.module), (), clock)
+    replay = asyncio.run(replay_recording(recording, exchange, clock))
+    return replay, {one.name: one.is_right for one in judge_replay(recording, exchange, replay)}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory) -> tuple[Path, FakeBitget]:
+    """A recording of the fake Bitget, with an hour later in which one minute has changed."""
+    path = tmp_path_factory.mktemp("recording") / "a.jsonl"
+    clock = ScaledClock(120.0, START_MS - 1000)
+    fake = FakeBitget(clock, [FakeMarket(symbol=BTC, tape=Synthetic(7))], push_interval_s=5)
+    fake.enforce_limits = False
+
+    async def record() -> None:
+        async with fake:
+            settings = [f"ws_url={fake.ws_url}", f"rest_url={fake.rest_url}"]
+            assert await record_exchange("bitget", BTC, clock, minutes=MINUTES, path=path, assignments=settings) == 0
+            with pytest.raises(ConfigError, match="expected an hour after the last minute; try again at"):
+                await reread_minutes(path, clock, settings)
+            start_ms = read_recording(path).select(Call)[-1].start_ms
+            fake.revise(BTC, start_ms, Synthetic(8).row(start_ms))
+            assert await reread_minutes(path, ScaledClock(120.0, clock.now_ms() + 60 * MINUTE_MS), settings) == 0
+
+    asyncio.run(record())
+    return path, fake
+
+
+def test_a_recording_has_every_frame_and_request_that_passed(recorded):
+    path, fake = recorded
+    recording = read_recording(path)
+    assert (recording.header.exchange, recording.header.module, recording.symbol) == ("bitget", "bitget", BTC)
+    assert [one.text for one in recording.select(Sent) if one.text != "ping"] == fake.frames
+    assert [urlsplit(one.url).path for one in recording.select(Request)] == [one.path for one in fake.requests]
+    assert [one.url for one in recording.select(Opened)] == [fake.ws_url]
+    assert [one.reason for one in recording.select(Closed)] == ["the recording is complete"]
+    assert len(recording.select(Received)) > 20
+    times = [event.at_ms for event in recording.events if not isinstance(event, Request)]
+    assert times == sorted(times)
+
+
+def test_the_same_minutes_are_read_after_the_stream_and_an_hour_later(recorded):
+    recording = read_recording(recorded[0])
+    calls = recording.select(Call)
+    assert [(one.method, one.phase) for one in calls] == [
+        ("fetch_markets", "before"),
+        ("fetch_history", "before"),
+        ("fetch_bars", "before"),
+        ("fetch_bars", "before"),
+        ("fetch_history", "after"),
+        ("fetch_history", "later"),
+    ]
+    after, later = calls[-2:]
+    assert (after.start_ms, after.end_ms) == (later.start_ms, later.end_ms)
+    assert after.end_ms - after.start_ms == MINUTES * MINUTE_MS
+    assert later.at_ms >= after.end_ms + 60 * MINUTE_MS
+    assert all(len(recording.requests_of(call)) == 1 for call in calls)
+
+
+def test_a_plugin_reads_its_recording_as_it_read_the_exchange(recorded):
+    recording = read_recording(recorded[0])
+    replay, findings = play(recording)
+    assert replay.problems == []
+    assert findings == {
+        "every frame and answer is read": True,
+        "every row is a candle": True,
+        "the list of markets has the symbol": True,
+        "the stream has candles of the symbol": True,
+        "no version follows the final one": None,  # Bitget marks none
+        "REST has each minute of the stream": True,
+        "the minutes of the stream are those of REST": True,
+        "REST has the same minutes an hour later": None,  # one has changed
+    }
+    after, later = replay.minutes["after"], replay.minutes["later"]
+    assert [at for at in after if after[at][1:7] != later[at][1:7]] == [min(after)]
+    assert len(replay.bars["1h"]) == 24
+
+
+def edited(recording: Recording, change: Callable[[str], str], kind: type[Event]) -> Recording:
+    """A recording in which a function has changed the text of each line of a kind."""
+    field = "answer" if kind is Request else "text"
+    events = tuple(
+        msgspec.structs.replace(one, **{field: change(getattr(one, field))}) if isinstance(one, kind) else one
+        for one in recording.events
+    )
+    return Recording(recording.header, events)
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "wrong"),
+    [
+        (Received, '"action":"update"', '"action":"other"', {"every frame and answer is read"}),
+        (
+            Received,
+            r'(\["17\d*)","[^"]*',
+            r'\1","0',
+            {"every row is a candle", "the stream has candles of the symbol"},
+        ),
+        (Received, r',"([^"]*","[^"]*","[^"]*"\])', r',"9\1', {"the minutes of the stream are those of REST"}),
+        (Sent, "candle1m", "candle5m", {"every frame and answer is read"}),
+        (Request, '"BTC"', '"ETH"', {"the list of markets has the symbol"}),
+        (Request, r'"data": \[\[.*\]', '"data": []', {"REST has each minute of the stream"}),
+        (Request, "^", "<html>", {"every frame and answer is read"}),
+    ],
+)
+def test_a_mistake_is_found(recorded, kind, old, new, wrong):
+    """Each finding can fail: here the exchange differs instead of the plugin."""
+    _, findings = play(edited(read_recording(recorded[0]), lambda text: re.sub(old, new, text), kind))
+    assert wrong <= {name for name, is_right in findings.items() if is_right is False}
+
+
+def test_a_request_that_was_not_recorded_is_a_problem(recorded):
+    recording = read_recording(recorded[0])
+    events = tuple(
+        msgspec.structs.replace(one, url=one.url.replace("symbol=BTCUSDT", "symbol=ETHUSDT"))
+        if isinstance(one, Request)
+        else one
+        for one in recording.events
+    )
+    replay, _ = play(Recording(recording.header, events))
+    assert "the recording has no answer to GET /api/v2/spot/market/candles?" in replay.problems[0]
+
+
+async def test_a_version_after_the_final_one_is_found_if_the_exchange_promises_that_none_follows():
+    class Promises(Exchange):
+        closed_flag = "final"
+
+    minute = Candle.parse(START_MS, "1", "2", "1", "2", "5", None, as_of_ms=1, final=True)
+    again, more = minute._replace(as_of_ms=2), minute._replace(volume=Decimal(6))
+    recording = Recording(Header(version=1, exchange="x", symbol="BTC/USDT"), ())
+    for versions, is_right in [((minute, again), True), ((minute, again, more), False), ((), None)]:
+        frames = [PlayedFrame(Received(connection=1, text=""), (Candles(BTC, versions),))]
+        findings = judge_replay(recording, Promises, Replay(frames=frames))
+        assert {one.name: one.is_right for one in findings}["no version follows the final one"] is is_right
+
+
+def test_the_command_plays_a_recording(recorded, capsys):
+    assert main(["plugin", "test", "bitget", "--recording", str(recorded[0])]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "passed  every frame and answer is read"
+    assert "passed  the minutes of the stream are those of REST: 2 of 2" in lines
+    assert lines[-1].startswith("note    REST has the same minutes an hour later: the exchange changed 1 of 2: 2025-")
+
+
+# ---------------------------------------------------------------- binary frames, and an exchange that fails
+
+
+class GzipFeed(SocketFeed):
+    compression = "gzip"
+
+    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        return ["subscribe"]
+
+    def read_frame(self, frame: str | bytes) -> list[Event]:
+        return [Candles(BTC, (Candle.parse(*json.loads(frame)["row"], None, as_of_ms=0),))]
+
+
+class GzipSettings(Settings):
+    ws_url: WebSocketUrl = setting("wss://x.example", "the WebSocket")
+
+
+class Gzipped(Exchange):
+    name = "gzipped"
+    Settings = GzipSettings
+    feed_class = GzipFeed
+
+    async def fetch_markets(self, http: Http) -> list[Market]:
+        raise Unavailable("no list today")
+
+    async def fetch_history(self, http: Http, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle]:
+        return []
+
+
+@pytest.fixture
+def gzipped(monkeypatch):
+    module = ModuleType("gzipped_plugin")
+    module.candled_exchanges = hookimpl(lambda: [Gzipped])
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module.__name__
+
+
+async def test_binary_frames_are_recorded_before_decompression(gzipped, tmp_path, capsys):
+    frame = gzip.compress(json.dumps({"row": [START_MS, 1, 1, 1, 1, 1], "token": "a" * 32}).encode(), mtime=0)
+
+    async def send(connection: ServerConnection) -> None:
+        await connection.recv()
+        while True:
+            await connection.send(frame)
+            await asyncio.sleep(0.02)
+
+    path, clock = tmp_path / "a.jsonl.gz", ScaledClock(600.0, START_MS - 100)
+    async with socket_server(send) as url:
+        await record_exchange(gzipped, BTC, clock, minutes=1, path=path, assignments=[f"ws_url={url}"])
+    recording = read_recording(path)
+    received = {one.data for one in recording.select(Received)}
+    assert recording.header.compression == "gzip"
+    assert {gzip.decompress(data) for data in received} == {gzip.decompress(frame).replace(b"a" * 32, b"redacted")}
+    assert "failed: fetch_markets: no list today" in capsys.readouterr().err
+    clock = RecordedClock()
+    replay = await replay_recording(recording, Gzipped(GzipSettings(), clock), clock)
+    assert len(replay.versions(BTC)[START_MS]) == len(recording.select(Received))
+    assert replay.problems == ["call 1, fetch_markets: no list today"]
+
+
+async def test_a_recording_without_a_candle_has_status_1_and_the_reason(gzipped, tmp_path, capsys):
+    async def refuse(connection: ServerConnection) -> None:
+        await connection.close(1008, "go")
+
+    path, clock = tmp_path / "a.jsonl", ScaledClock(600.0, START_MS - 100)
+    async with socket_server(refuse) as url:
+        status = await record_exchange(gzipped, BTC, clock, minutes=1, path=path, assignments=[f"ws_url={url}"])
+    assert status == 1
+    assert "no frame with a candle arrived: connection closed: " in capsys.readouterr().err
+    assert {one.connection for one in read_recording(path).select(Closed)} >= {1}
+
+
+# ---------------------------------------------------------------- mistakes of the author
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["record", "no_such_module", "A/B"], "no_such_module: no such plugin or module; `candled plugins` lists"),
+        (["record", "binance", "A/B"], "expected --exchange with one of binance, binance-usdm, got several exchanges"),
+        (["record", "binance", "A/B", "--exchange", "x"], "one of binance, binance-usdm, got x"),
+        (["record", "bitget", "A/B", "--set", "ws_url"], "--set: expected KEY=VALUE, got ws_url"),
+        (["record", "bitget", "A/B", "--set", "ws_ulr=x"], "--set.ws_ulr: unknown setting, did you mean ws_url?"),
+        (["record", "bitget", "A/B", "--set", "ws_url=["], "--set ws_url: expected a value in YAML, got ["),
+        (["record", "bitget", "A/B", "--output", "no/a.jsonl"], "no/a.jsonl: cannot be written: No such file"),
+        (["record", "bitget", "AB"], "expected BASE/QUOTE"),
+        (["record", "json", "A/B"], "json: implements no hook; is the @hookimpl missing?"),
+        (["test", "bitget", "--recording", "no.jsonl"], "no.jsonl: cannot be read: No such file"),
+        (["reread", "no.jsonl"], "no.jsonl: cannot be read: No such file"),
+    ],
+)
+def test_a_mistake_is_a_line_and_status_2(arguments, error, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plugin", *arguments]) == 2
+    assert error in capsys.readouterr().err
+
+
+def test_a_plugin_is_found_in_the_current_directory_and_its_error_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_broken_plugin.py").write_text("import no_such_library", "utf-8")
+    with pytest.raises(ConfigError, match="own_broken_plugin: ModuleNotFoundError: No module named 'no_such_library'"):
+        choose_exchange("own_broken_plugin")
