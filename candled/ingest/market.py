@@ -152,10 +152,11 @@ class MarketIngest:
     ) -> Outcome:
         """Process REST's response for a window that was requested at `asked_ms`.
 
-        `stored` are the minutes of `stored_span`. For completed minutes REST has priority over the stream, regardless
-        of timestamps.
+        `stored` are the minutes of `stored_span`. For completed minutes REST has priority over any newer push.
         """
         self.status.problem, self.status.has_answer = None, True
+        if window.start_ms < self._coverage_of(window.start_ms).from_ms:
+            return Outcome()  # another process has stored this part of older history
         asked_ms = now_ms if asked_ms is None else asked_ms
         span = Range(window.start_ms, window.end_ms)
         answer = sift(rows, span)

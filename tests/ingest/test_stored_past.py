@@ -300,3 +300,16 @@ def test_of_a_stretch_what_adjoins_is_complete_and_what_is_missing_is_asked_for_
     assert [candle.open_ms for candle in outcome.past] == [candle.open_ms for candle in rows]
     assert outcome.repaired.start_ms == one.coverage.since_ms == WEEKS_MS
     assert one.next_request(NOW_MS) is None
+
+
+def test_an_answer_for_a_stretch_that_is_examined_no_more_leaves_no_gap_that_nobody_asks_for_again():
+    """Another process stored the range and its gaps while the request was on its way."""
+    one = MarketIngest(KEY, cover([Range(MONDAY_MS, NOW_MS)], MONDAY_MS, MONDAY_MS), RULES)
+    one.examine_older(cover([Range(WEEKS_MS, MONDAY_MS - 5 * MINUTE_MS)], MONDAY_MS, WEEKS_MS), MONDAY_MS)
+    window = one.next_request(NOW_MS)
+    assert window.start_ms == MONDAY_MS - 5 * MINUTE_MS
+    one.older = None
+    outcome = one.on_history(window, [], NOW_MS)
+    assert (outcome.past, outcome.repaired) == ([], None)
+    assert one.known_gaps == []
+    assert one.coverage.take_changes() is None  # nothing replaces the gap that the other process stored
