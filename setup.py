@@ -25,7 +25,7 @@ setup(
     ],
     package_dir={"candled_plugins": "plugins", "candled_clients": "clients"},
     package_data={
-        "candled": ["py.typed", "serve/static/**/*", "store/postgres/schema/*.sql"],
+        "candled": ["py.typed", "serve/static/**/*", "store/postgres/schema/*.sql", "testing/new_plugin/*.txt"],
         "candled_plugins.replay": ["recordings/*"],
         "candled_clients": ["js/*.js", "js/*.d.ts"],
     },
@@ -60,7 +60,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "pytest-cov>=6",
-            "setuptools<81",  # pytest-tornado imports pkg_resources
+            "setuptools>=70.1,<81",  # builds a plugin in the tests; pytest-tornado imports pkg_resources
             "hypothesis>=6.100",
             "uvloop>=0.19; sys_platform != 'win32'",  # the daemon runs on it, though it gains nothing
             "playwright>=1.45",

@@ -221,7 +221,7 @@ def _checked(answer: object) -> list[type[Exchange]]:
     for one in answer:
         if not (isinstance(one, type) and issubclass(one, Exchange)):
             raise PluginError(f"candled_exchanges offered {_what(one)}, expected a subclass of candled.Exchange")
-        _check_exchange(one)
+        check_exchange(one)
     return list(answer)
 
 
@@ -229,7 +229,12 @@ def _what(value: object) -> str:
     return f"class {value.__name__}" if isinstance(value, type) else f"a value of type {type(value).__name__}"
 
 
-def _check_exchange(exchange: type[Exchange]) -> None:
+def check_exchange(exchange: type[Exchange]) -> None:
+    """Check the class of an exchange.
+
+    Raises:
+        PluginError: it breaks a rule.
+    """
     if missing := sorted(getattr(exchange, "__abstractmethods__", ())):
         raise PluginError(f"{exchange.__name__} does not implement {', '.join(missing)}")
     name = getattr(exchange, "name", None)

@@ -9,7 +9,7 @@ SOURCES = [path for folder in ("candled", "plugins") for path in sorted((ROOT / 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
-    *(ROOT / folder / "README.md" for folder in ("plugins", "bench")),
+    *(ROOT / folder / "README.md" for folder in ("plugins", "bench", "examples/candled-plumline")),
 ]
 
 

@@ -34,7 +34,7 @@ EDGES = {
     "client/client", "client/closed_bars", "client/connection", "client/stream",
     "bus/redis/shared_limits", "bus/redis/leases", "bus/redis/publisher", "bus/redis/bus", "bus/redis/connections",
     "bus/redis/market_lists", "bus/redis/subscriber",
-    "tasks",
+    "tasks", "testing/plugin_tests",
     "transport/acceptor", "transport/hot_stream", "transport/stream_poller", "transport/library_internals",
     "serve/hot_path",
     "serve/client", "serve/events", "serve/handlers", "serve/internal", "serve/listening", "serve/pager",
@@ -68,6 +68,7 @@ HOLDERS = {
     **dict.fromkeys(
         ("metrics/collector", "metrics/ingest", "metrics/serving", "metrics/storing"), "read counts of many edges"
     ),
+    "testing/__init__": "has the tests for authors of plugins",
     "testing/modules": "loads one plugin, as plugins does",
     "testing/replayed": "reads recorded answers as ingest/http does",
     "polling": "reads several symbols through tasks",

@@ -341,7 +341,19 @@ def test_every_name_of_contributing_exists():
 def texts() -> list[Path]:
     """Return the project's own text files."""
     suffixes = {".py", ".md", ".yaml", ".yml", ".toml", ".js", ".html", ".css", ".sql", ".json", ".txt", ".service", ""}
-    folders = ("candled", "plugins", "config", "tests", "docs", "bench", "clients", "deploy", ".ci", ".github")
+    folders = (
+        "candled",
+        "plugins",
+        "config",
+        "tests",
+        "docs",
+        "bench",
+        "clients",
+        "deploy",
+        "examples",
+        ".ci",
+        ".github",
+    )
     inside = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in suffixes]
     beside = [
         path for path in ROOT.iterdir() if path.suffix in suffixes and not path.name.startswith((".git", ".coverage"))

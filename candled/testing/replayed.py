@@ -295,25 +295,32 @@ class Finding:
     detail: str = ""
 
 
+_READ, _ROWS, _LISTED, _STREAM, _FINAL, _GAPS, _EQUAL, _LATER = FINDINGS = (
+    "every frame and answer is read",
+    "every row is a candle",
+    "the list of markets has the symbol",
+    "the stream has candles of the symbol",
+    "no version follows the final one",
+    "REST has each minute of the stream",
+    "the minutes of the stream are those of REST",
+    "REST has the same minutes an hour later",
+)
+"""The names of the findings, in order."""
+
+
 def judge_replay(recording: Recording, exchange: Exchange, replay: Replay) -> Iterator[Finding]:
-    """Yield the findings about a replay."""
-    symbol = recording.symbol
-    versions = replay.versions(symbol)
-    yield Finding("every frame and answer is read", not replay.problems, "; ".join(replay.problems[:_MOST_SHOWN]))
-    yield Finding(
-        "every row is a candle", not replay.invalid, "; ".join(row.reason for row in replay.invalid[:_MOST_SHOWN])
-    )
-    yield Finding("the list of markets has the symbol", _is_listed(recording, replay), str(symbol))
-    received = recording.select(Received)
-    count = sum(map(len, versions.values()))
-    yield Finding(
-        "the stream has candles of the symbol", bool(count) if received else None, f"{count} in {len(received)} frames"
-    )
-    final = [one for found in versions.values() for one in _changed_after_final(found)]
-    is_final = None if exchange.closed_flag != "final" or not versions else not final
-    yield Finding("no version follows the final one", is_final, _list_minutes(final))
-    yield from _compare_minutes(replay, versions, "after")
-    yield from _compare_phases(replay)
+    """Yield the findings about a replay, one for each of `FINDINGS`."""
+    versions = replay.versions(recording.symbol)
+    yield Finding(_READ, not replay.problems, "; ".join(replay.problems[:_MOST_SHOWN]))
+    yield Finding(_ROWS, not replay.invalid, "; ".join(row.reason for row in replay.invalid[:_MOST_SHOWN]))
+    yield Finding(_LISTED, _is_listed(recording, replay), str(recording.symbol))
+    count, frames = sum(map(len, versions.values())), len(recording.select(Received))
+    yield Finding(_STREAM, bool(count) if frames else None, f"{count} in {frames} frames")
+    changed = [at for at, found in versions.items() if _has_changed_after_final(found)]
+    is_promised = exchange.closed_flag == "final" and bool(versions)
+    yield Finding(_FINAL, not changed if is_promised else None, _list_minutes(changed))
+    yield from _compare_minutes(replay, versions)
+    yield _compare_phases(replay)
 
 
 def _is_listed(recording: Recording, replay: Replay) -> bool | None:
@@ -324,40 +331,37 @@ def _is_listed(recording: Recording, replay: Replay) -> bool | None:
     return any(market.symbol == recording.symbol for market in replay.markets)
 
 
-def _changed_after_final(versions: list[Candle]) -> Iterator[int]:
-    first = next((number for number, one in enumerate(versions) if one.final), None)
-    if first is not None and any(_values(one) != _values(versions[first]) for one in versions[first:]):
-        yield versions[first].open_ms
+def _has_changed_after_final(versions: list[Candle]) -> bool:
+    first = next((number for number, one in enumerate(versions) if one.final), len(versions))
+    return len({_values(one) for one in versions[first:]}) > 1
 
 
-def _compare_minutes(replay: Replay, versions: Mapping[int, list[Candle]], phase: Phase) -> Iterator[Finding]:
+def _compare_minutes(replay: Replay, versions: Mapping[int, list[Candle]]) -> Iterator[Finding]:
     """Compare the last version of each minute of the stream with REST."""
-    ranges, answered = replay.ranges.get(phase, []), replay.minutes.get(phase, {})
+    ranges, answered = replay.ranges.get("after", []), replay.minutes.get("after", {})
     whole = {
         open_ms: found[-1]
         for open_ms, found in versions.items()
         if any(start_ms <= open_ms and open_ms + MINUTE_MS <= end_ms for start_ms, end_ms in ranges)
     }
-    name = "the minutes of the stream are those of REST"
     if not whole:
-        yield Finding(name, None, "the recording has no whole minute with both")
+        yield from (Finding(name, None, "the recording has no whole minute with both") for name in (_GAPS, _EQUAL))
         return
     missing = [open_ms for open_ms, one in whole.items() if one.volume and open_ms not in answered]
-    yield Finding("REST has each minute of the stream", not missing, _list_minutes(missing))
+    yield Finding(_GAPS, not missing, _list_minutes(missing))
     differ = [at for at, one in whole.items() if at in answered and _values(one) != _values(answered[at])]
     equal = f"{len(whole) - len(differ)} of {len(whole)}"
-    yield Finding(name, not differ, f"{equal}, not {_list_minutes(differ)}" if differ else equal)
+    yield Finding(_EQUAL, not differ, f"{equal}, not {_list_minutes(differ)}" if differ else equal)
 
 
-def _compare_phases(replay: Replay) -> Iterator[Finding]:
+def _compare_phases(replay: Replay) -> Finding:
     after, later = replay.minutes.get("after", {}), replay.minutes.get("later")
-    name = "REST has the same minutes an hour later"
     if later is None:
-        yield Finding(name, None, "the recording has no later answers")
-        return
+        return Finding(_LATER, None, "the recording has no later answers")
     differ = [at for at in sorted(after) if at not in later or _values(after[at]) != _values(later[at])]
-    changed = f"the exchange changed {len(differ)} of {len(after)}: {_list_minutes(differ)}"
-    yield Finding(name, None if differ else True, changed if differ else f"{len(after)} of {len(after)}")
+    if differ:
+        return Finding(_LATER, None, f"the exchange changed {len(differ)} of {len(after)}: {_list_minutes(differ)}")
+    return Finding(_LATER, True, f"{len(after)} of {len(after)}")
 
 
 def _values(candle: Candle) -> tuple[Any, ...]:

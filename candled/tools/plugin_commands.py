@@ -91,3 +91,24 @@ def test(
     from .plugin_record import play_recording
 
     return play_recording(module, recording, exchange, settings or ())
+
+
+@declare(app, _HEADING)
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the exchange, for instance coinfair.")],
+    directory: Annotated[
+        Path,
+        typer.Option(metavar="DIR", show_default="the current one", help="Where to create the folder candled-NAME."),
+    ] = Path(),
+) -> Outcome:
+    """Write the files of a new plugin.
+
+    Creates the folder candled-NAME: a distribution with a pyproject.toml, the exchange with four functions to fill in,
+    tests, and a file for continuous integration.
+    """
+    from candled.testing.template import write_plugin
+
+    folder = write_plugin(name, directory)
+    module = folder.name.replace("-", "_")
+    print(f"wrote {folder}: fill in the four functions of {folder / module / 'exchange.py'}")
+    return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from candled import __version__
 from candled.errors import ConfigError
-from candled.exchange import Clock, SocketFeed
+from candled.exchange import Clock, Exchange, Feed, SocketFeed
 from candled.model import MINUTE_MS, Range, Symbol
 from candled.plugins import one_line
 from candled.proxies import Proxies
@@ -47,10 +47,7 @@ async def record_exchange(
     """
     made = make_exchange(choose_exchange(module, exchange), assignments, clock)
     made.resume_after(None)
-    try:
-        feed = made.make_feed([symbol])
-    except Exception as error:  # a plugin may raise anything
-        raise ConfigError(f"{module}: make_feed: {one_line(error)}") from error
+    feed = _make_feed(made, symbol)
     if not isinstance(feed, SocketFeed):
         print_remark(f"{made.name} has a feed of its own: only its requests over REST are recorded")
     header = Header(
@@ -77,6 +74,21 @@ async def record_exchange(
         finally:
             recorder.close()
     return _report(path, recorder, isinstance(feed, SocketFeed))
+
+
+def _make_feed(exchange: Exchange, symbol: Symbol) -> Feed:
+    """Return a feed, whose first frames can be made.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    try:
+        first = exchange.make_feed([symbol])
+        if isinstance(first, SocketFeed):
+            first.subscribe([symbol])
+        return exchange.make_feed([symbol])
+    except Exception as error:  # a plugin may raise anything
+        raise ConfigError(f"{exchange.name}: cannot subscribe: {one_line(error)}") from error
 
 
 def _name_file(header: Header, now_ms: int) -> str:

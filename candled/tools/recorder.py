@@ -8,8 +8,8 @@ from websockets.asyncio.client import ClientConnection
 from websockets.typing import Data
 
 from candled.budget import LocalBudgets, part_of
-from candled.errors import CandledError
-from candled.exchange import Candles, Clock, Event, Exchange, Feed
+from candled.errors import CandledError, ExchangeError
+from candled.exchange import Candles, Clock, Event, Exchange, Feed, SocketFeed
 from candled.ingest.feeds import FeedRunner, LoopBudget
 from candled.ingest.http import HttpClient
 from candled.ingest.retention import kept_since
@@ -36,6 +36,7 @@ from .budgets import SHARE
 # After the last minute: until late versions of it have arrived.
 _TAIL_MS = 15_000
 _HEADERS = {"date", "age", "retry-after", "content-type"}
+_MOST_FAILURES = 20  # in the report
 _BARS = ((Interval.parse("1h"), 24), (DAY, 7))
 
 
@@ -66,7 +67,7 @@ class Recorder:
         #: The number of events with candles that arrived, and the reasons for which the feed was interrupted.
         self.candle_events = 0
         self.interruptions: list[str] = []
-        #: The calls that failed, in words.
+        #: The calls that failed, and the errors of `read_frame`, in words.
         self.failures: list[str] = []
         budgets = exchange.request_budgets
         own = part_of(clock, SHARE, LocalBudgets(clock).budget)
@@ -116,9 +117,9 @@ class Recorder:
         try:
             await make_call(self._exchange, self._http, self._symbol, call)
         except CandledError as error:
-            self.failures.append(f"{method}: {error}")
+            self._add_failure(f"{method}: {error}")
         except Exception as error:  # a plugin may raise anything
-            self.failures.append(f"{method}: {one_line(error)}")
+            self._add_failure(f"{method}: {one_line(error)}")
         finally:
             self._call = 0
 
@@ -147,6 +148,8 @@ class Recorder:
 
     async def record_stream(self, feed: Feed, minutes: int) -> Range:
         """Read the feed until that many whole minutes are over, with their late versions; return the minutes."""
+        if isinstance(feed, SocketFeed):
+            self._tolerate_errors(feed)
         start_ms = MINUTE.floor(self._clock.now_ms()) + MINUTE_MS
         span = Range(start_ms, start_ms + minutes * MINUTE_MS)
         limits = self._exchange.limits
@@ -166,6 +169,26 @@ class Recorder:
         if self._connections:
             self.on_interrupted(feed, "the recording is complete")
         return span
+
+    def _tolerate_errors(self, feed: SocketFeed) -> None:
+        """Skip the frames that an unfinished plugin fails to read, and keep the connection."""
+        read = feed.read_frame
+
+        def read_or_skip(frame: str | bytes) -> list[Event]:
+            try:
+                return read(frame)
+            except ExchangeError as error:
+                reason = str(error)
+            except Exception as error:  # a plugin may raise anything
+                reason = one_line(error)
+            self._add_failure(f"read_frame: {reason}")
+            raise ExchangeError(reason)
+
+        setattr(feed, "read_frame", read_or_skip)  # noqa: B010 - a method of this one object
+
+    def _add_failure(self, failure: str) -> None:
+        if len(self.failures) < _MOST_FAILURES and failure not in self.failures:
+            self.failures.append(failure)
 
     async def _wait_until(self, end_ms: int) -> None:
         await self._clock.sleep(max(0, end_ms - self._clock.now_ms()) / 1000)

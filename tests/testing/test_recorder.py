@@ -273,6 +273,39 @@ async def test_a_recording_without_a_candle_has_status_1_and_the_reason(gzipped,
     assert {one.connection for one in read_recording(path).select(Closed)} >= {1}
 
 
+class HalfWrittenFeed(GzipFeed):
+    def read_frame(self, frame: str | bytes) -> list[Event]:
+        raise NotImplementedError("fill in read_frame")
+
+
+async def test_frames_are_recorded_before_the_plugin_can_read_them(gzipped, tmp_path, capsys, monkeypatch):
+    async def send(connection: ServerConnection) -> None:
+        await connection.recv()
+        while True:
+            await connection.send("frame")
+            await asyncio.sleep(0.02)
+
+    monkeypatch.setattr(Gzipped, "feed_class", HalfWrittenFeed)
+    path, clock = tmp_path / "a.jsonl", ScaledClock(600.0, START_MS - 100)
+    async with socket_server(send) as url:
+        status = await record_exchange(gzipped, BTC, clock, minutes=1, path=path, assignments=[f"ws_url={url}"])
+    recording = read_recording(path)
+    assert len(recording.select(Opened)) == 1
+    assert len(recording.select(Received)) > 1
+    assert status == 1
+    assert capsys.readouterr().err.count("failed: read_frame: NotImplementedError: fill in read_frame") == 1
+
+
+async def test_a_plugin_that_cannot_subscribe_is_not_recorded(gzipped, tmp_path, monkeypatch):
+    def fail(self, symbols):
+        raise NotImplementedError("fill in subscribe")
+
+    monkeypatch.setattr(GzipFeed, "subscribe", fail)
+    with pytest.raises(ConfigError, match="gzipped: cannot subscribe: NotImplementedError: fill in subscribe"):
+        await record_exchange(gzipped, BTC, ScaledClock(), minutes=1, path=tmp_path / "a.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
 # ---------------------------------------------------------------- mistakes of the author
 
 
