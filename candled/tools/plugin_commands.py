@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from candled.model import Symbol
+
 from . import options as opt
 from .options import Outcome, declare
 
@@ -91,6 +93,30 @@ def test(
     from .plugin_record import play_recording
 
     return play_recording(module, recording, exchange, settings or ())
+
+
+@declare(app, _HEADING)
+def convert(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", readable=False, help="The files to convert.")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The new recording; .gz compresses it.")],
+    exchange: Annotated[
+        str, typer.Option(metavar="X", show_default="as the files say", help="The name of the exchange.")
+    ] = "",
+    symbol: Annotated[
+        Symbol | None,
+        typer.Option(parser=Symbol.parse, metavar="SYMBOL", show_default="the only one", help="The symbol."),
+    ] = None,
+    match: Annotated[
+        str, typer.Option(metavar="TEXT", show_default="all", help="Keep only received frames with this text.")
+    ] = "",
+) -> Outcome:
+    """Convert files of other programs to a recording.
+
+    Reads the static tests of ccxt (response, request and ws), logs of cryptofeed, and samples of requests and frames.
+    """
+    from .plugin_record import convert_recordings
+
+    return convert_recordings(files, output, exchange=exchange, symbol=symbol, match=match)
 
 
 @declare(app, _HEADING)

@@ -1,7 +1,7 @@
 """Records an exchange, asks it again for the same minutes an hour later, and plays recordings."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from candled.exchange import Clock, Exchange, Feed, SocketFeed
 from candled.model import MINUTE_MS, Range, Symbol
 from candled.plugins import one_line
 from candled.proxies import Proxies
+from candled.testing.conversion import convert_files
 from candled.testing.modules import choose_exchange, load_exchanges, make_exchange
 from candled.testing.recording import (
     VERSION,
@@ -177,3 +178,32 @@ def _read_file(path: Path) -> Recording:
         return read_recording(path)
     except RecordingError as error:
         raise ConfigError(str(error)) from error
+
+
+def convert_recordings(
+    files: Sequence[Path], output: Path, *, exchange: str = "", symbol: Symbol | None = None, match: str = ""
+) -> int:
+    """Convert files of other programs to a recording; return the exit status.
+
+    Raises:
+        ConfigError: a file cannot be read, is in no known form, or has nothing about the symbol.
+    """
+    try:
+        texts = [(path.name, _read_text(path)) for path in files]
+        recording = convert_files(texts, exchange=exchange, symbol=symbol, match=match)
+        with RecordingWriter(output) as writer:
+            for line in (recording.header, *recording.events):
+                writer.write(line)
+    except RecordingError as error:
+        raise ConfigError(str(error)) from error
+    print(f"wrote {output}: {len(recording.events)} lines")
+    return 0
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: cannot be read: not UTF-8 text") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
