@@ -70,6 +70,7 @@ HOLDERS = {
     ),
     "testing/__init__": "has the tests for authors of plugins",
     "testing/modules": "loads one plugin, as plugins does",
+    "testing/findings": "judges the results of testing/replayed",
     "testing/replayed": "reads recorded answers as ingest/http does",
     "polling": "reads several symbols through tasks",
     "store/upkeep": "repeats calls of store/threads",

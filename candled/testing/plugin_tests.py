@@ -11,9 +11,10 @@ from candled.exchange import Candles, Exchange, SocketFeed
 from candled.model import Symbol
 from candled.plugins import check_exchange
 
+from .findings import CHECKS, FINDINGS, Finding, judge_replay
 from .modules import make_exchange
 from .recording import read_recording
-from .replayed import FINDINGS, Finding, RecordedClock, judge_replay, replay_recording
+from .replayed import RecordedClock, replay_recording
 
 _NOW_MS = 1_788_000_000_000  # in 2026
 _SYMBOL = Symbol("BASE", "QUOTE")  # a plugin can ask for any symbol
@@ -69,7 +70,7 @@ class ExchangeTests:
         finding = _find(self.exchange, self.settings, file)[name]
         if finding.is_right is None:
             _skip(finding.detail or "the recording does not show it")
-        assert finding.is_right, finding.detail
+        assert finding.is_right, f"{finding.detail}; {CHECKS[name][1]}"
 
     def _list_files(self) -> list[Path]:
         return [] if self.recordings is None else sorted(self.recordings.glob("*.jsonl*"))

@@ -11,7 +11,7 @@ from candled.errors import CandledError, ExchangeError, Unavailable
 from candled.exchange import Candles, Event, Exchange, InvalidRow, Ready, Reply, SocketFeed
 from candled.ingest.decompression import TooLarge, decompress
 from candled.ingest.http import TOO_MANY, read_answer
-from candled.model import MINUTE_MS, Candle, Interval, Market, Symbol, iso_ms
+from candled.model import Candle, Interval, Market, Symbol
 
 from .recording import Call, Closed, Opened, Phase, Received, Recording, Request, Sent
 
@@ -19,7 +19,6 @@ _MOST_FRAME_BYTES = 1024 * 1024
 # Times in a query that a plugin reads from its clock differ a little from those of the recording.
 _CLOSE_MS, _LONG_DIGITS = 60_000, 13
 _EXCERPT = 160
-_MOST_SHOWN = 5
 
 
 class RecordedClock:
@@ -139,6 +138,8 @@ class Replay:
     minutes: dict[Phase, dict[int, Candle]] = field(default_factory=dict)
     #: The ranges of the calls of `fetch_history` that were answered, in each phase.
     ranges: dict[Phase, list[tuple[int, int]]] = field(default_factory=dict)
+    #: The candles of each call of `fetch_history`.
+    pages: list[tuple[Call, list[Candle]]] = field(default_factory=list)
     #: The bars of `fetch_bars` by interval.
     bars: dict[str, list[Candle]] = field(default_factory=dict)
     #: Rows of frames and pages that are no candles.
@@ -153,6 +154,14 @@ class Replay:
                     for candle in event.candles:
                         found.setdefault(candle.open_ms, []).append(candle)
         return found
+
+    def newest_candles(self, symbol: Symbol) -> Iterator[tuple[int, Candle]]:
+        """Yield the newest candle of each frame that has candles and a time, with the time of its arrival."""
+        for frame in self.frames:
+            for event in frame.events:
+                is_about = isinstance(event, Candles) and event.symbol == symbol and event.candles
+                if is_about and frame.received.at_ms is not None:
+                    yield frame.received.at_ms, max(event.candles)  # type: ignore[union-attr]
 
 
 async def replay_recording(recording: Recording, exchange: Exchange, clock: RecordedClock) -> Replay:
@@ -201,8 +210,9 @@ class _Player:
             replay.bars[str(call.interval)] = list(found or ())
         else:
             replay.invalid += [row for row in found if isinstance(row, InvalidRow)]
-            minutes = replay.minutes.setdefault(call.phase, {})
-            minutes |= {row.open_ms: row for row in found if isinstance(row, Candle)}
+            rows = [row for row in found if isinstance(row, Candle)]
+            replay.pages.append((call, rows))
+            replay.minutes.setdefault(call.phase, {}).update({row.open_ms: row for row in rows})
             assert call.start_ms is not None
             assert call.end_ms is not None
             replay.ranges.setdefault(call.phase, []).append((call.start_ms, call.end_ms))
@@ -283,93 +293,3 @@ async def make_call(exchange: Exchange, http: Any, symbol: Symbol, call: Call) -
         return await exchange.fetch_history(http, symbol, call.start_ms, call.end_ms)
     assert call.interval is not None
     return await exchange.fetch_bars(http, symbol, Interval.parse(call.interval), call.start_ms, call.end_ms)
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A property of a recording, as the plugin reads it."""
-
-    name: str
-    #: True if it is as it must be, None if the recording does not show it, or if the exchange decides it.
-    is_right: bool | None
-    detail: str = ""
-
-
-_READ, _ROWS, _LISTED, _STREAM, _FINAL, _GAPS, _EQUAL, _LATER = FINDINGS = (
-    "every frame and answer is read",
-    "every row is a candle",
-    "the list of markets has the symbol",
-    "the stream has candles of the symbol",
-    "no version follows the final one",
-    "REST has each minute of the stream",
-    "the minutes of the stream are those of REST",
-    "REST has the same minutes an hour later",
-)
-"""The names of the findings, in order."""
-
-
-def judge_replay(recording: Recording, exchange: Exchange, replay: Replay) -> Iterator[Finding]:
-    """Yield the findings about a replay, one for each of `FINDINGS`."""
-    versions = replay.versions(recording.symbol)
-    yield Finding(_READ, not replay.problems, "; ".join(replay.problems[:_MOST_SHOWN]))
-    yield Finding(_ROWS, not replay.invalid, "; ".join(row.reason for row in replay.invalid[:_MOST_SHOWN]))
-    yield Finding(_LISTED, _is_listed(recording, replay), str(recording.symbol))
-    count, frames = sum(map(len, versions.values())), len(recording.select(Received))
-    yield Finding(_STREAM, bool(count) if frames else None, f"{count} in {frames} frames")
-    changed = [at for at, found in versions.items() if _has_changed_after_final(found)]
-    is_promised = exchange.closed_flag == "final" and bool(versions)
-    yield Finding(_FINAL, not changed if is_promised else None, _list_minutes(changed))
-    yield from _compare_minutes(replay, versions)
-    yield _compare_phases(replay)
-
-
-def _is_listed(recording: Recording, replay: Replay) -> bool | None:
-    """Return None if the list was not read, or if the exchange has none and was not asked."""
-    asked = any(recording.requests_of(call) for call in recording.select(Call) if call.method == "fetch_markets")
-    if replay.markets is None or not asked:
-        return None
-    return any(market.symbol == recording.symbol for market in replay.markets)
-
-
-def _has_changed_after_final(versions: list[Candle]) -> bool:
-    first = next((number for number, one in enumerate(versions) if one.final), len(versions))
-    return len({_values(one) for one in versions[first:]}) > 1
-
-
-def _compare_minutes(replay: Replay, versions: Mapping[int, list[Candle]]) -> Iterator[Finding]:
-    """Compare the last version of each minute of the stream with REST."""
-    ranges, answered = replay.ranges.get("after", []), replay.minutes.get("after", {})
-    whole = {
-        open_ms: found[-1]
-        for open_ms, found in versions.items()
-        if any(start_ms <= open_ms and open_ms + MINUTE_MS <= end_ms for start_ms, end_ms in ranges)
-    }
-    if not whole:
-        yield from (Finding(name, None, "the recording has no whole minute with both") for name in (_GAPS, _EQUAL))
-        return
-    missing = [open_ms for open_ms, one in whole.items() if one.volume and open_ms not in answered]
-    yield Finding(_GAPS, not missing, _list_minutes(missing))
-    differ = [at for at, one in whole.items() if at in answered and _values(one) != _values(answered[at])]
-    equal = f"{len(whole) - len(differ)} of {len(whole)}"
-    yield Finding(_EQUAL, not differ, f"{equal}, not {_list_minutes(differ)}" if differ else equal)
-
-
-def _compare_phases(replay: Replay) -> Finding:
-    after, later = replay.minutes.get("after", {}), replay.minutes.get("later")
-    if later is None:
-        return Finding(_LATER, None, "the recording has no later answers")
-    differ = [at for at in sorted(after) if at not in later or _values(after[at]) != _values(later[at])]
-    if differ:
-        return Finding(_LATER, None, f"the exchange changed {len(differ)} of {len(after)}: {_list_minutes(differ)}")
-    return Finding(_LATER, True, f"{len(after)} of {len(after)}")
-
-
-def _values(candle: Candle) -> tuple[Any, ...]:
-    """Return prices and volumes; a quote volume only if both sides may have one."""
-    return candle.open, candle.high, candle.low, candle.close, candle.volume
-
-
-def _list_minutes(times: Iterable[int]) -> str:
-    found = sorted(times)
-    shown = ", ".join(iso_ms(one) for one in found[:_MOST_SHOWN])
-    return shown + (f" and {len(found) - _MOST_SHOWN} more" if len(found) > _MOST_SHOWN else "")

@@ -12,6 +12,7 @@ from candled.model import MINUTE_MS, Range, Symbol
 from candled.plugins import one_line
 from candled.proxies import Proxies
 from candled.testing.conversion import convert_files
+from candled.testing.findings import CHECKS, judge_replay
 from candled.testing.modules import choose_exchange, load_exchanges, make_exchange
 from candled.testing.recording import (
     VERSION,
@@ -22,7 +23,7 @@ from candled.testing.recording import (
     RecordingWriter,
     read_recording,
 )
-from candled.testing.replayed import RecordedClock, judge_replay, replay_recording
+from candled.testing.replayed import RecordedClock, replay_recording
 
 from .recorder import Recorder
 from .session import print_remark
@@ -170,6 +171,8 @@ async def play_recording(module: str, path: Path, exchange: str | None = None, a
     for finding in findings:
         mark = {True: "passed", False: "FAILED", None: "note"}[finding.is_right]
         print(f"{mark:<7} {finding.name}" + (f": {finding.detail}" if finding.detail else ""))
+        if finding.is_right is False:
+            print(f"        {CHECKS[finding.name][1]}")
     return 1 if any(finding.is_right is False for finding in findings) else 0
 
 

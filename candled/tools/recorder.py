@@ -35,6 +35,7 @@ from .budgets import SHARE
 
 # After the last minute: until late versions of it have arrived.
 _TAIL_MS = 15_000
+_SHORT_MS = 3 * MINUTE_MS
 _HEADERS = {"date", "age", "retry-after", "content-type"}
 _MOST_FAILURES = 20  # in the report
 _BARS = ((Interval.parse("1h"), 24), (DAY, 7))
@@ -88,7 +89,12 @@ class Recorder:
         end_ms = MINUTE.floor(self._exchange.now_ms()) + MINUTE_MS
         oldest_ms = kept_since(self._exchange.history_minutes, end_ms)
         start_ms = max(oldest_ms, end_ms - self._exchange.max_history_minutes * MINUTE_MS)
-        await self._call_plugin("fetch_history", "before", Range(start_ms, end_ms))
+        middle_ms = MINUTE.floor((start_ms + end_ms) // 2)
+        ends = [(start_ms, end_ms)]
+        # the same minutes in short pages show the mistakes at the ends of a long one
+        ends += [(at_ms, at_ms + _SHORT_MS) for at_ms in (start_ms, middle_ms, end_ms - _SHORT_MS - MINUTE_MS)]
+        for first_ms, until_ms in ends:
+            await self._call_plugin("fetch_history", "before", Range(max(start_ms, first_ms), until_ms))
         for interval, count in _BARS:
             until_ms = interval.floor(end_ms)
             await self._call_plugin("fetch_bars", "before", Range(until_ms - count * interval.ms, until_ms), interval)

@@ -68,7 +68,7 @@ def filled_in(parent: Path) -> Path:
     run_program(sys.executable, "-m", "candled", "plugin", "new", "plumline", cwd=parent)
     folder = parent / "candled-plumline"
     shutil.copy(EXAMPLE / "candled_plumline" / "exchange.py", folder / "candled_plumline")
-    shutil.copy(EXAMPLE / "tests" / "btc-usdt.jsonl", folder / "tests")
+    shutil.copy(EXAMPLE / "tests" / "btc-usdt.jsonl.gz", folder / "tests")
     return folder
 
 
@@ -102,7 +102,7 @@ def test_the_example_is_the_template_filled_in():
     assert {path for path, text in files.items() if (EXAMPLE / path).read_text("utf-8") != text} == own
     assert "NotImplementedError" not in (EXAMPLE / "candled_plumline" / "exchange.py").read_text("utf-8")
     unknown = {path.relative_to(EXAMPLE).as_posix() for path in EXAMPLE.rglob("*") if path.is_file()} - files.keys()
-    assert {path for path in unknown if "__pycache__" not in path} == {"tests/btc-usdt.jsonl"}
+    assert {path for path in unknown if "__pycache__" not in path} == {"tests/btc-usdt.jsonl.gz"}
 
 
 def test_an_empty_plugin_fails_its_tests_and_names_the_functions(tmp_path):

@@ -106,6 +106,7 @@ class Plumline(Exchange):
     max_history_minutes = 300
     closed_flag = "final"
     publishes_empty_candles = True
+    opens_at_previous_close = True
 
     async def fetch_markets(self, http: Http) -> list[Market]:
         """Return a `Market` for each symbol that the exchange lists."""
