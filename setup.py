@@ -46,6 +46,7 @@ setup(
     extras_require={
         "parquet": ["pyarrow>=15"],
         "zstd": ["zstandard>=0.22"],  # compresses HTTP answers
+        "ccxt": ["ccxt>=4.4"],  # any of its exchanges
         "mexc": ["protobuf>=5"],  # the frames of that exchange
         "polars": ["polars>=1"],  # frames of candled.client
         "pandas": ["pandas>=2"],
@@ -105,6 +106,7 @@ setup(
             "hyperliquid = candled_plugins.hyperliquid",
             "coinbase = candled_plugins.coinbase",
             "mexc = candled_plugins.mexc",
+            "ccxt = candled_plugins.ccxt",
             "replay = candled_plugins.replay",
         ],
     },

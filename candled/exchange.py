@@ -332,6 +332,16 @@ class RequestBudget:
     remaining_header: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """An answer over HTTP as text, for libraries that read answers themselves."""
+
+    status: int
+    headers: Mapping[str, str]
+    #: The decompressed body.
+    text: str
+
+
 class Http(Protocol):
     """The daemon's HTTP client. It keeps the request budgets of each host and follows no redirects.
 
@@ -356,6 +366,26 @@ class Http(Protocol):
         Raises:
             Unavailable, ExchangeError: as in `get_json`.
         """
+
+    async def fetch_text(
+        self,
+        url: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: str | None = None,
+        weight: float = 1.0,
+        budget: str = "",
+    ) -> HttpAnswer:
+        """Send a request of any method, and return the answer, whatever its status below 500 is but 429 and 418.
+
+        Raises:
+            Unavailable: as in `get_json`.
+            ExchangeError: the body has more than 200,000 lists and objects, or 400,000 commas.
+        """
+
+    def find_proxy(self, url: str) -> str | None:
+        """Return the proxy from the settings, with its password, for a socket that a `StreamFeed` opens to `url`."""
 
     def pause_requests(self, url: str, seconds: float) -> None:
         """Send no requests to the host of `url` for some time, an hour at most, in all processes.

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from candled.addresses import with_port
 
@@ -58,6 +58,12 @@ class ProxyAddress:
 
     def __str__(self) -> str:
         return f"{self.scheme}://{with_port(self.host, self.port)}"
+
+    @property
+    def full_text(self) -> str:
+        """The text that `parse` reads, with user and password."""
+        user = "" if self.user is None else f"{quote(self.user, '')}:{quote(self.password or '', '')}@"
+        return f"{self.scheme}://{user}{with_port(self.host, self.port)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from tornado.simple_httpclient import HTTPStreamClosedError, SimpleAsyncHTTPClie
 
 from candled.budget import Budget, LocalBudget, MakeBudget
 from candled.errors import ExchangeError, HttpRejected, Unavailable
-from candled.exchange import Clock, RequestBudget
+from candled.exchange import Clock, HttpAnswer, RequestBudget
 from candled.proxies import Proxies
 from candled.token_bucket import MOST_CLOSED_S
 
@@ -57,7 +57,8 @@ class HttpClient:
         self._rate = requests_per_s
         self._budget = budget or self._own_budget
         self._client = SimpleAsyncHTTPClient(force_instance=True, max_clients=8, max_buffer_size=_MAX_BODY_BYTES)
-        self._client.tcp_client = TunnelingTCPClient(proxies or Proxies())
+        self._proxies = proxies or Proxies()
+        self._client.tcp_client = TunnelingTCPClient(self._proxies)
         self._hosts: dict[str, _Host] = {}
         #: The requests by the status of their answer; `none` without an answer.
         self.statuses: Counter[str] = Counter()
@@ -80,6 +81,34 @@ class HttpClient:
         headers = {"Content-Type": "application/json"}
         return await self._fetch(HTTPRequest(url, "POST", headers, data), weight, budget)
 
+    async def fetch_text(
+        self,
+        url: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: str | None = None,
+        weight: float = 1.0,
+        budget: str = "",
+    ) -> HttpAnswer:
+        """Send a request of any method; see `candled.exchange.Http.fetch_text`."""
+        request = HTTPRequest(url, method, dict(headers or {}), body, allow_nonstandard_methods=True)
+        response = await self._send(request, weight, budget)
+        if response.code >= 500:
+            raise Unavailable(f"{_host_of(url)} answered {response.code}: {_excerpt(response.body)}")
+        if _is_excessive(response.body):
+            raise ExchangeError(f"{_host_of(url)} answered with more lists or commas than are read")
+        return HttpAnswer(response.code, response.headers, response.body.decode("utf-8", "replace"))
+
+    def find_proxy(self, url: str) -> str | None:
+        """Return the proxy for a socket; see `candled.exchange.Http.find_proxy`."""
+        parts = urlsplit(url)
+        is_secure = parts.scheme in ("https", "wss")
+        proxy = self._proxies.choose(
+            parts.hostname or "", parts.port or (443 if is_secure else 80), is_secure=is_secure
+        )
+        return None if proxy is None else proxy.full_text
+
     def pause_requests(self, url: str, seconds: float) -> None:
         """Send no requests for some time; see `candled.exchange.Http.pause_requests`."""
         name = _host_of(url)
@@ -87,6 +116,16 @@ class HttpClient:
         self._host(name).budget.close_for(max(0.0, seconds))
 
     async def _fetch(self, request: HTTPRequest, weight: float, budget: str) -> Any:
+        response = await self._send(request, weight, budget)
+        kind = response.headers.get("Content-Type")
+        return read_answer(_host_of(request.url), response.code, kind, response.body)
+
+    async def _send(self, request: HTTPRequest, weight: float, budget: str) -> HTTPResponse:
+        """Send a request within its budget, and return the answer, unless it asks for a pause.
+
+        Raises:
+            Unavailable: as `candled.exchange.Http.get_json`, but for 5xx.
+        """
         name = _host_of(request.url)
         host = self._host(name)
         named = host.named(budget) if budget else None
@@ -115,7 +154,8 @@ class HttpClient:
             self.on_date(date_ms, round(asked * 1000), round(self._clock.monotonic() * 1000))
         if named is not None:
             self._pause_if_used(f"{name}, budget {budget}", named, self._limits[budget], response.headers, date_ms)
-        return self._read_response(name, host, response)
+        self._obey_pause(name, host, response)
+        return response
 
     def describe(self) -> dict[str, Any]:
         """Return the state of each host for `/health`.
@@ -165,13 +205,12 @@ class HttpClient:
     def _own_budget(self, name: str, rate: float) -> Budget:
         return LocalBudget(self._clock, rate)
 
-    def _read_response(self, name: str, host: "_Host", response: HTTPResponse) -> Any:
+    def _obey_pause(self, name: str, host: "_Host", response: HTTPResponse) -> None:
         if response.code in TOO_MANY:
             wait_s = self._silence_requested(host, response)
             logger.warning("%s answered %d: no requests for %.0f s", name, response.code, wait_s)
             raise Unavailable(f"{name} answered {response.code}, too many requests", retry_after_s=wait_s)
         host.penalties = 0
-        return read_answer(name, response.code, response.headers.get("Content-Type"), response.body)
 
     def _silence_requested(self, host: "_Host", response: HTTPResponse) -> float:
         asked_s = _retry_after_s(response.headers.get("Retry-After"), self._clock.now_ms())
@@ -252,8 +291,12 @@ def _host_of(url: str) -> str:
 _decode = msgspec.json.Decoder(float_hook=Decimal).decode
 
 
+def _is_excessive(body: bytes) -> bool:
+    return body.count(b"[") + body.count(b"{") > _MAX_LISTS or body.count(b",") > _MAX_COMMAS
+
+
 def _parse(body: bytes) -> Any:
-    if body.count(b"[") + body.count(b"{") > _MAX_LISTS or body.count(b",") > _MAX_COMMAS:
+    if _is_excessive(body):
         return None
     try:
         return _decode(body.removeprefix(codecs.BOM_UTF8))

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import msgspec
 
 from candled.errors import CandledError, ExchangeError, Unavailable
-from candled.exchange import Candles, Event, Exchange, InvalidRow, Ready, Reply, SocketFeed
+from candled.exchange import Candles, Event, Exchange, HttpAnswer, InvalidRow, Ready, Reply, SocketFeed
 from candled.ingest.decompression import TooLarge, decompress
 from candled.ingest.http import TOO_MANY, read_answer
 from candled.model import Candle, Interval, Market, Symbol
@@ -65,15 +65,40 @@ class RecordedHttp:
         """Return the recorded answer; see `candled.exchange.Http.post_json`."""
         return self._answer("POST", url, "" if body is None else msgspec.json.encode(body).decode())
 
+    async def fetch_text(
+        self,
+        url: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: str | None = None,
+        weight: float = 1.0,
+        budget: str = "",
+    ) -> HttpAnswer:
+        """Return the recorded answer; see `candled.exchange.Http.fetch_text`."""
+        request = self._find(method, url, body or "")
+        if request.status >= 500:
+            _read_recorded(request)
+        return HttpAnswer(request.status, request.headers, request.answer)
+
+    def find_proxy(self, url: str) -> str | None:
+        """Return None: there are no connections."""
+        return None
+
     def pause_requests(self, url: str, seconds: float) -> None:
         """Do nothing."""
 
     def _answer(self, method: str, url: str, body: str) -> Any:
+        return _read_recorded(self._find(method, url, body))
+
+    def _find(self, method: str, url: str, body: str) -> Request:
         asked = (method, *_parts_of(url), body)
         for request in self._left:
             if _is_same(asked, (request.method, *_parts_of(request.url), request.body)):
                 self._left.remove(request)
-                return _read_recorded(request)
+                if request.status == 0 or request.status in TOO_MANY:
+                    _read_recorded(request)
+                return request
         parts = urlsplit(url)
         query = f"?{parts.query}" if parts.query else ""
         raise ExchangeError(f"the recording has no answer to {method} {parts.path}{query}{body}")

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from hypothesis import strategies as st
 from tornado.httpserver import HTTPServer
@@ -16,7 +16,7 @@ from tornado.web import Application, RequestHandler
 from websockets.asyncio.server import ServerConnection, serve
 
 from candled.clock import SystemClock
-from candled.exchange import Candles, Event, Feed, Http, InvalidRow, SocketFeed
+from candled.exchange import Candles, Event, Feed, Http, HttpAnswer, InvalidRow, SocketFeed
 from candled.ingest.feeds import FeedRunner, LoopBudget
 from candled.ingest.http import HttpClient
 from candled.model import MINUTE_MS, Candle
@@ -70,6 +70,22 @@ class FakeHttp:
 
     async def post_json(self, url: str, body: Any = None, *, weight: float = 1.0, budget: str = "") -> Any:
         return self._ask(url, dict(body or {}), weight, budget)
+
+    async def fetch_text(
+        self,
+        url: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: str | None = None,
+        weight: float = 1.0,
+        budget: str = "",
+    ) -> HttpAnswer:
+        answer = self._ask(url, dict(parse_qsl(urlsplit(url).query)) | json.loads(body or "{}"), weight, budget)
+        return HttpAnswer(200, {"Content-Type": "application/json"}, answer)
+
+    def find_proxy(self, url: str) -> str | None:
+        return None
 
     def pause_requests(self, url: str, seconds: float) -> None:
         self.paused.append((urlsplit(url).path, seconds))
