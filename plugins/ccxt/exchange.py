@@ -173,6 +173,10 @@ class Ccxt(Exchange):
             if page_ms < until_ms:
                 ranges.append((page_ms, until_ms))
             rows = await self._fetch_page(symbol, timeframe, bar_ms, from_ms, page_ms)
+            opened = [row.open_ms for row in rows if row.open_ms is not None]
+            if opened and min(opened) >= page_ms and not found:
+                # perhaps the range has none, perhaps the exchange ignores where it begins
+                raise ExchangeError(f"asked for bars of {symbol} from {from_ms}, got one at {min(opened)}")
             within = rows_within(rows, from_ms, page_ms)
             found += within
             times = [row.open_ms for row in within if row.open_ms is not None]
@@ -190,8 +194,7 @@ class Ccxt(Exchange):
         """Return the rows of an answer to a request for `[from_ms, until_ms)`; some may be outside.
 
         Raises:
-            Unavailable, ExchangeError: of the request; an answer about later bars only, so that it is unknown whether
-                the range has none or the exchange ignores where it begins.
+            Unavailable, ExchangeError: as `Exchange.fetch_history`.
         """
         client = self._client
         is_bounded = "params.until" in (type(client).fetch_ohlcv.__doc__ or "")
@@ -201,11 +204,7 @@ class Ccxt(Exchange):
             rows = await client.fetch_ohlcv(str(symbol), timeframe, max(0, from_ms - bar_ms), limit, params)
         except Exception as error:
             raise translate_error(error, client.errors) from error
-        found = read_rows(rows, messages.read_row)
-        times = [row.open_ms for row in found if row.open_ms is not None]
-        if times and min(times) >= until_ms:
-            raise ExchangeError(f"asked for bars of {symbol} from {from_ms}, got one at {min(times)}")
-        return found
+        return read_rows(rows, messages.read_row)
 
 
 _METHODS = {"candles": "watchOHLCV", "trades": "watchTrades"}
