@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .model import MINUTE_MS, Candle, Interval, Market, MarketState, Symbol
     from .polling import PollingFeed
     from .settings import Distinct, Duration, HttpUrl, Settings, WebSocketUrl, setting
+    from .tasks import merge_iterators
     from .trade_bars import TradeBars
 
 __version__ = "0.1.0"
@@ -86,6 +87,7 @@ __all__ = [
     "WebSocketUrl",
     "fetch_bar_pages",
     "hookimpl",
+    "merge_iterators",
     "parse_object",
     "read_candles",
     "read_rows",
@@ -95,7 +97,7 @@ __all__ = [
     "strict_candles",
 ]
 
-_SOURCES = ("errors", "exchange", "frames", "hookspecs", "model", "settings", "polling", "trade_bars")
+_SOURCES = ("errors", "exchange", "frames", "hookspecs", "model", "settings", "polling", "tasks", "trade_bars")
 
 if not TYPE_CHECKING:
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -163,3 +163,36 @@ class TaskSet:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.critical("background task %s crashed; restart the process", task.get_name(), exc_info=error)
+
+
+async def merge_iterators(iterators: Sequence[AsyncIterator[T]], *, most_waiting: int = 1000) -> AsyncIterator[T]:
+    """Yield the items of several iterators as they come, each iterator in a task of its own.
+
+    It never ends by itself. The first iterator that raises ends all of them, and the error is raised here.
+    `most_waiting` is the number of items after which the iterators wait.
+    """
+    items: asyncio.Queue[T | _Raised] = asyncio.Queue(most_waiting)
+
+    async def pass_on(iterator: AsyncIterator[T]) -> None:
+        try:
+            async for item in iterator:
+                await items.put(item)
+        except Exception as error:
+            await items.put(_Raised(error))
+
+    tasks = [asyncio.create_task(pass_on(iterator)) for iterator in iterators]
+    try:
+        while True:
+            item = await items.get()
+            if isinstance(item, _Raised):
+                raise item.error
+            yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Raised:
+    def __init__(self, error: Exception) -> None:
+        self.error = error

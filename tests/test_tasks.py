@@ -9,7 +9,7 @@ import weakref
 import pytest
 
 from candled.errors import ExchangeError, StoreUnavailable, Unavailable
-from candled.tasks import Backoff, TaskSet, first_of, retry
+from candled.tasks import Backoff, TaskSet, first_of, merge_iterators, retry
 from tests.clocks import ManualClock
 
 CRASHED = "background task crash crashed; restart the process"
@@ -244,3 +244,26 @@ async def test_a_report_may_give_up():
 
     with pytest.raises(ValueError, match="lost"):
         await retry(crash, ManualClock(), Backoff(), report=report)
+
+
+async def test_merged_iterators_yield_as_they_come_and_end_together():
+    ended = []
+
+    async def numbers(first, error=None):
+        try:
+            for number in range(first, first + 3):
+                yield number
+                await asyncio.sleep(0)
+            if error is not None:
+                raise error
+            await asyncio.Event().wait()
+        finally:
+            ended.append(first)
+
+    found = []
+    with pytest.raises(OSError, match="lost"):
+        async for number in merge_iterators([numbers(1), numbers(11, OSError("lost"))], most_waiting=1):
+            found.append(number)
+    assert sorted(found) == [1, 2, 3, 11, 12, 13]
+    assert found != sorted(found)
+    assert sorted(ended) == [1, 11]

@@ -43,7 +43,7 @@ def make_client(name: str, kind: str, exchange: Exchange) -> Any:
             "options": {"defaultType": kind, "tradesLimit": 10_000},
         }
     )
-    made.has["fetchCurrencies"] = False  # one more request, for facts that nobody needs
+    made.has["fetchCurrencies"] = False  # one more request, for facts that are not used
     made.milliseconds = exchange.now_ms
     made.errors = plain
     made.http = None

@@ -1,12 +1,10 @@
 """Live candles over ccxt's own sockets: of `watchOHLCV`, or made from the trades of `watchTrades`."""
 
-import asyncio
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from candled import (
-    CandledError,
     Event,
     ExchangeError,
     Http,
@@ -16,6 +14,7 @@ from candled import (
     SubscriptionRejected,
     Symbol,
     TradeBars,
+    merge_iterators,
     read_candles,
 )
 
@@ -24,8 +23,6 @@ from .messages import TradeNumbers, contract_size, read_row, read_trade
 
 if TYPE_CHECKING:
     from .exchange import Ccxt
-
-_MOST_WAITING = 1000  # events
 
 
 class WatchFeed(StreamFeed):
@@ -38,32 +35,30 @@ class WatchFeed(StreamFeed):
     async def stream_events(self, http: Http) -> AsyncIterator[Event]:
         """Yield the events of all symbols."""
         client = await self._exchange.make_watcher(http)
-        events: asyncio.Queue[Event | Exception] = asyncio.Queue(_MOST_WAITING)
-        tasks = [asyncio.create_task(self._watch_symbol(client, symbol, events)) for symbol in self.symbols]
         try:
-            while True:
-                event = await events.get()
-                if isinstance(event, Exception):
-                    raise event
+            async for event in merge_iterators([self._watch_symbol(client, symbol) for symbol in self.symbols]):
                 yield event
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             await client.close()
 
-    async def _watch_symbol(self, client: Any, symbol: Symbol, events: "asyncio.Queue[Event | Exception]") -> None:
+    async def _watch_symbol(self, client: Any, symbol: Symbol) -> AsyncIterator[Event]:
+        """Yield the events of a symbol, until it is refused.
+
+        Raises:
+            Unavailable: the connection is lost.
+        """
         is_subscribed = False
         try:
             async for event in self._watch(client, symbol):
                 if not is_subscribed:
                     is_subscribed = True
-                    await events.put(Subscribed(symbol))
-                await events.put(event)
+                    yield Subscribed(symbol)
+                yield event
         except Exception as error:
-            problem = error if isinstance(error, CandledError) else translate_error(error, client.errors)
-            is_refusal = isinstance(problem, ExchangeError)
-            await events.put(SubscriptionRejected(symbol, str(problem)) if is_refusal else problem)
+            problem = translate_error(error, client.errors)
+            if not isinstance(problem, ExchangeError):
+                raise problem from error
+            yield SubscriptionRejected(symbol, str(problem))
 
     @abstractmethod
     def _watch(self, client: Any, symbol: Symbol) -> AsyncIterator[Event]:

@@ -1,7 +1,7 @@
 """Answers with minute candles as each exchange's API writes them, made up in the form that ccxt's source documents.
 
 They prove that the plugin asks with ccxt's address and reads ccxt's values. They are no recordings: only
-`test_static_files.py` and the frames of other plugins have those.
+`test_ccxt_static_files.py` and the frames of other plugins have those.
 """
 
 from collections.abc import Sequence
