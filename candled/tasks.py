@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -179,6 +179,9 @@ async def merge_iterators(iterators: Sequence[AsyncIterator[T]], *, most_waiting
                 await items.put(item)
         except Exception as error:
             await items.put(_Raised(error))
+        finally:  # a generator that waits at its `yield` is not ended by the end of its task
+            if isinstance(iterator, AsyncGenerator):
+                await iterator.aclose()
 
     tasks = [asyncio.create_task(pass_on(iterator)) for iterator in iterators]
     try:
