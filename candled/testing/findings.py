@@ -298,6 +298,6 @@ def _values(candle: Candle) -> tuple[Any, ...]:
 
 
 def _list_minutes(times: Iterable[int]) -> str:
-    found = sorted(times)
+    found = sorted(set(times))
     shown = ", ".join(iso_ms(one) for one in found[:_MOST_SHOWN])
     return shown + (f" and {len(found) - _MOST_SHOWN} more" if len(found) > _MOST_SHOWN else "")
