@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote_plus
 
 from bench.crowd import handshake
+from bench.hostile_exchange import STORED
 from bench.process import MONDAY_MS, Daemon, Process
 from bench.scale import fill, lines_of
 from bench.strangers import PROXY
@@ -21,7 +22,7 @@ from candled.model import MINUTE_MS, parse_iso_ms
 from tests.clocks import ScaledClock
 from tests.system.daemon import free_port
 
-BARS = 1000  # of each market and interval in the store, and of the first answer of a subscription
+BARS = STORED  # of each market and interval in the store, and of the first answer of a subscription
 STARTED_MS = MONDAY_MS + 1000
 PUSH_EVERY_S = (
     "1.5"  # a busy machine delays pushes, and one that came within a second of the last would wait for its room

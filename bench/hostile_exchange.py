@@ -9,6 +9,7 @@ minutes of each market.
 import asyncio
 import gzip
 import json
+import random
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,15 +19,16 @@ from urllib.parse import unquote_plus
 
 from tornado.web import RequestHandler
 
-from bench.stamped_exchange import OPEN, StampedExchange
+from bench.scale import bars
+from bench.stamped_exchange import StampedExchange
 from bench.stamped_exchange import main as serve
-from candled.model import MINUTE_MS
+from candled.model import MINUTE, MINUTE_MS
 
 _STEP_S = 0.05
 _MB = 1024 * 1024
 _FAR_MS = 253_402_300_740_000  # the last minute of the year 9999
 _SNAPSHOT = 500
-_FLAT = [OPEN, OPEN, OPEN, OPEN, "1", OPEN, OPEN]  # every minute before the first push
+STORED = 1000  # minutes before the first push, the same ones that `bench.scale` puts into the daemon's store
 CANDLES = ("/api/v2/spot/market/candles", "/api/v2/spot/market/history-candles")
 
 
@@ -110,6 +112,12 @@ def large_body(request: RequestHandler) -> None:
 
 
 @cache
+def _stored(name: str) -> dict[str, list[str]]:
+    rows = ([str(column) for column in bar[:7]] for bar in bars(random.Random(name), MINUTE, STORED))
+    return {row[0]: [*row, row[6]] for row in rows}
+
+
+@cache
 def _body() -> bytes:
     return gzip.compress(b'{"code":"00000","data":[' + b" " * 90 * _MB + b"]}", 6)
 
@@ -182,12 +190,11 @@ class HostileExchange(StampedExchange):
             return []
         end_ms, limit = int(request.get_query_argument("endTime")), int(request.get_query_argument("limit"))
         end_ms += path == CANDLES[0]  # it takes in the minute at the end
-        rows = self._minutes[request.get_query_argument("symbol")]
+        name = request.get_query_argument("symbol")
+        rows = _stored(name) | self._minutes[name]
         newest_ms = (end_ms - 1) // MINUTE_MS * MINUTE_MS
-        first_ms = int(next(iter(rows), "0"))
         times = (str(open_ms) for open_ms in range(newest_ms - (limit - 1) * MINUTE_MS, newest_ms + 1, MINUTE_MS))
-        known = (time for time in times if time in rows or int(time) < first_ms)
-        return [rows.get(time, [time, *_FLAT]) for time in known]
+        return [rows[time] for time in times if time in rows]
 
     def _turn(self, name: str) -> None:
         if self._task is not None:

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench.process import MONDAY_MS, Daemon, Process, every, scratch, spread, symbols
-from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, WEEK, Interval
 from candled.store.batch import SOURCES
 from candled.store.sqlite import statements as sql
 from candled.store.sqlite.store import SqliteStore
@@ -175,10 +175,10 @@ def fill(path: Path, names: Sequence[str], stored: int, exchange: str = "bitget"
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute("BEGIN")
     oldest_ms = MONDAY_MS - stored * DEFAULT_INTERVALS[-1].ms
-    known_gap = (oldest_ms, MONDAY_MS - stored * MINUTE_MS, "exchange_outage", 5, None)
+    known_gap = (oldest_ms, MONDAY_MS - stored * MINUTE_MS, "exchange_outage", 5, MONDAY_MS + WEEK.ms)
     (known,) = connection.execute("SELECT count(*) FROM markets").fetchone()
     for market, name in enumerate(names, known + 1):
-        dice = random.Random(market)
+        dice = random.Random(name.replace("/", ""))
         connection.execute(sql.ADD_MARKET, (exchange, name))
         connection.execute(sql.SET_COMPLETE_FROM, (oldest_ms, market))
         connection.execute(sql.PUT_KNOWN_GAP, (market, *known_gap))
