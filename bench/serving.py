@@ -60,7 +60,8 @@ class Serving:
         self._bus = MemoryBus()
         self._bars = bars = LiveBars(self._markets, DEFAULT_INTERVALS, stored, clock)
         codec = RequestCodec({"replay": symbols}, DEFAULT_INTERVALS)
-        self._broadcaster = Broadcaster(asyncio.get_running_loop().call_soon, time.thread_time)
+        loop = asyncio.get_running_loop()
+        self._broadcaster = Broadcaster(loop.call_soon, loop.call_later, time.thread_time)
         hub = Hub(codec, bars, clock, self._publish)
         self._rooms = Timed(hub)
         durations = {name: timedelta(seconds=settings.pop(name)) for name in _DURATIONS & settings.keys()}

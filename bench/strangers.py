@@ -37,7 +37,8 @@ class Stranger:
         web_socket: `first` follows a handshake, `again` too.
         reads: whether answers are read.
         resets: a connection is reset right after `first`, and the next one begins.
-        source: the address it comes from; with `{}` in it each 50 connections have another.
+        source: the address it comes from; with `{}` in it each 50 connections have another. Without one the row has an
+            address of its own, so that no former row has used its budget.
         forwarded: what each connection in turn says of its client's address.
     """
 
@@ -50,7 +51,7 @@ class Stranger:
     every_s: float = 0.1
     reads: bool = True
     resets: bool = False
-    source: str = "127.0.0.2"
+    source: str = ""
     forwarded: tuple[str, ...] = ()
 
 
@@ -146,8 +147,9 @@ STRANGERS = {
 class Attack:
     """A stranger at work."""
 
-    def __init__(self, stranger: Stranger, port: int) -> None:
-        self._stranger = stranger
+    def __init__(self, name: str, port: int) -> None:
+        self._stranger = stranger = STRANGERS[name]
+        self._source = stranger.source or f"127.0.4.{1 + list(STRANGERS).index(name)}"
         self._port = port
         self._numbers = count()
         self.counts = dict.fromkeys(("connects", "refused", "cut"), 0)
@@ -172,7 +174,7 @@ class Attack:
 
     async def _attack(self, connection: socket.socket, number: int) -> None:
         loop, stranger = asyncio.get_running_loop(), self._stranger
-        connection.bind((stranger.source.format(1 + number // 50 % 250), 0))
+        connection.bind((self._source.format(1 + number // 50 % 250), 0))
         await loop.sock_connect(connection, ("127.0.0.1", self._port))
         self.counts["connects"] += 1
         if stranger.web_socket:
@@ -233,7 +235,7 @@ def main(port: int, seconds: float, name: str) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     os.nice(10)  # a stranger's own machine does not slow the daemon's
-    attack = Attack(STRANGERS[name], port)
+    attack = Attack(name, port)
     print("begins", flush=True)
     asyncio.run(attack.run(seconds))
     print(attack)

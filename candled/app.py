@@ -211,7 +211,8 @@ class Daemon:
         self._bus: Bus = MemoryBus() if self._shared is None else self._shared.bus
         self._bars = LiveBars(self.universe.markets if self._is_serving else [], config.intervals, self._history, clock)
         self._codec = RequestCodec(symbols, config.intervals)
-        broadcaster = Broadcaster(asyncio.get_running_loop().call_soon, PassClock(clock.monotonic, time.thread_time))
+        loop, passes = asyncio.get_running_loop(), PassClock(clock.monotonic, time.thread_time)
+        broadcaster = Broadcaster(loop.call_soon, loop.call_later, passes)
         texts = EncodedBarCache(config.server.cache)
         self._hub = Hub(self._codec, self._bars, clock, broadcaster.broadcast, texts=texts)
         self._ingest = self._make_ingest() if "ingest" in config.roles else None

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 # New containers before a collection, then collections before one that also visits the survivors of the last ones. A
 # container takes up to 1 µs, and 2 if it is garbage. A connection has 60, so hundreds that come together are visited in
 # several collections of a few milliseconds each. The third keeps collections of all containers rare.
-_THRESHOLDS = (4_000, 3, 1_000)
+_THRESHOLDS = (1_000, 4, 3_000)
 _SLACK = 500_000  # frozen containers on top of the doubling, before a second visit can be worth its time
 _EVERY = 16  # full collections between two counts of the frozen objects, because counting takes milliseconds
 

@@ -22,7 +22,8 @@ ANSWER_S = 0.001  # time for accepting connections, reading HTTP requests, and a
 CLIENTS_S = READ_S + WRITE_S + ANSWER_S  # after a pass that takes longer, the next one has less time for HTTP
 SLICE = 256  # connections between two readings of the clock
 _BROKEN, _FAILED = -1, -2  # results in place of the number of bytes taken
-STARTS = 16  # the most requests that start in a pass: their time is spent after it
+STARTS = 8  # the most requests that start in a pass: their time is spent after it
+REST_S = 0.002  # pause of heavy clients after a pass that served some: the loop, and the machine, are free for others
 _LOOKED_AT = 128  # waiting reads, and others, that a pass may get to
 
 
@@ -80,9 +81,10 @@ class _Waiting(Generic[_T]):
     def __bool__(self) -> bool:
         return bool(self._light or self._heavy)
 
-    def goes_now(self, *, is_light: bool) -> bool:
-        """Return True if nothing goes before a new piece."""
-        return not (self._light if is_light else self)
+    @property
+    def has_light(self) -> bool:
+        """True if a light client waits."""
+        return bool(self._light)
 
     def add(self, piece: _T, *, is_light: bool) -> None:
         if piece not in self._heavy:
@@ -92,19 +94,25 @@ class _Waiting(Generic[_T]):
         """Remove a piece; return False if it does not wait."""
         return self._light.pop(piece, self) is None or self._heavy.pop(piece, self) is None
 
-    def run(self, do: Callable[[_T], None], has_time: Callable[[], bool]) -> None:
-        """Do as many pieces as there is time for, and at least one of a heavy client: none waits forever."""
+    def run(self, do: Callable[[_T], None], has_time: Callable[[], bool], *, with_heavy: bool) -> bool:
+        """Do as many pieces as there is time for; return True if some were of heavy clients.
+
+        With those, at least one of them is done: none waits forever.
+        """
+        heavy = self._heavy if with_heavy else {}
         is_heavy_done = False
-        for piece in list(islice(chain(self._light, self._heavy), _LOOKED_AT)):
-            is_heavy_done = is_heavy_done or piece in self._heavy
+        for piece in list(islice(chain(self._light, heavy), _LOOKED_AT)):
+            is_heavy_done = is_heavy_done or piece in heavy
             if self.discard(piece):
                 do(piece)
             if not has_time():
                 break
-        if self._heavy and not is_heavy_done:
-            piece = next(iter(self._heavy))
-            del self._heavy[piece]
+        if heavy and not is_heavy_done:
+            piece = next(iter(heavy))
+            del heavy[piece]
             do(piece)
+            return True
+        return is_heavy_done
 
 
 class Broadcaster:
@@ -112,18 +120,27 @@ class Broadcaster:
 
     The lists of connections alternate. Within a list, frames are sent in the order of their publication. All other work
     for clients has shares of a pass. What finds no time waits: clients that have used little of their budgets of work
-    are light, and go first. At least one piece of each kind is done in each pass.
+    are light, and go first. At least one piece of each kind is done in each pass. All others are heavy: they rest after
+    each pass that served some of them, so that a flood leaves half of the time to everybody else.
 
     Args:
         soon: the loop's `call_soon`.
+        later: the loop's `call_later`.
         seconds: the clock of the passes. The thread's processor time (`PassClock`) leaves out the time that other
             processes took: on a busy machine each pass would seem long, and clients would get the least share.
     """
 
-    def __init__(self, soon: Callable[[Callable[[], None]], object], seconds: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        soon: Callable[[Callable[[], None]], object],
+        later: Callable[[float, Callable[[], None]], object],
+        seconds: Callable[[], float],
+    ) -> None:
         self._soon = soon
+        self._later = later
         self._seconds = seconds
         self._is_due = False  # True while a pass is scheduled
+        self._is_resting = False  # True while heavy clients rest
         self._began = 0.0  # start of the current pass
         # lists with unfinished broadcasts, the next one first
         self._turns: deque[Recipients] = deque()
@@ -180,7 +197,7 @@ class Broadcaster:
     def request_turn(self, connection: Sender, topic: Topic) -> None:
         """Call a connection's `on_turn` as soon as there is time: now, if no other request goes before it."""
         is_light = connection.is_light
-        if self._requested.goes_now(is_light=is_light) and self._has_time_to_write():
+        if is_light and not self._requested.has_light and self._has_time_to_write():
             connection.on_turn(topic)
         else:
             self._requested.add((connection, topic), is_light=is_light)
@@ -210,9 +227,9 @@ class Broadcaster:
     def read(self, work: Callable[[], None], *, is_light: bool) -> None:
         """Call `work`, which reads a little from one client: now, or in the order of such calls when there is time.
 
-        A client that waits is read before all others are read again, and light clients are read first.
+        A client that waits is read before all others are read again. Heavy clients always wait.
         """
-        if self._reads.goes_now(is_light=is_light) and self.has_time_to_read():
+        if is_light and not self._reads.has_light and self.has_time_to_read():
             self._reads.discard(work)
             work()
         else:
@@ -225,7 +242,7 @@ class Broadcaster:
 
     def write(self, work: Callable[[], None], *, is_light: bool) -> None:
         """Call `work`, which sends some of a client's queued bytes, in the same way."""
-        if self._writes.goes_now(is_light=is_light) and self._has_time_to_write():
+        if is_light and not self._writes.has_light and self._has_time_to_write():
             self._writes.discard(work)
             work()
         else:
@@ -293,21 +310,40 @@ class Broadcaster:
                 self._corked.popleft().uncork()
             while self._turns and self._has_time():
                 self._send_slice()
-            self._has_time_to_write()  # from now on
-            self._requested.run(self._run_turn, self._has_time_to_write)
-            self._writes.run(_run_work, self._has_time_to_write)
-            self._run_ends()
-            self.has_time_to_read()  # from now on
-            self._reads.run(_run_work, self.has_time_to_read)
+            self._run_waiting()
             self._started = min(len(self._starts), self._starts_per_pass)
             for _ in range(self._started):
                 self._starts.popleft()()
         finally:
             self._others_since = self._seconds()
-            self._is_due = False
-            if self.is_busy or self._ends or self._reads or self._writes or self._starts or self._started:
-                self._is_due = True  # this pass lasts until the next one begins
+            self._is_due = self._has_work()  # this pass lasts until the next one begins
+            if self._is_due:
                 self._soon(self._run_pass)
+
+    def _run_waiting(self) -> None:
+        """Serve waiting clients, and end connections. Let heavy clients rest after that."""
+        serves = not self._is_resting
+        self._has_time_to_write()  # from now on
+        served = self._requested.run(self._run_turn, self._has_time_to_write, with_heavy=serves)
+        served |= self._writes.run(_run_work, self._has_time_to_write, with_heavy=serves)
+        self._run_ends()
+        self.has_time_to_read()  # from now on
+        served |= self._reads.run(_run_work, self.has_time_to_read, with_heavy=serves)
+        if served:
+            self._is_resting = True
+            self._later(REST_S, self._end_rest)
+
+    def _end_rest(self) -> None:
+        self._is_resting = False
+        if self._has_work():
+            self._begin_pass()
+
+    def _has_work(self) -> bool:
+        """Return True if work is left that does not rest."""
+        waiting = (self._requested, self._reads, self._writes)
+        return bool(self._turns or self._corked or self._ends or self._starts or self._started) or any(
+            some.has_light if self._is_resting else some for some in waiting
+        )
 
     def _measure_others(self, took_s: float) -> None:
         """Note the time of all that ran since the last pass: new events, and the requests that were started.

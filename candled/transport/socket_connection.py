@@ -82,6 +82,7 @@ class SocketConnection(ClientConnection):
         "_decoder",
         "_ends",
         "_is_lost",
+        "_is_paused",
         "_many",
         "_parts",
         "_protocol",
@@ -106,6 +107,7 @@ class SocketConnection(ClientConnection):
         self._decoder: codecs.IncrementalDecoder | None = None  # of a fragmented text message
         self._ends = False  # True once no more frames follow
         self._is_lost = False  # True once the socket failed or the client closed it
+        self._is_paused = False  # True while the loop does not watch the socket for bytes: a read waits
         self.awaits_pong = False  # True from a ping until its pong
         self.slot = -1  # in the ping wheel
         self._protocol = FrameProtocol(state=State.OPEN, max_size=context.largest, logger=_protocol_log)
@@ -125,15 +127,25 @@ class SocketConnection(ClientConnection):
     # ------------------------------------------------------------ from the socket
 
     def _on_readable(self) -> None:
-        self._broadcaster.read(self._read, is_light=self.is_light)
+        is_light = self.is_light
+        if not is_light and self._socket is not None:
+            self._is_paused = True  # otherwise the loop would report the socket in each pass, and never sleep
+            self._context.loop.remove_reader(self._socket)
+        self._broadcaster.read(self._read, is_light=is_light)
 
     def _read(self) -> None:
         if self._socket is None or self._is_lost:
             return
+        self._read_some(self._socket)
+        if self._is_paused and not self._unparsed and self._socket is not None and not self._is_lost:
+            self._is_paused = False
+            self._context.loop.add_reader(self._socket, self._on_readable)
+
+    def _read_some(self, peer: socket.socket) -> None:
         data, self._unparsed = self._unparsed, b""
         if not data:
             try:
-                data = self._socket.recv(_READ)
+                data = peer.recv(_READ)
             except BlockingIOError:
                 return
             except OSError:
@@ -237,7 +249,17 @@ class SocketConnection(ClientConnection):
         self._context.loop.add_writer(self._socket, self._on_writable)
 
     def _on_writable(self) -> None:
-        self._broadcaster.write(self._send_rest, is_light=self.is_light)
+        if self.is_light or self._socket is None:
+            self._broadcaster.write(self._send_rest, is_light=True)
+        else:
+            self._context.loop.remove_writer(self._socket)
+            self._broadcaster.write(self._resume_writing, is_light=False)
+
+    def _resume_writing(self) -> None:
+        """Send queued bytes of a heavy client, whose socket the loop did not watch while this waited."""
+        self._send_rest()
+        if self._socket is not None and self._rest is not None and not self._is_lost:
+            self._context.loop.add_writer(self._socket, self._on_writable)
 
     def _send_rest(self) -> None:
         """Send the rest of the frame, then the queued frames, until enough is sent for one turn."""

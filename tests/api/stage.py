@@ -113,7 +113,8 @@ async def open_stage(
     for exchange, served in symbols.items():
         universe.set_markets(exchange, served)
     codec = RequestCodec(symbols, intervals)
-    broadcaster = Broadcaster(asyncio.get_running_loop().call_soon, clock.monotonic)
+    loop = asyncio.get_running_loop()
+    broadcaster = Broadcaster(loop.call_soon, loop.call_later, clock.monotonic)
     texts = EncodedBarCache()
     hub = Hub(codec, bars, clock, broadcaster.broadcast, texts=texts)
     bars.add_listener(hub)

@@ -111,7 +111,8 @@ class EchoHarness:
         self.clients: list[EchoClient] = []
         self.recipients = Recipients()
         self.opened: list[Any] = []  # what is closed at the end
-        self.broadcaster = Broadcaster(asyncio.get_running_loop().call_soon, passes_by or time.thread_time)
+        loop = asyncio.get_running_loop()
+        self.broadcaster = Broadcaster(loop.call_soon, loop.call_later, passes_by or time.thread_time)
         self.server = Server(
             ServerSettings(**{**QUIET, **settings}),
             hub=NoRooms(),

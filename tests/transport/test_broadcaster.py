@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from candled.protocol.frames import Frame
 from candled.rooms.recipients import Recipients, RecipientSlot
-from candled.transport.broadcaster import CLIENTS_S, PASS_S, READ_S, SLICE, STARTS, WRITE_S, Broadcaster
+from candled.transport.broadcaster import CLIENTS_S, PASS_S, READ_S, REST_S, SLICE, STARTS, WRITE_S, Broadcaster
 from tests.tiers import few_examples
 
 COST_S = 0.00001  # of a send
@@ -20,12 +20,21 @@ class Loop:
     def __init__(self) -> None:
         self.now = 0.0
         self.soon: list[Callable[[], None]] = []
+        self.rests: list[tuple[float, Callable[[], None]]] = []
         self.longest = 0.0
         self.number = 0
-        self.broadcaster = Broadcaster(self.soon.append, lambda: self.now)
+        self.broadcaster = Broadcaster(self.soon.append, self._call_later, lambda: self.now)
+
+    def _call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        self.rests.append((self.now + seconds, call))
 
     def run_once(self) -> None:
         """One pass of the loop."""
+        if not self.soon and self.rests:
+            self.now = max(self.now, self.rests[0][0])
+        for rest in [rest for rest in self.rests if rest[0] <= self.now]:
+            self.rests.remove(rest)
+            rest[1]()
         due, self.soon[:] = list(self.soon), []
         began = self.now
         for call in due:
@@ -35,7 +44,7 @@ class Loop:
     def run(self) -> int:
         """All passes; how many they were."""
         passes = 0
-        while self.soon:
+        while self.soon or self.rests:
             self.run_once()
             passes += 1
         return passes
@@ -487,17 +496,37 @@ def test_a_light_client_goes_before_those_that_have_used_much_of_their_budget(ki
 
 
 @pytest.mark.parametrize("kind", ["write", "read"])
-def test_light_clients_leave_one_turn_of_each_pass_to_the_others(kind):
+def test_light_clients_leave_one_turn_after_each_rest_to_the_others(kind):
     loop = Loop()
     light, heavy = Work(loop, 0.001, kind), Work(loop, 0.001, kind)
     for number in range(100):
         light.add(number)
         heavy.add(number, is_light=False)
-    before = len(heavy.done)
-    for number in range(1, 20):
+    for _ in range(20):
+        served, until = len(heavy.done), loop.now + REST_S
+        while loop.now <= until:
+            loop.run_once()
         loop.run_once()
-        assert len(heavy.done) - before == number
-        assert len(light.done) >= number
+        assert len(heavy.done) > served
+        assert len(light.done) >= len(heavy.done)
+
+
+@pytest.mark.parametrize("kind", ["write", "read"])
+@given(cost_s=st.floats(0.00001, 0.005), count=st.integers(1, 300))
+@few_examples
+def test_a_flood_leaves_passes_to_others_and_none_of_it_waits_forever(kind, cost_s, count):
+    loop = Loop()
+    work = Work(loop, cost_s, kind)
+    for number in range(count):
+        work.add(number, is_light=False)
+    assert not work.done, "not in the pass of another"
+    while len(work.done) < count:
+        served = len(work.done)
+        loop.run_once()
+        assert len(work.done) > served or not loop.soon
+        if loop.rests:
+            assert not loop.soon, "nothing is due, so the loop sleeps"
+    assert work.done == list(range(count))
 
 
 def test_an_initial_of_a_light_client_goes_first_too_and_can_be_cancelled():
@@ -508,11 +537,12 @@ def test_an_initial_of_a_light_client_goes_first_too_and_can_be_cancelled():
         loop.broadcaster.request_turn(connection, "topic")
     for connection in light:
         loop.broadcaster.request_turn(connection, "topic")
-    loop.broadcaster.cancel_turn(light[1], "topic")
+    assert [len(connection.got) for connection in light] == [1, 1, 0], "the time of this pass is used up"
+    assert not any(connection.got for connection in heavy)
+    loop.broadcaster.cancel_turn(light[2], "topic")
     loop.broadcaster.cancel_turn(heavy[-1], "topic")
-    loop.run_once()
-    assert [len(connection.got) for connection in light] == [1, 0, 1]
     loop.run()
+    assert [len(connection.got) for connection in light] == [1, 1, 0]
     assert [len(connection.got) for connection in heavy] == [1] * 49 + [0]
 
 

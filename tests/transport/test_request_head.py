@@ -61,7 +61,7 @@ class Harness:
         )
         self.client, peer = socket.socketpair()
         loop = asyncio.get_running_loop()
-        self.poller = StreamPoller(loop, Broadcaster(loop.call_soon, lambda: 0.0).has_time_to_answer)
+        self.poller = StreamPoller(loop, Broadcaster(loop.call_soon, loop.call_later, lambda: 0.0).has_time_to_answer)
         self.stream = HotStream(peer, ("192.0.2.1", 1), lambda *_: None, self.clock, connections, self.poller)
 
     def expect(self) -> "asyncio.Future[bytes]":

@@ -18,7 +18,9 @@ class Harness:
         loop = asyncio.get_running_loop()
         self.now = 0.0
         self.cost_s = cost_s
-        self.poller = StreamPoller(loop, Broadcaster(loop.call_soon, lambda: self.now).has_time_to_answer)
+        self.poller = StreamPoller(
+            loop, Broadcaster(loop.call_soon, loop.call_later, lambda: self.now).has_time_to_answer
+        )
         self.pairs = [socket.socketpair() for _ in range(count)]
         self.handled: list[int] = []
         for one, other in self.pairs:
