@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
+from tornado.web import RequestHandler
 from websockets.asyncio.server import ServerConnection
 
 from candled import (
@@ -22,6 +23,7 @@ from candled import (
     Exchange,
     Http,
     Market,
+    PollingFeed,
     Settings,
     SocketFeed,
     Symbol,
@@ -49,7 +51,7 @@ from candled.tools.plugin_record import record_exchange, reread_minutes
 from tests.clocks import START_MS, ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
-from tests.plugins.local import socket_server
+from tests.plugins.local import socket_server, web_server
 
 BTC = Symbol("BTC", "USDT")
 MINUTES = 2
@@ -251,6 +253,82 @@ async def test_a_recording_without_a_candle_has_status_1_and_the_reason(gzipped,
     assert status == 1
     assert "no frame with a candle arrived: connection closed: " in capsys.readouterr().err
     assert {one.connection for one in read_recording(path).select(Closed)} >= {1}
+
+
+class SkippingClock(ScaledClock):
+    """A clock on which long pauses take no time."""
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds >= 600:
+            self._start_ms += round(seconds * 1000)
+        else:
+            await super().sleep(seconds)
+
+
+TOKEN = "2neAiuYvAU61ZDXANAGAsiL4"
+
+
+class TokenFeed(GzipFeed):
+    compression = None
+    rest_url = ""
+
+    async def prepare_connection(self, http: Http) -> str:
+        body = await http.post_json(f"{self.rest_url}/token")
+        return f"{self.url}?token={body['token']}"
+
+
+async def test_a_token_is_used_but_not_recorded_and_the_minutes_are_read_again_after_an_hour(
+    gzipped, tmp_path, monkeypatch
+):
+    class Tokens(RequestHandler):
+        def post(self) -> None:
+            self.finish({"token": TOKEN, "ip": "203.0.113.5"})
+
+    paths = []
+
+    async def send(connection: ServerConnection) -> None:
+        paths.append(connection.request.path)
+        async for _ in connection:
+            await connection.send(json.dumps({"row": [START_MS, 1, 1, 1, 1, 1]}))
+
+    monkeypatch.setattr(Gzipped, "feed_class", TokenFeed)
+    path, clock = tmp_path / "a.jsonl", SkippingClock(600.0, START_MS - 100)
+    async with socket_server(send) as url, web_server(("/token", Tokens)) as rest_url:
+        monkeypatch.setattr(TokenFeed, "rest_url", rest_url)
+        await record_exchange(
+            gzipped, BTC, clock, minutes=1, path=path, is_hour_later=True, assignments=[f"ws_url={url}"]
+        )
+    recording = read_recording(path)
+    assert paths == [f"/?token={TOKEN}"]
+    assert TOKEN not in path.read_text("utf-8")
+    assert "203.0.113.5" not in path.read_text("utf-8")
+    [request] = recording.select(Request)
+    assert (request.call, request.method, json.loads(request.answer)["token"]) == (0, "POST", "redacted")
+    assert [one.url.partition("?")[2] for one in recording.select(Opened)] == ["token=redacted"]
+    *_, after, later = recording.select(Call)
+    assert (after.phase, later.phase) == ("after", "later")
+    assert later.at_ms - after.at_ms >= 60 * MINUTE_MS
+
+
+async def test_of_a_feed_without_a_websocket_the_requests_are_recorded(gzipped, tmp_path, monkeypatch, capsys):
+    class Rows(RequestHandler):
+        def get(self) -> None:
+            self.finish({"rows": []})
+
+    async def fetch_history(self, http, symbol, start_ms, end_ms):
+        return (await http.get_json(self.settings.ws_url.replace("ws:", "http:")))["rows"]
+
+    monkeypatch.setattr(Gzipped, "make_feed", lambda self, symbols: PollingFeed(self, symbols))
+    monkeypatch.setattr(Gzipped, "fetch_history", fetch_history)
+    path, clock = tmp_path / "a.jsonl", ScaledClock(600.0, START_MS - 100)
+    async with web_server(("/", Rows)) as url:
+        assignments = [f"ws_url={url.replace('http', 'ws')}/"]
+        await record_exchange(gzipped, BTC, clock, minutes=1, path=path, assignments=assignments)
+    recording = read_recording(path)
+    polls = [one for one in recording.select(Request) if one.call == 0]
+    assert len(polls) >= 2
+    assert recording.select(Received) == []
+    assert "gzipped has a feed of its own: only its requests over REST are recorded" in capsys.readouterr().err
 
 
 class HalfWrittenFeed(GzipFeed):
