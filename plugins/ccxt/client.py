@@ -9,6 +9,8 @@ from typing import Any
 
 from candled import ConfigError, Exchange, ExchangeError, Http, HttpAnswer, Unavailable
 
+from .messages import PrintedFloat
+
 BUDGET = "ccxt"
 """The request budget with ccxt's weights."""
 
@@ -92,6 +94,15 @@ class _Client:
         one.handle_errors(answer.status, "", url, method, one.last_response_headers, text, parsed, headers, body)
         one.handle_http_status_code(answer.status, "", url, method, text)
         return text if parsed is None else parsed
+
+    @staticmethod
+    def safe_float(values: Any, key: Any, default: Any = None) -> Any:
+        """Return a number of an answer as a float that keeps its text. Some of ccxt's classes read candles so."""
+        try:
+            value = values[key]
+            return PrintedFloat(value if isinstance(value, str) else str(value))
+        except (LookupError, TypeError, ValueError):
+            return default
 
     def on_json_response(self, text: str) -> Any:
         """Parse an answer with exact numbers."""

@@ -5,7 +5,7 @@ Source: ccxt's manual ("Market Structure", "Precision And Limits", "OHLCV Struct
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, Self
 
 from candled import Candle, ExchangeError, InvalidCandle, Market, Symbol
 
@@ -16,17 +16,30 @@ _CELLS = 6
 _DECIMAL_PLACES, _TICK_SIZE = 2, 4  # ccxt's `precisionMode`
 
 
+class PrintedFloat(float):
+    """A float that remembers the text it was read from. Results of calculations are ordinary floats."""
+
+    def __new__(cls, text: str) -> Self:
+        """Read the text."""
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
+
+    #: The text of the exchange.
+    text: str
+
+
 def read_row(row: Any) -> Candle:
     """Return the candle in a row of ccxt: opening time in ms, open, high, low, close, volume.
 
-    A float is refused: some of its digits may not be the exchange's.
+    An ordinary float is refused: some of its digits may not be the exchange's.
 
     Raises:
         InvalidCandle: a cell is a float or missing, or the row is not a possible candle.
     """
     if not isinstance(row, list) or len(row) < _CELLS:
         raise InvalidCandle(f"expected a row of {_CELLS} cells, got {str(row)[:200]}")
-    open_ms, *cells = row[:_CELLS]
+    open_ms, *cells = (cell.text if isinstance(cell, PrintedFloat) else cell for cell in row[:_CELLS])
     if inexact := [cell for cell in cells if not isinstance(cell, str)]:
         raise InvalidCandle(f"expected numbers as text, got {str(inexact[0])[:60]!r} in {str(row)[:200]}")
     return Candle.parse(open_ms, *cells)
