@@ -12,14 +12,18 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_STEP_S = 0.02
-_MOST_A_STEP_S = 0.2  # a sample that comes later than this is itself the proof that the machine had no time for it
-_STAT = Path("/proc/stat")
+_STEP_S = 0.02  # of waiting
+_SAMPLE_S = 0.05
+_LINE_BYTES = 256
+_MOST_A_SAMPLE_S = 0.2  # a sample that comes later than this is itself the proof that the machine had no time for it
+_SAMPLES_A_TICK_READ = 5  # how much was stolen changes slowly, and the text that has it is long
+_LOAD, _STAT = Path("/proc/loadavg"), Path("/proc/stat")
 
 
 class FairClock:
@@ -34,7 +38,7 @@ class FairClock:
     def now(self) -> float:
         """Return the seconds passed since the first call."""
         if self._thread is None:
-            if not _STAT.exists():
+            if not (_LOAD.exists() and _STAT.exists()):
                 return time.monotonic()
             self._sample = 0.0, time.monotonic(), 1.0
             self._thread = threading.Thread(target=self._run, name="fair clock", daemon=True)
@@ -46,26 +50,29 @@ class FairClock:
         return max(self._sample[2], 0.01)
 
     def _run(self) -> None:
-        while True:
-            time.sleep(_STEP_S)
-            at = time.monotonic()
-            self._sample = _passed_s(self._sample, at), at, self._share(_STAT.read_text())
+        left = 1.0
+        with _LOAD.open("rb") as load, _STAT.open("rb") as stat:
+            for step in count():
+                time.sleep(_SAMPLE_S)
+                if step % _SAMPLES_A_TICK_READ == 0:
+                    left = self._share_left(os.pread(stat.fileno(), _LINE_BYTES, 0))
+                runnable = int(os.pread(load.fileno(), _LINE_BYTES, 0).split()[3].partition(b"/")[0])
+                at = time.monotonic()
+                share = left * min(1.0, self._cores / max(runnable - 1, 1))  # one is the thread that reads this
+                self._sample = _passed_s(self._sample, at), at, share
 
-    def _share(self, stat: str) -> float:
-        """Return the part of a core that a runnable thread gets, 0 to 1, from the text of /proc/stat."""
-        lines = dict(line.split(" ", 1) for line in stat.splitlines() if " " in line)
-        runnable = int(lines["procs_running"]) - 1  # without the thread that reads this
-        ticks = [int(word) for word in lines["cpu"].split()]
+    def _share_left(self, stat: bytes) -> float:
+        """Return the part of the busy time that no other machine took, 0 to 1, from the first line of /proc/stat."""
+        ticks = [int(word) for word in stat.partition(b"\n")[0].split()[1:]]
         busy, stolen = sum(ticks[:3]) + sum(ticks[5:7]), ticks[7]
         new_busy, new_stolen = busy - self._busy_ticks, stolen - self._stolen_ticks
         self._busy_ticks, self._stolen_ticks = busy, stolen
-        left = new_busy / (new_busy + new_stolen) if new_busy > 0 and new_stolen > 0 else 1.0
-        return left * min(1.0, self._cores / max(runnable, 1))
+        return new_busy / (new_busy + new_stolen) if new_busy > 0 and new_stolen > 0 else 1.0
 
 
 def _passed_s(sample: tuple[float, float, float], at: float) -> float:
     passed_s, sampled_at, rate = sample
-    return passed_s + min(at - sampled_at, _MOST_A_STEP_S) * rate
+    return passed_s + min(at - sampled_at, _MOST_A_SAMPLE_S) * rate
 
 
 def _usable_cores() -> float:
