@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import pkgutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from coverage import Coverage
@@ -25,6 +26,7 @@ class Measuring:
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         """Measure the import of every module in the process that starts the workers, not in each of them."""
         if not hasattr(session.config, "workerinput"):
+            remember_analyses()
             import_all()
         self.measured = Coverage.current()
         while running := Coverage.current():  # in a worker pytest-cov starts two, and never reads the first
@@ -62,6 +64,18 @@ class Measuring:
 def _is_left_out(item: pytest.Item) -> bool:
     is_search = getattr(getattr(item, "function", None), "is_hypothesis_test", False)
     return is_search or tiers.is_marked(item, "no_cover", "slow", "daemon", "browser", "redis")
+
+
+def remember_analyses() -> None:
+    """Analyse each file once: pytest-cov makes a report of the total and another of the files, one after the other."""
+    analyse, known = Coverage._analyze, {}
+
+    def analyse_once(measured: Coverage, morf: Any, **options: Any) -> Any:
+        if (id(measured), morf) not in known:
+            known[id(measured), morf] = analyse(measured, morf, **options)
+        return known[id(measured), morf]
+
+    Coverage._analyze = analyse_once
 
 
 def import_all() -> None:
