@@ -26,7 +26,7 @@ bench: $(VENV)/.test  ## the figures of bench/README.md
 	$(BIN)/python -m bench
 
 soak: $(VENV)/.test  ## the long forms of the reliability tests
-	CANDLED_TEST_LONG=1 CANDLED_TEST_BROWSER_SECONDS=300 $(BIN)/python -m pytest tests/system tests/store tests/tools tests/ingest tests/rooms tests/simulation tests/api tests/serve -s
+	CANDLED_TEST_LONG=1 CANDLED_TEST_BROWSER_SECONDS=300 $(BIN)/python -m pytest tests --ignore tests/chaos -s
 
 chaos: $(VENV)/.test  ## two hundred faults at several processes, Redis and PostgreSQL
 	CANDLED_TEST_LONG=1 $(BIN)/python -m pytest tests/chaos -s

@@ -2,12 +2,14 @@
 
 import asyncio
 import heapq
+import math
 import time
 from itertools import count
 from typing import Any
 
 from tests import deadlines
 
+_LONGEST_STEP_S = 0.01
 START_MS = 1_760_000_040_000  # 2025-10-09T08:54:00Z, on a minute
 
 
@@ -15,10 +17,15 @@ class ScaledClock:
     """A clock that runs `speed` times as fast as the real one, `sleep` included.
 
     `now_ms` begins at `start_ms` (UTC epoch milliseconds), by default at the present.
+
+    On a fast clock sleepers wake together, on steps of at most half a second of this clock and 10 ms of the real one:
+    each would otherwise wake the loop on its own, a thousand times a second.
     """
 
     def __init__(self, speed: float = 1.0, start_ms: int | None = None) -> None:
         self.speed = speed
+        #: real seconds between two moments at which sleepers wake; 0: they wake at any moment
+        self.step_s = min(0.5 / speed, _LONGEST_STEP_S) if speed > 1 else 0.0
         self._start_ms = time.time_ns() // 1_000_000 if start_ms is None else start_ms
         self._started = time.monotonic()
 
@@ -29,7 +36,15 @@ class ScaledClock:
         return (time.monotonic() - self._started) * self.speed
 
     async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds / self.speed)
+        await _sleep_to_step(seconds / self.speed, self.step_s)
+
+
+async def _sleep_to_step(seconds: float, step_s: float) -> None:
+    """Sleep for at least `seconds`, until a multiple of `step_s`."""
+    if step_s and seconds > 0:
+        now = asyncio.get_running_loop().time()
+        seconds = math.ceil((now + seconds) / step_s) * step_s - now
+    await asyncio.sleep(seconds)
 
 
 class FairScaledClock(ScaledClock):
@@ -48,7 +63,7 @@ class FairScaledClock(ScaledClock):
     async def sleep(self, seconds: float) -> None:
         until, left_s = self.monotonic() + seconds, seconds
         while True:
-            await asyncio.sleep(max(left_s, 0.0) / self.speed / deadlines.rate())
+            await _sleep_to_step(max(left_s, 0.0) / self.speed / deadlines.rate(), self.step_s)
             if (left_s := until - self.monotonic()) <= 0:
                 return
 

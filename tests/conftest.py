@@ -110,6 +110,9 @@ def pytest_collection() -> Iterator[object]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     tiers.mark(items)
     tiers.put_first(items)
+    chosen = tiers.choose_cases(items)
+    config.hook.pytest_deselected(items=[*{*items} - {*chosen}])
+    items[:] = chosen
     if config.option.quick:
         left_out = {item for item in items if tiers.is_marked(item, "slow", *tiers.NEEDS)}
         config.hook.pytest_deselected(items=[*left_out])

@@ -59,7 +59,10 @@ OUTPUT = {
 }
 
 # Those that take longest start what the others start too.
-RARE = {"abuse", "bus", "connections", "fairness", "ingest", "latency", "memory", "outage", "refusals", "scrape"}
+RARE = {
+    "abuse", "bus", "connections", "fairness", "http", "ingest", "latency", "memory", "outage", "refusals", "scale",
+    "scrape",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in RARE)) for name in TINY])

@@ -7,7 +7,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests import tiers
 from tests.servers import start_program
 
 pytestmark = pytest.mark.no_cover
@@ -71,6 +74,17 @@ async def test_a_test_marked_gen_test_runs_on_the_loop_of_its_fixtures(loop):
 async def test_a_test_that_pytest_asyncio_runs_cannot_use_them(request):
     with pytest.raises(pytest.fail.Exception, match="mark this test gen_test"):
         request.getfixturevalue("io_loop")
+
+
+@given(st.lists(st.sets(st.tuples(st.integers(0, 3), st.sampled_from("abcd"))).map(frozenset), max_size=8))
+def test_the_short_form_of_a_slow_test_has_each_value_of_its_parameters(cases):
+    chosen = tiers.cover(dict(enumerate(cases)))
+    assert set().union(*(cases[number] for number in chosen)) == set().union(*cases)
+
+
+def test_the_short_form_of_a_slow_test_has_no_more_cases_than_its_longest_parameters():
+    product = {(a, b): frozenset([(0, a), (1, b)]) for a in "wxyz" for b in "123"}
+    assert len(tiers.cover(product)) == 4
 
 
 def test_no_test_is_ended_by_the_wall_before_its_own_deadline(pytestconfig):

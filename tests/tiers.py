@@ -7,10 +7,15 @@ A test that starts a program without any of them fails and names the line to add
 import os
 import shutil
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import hypothesis
 import pytest
+
+T = TypeVar("T")
+#: the parameters of a case: of each set of them its number and the name of its value
+Values = frozenset[tuple[int, str]]
 
 NEEDS = {
     "postgres": "needs a PostgreSQL server",
@@ -42,6 +47,34 @@ def put_first(items: list[pytest.Item]) -> None:
     """Put the files that need programs first: their tests take longest, so that none of them is left for the end."""
     needy = {item.path for item in items if is_marked(item, *NEEDS)}
     items.sort(key=lambda item: item.path not in needy)  # stable: a file's tests stay together
+
+
+def choose_cases(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return the items without the slow cases that the short form leaves out.
+
+    A slow test with several sets of parameters runs so often that each value of each set occurs: once as often as the
+    longest set has values, not as often as there are combinations. The long form runs all of them.
+    """
+    if LONG:
+        return items
+    tests: dict[str, dict[pytest.Item, Values]] = {}
+    for item in items:
+        if is_marked(item, "slow") and hasattr(item, "callspec"):
+            values = frozenset(enumerate(item.callspec._idlist))
+            tests.setdefault(item.nodeid.partition("[")[0], {})[item] = values
+    left_out = {item for cases in tests.values() for item in cases.keys() - cover(cases)}
+    return [item for item in items if item not in left_out]
+
+
+def cover(cases: Mapping[T, Values]) -> set[T]:
+    """Return few cases that have all values of all."""
+    chosen: set[T] = set()
+    missing = frozenset[tuple[int, str]]().union(*cases.values())
+    while missing:
+        best = max(cases, key=lambda case: len(cases[case] & missing))  # the first of them
+        chosen.add(best)
+        missing -= cases[best]
+    return chosen
 
 
 def is_marked(item: pytest.Item, *markers: str) -> bool:

@@ -84,8 +84,8 @@ async def there_and_back(one: Rig, clock: SteppingClock) -> None:
 
 
 CHANGES = [
-    pytest.param(step(2 * HOUR_MS), id="2 h ahead"),
-    pytest.param(step(-2 * HOUR_MS), id="2 h back"),
+    pytest.param(step(2 * HOUR_MS), id="2 h ahead", marks=LONG),  # and so is it in the last
+    pytest.param(step(-2 * HOUR_MS), id="2 h back", marks=LONG),
     pytest.param(slew, id="slew"),
     pytest.param(there_and_back, id="there and back"),
 ]

@@ -16,7 +16,7 @@ from candled.tools.exchange_check import ExchangeCheck
 from candled.tools.report import Report
 from candled.tools.verify import verify_market
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
-from tests.clocks import ScaledClock
+from tests.clocks import FairScaledClock, ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Row, Synthetic
 from tests.system.rig import MONDAY_MORNING_MS, Rig
@@ -244,7 +244,7 @@ async def test_reading_again_takes_no_stored_minute_for_absent(tmp_path):
 @pytest.mark.usefixtures("daemon")
 @pytest.mark.parametrize("act", ["exchange check", "reread", "verify"])
 async def test_clients_of_a_running_daemon_get_a_correction(tmp_path, capsys, act):
-    clock = ScaledClock(20.0, MONDAY_MORNING_MS)
+    clock = FairScaledClock(20.0, MONDAY_MORNING_MS)
     async with FakeBitget(clock, [FakeMarket(symbol=BTC, tape=Synthetic(7))], push_interval_s=2.0) as fake:
         fake.enforce_limits = False
         rig = Rig(tmp_path, fake, clock, [BTC])

@@ -16,7 +16,7 @@ from candled.tools.exchange_check import ExchangeCheck
 from candled.tools.report import Report
 from candled.tools.verify import verify_market
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
-from tests.clocks import ScaledClock
+from tests.clocks import FairScaledClock, ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Row, Synthetic
 from tests.store.rows import MONDAY_MS, recorded
@@ -458,7 +458,7 @@ async def test_the_command_prints_its_seed_and_takes_it_again(tmp_path, capsys):
 
 @pytest.mark.usefixtures("daemon")
 async def test_what_a_daemon_shows_is_compared_with_the_store(tmp_path, capsys):
-    clock = ScaledClock(60.0, MONDAY_MORNING_MS)
+    clock = FairScaledClock(60.0, MONDAY_MORNING_MS)
     async with FakeBitget(clock, [FakeMarket(symbol=BTC, tape=Synthetic(7))], push_interval_s=1.0) as fake:
         fake.enforce_limits = False
         one = Rig(tmp_path, fake, clock, [BTC])
