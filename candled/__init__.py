@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     )
     from .frames import SubscribeRequests, fetch_bar_pages, parse_object, read_candles, rows_within, strict_candles
     from .hookspecs import hookimpl
-    from .model import MINUTE_MS, Candle, Interval, Market, MarketState, Symbol
+    from .model import MINUTE_MS, Candle, Interval, Market, MarketState, Symbol, parse_iso_ms
     from .polling import PollingFeed
     from .settings import Distinct, Duration, HttpUrl, Settings, WebSocketUrl, setting
+    from .stored_minutes import StoredMinutes
     from .tasks import merge_iterators
     from .trade_bars import TradeBars
 
@@ -77,6 +78,7 @@ __all__ = [
     "RequestBudget",
     "Settings",
     "SocketFeed",
+    "StoredMinutes",
     "StreamFeed",
     "SubscribeRequests",
     "Subscribed",
@@ -88,6 +90,7 @@ __all__ = [
     "fetch_bar_pages",
     "hookimpl",
     "merge_iterators",
+    "parse_iso_ms",
     "parse_object",
     "read_candles",
     "read_rows",
@@ -97,7 +100,18 @@ __all__ = [
     "strict_candles",
 ]
 
-_SOURCES = ("errors", "exchange", "frames", "hookspecs", "model", "settings", "polling", "tasks", "trade_bars")
+_SOURCES = (
+    "errors",
+    "exchange",
+    "frames",
+    "hookspecs",
+    "model",
+    "settings",
+    "polling",
+    "tasks",
+    "trade_bars",
+    "stored_minutes",
+)
 
 if not TYPE_CHECKING:
 

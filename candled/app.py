@@ -276,6 +276,7 @@ class Daemon:
             decimals=self._bars.decimals,
             facts=self.universe.facts,
             seen_decimals=self._bars.seen_decimals,
+            is_simulated=lambda exchange: exchange in self.universe.simulated,
         )
 
         older = HistoryPages(pages.read_history)
@@ -397,7 +398,7 @@ class Daemon:
         for name in changes.removed:
             self.universe.set_markets(name, ())
         names = [one.name for one in config.exchanges]
-        self.universe.set_exchanges(names)
+        self.universe.set_exchanges(names, _simulated(config))
         self._codec.set_exchanges(names)
         self._catalog.set_markets(_symbols_by_exchange(self.universe))
         for one in changes.added:
@@ -495,10 +496,14 @@ def _journal(config: Config) -> Journal | None:
 
 
 def _make_universe(config: Config) -> Universe:
-    universe = Universe([one.name for one in config.exchanges])
+    universe = Universe([one.name for one in config.exchanges], _simulated(config))
     for one in config.exchanges:
         universe.set_markets(one.name, one.symbols)
     return universe
+
+
+def _simulated(config: Config) -> set[str]:
+    return {one.name for one in config.exchanges if one.plugin.is_simulated}
 
 
 def _symbols_by_exchange(universe: Universe) -> dict[str, tuple[Symbol, ...]]:

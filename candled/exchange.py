@@ -429,6 +429,8 @@ class Exchange(ABC):
     closed_flag: ClassVar[ClosedFlag] = "advisory"
     #: True if the exchange publishes a candle for a minute without trades.
     publishes_empty_candles: ClassVar[bool] = False
+    #: True if its candles are not those of the market at present. The page, the API and `/health` say so.
+    is_simulated: ClassVar[bool] = False
     #: True if every candle opens at the close of the previous one. A difference then reveals a missed push.
     opens_at_previous_close: ClassVar[bool] = False
 

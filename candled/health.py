@@ -135,6 +135,7 @@ class Health:
         return {
             name: {
                 "status": _status(not counts.unhealthy and name not in problems),
+                **self._describe_origin(name),
                 "symbols": counts.states.total(),
                 "states": dict(sorted(counts.states.items())),
                 "reasons": dict(sorted(counts.reasons.items())),
@@ -180,14 +181,18 @@ class Health:
 
     def _report_exchanges(self) -> dict[str, dict[str, Any]]:
         """Return the state of each feed, with all details for feeds that this process reads."""
-        exchanges = {name: {"symbols": {}} for name in self._universe.exchanges} | self._bars.describe_feeds()
+        exchanges: dict[str, dict[str, Any]] = {name: {"symbols": {}} for name in self._universe.exchanges}
+        exchanges |= self._bars.describe_feeds()
         for name, facts in ({} if self._ingest is None else self._ingest.describe()).items():
             exchanges[name] = {**facts, "symbols": {**exchanges[name]["symbols"], **facts["symbols"]}}
         for market, problem in self._bus.unpublished().items():
             symbol = exchanges[market.exchange]["symbols"].get(str(market.symbol))
             if symbol is not None:  # read here, but other processes receive nothing
                 symbol |= {"state": "stale", "reason": "not_published", "trouble": problem}
-        return exchanges
+        return {name: {**self._describe_origin(name), **facts} for name, facts in exchanges.items()}
+
+    def _describe_origin(self, exchange: str) -> dict[str, Any]:
+        return {"simulated": True} if exchange in self._universe.simulated else {}
 
 
 def _status(is_well: bool) -> str:

@@ -1,6 +1,6 @@
 """The markets that candled reads and serves now. They change while it runs."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from candled.model import Market, MarketKey, Symbol
@@ -32,11 +32,13 @@ Listener = Callable[[MarketsChanged], None]
 class Universe:
     """The markets of all exchanges. Pure.
 
-    `exchanges` are the names in the order of the settings; the first one is the default.
+    `exchanges` are the names in the order of the settings; the first one is the default. The `simulated` ones do not
+    have the market's present candles.
     """
 
-    def __init__(self, exchanges: Sequence[str]) -> None:
+    def __init__(self, exchanges: Sequence[str], simulated: Collection[str] = ()) -> None:
         self.exchanges = tuple(exchanges)
+        self.simulated = frozenset(simulated)
         self.default = self.exchanges[0]
         self._symbols: dict[str, tuple[Symbol, ...]] = dict.fromkeys(self.exchanges, ())
         #: The keys are the markets of the universe; the value is None before the exchange's list was read.
@@ -63,7 +65,7 @@ class Universe:
         """Call `listener` for every later change, after the earlier listeners. It must not change the universe."""
         self._listeners.append(listener)
 
-    def set_exchanges(self, exchanges: Sequence[str]) -> None:
+    def set_exchanges(self, exchanges: Sequence[str], simulated: Collection[str] = ()) -> None:
         """Add and remove exchanges, and set their order. New ones have no markets yet. The default stays the first.
 
         Raises:
@@ -73,7 +75,7 @@ class Universe:
             raise ValueError(f"expected {self.default} as the first exchange, got {exchanges[0]}")
         if kept := [name for name, symbols in self._symbols.items() if symbols and name not in exchanges]:
             raise ValueError(f"expected no markets of removed exchanges, got some of {', '.join(kept)}")
-        self.exchanges = tuple(exchanges)
+        self.exchanges, self.simulated = tuple(exchanges), frozenset(simulated)
         self._symbols = {name: self._symbols.get(name, ()) for name in exchanges}
 
     def set_markets(

@@ -280,7 +280,13 @@ def test_every_name_a_plugin_may_import_is_on_the_page():
     [
         (
             candled.Exchange,
-            ["requests_per_s", "max_history_minutes", "publishes_empty_candles", "opens_at_previous_close"],
+            [
+                "requests_per_s",
+                "max_history_minutes",
+                "publishes_empty_candles",
+                "is_simulated",
+                "opens_at_previous_close",
+            ],
         ),
         (candled.SocketFeed, ["ping", "ping_every_s", "lifetime_s", "snapshot"]),
         (candled.Exchange, ["feed_class"]),

@@ -26,6 +26,8 @@ class ApiContext:
     decimals: Callable[[MarketKey], Decimals]
     #: The newest facts about a market from the exchange's list; None if this process has not read it.
     facts: Callable[[MarketKey], Market | None] = lambda market: None
+    #: Whether the candles of an exchange are not those of the market at present.
+    is_simulated: Callable[[str], bool] = lambda exchange: False
     #: The decimals seen in a market's candles.
     seen_decimals: Callable[[MarketKey], Decimals]
 

@@ -118,6 +118,7 @@ class Exchange(_Answer):
     name: str
     default: bool
     symbols: _Count
+    simulated: bool
 
 
 class Exchanges(_Answer):

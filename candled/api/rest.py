@@ -249,7 +249,10 @@ class Exchanges(RestHandler):
         self.read_query()
         catalog = self.source.catalog
         counts = Counter(key.exchange for key in catalog.markets)
-        found = [operations.Exchange(name, name == catalog.default, counts[name]) for name in catalog.exchanges]
+        found = [
+            operations.Exchange(name, name == catalog.default, counts[name], self.source.is_simulated(name))
+            for name in catalog.exchanges
+        ]
         self.set_cache_headers(False)
         self.write_json(operations.Exchanges(found))
 

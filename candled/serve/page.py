@@ -26,6 +26,7 @@ class ChartPage:
         facts = {
             "version": __version__,
             "defaultExchange": self._universe.default,
+            "simulated": sorted(self._universe.simulated),
             "intervals": list(self._intervals),
             "markets": [
                 {

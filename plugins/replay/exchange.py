@@ -4,11 +4,14 @@ import gzip
 import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator, create_model
 
 from candled import (
     MINUTE_MS,
     Candle,
+    CandledError,
     Candles,
     Clock,
     ConfigError,
@@ -19,32 +22,61 @@ from candled import (
     Http,
     Market,
     Settings,
+    StoredMinutes,
     StreamFeed,
     Subscribed,
     SubscriptionRejected,
     Symbol,
+    parse_iso_ms,
     setting,
 )
 
-from .recording import BadRecording, Recording
+from .faults import Faults, FaultSettings, FaultyStream
+from .recording import DAY_MS, BadRecording, Recording
 
 BUNDLED = Path(__file__).parent / "recordings"
 ANY_SYMBOL = "*"
 
 _BUNDLED_PREFIX = "bundled:"
+_STORED_PREFIX = "store:"
+_STORED_MS = 14 * DAY_MS
 _GZIP_MAGIC = b"\x1f\x8b"
 _SNAPSHOT_MINUTES = 500
 _TICKS_PER_S = 4  # at most, by the wall clock
 
 
-class ReplaySettings(Settings):
+def _check_time(text: str) -> str:
+    try:
+        parse_iso_ms(text or "1970-01-01")
+    except ValueError:
+        raise ValueError("expected a time such as 2025-03-10 or 2025-03-10T14:00Z") from None
+    return text
+
+
+_Time = Annotated[str, AfterValidator(_check_time)]
+
+# `from` is no name for a field of a class statement
+_Range: type[Settings] = create_model(
+    "_Range",
+    __base__=Settings,
+    **{
+        "from": (_Time, setting("", 'the start of the range that "store:" plays; by default two weeks before "to"')),
+        "to": (_Time, setting("", "the end of that range; by default the end of the stored minutes")),
+    },
+)  # type: ignore[call-overload]
+
+
+class ReplaySettings(_Range):  # type: ignore[misc,valid-type]
     """Settings under `exchanges.replay`."""
 
     files: Mapping[str, str] = setting(
         {"BTC/USDT": "bundled:binance-spot-btcusdt", "ETH/USDT": "bundled:bitget-futures-ethusdt"},
-        'recorded candles, CSV or gzip, per symbol: a path or "bundled:NAME"; "*" serves every other symbol',
+        'recorded candles per symbol: the path of a CSV or gzip file, "bundled:NAME", or "store:EXCHANGE" for stored '
+        'minutes of an exchange; "*" serves every other symbol',
     )
+    store: str = setting("sqlite:///candled.db", 'the address of the store that "store:" plays, as in store.url')
     speed: float = setting(1.0, "market seconds per second", ge=1.0)
+    faults: FaultSettings = setting(FaultSettings(), "mistakes of the exchange, to test candled and its clients")
 
 
 class Replay(Exchange):
@@ -57,14 +89,20 @@ class Replay(Exchange):
     name: ClassVar[str] = "replay"
     Settings: ClassVar[type[ReplaySettings]] = ReplaySettings
     max_history_minutes: ClassVar[int] = 1440
+    is_simulated: ClassVar[bool] = True
 
     def __init__(self, settings: ReplaySettings, clock: Clock) -> None:
         super().__init__(settings, clock)
         self._speed: float = settings.speed
-        self._recordings = _load(settings.files)
+        self._recordings = _load(settings)
+        #: The faults of this exchange.
+        self.faults = Faults(settings.faults)
+        # the last minute in which the connection was lost on purpose
+        self._disconnected_ms = -1
         self._started_ms = clock.now_ms()
         self._origin_ms = self._started_ms
         self._latest_ms = self._started_ms
+        self.faults.start_script(self._origin_ms)
 
     def resume_after(self, newest_ms: int | None) -> None:
         """Start the market clock: now, or after `newest_ms` if a faster run got further than that."""
@@ -73,6 +111,7 @@ class Replay(Exchange):
         if newest_ms is not None:
             self._origin_ms = max(self._started_ms, newest_ms + MINUTE_MS)
         self._latest_ms = self._origin_ms
+        self.faults.start_script(self._origin_ms)
 
     def now_ms(self) -> int:
         """Return the market clock in UTC epoch ms: `speed` times as fast as the wall clock, never backwards."""
@@ -116,7 +155,17 @@ class Replay(Exchange):
         if recording is None:
             raise ExchangeError(_no_file(symbol))
         now_ms = self.now_ms()
-        return [candle._replace(as_of_ms=now_ms) for candle in recording.minutes_between(start_ms, end_ms, now_ms)]
+        minutes = self.faults.correct_history(symbol, recording.minutes_between(start_ms, end_ms, now_ms), now_ms)
+        return [candle._replace(as_of_ms=now_ms) for candle in minutes]
+
+    def loses_connection(self, now_ms: int) -> bool:
+        """Return True at the first call after a moment at which the connection is lost on purpose."""
+        open_ms = now_ms - now_ms % MINUTE_MS
+        at_ms = self.faults.disconnect_at(open_ms) if open_ms > self._disconnected_ms else None
+        if at_ms is None or now_ms < at_ms:
+            return False
+        self._disconnected_ms = open_ms
+        return True
 
 
 class ReplayFeed(StreamFeed):
@@ -132,30 +181,35 @@ class ReplayFeed(StreamFeed):
         for symbol in self.symbols:
             if symbol not in playing:
                 yield SubscriptionRejected(symbol, _no_file(symbol))
+        faults = self._exchange.faults
         now_ms = self._exchange.now_ms()
         for symbol, recording in playing.items():
             yield Subscribed(symbol)
             recent = recording.versions_between(now_ms - _SNAPSHOT_MINUTES * MINUTE_MS, now_ms)
-            yield Candles(symbol, tuple(recent), snapshot=True)
+            yield Candles(symbol, tuple(faults.correct_history(symbol, recent, now_ms)), snapshot=True)
             await self._exchange.clock.sleep(0)  # hundreds of snapshots in a row would block the loop
+        streams = {symbol: FaultyStream(faults, symbol) for symbol in playing}
         while True:
             await self._exchange.clock.sleep(self._exchange.tick_s)
             previous_ms, now_ms = now_ms, self._exchange.now_ms()
+            if self._exchange.loses_connection(now_ms):
+                raise ConnectionError("lost on purpose, by exchanges.replay.faults")
             for symbol, recording in playing.items():
-                if versions := recording.versions_between(previous_ms, now_ms):
-                    yield Candles(symbol, tuple(versions))
+                for frame in streams[symbol].pass_on(recording.versions_between(previous_ms, now_ms), now_ms):
+                    yield Candles(symbol, frame)
 
 
 def _no_file(symbol: Symbol) -> str:
     return f"no recording for {symbol}: name a file for it in exchanges.replay.files"
 
 
-def _load(files: Mapping[str, str]) -> dict[str, Recording]:
-    """Read the files. A file shared by several symbols is read once.
+def _load(settings: ReplaySettings) -> dict[str, Recording]:
+    """Read the recordings of all symbols. A file shared by several symbols is read once.
 
     Raises:
         ConfigError: symbols or files cannot be used; one line per problem, with file and line.
     """
+    files = settings.files
     recordings: dict[str, Recording] = {}
     problems: dict[str, None] = {}  # ordered; a bad file shared by symbols is reported once
     for text, name in files.items():
@@ -165,14 +219,38 @@ def _load(files: Mapping[str, str]) -> dict[str, Recording]:
         except ValueError as error:
             problems[f"exchanges.replay.files: {error}"] = None
             continue
-        shared = next((recordings[other] for other in recordings if files[other] == name), None)
         try:
+            if name.startswith(_STORED_PREFIX):
+                recordings[text] = _read_stored(settings, text, name.removeprefix(_STORED_PREFIX))
+                continue
+            shared = next((recordings[other] for other in recordings if files[other] == name), None)
             recordings[text] = shared or read_recording(name)
         except BadRecording as error:
             problems.update(dict.fromkeys(f"{name}: {problem}" for problem in error.problems))
     if problems:
         raise ConfigError(list(problems))
     return recordings
+
+
+def _read_stored(settings: ReplaySettings, symbol: str, exchange: str) -> Recording:
+    """Read the minutes of a range from a store.
+
+    Raises:
+        BadRecording: the store cannot be read, or has too few minutes there.
+    """
+    if symbol == ANY_SYMBOL:
+        raise BadRecording(["name each symbol; the store has minutes of some only"])
+    start, end = getattr(settings, "from"), settings.to
+    try:
+        with StoredMinutes(settings.store) as stored:
+            span = stored.span(exchange, Symbol.parse(symbol))
+            if span is None:
+                raise BadRecording([f"no minutes of {symbol} are stored"])
+            end_ms = min(span[1], parse_iso_ms(end)) if end else span[1]
+            start_ms = max(span[0], parse_iso_ms(start) if start else end_ms - _STORED_MS)
+            return Recording.of_candles(stored.read(exchange, Symbol.parse(symbol), start_ms, end_ms))
+    except CandledError as error:
+        raise BadRecording([f"cannot be read: {error}"]) from error
 
 
 def read_recording(name: str) -> Recording:

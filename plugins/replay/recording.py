@@ -88,12 +88,24 @@ class Recording:
                 problems.append(f"line {number}: {error}")
                 continue
             newest_ms = candle.open_ms
-            rows[newest_ms] = ",".join(format(number, "f") for number in candle.values if number is not None)
+            rows[newest_ms] = _row_of(candle)
         if problems:
             more = len(problems) - _REPORTED
             raise BadRecording(problems[:_REPORTED] + ([f"and {more} more bad lines"] if more > 0 else []))
         if not rows:
             raise BadRecording(["line 2: expected at least one row"])
+        return cls(rows)
+
+    @classmethod
+    def of_candles(cls, candles: Iterable[Candle]) -> Self:
+        """Make a recording of candles in ascending order.
+
+        Raises:
+            BadRecording: there are none, or they cover less than an hour.
+        """
+        rows = {candle.open_ms: _row_of(candle) for candle in candles}
+        if not rows:
+            raise BadRecording(["no minutes in this range"])
         return cls(rows)
 
     def minute_at(self, open_ms: int, now_ms: int) -> Candle | None:
@@ -181,6 +193,10 @@ def _read_row(header: list[str], cells: list[str]) -> Candle:
     row = dict(zip(header, cells, strict=True))
     quote = row.get("quote_volume") or None
     return Candle.parse(row["time_ms"], row["open"], row["high"], row["low"], row["close"], row["volume"], quote)
+
+
+def _row_of(candle: Candle) -> str:
+    return ",".join(format(number, "f") for number in candle.values if number is not None)
 
 
 def _decimals(rows: Iterable[str]) -> list[int]:

@@ -134,6 +134,7 @@ async def open_stage(
         decimals=lambda key: known[key].decimals if key in known else Decimals(),
         seen_decimals=bars.seen_decimals,
         facts=universe.facts,
+        is_simulated=lambda exchange: exchange == "replay",
     )
     server = server or ServerSettings()
     # any free port, unless the test names one

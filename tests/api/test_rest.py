@@ -449,8 +449,8 @@ async def test_what_is_served(fetch, get):
     assert [(one["symbol"], one["priceDecimals"]) for one in only] == [("BTC/USDT", None)]
     assert exchanges == {
         "exchanges": [
-            {"name": "replay", "default": True, "symbols": 2},
-            {"name": "bitget-futures", "default": False, "symbols": 1},
+            {"name": "replay", "default": True, "symbols": 2, "simulated": True},
+            {"name": "bitget-futures", "default": False, "symbols": 1, "simulated": False},
         ]
     }
     assert [(one["interval"], one["ms"]) for one in intervals][::6] == [("1m", 60_000), ("1W", 604_800_000)]

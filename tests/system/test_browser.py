@@ -169,6 +169,7 @@ def test_the_page_draws_a_moving_chart_from_its_own_server_only(browser: Any, da
     with Tab(browser, bypass_csp=False) as tab:
         tab.page.goto(daemon.url + "/")
         tab.page.locator('#state[data-state="live"]').wait_for()
+        assert tab.page.locator("#simulated").inner_text() == "Replay"
         before, picture = tab.bars(), tab.page.locator("#chart").screenshot()
         tab.page.wait_for_timeout(3000)  # a market minute
         wait_until_equal(lambda: [len(tab.bars()) > len(before)], lambda _: [True])

@@ -17,6 +17,11 @@ export function exchangeLabel({ exchange }) {
   return severalExchanges ? exchange : "";
 }
 
+/** Return whether a market's candles are not those of the market at present. */
+export function isSimulated({ exchange }) {
+  return facts.simulated.includes(exchange);
+}
+
 /**
  * Return the choice in the address: `#BTC/USDT/5m`, `#exchange:BTC/USDT/5m` or `#BTC/USDT/5m/coverage`.
  *

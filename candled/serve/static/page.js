@@ -2,7 +2,7 @@
 import { CandledClient } from "../clients/candled.js";
 import { ChartView } from "./chart.js";
 import { CoverageView } from "./coverage.js";
-import { defaultExchange, exchangeLabel, intervals, marketName, markets, readHash, version, writeHash } from "./markets.js";
+import { defaultExchange, exchangeLabel, intervals, isSimulated, marketName, markets, readHash, version, writeHash } from "./markets.js";
 import { Search } from "./search.js";
 import { STATES, STATE_REASONS, timeText } from "./words.js";
 
@@ -53,6 +53,7 @@ class Page {
     const { market, interval, view, unknown } = this.choice;
     byId("market-symbol").textContent = market.symbol;
     byId("market-exchange").textContent = exchangeLabel(market);
+    byId("simulated").hidden = !isSimulated(market);
     byId("market").dataset.name = marketName(market);
     byId("intervals").querySelector(`input[value="${interval}"]`).checked = true;
     byId("views").querySelector(`input[value="${view}"]`).checked = true;

@@ -1,0 +1,43 @@
+"""Stored minutes, for plugins that read them."""
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+from candled.model import MINUTE, WEEK, Candle, MarketKey, Symbol
+from candled.store import make_store
+
+
+class StoredMinutes:
+    """The minutes in the store at an address such as `sqlite:///candled.db`, which is not changed. A context manager.
+
+    Its methods block: call them in the constructor of an exchange only.
+
+    Raises:
+        ConfigError: no store has such an address.
+        StoreUnavailable, StoreRejected: the store cannot be read; `candled.CandledError` is the base of all three.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._store = make_store(url, None)
+
+    def __enter__(self) -> Self:
+        """Open the store."""
+        self._store.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the store."""
+        self._store.close()
+
+    def span(self, exchange: str, symbol: Symbol) -> tuple[int, int] | None:
+        """Return the time from the oldest stored minute to the end of the newest one, UTC epoch ms; None if none is."""
+        return self._store.span(MarketKey(exchange, symbol), MINUTE)
+
+    def read(self, exchange: str, symbol: Symbol, start_ms: int, end_ms: int) -> Iterator[Candle]:
+        """Yield the final minutes with `start_ms <= open_ms < end_ms` (UTC epoch ms), oldest first."""
+        for page_ms in range(start_ms, end_ms, WEEK.ms):
+            page_end_ms = min(page_ms + WEEK.ms, end_ms)
+            yield from self._store.read_bars_between(MarketKey(exchange, symbol), MINUTE, page_ms, page_end_ms)
