@@ -59,7 +59,7 @@ class FaultSettings(Settings):
     """Settings under `exchanges.replay.faults`."""
 
     seed: int = setting(1, "random faults are drawn from it: the same seed has the same faults in the same minutes")
-    drop: float = _share("of which the stream sends nothing; the history has them")
+    drop: float = _share("that the stream does not send; the history has them")
     delay: float = _share("whose versions the stream sends late, by delay_by")
     delay_by: Duration = setting("20s", "how late, in market time")
     duplicate: float = _share("whose versions the stream sends twice")

@@ -1,4 +1,4 @@
-"""The faults of the replay exchange: drawn from a seed or a script, and healed by the daemon."""
+"""The faults of the replay exchange: drawn from a seed or a script, and repaired by the daemon."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -91,7 +91,7 @@ def test_a_faulty_stream_drops_repeats_delays_and_lies():
     assert stream.pass_on([], MINUTES[6] + 20_000) == [(first[2],)]
 
 
-# ---------------------------------------------------------------- healing
+# ---------------------------------------------------------------- repairs
 
 
 def recording(folder: Path) -> Path:
@@ -101,7 +101,7 @@ def recording(folder: Path) -> Path:
     return path
 
 
-class Site(Harness):
+class ReplayHarness(Harness):
     """The ingest of a replay exchange. The times of its stream are those of the market clock."""
 
     async def truth(self) -> dict[int, Candle]:
@@ -124,29 +124,29 @@ class Site(Harness):
 
 
 @asynccontextmanager
-async def played(folder: Path, **faults: Any) -> AsyncIterator[Site]:
+async def played(folder: Path, **faults: Any) -> AsyncIterator[ReplayHarness]:
     clock = Machine(START_MS)
     settings = Replay.Settings(files={"BTC/USDT": str(recording(folder))}, faults=FaultSettings(**faults))
     exchange: Any = Replay(settings, clock)
     exchange.true = clock
-    site = Site(exchange)
-    await site.start()
+    harness = ReplayHarness(exchange)
+    await harness.start()
     try:
-        yield site
+        yield harness
     finally:
-        await site.stop()
+        await harness.stop()
 
 
-async def check_healed(site: Site) -> dict[int, Candle]:
+async def check_repaired(harness: ReplayHarness) -> dict[int, Candle]:
     """No minute is missing or wrong, and none changed without a message; return the truth."""
-    truth = await site.truth()
-    stored = {open_ms: row for open_ms, row in site.store.rows.items() if START_MS <= open_ms <= max(truth)}
+    truth = await harness.truth()
+    stored = {open_ms: row for open_ms, row in harness.store.rows.items() if START_MS <= open_ms <= max(truth)}
     assert {at: row.values for at, row in stored.items()} == {
         at: row.values for at, row in truth.items() if at >= START_MS
     }
-    published = site.last_published()
+    published = harness.last_published()
     assert {at: published[at].values for at in stored} == {at: row.values for at, row in stored.items()}
-    assert site.false_finals == []
+    assert harness.false_finals == []
     return truth
 
 
@@ -156,37 +156,37 @@ def gap_range(gap: Gap) -> tuple[int, int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-async def test_the_daemon_heals_each_fault(tmp_path, kind):
-    async with played(tmp_path, script=(f"+3m {kind} 2m",)) as site:
-        await site.run(15 * 60)
-        truth = await check_healed(site)
+async def test_the_daemon_repairs_each_fault(tmp_path, kind):
+    async with played(tmp_path, script=(f"+3m {kind} 2m",)) as harness:
+        await harness.run(15 * 60)
+        truth = await check_repaired(harness)
         faulty = [START_MS + n * MINUTE_MS for n in (3, 4)]
         if kind == "skip":
             assert not truth.keys() & set(faulty)
-            gaps = {at: gap.reason for gap in site.store.saved_gaps for at in range(*gap_range(gap), MINUTE_MS)}
+            gaps = {at: gap.reason for gap in harness.store.saved_gaps for at in range(*gap_range(gap), MINUTE_MS)}
             assert {at: gaps.get(at) for at in faulty} == dict.fromkeys(faulty, "no_trades")
         else:
             assert truth.keys() >= set(faulty)
-            assert site.market["missingMinutes"] == 0
+            assert harness.market["missingMinutes"] == 0
         if kind == "revise":
-            finals = [one for one in site.minutes if one.open_ms == faulty[0] and one.final]
+            finals = [one for one in harness.minutes if one.open_ms == faulty[0] and one.final]
             assert len({one.values for one in finals}) == 2, "the change of a final minute was published"
-            assert site.store.rows[faulty[0]].rev > 0
+            assert harness.store.rows[faulty[0]].rev > 0
         if kind == "disconnect":
-            assert site.ingest._counts.interruptions.total() == 2
+            assert harness.ingest._counts.interruptions.total() == 2
         if kind == "wrong_time":
-            assert site.market["unbelievedStamps"] > 0
+            assert harness.market["unbelievedStamps"] > 0
 
 
 @pytest.mark.slow
-async def test_all_random_faults_together_are_healed_and_the_same_for_a_seed(tmp_path):
+async def test_all_random_faults_together_are_repaired_and_the_same_for_a_seed(tmp_path):
     shares = dict.fromkeys(KINDS, 0.15)
     published = []
     for seed in (1, 1, 2):
-        async with played(tmp_path, seed=seed, **shares) as site:
-            await site.run(15 * 60)
-            truth = await check_healed(site)
-            published.append({at: (row.values, row.rev) for at, row in site.last_published().items() if at in truth})
+        async with played(tmp_path, seed=seed, **shares) as harness:
+            await harness.run(15 * 60)
+            truth = await check_repaired(harness)
+            published.append({at: (row.values, row.rev) for at, row in harness.last_published().items() if at in truth})
     assert published[0] == published[1] != published[2]
 
 
