@@ -27,9 +27,9 @@ class _Test(msgspec.Struct):
     #: symbol, interval, the first time in milliseconds, and the number of rows; each may be missing or null.
     input: list[Any] = []
     ccxt_input: list[Any] = []
-    url: str = ""
+    url: str | None = None
     #: The body of a request.
-    output: str | dict[str, Any] | None = None
+    output: Any = None
     answer: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="httpResponse")
     sent: list[msgspec.Raw] = msgspec.field(default_factory=list, name="sentMessages")
     messages: list[msgspec.Raw] = []
@@ -132,7 +132,7 @@ def _convert_tests(tests: Iterable[_Test]) -> Iterator[Event]:
 
 
 def _convert_frames(number: int, test: _Test) -> Iterator[Event]:
-    yield Opened(connection=number, url=test.url)
+    yield Opened(connection=number, url=test.url or "")
     for sent in test.sent:
         yield Sent(connection=number, text=_text_of(sent))
     for message in test.messages:
@@ -154,7 +154,7 @@ def _convert_request(number: int, test: _Test) -> Iterator[Event]:
     yield Request(
         call=0 if call is None else call.number,
         method="POST" if has_body else "GET",
-        url=test.url,
+        url=test.url or "",
         body=body if has_body else "",
         status=200 if test.answer else 0,
         answer=bytes(test.answer).decode() or _NO_ANSWER,

@@ -26,7 +26,8 @@ RESPONSE = """{"exchange": "coinfair", "skipKeys": [], "options": {}, "methods":
     {"description": "b", "method": "fetchOHLCV", "input": ["BTC/USDT", "1m", 1699999980000, 2], "httpResponse": []},
     {"description": "c", "method": "fetchOHLCV", "input": ["BTC/USDT"], "httpResponse": {"d": null}},
     {"description": "d", "method": "fetchOHLCV", "input": ["BTC/USDT", "1M", 1700000000000], "httpResponse": [1]},
-    {"description": "e", "method": "fetchOHLCV", "input": ["ETH/USDT", "1d", 1700000000000], "httpResponse": [2]}
+    {"description": "e", "method": "fetchOHLCV", "input": ["ETH/USDT", "1d", 1700000000000],
+     "url": null, "output": null, "httpResponse": [2]}
   ]}}"""
 REQUEST = """{"exchange": "coinfair", "outputType": "json", "methods": {"fetchOHLCV": [
     {"description": "a", "method": "fetchOHLCV", "url": "https://api.coinfair.example/h?s=BTC",
@@ -56,6 +57,14 @@ def test_answers_of_ccxt_become_calls_and_requests_byte_for_byte():
         (0, 200, '{"d": null}'),  # without a time, no call asks for the same rows
         (0, 200, "[1]"),  # months are no interval of candled
     ]
+
+
+def test_the_days_of_ccxt_are_those_of_candled():
+    recording = convert_files([("coinfair.json", RESPONSE)], symbol=Symbol("ETH", "USDT"))
+    [call] = recording.select(Call)
+    assert (call.method, call.interval, call.start_ms) == ("fetch_bars", "1D", 1_700_006_400_000)
+    assert call.end_ms - call.start_ms == 100 * 24 * HOUR_MS
+    assert [one.answer for one in recording.select(Request)] == ["[2]"]
 
 
 def test_the_addresses_of_requests_join_the_answers():
