@@ -8,8 +8,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 NAMES = (
-    "fanout", "connections", "rooms", "aggregation", "latency", "bus", "ingest", "memory", "scale", "store_sqlite",
-    "store_postgres", "journal", "outage", "startup", "http", "fairness", "scrape", "abuse", "refusals", "workers",
+    "fanout", "connections", "rooms", "aggregation", "latency", "bus", "frames", "ingest", "memory", "scale",
+    "store_sqlite", "store_postgres", "journal", "outage", "startup", "http", "fairness", "scrape", "abuse",
+    "refusals", "workers",
 )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ TINY = {
         "--markets", "2", "--pushes", "1", "--rounds", "1", "--settle", "0", "--ways", "through Redis", "relay",
     ],
     "bus": ["--messages", "100", "--markets", "5", "--seconds", "0.2", "--subscribers", "2", "--takeovers", "1"],
+    "frames": ["--markets", "3", "--rounds", "1", "--times", "1"],
     "ingest": ["--symbols", "2", "--sources", "replay", "fake", "--seconds", "1", "--settle", "0.5", "--clients", "2"],
     "memory": [
         "--minutes", "0.03", "--speed", "240", "--symbols", "1", "--clients", "1", "--backfill", "1h", "--ladders", "1",
@@ -46,6 +47,7 @@ OUTPUT = {
     "rooms": "initial of 1000 bars: warm",
     "latency": "2 markets together, through Redis: p50",
     "bus": "takeover from one that stopped in order",
+    "frames": "| mexc | ",
     "ingest": "fake, 2 symbols, 2 clients",
     "memory": "1 symbols, 1 clients",
     "outage": "the database away: p50",

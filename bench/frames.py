@@ -1,0 +1,222 @@
+"""What a live frame of each native plugin costs to read, compared with one of Bitget, with many markets.
+
+    python -m bench.frames [--markets 1000] [--rounds 7] [--plugins bitget okx …]
+
+Each plugin's feeds carry the markets, as many on one feed as the plugin allows, and read frames of each market in turn:
+in the form that the exchange sends, decompressed as the daemon does. The processor time is that of the process. Rounds
+of all plugins alternate, so that the ratios of a round are of the same moment.
+"""
+
+import argparse
+import gc
+import gzip
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from candled.clock import SystemClock
+from candled.exchange import Candles, Exchange, SocketFeed
+from candled.ingest.decompression import decompress
+from candled.model import Symbol
+from candled_plugins.binance.exchange import Binance, BinanceUsdm
+from candled_plugins.bitget.exchange import Bitget
+from candled_plugins.bybit.exchange import Bybit
+from candled_plugins.coinbase.exchange import Coinbase
+from candled_plugins.gate.exchange import Gateio
+from candled_plugins.htx.exchange import Htx
+from candled_plugins.hyperliquid.exchange import Hyperliquid
+from candled_plugins.kraken.exchange import Kraken
+from candled_plugins.kucoin.exchange import Kucoin
+from candled_plugins.mexc.exchange import Mexc
+from candled_plugins.okx.exchange import Okx
+
+START_MS = 1_786_538_760_000
+TARGET = 1.5
+_MOST_BYTES = 1024 * 1024
+
+
+class Form(NamedTuple):
+    """A plugin, and its frame of a market with a close and a volume, sent at a time in ms."""
+
+    exchange: type[Exchange]
+    frame: Callable[[Symbol, str, str, int], Any]
+    settle: str = ""
+    pack: Callable[[str], str | bytes] = str
+
+
+def _binance(symbol: Symbol, close: str, volume: str, at_ms: int) -> Any:
+    name = symbol.base + symbol.quote
+    kline = {
+        "t": START_MS, "T": START_MS + 59_999, "s": name, "i": "1m", "f": 7967419367, "L": 7967420291, "o": "64049.30",
+        "c": close, "h": "64949.30", "l": "64025.60", "v": volume, "n": 924, "x": False, "q": "2069200.98090",
+        "V": "12.1", "Q": "775000.1", "B": "0",
+    }  # fmt: skip
+    return {"e": "kline", "E": at_ms, "s": name, "k": kline}
+
+
+def _coinbase(symbol: Symbol, close: str, volume: str, at_ms: int) -> Any:
+    moment = f"2026-08-12T13:26:{at_ms // 1000 % 60:02}.{at_ms % 1000:03}Z"
+    trade = {
+        "product_id": f"{symbol.base}-{symbol.quote}", "trade_id": str(at_ms), "price": close, "size": volume,
+        "side": "BUY", "time": moment,
+    }  # fmt: skip
+    event = {"type": "update", "trades": [trade]}
+    return {
+        "channel": "market_trades", "client_id": "", "timestamp": moment, "sequence_num": at_ms - START_MS + 1,
+        "events": [event],
+    }  # fmt: skip
+
+
+def _mexc(symbol: Symbol, close: str, volume: str, at_ms: int) -> Any:
+    from candled_plugins.mexc.messages import channel_of
+    from candled_plugins.mexc.pushes import make_push_class
+
+    name = symbol.base + symbol.quote
+    kline = {
+        "interval": "Min1", "windowStart": START_MS // 1000, "openingPrice": "64049.30", "closingPrice": close,
+        "highestPrice": "64949.30", "lowestPrice": "64025.60", "volume": volume, "amount": "2069200.98090",
+    }  # fmt: skip
+    push = make_push_class()(channel=channel_of(symbol), symbol=name, createTime=at_ms, publicSpotKline=kline)
+    return push.SerializeToString()
+
+
+def _kraken(symbol: Symbol, close: str, volume: str, at_ms: int) -> Any:
+    row = {
+        "symbol": str(symbol), "open": 64049.3, "high": 64949.3, "low": 64025.6, "close": float(close), "trades": 924,
+        "volume": float(volume), "vwap": 64030.1, "interval_begin": "2026-08-12T13:26:00.000000000Z", "interval": 1,
+        "timestamp": "2026-08-12T13:27:00.000000Z",
+    }  # fmt: skip
+    return {"channel": "ohlc", "type": "update", "timestamp": "2026-08-12T13:26:43.952985558Z", "data": [row]}
+
+
+FORMS: dict[str, Form] = {
+    "bitget": Form(Bitget, lambda symbol, close, volume, at_ms: {
+        "action": "update",
+        "arg": {"instType": "SPOT", "channel": "candle1m", "instId": symbol.base + symbol.quote},
+        "data": [[str(START_MS), "64049.30", "64949.30", "64025.60", close, volume, "2069200.98090", "2069200.98090"]],
+        "ts": at_ms,
+    }),
+    "okx": Form(Okx, lambda symbol, close, volume, at_ms: {
+        "arg": {"channel": "candle1m", "instId": f"{symbol.base}-{symbol.quote}"},
+        "data": [[str(START_MS), "64049.3", "64949.3", "64025.6", close, volume, "2069200.98", "2069200.98", "0"]],
+    }),
+    "binance": Form(Binance, _binance),
+    "binance-usdm": Form(BinanceUsdm, _binance, "USDT"),
+    "bybit": Form(Bybit, lambda symbol, close, volume, at_ms: {
+        "type": "snapshot", "topic": f"kline.1.{symbol.base}{symbol.quote}", "ts": at_ms,
+        "data": [{
+            "start": START_MS, "end": START_MS + 59_999, "interval": "1", "open": "64049.3", "close": close,
+            "high": "64949.3", "low": "64025.6", "volume": volume, "turnover": "2069200.98", "confirm": False,
+            "timestamp": at_ms,
+        }],
+    }),
+    "kraken": Form(Kraken, _kraken),
+    "gate": Form(Gateio, lambda symbol, close, volume, at_ms: {
+        "time": at_ms // 1000, "time_ms": at_ms, "channel": "spot.candlesticks", "event": "update",
+        "result": {
+            "t": str(START_MS // 1000), "v": "2069200.98", "c": close, "h": "64949.3", "l": "64025.6", "o": "64049.3",
+            "n": f"1m_{symbol.base}_{symbol.quote}", "a": volume, "w": False,
+        },
+    }),
+    "kucoin": Form(Kucoin, lambda symbol, close, volume, at_ms: {
+        "topic": f"/market/candles:{symbol.base}-{symbol.quote}_1min", "type": "message",
+        "subject": "trade.candles.update",
+        "data": {
+            "symbol": f"{symbol.base}-{symbol.quote}", "time": at_ms * 1_000_000,
+            "candles": [str(START_MS // 1000), "64049.3", close, "64949.3", "64025.6", volume, "2069200.98"],
+        },
+    }),
+    "htx": Form(Htx, lambda symbol, close, volume, at_ms: {
+        "ch": f"market.{symbol.base}{symbol.quote}.kline.1min".lower(), "ts": at_ms,
+        "tick": {
+            "id": START_MS // 1000, "open": 64049.3, "close": float(close), "low": 64025.6, "high": 64949.3,
+            "amount": float(volume), "vol": 2069200.98, "count": 924,
+        },
+    }, pack=lambda text: gzip.compress(text.encode())),
+    "hyperliquid": Form(Hyperliquid, lambda symbol, close, volume, at_ms: {
+        "channel": "candle", "data": {
+            "t": START_MS, "T": START_MS + 59_999, "s": symbol.base, "i": "1m", "o": "64049.3", "c": close,
+            "h": "64949.3", "l": "64025.6", "v": volume, "n": 924,
+        },
+    }, "USDC"),
+    "coinbase": Form(Coinbase, _coinbase),
+    "mexc": Form(Mexc, _mexc),
+}  # fmt: skip
+
+
+class Plugin:
+    """A plugin with all markets, and several frames of each market."""
+
+    def __init__(self, name: str, markets: int, times: int) -> None:
+        self.name, form = name, FORMS[name]
+        self._exchange = form.exchange(form.exchange.Settings(), SystemClock())
+        quote = "USDC" if name == "hyperliquid" else "USDT"
+        symbols = [Symbol(f"C{number}", quote, form.settle) for number in range(markets)]
+        size = self._exchange.limits.symbols_per_connection or markets
+        self._carried = [symbols[first : first + size] for first in range(0, markets, size)]
+        self._frames = [
+            [_frame_of(form, symbol, number) for number, symbol in enumerate(carried * times)]
+            for carried in self._carried
+        ]
+
+    def cpu_per_frame(self) -> float:
+        """The processor time of a frame, in µs, on feeds that are new.
+
+        Raises:
+            RuntimeError: a frame had no candle.
+        """
+        feeds = [self._exchange.make_feed(carried) for carried in self._carried]
+        count, candles = sum(map(len, self._frames)), 0
+        started = time.process_time()
+        for feed, frames in zip(feeds, self._frames, strict=True):
+            assert isinstance(feed, SocketFeed)
+            for frame in frames:
+                candles += sum(len(event.candles) for event in _events(feed, frame) if isinstance(event, Candles))
+        spent_s = time.process_time() - started
+        if candles < count:
+            raise RuntimeError(f"{self.name} read {candles} candles in {count} frames")
+        return 1e6 * spent_s / count
+
+
+def _frame_of(form: Form, symbol: Symbol, number: int) -> str | bytes:
+    message = form.frame(symbol, f"64{100 + number % 800}.25", f"{1 + number % 97}.345", START_MS + number)
+    return message if isinstance(message, bytes) else form.pack(json.dumps(message, separators=(",", ":")))
+
+
+def _events(feed: SocketFeed, frame: str | bytes) -> Sequence[Any]:
+    if feed.compression is not None and isinstance(frame, bytes):
+        frame = decompress(frame, feed.compression, _MOST_BYTES)
+    return feed.read_frame(frame)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    options = _options(arguments)
+    plugins = [Plugin(name, options.markets, options.times) for name in dict.fromkeys(["bitget", *options.plugins])]
+    gc.collect()
+    gc.freeze()
+    rounds = [{one.name: one.cpu_per_frame() for one in plugins} for _ in range(options.rounds)]
+    print(
+        f"{options.markets} markets, {options.rounds} rounds: µs a frame (minimum / median / maximum), ratio to Bitget"
+    )
+    for one in plugins:
+        costs = [costs[one.name] for costs in rounds]
+        ratio = statistics.median(costs[one.name] / costs["bitget"] for costs in rounds)
+        spread = f"{min(costs):.1f} / {statistics.median(costs):.1f} / {max(costs):.1f}"
+        mark = "" if ratio <= TARGET else f" above {TARGET}"
+        print(f"| {one.name} | {spread} | {ratio:.2f}{mark} |", flush=True)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--markets", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--times", type=int, default=5, help="frames of each market in a round")
+    parser.add_argument("--plugins", nargs="+", choices=list(FORMS), default=list(FORMS))
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
