@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 
-from bench.abuse_site import Site, Window
-from bench.forgeries import FILES, FORGERIES, FileAct, Forgery, RedisSite
+from bench.abuse_deployment import Deployment, Window
+from bench.forgeries import FILES, FORGERIES, FileAct, Forgery, RedisDeployment
 from bench.hostile_exchange import HOSTILITIES
 from bench.process import ROOT, scratch, symbols
 from bench.strangers import STRANGERS
@@ -41,37 +41,37 @@ class Row:
     """An abuse: the item that bounds it, what happened before, where it happens, and how; it ends with the block.
 
     One that `waits` begins after the end of a minute, when final minutes are compared over REST. After one that
-    `spoils` its site, the next row has a new one.
+    `spoils` its deployment, the next row has a new one.
     """
 
     name: str
     item: int
     before: str
-    site: type[Site]
-    act: Callable[[Site, float], AbstractContextManager[object]]
+    deployment: type[Deployment]
+    act: Callable[[Deployment, float], AbstractContextManager[object]]
     settle_s: float = 1.0
     waits: bool = False
     spoils: bool = False
 
 
 def all_rows() -> Iterator[Row]:
-    """Every row, site by site."""
+    """Every row, deployment by deployment."""
     for name, stranger in STRANGERS.items():
-        yield Row(name, stranger.item, stranger.before, Site, partial(attack, name))
+        yield Row(name, stranger.item, stranger.before, Deployment, partial(attack, name))
     for name, hostility in HOSTILITIES.items():
         is_rest = hostility.breaks_rest is not None
         act = partial(misbehave, name)
-        yield Row(name, hostility.item, hostility.before, Site, act, _MARKET_S, is_rest, hostility.spoils)
+        yield Row(name, hostility.item, hostility.before, Deployment, act, _MARKET_S, is_rest, hostility.spoils)
     for name, act in FILES.items():
-        yield Row(name, 7, act.before, Site, partial(begin, act), _MARKET_S, spoils=act.spoils)
+        yield Row(name, 7, act.before, Deployment, partial(begin, act), _MARKET_S, spoils=act.spoils)
     for name, forgery in FORGERIES.items():
-        yield Row(name, 7, forgery.before, RedisSite, partial(begin, forgery), _MARKET_S)
+        yield Row(name, 7, forgery.before, RedisDeployment, partial(begin, forgery), _MARKET_S)
 
 
 @contextlib.contextmanager
-def attack(name: str, site: Site, seconds: float) -> Iterator[None]:
+def attack(name: str, deployment: Deployment, seconds: float) -> Iterator[None]:
     """A stranger in a process of its own."""
-    command = [sys.executable, "-m", "bench.strangers", str(site.daemon.port), str(seconds), name]
+    command = [sys.executable, "-m", "bench.strangers", str(deployment.daemon.port), str(seconds), name]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -84,14 +84,14 @@ def attack(name: str, site: Site, seconds: float) -> Iterator[None]:
         process.wait()
 
 
-def misbehave(name: str, site: Site, _: float) -> AbstractContextManager[None]:
+def misbehave(name: str, deployment: Deployment, _: float) -> AbstractContextManager[None]:
     """The exchange."""
-    return site.hostile(name)
+    return deployment.hostile(name)
 
 
-def begin(act: FileAct | Forgery, site: Site, _: float) -> AbstractContextManager[object]:
+def begin(act: FileAct | Forgery, deployment: Deployment, _: float) -> AbstractContextManager[object]:
     """Somebody on the machine or on Redis."""
-    return act.begin(site)
+    return act.begin(deployment)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -107,27 +107,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     print(" | ".join(("", *_COLUMNS, "")).strip())
     print("|" + " --- |" * len(_COLUMNS), flush=True)
-    for site, its_rows in groupby((rows[name] for name in rows if name in options.rows), key=lambda row: row.site):
+    for deployment, its_rows in groupby(
+        (rows[name] for name in rows if name in options.rows), key=lambda row: row.deployment
+    ):
         waiting = list(its_rows)
         while waiting:
-            waiting = run(site, waiting, options)
+            waiting = run(deployment, waiting, options)
 
 
-def run(kind: type[Site], rows: Sequence[Row], options: argparse.Namespace) -> list[Row]:
-    """Measure rows at one site until it is spoiled; return the rest."""
+def run(kind: type[Deployment], rows: Sequence[Row], options: argparse.Namespace) -> list[Row]:
+    """Measure rows at one deployment until it is spoiled; return the rest."""
     done: list[tuple[Row, Window]] = []
-    with scratch() as directory, kind(directory, symbols(options.symbols), options.clients) as site:
+    with scratch() as directory, kind(directory, symbols(options.symbols), options.clients) as deployment:
         time.sleep(min(5.0, options.seconds))  # all clients are in
-        idle = site.measure(contextlib.nullcontext(), options.seconds, 0.0)
+        idle = deployment.measure(contextlib.nullcontext(), options.seconds, 0.0)
         print(line("idle", "", "", idle, result(idle, idle)), flush=True)
         for number, row in enumerate(rows, 1):
             if row.waits:
-                time.sleep((MINUTE_MS - site.now_ms() % MINUTE_MS) / 1000 + 1.0)
+                time.sleep((MINUTE_MS - deployment.now_ms() % MINUTE_MS) / 1000 + 1.0)
             if row.spoils:
-                report_minutes(site, done)
+                report_minutes(deployment, done)
             try:
                 settle_s = min(row.settle_s, 2 * options.seconds)
-                window = site.measure(row.act(site, options.seconds), options.seconds, settle_s)
+                window = deployment.measure(row.act(deployment, options.seconds), options.seconds, settle_s)
             except (OSError, RuntimeError, ValueError) as error:
                 print(f"| {row.name} | {row.item} | {row.before} | MISSED: {str(error)[-2000:]!r} |", flush=True)
                 return list(rows[number:])
@@ -135,13 +137,13 @@ def run(kind: type[Site], rows: Sequence[Row], options: argparse.Namespace) -> l
             print(line(row.name, str(row.item), row.before, window, result(window, idle)), flush=True)
             if row.spoils:
                 return list(rows[number:])
-        report_minutes(site, done)
+        report_minutes(deployment, done)
     return []
 
 
-def report_minutes(site: Site, done: Sequence[tuple[Row, Window]]) -> None:
+def report_minutes(deployment: Deployment, done: Sequence[tuple[Row, Window]]) -> None:
     """Print which minutes are wrong, and which rows ran meanwhile."""
-    wrong = site.wrong_minutes()
+    wrong = deployment.wrong_minutes()
     print(f"  minutes missing or other than the exchange's: {len(wrong)}", flush=True)
     for name, open_ms in wrong[:10]:
         during = [row.name for row, seen in done if seen.first_ms < open_ms + MINUTE_MS and open_ms < seen.last_ms]

@@ -246,7 +246,7 @@ def drain(port: int, subscribers: int) -> None:
 
 
 async def healing(times: int) -> list[str]:
-    """Measure the time until a listener receives again after its link went silent without closing, or was reset."""
+    """Measure how long a listener receives nothing after its connection went silent without closing, or was reset."""
     found: dict[str, list[float]] = {"half open": [], "reset": []}
     markets, received = markets_of(1), [0]
     with own_redis() as server, Proxy(server.address) as proxy:
@@ -268,7 +268,7 @@ async def healing(times: int) -> list[str]:
                     await asyncio.sleep(0.01)
                 took.append(time.monotonic() - began)
         await far.stop()
-    return [f"healed after a link was {fault}: {spread(took, '.2f')} s" for fault, took in found.items()]
+    return [f"healed after a connection was {fault}: {spread(took, '.2f')} s" for fault, took in found.items()]
 
 
 def _note(received: list[int], message: Message) -> None:

@@ -69,20 +69,20 @@ class Crowd:
     def connect(self, request: bytes) -> None:
         """Open one connection and subscribe; updates of the others wait meanwhile, which is a millisecond."""
         while True:
-            link = socket.create_connection(("127.0.0.1", self.port), _TIMED_OUT_S, self.source())
-            link.sendall(handshake(self.port))
+            client = socket.create_connection(("127.0.0.1", self.port), _TIMED_OUT_S, self.source())
+            client.sendall(handshake(self.port))
             answer = b""
             while b"\r\n\r\n" not in answer:
-                answer += link.recv(4096)
+                answer += client.recv(4096)
             if answer.startswith(b"HTTP/1.1 101"):
                 break
-            link.close()
+            client.close()
             time.sleep(0.1)  # too many handshakes in this second
-        link.sendall(masked(0x81, request))
-        link.setblocking(False)
-        self.selector.register(link, selectors.EVENT_READ)
+        client.sendall(masked(0x81, request))
+        client.setblocking(False)
+        self.selector.register(client, selectors.EVENT_READ)
         self.connected += 1
-        self.look_at(link, answer.partition(b"\r\n\r\n")[2])  # perhaps a first ping
+        self.look_at(client, answer.partition(b"\r\n\r\n")[2])  # perhaps a first ping
 
     def read(self, timeout_s: float) -> None:
         """Read once from every socket that has something, after so long at most."""
@@ -90,30 +90,30 @@ class Crowd:
             time.sleep(_NAP_S)
             timeout_s = 0.0
         for key, _ in self.selector.select(timeout_s):
-            link = key.fileobj
-            assert isinstance(link, socket.socket)
+            client = key.fileobj
+            assert isinstance(client, socket.socket)
             with contextlib.suppress(BlockingIOError):
                 try:
-                    chunk = link.recv(262_144)
+                    chunk = client.recv(262_144)
                 except ConnectionError:
                     chunk = b""
                 if not chunk or chunk[:1] == b"\x88":
-                    self.on_cut(link, chunk)
+                    self.on_cut(client, chunk)
                 else:
-                    self.look_at(link, chunk)
+                    self.look_at(client, chunk)
 
     def source(self) -> tuple[str, int] | None:
         """The address of the next connection."""
         return None
 
-    def on_cut(self, link: socket.socket, chunk: bytes) -> None:
+    def on_cut(self, client: socket.socket, chunk: bytes) -> None:
         """Stop: no connection may end."""
         raise RuntimeError(f"the daemon closed a connection: {chunk!r}")
 
-    def look_at(self, link: socket.socket, chunk: bytes) -> None:
+    def look_at(self, client: socket.socket, chunk: bytes) -> None:
         """Take note of a chunk."""
         if b"\x89" in chunk[:1] or b"\x89\x00" in chunk:  # never part of JSON
-            link.send(masked(0x8A, b""))
+            client.send(masked(0x8A, b""))
         found = chunk.find(_UPDATE, 0, 40)
         if found < 0:
             return

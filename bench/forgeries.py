@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bench.abuse_site import HEALTHY, HOSTILE, STARTED_MS, Site, get
+from bench.abuse_deployment import HEALTHY, HOSTILE, STARTED_MS, Deployment, get
 from bench.process import Daemon
 from candled.bus.codec import Names
 from candled.model import MINUTE_MS, MarketKey, Symbol
@@ -27,33 +27,33 @@ class FileAct:
     """Something that happens to the file, and is undone at the end unless it `spoils` the file."""
 
     before: str
-    begin: Callable[[Site], contextlib.AbstractContextManager[object]]
+    begin: Callable[[Deployment], contextlib.AbstractContextManager[object]]
     spoils: bool = False
 
 
 @contextlib.contextmanager
-def move(site: Site) -> Iterator[None]:
+def move(deployment: Deployment) -> Iterator[None]:
     """Rename the file, and give it its name back at the end."""
-    path, kept = site.directory / "candled.db", site.directory / "kept.db"
+    path, kept = deployment.directory / "candled.db", deployment.directory / "kept.db"
     path.rename(kept)
     try:
-        _until(lambda: _store_state(site) == "unavailable", "the missing file is not noticed")
+        _until(lambda: _store_state(deployment) == "unavailable", "the missing file is not noticed")
         yield
     finally:
         kept.rename(path)
 
 
 @contextlib.contextmanager
-def overwrite(site: Site) -> Iterator[None]:
+def overwrite(deployment: Deployment) -> Iterator[None]:
     """Write over the file."""
-    with (site.directory / "candled.db").open("r+b") as file:
+    with (deployment.directory / "candled.db").open("r+b") as file:
         file.write(bytes(1_000_000))
-    path = f"/api/candles?exchange={HOSTILE}&symbol={site.names[0]}&interval=1h&limit=900"  # no client has these
+    path = f"/api/candles?exchange={HOSTILE}&symbol={deployment.names[0]}&interval=1h&limit=900"  # no client has these
 
     def is_noticed() -> bool:
         with contextlib.suppress(ValueError):
-            get(site.daemon.port, path)
-        store = site.daemon.get("/health?verbose")["store"]
+            get(deployment.daemon.port, path)
+        store = deployment.daemon.get("/health?verbose")["store"]
         return store["state"] != "ok" or store["readError"] is not None
 
     _until(is_noticed, "the overwritten file is not noticed")
@@ -61,18 +61,18 @@ def overwrite(site: Site) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def start_second(site: Site) -> Iterator[None]:
+def start_second(deployment: Deployment) -> Iterator[None]:
     """Start a second daemon on the same file."""
-    directory = site.directory / "second"
+    directory = deployment.directory / "second"
     directory.mkdir()
-    store = {"url": f"sqlite:///{site.directory / 'candled.db'}", "journal": ""}
-    with site.make_daemon(directory, blocks=None, store=store) as second:
+    store = {"url": f"sqlite:///{deployment.directory / 'candled.db'}", "journal": ""}
+    with deployment.make_daemon(directory, blocks=None, store=store) as second:
         _until(lambda: "another candled uses it" in second.log.read_text(), "the second daemon is not refused")
         yield
 
 
-def _store_state(site: Site) -> str:
-    return str(site.daemon.get("/health?verbose")["store"]["state"])
+def _store_state(deployment: Deployment) -> str:
+    return str(deployment.daemon.get("/health?verbose")["store"]["state"])
 
 
 def _until(is_so: Callable[[], bool], otherwise: str) -> None:
@@ -93,7 +93,7 @@ FILES = {
 # ---------------------------------------------------------------- Redis
 
 
-class RedisSite(Site):
+class RedisDeployment(Deployment):
     """A process that ingests, Redis, PostgreSQL, and the process with the clients, which only serves."""
 
     redis: RedisServer
@@ -130,11 +130,11 @@ class Forgery:
     a_second: int = 20
 
     @contextlib.contextmanager
-    def begin(self, site: Site) -> Iterator[None]:
+    def begin(self, deployment: Deployment) -> Iterator[None]:
         """Forge until the end of the block."""
-        assert isinstance(site, RedisSite)
+        assert isinstance(deployment, RedisDeployment)
         ended = threading.Event()
-        thread = threading.Thread(target=self._run, args=(site.redis, ended), daemon=True)
+        thread = threading.Thread(target=self._run, args=(deployment.redis, ended), daemon=True)
         thread.start()
         try:
             yield
@@ -181,7 +181,7 @@ FORGERIES = {
     "Redis: seq + 10^6": Forgery(_FROZEN, lambda real: candle(real, seq=real["seq"] + 10**6)),
     "Redis: the year 9999": Forgery(_FROZEN, lambda real: candle(real, time=_FAR)),
     "Redis: a minute in an hour": Forgery(
-        _FROZEN, lambda real: candle(real, time=RedisSite.started_ms // MINUTE_MS * MINUTE_MS + 60 * MINUTE_MS)
+        _FROZEN, lambda real: candle(real, time=RedisDeployment.started_ms // MINUTE_MS * MINUTE_MS + 60 * MINUTE_MS)
     ),
     "Redis: a token of 10^22": Forgery(
         "the lease is unsure until somebody deletes it",

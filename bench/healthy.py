@@ -37,31 +37,31 @@ class HealthyClients(Crowd):
     def source(self) -> tuple[str, int] | None:
         return f"127.0.1.{1 + self.connected // _EACH_ADDRESS}", 0
 
-    def on_cut(self, link: socket.socket, chunk: bytes) -> None:
-        self.selector.unregister(link)
-        link.close()
+    def on_cut(self, client: socket.socket, chunk: bytes) -> None:
+        self.selector.unregister(client)
+        client.close()
         self._cut += 1
-        self._asked.pop(link, None)
-        self._due.pop(link, None)
+        self._asked.pop(client, None)
+        self._due.pop(client, None)
 
     def read(self, timeout_s: float) -> None:
         now = time.monotonic()
-        for link in [link for link, at in self._due.items() if at <= now]:
-            del self._due[link]
-            self._asked[link] = now
-            link.send(PING)
+        for client in [client for client, at in self._due.items() if at <= now]:
+            del self._due[client]
+            self._asked[client] = now
+            client.send(PING)
         super().read(min(timeout_s, _LOOK_S))
 
-    def look_at(self, link: socket.socket, chunk: bytes) -> None:
-        super().look_at(link, chunk)
+    def look_at(self, client: socket.socket, chunk: bytes) -> None:
+        super().look_at(client, chunk)
         now = time.monotonic()
-        if link in self._asked:
+        if client in self._asked:
             if b'"pong"' in chunk:
-                asked = self._asked.pop(link)
+                asked = self._asked.pop(client)
                 self._pings_ms.append(1000 * (now - asked))
-                self._due[link] = asked + PING_EVERY_S if now < asked + PING_EVERY_S else now
-        elif link not in self._due and len(self._due) + len(self._asked) < _PINGING:
-            self._due[link] = now + PING_EVERY_S * len(self._due) / _PINGING
+                self._due[client] = asked + PING_EVERY_S if now < asked + PING_EVERY_S else now
+        elif client not in self._due and len(self._due) + len(self._asked) < _PINGING:
+            self._due[client] = now + PING_EVERY_S * len(self._due) / _PINGING
 
     def report(self) -> str:
         now = time.monotonic()

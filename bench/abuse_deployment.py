@@ -57,7 +57,7 @@ class Window:
     faults: list[str] = field(default_factory=list)
 
 
-class Site:
+class Deployment:
     """One daemon on SQLite, its exchange and its healthy clients, as a context manager."""
 
     started_ms = STARTED_MS
@@ -73,7 +73,7 @@ class Site:
         self.exchange_ports = {name: free_port() for name in self.markets}
         self._healthy: Process
 
-    def __enter__(self) -> "Site":
+    def __enter__(self) -> "Deployment":
         with contextlib.ExitStack() as stack:
             for exchange, names in self.markets.items():
                 pushes = [str(self.exchange_ports[exchange]), str(self.started_ms), PUSH_EVERY_S, *names]
@@ -97,7 +97,7 @@ class Site:
         return stack.enter_context(self.make_daemon(self.directory, self.blocks))
 
     def make_daemon(self, directory: Path, blocks: Path | None, **more: Any) -> Daemon:
-        """A daemon of this site with the limits of the defaults, but for a proxy that it trusts."""
+        """A daemon of this deployment with the limits of the defaults, but for a proxy that it trusts."""
         exchanges = {
             name: {
                 "plugin": "bitget",
