@@ -41,7 +41,7 @@ class LocalBudget:
 
     def limit(self, rate: float) -> None:
         """Allow at most `rate` requests a second from now on."""
-        self._bucket.limit(rate)
+        self._bucket.limit_rate(rate)
 
     async def acquire(self, weight: float = 1.0) -> None:
         """See `Budget.acquire`."""

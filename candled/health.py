@@ -73,7 +73,7 @@ class Health:
             measures = {} if self._ingest is None else self._ingest.measure()
         exchanges, writer, bus = self._summarize_exchanges(measures), self.describe_writer(), self._bus.describe()
         is_store_well, is_bus_well = self._is_store_well(writer), "trouble" not in bus
-        is_well = all(one["status"] == "pass" for one in exchanges.values()) and not self._bus.unpublished()
+        is_well = all(one["status"] == "pass" for one in exchanges.values()) and not self._bus.unpublished_markets()
         return {
             "status": _status(is_well and is_store_well and is_bus_well),
             **self._describe_process(),
@@ -185,7 +185,7 @@ class Health:
         exchanges |= self._bars.describe_feeds()
         for name, facts in ({} if self._ingest is None else self._ingest.describe()).items():
             exchanges[name] = {**facts, "symbols": {**exchanges[name]["symbols"], **facts["symbols"]}}
-        for market, problem in self._bus.unpublished().items():
+        for market, problem in self._bus.unpublished_markets().items():
             symbol = exchanges[market.exchange]["symbols"].get(str(market.symbol))
             if symbol is not None:  # read here, but other processes receive nothing
                 symbol |= {"state": "stale", "reason": "not_published", "trouble": problem}

@@ -61,7 +61,7 @@ class LoopWatchdog:
         """Watch the running loop from now on."""
         self._watched = threading.get_ident()
         self._beat()
-        threading.Thread(target=self._watch, name="loop watchdog", daemon=True).start()
+        threading.Thread(target=self._watch_loop, name="loop watchdog", daemon=True).start()
 
     def stop(self) -> None:
         """Stop watching."""
@@ -80,7 +80,7 @@ class LoopWatchdog:
         self._beat_at = time.monotonic()
         self._timer = asyncio.get_running_loop().call_later(_CHECK_S, self._beat)
 
-    def _watch(self) -> None:
+    def _watch_loop(self) -> None:
         while not self._stopped.wait(_CHECK_S):
             blocked_at = self._beat_at
             if time.monotonic() - blocked_at < self._blocked_s + _CHECK_S:

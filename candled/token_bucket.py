@@ -44,7 +44,7 @@ class TokenBucket:
         """The state for `restored`."""
         return BucketState(self._tokens, self._at, self._closed_until)
 
-    def limit(self, rate: float) -> None:
+    def limit_rate(self, rate: float) -> None:
         """Allow at most `rate` a second from now on."""
         if rate < self.rate:
             self.rate, self.burst = rate, max(1.0, rate)

@@ -30,7 +30,7 @@ class _Bar:
 class TradeBars:
     """Makes the 1-minute candles of one symbol from its trades. Pure: times are arguments, UTC epoch milliseconds.
 
-    A minute counts only if all its trades were seen: call `begin` when a subscription starts, and after a loss. If
+    A minute counts only if all its trades were seen: call `begin_at` when a subscription starts, and after a loss. If
     you do not, the first trade is the beginning. Trades may come in any order and more than once. A minute without
     trades has no candle.
     """
@@ -45,7 +45,7 @@ class TradeBars:
         self._complete_ms: int | None = None
         self._newest_ms = 0
 
-    def begin(self, at_ms: int) -> None:
+    def begin_at(self, at_ms: int) -> None:
         """Record that all trades from `at_ms` on will be added. Minutes that began earlier are incomplete."""
         self._complete_ms = -(-at_ms // MINUTE_MS) * MINUTE_MS
         self._interrupted |= {open_ms for open_ms in self._bars if open_ms < self._complete_ms}
@@ -60,7 +60,7 @@ class TradeBars:
         """
         price, size = _positive(price), _positive(size)
         if self._complete_ms is None:
-            self.begin(at_ms)
+            self.begin_at(at_ms)
         open_ms = MINUTE.floor(at_ms)
         if open_ms < max(self._complete_ms or 0, self._newest_ms - _KEPT_MS):
             return
@@ -78,7 +78,7 @@ class TradeBars:
         self._changed.add(open_ms)
         self._drop_old(open_ms)
         if len(bar.known) > _MOST_TRADES:
-            self.begin(open_ms + MINUTE_MS)
+            self.begin_at(open_ms + MINUTE_MS)
 
     def take_candles(self, as_of_ms: int) -> list[Candles]:
         """Return an event with the candles that changed since the last call, or no event.

@@ -161,7 +161,7 @@ class FeedLog:
                 return change_id if change_id >= self._changes_from else None
         return None
 
-    def changes_since(self, change_id: int) -> RangeSet:
+    def ranges_since(self, change_id: int) -> RangeSet:
         """Return the ranges that changed after they were final, since a change id."""
         return RangeSet(change for at, change, only_final in self._changes if at > change_id and not only_final)
 

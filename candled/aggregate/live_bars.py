@@ -302,7 +302,7 @@ class LiveBars:
                 continue
             feed = market.feed
             counts = exchanges.setdefault(key.exchange, StateCounts())
-            counts.add_market(feed.state, feed.reason, has_problem=bool(feed.problem))
+            counts.count_state(feed.state, feed.reason, has_problem=bool(feed.problem))
         return exchanges
 
     def describe_recovery(self) -> dict[str, int]:

@@ -58,7 +58,7 @@ class Resumer:
         watermark_ms = None if change_id is None else market.feed_log.watermark_at(change_id)
         from_ms = time_ms if watermark_ms is None else min(time_ms, watermark_ms)
         if change_id is not None:
-            ranges = market.feed_log.changes_since(change_id)
+            ranges = market.feed_log.ranges_since(change_id)
         else:
             logged = await self._logged_changes(market, position)
             if logged is None:
@@ -116,4 +116,4 @@ class Resumer:
             await self._clock.sleep(0.05)
         logged_seq = market.feed_log.metadata.logged_seq
         changes = await self._history.changes_since(market.key, position.epoch, position.seq, logged_seq=logged_seq)
-        return None if changes is None or market.feed_log.is_broken else [*changes, *market.feed_log.changes_since(0)]
+        return None if changes is None or market.feed_log.is_broken else [*changes, *market.feed_log.ranges_since(0)]

@@ -89,5 +89,5 @@ class Bus(Protocol):
     def describe(self) -> dict[str, object]:
         """Return facts for `/health`: at least `kind` and `connected`, and `problem` if something fails."""
 
-    def unpublished(self) -> Mapping[MarketKey, str]:
+    def unpublished_markets(self) -> Mapping[MarketKey, str]:
         """Return the markets that this process reads but cannot publish to other processes, each with the reason."""

@@ -41,6 +41,6 @@ class MemoryBus:
         """See `Bus.describe`."""
         return {"kind": "memory", "connected": True}
 
-    def unpublished(self) -> Mapping[MarketKey, str]:
-        """See `Bus.unpublished`. A message within the process always arrives."""
+    def unpublished_markets(self) -> Mapping[MarketKey, str]:
+        """See `Bus.unpublished_markets`. A message within the process always arrives."""
         return {}

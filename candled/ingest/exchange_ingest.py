@@ -118,7 +118,7 @@ class ExchangeIngest:
     async def start(self) -> None:
         """Start the feeds and the repair as soon as the store answers, and open the markets."""
         self._http.on_date = self._time.estimate.observe_date
-        newest = await self._loader.newest_minutes()
+        newest = await self._loader.load_newest_minutes()
         if type(self._exchange).resume_after is not Exchange.resume_after:
             known = list(self._symbols.keys() | newest.keys())  # patterns may choose further stored markets
             self._exchange.resume_after(await self._loader.newest_completed(newest, known))
@@ -242,9 +242,9 @@ class ExchangeIngest:
         for symbol in self._symbols:
             market = self._markets.get(symbol)
             if market is None:
-                measures.states.add_market("warming", "starting", has_problem=True)
+                measures.states.count_state("warming", "starting", has_problem=True)
             else:
-                measures.add_market(market, now_ms, is_silent=symbol in silent)
+                measures.count_market(market, now_ms, is_silent=symbol in silent)
         return measures
 
     def measure_symbols(self) -> Iterator[SymbolMeasures]:
@@ -270,7 +270,7 @@ class ExchangeIngest:
         """Return the newest final minute of each stored market, once the last minutes of closed ones are stored."""
         with contextlib.suppress(StoreUnavailable, StoreRejected):  # logged by the writer; the load waits for the store
             await self._store.flush()
-        return await self._loader.newest_minutes()
+        return await self._loader.load_newest_minutes()
 
     async def _reopen_market(self, symbol: Symbol, reading: asyncio.Task[Mapping[Symbol, int]]) -> None:
         """Open a market that may have been read before."""
@@ -284,7 +284,7 @@ class ExchangeIngest:
         self._opening.pop(symbol)
         market.presence.connected = symbol in self._connected
         if symbol in self._feeds.surplus:
-            market.status.rejection = self._feeds.limit
+            market.status.rejection = self._feeds.limit_problem
         self._markets[symbol] = market
         self._past.examine_again(symbol)
         self._listing.compare_market(market)

@@ -80,7 +80,7 @@ class FeedPool:
         loads = [len(one.symbols) if isinstance(one.feed, SocketFeed) else None for one in runners]
         groups, self.surplus = distribute((*self.surplus, *symbols), limits, self._shards, loads)
         if len(self.surplus) > before:
-            logger.error("%s: %s; reading %d symbols over REST", self._name, self.limit, len(self.surplus))
+            logger.error("%s: %s; reading %d symbols over REST", self._name, self.limit_problem, len(self.surplus))
         for runner, added in zip(runners, groups[: len(runners)], strict=True):
             if added:
                 runner.add_symbols(added)
@@ -176,7 +176,7 @@ class FeedPool:
             self._sink.on_interrupted(feed, reason)
 
     @property
-    def limit(self) -> str:
+    def limit_problem(self) -> str:
         """The exchange's limit, in words."""
         limits = self._exchange.limits
         shared = f", shared by {self._shards} shards" if self._shards > 1 else ""

@@ -66,7 +66,7 @@ class MarketLoader:
         )
         self._is_store_away = False
 
-    async def newest_minutes(self) -> Mapping[Symbol, int]:
+    async def load_newest_minutes(self) -> Mapping[Symbol, int]:
         """Return the newest final minute of each stored market."""
         return await self._retry_read(lambda: self._store.newest_minutes(self._name))
 

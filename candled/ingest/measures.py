@@ -47,12 +47,12 @@ class IngestMeasures:
     compared: int = 0
     differing: int = 0
 
-    def add_market(self, market: MarketIngest, now_ms: int, *, is_silent: bool) -> None:
+    def count_market(self, market: MarketIngest, now_ms: int, *, is_silent: bool) -> None:
         """Add an open market. `is_silent` means that its subscription delivers nothing."""
         condition, beginning = market.status.condition(now_ms), market.coverage.beginning
         is_unsure = beginning is not None and beginning.reason == "unconfirmed"
         has_problem = is_silent or is_unsure or market.status.has_problem
-        self.states.add_market(condition.state, condition.reason, has_problem=has_problem)
+        self.states.count_state(condition.state, condition.reason, has_problem=has_problem)
         missing = market.find_missing(now_ms)
         if missing:
             self.gaps["missing"] += len(missing)

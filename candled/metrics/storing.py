@@ -54,7 +54,7 @@ def collect_bus(samples: Samples, bus: Bus) -> None:
     """Add the bus. One inside the process has less to report than Redis, and a process that only serves no leases."""
     facts: Mapping[str, Any] = bus.describe()
     samples.add("bus_connected", facts["connected"])
-    samples.add("bus_unpublished_symbols", len(bus.unpublished()))
+    samples.add("bus_unpublished_symbols", len(bus.unpublished_markets()))
     if "generation" in facts:
         _collect_receiving(samples, facts)
     if "published" in facts:

@@ -76,7 +76,7 @@ class StateCounts:
         #: Traded markets in another state than `HEALTHY_STATES`, or with a problem in words.
         self.unhealthy = 0
 
-    def add_market(self, state: str, reason: str, *, has_problem: bool) -> None:
+    def count_state(self, state: str, reason: str, *, has_problem: bool) -> None:
         """Count a market."""
         self.states[state] += 1
         if reason:

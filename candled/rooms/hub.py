@@ -229,7 +229,7 @@ class Hub:
 
     def on_finality(self, market: MarketKey) -> None:
         """Send bars that may have become final to the members that asked for finality."""
-        self._renderer.on_finality(market)
+        self._renderer.note_finality(market)
         self._patterns.on_finality(market)
         now = self._clock.monotonic()
         for room in list(self._rooms.get(market, {}).values()):

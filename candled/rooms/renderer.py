@@ -39,7 +39,7 @@ class MessageRenderer:
         self._texts = texts
         self._finality_counts: Counter[MarketKey] = Counter()
 
-    def on_finality(self, market: MarketKey) -> None:
+    def note_finality(self, market: MarketKey) -> None:
         """Note that bars of a market may have become final."""
         self._finality_counts[market] += 1
 

@@ -117,7 +117,7 @@ class Journal:
         """
         if not self._page and not self.is_empty:
             try:
-                self._page = self._call_or_repair(self._read_page, limit)
+                self._page = self._call_or_repair(self._read_batch, limit)
             except (OSError, sqlite3.Error) as error:
                 raise self._make_error("cannot be read now", error) from error
         return self._page
@@ -194,7 +194,7 @@ class Journal:
         self.row_count += len(lines)
         self._size_bytes += sum(map(len, lines)) + len(lines) * _ROW_BYTES
 
-    def _read_page(self, limit: int) -> list[Row]:
+    def _read_batch(self, limit: int) -> list[Row]:
         found = self._opened_connection().execute(_READ, (self._done_id, limit)).fetchall()
         rows = [row for _, line in found if line is not None and (row := decode(line))]
         if len(rows) < min(limit, len(found) or self.row_count):

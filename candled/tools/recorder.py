@@ -211,7 +211,7 @@ class Recorder:
         self.interruptions.append(reason)
         self._writer.write(Closed(at_ms=self._clock.now_ms(), connection=self._connections, reason=reason))
 
-    def add_connection(self, connection: ClientConnection) -> int:
+    def number_connection(self, connection: ClientConnection) -> int:
         """Write the beginning of a connection; return its number."""
         self._connections += 1
         request = connection.request
@@ -256,6 +256,6 @@ def _recorded_connections(recorder: Recorder) -> type[ClientConnection]:
             await super().send(message, text=text)
 
         def _open(self) -> None:
-            self.number = self.number or recorder.add_connection(self)
+            self.number = self.number or recorder.number_connection(self)
 
     return RecordedConnection

@@ -269,11 +269,11 @@ class _MarketCheck:
 
     def _check_page(self, page: Range) -> list[Candle]:
         """Report the differences in a page; return its minutes."""
-        minutes, bad, wrong = self._read_page(page)
+        minutes, bad, wrong = self._read_stored(page)
         if bad:
             self._report_bad([_bad_row("candles", one) for one in bad])
         if bad and self._is_repairing:
-            minutes, _, wrong = self._read_page(page)
+            minutes, _, wrong = self._read_stored(page)
         if wrong and self._is_repairing:
             wrong = self._fold_again(page, wrong)
         self._report.add_differences(wrong)
@@ -285,7 +285,7 @@ class _MarketCheck:
             self._report.add_differences([] if self.asks_later else found)
         return minutes
 
-    def _read_page(self, page: Range) -> tuple[list[Candle], list[Difference], list[Difference]]:
+    def _read_stored(self, page: Range) -> tuple[list[Candle], list[Difference], list[Difference]]:
         """Return the minutes of a page, the impossible ones, and the longer bars that differ from the minutes.
 
         A daemon may write between two reads: a difference counts only if its minutes are the same before and after.
@@ -326,7 +326,7 @@ class _MarketCheck:
         spans = RangeSet((difference.open_ms, difference.open_ms + difference.interval.ms) for difference in wrong)
         self._store.log_changes(self._market, None, [(SEQ_UNPUBLISHED, span) for span in spans])
         self._store.rebuild_rollups(self._market, list(spans))
-        _, _, left = self._read_page(page)
+        _, _, left = self._read_stored(page)
         still = {(difference.interval, difference.open_ms) for difference in left}
         self._report.add_differences([one for one in wrong if (one.interval, one.open_ms) not in still], repaired=True)
         return left

@@ -121,7 +121,7 @@ class HotStream(IOStream):
 
     def on_refused(self, path: str) -> None:
         """Note that a limit refused a request."""
-        self._connections.on_refused(self, self.address, path.rpartition("/")[0], self._clock.monotonic())
+        self._connections.count_refusal(self, self.address, path.rpartition("/")[0], self._clock.monotonic())
 
     def leave_connections(self) -> None:
         """Stop counting this connection: it belongs to a client now."""
@@ -153,7 +153,7 @@ class HotStream(IOStream):
     def _collect_head(self, head: RequestHead, buf: bytearray | memoryview, count: int) -> int | None:
         """Buffer a part of a head; return the number of bytes for Tornado once the head is complete, else None."""
         in_parts = head.waiting > 0
-        data = head.add(buf[:count])
+        data = head.add_data(buf[:count])
         if data is None:
             if self.budget.charge(HEAD_PART, self._clock.monotonic()) == REFUSED:
                 self._refuse_unread()

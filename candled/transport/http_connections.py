@@ -63,7 +63,7 @@ class _Crowd:
         self._by_size: dict[int, dict[str, None]] = {}
         self._largest = 0
 
-    def add(self, one: HttpConnection) -> None:
+    def add_member(self, one: HttpConnection) -> None:
         members = self._members.setdefault(one.customer, OrderedDict())
         if one not in members:
             members[one] = None
@@ -222,7 +222,7 @@ class HttpConnections:
         one.budget = UNLIMITED if self._is_proxy(one.address) else self._budgets.open_connection(one.address)
         one.budget.charge(CONNECT, now)
         self._customers[one.customer] += 1
-        self._awaiting.add(one)
+        self._awaiting.add_member(one)
         one.deadline = now + self._header_s
 
     def remove_connection(self, one: HttpConnection) -> None:
@@ -245,7 +245,7 @@ class HttpConnections:
         if one not in self._is_counted:  # it was an event stream
             self.add_connection(one, now)
         self._answered.remove(one)
-        self._awaiting.add(one)
+        self._awaiting.add_member(one)
         one.deadline = now + self._idle_s
 
     def on_first_bytes(self, one: HttpConnection, now: float) -> None:
@@ -257,7 +257,7 @@ class HttpConnections:
         if one in self._is_counted:
             one.progressed_at = now
             self._awaiting.remove(one)
-            self._answered.add(one)
+            self._answered.add_member(one)
 
     def on_written(self, one: HttpConnection, size: int) -> None:
         """Count bytes of an answer that are not sent yet."""
@@ -272,7 +272,7 @@ class HttpConnections:
             self.unsent -= size
             one.progressed_at = now
 
-    def on_refused(self, one: HttpConnection, address: str, directory: str, now: float) -> None:
+    def count_refusal(self, one: HttpConnection, address: str, directory: str, now: float) -> None:
         """Count a request below `directory` that a limit refused. Too many are refused unread for some seconds."""
         if not directory or self._is_proxy(address) or len(self._refusals) > _MOST_REFUSED:
             return

@@ -30,7 +30,7 @@ class RequestHead:
         """The number of bytes that are kept here."""
         return len(self._bytes) - self._begin
 
-    def add(self, data: bytes | bytearray | memoryview) -> bytes | None:
+    def add_data(self, data: bytes | bytearray | memoryview) -> bytes | None:
         """Add received bytes; return all that are kept here if Tornado should parse them, else None."""
         searched = max(0, len(self._bytes) - TAIL)
         self._bytes += data

@@ -122,8 +122,8 @@ class Binance(Exchange):
     async def fetch_markets(self, http: Http) -> list[Market]:
         """Return the listed markets."""
         info_weight, tickers_weight = self.list_weights
-        info = await self._get(http, "exchangeInfo", self.info_query, info_weight)
-        tickers = await self._get(http, "ticker/24hr", self.tickers_query, tickers_weight)
+        info = await self._fetch_endpoint(http, "exchangeInfo", self.info_query, info_weight)
+        tickers = await self._fetch_endpoint(http, "ticker/24hr", self.tickers_query, tickers_weight)
         return messages.read_markets(info, tickers)
 
     def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
@@ -134,7 +134,7 @@ class Binance(Exchange):
         self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
     ) -> Sequence[Candle | InvalidRow]:
         """Return the minutes in `[start_ms, end_ms)`."""
-        return await self._fetch_rows(http, symbol, "1m", start_ms, end_ms)
+        return await self._fetch_klines(http, symbol, "1m", start_ms, end_ms)
 
     async def fetch_bars(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
@@ -143,10 +143,10 @@ class Binance(Exchange):
         name = messages.INTERVALS.get(str(interval))
         if name is None:
             return None
-        fetch = partial(self._fetch_rows, http, symbol, name)
+        fetch = partial(self._fetch_klines, http, symbol, name)
         return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=self.max_history_minutes)
 
-    async def _fetch_rows(
+    async def _fetch_klines(
         self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
         """Return the bars that open in `[start_ms, end_ms)`. Binance compares both bounds with opening times."""
@@ -157,11 +157,11 @@ class Binance(Exchange):
             "endTime": str(end_ms - 1),
             "limit": str(self.max_history_minutes),
         }
-        body = await self._get(http, "klines", query, self.candles_weight)
+        body = await self._fetch_endpoint(http, "klines", query, self.candles_weight)
         rows = await read_rows_in_slices(messages.read_rows_of(body), messages.read_row, self.clock)
         return rows_within(rows, start_ms, end_ms)
 
-    async def _get(self, http: Http, endpoint: str, query: Mapping[str, str], weight: float) -> Any:
+    async def _fetch_endpoint(self, http: Http, endpoint: str, query: Mapping[str, str], weight: float) -> Any:
         url = f"{self.settings.rest_url.rstrip('/')}{self.api}/{endpoint}"
         try:
             return await http.get_json(url, query, weight=weight, budget="weight")

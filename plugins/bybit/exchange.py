@@ -110,13 +110,15 @@ class Bybit(Exchange):
         cursor = ""
         while True:
             result, _ = messages.read_envelope(
-                await self._get(http, "instruments-info", {**query, "cursor": cursor} if cursor else query)
+                await self._fetch_market_data(
+                    http, "instruments-info", {**query, "cursor": cursor} if cursor else query
+                )
             )
             entries += result["list"]
             last, cursor = cursor, str(result.get("nextPageCursor") or "")
             if not cursor or cursor == last or not result["list"]:
                 break
-        tickers, _ = messages.read_envelope(await self._get(http, "tickers", {"category": self.category}))
+        tickers, _ = messages.read_envelope(await self._fetch_market_data(http, "tickers", {"category": self.category}))
         return messages.read_markets(entries, tickers["list"], self.category)
 
     def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
@@ -127,7 +129,7 @@ class Bybit(Exchange):
         self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
     ) -> Sequence[Candle | InvalidRow]:
         """Return the minutes in `[start_ms, end_ms)`."""
-        return await self._fetch_rows(http, symbol, "1", start_ms, end_ms)
+        return await self._fetch_kline(http, symbol, "1", start_ms, end_ms)
 
     async def fetch_bars(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
@@ -136,10 +138,10 @@ class Bybit(Exchange):
         name = messages.INTERVALS.get(str(interval))
         if name is None:
             return None
-        fetch = partial(self._fetch_rows, http, symbol, name)
+        fetch = partial(self._fetch_kline, http, symbol, name)
         return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=_PAGE)
 
-    async def _fetch_rows(
+    async def _fetch_kline(
         self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
         """Return the bars that open in `[start_ms, end_ms)`. Bybit includes both bounds."""
@@ -151,12 +153,12 @@ class Bybit(Exchange):
             "end": str(end_ms - 1),
             "limit": str(_PAGE),
         }
-        result, now_ms = messages.read_envelope(await self._get(http, "kline", query))
+        result, now_ms = messages.read_envelope(await self._fetch_market_data(http, "kline", query))
         read = partial(messages.read_row, category=self.category, now_ms=now_ms)
         rows = await read_rows_in_slices(result["list"], read, self.clock)
         return rows_within(rows, start_ms, end_ms)
 
-    async def _get(self, http: Http, endpoint: str, query: Mapping[str, str]) -> Any:
+    async def _fetch_market_data(self, http: Http, endpoint: str, query: Mapping[str, str]) -> Any:
         url = f"{self.settings.rest_url.rstrip('/')}/v5/market/{endpoint}"
         try:
             body = await http.get_json(url, query)

@@ -139,7 +139,7 @@ class Ccxt(Exchange):
     ) -> Sequence[Candle | InvalidRow]:
         """Return the minutes in `[start_ms, end_ms)`."""
         await self._load_markets(http)
-        return await self._fetch_rows(symbol, "1m", MINUTE_MS, start_ms, end_ms)
+        return await self._fetch_ohlcv(symbol, "1m", MINUTE_MS, start_ms, end_ms)
 
     async def fetch_bars(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
@@ -153,9 +153,9 @@ class Ccxt(Exchange):
         if timeframe not in self._client.timeframes:
             return None
         await self._load_markets(http)
-        return strict_candles(await self._fetch_rows(symbol, timeframe, interval.ms, start_ms, end_ms), interval)
+        return strict_candles(await self._fetch_ohlcv(symbol, timeframe, interval.ms, start_ms, end_ms), interval)
 
-    async def _fetch_rows(
+    async def _fetch_ohlcv(
         self, symbol: Symbol, timeframe: str, bar_ms: int, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
         """Return the bars that open in `[start_ms, end_ms)`.

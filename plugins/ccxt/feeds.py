@@ -82,12 +82,12 @@ class TradeFeed(WatchFeed):
         size = contract_size(client.market(str(symbol)))
         if size is None:
             raise ExchangeError(f"the trades of {symbol} have no amount in base coins")
-        bars.begin(now_ms())
+        bars.begin_at(now_ms())
         while True:
             for trade in await client.watch_trades(str(symbol)):
                 try:
                     bars.add_trade(*read_trade(trade, size), numbers.number_of(trade))
                 except InvalidCandle:  # the minute lacks a trade now
-                    bars.begin(now_ms())
+                    bars.begin_at(now_ms())
             for event in bars.take_candles(now_ms()):
                 yield event

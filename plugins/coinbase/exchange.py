@@ -82,14 +82,14 @@ class CoinbaseFeed(SocketFeed):
         if message.sequence != self._next:  # a new connection, or a loss
             self._subscribed.clear()
             for _, bars in self._bars.values():
-                bars.begin(message.sent_ms)
+                bars.begin_at(message.sent_ms)
         self._next = message.sequence + 1
         events: list[Event] = []
         for name in message.products:  # all subscriptions of the connection, each time
             if name in self._bars and name not in self._subscribed:
                 self._subscribed.add(name)
                 symbol, bars = self._bars[name]
-                bars.begin(message.sent_ms)  # earlier trades of the minute were not seen
+                bars.begin_at(message.sent_ms)  # earlier trades of the minute were not seen
                 events.append(Subscribed(symbol))
         changed = self._add_trades(message) or [bars for _, bars in self._bars.values()]
         return events + [event for bars in changed for event in bars.take_candles(message.sent_ms)]
@@ -108,7 +108,7 @@ class CoinbaseFeed(SocketFeed):
             try:
                 bars.add_trade(trade.at_ms, trade.price, trade.size, trade.number)
             except InvalidCandle:  # the minute lacks a trade now
-                bars.begin(message.sent_ms)
+                bars.begin_at(message.sent_ms)
         return [self._bars[name][1] for name in dict.fromkeys(trade.product_id for trade in known)]
 
 
@@ -128,7 +128,7 @@ class Coinbase(Exchange):
 
     async def fetch_markets(self, http: Http) -> list[Market]:
         """Return the listed spot pairs."""
-        return messages.read_markets(await self._get(http, "", {"product_type": "SPOT"}))
+        return messages.read_markets(await self._fetch_products(http, "", {"product_type": "SPOT"}))
 
     def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
         """Return the feed of one connection."""
@@ -138,7 +138,7 @@ class Coinbase(Exchange):
         self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
     ) -> Sequence[Candle | InvalidRow]:
         """Return the minutes in `[start_ms, end_ms)`."""
-        return await self._fetch_rows(http, symbol, "ONE_MINUTE", start_ms, end_ms)
+        return await self._fetch_product_candles(http, symbol, "ONE_MINUTE", start_ms, end_ms)
 
     async def fetch_bars(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
@@ -151,21 +151,21 @@ class Coinbase(Exchange):
         name = messages.GRANULARITIES.get(str(interval))
         if name is None:
             return None
-        fetch = partial(self._fetch_rows, http, symbol, name)
+        fetch = partial(self._fetch_product_candles, http, symbol, name)
         return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=_PAGE)
 
-    async def _fetch_rows(
+    async def _fetch_product_candles(
         self, http: Http, symbol: Symbol, granularity: str, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
         """Return the bars that open in `[start_ms, end_ms)`. Rows before the start may come, and are dropped."""
         query = {"start": str(start_ms // 1000), "end": str(end_ms // 1000 - 1), "granularity": granularity}
-        body = await self._get(http, f"/{messages.product_of(symbol)}/candles", query)
+        body = await self._fetch_products(http, f"/{messages.product_of(symbol)}/candles", query)
         rows = await read_rows_in_slices(
             messages.rows_of(body), messages.read_row, self.clock, open_ms=messages.opening_of
         )
         return rows_within(rows, start_ms, end_ms)
 
-    async def _get(self, http: Http, path: str, query: Mapping[str, str]) -> Any:
+    async def _fetch_products(self, http: Http, path: str, query: Mapping[str, str]) -> Any:
         return await http.get_json(
             f"{self.settings.rest_url.rstrip('/')}/api/v3/brokerage/market/products{path}", query
         )

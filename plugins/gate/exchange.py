@@ -123,8 +123,8 @@ class Gateio(Exchange):
 
     async def fetch_markets(self, http: Http) -> list[Market]:
         """Return the listed markets."""
-        pairs = await self._get(http, "spot/currency_pairs")
-        return messages.read_spot_markets(pairs, await self._get(http, "spot/tickers"))
+        pairs = await self._fetch_path(http, "spot/currency_pairs")
+        return messages.read_spot_markets(pairs, await self._fetch_path(http, "spot/tickers"))
 
     def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
         """Return the feed of one connection."""
@@ -134,7 +134,7 @@ class Gateio(Exchange):
         self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
     ) -> Sequence[Candle | InvalidRow]:
         """Return the minutes in `[start_ms, end_ms)`. Gate refuses those that it does not keep any more."""
-        return await self._fetch_rows(http, symbol, "1m", start_ms, end_ms)
+        return await self._fetch_candlesticks(http, symbol, "1m", start_ms, end_ms)
 
     async def fetch_bars(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
@@ -147,14 +147,16 @@ class Gateio(Exchange):
         name = messages.INTERVALS.get(str(interval))
         if name is None:
             return None
-        fetch = partial(self._fetch_rows, http, symbol, name)
+        fetch = partial(self._fetch_candlesticks, http, symbol, name)
         return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=self.max_history_minutes)
 
-    async def _fetch_rows(
+    async def _fetch_candlesticks(
         self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
         """Return the bars that open in `[start_ms, end_ms)`."""
-        body = await self._get(http, "spot/candlesticks", self._query(symbol, interval, start_ms, end_ms), "candles")
+        body = await self._fetch_path(
+            http, "spot/candlesticks", self._query(symbol, interval, start_ms, end_ms), "candles"
+        )
         rows = await read_rows_in_slices(
             messages.rows_of(body), messages.read_spot_row, self.clock, open_ms=messages.spot_row_ms
         )
@@ -169,7 +171,7 @@ class Gateio(Exchange):
             "to": str((end_ms - 1) // 1000),
         }
 
-    async def _get(self, http: Http, path: str, query: Mapping[str, str] | None = None, budget: str = "") -> Any:
+    async def _fetch_path(self, http: Http, path: str, query: Mapping[str, str] | None = None, budget: str = "") -> Any:
         return await http.get_json(f"{self.settings.rest_url.rstrip('/')}/api/v4/{path}", query, budget=budget)
 
 
@@ -205,7 +207,7 @@ class GateioUsdt(Gateio):
         """Return the listed contracts."""
         contracts = await self.fetch_contracts(http)
         self._sizes.by_name |= messages.read_sizes(contracts)
-        return messages.read_futures_markets(contracts, await self._get(http, "futures/usdt/tickers"))
+        return messages.read_futures_markets(contracts, await self._fetch_path(http, "futures/usdt/tickers"))
 
     async def fetch_contracts(self, http: Http) -> Any:
         """Return Gate's list of contracts.
@@ -213,13 +215,13 @@ class GateioUsdt(Gateio):
         Raises:
             Unavailable, ExchangeError: as `Http.get_json`.
         """
-        return await self._get(http, "futures/usdt/contracts")
+        return await self._fetch_path(http, "futures/usdt/contracts")
 
     def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
         """Return the feed of one connection."""
         return GateioUsdtFeed(self.settings.ws_url, symbols, self.now_ms, self._sizes)
 
-    async def _fetch_rows(
+    async def _fetch_candlesticks(
         self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
         name = messages.name_of(symbol)
@@ -229,7 +231,7 @@ class GateioUsdt(Gateio):
             raise ExchangeError(f"Gate has no contract {name}")
         query = self._query(symbol, interval, start_ms, end_ms)
         query["contract"] = query.pop("currency_pair")
-        body = await self._get(http, "futures/usdt/candlesticks", query, "candles")
+        body = await self._fetch_path(http, "futures/usdt/candlesticks", query, "candles")
         rows = await read_rows_in_slices(
             messages.rows_of(body),
             lambda row: messages.read_futures_row(row, size),

@@ -82,8 +82,8 @@ class Htx(Exchange):
 
     async def fetch_markets(self, http: Http) -> list[Market]:
         """Return the listed markets."""
-        symbols = await self._get(http, "/v1/common/symbols", {})
-        return messages.read_markets(symbols, await self._get(http, "/market/tickers", {}))
+        symbols = await self._fetch_path(http, "/v1/common/symbols", {})
+        return messages.read_markets(symbols, await self._fetch_path(http, "/market/tickers", {}))
 
     def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
         """Return the feed of one connection."""
@@ -93,7 +93,7 @@ class Htx(Exchange):
         self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
     ) -> Sequence[Candle | InvalidRow]:
         """Return the minutes in `[start_ms, end_ms)`, as far as HTX still has them."""
-        return await self._fetch_rows(http, symbol, "1min", MINUTE_MS, start_ms, end_ms)
+        return await self._fetch_kline(http, symbol, "1min", MINUTE_MS, start_ms, end_ms)
 
     async def fetch_bars(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
@@ -102,18 +102,18 @@ class Htx(Exchange):
         period = messages.PERIODS.get(str(interval))
         if period is None:
             return None
-        return strict_candles(await self._fetch_rows(http, symbol, period, interval.ms, start_ms, end_ms), interval)
+        return strict_candles(await self._fetch_kline(http, symbol, period, interval.ms, start_ms, end_ms), interval)
 
-    async def _fetch_rows(
+    async def _fetch_kline(
         self, http: Http, symbol: Symbol, period: str, bar_ms: int, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
         """Return the bars that open in `[start_ms, end_ms)`. HTX takes a number of rows, up to the present."""
         size = (self.now_ms() - start_ms) // bar_ms + 2
         query = {"symbol": messages.name_of(symbol), "period": period, "size": str(max(1, min(_NEWEST, size)))}
-        data, now_ms = messages.read_envelope(await self._get(http, "/market/history/kline", query))
+        data, now_ms = messages.read_envelope(await self._fetch_path(http, "/market/history/kline", query))
         read = partial(messages.read_row, as_of_ms=now_ms)
         rows = await read_rows_in_slices(data, read, self.clock, open_ms=messages.opening_of)
         return rows_within(rows, start_ms, end_ms)
 
-    async def _get(self, http: Http, path: str, query: Mapping[str, str]) -> Any:
+    async def _fetch_path(self, http: Http, path: str, query: Mapping[str, str]) -> Any:
         return await http.get_json(self.settings.rest_url.rstrip("/") + path, query)

@@ -97,7 +97,7 @@ class Hyperliquid(Exchange):
         self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
     ) -> Sequence[Candle | InvalidRow]:
         """Return the minutes in `[start_ms, end_ms)`, as far as Hyperliquid still has them."""
-        return await self._fetch_rows(http, symbol, "1m", MINUTE_MS, start_ms, end_ms)
+        return await self._fetch_candle_snapshot(http, symbol, "1m", MINUTE_MS, start_ms, end_ms)
 
     async def fetch_bars(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
@@ -110,9 +110,11 @@ class Hyperliquid(Exchange):
         name = messages.INTERVALS.get(str(interval))
         if name is None:
             return None
-        return strict_candles(await self._fetch_rows(http, symbol, name, interval.ms, start_ms, end_ms), interval)
+        return strict_candles(
+            await self._fetch_candle_snapshot(http, symbol, name, interval.ms, start_ms, end_ms), interval
+        )
 
-    async def _fetch_rows(
+    async def _fetch_candle_snapshot(
         self, http: Http, symbol: Symbol, interval: str, bar_ms: int, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
         """Return the bars that open in `[start_ms, end_ms)`. Hyperliquid includes both bounds."""

@@ -92,8 +92,8 @@ class Kraken(Exchange):
 
     async def fetch_markets(self, http: Http) -> list[Market]:
         """Return the listed markets."""
-        pairs = await self._get(http, "AssetPairs", {})
-        return messages.read_markets(pairs, await self._get(http, "Ticker", {}))
+        pairs = await self._fetch_public(http, "AssetPairs", {})
+        return messages.read_markets(pairs, await self._fetch_public(http, "Ticker", {}))
 
     def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
         """Return the feed of one connection."""
@@ -103,7 +103,7 @@ class Kraken(Exchange):
         self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
     ) -> Sequence[Candle | InvalidRow]:
         """Return the minutes in `[start_ms, end_ms)`, as far as Kraken still has them."""
-        return await self._fetch_rows(http, symbol, "1", start_ms, end_ms)
+        return await self._fetch_ohlc(http, symbol, "1", start_ms, end_ms)
 
     async def fetch_bars(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
@@ -112,18 +112,18 @@ class Kraken(Exchange):
         name = messages.INTERVALS.get(str(interval))
         if name is None:
             return None
-        return strict_candles(await self._fetch_rows(http, symbol, name, start_ms, end_ms), interval)
+        return strict_candles(await self._fetch_ohlc(http, symbol, name, start_ms, end_ms), interval)
 
-    async def _fetch_rows(
+    async def _fetch_ohlc(
         self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
         """Return the bars that open in `[start_ms, end_ms)`. Kraken returns those after `since`, up to the present."""
         query = {"pair": messages.pair_of(symbol), "interval": interval, "since": str(start_ms // 1000 - 1)}
-        rows = messages.rows_of(await self._get(http, "OHLC", query))
+        rows = messages.rows_of(await self._fetch_public(http, "OHLC", query))
         found = await read_rows_in_slices(rows, messages.read_row, self.clock, open_ms=messages.row_ms)
         return rows_within(found, start_ms, end_ms)
 
-    async def _get(self, http: Http, endpoint: str, query: Mapping[str, str]) -> dict[str, Any]:
+    async def _fetch_public(self, http: Http, endpoint: str, query: Mapping[str, str]) -> dict[str, Any]:
         url = f"{self.settings.rest_url.rstrip('/')}/0/public/{endpoint}"
         body = await http.get_json(url, query)
         if messages.is_too_many(body):

@@ -104,8 +104,8 @@ class Kucoin(Exchange):
 
     async def fetch_markets(self, http: Http) -> list[Market]:
         """Return the listed markets."""
-        symbols = await self._get(http, "/api/v2/symbols", {}, 4.0)
-        return messages.read_markets(symbols, await self._get(http, "/api/v1/market/allTickers", {}, 15.0))
+        symbols = await self._fetch_data(http, "/api/v2/symbols", {}, 4.0)
+        return messages.read_markets(symbols, await self._fetch_data(http, "/api/v1/market/allTickers", {}, 15.0))
 
     def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
         """Return the feed of one connection."""
@@ -115,7 +115,7 @@ class Kucoin(Exchange):
         self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
     ) -> Sequence[Candle | InvalidRow]:
         """Return the minutes in `[start_ms, end_ms)`."""
-        return await self._fetch_rows(http, symbol, "1min", start_ms, end_ms)
+        return await self._fetch_market_candles(http, symbol, "1min", start_ms, end_ms)
 
     async def fetch_bars(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
@@ -128,10 +128,10 @@ class Kucoin(Exchange):
         name = messages.INTERVALS.get(str(interval))
         if name is None:
             return None
-        fetch = partial(self._fetch_rows, http, symbol, name)
+        fetch = partial(self._fetch_market_candles, http, symbol, name)
         return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=self.max_history_minutes)
 
-    async def _fetch_rows(
+    async def _fetch_market_candles(
         self, http: Http, symbol: Symbol, kind: str, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
         """Return the bars that open in `[start_ms, end_ms)`. KuCoin includes `startAt` and excludes `endAt`."""
@@ -141,11 +141,11 @@ class Kucoin(Exchange):
             "startAt": str(start_ms // 1000),
             "endAt": str(end_ms // 1000),
         }
-        data = messages.rows_of(await self._get(http, "/api/v1/market/candles", query, 3.0))
+        data = messages.rows_of(await self._fetch_data(http, "/api/v1/market/candles", query, 3.0))
         rows = await read_rows_in_slices(data, messages.read_row, self.clock, open_ms=messages.opening_of)
         return rows_within(rows, start_ms, end_ms)
 
-    async def _get(self, http: Http, path: str, query: Mapping[str, str], weight: float) -> Any:
+    async def _fetch_data(self, http: Http, path: str, query: Mapping[str, str], weight: float) -> Any:
         url = self.settings.rest_url.rstrip("/") + path
         body = await http.get_json(url, query, weight=weight, budget="weight")
         if messages.is_too_many(body):

@@ -98,8 +98,8 @@ class Mexc(Exchange):
 
     async def fetch_markets(self, http: Http) -> list[Market]:
         """Return the listed markets."""
-        info = await self._get(http, "exchangeInfo", {}, 10.0)
-        return messages.read_markets(info, await self._get(http, "ticker/24hr", {}, 40.0))
+        info = await self._fetch_endpoint(http, "exchangeInfo", {}, 10.0)
+        return messages.read_markets(info, await self._fetch_endpoint(http, "ticker/24hr", {}, 40.0))
 
     def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
         """Return the feed of one connection."""
@@ -109,7 +109,7 @@ class Mexc(Exchange):
         self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
     ) -> Sequence[Candle | InvalidRow]:
         """Return the minutes in `[start_ms, end_ms)`."""
-        return await self._fetch_rows(http, symbol, "1m", start_ms, end_ms)
+        return await self._fetch_klines(http, symbol, "1m", start_ms, end_ms)
 
     async def fetch_bars(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
@@ -122,10 +122,10 @@ class Mexc(Exchange):
         name = messages.INTERVALS.get(str(interval))
         if name is None:
             return None
-        fetch = partial(self._fetch_rows, http, symbol, name)
+        fetch = partial(self._fetch_klines, http, symbol, name)
         return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=self.max_history_minutes)
 
-    async def _fetch_rows(
+    async def _fetch_klines(
         self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
         """Return the bars that open in `[start_ms, end_ms)`. MEXC takes both bounds or none, and excludes the end."""
@@ -136,11 +136,11 @@ class Mexc(Exchange):
             "endTime": str(end_ms),
             "limit": str(self.max_history_minutes),
         }
-        body = await self._get(http, "klines", query, 1.0)
+        body = await self._fetch_endpoint(http, "klines", query, 1.0)
         rows = await read_rows_in_slices(messages.rows_of(body), messages.read_row, self.clock)
         return rows_within(rows, start_ms, end_ms)
 
-    async def _get(self, http: Http, endpoint: str, query: Mapping[str, str], weight: float) -> Any:
+    async def _fetch_endpoint(self, http: Http, endpoint: str, query: Mapping[str, str], weight: float) -> Any:
         url = f"{self.settings.rest_url.rstrip('/')}/api/v3/{endpoint}"
         try:
             return await http.get_json(url, query, weight=weight, budget="weight")

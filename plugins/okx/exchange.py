@@ -106,8 +106,8 @@ class Okx(Exchange):
         for kind in self.settings.markets:
             inst_type = _INST_TYPES[kind]
             query = {"instType": inst_type}
-            instruments = await self._get(http, "/api/v5/public/instruments", query)
-            tickers = await self._get(http, "/api/v5/market/tickers", query)
+            instruments = await self._fetch_path(http, "/api/v5/public/instruments", query)
+            tickers = await self._fetch_path(http, "/api/v5/market/tickers", query)
             found += messages.read_markets(instruments, tickers, inst_type)
         return found
 
@@ -150,7 +150,7 @@ class Okx(Exchange):
                 "after": str(end_ms),
                 "limit": str(_PAGE),
             }
-            body = await self._get(http, f"/api/v5/market/{path}", query, budget)
+            body = await self._fetch_path(http, f"/api/v5/market/{path}", query, budget)
             rows = await read_rows_in_slices(messages.read_envelope(body), read, self.clock)
             page = rows_within(rows, start_ms, end_ms)
             found += page
@@ -162,7 +162,7 @@ class Okx(Exchange):
             end_ms = min(times)
         return found
 
-    async def _get(self, http: Http, path: str, query: Mapping[str, str], budget: str = "") -> Any:
+    async def _fetch_path(self, http: Http, path: str, query: Mapping[str, str], budget: str = "") -> Any:
         url = self.settings.rest_url.rstrip("/") + path
         body = await http.get_json(url, query, budget=budget)
         if messages.is_too_many(body):

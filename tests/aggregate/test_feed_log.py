@@ -59,7 +59,7 @@ def test_a_feed_whose_numbers_go_back_is_followed_on_and_everything_of_it_may_be
     feed_log.mark_repaired()
     assert feed_log.record_message(Position("a", 8))
     assert not feed_log.is_broken
-    assert feed_log.changes_since(feed_log.change_id_of(Position("a", 2))), (
+    assert feed_log.ranges_since(feed_log.change_id_of(Position("a", 2))), (
         "a client that saw the real minute must be sent the change"
     )
 
@@ -104,9 +104,9 @@ def test_what_changed_since_a_position_is_known_as_far_as_the_feed_was_followed(
     feed_log.record_message(Position("a", 6))
     feed_log.record_message(Position("b", 3))
     feed_log.log_change(feed_log.change_id + 1, 300, 400)
-    assert list(feed_log.changes_since(feed_log.change_id_of(Position("a", 4)))) == [Range(100, 200), Range(300, 400)]
-    assert list(feed_log.changes_since(feed_log.change_id_of(Position("a", 5)))) == [Range(300, 400)]
-    assert list(feed_log.changes_since(feed_log.change_id_of(Position("b", 3)))) == [
+    assert list(feed_log.ranges_since(feed_log.change_id_of(Position("a", 4)))) == [Range(100, 200), Range(300, 400)]
+    assert list(feed_log.ranges_since(feed_log.change_id_of(Position("a", 5)))) == [Range(300, 400)]
+    assert list(feed_log.ranges_since(feed_log.change_id_of(Position("b", 3)))) == [
         Range(300, 400)
     ]  # found after it was sent
     assert feed_log.change_id_of(Position("a", 2)) is None
@@ -160,10 +160,10 @@ def test_a_gap_that_disappears_counts_as_a_change_of_its_range():
     before = feed_log.change_id
     feed_log.record_message(Position("one", 2))
     feed_log.update_metadata(FeedMetadata(watermark_ms=10**6, gap=Range(60_000, 180_000)))
-    assert not feed_log.changes_since(before)
+    assert not feed_log.ranges_since(before)
     feed_log.record_message(Position("one", 3))
     feed_log.update_metadata(FeedMetadata(watermark_ms=10**6))
-    assert list(feed_log.changes_since(before)) == [(60_000, 180_000)]
+    assert list(feed_log.ranges_since(before)) == [(60_000, 180_000)]
 
 
 def test_messages_may_be_lost_before_any_came():

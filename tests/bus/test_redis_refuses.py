@@ -100,7 +100,7 @@ class Deployment:
 
     def reports(self, words: str) -> bool:
         """Whether the process that publishes names the trouble, for Redis and for each market."""
-        facts, markets = self.leader.bus.describe(), self.leader.bus.unpublished()
+        facts, markets = self.leader.bus.describe(), self.leader.bus.unpublished_markets()
         return (
             not facts["connected"]
             and words in str(facts.get("trouble"))
@@ -116,7 +116,7 @@ class Deployment:
         processes = (self.leader, self.serving, self.both)
         return (
             all(one.bus.describe()["connected"] and "trouble" not in one.bus.describe() for one in processes)
-            and not self.leader.bus.unpublished()
+            and not self.leader.bus.unpublished_markets()
             and all(one.listener.states == dict.fromkeys(MARKETS, "live") for one in processes)
             and all(not one.listener.open_gaps for one in processes)
             and self.serving.listener.newest == self.both.listener.newest == self.leader.listener.newest
@@ -267,12 +267,12 @@ async def test_nodes_that_answer_moved_without_end_are_asked_at_a_bounded_pace()
                 publishing = asyncio.ensure_future(_publish(one))
                 try:
                     await until(lambda: "MOVED" in str(one.bus.describe().get("trouble")), 10.0)
-                    assert BTC in one.bus.unpublished()
+                    assert BTC in one.bus.unpublished_markets()
                     await CLOCK.sleep(3.0)
                     made = client.info("stats")["total_connections_received"] - before
                     assert made < 150
                     client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", mine)
-                    await until(lambda: not one.bus.unpublished() and "trouble" not in one.bus.describe(), 15.0)
+                    await until(lambda: not one.bus.unpublished_markets() and "trouble" not in one.bus.describe(), 15.0)
                     await until(lambda: serving.listener.newest.get(BTC) == one.listener.newest[BTC], 15.0)
                 finally:
                     publishing.cancel()

@@ -97,8 +97,8 @@ def test_shards_add_up():
     one, other = IngestMeasures(feeds=1, skew_ms=-5, pushed_ms=7), IngestMeasures(feeds=2, skew_ms=3, compared=4)
     other.is_rest_available = False
     other.gaps["missing"] = 2
-    one.states.add_market("live", "", has_problem=False)
-    other.states.add_market("stale", "stream_down", has_problem=False)
+    one.states.count_state("live", "", has_problem=False)
+    other.states.count_state("stale", "stream_down", has_problem=False)
     one.add_shard(other)
     assert (one.feeds, one.skew_ms, one.pushed_ms, one.compared) == (3, -5, 7, 4)
     assert (one.gaps, one.is_rest_available) == ({"missing": 2}, False)

@@ -44,7 +44,7 @@ class Wire:
     def describe(self) -> dict[str, object]:
         return {"kind": "wire", "connected": True}
 
-    def unpublished(self) -> dict[MarketKey, str]:
+    def unpublished_markets(self) -> dict[MarketKey, str]:
         return {}
 
     # ------------------------------------------------------------ time

@@ -167,7 +167,7 @@ def test_an_address_that_ignores_refusals_is_refused_unread_for_a_while(refusals
     one, other, now = One(connections, "a", 0.0), One(connections, "b", 0.0), 0.0
     for _ in range(refusals):
         now += pause_s
-        connections.on_refused(one, "a", "/udf", now)
+        connections.count_refusal(one, "a", "/udf", now)
     get = b"GET /udf/history?x=/y HTTP/1.1\r\n"
     assert connections.is_refused(one, get, now) == is_refused
     assert not connections.is_refused(one, b"GET /api/udf/history HTTP/1.1\r\n", now)

@@ -34,7 +34,7 @@ def test_tornado_gets_all_bytes_as_soon_as_it_finds_the_end_in_them(parts, parse
     head, sent = RequestHead(parsed[-TAIL:], len(parsed)), b""
     for part in filter(None, parts):
         sent += part
-        passed = head.add(part)
+        passed = head.add_data(part)
         assert (passed is not None) == bool(TORNADOS.search(parsed + sent))
         if passed is not None:
             assert passed == sent
@@ -45,8 +45,8 @@ def test_tornado_gets_all_bytes_as_soon_as_it_finds_the_end_in_them(parts, parse
 @pytest.mark.parametrize("before", [0, 1000])
 def test_a_head_that_is_too_large_is_passed_on_to_be_refused(before):
     head = RequestHead(b"x" * min(before, TAIL), before)
-    assert head.add(b"x" * (LARGEST - before)) is None
-    assert head.add(b"x") == b"x" * (LARGEST - before + 1)
+    assert head.add_data(b"x" * (LARGEST - before)) is None
+    assert head.add_data(b"x") == b"x" * (LARGEST - before + 1)
 
 
 class Harness:

@@ -161,9 +161,9 @@ class RedisBus:
             }
         return {**facts, "trouble": problem} if problem else facts
 
-    def unpublished(self) -> Mapping[MarketKey, str]:
-        """See `Bus.unpublished`."""
-        return {} if self._publisher is None else self._publisher.unpublished()
+    def unpublished_markets(self) -> Mapping[MarketKey, str]:
+        """See `Bus.unpublished_markets`."""
+        return {} if self._publisher is None else self._publisher.unsent_markets()
 
     def on_markets_changed(self, change: MarketsChanged) -> None:
         """Publish and receive new markets too, and removed ones no more. The others are not interrupted."""

@@ -109,7 +109,7 @@ class RedisPublisher:
             self._beats_due.add(lease.shard)
             self._wake.set()
 
-    def unpublished(self) -> Mapping[MarketKey, str]:
+    def unsent_markets(self) -> Mapping[MarketKey, str]:
         """Return the markets that are read here but whose messages are not sent, each with the reason."""
         found: dict[MarketKey, str] = {}
         for lease in self._leases.all:

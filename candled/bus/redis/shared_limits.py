@@ -156,7 +156,7 @@ class RedisBudget:
     def limit(self, rate: float) -> None:
         """Allow at most `rate` requests a second from now on."""
         self._rate = min(self._rate, rate)
-        self._local_bucket.limit(rate)
+        self._local_bucket.limit_rate(rate)
 
     async def acquire(self, weight: float = 1.0) -> None:
         """Wait until a request may be made, and count it `weight` times."""

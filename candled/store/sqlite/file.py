@@ -131,7 +131,7 @@ class DatabaseFile:
         connection.execute("PRAGMA fullfsync = 1")  # on macOS, fsync alone leaves the data in the disk's cache
         return connection
 
-    def release(self) -> None:
+    def close_connections(self) -> None:
         """Close every connection and end the lock."""
         self.is_open = False
         self._identity, self._lost = [], ""

@@ -111,7 +111,7 @@ class SqliteStore(SqlStore):
     def close(self) -> None:
         """Close every connection. SQLite then moves the write-ahead log into the file and removes it."""
         self._ids.clear()
-        self._file.release()
+        self._file.close_connections()
 
     def write_minutes(self, rows: Sequence[tuple[MarketKey, Candle]]) -> None:
         """See `Store.write_minutes`. A batch that changes no row only costs reads.

@@ -100,7 +100,7 @@ async def test_minutes_are_made_from_trades_and_one_that_was_missed_in_part_is_l
 
 def test_the_source_of_such_minutes_is_marked(market: MarketIngest):
     bars = TradeBars(BTC)
-    bars.begin(MONDAY_MS)
+    bars.begin_at(MONDAY_MS)
     bars.add_trade(MONDAY_MS + 5, "100", "1", 1)
     (event,) = bars.take_candles(MONDAY_MS + 10)
     (candle,) = market.on_push(event, MONDAY_MS + 20).live
@@ -131,7 +131,7 @@ def test_any_order_and_repetition_gives_the_candles_of_the_sorted_trades(trades,
     shuffled = numbered + random.sample(numbered, len(numbered) // 2)
     random.shuffle(shuffled)
     bars, shown = TradeBars(BTC), {}
-    bars.begin(begin_ms)
+    bars.begin_at(begin_ms)
     for trade in shuffled:
         bars.add_trade(*trade)
         for event in bars.take_candles(4 * MINUTE_MS):
@@ -154,7 +154,7 @@ def test_any_order_and_repetition_gives_the_candles_of_the_sorted_trades(trades,
 
 def test_a_minute_with_a_loss_is_not_final_because_the_next_one_began(market: MarketIngest):
     bars = TradeBars(BTC)
-    bars.begin(MONDAY_MS)
+    bars.begin_at(MONDAY_MS)
 
     def push(at_ms: int, number: int) -> None:
         bars.add_trade(MONDAY_MS + at_ms, "100", "1", number)
@@ -164,7 +164,7 @@ def test_a_minute_with_a_loss_is_not_final_because_the_next_one_began(market: Ma
     push(5_000, 1)
     push(MINUTE_MS + 5_000, 2)
     assert [one.open_ms for one in market.finalize_minutes(MONDAY_MS + MINUTE_MS + 30_000)] == [MONDAY_MS]
-    bars.begin(MONDAY_MS + MINUTE_MS + 40_000)
+    bars.begin_at(MONDAY_MS + MINUTE_MS + 40_000)
     push(2 * MINUTE_MS + 5_000, 9)
     push(3 * MINUTE_MS + 5_000, 10)
     final = market.finalize_minutes(MONDAY_MS + 4 * MINUTE_MS)
@@ -173,7 +173,7 @@ def test_a_minute_with_a_loss_is_not_final_because_the_next_one_began(market: Ma
 
 def test_a_trade_of_long_ago_changes_nothing():
     bars = TradeBars(BTC)
-    bars.begin(0)
+    bars.begin_at(0)
     bars.add_trade(10 * MINUTE_MS, "1", "1", 2)
     bars.take_candles(0)
     bars.add_trade(6 * MINUTE_MS, "1", "1", 1)
@@ -191,7 +191,7 @@ def test_a_trade_that_is_none_is_refused_and_changes_nothing(number):
 
 def test_a_minute_whose_sums_are_beyond_the_bounds_is_left_to_rest_and_the_others_go_on():
     bars = TradeBars(BTC)
-    bars.begin(0)
+    bars.begin_at(0)
     bars.add_trade(0, "1e49", "1e49", 1)
     bars.add_trade(MINUTE_MS, "7", "1", 2)
     (event,) = bars.take_candles(0)
