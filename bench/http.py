@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stack.enter_context(Process("bench.http_servers", *arguments, directory=directory))
             _wait_for(f"http://127.0.0.1:{ports[name]}/api/v3/klines?limit=2")
         daemon.wait_until_complete(60.0 + options.markets)
+        daemon.wait_until_calm()
         for limit in options.limits:
             path = f"/api/v3/klines?symbol={names[0].replace('/', '')}&interval=1m&limit={limit}"
             took = one_by_one(daemon.port, [path] * options.singles)[1:]  # the first one loads the bars

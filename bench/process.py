@@ -136,6 +136,13 @@ class Daemon(Process):
         """
         return self._wait(_is_complete, within_s)
 
+    def wait_until_calm(self, share: float = 0.2, within_s: float = 120.0) -> None:
+        """Wait until the work of the start is over: the daemon takes less than this share of a core for 3 seconds."""
+        deadline = time.monotonic() + within_s
+        while max(every(1.0, 3, self.cpu_s)) > share:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the daemon still takes more than {share:.0%} of a core after {within_s:.0f} s")
+
     def wait_until_answering(self, within_s: float) -> float:
         """Wait until `/health` answers; return the seconds that took.
 
