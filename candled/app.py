@@ -49,6 +49,7 @@ from candled.serve.page import ChartPage
 from candled.serve.pager import HistoryPages
 from candled.serve.rate_limit import MemoryCounter, RateLimits
 from candled.serve.server import Server
+from candled.service_manager import ServiceManager
 from candled.store.history import HistoryReader
 from candled.store.ingest_store import IngestStore
 from candled.store.journal import Journal
@@ -68,6 +69,7 @@ logger = logging.getLogger(__name__)
 
 _STOP_S = 5.0  # for each step of the shutdown
 _STOP_EARLY_S = 0.25  # the same during startup: the daemon may then wait for something that never comes
+_STUCK_S = 120.0  # the writer's longest pause is 30 s, and statements that hang end within a minute
 _LOOKUPS = 4  # concurrent lookups of host names
 
 
@@ -135,7 +137,8 @@ async def _run(
     loop.set_default_executor(DaemonThreads(_LOOKUPS, "lookup"))
     daemon = Daemon(config, plugins, clock, worker)  # until now a signal ends the process immediately
     stopping = asyncio.Event()
-    reloader = Reloader(config, read, daemon.apply, clock)
+    manager = ServiceManager(os.environ)
+    reloader = Reloader(config, read, daemon.apply, clock, manager)
     _listen_to_signals(loop, stopping, reloader.request, is_worker=worker is not None)
     collector = GcTuner(keeps_handlers=not config.server.own_sockets)
 
@@ -147,12 +150,15 @@ async def _run(
         tasks.start_periodic(lambda: log.end_minute(clock.now_ms() / 1000), clock, 1.0)
         await daemon.start()
         collector.start()
+        manager.report_ready()
         await stopping.wait()
 
+    manager.start_beats(tasks, clock, lambda: daemon.is_moving(manager.watchdog_s))
     try:
         await first_of(start(), stopping.wait())
         logger.info("stopping")
     finally:
+        manager.report_stop()
         collector.stop()
         await tasks.cancel()
         await control.stop()
@@ -415,6 +421,10 @@ class Daemon:
             self._codec.add_intervals(intervals)
             self._catalog.add_intervals(intervals)
         logger.info("bars of %s are served now", ", ".join(map(str, intervals)))
+
+    def is_moving(self, within_s: float) -> bool:
+        """Return whether an attempt to write to the store has ended within the last `within_s` seconds or two minutes."""
+        return self._writer.idle_s() <= max(within_s, _STUCK_S)
 
     async def stop(self) -> int:
         """Stop every part in order; return how many candles could be neither stored nor journaled."""

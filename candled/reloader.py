@@ -10,6 +10,7 @@ from candled.daemon_threads import DaemonThreads
 from candled.errors import ConfigError
 from candled.exchange import Clock
 from candled.reload import ReloadPlan, ReloadResult, plan_reload
+from candled.service_manager import ServiceManager
 from candled.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
@@ -25,9 +26,15 @@ class Reloader:
     """
 
     def __init__(
-        self, running: Config, read: Callable[[], Config], apply: Callable[[ReloadPlan], Awaitable[None]], clock: Clock
+        self,
+        running: Config,
+        read: Callable[[], Config],
+        apply: Callable[[ReloadPlan], Awaitable[None]],
+        clock: Clock,
+        manager: ServiceManager,
     ) -> None:
         self._running = running
+        self._manager = manager
         self._read = read
         self._apply = apply
         self._clock = clock
@@ -50,6 +57,7 @@ class Reloader:
         """
         async with self._lock:
             self._is_requested = False
+            self._manager.report_reload()
             try:
                 loop = asyncio.get_running_loop()
                 wanted = await loop.run_in_executor(self._threads, self._read_and_check)
@@ -64,6 +72,8 @@ class Reloader:
             except Exception as error:
                 logger.exception(_PROBLEM, "an internal error")
                 return ReloadResult(problems=(f"an internal error, see the log: {type(error).__name__}",))
+            finally:
+                self._manager.report_ready()
             self._running = plan.config
         if plan.live:
             logger.info("settings reloaded, changed: %s", ", ".join(plan.live))

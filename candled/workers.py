@@ -16,6 +16,7 @@ from candled.control import ControlSocket, NoDaemon, request_reload
 from candled.errors import CandledError, ConfigError
 from candled.exchange import Clock
 from candled.reload import ReloadResult
+from candled.service_manager import ServiceManager
 from candled.tasks import Backoff, TaskSet, first_of, retry
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ def run(count: int, clock: Clock, control_path: str) -> int:
 
 async def _run(names: Sequence[str], clock: Clock, control_path: str) -> int:
     loop = asyncio.get_running_loop()
+    manager, tasks = ServiceManager(os.environ), TaskSet()
     children = Children([sys.executable, *sys.orig_argv[1:]])
     loop.add_signal_handler(signal.SIGCHLD, children.reap)
     supervisor = Supervisor(names, children.spawn, clock)
@@ -92,9 +94,12 @@ async def _run(names: Sequence[str], clock: Clock, control_path: str) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     control = ControlSocket(control_path, lambda: reload_all(supervisor.running, control_path))
     await control.start()
+    manager.start_beats(tasks, clock, lambda: True)
+    manager.report_ready()
     try:
-        return await supervisor.run()
+        return await supervisor.run(on_stop=manager.report_stop)
     finally:
+        await tasks.cancel()
         await control.stop()
 
 
@@ -150,11 +155,15 @@ class Supervisor:
         """The names of the processes that run now."""
         return list(self._running)
 
-    async def run(self) -> int:
-        """Keep the processes running; return the exit status after the last of them has ended."""
+    async def run(self, on_stop: Callable[[], None] = lambda: None) -> int:
+        """Keep the processes running; return the exit status after the last of them has ended.
+
+        `on_stop` is called when they are about to end.
+        """
         for name in self._names:
             self._tasks.start(self._keep_running(name), name)
         await self._stopping.wait()
+        on_stop()
         await self._tasks.cancel()
         self.send_signal(signal.SIGTERM)
         statuses = await first_of(self._wait_for_ends(), self._kill_late())

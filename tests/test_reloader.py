@@ -11,6 +11,7 @@ from candled.config import load
 from candled.plugins import discover
 from candled.reload import ReloadPlan, ReloadResult
 from candled.reloader import Reloader
+from candled.service_manager import ServiceManager
 
 PLUGINS = discover()
 
@@ -23,7 +24,7 @@ class Harness:
         self.write("")
         self.plans: list[ReloadPlan] = []
         self.error: Exception | None = None
-        self.reloader = Reloader(self.read(), self.read, self.apply, SystemClock())
+        self.reloader = Reloader(self.read(), self.read, self.apply, SystemClock(), ServiceManager({}))
 
     def read(self):
         return load(self.path, {}, PLUGINS)

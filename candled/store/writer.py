@@ -63,6 +63,8 @@ class Writer:
         #: Only one flush runs at a time.
         self._turn = asyncio.Lock()
         self._is_closed = False
+        #: When the last attempt to write ended, successful or not, monotonic seconds; None before `run`.
+        self._attempt_ended_at: float | None = None
         self._state: Literal["ok", "unavailable", "rejecting"] = "ok"
         #: When the store became unavailable, monotonic seconds.
         self._unavailable_since = 0.0
@@ -165,13 +167,19 @@ class Writer:
             "journal": self._spill.journal.describe() if self._spill else None,
         }
 
+    def idle_s(self) -> float:
+        """Return the seconds since an attempt to write ended; 0 before `run`. A store that hangs lets it grow."""
+        return 0.0 if self._attempt_ended_at is None else self._clock.monotonic() - self._attempt_ended_at
+
     # ------------------------------------------------------------ writing to the store
 
     async def _flush_on(self) -> None:
         pause_s = self._flush_interval_s
+        self._attempt_ended_at = self._clock.monotonic()
         while True:
             await self._clock.sleep(pause_s)
             pause_s = self._flush_interval_s if await self._try_flush() else self._longer_pause(pause_s)
+            self._attempt_ended_at = self._clock.monotonic()
 
     async def _try_flush(self) -> bool:
         """Flush, and return False if a retry is needed."""

@@ -601,3 +601,24 @@ async def test_the_loop_goes_on_while_the_journal_works(journaling, store, clock
     assert rows_left(writer) == (0, 0)
     assert len(everything(store, BTC, MINUTE)) == rows
     assert watch.blocked_s < 0.1, watch
+
+
+async def test_a_writer_moves_while_its_attempts_end_and_no_longer_once_one_hangs(writer, running, store, threads, clock):
+    assert writer.idle_s() == 0
+    store.failure = UNAVAILABLE
+    writer.enqueue_row(BTC, minute(0))
+    for _ in range(120):  # a pause is at most 30 s
+        await advance(clock, 1)
+        assert writer.idle_s() <= 31
+    store.failure = None
+    hangs = threading.Event()
+    hanging = asyncio.ensure_future(threads.run_write(hangs.wait))
+    await clock.advance(200)
+    assert writer.idle_s() >= 150
+    hangs.set()
+    await hanging
+    async with deadlines.timeout(5):
+        while writer.idle_s() > 31:
+            await clock.advance(1)
+            await asyncio.sleep(0.001)
+    assert everything(store, BTC, MINUTE) == [minute(0)]
