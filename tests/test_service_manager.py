@@ -97,7 +97,10 @@ def test_a_socket_that_is_gone_disturbs_nothing(tmp_path):
 @pytest.mark.usefixtures("daemon")
 def test_a_daemon_reports_its_start_its_reload_its_beats_and_its_stop(tmp_path):
     manager = Manager(str(tmp_path / "notify"))
-    settings = {"exchanges": {"replay": {"symbols": ["BTC/USDT"]}}, "store": {"url": f"sqlite:///{tmp_path}/candled.db"}}
+    settings = {
+        "exchanges": {"replay": {"symbols": ["BTC/USDT"]}},
+        "store": {"url": f"sqlite:///{tmp_path}/candled.db"},
+    }
     with Daemon(Path(tmp_path)) as daemon:
         daemon.start(settings, env={"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "500000"})
         assert manager.read() == "READY=1"

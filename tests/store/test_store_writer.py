@@ -603,7 +603,9 @@ async def test_the_loop_goes_on_while_the_journal_works(journaling, store, clock
     assert watch.blocked_s < 0.1, watch
 
 
-async def test_a_writer_moves_while_its_attempts_end_and_no_longer_once_one_hangs(writer, running, store, threads, clock):
+async def test_a_writer_moves_while_its_attempts_end_and_no_longer_once_one_hangs(
+    writer, running, store, threads, clock
+):
     assert writer.idle_s() == 0
     store.failure = UNAVAILABLE
     writer.enqueue_row(BTC, minute(0))
