@@ -69,7 +69,7 @@ logger = logging.getLogger(__name__)
 
 _STOP_S = 5.0  # for each step of the shutdown
 _STOP_EARLY_S = 0.25  # the same during startup: the daemon may then wait for something that never comes
-_STUCK_S = 120.0  # the writer's longest pause is 30 s, and statements that hang end within a minute
+_HANGS_S = 120.0  # the writer's longest pause is 30 s, and statements that hang end within a minute
 _LOOKUPS = 4  # concurrent lookups of host names
 
 
@@ -424,7 +424,7 @@ class Daemon:
 
     def is_moving(self, within_s: float) -> bool:
         """Return whether an attempt to write to the store has ended lately: `within_s` seconds, or two minutes."""
-        return self._writer.idle_s() <= max(within_s, _STUCK_S)
+        return self._writer.idle_s() <= max(within_s, _HANGS_S)
 
     async def stop(self) -> int:
         """Stop every part in order; return how many candles could be neither stored nor journaled."""

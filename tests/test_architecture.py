@@ -27,7 +27,7 @@ OUTSIDE = {
 # Modules that import one of those. Those in `tools/` are not listed: they are commands, and may import any.
 EDGES = {
     "app", "health", "budget", "budget_file", "ingest_side", "cli", "clock", "daemon_threads", "plugins",
-    "signals", "workers", "loop_watchdog", "reloader", "control",
+    "signals", "workers", "loop_watchdog", "reloader", "control", "service_manager",
     "ingest/exchange_ingest", "ingest/repair_scheduler", "ingest/feed_pool", "ingest/feeds", "ingest/http",
     "ingest/tunnel", "ingest/prepared_address",
     "api/handler", "api/pages",
@@ -120,6 +120,7 @@ STEPS = {
     "settings_schema": {"exchange", "settings", "config"},
     "reload": {"settings", "config"},
     "control": {"errors", "reload"},
+    "service_manager": {"exchange", "tasks"},
     "config": {
         "errors",
         "model",
