@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from candled.proxies import Proxies
 from candled.tasks import TaskSet
 
 from .counts import IngestCounts
+from .early_events import EarlyEvents
 from .error_counter import ErrorCounter
 from .exchange_clock import TOLERANCE_MS
 from .feed_pool import FeedPool
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _OPENED_AT_ONCE = 8
-_EARLY_EVENTS = 1000  # per market that is not open yet
 _FINALITY_S = 0.5  # between two checks of a market for final minutes
 _CHECK_S = 1.0  # between two other checks of a market
 _MARKETS_AT_ONCE = 50
@@ -105,11 +104,10 @@ class ExchangeIngest:
         self._feeds = FeedPool(name, exchange, self, clock, http, proxies=proxies, shards=shards, counts=counts)
         #: The symbols whose feeds are connected.
         self._connected: set[Symbol] = set()
-        # Events of markets that are not open yet, since the last interruption, each with the exchange's time of receipt
-        # (None before the clock was settled). If opening takes long, the oldest events are dropped.
-        self._early: dict[Symbol, deque[tuple[Candles | SubscriptionRejected, int | None]]] = {}
+        #: Events of markets that are not open yet, since the last interruption.
+        self._early = EarlyEvents()
         #: Candles received before the clock was settled.
-        self._untimed: list[Candles] = []
+        self._untimed = EarlyEvents()
         #: Counts errors that the exchange reported about whole connections.
         self._errors = ErrorCounter()
 
@@ -158,8 +156,8 @@ class ExchangeIngest:
                 opening.cancel()
             if (market := self._markets.pop(symbol, None)) is not None:
                 self._close_market(market)
-            self._early.pop(symbol, None)
-        self._untimed = [event for event in self._untimed if event.symbol in self._symbols]
+        self._early.forget_markets(removed)
+        self._untimed.forget_markets(removed)
         self._leave_feeds(removed)
 
     def _leave_feeds(self, symbols: Collection[Symbol]) -> None:
@@ -289,7 +287,7 @@ class ExchangeIngest:
         self._past.examine_again(symbol)
         self._listing.compare_market(market)
         self._publisher.open_market(market, newest_ms, self._time.now_ms())
-        for event, received_ms in self._early.pop(symbol, ()):
+        for event, received_ms in self._early.take_events(symbol):
             self._on_market_event(event, self._time.now_ms() if received_ms is None else received_ms)
 
     # ------------------------------------------------------------ FeedSink
@@ -303,9 +301,8 @@ class ExchangeIngest:
     def on_interrupted(self, feed: Feed, reason: str) -> None:
         """Discard the feed's waiting events and mark its markets as interrupted."""
         self._connected.difference_update(feed.symbols)
-        for symbol in feed.symbols:
-            self._early.pop(symbol, None)
-        self._untimed = [event for event in self._untimed if event.symbol not in feed.symbols]
+        self._early.forget_markets(feed.symbols)
+        self._untimed.forget_markets(feed.symbols)
         for market in self._open_markets(feed):
             market.on_interrupted(is_flooded=reason == FLOODED)
 
@@ -343,9 +340,7 @@ class ExchangeIngest:
         market = self._markets.get(event.symbol)
         if market is None:
             if event.symbol in self._connected:
-                self._early.setdefault(event.symbol, deque(maxlen=_EARLY_EVENTS)).append(
-                    (event, now_ms if self._time.is_reliable else None)
-                )
+                self._early.add_event(event, now_ms if self._time.is_reliable else None)
         elif isinstance(event, SubscriptionRejected):
             if market.status.rejection is None:
                 logger.error(
@@ -356,7 +351,7 @@ class ExchangeIngest:
             if self._time.is_reliable:
                 self._on_candles(market, event, now_ms)
             else:
-                self._untimed.append(event)
+                self._untimed.add_event(event, None)
 
     def _on_candles(self, market: MarketIngest, event: Candles, now_ms: int) -> None:
         outcome = market.on_push(event, now_ms)
@@ -447,10 +442,9 @@ class ExchangeIngest:
         if self._time.now_ms() < before_ms - TOLERANCE_MS:
             for market in self._markets.values():
                 market.coverage.drop_after(MINUTE.floor(self._time.now_ms()))
-        if self._untimed and self._time.is_reliable:
-            untimed, self._untimed = self._untimed, []
-            for event in untimed:
-                self._on_candles(self._markets[event.symbol], event, self._time.now_ms())
+        if self._time.is_reliable:
+            for event in self._untimed.take_all():
+                self._on_market_event(event, self._time.now_ms())
 
     async def _request_time(self) -> None:
         """Make a REST request to learn the time, after this machine's clock was set or the machine slept."""
