@@ -55,6 +55,9 @@ class Nowhere:
     def charge_work(self, cost: float) -> float:
         return 0.0
 
+    def charge_refusal(self) -> None:
+        pass
+
     def request_snapshot(self, topic: Any) -> None:
         self.client.make_initial(topic)
 

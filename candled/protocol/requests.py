@@ -1,6 +1,6 @@
 """Messages from the client → values. The error texts are exactly those of docs/reference/protocol.md."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -74,9 +74,12 @@ class SubscribePattern(msgspec.Struct, frozen=True):
 
 
 class SubscribeMany(msgspec.Struct, frozen=True):
-    """Several subscriptions in one message. An invalid one does not affect the others."""
+    """Several subscriptions in one message. An invalid one does not affect the others.
 
-    wanted: tuple[Subscribe | SubscribePattern | RequestError, ...]
+    Each is read when its turn comes: a message may have thousands.
+    """
+
+    wanted: Iterator[Subscribe | SubscribePattern | RequestError]
     id: RequestId = None
 
 
@@ -262,7 +265,7 @@ class RequestCodec:
             case "ping":
                 return Ping(request_id)
             case "subscribe" if decoded.subscriptions is not msgspec.UNSET:
-                return SubscribeMany(self._read_each(decoded, request_id), request_id)
+                return self._read_many(decoded, request_id)
             case "subscribe":
                 return self._read_subscribe(decoded, request_id)
             case "unsubscribe":
@@ -297,24 +300,27 @@ class RequestCodec:
             raise RequestError("Invalid markets: true. Expected a pattern as symbol, such as *")
         return Subscribe(topic, bars, options, status, resume, request_id)
 
-    def _read_each(
-        self, decoded: _Message, request_id: RequestId
-    ) -> tuple[Subscribe | SubscribePattern | RequestError, ...]:
+    def _read_many(self, decoded: _Message, request_id: RequestId) -> SubscribeMany:
         if not isinstance(decoded.subscriptions, list) or not decoded.subscriptions:
             raise RequestError(INVALID_FORMAT)
         shared = {key: _shortened(getattr(decoded, key), read) for key, read in _SHARED.items()}
-        decoded = msgspec.structs.replace(decoded, **shared)
-        wanted: list[Subscribe | SubscribePattern | RequestError] = []
-        for one in decoded.subscriptions:
+        shared_by_all = msgspec.structs.replace(decoded, **shared)
+        return SubscribeMany(self._read_each(decoded.subscriptions, shared_by_all, request_id), request_id)
+
+    def _read_each(
+        self, subscriptions: Sequence[Any], shared: _Message, request_id: RequestId
+    ) -> Iterator[Subscribe | SubscribePattern | RequestError]:
+        for one in subscriptions:
             try:
                 if not isinstance(one, dict):
                     raise RequestError(INVALID_FORMAT)
                 own = {key: value for key, value in one.items() if key in _OF_ONE}
-                wanted.append(self._read_subscribe(msgspec.structs.replace(decoded, **own), request_id))
+                yield self._read_subscribe(msgspec.structs.replace(shared, **own), request_id)
             except RequestError as error:
                 error.request_id = request_id
-                wanted.append(error)
-        return tuple(wanted)
+                yield error
+            except RecursionError:  # nested too deeply to be printed in an error
+                yield RequestError(INVALID_FORMAT)
 
     def _read_room(self, decoded: _Message) -> Topic | PatternTopic:
         """Return the topic of a room: of a market, or of a pattern if no market has that name."""

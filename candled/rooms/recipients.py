@@ -46,6 +46,9 @@ class RecipientConnection(Protocol):
     def charge_work(self, cost: float) -> float:
         """Charge a request, in seconds of work; return the seconds that its answer has to wait, `inf` if refused."""
 
+    def charge_refusal(self) -> None:
+        """Charge a message that a limit refused; close the connection with 3013 if it goes on for long."""
+
     def disconnect(self, code: int, reason: str) -> None:
         """Close the connection with a close code."""
 
@@ -78,6 +81,9 @@ class NullConnection:
     def charge_work(self, cost: float) -> float:
         """Charge nothing: requests of this process have no budget."""
         return 0.0
+
+    def charge_refusal(self) -> None:
+        """Charge nothing."""
 
     def disconnect(self, code: int, reason: str) -> None:
         """Do nothing: there is no socket to close."""

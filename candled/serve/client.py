@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from candled.errors import Unavailable
 from candled.exchange import Clock
-from candled.model import MarketKey, PatternTopic, Position, Topic
+from candled.model import Interval, MarketKey, PatternTopic, Position, Symbol, Topic
 from candled.protocol import messages
 from candled.protocol.frames import Frame
 from candled.protocol.messages import PLAIN
@@ -43,7 +44,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
-_EXCESS_S = 10.0  # messages above the limit tolerated before the connection is closed, in seconds of the limit
+# Subscriptions of one message that are handled together. The others wait for turns of the connection, and the messages
+# after them, at most so many. The turns are requested like those of a snapshot of this topic.
+_TOGETHER = 16
+_MOST_WAITING = 100
+_BACKLOG = Topic(MarketKey("", Symbol("", "")), Interval(0, "backlog"))
 
 # The names of requests in metrics.
 _TYPES: Mapping[type[Request], str] = {
@@ -66,12 +71,12 @@ class ClientSession:
     """
 
     __slots__ = (
+        "_backlog",
         "_bars",
         "_budget",
         "_clock",
         "_codec",
         "_connection",
-        "_excess",
         "_hub",
         "_is_extended",
         "_limits",
@@ -103,7 +108,8 @@ class ClientSession:
         self._memberships: dict[Topic, Membership] = {}
         self._patterns: dict[PatternTopic, PatternMembership] | None = None
         self._budget: TokenBucket | None = None
-        self._excess: TokenBucket | None = None  # for messages above the budget
+        # the rest of a message with many subscriptions, and the messages after it
+        self._backlog: deque[str | bytes | Iterator[Subscribe | SubscribePattern | RequestError]] | None = None
         # tasks that load the bars of an `initial`
         self._preparing: dict[Topic, asyncio.Task[None]] | None = None
         # by market: the watcher of its state, and the topics that it was requested with
@@ -115,11 +121,23 @@ class ClientSession:
     # ------------------------------------------------------------ calls from the connection
 
     def on_client_message(self, message: str | bytes) -> None:
-        """Handle one message. An invalid one gets an error reply, and the socket stays open."""
-        kind = "refused"
+        """Handle one message, after those before it. An invalid one gets an error reply, and the socket stays open."""
         try:
             self._spend_budget(message)
-            kind = "invalid"
+        except RequestError as error:
+            self._send_error(error)
+            self._hub.counts.received["refused"] += 1
+            return
+        if not self._backlog:
+            self._handle_message(message)
+        elif len(self._backlog) < _MOST_WAITING:
+            self._backlog.append(message)
+        else:
+            self._connection.disconnect(3013, "too many messages")
+
+    def _handle_message(self, message: str | bytes) -> None:
+        kind = "invalid"
+        try:
             request = self._codec.decode_request(message)
             kind = _TYPES[type(request)]
             self.handle(request)
@@ -147,8 +165,11 @@ class ClientSession:
             self._subscribe(request)
         elif isinstance(request, SubscribeMany):
             self._is_extended = True
-            for one in request.wanted:
-                self._subscribe_one(one)
+            if self._backlog is None:
+                self._backlog = deque()
+            self._backlog.appendleft(request.wanted)
+            if len(self._backlog) == 1:
+                self._run_backlog()
         elif isinstance(request, Ping):
             self._send_reply(messages.pong(request.id))
         elif isinstance(request, ListSubscriptions):
@@ -170,6 +191,8 @@ class ClientSession:
             return self._hub.render_snapshot(membership)
         if topic == TURN and self._pager is not None:
             self._pager.start_next_page()
+        elif topic == _BACKLOG:
+            self._run_backlog()
         return None
 
     def on_fell_behind(self, topic: Topic) -> None:
@@ -201,7 +224,7 @@ class ClientSession:
             self._hub.leave_room(membership)
         for pattern in (self._patterns or {}).values():
             self._hub.leave_pattern(pattern)
-        self._watched = self._patterns = None
+        self._watched = self._patterns = self._backlog = None
         self._memberships.clear()
 
     # ------------------------------------------------------------ calls from the hub (Member)
@@ -235,13 +258,9 @@ class ClientSession:
         if not rate:
             return
         if self._budget is None or self._budget.rate != rate:  # the settings may be reloaded
-            self._budget, self._excess = TokenBucket(rate, 2 * rate), None
-        now = self._clock.monotonic()
-        if self._budget.try_take(now):
-            if self._excess is None:
-                self._excess = TokenBucket(rate, _EXCESS_S * rate)
-            if self._excess.try_take(now):
-                self._connection.disconnect(3013, "too many messages")
+            self._budget = TokenBucket(rate, 2 * rate)
+        if self._budget.try_take(self._clock.monotonic()):
+            self._connection.charge_refusal()
             error = RequestError(f"Too many messages: at most {rate} per second", code=TOO_MANY, temporary=True)
             error.request_id = self._codec.name_of(message)
             raise error
@@ -254,6 +273,22 @@ class ClientSession:
             error.request_id = request.id
             raise error
         return delay_s
+
+    def _run_backlog(self) -> None:
+        """Handle some of the waiting subscriptions and messages, and request another turn for the rest."""
+        for _ in range(_TOGETHER):
+            if not self._backlog:
+                return
+            first = self._backlog[0]
+            if isinstance(first, str | bytes):
+                self._backlog.popleft()
+                self._handle_message(first)
+            elif (one := next(first, None)) is not None:
+                self._subscribe_one(one)
+            else:
+                self._backlog.popleft()
+        if self._backlog:
+            self._connection.request_snapshot(_BACKLOG)
 
     def _subscribe_one(self, one: Subscribe | SubscribePattern | RequestError) -> None:
         """Handle one of several subscriptions. An invalid one does not affect the others."""

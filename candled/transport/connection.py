@@ -128,6 +128,11 @@ class ClientConnection:
         """See `RecipientConnection.charge_work`."""
         return self.budget.admit(cost, self.now())
 
+    def charge_refusal(self) -> None:
+        """See `RecipientConnection.charge_refusal`."""
+        if self.is_open and self.budget.penalize(self.now()):
+            self.disconnect(3013, "too much work")
+
     @property
     def is_light(self) -> bool:
         """True if the client and its address have used little of their budgets of work."""
@@ -135,11 +140,11 @@ class ClientConnection:
 
     def charge_received(self, cost: float) -> bool:
         """Charge received frames; close the connection and return False if it goes on long after a refusal."""
-        budget, now = self.budget, self.now()
-        if budget.charge(cost, now) == REFUSED and self.is_open and budget.penalize(now):
-            self.disconnect(3013, "too much work")
-            return False
-        return True
+        if self.budget.charge(cost, self.now()) != REFUSED:
+            return True
+        was_open = self.is_open
+        self.charge_refusal()
+        return self.is_open == was_open
 
     def now(self) -> float:
         """Return monotonic seconds."""

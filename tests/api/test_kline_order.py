@@ -41,6 +41,9 @@ class RecordingListener:
     def charge_work(self, cost: float) -> float:
         return 0.0
 
+    def charge_refusal(self) -> None:
+        pass
+
     def send_update(self, frame) -> int:
         event = json.loads(frame.payload)
         kline = event["k"]

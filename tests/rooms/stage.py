@@ -175,6 +175,9 @@ class Socket:
     def charge_work(self, cost: float) -> float:
         return 0.0
 
+    def charge_refusal(self) -> None:
+        pass
+
     def request_snapshot(self, topic: Topic) -> None:
         if self.blocked:
             self._updates.pop(topic, None)

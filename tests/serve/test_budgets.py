@@ -26,7 +26,7 @@ SHORT = {"work_burst": timedelta(seconds=1), "work_wait": timedelta(seconds=1)}
 
 
 def server(**settings):
-    return ServerSettings(host=HOME, port=0, max_messages_per_second=0, **settings)
+    return ServerSettings(**{"host": HOME, "port": 0, "max_messages_per_second": 0, **settings})
 
 
 def owe(stage, seconds: float, address: str = HOME) -> None:
@@ -72,6 +72,18 @@ async def test_an_initial_waits_then_there_are_errors_then_the_end(stage):
                 await ws.send(json.dumps(SUBSCRIBE))
                 await receive_json(ws)
         assert ws.close_code == 3013
+
+
+@pytest.mark.stage(server=server(max_messages_per_second=5), limits=LimitSettings(**SHORT))
+async def test_messages_above_the_limit_use_the_budget_until_the_connection_ends(stage):
+    errors = 0
+    async with websockets.connect(f"ws://{HOME}:{stage.server.listen()}/ws") as ws:
+        with contextlib.suppress(websockets.ConnectionClosed):
+            while errors < 1000:
+                await ws.send('{"type":"ping"}')
+                errors += (await receive_json(ws))["type"] == "error"
+    assert ws.close_code == 3013
+    assert 5 < errors < 100
 
 
 @pytest.mark.stage(server=server(), limits=LimitSettings())

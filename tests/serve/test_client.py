@@ -159,18 +159,40 @@ async def test_limits_are_told_with_their_codes():
     assert ws.send_json({"type": "ping", "id": 9}) == [{"type": "pong", "id": 9}]
 
 
-async def test_who_goes_on_sending_far_too_much_is_closed_with_3013():
+async def test_each_message_above_the_limit_is_charged():
     one = await stage()
     one.limits = Limits(rate=2)
+    ws, charges = one.connect(), []
+    ws.charge_refusal = lambda: charges.append(1)
+    for _ in range(7):
+        ws.send_json({"type": "ping"})
+    assert len(charges) == 3
+
+
+async def test_a_message_with_many_subscriptions_is_handled_in_turns_and_later_messages_wait():
+    one = await stage()
+    one.limits = Limits(rate=0)
+    ws = one.connect()
+    ws.blocked = True
+    ws.send_json({"type": "subscribe", "symbol": "BTC/USDT", "subscriptions": [{"interval": "1m"}] * 100, "id": 1})
+    ws.send_json({"type": "unsubscribe", "symbol": "BTC/USDT", "interval": "1m", "id": 2})
+    ws.send_json({"type": "subscribe", "symbol": "BTC/USDT", "subscriptions": [{}] * 40, "id": 3})
+    ws.send_json({"type": "ping", "id": 4})
+    assert len(ws._replies) == 16, "one turn"
+    ws.let_go()
+    replies = [(reply["type"], reply["id"]) for reply in ws.received if "id" in reply]
+    assert replies == [("subscribed", 1)] * 100 + [("unsubscribed", 2)] + [("error", 3)] * 40 + [("pong", 4)]
+    assert not one.hub.room_count
+
+
+async def test_a_client_that_sends_on_while_its_message_waits_is_closed():
+    one = await stage()
+    one.limits = Limits(rate=0)
     ws, codes = one.connect(), []
     ws.disconnect = lambda code, reason: codes.append(code)
-    for _ in range(120):  # a client that sends half as much again as it may
-        for _ in range(3):
-            ws.send_json({"type": "ping"})
-        await one.wait(1)
-    assert not codes
-    await one.wait(5)
-    for _ in range(4 + 20):
+    ws.blocked = True
+    ws.send_json({"type": "subscribe", "symbol": "BTC/USDT", "subscriptions": [{"interval": "1m"}] * 17})
+    for _ in range(99):
         ws.send_json({"type": "ping"})
     assert not codes
     ws.send_json({"type": "ping"})
