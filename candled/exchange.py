@@ -433,6 +433,8 @@ class Exchange(ABC):
     is_simulated: ClassVar[bool] = False
     #: True if every candle opens at the close of the previous one. A difference then reveals a missed push.
     opens_at_previous_close: ClassVar[bool] = False
+    #: The reasons for which checks of `candled plugin test` cannot be run, by the names of the checks.
+    bypass_reasons: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, settings: Any, clock: Clock) -> None:
         self.settings = settings

@@ -1,0 +1,148 @@
+"""The conformance kit: every check about a plugin and its recordings, with the reason why it matters to a chart."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from candled.exchange import Exchange
+
+from . import frame_checks as frames
+from . import page_checks as pages
+from .mistakes import judge_closed_flag, judge_times, judge_versions, judge_volumes
+from .recording import Recording
+from .replayed import FINDINGS
+from .stage import CheckFailed, NotShown, Stage
+
+Outcome = Literal["passed", "failed", "skipped", "note"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check. `run` returns details, or raises `CheckFailed` or `NotShown`."""
+
+    name: str
+    #: The consequence of a failure for a chart.
+    why: str
+    run: Callable[[Stage], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The outcome of a check."""
+
+    check: Check
+    outcome: Outcome
+    #: The mistake, the reason for which the check was skipped, or details.
+    detail: str = ""
+
+
+class _Note(Exception):
+    """The exchange decides, not the plugin."""
+
+
+_READ, _ROWS, _LISTED, _STREAM, _FINAL, _GAPS, _EQUAL, _LATER = FINDINGS
+
+
+def _of_finding(name: str) -> Callable[[Stage], str]:
+    def run(stage: Stage) -> str:
+        finding = stage.findings[name]
+        if finding.is_right is None and name == _LATER:
+            raise _Note(finding.detail)
+        return _judge(finding.is_right, finding.detail)
+
+    return run
+
+
+def _judge(is_right: bool | None, detail: str) -> str:
+    """Return the details of a finding.
+
+    Raises:
+        NotShown, CheckFailed: it is unknown, or wrong.
+    """
+    if is_right is None:
+        raise NotShown(detail or "the recording does not show it")
+    if not is_right:
+        raise CheckFailed(detail)
+    return detail
+
+
+def _times(stage: Stage) -> str:
+    return _judge(*judge_times(stage.recording, stage.replay))
+
+
+def _versions(stage: Stage) -> str:
+    return _judge(*judge_versions(stage.versions))
+
+
+def _volumes(stage: Stage) -> str:
+    return _judge(*judge_volumes(stage.versions, stage.replay.minutes.get("after", {})))
+
+
+def _flag(stage: Stage) -> str:
+    return _judge(*judge_closed_flag(stage.make_exchange(), stage.versions, stage.replay))
+
+
+CHECKS = (
+    Check(_READ, "a frame that is not read is a minute that is not shown", _of_finding(_READ)),
+    Check(_ROWS, "a row that is no candle is a gap", _of_finding(_ROWS)),
+    Check("opening times are right", "a chart draws each candle at its opening time", _times),
+    Check(_STREAM, "without them the chart is as slow as REST", _of_finding(_STREAM)),
+    Check("versions of a minute grow", "a chart shows a range and a volume that the minute never had", _versions),
+    Check("volumes are in base currency", "the volume bars are wrong by the factor of the price", _volumes),
+    Check("the closed flag is true", "a bot trades on a candle that then changes", _flag),
+    Check(_LISTED, "a market that is not listed is never subscribed", _of_finding(_LISTED)),
+    Check(_GAPS, "a minute that REST does not have cannot be repaired", _of_finding(_GAPS)),
+    Check(_EQUAL, "the chart changes when the page is loaded again", _of_finding(_EQUAL)),
+    Check(_LATER, "old minutes change on a chart", _of_finding(_LATER)),
+    Check("frames may come twice", "a candle disappears after a reconnect", frames.check_duplicates),
+    Check("frames may come in any order", "a value is drawn in the wrong minute", frames.check_disorder),
+    Check("a silence ends", "the chart stays still after a quiet hour", frames.check_silence),
+    Check("a late last version is shown", "the close of a minute is not that of the exchange", frames.check_late_version),
+    Check("a wrong clock changes nothing", "candles move when the machine's clock is wrong", frames.check_clock),
+    Check("wrong times of sending change nothing", "a candle jumps to another minute", frames.check_time_lies),
+    Check("bad numbers are refused", "one bad row draws a spike to zero", frames.check_bad_rows),
+    Check("a part of a frame is an error", "a connection that breaks leaves a wrong candle", frames.check_cut_frame),
+    Check("HTML is an error", "the page of a proxy stops the stream", frames.check_html_frame),
+    Check("symbols are kept apart", "the chart of one market shows the prices of another", frames.check_other_symbols),
+    Check("a refusal names its symbol", "one unknown symbol stops all charts of a connection", frames.check_refusal),
+    Check("a closed minute may come twice", "a bot acts twice on one candle", frames.check_closed_twice),
+    Check("every range is complete", "minutes are missing from history, always at the same places", pages.check_pages),
+    Check("pages may overlap", "a minute is drawn twice", pages.check_overlapping_pages),
+    Check("pages may be partial", "invented minutes hide a gap", pages.check_partial_pages),
+    Check("an empty answer is empty", "invented minutes hide a gap", pages.check_empty_success),
+    Check("history begins at the listing", "a chart of a new market does not load", pages.check_listing_date),
+    Check("a bad row costs one minute", "one bad row empties a page of the chart", pages.check_bad_rows_in_page),
+    Check("refused requests are repeated", "a gap that could be repaired stays", pages.check_refused_requests),
+    Check("HTML over REST is an error", "a maintenance page is taken for a quiet market", pages.check_html_success),
+    Check("the list of markets is followed", "a delisted market looks alive", pages.check_markets),
+)
+"""Every check, in the order of the report."""
+
+
+def run_checks(
+    kind: type[Exchange], recording: Recording, settings: Iterable[str] = (), checks: Sequence[Check] = CHECKS
+) -> Iterator[Result]:
+    """Yield the result of each check of a plugin with a recording."""
+    stage = Stage(kind, recording, tuple(settings))
+    with stage.runner:
+        for check in checks:
+            yield run_check(check, stage)
+
+
+def run_check(check: Check, stage: Stage) -> Result:
+    """Return the result of a check. One that cannot be run fails, unless the plugin has a reason for it."""
+    reason = stage.kind.bypass_reasons.get(check.name)
+    try:
+        return Result(check, "passed", check.run(stage))
+    except CheckFailed as failure:
+        return Result(check, "failed", str(failure))
+    except _Note as note:
+        return Result(check, "note", str(note))
+    except NotShown as missing:
+        if reason:
+            return Result(check, "skipped", reason)
+        return Result(
+            check,
+            "failed",
+            f"cannot be run: {missing}. Record it, or give the reason in bypass_reasons[{check.name!r}] of the plugin",
+        )

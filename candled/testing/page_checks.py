@@ -1,0 +1,244 @@
+"""Checks of a plugin's requests against a scripted exchange."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from candled.errors import CandledError, ExchangeError, Unavailable
+from candled.exchange import InvalidRow
+from candled.ingest.rows import sift
+from candled.model import MINUTE, MINUTE_MS, Candle, Range
+
+from .documents import Path, list_values, parse_document, with_value, write_document
+from .recording import Call, Request
+from .scripted_pages import Script, name_missing
+from .stage import CheckFailed, NotShown, Stage, require
+
+_HTML = "<html><head><title>Just a moment...</title></head><body>Checking your browser</body></html>"
+_BAD_ROWS: tuple[Any, ...] = (None, [], {}, "x", 0, [None] * 12, ["x"] * 12)
+
+
+def _spans(stage: Stage) -> Iterator[tuple[int, int]]:
+    """Yield ranges: up to the forming minute and in the past, of one minute, around the size of a page, and the longest."""
+    most = stage.kind.max_history_minutes
+    rows = min(stage.rule.rows, most)
+    counts = sorted({1, 2, 61, rows - 1, rows, rows + 1, most - 1, most} & set(range(1, most + 1)))
+    end_ms = MINUTE.floor(stage.now_ms) + MINUTE_MS
+    for count in counts:
+        yield end_ms - count * MINUTE_MS, end_ms
+        past_ms = end_ms - 200 * MINUTE_MS
+        yield past_ms - count * MINUTE_MS, past_ms
+
+
+def _fetch(stage: Stage, script: Script, start_ms: int, end_ms: int) -> tuple[list[Any], Any]:
+    """Fetch a range. An exception is a failure.
+
+    Raises:
+        CheckFailed: the plugin raises an exception.
+    """
+    try:
+        return stage.fetch(script, start_ms, end_ms)
+    except Exception as error:
+        count = (end_ms - start_ms) // MINUTE_MS
+        raise CheckFailed(f"fetch_history of {count} minutes raises {error!r}") from error
+
+
+def _times(rows: Iterable[Any], span: tuple[int, int]) -> list[int]:
+    return [candle.open_ms for candle in sift(rows, Range(*span)).candles]
+
+
+def check_pages(stage: Stage) -> str:
+    """Fetch ranges of many lengths: every minute must be found, by the rule that the recorded pages show."""
+    count = 0
+    for span in _spans(stage):
+        rows, http = _fetch(stage, stage.script(), *span)
+        expected = [at for at in range(*span, MINUTE_MS) if at <= stage.now_ms]
+        found = set(_times(rows, span))
+        is_forming_optional = expected[-1] + MINUTE_MS > stage.now_ms
+        missing = [at for at in expected[: -1 if is_forming_optional else None] if at not in found]
+        if missing:
+            raise CheckFailed(name_missing(missing, span, http.asked, stage.rule))
+        count += 1
+    return f"{count} ranges; {stage.rule}"
+
+
+def check_overlapping_pages(stage: Stage) -> str:
+    """Return each row twice, and rows outside of the range: a minute must be found once, and none outside."""
+    span = _recent(stage, 30)
+    for change in (lambda rows: [row for row in rows for _ in range(2)], lambda rows: rows + rows[:1]):
+        rows, _ = _fetch(stage, stage.script(change=change), *span)
+        require(_times(rows, span) == list(range(*span, MINUTE_MS)), "minutes are lost from a page with rows twice")
+    outside = [row for row in rows if isinstance(row, Candle) and not span[0] <= row.open_ms < span[1]]
+    require(not outside, f"fetch_history returns a minute outside of its range: {outside[:1]}")
+    return "rows twice"
+
+
+def _recent(stage: Stage, count: int) -> tuple[int, int]:
+    end_ms = MINUTE.floor(stage.now_ms) - 10 * MINUTE_MS
+    return end_ms - min(count, stage.kind.max_history_minutes) * MINUTE_MS, end_ms
+
+
+def check_partial_pages(stage: Stage) -> str:
+    """Return half of each page: the other minutes may be missing, but none may be invented, and requests must end."""
+    span = _recent(stage, stage.kind.max_history_minutes)
+    for half in (lambda rows: rows[len(rows) // 2 :], lambda rows: rows[: len(rows) // 2]):
+        rows, _ = _fetch_or_refuse(stage, stage.script(change=half), span)
+        extra = [at for at in _times(rows, span) if not span[0] <= at < span[1]]
+        require(not extra, f"minutes are invented for a page that is half empty: {extra[:3]}")
+    return "the older and the newer half"
+
+
+def _fetch_or_refuse(stage: Stage, script: Script, span: tuple[int, int]) -> tuple[list[Any], str]:
+    """Return the rows, and the error if the plugin raised one of those that are allowed.
+
+    Raises:
+        CheckFailed: it raised another exception.
+    """
+    try:
+        return stage.fetch(script, *span)[0], ""
+    except CandledError as error:
+        require("do they ever end" not in str(error), str(error))
+        return [], type(error).__name__
+    except Exception as error:
+        raise CheckFailed(f"the plugin raises {error!r} instead of an ExchangeError") from error
+
+
+def check_empty_success(stage: Stage) -> str:
+    """Answer with success and no row: no minute may be invented, and requests must end."""
+    rows, error = _fetch_or_refuse(stage, stage.script(is_empty=True), _recent(stage, 30))
+    require(not rows, f"an answer without rows is read as {rows[:1]}")
+    return error or "no minutes"
+
+
+def check_listing_date(stage: Stage) -> str:
+    """Ask for minutes before the market was listed: those after it must be found, and none before."""
+    span = _recent(stage, 40)
+    listed_ms = span[1] - 10 * MINUTE_MS
+    rows, http = _fetch(stage, stage.script(listed_ms=listed_ms), *span)
+    found, expected = _times(rows, span), list(range(listed_ms, span[1], MINUTE_MS))
+    missing = [at for at in expected if at not in found]
+    require(not [at for at in found if at < listed_ms], "minutes before the listing are invented")
+    if missing:
+        raise CheckFailed(name_missing(missing, span, http.asked, stage.rule))
+    rows, _ = _fetch_or_refuse(stage, stage.script(listed_ms=span[1] + 50 * MINUTE_MS), span)
+    require(not _times(rows, span), "minutes before the listing are invented")
+    return "ten minutes after the listing, and before it"
+
+
+def check_bad_rows_in_page(stage: Stage) -> str:
+    """Spoil one row of a page: it must be an `InvalidRow`, and the other rows must be used."""
+    span = _recent(stage, 20)
+    lost_ms = span[0] + 7 * MINUTE_MS
+    others = [at for at in range(*span, MINUTE_MS) if at != lost_ms]
+    changes: list[Callable[[Any], Any]] = [lambda _, bad=bad: bad for bad in _BAD_ROWS]  # type: ignore[misc]
+    changes += _unreadable(stage)
+    for change in changes:
+        script = stage.script(change_row=lambda at, row, change=change: change(row) if at == lost_ms else row)
+        rows, _ = _fetch(stage, script, *span)
+        found, bad = _times(rows, span), str(change(stage.page.rows[0]))[:80]
+        missing = [at for at in others if at not in found]
+        require(not missing, f"the bad row {bad} costs {len(missing)} good ones")
+        require(lost_ms not in found, f"the bad row {bad} is read as a candle")
+        require(any(isinstance(row, InvalidRow) for row in rows), f"the bad row {bad} leaves no InvalidRow")
+    return f"{len(changes)} kinds of bad rows"
+
+
+def _unreadable(stage: Stage) -> Iterator[Callable[[Any], Any]]:
+    """Yield changes of a row, each of which spoils one value that the plugin needs."""
+    span = _recent(stage, 20)
+    for path, value in list_values(stage.page.rows[0]):
+        if isinstance(value, bool) or value is None:
+            continue
+
+        def change(row: Any, path: Path = path) -> Any:
+            return with_value(row, path, "x")
+
+        rows, _ = _fetch_or_refuse(stage, stage.script(change_row=lambda _, row, change=change: change(row)), span)
+        if not _times(rows, span):
+            yield change
+
+
+def check_refused_requests(stage: Stage) -> str:
+    """Answer 429, 418 and 503 with a page of HTML: the plugin must pass on `Unavailable`, and invent no empty range."""
+    for status in (429, 418, 503):
+        try:
+            rows, _ = stage.fetch(stage.script(refusal=(status, _HTML)), *_recent(stage, 30))
+        except Unavailable:
+            continue
+        except Exception as error:
+            raise CheckFailed(
+                f"the plugin raises {error!r} for status {status}, instead of passing on Unavailable: "
+                "the daemon would not ask again soon"
+            ) from error
+        raise CheckFailed(
+            f"status {status} is read as {len(rows)} rows: the daemon would take the minutes for missing on the exchange"
+        )
+    return "429, 418 and 503"
+
+
+def check_html_success(stage: Stage) -> str:
+    """Answer 200 with a page of HTML, and 404: the plugin must raise an error."""
+    for status in (200, 404):
+        try:
+            rows, _ = stage.fetch(stage.script(refusal=(status, _HTML)), *_recent(stage, 30))
+        except (ExchangeError, Unavailable):
+            continue
+        except Exception as error:
+            raise CheckFailed(f"the plugin raises {error!r} for a page of HTML, instead of ExchangeError") from error
+        raise CheckFailed(f"a page of HTML with status {status} is read as {len(rows)} rows")
+    return "200 and 404"
+
+
+def check_markets(stage: Stage) -> str:
+    """Change the list of markets: a delisted market must be absent or not trade, and a bad entry must be an error."""
+    from .replayed import RecordedHttp
+
+    recording = stage.recording
+    calls = [call for call in recording.select(Call) if call.method == "fetch_markets" and recording.requests_of(call)]
+    if not calls or stage.replay.markets is None:
+        raise NotShown("no list of markets was recorded")
+    requests = recording.requests_of(calls[0])
+
+    def read(change: Callable[[Any], Any]) -> list[Any] | None:
+        changed = [_changed(one, change) for one in requests]
+        try:
+            return list(stage.runner.run(stage.make_exchange().fetch_markets(RecordedHttp(changed))))
+        except CandledError:
+            return None
+        except Exception as error:
+            raise CheckFailed(f"fetch_markets raises {error!r} instead of ExchangeError") from error
+
+    for name, change in (("an empty object", lambda _: {}), ("null", lambda _: None), ("entries of text", lambda _: ["x"])):
+        require(not read(change), f"markets are invented for {name} instead of the list")
+    symbol = recording.symbol
+    listed = read(lambda document: document) or []
+    require(any(one.symbol == symbol for one in listed), f"the list of markets does not have {symbol}")
+    without = read(lambda document: _without_symbol(document, stage))
+    require(
+        not any(one.symbol == symbol for one in without or ()), f"{symbol} is listed although the exchange removed it"
+    )
+    return f"{len(listed)} markets, and {symbol} removed"
+
+
+def _changed(request: Request, change: Callable[[Any], Any]) -> Request:
+    from msgspec.structs import replace
+
+    return replace(request, answer=write_document(change(parse_document(request.answer))))
+
+
+def _without_symbol(document: Any, stage: Stage) -> Any:
+    """Return a list of markets without the entries that name both coins of the recorded symbol."""
+    symbol = stage.recording.symbol
+
+    def names_symbol(entry: Any) -> bool:
+        texts = "\0".join(str(value) for _, value in list_values(entry)).upper()
+        keys = "\0".join(map(str, entry)).upper() if isinstance(entry, dict) else ""
+        return symbol.base in texts + keys and symbol.quote in texts + keys
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, list):
+            return [one for one in value if not (isinstance(one, dict | list) and names_symbol(one))]
+        if isinstance(value, dict):
+            return {key: clean(one) for key, one in value.items()}
+        return value
+
+    return clean(document)

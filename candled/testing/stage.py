@@ -1,0 +1,201 @@
+"""The material of the checks about one plugin and one recording: exchanges, feeds, forms of frames and pages."""
+
+import asyncio
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from candled.exchange import Event, Exchange, SocketFeed
+from candled.ingest.coverage import Coverage
+from candled.ingest.market import MarketIngest
+from candled.ingest.market_status import Rules
+from candled.model import MINUTE, MINUTE_MS, Candle, MarketKey, Symbol
+
+from .modules import make_exchange
+from .recording import Received, Recording, Request
+from .replayed import Finding, RecordedClock, Replay, judge_replay, replay_recording
+from .scripted_frames import FrameForm, Material, candles_in, find_form, open_feed, read_material, read_quietly
+from .scripted_pages import Page, PageRule, Script, ScriptedHttp, learn_rule, list_pages
+
+_SECONDS_INTO_MINUTE_MS = 30_000
+_NOW_MS = 1_788_000_000_000  # in 2026
+
+
+class CheckFailed(Exception):
+    """The plugin, or its description of the exchange, is wrong. The text names the mistake."""
+
+
+class NotShown(Exception):
+    """The recording does not have the material of a check."""
+
+
+def require(is_right: object, mistake: str) -> None:
+    """Raise `CheckFailed` with the mistake if something is not right."""
+    if not is_right:
+        raise CheckFailed(mistake)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One plugin and one recording."""
+
+    kind: type[Exchange]
+    recording: Recording
+    settings: tuple[str, ...] = ()
+    #: Loops are expensive: one is shared by all checks.
+    runner: asyncio.Runner = field(default_factory=asyncio.Runner)
+
+    # ------------------------------------------------------------ the plugin
+
+    def make_exchange(self, now_ms: int | None = None) -> Exchange:
+        """Return an exchange of the plugin, by default at the time of the newest page."""
+        made = make_exchange(self.kind, self.settings, RecordedClock(self.now_ms if now_ms is None else now_ms))
+        made.resume_after(None)
+        return made
+
+    def open_feed(self, *symbols: Symbol, now_ms: int | None = None) -> SocketFeed:
+        """Return a feed that has subscribed, and that has read the recorded frames before the form.
+
+        Raises:
+            NotShown: the plugin's feed is no `SocketFeed`.
+        """
+        exchange = self.make_exchange(now_ms)
+        feed = open_feed(exchange, symbols or (self.recording.symbol,))
+        if feed is None:
+            raise NotShown("the feed is no SocketFeed")
+        self._prepare(feed)
+        for frame, events in self.material.frames:
+            if not candles_in(events, self.recording.symbol):
+                read_quietly(feed, frame)
+        return feed
+
+    def _prepare(self, feed: SocketFeed) -> None:
+        """Let a feed read the answers that it needs before a connection, if they were recorded."""
+        requests = [one for one in self.recording.select(Request) if one.call == 0]
+        if not requests or not self.pages:
+            return
+        http = ScriptedHttp(self.pages[0], Script(PageRule(), self.now_ms), self.recording)
+        with_errors = asyncio.gather(feed.prepare_connection(http), return_exceptions=True)
+        self.runner.run(_wait(with_errors))
+
+    @cached_property
+    def now_ms(self) -> int:
+        """The time of the recording: of its newest page, or its newest frame."""
+        times = [page.times[-1] for page in list_pages(self.recording)]
+        times += [one.at_ms for one in self.recording.select(Received) if one.at_ms]
+        return MINUTE.floor(max(times, default=_NOW_MS)) + _SECONDS_INTO_MINUTE_MS
+
+    # ------------------------------------------------------------ the recording
+
+    @cached_property
+    def replay(self) -> Replay:
+        """The recording, as the plugin reads it."""
+        return self._replayed[0]
+
+    @cached_property
+    def findings(self) -> dict[str, Finding]:
+        """The findings about the replay, by their names."""
+        replay, exchange = self._replayed
+        return {one.name: one for one in judge_replay(self.recording, exchange, replay)}
+
+    @cached_property
+    def _replayed(self) -> tuple[Replay, Exchange]:
+        clock = RecordedClock()
+        exchange = make_exchange(self.kind, self.settings, clock)
+        return self.runner.run(replay_recording(self.recording, exchange, clock)), exchange
+
+    @cached_property
+    def versions(self) -> dict[int, list[Candle]]:
+        """The versions of each minute of the stream, in the order of arrival."""
+        return self.replay.versions(self.recording.symbol)
+
+    @cached_property
+    def material(self) -> Material:
+        """The recorded frames."""
+        return read_material(self.recording, self.make_exchange())
+
+    @cached_property
+    def form(self) -> FrameForm:
+        """The form of a frame with one candle.
+
+        Raises:
+            NotShown: no recorded frame can be written for other minutes.
+        """
+        symbol = self.recording.symbol
+        form = find_form(self.material, self.open_feed(), symbol)
+        if form is None:
+            raise NotShown(f"no recorded frame is JSON with a candle of {symbol} and its time")
+        return form
+
+    @cached_property
+    def pages(self) -> list[Page]:
+        """The recorded pages of minutes."""
+        return list_pages(self.recording)
+
+    @property
+    def page(self) -> Page:
+        """The page with most rows.
+
+        Raises:
+            NotShown: there is none.
+        """
+        if not self.pages:
+            raise NotShown("no answer to fetch_history with rows of minutes was recorded")
+        return max(self.pages, key=lambda page: len(page.rows))
+
+    @cached_property
+    def rule(self) -> PageRule:
+        """The rule of the recorded pages."""
+        return learn_rule(self.pages, (at for at, found in self.versions.items() if found[-1].volume))
+
+    # ------------------------------------------------------------ the scripted exchange
+
+    def script(self, **changes: Any) -> Script:
+        """Return a script with the recorded rule."""
+        return Script(self.rule, self.now_ms, **changes)
+
+    def fetch(self, script: Script, start_ms: int, end_ms: int) -> tuple[list[Any], ScriptedHttp]:
+        """Return the rows that the plugin fetches from a scripted exchange, and the requests that it made.
+
+        Raises:
+            Exception: the plugin raised it.
+        """
+        http = ScriptedHttp(self.page, script, self.recording)
+        http.span = (start_ms, end_ms)
+        exchange = self.make_exchange(script.now_ms)
+        rows = self.runner.run(exchange.fetch_history(http, self.recording.symbol, start_ms, end_ms))
+        return list(rows), http
+
+    def make_market(self, from_ms: int) -> MarketIngest:
+        """Return the ingest of a market that has nothing yet, as the daemon makes it."""
+        kind = self.kind
+        absence = "exchange_outage" if kind.publishes_empty_candles else "no_trades"
+        coverage = Coverage(present=[], known_gaps=[], since_ms=None, from_ms=from_ms, absence=absence)  # type: ignore[arg-type]
+        rules = Rules(
+            grace_period_ms=2_000,
+            quiet_after_ms=60_000,
+            confirm=False,
+            max_history_minutes=kind.max_history_minutes,
+            opens_at_previous_close=False,
+            publishes_empty_candles=kind.publishes_empty_candles,
+            closed_flag=kind.closed_flag,
+        )
+        market = MarketIngest(MarketKey(kind.name, self.recording.symbol), coverage, rules)
+        market.presence.connected = True
+        return market
+
+
+async def _wait(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def read_events(feed: SocketFeed, frame: str | bytes) -> list[Event]:
+    """Return the events of a frame.
+
+    Raises:
+        CheckFailed: the plugin raises an exception.
+    """
+    try:
+        return list(feed.read_frame(frame))
+    except Exception as error:
+        raise CheckFailed(f"the plugin raises {error!r} for {frame[:200]!r}") from error
