@@ -1,6 +1,7 @@
 """The conformance kit: every check about a plugin and its recordings, with the reason why it matters to a chart."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,20 +119,46 @@ CHECKS = (
 )
 """Every check, in the order of the report."""
 
+_ABOUT_REFUSALS = (_READ, "a refusal names its symbol")
+
 
 def run_checks(
-    kind: type[Exchange], recording: Recording, settings: Iterable[str] = (), checks: Sequence[Check] = CHECKS
+    kind: type[Exchange], recordings: Mapping[str, Recording], settings: Iterable[str] = ()
 ) -> Iterator[Result]:
-    """Yield the result of each check of a plugin with a recording."""
-    stage = Stage(kind, recording, tuple(settings))
-    with stage.runner:
-        for check in checks:
-            yield run_check(check, stage)
+    """Yield the result of each check of a plugin with its recordings, by their names.
+
+    A check passes if it passes with one recording, and fails with none. One that no recording has the material for
+    fails too, unless the plugin has a reason in `Exchange.bypass_reasons`.
+    """
+    with asyncio.Runner() as runner:
+        stages = {name: Stage(kind, one, tuple(settings), runner) for name, one in recordings.items()}
+        for check in CHECKS:
+            yield run_check(check, stages)
 
 
-def run_check(check: Check, stage: Stage) -> Result:
-    """Return the result of a check. One that cannot be run fails, unless the plugin has a reason for it."""
-    reason = stage.kind.bypass_reasons.get(check.name)
+def run_check(check: Check, stages: Mapping[str, Stage]) -> Result:
+    """Return the result of a check; see `run_checks`."""
+    results = {name: _run_with(check, stage) for name, stage in stages.items()}
+    for outcome in ("failed", "passed", "note"):
+        found = {name: one for name, one in results.items() if one.outcome == outcome}
+        if found:
+            names = found if outcome == "failed" and len(stages) > 1 else ()
+            detail = "; ".join(f"{name}: {one.detail}" if name in names else one.detail for name, one in found.items())
+            return Result(check, outcome, detail)  # type: ignore[arg-type]
+    reason = next((stage.kind.bypass_reasons.get(check.name) for stage in stages.values()), None)
+    if reason:
+        return Result(check, "skipped", reason)
+    missing = next(iter({one.detail for one in results.values()}), "there is no recording")
+    return Result(
+        check,
+        "failed",
+        f"cannot be run: {missing}. Record it, or give the reason in bypass_reasons[{check.name!r}] of the plugin",
+    )
+
+
+def _run_with(check: Check, stage: Stage) -> Result:
+    if stage.is_refusal and check.name not in _ABOUT_REFUSALS:
+        return Result(check, "skipped", "the recording has only a refusal")
     try:
         return Result(check, "passed", check.run(stage))
     except CheckFailed as failure:
@@ -139,10 +166,11 @@ def run_check(check: Check, stage: Stage) -> Result:
     except _Note as note:
         return Result(check, "note", str(note))
     except NotShown as missing:
-        if reason:
-            return Result(check, "skipped", reason)
-        return Result(
-            check,
-            "failed",
-            f"cannot be run: {missing}. Record it, or give the reason in bypass_reasons[{check.name!r}] of the plugin",
-        )
+        return Result(check, "skipped", str(missing))
+
+
+def format_result(result: Result) -> str:
+    """Return a line of the report; that of a failure says why it matters."""
+    marks = {"passed": "passed", "failed": "FAILED", "skipped": "skipped", "note": "note"}
+    line = f"{marks[result.outcome]:<8}{result.check.name}" + (f": {result.detail}" if result.detail else "")
+    return f"{line}\n        because {result.check.why}" if result.outcome == "failed" else line

@@ -1,6 +1,5 @@
 """Tests for the author of a plugin, to be collected by pytest."""
 
-import asyncio
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -32,13 +31,11 @@ class ExchangeTests:
     recordings: ClassVar[Path | None] = None
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
-        """Make a test for each frame, and for each finding of each recording."""
+        """Make a test for each frame, and for each check of the conformance kit if there are recordings."""
         if "frame" in metafunc.fixturenames:
             metafunc.parametrize("frame", _GARBAGE)
-        if "file" in metafunc.fixturenames:
-            files = self._list_files()
-            metafunc.parametrize("file", files, ids=[file.name for file in files])
-            metafunc.parametrize("name", FINDINGS)
+        if "check" in metafunc.fixturenames:
+            metafunc.parametrize("check", [check.name for check in CHECKS] if self._has_recordings() else [])
 
     def test_the_plugin_keeps_the_rules_of_the_hooks(self) -> None:
         """Check the class, and the defaults of its settings."""
@@ -65,12 +62,19 @@ class ExchangeTests:
         found = self.recordings is None or self._list_files()
         assert found, f"expected a recording in {self.recordings}, got none: make one with `{command}`"
 
-    def test_recording(self, file: Path, name: str) -> None:
-        """Check one finding of one recording."""
-        finding = _find(self.exchange, self.settings, file)[name]
-        if finding.is_right is None:
-            _skip(finding.detail or "the recording does not show it")
-        assert finding.is_right, f"{finding.detail}; {CHECKS[name][1]}"
+    def test_conformance(self, check: str) -> None:
+        """Run one check of the conformance kit. It is skipped only with a reason of the plugin."""
+        result = self._run_kit()[check]
+        if result.outcome == "skipped":
+            _skip(result.detail)
+        assert result.outcome != "failed", format_result(result)
+
+    def _run_kit(self) -> dict[str, Result]:
+        """Return the results of the kit by the names of the checks."""
+        return _results_of(self.exchange, self.settings, tuple(self._list_files()))
+
+    def _has_recordings(self) -> bool:
+        return bool(self._list_files())
 
     def _list_files(self) -> list[Path]:
         return [] if self.recordings is None else sorted(self.recordings.glob("*.jsonl*"))
@@ -101,12 +105,9 @@ def exchange_tests(
 
 
 @cache
-def _find(exchange: type[Exchange], settings: tuple[str, ...], file: Path) -> dict[str, Finding]:
-    """Play a recording; return the findings by their names."""
-    recording, clock = read_recording(file), RecordedClock()
-    made = make_exchange(exchange, settings, clock)
-    replay = asyncio.run(replay_recording(recording, made, clock))
-    return {finding.name: finding for finding in judge_replay(recording, made, replay)}
+def _results_of(exchange: type[Exchange], settings: tuple[str, ...], files: tuple[Path, ...]) -> dict[str, Result]:
+    recordings: dict[str, Recording] = {file.name: read_recording(file) for file in files}
+    return {result.check.name: result for result in run_checks(exchange, recordings, settings)}
 
 
 def _skip(reason: str) -> None:

@@ -1,7 +1,7 @@
 """The material of the checks about one plugin and one recording: exchanges, feeds, forms of frames and pages."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -41,9 +41,9 @@ class Stage:
 
     kind: type[Exchange]
     recording: Recording
-    settings: tuple[str, ...] = ()
-    #: Loops are expensive: one is shared by all checks.
-    runner: asyncio.Runner = field(default_factory=asyncio.Runner)
+    settings: tuple[str, ...]
+    #: Runs the calls of the plugin.
+    runner: asyncio.Runner
 
     # ------------------------------------------------------------ the plugin
 
@@ -113,6 +113,11 @@ class Stage:
     def material(self) -> Material:
         """The recorded frames."""
         return read_material(self.recording, self.make_exchange())
+
+    @cached_property
+    def is_refusal(self) -> bool:
+        """True if the exchange refused the symbol, so that the recording has no candle."""
+        return bool(self.material.refusals) and not self.versions
 
     @cached_property
     def form(self) -> FrameForm:

@@ -81,18 +81,24 @@ def reread(file: RecordingFile, settings: Assignments = None) -> Outcome:
 @declare(app, _HEADING)
 def test(
     module: Module,
-    recording: Annotated[Path, typer.Option(metavar="FILE", readable=False, help="The recording to play.")],
+    recording: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", readable=False, show_default="those in tests/", help="A recording; repeat it for several."
+        ),
+    ] = None,
     exchange: Exchange = None,
     settings: Assignments = None,
 ) -> Outcome:
-    """Play a recording to a plugin.
+    """Test a plugin with recordings.
 
-    Prints a line for each finding: passed, FAILED, or a note where the recording does not show it. The status is 1 if
-    one has failed.
+    Plays each recording to the plugin, and then lets a scripted exchange, made from the recorded frames and pages,
+    misbehave: silence, duplicates, disorder, lies about the time, bad rows, refusals, pages of all kinds. Prints a line
+    for each check, and why a failure matters. The status is 1 if one has failed.
     """
-    from .plugin_record import play_recording
+    from .plugin_test import test_plugin
 
-    return play_recording(module, recording, exchange, settings or ())
+    return test_plugin(module, recording or (), exchange, settings or ())
 
 
 @declare(app, _HEADING)
