@@ -1,9 +1,12 @@
 """Decompression of the frames of exchanges that compress them by themselves, with a bounded result."""
 
 import zlib
+from typing import TYPE_CHECKING
 
 from candled.errors import ExchangeError
-from candled.exchange import Compression
+
+if TYPE_CHECKING:
+    from candled.exchange import Compression
 
 _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "zlib": zlib.MAX_WBITS, "deflate": -zlib.MAX_WBITS}
 
@@ -12,7 +15,7 @@ class TooLarge(Exception):
     """A frame has more bytes after decompression than allowed."""
 
 
-def decompress(frame: bytes, compression: Compression, most: int) -> bytes:
+def decompress(frame: bytes, compression: "Compression", most: int) -> bytes:
     """Return the content of a compressed frame.
 
     No more than `most` bytes are decompressed.

@@ -1,4 +1,4 @@
-"""JSON documents of an exchange, with the places of their values, and times in whatever form the exchange writes them."""
+"""JSON documents of an exchange: the places of their values, and times in any form."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -19,7 +19,12 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 _DATE = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d")
 _DATE_LENGTH = 19
 # How many units a millisecond has, and the name of the unit.
-_UNITS = ((Decimal("0.001"), "seconds"), (Decimal(1), "milliseconds"), (Decimal(1000), "microseconds"), (Decimal(10**6), "nanoseconds"))  # fmt: skip
+_UNITS = (
+    (Decimal("0.001"), "seconds"),
+    (Decimal(1), "milliseconds"),
+    (Decimal(1000), "microseconds"),
+    (Decimal(10**6), "nanoseconds"),
+)
 
 
 def parse_document(text: str | bytes) -> Any:
@@ -51,7 +56,9 @@ def list_lists(document: Any, path: Path = ()) -> Iterator[tuple[Path, list[Any]
     """Yield every list of a document, with its place."""
     if isinstance(document, list):
         yield path, document
-    items: Any = document.items() if isinstance(document, dict) else enumerate(document if isinstance(document, list) else ())
+    items: Any = (
+        document.items() if isinstance(document, dict) else enumerate(document if isinstance(document, list) else ())
+    )
     for key, value in items:
         yield from list_lists(value, (*path, key))
 

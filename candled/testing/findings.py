@@ -9,6 +9,7 @@ from typing import Any
 from candled.exchange import Exchange
 from candled.model import MINUTE, MINUTE_MS, Candle, Market, iso_ms
 
+from .mistakes import explain_time, explain_unit
 from .recording import Call, Received, Recording
 from .replayed import Replay
 
@@ -54,6 +55,12 @@ class _Evidence:
             if any(start_ms <= open_ms and open_ms + MINUTE_MS <= end_ms for start_ms, end_ms in ranges)
         }
 
+    @property
+    def newest_ms(self) -> int | None:
+        """The time of the newest frame, or of the newest call; None if the recording has no times."""
+        times = [one.at_ms for one in self.recording.events if isinstance(one, Received | Call) and one.at_ms]
+        return max(times, default=None)
+
     @cached_property
     def candles(self) -> list[Candle]:
         """Every candle, of the stream and of history."""
@@ -71,7 +78,9 @@ def _is_read(evidence: _Evidence) -> _Result:
 
 def _has_candles(evidence: _Evidence) -> _Result:
     invalid = evidence.replay.invalid
-    return not invalid, "; ".join(row.reason for row in invalid[:_MOST_SHOWN])
+    at_ms = evidence.newest_ms
+    units = {explain_unit(row.open_ms, at_ms) for row in invalid if row.open_ms and at_ms} - {""}
+    return not invalid, "; ".join([*units, *(row.reason for row in invalid[:_MOST_SHOWN])])
 
 
 def _is_listed(evidence: _Evidence) -> _Result:
@@ -102,10 +111,11 @@ def _is_timely(evidence: _Evidence) -> _Result:
     late = [candle.open_ms for at_ms, candle in newest if candle.open_ms + 2 * MINUTE_MS + _CLOCK_MS < at_ms]
     if not newest:
         return None, "the recording has no frames with times"
+    reasons = [explain_time(candle.open_ms, at_ms) for at_ms, candle in newest if candle.open_ms in (*early, *late)]
     if early:
-        return False, f"some open after they arrived: {_list_minutes(early)}. Is it the closing time?"
+        return False, f"some open after they arrived: {_list_minutes(early)}. {reasons[0]}"
     if len(late) > len(newest) / 2:
-        return False, f"they are old when they arrive: {_list_minutes(late)}. Is it another unit, or another time zone?"
+        return False, f"they are old when they arrive: {_list_minutes(late)}. {reasons[0]}"
     return True, ""
 
 
@@ -134,9 +144,15 @@ def _has_base_volume(evidence: _Evidence) -> _Result:
 def _keeps_final(evidence: _Evidence) -> _Result:
     marked = {at: found for at, found in evidence.versions.items() if any(one.final for one in found)}
     changed = [at for at, found in marked.items() if _has_changed_after_final(found)]
+    over = [at for at in evidence.versions if at + MINUTE_MS in evidence.versions]
+    if evidence.exchange.closed_flag == "final" and over and not marked:
+        return False, f'closed_flag is "final", but none of {len(over)} minutes that ended is marked as closed'
     if evidence.exchange.closed_flag != "final" or not marked:
         return None, f"{len(marked)} minutes are marked, and closed_flag is {evidence.exchange.closed_flag}"
-    return not changed, f"{len(changed)} of {len(marked)} changed: {_list_minutes(changed)}" if changed else ""
+    if changed:
+        lie = f"the closed flag lies: {len(changed)} of {len(marked)} changed: {_list_minutes(changed)}"
+        return False, f'{lie}. Set closed_flag = "advisory"'
+    return True, ""
 
 
 def _has_changed_after_final(versions: list[Candle]) -> bool:
@@ -150,7 +166,12 @@ def _marks_the_past(evidence: _Evidence) -> _Result:
         for at_ms, one in evidence.replay.newest_candles(evidence.recording.symbol)
         if one.final and at_ms + _CLOCK_MS < one.open_ms + MINUTE_MS
     ]
-    return not early, _list_minutes(early)
+    if early:
+        return (
+            False,
+            f'the closed flag lies: {_list_minutes(early)}. Set closed_flag = "ignored", or do not set `final`',
+        )
+    return True, ""
 
 
 def _opens_at_close(evidence: _Evidence) -> _Result:
@@ -287,9 +308,13 @@ FINDINGS = tuple(CHECKS)
 
 def judge_replay(recording: Recording, exchange: Exchange, replay: Replay) -> Iterator[Finding]:
     """Yield the findings about a replay, one for each of `CHECKS`."""
-    evidence = _Evidence(recording, exchange, replay)
-    for name, (check, _) in CHECKS.items():
-        yield Finding(name, *check(evidence))
+    for name in CHECKS:
+        yield judge(name, recording, exchange, replay)
+
+
+def judge(name: str, recording: Recording, exchange: Exchange, replay: Replay) -> Finding:
+    """Return the finding of one of `CHECKS`."""
+    return Finding(name, *CHECKS[name][0](_Evidence(recording, exchange, replay)))
 
 
 def _values(candle: Candle) -> tuple[Any, ...]:

@@ -140,6 +140,7 @@ def check_cut_frame(stage: Stage) -> str:
     """End the connection in the middle of a frame: the part must be an error, and the next frame must be read."""
     feed, form = stage.open_feed(), stage.form
     frame = form.write(form.candle.open_ms)
+    _require_minute(feed, form, frame, form.candle.open_ms)
     for length in range(0, len(frame), max(1, len(frame) // 20)):
         found = candles_in(_read_or_refuse(feed, frame[:length]), form.symbol)
         require(not found, f"the plugin reads a candle in the part of a frame {frame[:length]!r}")

@@ -7,11 +7,36 @@ from typing import Literal
 
 from candled.exchange import Exchange
 
-from . import frame_checks as frames
-from . import page_checks as pages
-from .mistakes import judge_closed_flag, judge_times, judge_versions, judge_volumes
+from .findings import CHECKS as RECORDING_CHECKS
+from .findings import judge
+from .frame_checks import (
+    check_bad_rows,
+    check_clock,
+    check_closed_twice,
+    check_cut_frame,
+    check_disorder,
+    check_duplicates,
+    check_html_frame,
+    check_late_version,
+    check_other_symbols,
+    check_refusal,
+    check_silence,
+    check_time_lies,
+)
+from .mistakes import judge_versions, judge_volumes
+from .page_checks import (
+    check_bad_rows_in_page,
+    check_empty_success,
+    check_html_success,
+    check_listing_date,
+    check_markets,
+    check_overlapping_pages,
+    check_pages,
+    check_pages_are_read,
+    check_partial_pages,
+    check_refused_requests,
+)
 from .recording import Recording
-from .replayed import FINDINGS
 from .stage import CheckFailed, NotShown, Stage
 
 Outcome = Literal["passed", "failed", "skipped", "note"]
@@ -41,13 +66,10 @@ class _Note(Exception):
     """The exchange decides, not the plugin."""
 
 
-_READ, _ROWS, _LISTED, _STREAM, _FINAL, _GAPS, _EQUAL, _LATER = FINDINGS
-
-
 def _of_finding(name: str) -> Callable[[Stage], str]:
     def run(stage: Stage) -> str:
-        finding = stage.findings[name]
-        if finding.is_right is None and name == _LATER:
+        finding = judge(name, stage.recording, stage.make_exchange(), stage.replay)
+        if finding.is_right is None and name not in _ESSENTIAL:
             raise _Note(finding.detail)
         return _judge(finding.is_right, finding.detail)
 
@@ -61,14 +83,10 @@ def _judge(is_right: bool | None, detail: str) -> str:
         NotShown, CheckFailed: it is unknown, or wrong.
     """
     if is_right is None:
-        raise NotShown(detail or "the recording does not show it")
+        raise NotShown(detail)
     if not is_right:
         raise CheckFailed(detail)
     return detail
-
-
-def _times(stage: Stage) -> str:
-    return _judge(*judge_times(stage.recording, stage.replay))
 
 
 def _versions(stage: Stage) -> str:
@@ -79,47 +97,47 @@ def _volumes(stage: Stage) -> str:
     return _judge(*judge_volumes(stage.versions, stage.replay.minutes.get("after", {})))
 
 
-def _flag(stage: Stage) -> str:
-    return _judge(*judge_closed_flag(stage.make_exchange(), stage.versions, stage.replay))
-
+# Findings that every plugin must show, or give a reason for: others depend on the exchange, or on its promises.
+_ESSENTIAL = frozenset(
+    {
+        "the list of markets has the symbol",
+        "the stream has candles of the symbol",
+        "candles arrive in their minute",
+        "REST has each minute of the stream",
+        "the minutes of the stream are those of REST",
+        "a page has only the minutes of its range",
+    }
+)
+_REFUSAL = "a refusal names its symbol"
 
 CHECKS = (
-    Check(_READ, "a frame that is not read is a minute that is not shown", _of_finding(_READ)),
-    Check(_ROWS, "a row that is no candle is a gap", _of_finding(_ROWS)),
-    Check("opening times are right", "a chart draws each candle at its opening time", _times),
-    Check(_STREAM, "without them the chart is as slow as REST", _of_finding(_STREAM)),
-    Check("versions of a minute grow", "a chart shows a range and a volume that the minute never had", _versions),
-    Check("volumes are in base currency", "the volume bars are wrong by the factor of the price", _volumes),
-    Check("the closed flag is true", "a bot trades on a candle that then changes", _flag),
-    Check(_LISTED, "a market that is not listed is never subscribed", _of_finding(_LISTED)),
-    Check(_GAPS, "a minute that REST does not have cannot be repaired", _of_finding(_GAPS)),
-    Check(_EQUAL, "the chart changes when the page is loaded again", _of_finding(_EQUAL)),
-    Check(_LATER, "old minutes change on a chart", _of_finding(_LATER)),
-    Check("frames may come twice", "a candle disappears after a reconnect", frames.check_duplicates),
-    Check("frames may come in any order", "a value is drawn in the wrong minute", frames.check_disorder),
-    Check("a silence ends", "the chart stays still after a quiet hour", frames.check_silence),
-    Check("a late last version is shown", "the close of a minute is not that of the exchange", frames.check_late_version),
-    Check("a wrong clock changes nothing", "candles move when the machine's clock is wrong", frames.check_clock),
-    Check("wrong times of sending change nothing", "a candle jumps to another minute", frames.check_time_lies),
-    Check("bad numbers are refused", "one bad row draws a spike to zero", frames.check_bad_rows),
-    Check("a part of a frame is an error", "a connection that breaks leaves a wrong candle", frames.check_cut_frame),
-    Check("HTML is an error", "the page of a proxy stops the stream", frames.check_html_frame),
-    Check("symbols are kept apart", "the chart of one market shows the prices of another", frames.check_other_symbols),
-    Check("a refusal names its symbol", "one unknown symbol stops all charts of a connection", frames.check_refusal),
-    Check("a closed minute may come twice", "a bot acts twice on one candle", frames.check_closed_twice),
-    Check("every range is complete", "minutes are missing from history, always at the same places", pages.check_pages),
-    Check("pages may overlap", "a minute is drawn twice", pages.check_overlapping_pages),
-    Check("pages may be partial", "invented minutes hide a gap", pages.check_partial_pages),
-    Check("an empty answer is empty", "invented minutes hide a gap", pages.check_empty_success),
-    Check("history begins at the listing", "a chart of a new market does not load", pages.check_listing_date),
-    Check("a bad row costs one minute", "one bad row empties a page of the chart", pages.check_bad_rows_in_page),
-    Check("refused requests are repeated", "a gap that could be repaired stays", pages.check_refused_requests),
-    Check("HTML over REST is an error", "a maintenance page is taken for a quiet market", pages.check_html_success),
-    Check("the list of markets is followed", "a delisted market looks alive", pages.check_markets),
+    *(Check(name, why, _of_finding(name)) for name, (_, why) in RECORDING_CHECKS.items()),
+    Check("versions of a minute grow", "a bar shows a range and a volume that the minute never had", _versions),
+    Check("volumes of the stream and of REST agree", "volumes are wrong by the factor of the price", _volumes),
+    Check("frames may come twice", "a candle disappears after a reconnect", check_duplicates),
+    Check("frames may come in any order", "a value is drawn in the wrong minute", check_disorder),
+    Check("a silence ends", "the chart stays still after a quiet hour", check_silence),
+    Check("a late last version is shown", "the close of a minute is not that of the exchange", check_late_version),
+    Check("a wrong clock changes nothing", "candles move when the machine's clock is wrong", check_clock),
+    Check("wrong times of sending change nothing", "a candle jumps to another minute", check_time_lies),
+    Check("bad numbers are refused", "one bad row draws a spike to zero", check_bad_rows),
+    Check("a part of a frame is an error", "a connection that breaks leaves a wrong candle", check_cut_frame),
+    Check("HTML is an error", "the page of a proxy stops the stream", check_html_frame),
+    Check("symbols are kept apart", "the chart of one market shows the prices of another", check_other_symbols),
+    Check(_REFUSAL, "one unknown symbol stops all charts of a connection", check_refusal),
+    Check("a closed minute may come twice", "a bot acts twice on one candle", check_closed_twice),
+    Check("pages of minutes are read", "history is empty", check_pages_are_read),
+    Check("every range is complete", "minutes are missing from history, always at the same places", check_pages),
+    Check("pages may overlap", "a minute is drawn twice", check_overlapping_pages),
+    Check("pages may be partial", "invented minutes hide a gap", check_partial_pages),
+    Check("an empty answer is empty", "invented minutes hide a gap", check_empty_success),
+    Check("history begins at the listing", "a chart of a new market does not load", check_listing_date),
+    Check("a bad row costs one minute", "one bad row empties a page of the chart", check_bad_rows_in_page),
+    Check("refused requests are repeated", "a gap that could be repaired stays", check_refused_requests),
+    Check("HTML over REST is an error", "a maintenance page is taken for a quiet market", check_html_success),
+    Check("the list of markets is followed", "a delisted market looks alive", check_markets),
 )
-"""Every check, in the order of the report."""
-
-_ABOUT_REFUSALS = (_READ, "a refusal names its symbol")
+"""Every check, in the order of the report: first those of recordings, then those of the scripted exchange."""
 
 
 def run_checks(
@@ -144,7 +162,7 @@ def run_check(check: Check, stages: Mapping[str, Stage]) -> Result:
         if found:
             names = found if outcome == "failed" and len(stages) > 1 else ()
             detail = "; ".join(f"{name}: {one.detail}" if name in names else one.detail for name, one in found.items())
-            return Result(check, outcome, detail)  # type: ignore[arg-type]
+            return Result(check, outcome, detail)
     reason = next((stage.kind.bypass_reasons.get(check.name) for stage in stages.values()), None)
     if reason:
         return Result(check, "skipped", reason)
@@ -157,7 +175,7 @@ def run_check(check: Check, stages: Mapping[str, Stage]) -> Result:
 
 
 def _run_with(check: Check, stage: Stage) -> Result:
-    if stage.is_refusal and check.name not in _ABOUT_REFUSALS:
+    if stage.is_refusal and check.name != _REFUSAL:
         return Result(check, "skipped", "the recording has only a refusal")
     try:
         return Result(check, "passed", check.run(stage))
@@ -173,4 +191,4 @@ def format_result(result: Result) -> str:
     """Return a line of the report; that of a failure says why it matters."""
     marks = {"passed": "passed", "failed": "FAILED", "skipped": "skipped", "note": "note"}
     line = f"{marks[result.outcome]:<8}{result.check.name}" + (f": {result.detail}" if result.detail else "")
-    return f"{line}\n        because {result.check.why}" if result.outcome == "failed" else line
+    return f"{line}\n        {result.check.why}" if result.outcome == "failed" else line

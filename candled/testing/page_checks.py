@@ -10,20 +10,21 @@ from candled.model import MINUTE, MINUTE_MS, Candle, Range
 
 from .documents import Path, list_values, parse_document, with_value, write_document
 from .recording import Call, Request
-from .scripted_pages import Script, name_missing
+from .scripted_pages import Script, ScriptedHttp, history_calls, name_missing, span_of, units_in
 from .stage import CheckFailed, NotShown, Stage, require
 
 _HTML = "<html><head><title>Just a moment...</title></head><body>Checking your browser</body></html>"
+_SHORT = 10  # minutes
 _BAD_ROWS: tuple[Any, ...] = (None, [], {}, "x", 0, [None] * 12, ["x"] * 12)
 
 
 def _spans(stage: Stage) -> Iterator[tuple[int, int]]:
-    """Yield ranges: up to the forming minute and in the past, of one minute, around the size of a page, and the longest."""
+    """Yield ranges, up to the forming minute and older: of one minute, around the size of a page, and the longest."""
     most = stage.kind.max_history_minutes
-    rows = min(stage.rule.rows, most)
-    counts = sorted({1, 2, 61, rows - 1, rows, rows + 1, most - 1, most} & set(range(1, most + 1)))
+    rows = min(stage.rule.rows, stage.page.query.limit or most, most)
+    counts = {1, 2, 61, rows - 1, rows, rows + 1, most - 1, most} & set(range(1, most + 1))
     end_ms = MINUTE.floor(stage.now_ms) + MINUTE_MS
-    for count in counts:
+    for count in sorted(counts, key=lambda count: (count < _SHORT, count)):  # long ranges show more
         yield end_ms - count * MINUTE_MS, end_ms
         past_ms = end_ms - 200 * MINUTE_MS
         yield past_ms - count * MINUTE_MS, past_ms
@@ -44,6 +45,30 @@ def _fetch(stage: Stage, script: Script, start_ms: int, end_ms: int) -> tuple[li
 
 def _times(rows: Iterable[Any], span: tuple[int, int]) -> list[int]:
     return [candle.open_ms for candle in sift(rows, Range(*span)).candles]
+
+
+def check_pages_are_read(stage: Stage) -> str:
+    """Look for a recorded page with minutes of the range, although the plugin reads none of it."""
+    for page in stage.pages:
+        start_ms, end_ms = span_of(page.call)
+        inside = [at for at in page.times if start_ms <= at < end_ms]
+        read = stage.replay.minutes.get(page.call.phase, {})
+        require(
+            not inside or any(at in read for at in inside),
+            f"a page has {len(inside)} minutes of the range, with times in {page.unit}, and the plugin reads none of "
+            "them: does it read them in another unit?",
+        )
+    empty = [call for call in history_calls(stage.recording) if not any(page.call is call for page in stage.pages)]
+    units = {
+        unit for call in empty for one in stage.recording.requests_of(call) for unit in units_in(one, span_of(call))
+    }
+    known = {form.unit for _, form in stage.form.times} if empty else set()
+    require(
+        not empty,
+        f"{len(empty)} answers to fetch_history have no minutes. The request has times in {' and '.join(sorted(units))}"
+        f", the frames in {' and '.join(sorted(known))}: does the exchange expect another unit?",
+    )
+    return f"{len(stage.pages)} pages"
 
 
 def check_pages(stage: Stage) -> str:
@@ -80,32 +105,40 @@ def _recent(stage: Stage, count: int) -> tuple[int, int]:
 def check_partial_pages(stage: Stage) -> str:
     """Return half of each page: the other minutes may be missing, but none may be invented, and requests must end."""
     span = _recent(stage, stage.kind.max_history_minutes)
-    for half in (lambda rows: rows[len(rows) // 2 :], lambda rows: rows[: len(rows) // 2]):
-        rows, _ = _fetch_or_refuse(stage, stage.script(change=half), span)
-        extra = [at for at in _times(rows, span) if not span[0] <= at < span[1]]
-        require(not extra, f"minutes are invented for a page that is half empty: {extra[:3]}")
+    halves: tuple[Callable[[list[Any]], list[Any]], ...] = (
+        lambda rows: rows[len(rows) // 2 :],
+        lambda rows: rows[: len(rows) // 2],
+    )
+    for half in halves:
+        rows, http, _ = _fetch_or_refuse(stage, stage.script(change=half), span)
+        _require_served(rows, http, span)
     return "the older and the newer half"
 
 
-def _fetch_or_refuse(stage: Stage, script: Script, span: tuple[int, int]) -> tuple[list[Any], str]:
-    """Return the rows, and the error if the plugin raised one of those that are allowed.
+def _require_served(rows: Iterable[Any], http: ScriptedHttp | None, span: tuple[int, int]) -> None:
+    extra = [at for at in _times(rows, span) if http is None or at not in http.served]
+    require(not extra, f"{len(extra)} minutes are invented that no answer has")
+
+
+def _fetch_or_refuse(stage: Stage, script: Script, span: tuple[int, int]) -> tuple[list[Any], ScriptedHttp | None, str]:
+    """Return the rows and the requests, or the error if the plugin raised one of those that are allowed.
 
     Raises:
         CheckFailed: it raised another exception.
     """
     try:
-        return stage.fetch(script, *span)[0], ""
+        return *stage.fetch(script, *span), ""
     except CandledError as error:
         require("do they ever end" not in str(error), str(error))
-        return [], type(error).__name__
+        return [], None, type(error).__name__
     except Exception as error:
         raise CheckFailed(f"the plugin raises {error!r} instead of an ExchangeError") from error
 
 
 def check_empty_success(stage: Stage) -> str:
     """Answer with success and no row: no minute may be invented, and requests must end."""
-    rows, error = _fetch_or_refuse(stage, stage.script(is_empty=True), _recent(stage, 30))
-    require(not rows, f"an answer without rows is read as {rows[:1]}")
+    rows, _, error = _fetch_or_refuse(stage, stage.script(is_empty=True), _recent(stage, 30))
+    require(not rows, f"an answer without rows is read as {len(rows)} minutes")
     return error or "no minutes"
 
 
@@ -116,11 +149,11 @@ def check_listing_date(stage: Stage) -> str:
     rows, http = _fetch(stage, stage.script(listed_ms=listed_ms), *span)
     found, expected = _times(rows, span), list(range(listed_ms, span[1], MINUTE_MS))
     missing = [at for at in expected if at not in found]
-    require(not [at for at in found if at < listed_ms], "minutes before the listing are invented")
+    _require_served(rows, http, span)
     if missing:
         raise CheckFailed(name_missing(missing, span, http.asked, stage.rule))
-    rows, _ = _fetch_or_refuse(stage, stage.script(listed_ms=span[1] + 50 * MINUTE_MS), span)
-    require(not _times(rows, span), "minutes before the listing are invented")
+    rows, later, _ = _fetch_or_refuse(stage, stage.script(listed_ms=span[1] + 50 * MINUTE_MS), span)
+    _require_served(rows, later, span)
     return "ten minutes after the listing, and before it"
 
 
@@ -143,7 +176,7 @@ def check_bad_rows_in_page(stage: Stage) -> str:
 
 
 def _unreadable(stage: Stage) -> Iterator[Callable[[Any], Any]]:
-    """Yield changes of a row, each of which spoils one value that the plugin needs."""
+    """Yield changes of a row, each spoiling one value that the plugin needs."""
     span = _recent(stage, 20)
     for path, value in list_values(stage.page.rows[0]):
         if isinstance(value, bool) or value is None:
@@ -152,7 +185,7 @@ def _unreadable(stage: Stage) -> Iterator[Callable[[Any], Any]]:
         def change(row: Any, path: Path = path) -> Any:
             return with_value(row, path, "x")
 
-        rows, _ = _fetch_or_refuse(stage, stage.script(change_row=lambda _, row, change=change: change(row)), span)
+        rows, _, _ = _fetch_or_refuse(stage, stage.script(change_row=lambda _, row, change=change: change(row)), span)
         if not _times(rows, span):
             yield change
 
@@ -170,7 +203,7 @@ def check_refused_requests(stage: Stage) -> str:
                 "the daemon would not ask again soon"
             ) from error
         raise CheckFailed(
-            f"status {status} is read as {len(rows)} rows: the daemon would take the minutes for missing on the exchange"
+            f"status {status} is read as {len(rows)} rows: the daemon would believe that the exchange has no others"
         )
     return "429, 418 and 503"
 
@@ -207,7 +240,11 @@ def check_markets(stage: Stage) -> str:
         except Exception as error:
             raise CheckFailed(f"fetch_markets raises {error!r} instead of ExchangeError") from error
 
-    for name, change in (("an empty object", lambda _: {}), ("null", lambda _: None), ("entries of text", lambda _: ["x"])):
+    for name, change in (
+        ("an empty object", lambda _: {}),
+        ("null", lambda _: None),
+        ("entries of text", lambda _: ["x"]),
+    ):
         require(not read(change), f"markets are invented for {name} instead of the list")
     symbol = recording.symbol
     listed = read(lambda document: document) or []

@@ -3,17 +3,19 @@
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from candled.errors import ExchangeError
 from candled.exchange import Candles, Exchange, SocketFeed
 from candled.model import Symbol
 from candled.plugins import check_exchange
 
-from .findings import CHECKS, FINDINGS, Finding, judge_replay
 from .modules import make_exchange
-from .recording import read_recording
-from .replayed import RecordedClock, replay_recording
+from .recording import Recording, read_recording
+from .replayed import RecordedClock
+
+if TYPE_CHECKING:
+    from .kit import Result
 
 _NOW_MS = 1_788_000_000_000  # in 2026
 _SYMBOL = Symbol("BASE", "QUOTE")  # a plugin can ask for any symbol
@@ -35,6 +37,8 @@ class ExchangeTests:
         if "frame" in metafunc.fixturenames:
             metafunc.parametrize("frame", _GARBAGE)
         if "check" in metafunc.fixturenames:
+            from .kit import CHECKS  # the kit reads much of the ingest
+
             metafunc.parametrize("check", [check.name for check in CHECKS] if self._has_recordings() else [])
 
     def test_the_plugin_keeps_the_rules_of_the_hooks(self) -> None:
@@ -64,12 +68,14 @@ class ExchangeTests:
 
     def test_conformance(self, check: str) -> None:
         """Run one check of the conformance kit. It is skipped only with a reason of the plugin."""
+        from .kit import format_result
+
         result = self._run_kit()[check]
         if result.outcome == "skipped":
             _skip(result.detail)
         assert result.outcome != "failed", format_result(result)
 
-    def _run_kit(self) -> dict[str, Result]:
+    def _run_kit(self) -> "dict[str, Result]":
         """Return the results of the kit by the names of the checks."""
         return _results_of(self.exchange, self.settings, tuple(self._list_files()))
 
@@ -105,7 +111,9 @@ def exchange_tests(
 
 
 @cache
-def _results_of(exchange: type[Exchange], settings: tuple[str, ...], files: tuple[Path, ...]) -> dict[str, Result]:
+def _results_of(exchange: type[Exchange], settings: tuple[str, ...], files: tuple[Path, ...]) -> "dict[str, Result]":
+    from .kit import run_checks
+
     recordings: dict[str, Recording] = {file.name: read_recording(file) for file in files}
     return {result.check.name: result for result in run_checks(exchange, recordings, settings)}
 

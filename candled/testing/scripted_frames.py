@@ -170,7 +170,11 @@ def _examine(text: str | bytes, candle: Candle, feed: SocketFeed, symbol: Symbol
             changed = read(with_value(document, path, like(value, number + 1)))
             if changed is None or changed.values != candle.values:
                 values.append(path)
-            if changed is not None and changed._replace(volume=candle.volume, as_of_ms=candle.as_of_ms) == candle and changed != candle:
+            if (
+                changed is not None
+                and changed._replace(volume=candle.volume, as_of_ms=candle.as_of_ms) == candle
+                and changed != candle
+            ):
                 volume = path
     return FrameForm(document, symbol, candle, tuple(times), tuple(sent), volume, tuple(values)) if times else None
 

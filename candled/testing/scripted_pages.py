@@ -7,10 +7,21 @@ from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from candled.errors import ExchangeError, Unavailable
+from candled.exchange import HttpAnswer
 from candled.ingest.http import read_answer
 from candled.model import MINUTE, MINUTE_MS, iso_ms
 
-from .documents import Path, Time, TimedDocument, list_lists, list_values, parse_document, read_time, with_value, write_document
+from .documents import (
+    Path,
+    Time,
+    TimedDocument,
+    list_lists,
+    list_values,
+    parse_document,
+    read_time,
+    with_value,
+    write_document,
+)
 from .recording import Call, Recording, Request
 
 _LIMIT = re.compile("limit|size|count|num|rows|bars|max", re.IGNORECASE)
@@ -26,8 +37,8 @@ class Query:
 
     #: The places of the parameters with the beginning and the end of the range; None: there is none.
     first: str | None = None
-    until: str | None = None
     first_ms: int | None = None
+    until: str | None = None
     until_ms: int | None = None
     #: The largest number of rows that the plugin asks for.
     limit: int | None = None
@@ -59,7 +70,9 @@ def read_query(request: Request, span: tuple[int, int], roles: Mapping[str, Role
         time = _time_near(value, span)
         if time is not None:
             role = roles.get(name) or _role_of(name, time, span)
-            query = replace(query, **{role: name, f"{role}_ms": time.at_ms})
+            first, until = (query.first, query.first_ms), (query.until, query.until_ms)
+            first, until = ((name, time.at_ms), until) if role == "first" else (first, (name, time.at_ms))
+            query = Query(*first, *until, query.limit)
         elif _LIMIT.search(name) and str(value).isdecimal():
             query = replace(query, limit=int(value))
     return query
@@ -107,6 +120,12 @@ def _parameters(url: str, body: str) -> Iterator[tuple[str, Any]]:
     for path, value in list_values(parse_document(body) if body else None):
         if path:
             yield str(path[-1]), value
+
+
+def units_in(request: Request, span: tuple[int, int]) -> set[str]:
+    """Return the units of the times in a request."""
+    times = (_time_near(value, span) for _, value in _parameters(request.url, request.body))
+    return {time.unit for time in times if time is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +210,9 @@ def learn_rule(pages: Iterable[Page], existing: Iterable[int]) -> PageRule:
         lacks = (query.until_ms - query.first_ms) // MINUTE_MS - len(page.rows)
         if lacks >= _FEW_ROWS and len(page.rows) >= _FEW_ROWS:
             lacks_old = page.times[0] - query.first_ms
-            rule = replace(rule, rows=min(rule.rows, len(page.rows)), is_newest_kept=lacks_old > query.until_ms - page.times[-1])
+            rule = replace(
+                rule, rows=min(rule.rows, len(page.rows)), is_newest_kept=lacks_old > query.until_ms - page.times[-1]
+            )
     return rule
 
 
@@ -203,8 +224,8 @@ class Script:
     now_ms: int
     #: The first minute of the market.
     listed_ms: int = 0
-    #: Change the rows of a page, oldest first.
-    change: Callable[[list[Any]], list[Any]] = lambda rows: rows
+    #: Change the rows of a page, each with its minute, oldest first.
+    change: Callable[[list[tuple[int, Any]]], list[tuple[int, Any]]] = lambda rows: rows
     #: Change the row of one minute.
     change_row: Callable[[int, Any], Any] = lambda open_ms, row: row
     #: Status and body of every answer; None: pages.
@@ -223,6 +244,8 @@ class ScriptedHttp:
         self._roles = learn_roles(recording)
         #: The queries about minutes.
         self.asked: list[Query] = []
+        #: The minutes whose rows were in the answers.
+        self.served: set[int] = set()
         #: The range that the plugin is asked for.
         self.span: tuple[int, int] = (0, 0)
 
@@ -236,6 +259,27 @@ class ScriptedHttp:
         """Return a page; see `candled.exchange.Http.post_json`."""
         text = "" if body is None else write_document(body)
         return self._answer(Request(method="POST", url=url, body=text, status=200, answer=""))
+
+    async def fetch_text(
+        self,
+        url: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: str | None = None,
+        weight: float = 1.0,
+        budget: str = "",
+    ) -> HttpAnswer:
+        """Return a page as text; see `candled.exchange.Http.fetch_text`."""
+        kind: Literal["GET", "POST"] = "POST" if method == "POST" else "GET"
+        if self._script.refusal is not None and self._script.refusal[0] not in (418, 429):
+            return HttpAnswer(self._script.refusal[0], {}, self._script.refusal[1])
+        answer = self._answer(Request(method=kind, url=url, body=body or "", status=200, answer=""))
+        return HttpAnswer(200, {}, write_document(answer))
+
+    def find_proxy(self, url: str) -> str | None:
+        """Return None: there are no connections."""
+        return None
 
     def pause_requests(self, url: str, seconds: float) -> None:
         """Do nothing."""
@@ -280,20 +324,24 @@ class ScriptedHttp:
     def _write(self, minutes: Sequence[int]) -> str:
         page = self._page
         form = TimedDocument(page.rows[0], page.times[-1] if page.is_newest_first else page.times[0])
-        rows = [] if self._script.is_empty else [self._script.change_row(one, form.at(one)) for one in minutes]
-        rows = self._script.change(rows)
+        given = [] if self._script.is_empty else minutes
+        pairs = self._script.change([(one, self._script.change_row(one, form.at(one))) for one in given])
+        self.served.update(one for one, _ in pairs)
+        rows = [row for _, row in pairs]
         return write_document(with_value(page.document, page.path, rows[::-1] if page.is_newest_first else rows))
 
 
 def name_missing(missing: Sequence[int], span: tuple[int, int], asked: Sequence[Query], rule: PageRule) -> str:
     """Return the mistake that explains the minutes missing from a range."""
     start_ms, end_ms = span
-    seen = f"{len(missing)} of {(end_ms - start_ms) // MINUTE_MS} minutes are missing, the first at {iso_ms(missing[0])}"
+    seen = (
+        f"{len(missing)} of {(end_ms - start_ms) // MINUTE_MS} minutes are missing, the first at {iso_ms(missing[0])}"
+    )
     untils = [one for one in asked if one.until_ms in missing]
     if untils and not rule.is_until_inclusive:
         return (
-            f"the end of a page is exclusive on this exchange: a page up to {untils[0].until}={iso_ms(untils[0].until_ms or 0)} "
-            f"does not have that minute, but the plugin expects it ({seen})"
+            f"the end of a page is exclusive on this exchange: a page up to {untils[0].until}="
+            f"{iso_ms(untils[0].until_ms or 0)} does not have that minute, but the plugin expects it ({seen})"
         )
     firsts = [one for one in asked if one.first_ms in missing]
     if firsts and not rule.is_first_inclusive:
@@ -301,9 +349,17 @@ def name_missing(missing: Sequence[int], span: tuple[int, int], asked: Sequence[
             f"the beginning of a page is exclusive on this exchange: a page from {firsts[0].first}="
             f"{iso_ms(firsts[0].first_ms or 0)} does not have that minute, but the plugin expects it ({seen})"
         )
-    if missing[0] == start_ms and len(missing) == 1 and rule.is_until_inclusive and asked and asked[0].until_ms == end_ms:
+    if (
+        missing[0] == start_ms
+        and len(missing) == 1
+        and rule.is_until_inclusive
+        and asked
+        and asked[0].until_ms == end_ms
+    ):
         return f"the end of a page is inclusive on this exchange, so that its oldest minute does not fit ({seen})"
-    if len(missing) > 1:
-        most = f"at most {rule.rows} rows" if rule.rows < 100_000 else "few rows"
-        return f"a page has {most}, and the plugin does not ask for the others ({seen})"
+    if not asked:
+        return f"the plugin asks for nothing ({seen})"
+    most = min(rule.rows, asked[0].limit or rule.rows)
+    if (end_ms - start_ms) // MINUTE_MS > most:
+        return f"a page has at most {most} rows, and the plugin does not ask for the others ({seen})"
     return f"a minute is missing where two pages meet, or at an end ({rule}; {seen})"

@@ -1,21 +1,25 @@
 """The material of the checks about one plugin and one recording: exchanges, feeds, forms of frames and pages."""
 
-import asyncio
+import contextlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from candled.errors import CandledError
 from candled.exchange import Event, Exchange, SocketFeed
 from candled.ingest.coverage import Coverage
 from candled.ingest.market import MarketIngest
 from candled.ingest.market_status import Rules
-from candled.model import MINUTE, MINUTE_MS, Candle, MarketKey, Symbol
+from candled.model import MINUTE, Candle, MarketKey, Symbol
 
 from .modules import make_exchange
 from .recording import Received, Recording, Request
-from .replayed import Finding, RecordedClock, Replay, judge_replay, replay_recording
+from .replayed import RecordedClock, Replay, replay_recording
 from .scripted_frames import FrameForm, Material, candles_in, find_form, open_feed, read_material, read_quietly
 from .scripted_pages import Page, PageRule, Script, ScriptedHttp, learn_rule, list_pages
+
+if TYPE_CHECKING:
+    from asyncio import Runner
 
 _SECONDS_INTO_MINUTE_MS = 30_000
 _NOW_MS = 1_788_000_000_000  # in 2026
@@ -43,7 +47,7 @@ class Stage:
     recording: Recording
     settings: tuple[str, ...]
     #: Runs the calls of the plugin.
-    runner: asyncio.Runner
+    runner: "Runner"
 
     # ------------------------------------------------------------ the plugin
 
@@ -75,8 +79,8 @@ class Stage:
         if not requests or not self.pages:
             return
         http = ScriptedHttp(self.pages[0], Script(PageRule(), self.now_ms), self.recording)
-        with_errors = asyncio.gather(feed.prepare_connection(http), return_exceptions=True)
-        self.runner.run(_wait(with_errors))
+        with contextlib.suppress(CandledError):
+            self.runner.run(_wait(feed.prepare_connection(http)))
 
     @cached_property
     def now_ms(self) -> int:
@@ -91,12 +95,6 @@ class Stage:
     def replay(self) -> Replay:
         """The recording, as the plugin reads it."""
         return self._replayed[0]
-
-    @cached_property
-    def findings(self) -> dict[str, Finding]:
-        """The findings about the replay, by their names."""
-        replay, exchange = self._replayed
-        return {one.name: one for one in judge_replay(self.recording, exchange, replay)}
 
     @cached_property
     def _replayed(self) -> tuple[Replay, Exchange]:

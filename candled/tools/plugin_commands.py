@@ -96,9 +96,9 @@ def test(
     misbehave: silence, duplicates, disorder, lies about the time, bad rows, refusals, pages of all kinds. Prints a line
     for each check, and why a failure matters. The status is 1 if one has failed.
     """
-    from .plugin_test import test_plugin
+    from .plugin_test import check_plugin
 
-    return test_plugin(module, recording or (), exchange, settings or ())
+    return check_plugin(module, recording or (), exchange, settings or ())
 
 
 @declare(app, _HEADING)

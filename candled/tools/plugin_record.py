@@ -12,8 +12,7 @@ from candled.model import MINUTE_MS, Range, Symbol
 from candled.plugins import one_line
 from candled.proxies import Proxies
 from candled.testing.conversion import convert_files
-from candled.testing.findings import CHECKS, judge_replay
-from candled.testing.modules import choose_exchange, load_exchanges, make_exchange
+from candled.testing.modules import choose_exchange, make_exchange
 from candled.testing.recording import (
     VERSION,
     Call,
@@ -23,7 +22,6 @@ from candled.testing.recording import (
     RecordingWriter,
     read_recording,
 )
-from candled.testing.replayed import RecordedClock, replay_recording
 
 from .recorder import Recorder
 from .session import print_remark
@@ -153,27 +151,6 @@ def _recorded_minutes(path: Path, recording: Recording) -> Range:
     if not recording.header.module or not calls:
         raise ConfigError(f"{path}: has no minutes that were read after the stream")
     return Range(min(call.start_ms or 0 for call in calls), max(call.end_ms or 0 for call in calls))
-
-
-async def play_recording(module: str, path: Path, exchange: str | None = None, assignments: Iterable[str] = ()) -> int:
-    """Play a recording to a plugin, and print the findings; return the exit status.
-
-    Raises:
-        ConfigError: there is no such plugin, its settings are wrong, or the file is no recording.
-    """
-    recording = _read_file(path)
-    clock = RecordedClock()
-    offered = load_exchanges(module)
-    named = exchange or (recording.header.exchange if recording.header.exchange in offered else None)
-    made = make_exchange(choose_exchange(module, named), assignments, clock)
-    replay = await replay_recording(recording, made, clock)
-    findings = list(judge_replay(recording, made, replay))
-    for finding in findings:
-        mark = {True: "passed", False: "FAILED", None: "note"}[finding.is_right]
-        print(f"{mark:<7} {finding.name}" + (f": {finding.detail}" if finding.detail else ""))
-        if finding.is_right is False:
-            print(f"        {CHECKS[finding.name][1]}")
-    return 1 if any(finding.is_right is False for finding in findings) else 0
 
 
 def _read_file(path: Path) -> Recording:

@@ -14,7 +14,7 @@ from candled.testing.replayed import RecordedClock
 _FOLDER = Path("tests")
 
 
-def test_plugin(
+def check_plugin(
     module: str, paths: Sequence[Path] = (), exchange: str | None = None, assignments: Iterable[str] = ()
 ) -> int:
     """Run every check on the exchanges of a plugin, and print the results; return the exit status.

@@ -29,6 +29,7 @@ from tests.sources import ROOT
 pytestmark = [pytest.mark.usefixtures("daemon"), pytest.mark.slow]
 
 EXAMPLE = ROOT / "examples" / "candled-plumline"
+RECORDINGS = {"tests/btc-usdt.jsonl.gz", "tests/nocoin-usdt.jsonl"}
 
 
 class Environment:
@@ -69,7 +70,8 @@ def filled_in(parent: Path) -> Path:
     run_program(sys.executable, "-m", "candled", "plugin", "new", "plumline", cwd=parent)
     folder = parent / "candled-plumline"
     shutil.copy(EXAMPLE / "candled_plumline" / "exchange.py", folder / "candled_plumline")
-    shutil.copy(EXAMPLE / "tests" / "btc-usdt.jsonl.gz", folder / "tests")
+    for recording in RECORDINGS:
+        shutil.copy(EXAMPLE / recording, folder / recording)
     return folder
 
 
@@ -93,7 +95,7 @@ def test_the_example_is_the_template_filled_in():
     assert {path for path, text in files.items() if (EXAMPLE / path).read_text("utf-8") != text} == own
     assert "NotImplementedError" not in (EXAMPLE / "candled_plumline" / "exchange.py").read_text("utf-8")
     unknown = {path.relative_to(EXAMPLE).as_posix() for path in EXAMPLE.rglob("*") if path.is_file()} - files.keys()
-    assert {path for path in unknown if "__pycache__" not in path} == {"tests/btc-usdt.jsonl.gz"}
+    assert {path for path in unknown if "__pycache__" not in path} == RECORDINGS
 
 
 def test_an_empty_plugin_fails_its_tests_and_names_the_functions(tmp_path):
