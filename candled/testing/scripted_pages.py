@@ -337,17 +337,17 @@ def name_missing(missing: Sequence[int], span: tuple[int, int], asked: Sequence[
     seen = (
         f"{len(missing)} of {(end_ms - start_ms) // MINUTE_MS} minutes are missing, the first at {iso_ms(missing[0])}"
     )
-    untils = [one for one in asked if one.until_ms in missing]
-    if untils and not rule.is_until_inclusive:
+    ends = [one for one in asked if one.until_ms in missing]
+    if ends and not rule.is_until_inclusive:
         return (
-            f"the end of a page is exclusive on this exchange: a page up to {untils[0].until}="
-            f"{iso_ms(untils[0].until_ms or 0)} does not have that minute, but the plugin expects it ({seen})"
+            f"the end of a page is exclusive on this exchange: a page up to {ends[0].until}="
+            f"{iso_ms(ends[0].until_ms or 0)} does not have that minute, but the plugin expects it ({seen})"
         )
-    firsts = [one for one in asked if one.first_ms in missing]
-    if firsts and not rule.is_first_inclusive:
+    starts = [one for one in asked if one.first_ms in missing]
+    if starts and not rule.is_first_inclusive:
         return (
-            f"the beginning of a page is exclusive on this exchange: a page from {firsts[0].first}="
-            f"{iso_ms(firsts[0].first_ms or 0)} does not have that minute, but the plugin expects it ({seen})"
+            f"the beginning of a page is exclusive on this exchange: a page from {starts[0].first}="
+            f"{iso_ms(starts[0].first_ms or 0)} does not have that minute, but the plugin expects it ({seen})"
         )
     if (
         missing[0] == start_ms
