@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import json
 import random
+from collections import deque
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,8 @@ class Scripted:
         self._draw = random.Random(seed)
         self._bars: dict[Topic, list[Bar]] = {}
         self._log: list[tuple[str, int, Topic, str]] = []  # epoch, seq, topic, time of what changed
-        self._epochs = ["e1"]
+        self._epoch_names = (f"e{number}" for number in count(1))  # none is used again
+        self._epochs = [next(self._epoch_names)]
         self._seq = 0
         self._handlers: set[_Handler] = set()
         self._http: HTTPServer | None = None
@@ -108,7 +111,7 @@ class Scripted:
 
     def begin_epoch(self, *, forget: bool) -> None:
         """As a restart does; with `forget` what changed before is no longer known."""
-        self._epochs.append(f"e{len(self._epochs) + 1}")
+        self._epochs.append(next(self._epoch_names))
         self._seq = 0
         if forget:
             self._log.clear()
@@ -237,6 +240,7 @@ class _Handler(WebSocketHandler):
     def initialize(self, server: Scripted) -> None:
         self.server = server
         self.rooms: dict[Topic, Bar] = {}  # with the request that entered it
+        self._delayed: deque[str] = deque()
 
     def check_origin(self, origin: str) -> bool:
         return True
@@ -255,13 +259,14 @@ class _Handler(WebSocketHandler):
     def send_json(self, message: Bar) -> None:
         if self.server.silent:
             return
-        delay_s = self.server.delay_s
-        if delay_s:
-            asyncio.get_running_loop().call_later(delay_s, self._write, json.dumps(message))
+        self._delayed.append(json.dumps(message))
+        if self.server.delay_s or len(self._delayed) > 1:  # none overtakes another: a connection keeps their order
+            asyncio.get_running_loop().call_later(self.server.delay_s, self._write_next)
         else:
-            self._write(json.dumps(message))
+            self._write_next()
 
-    def _write(self, text: str) -> None:
+    def _write_next(self) -> None:
+        text = self._delayed.popleft()
         with contextlib.suppress(WebSocketClosedError):
             self.write_message(text).add_done_callback(lambda future: future.cancelled() or future.exception())
 
