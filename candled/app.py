@@ -16,7 +16,7 @@ from candled.aggregate.live_bars import LiveBars
 from candled.api.catalog import MarketCatalog
 from candled.api.context import ApiContext
 from candled.api.pages import BarReader
-from candled.api.routes import make_routes, make_streams
+from candled.api.routes import make_guard, make_routes, make_streams
 from candled.budget import MakeBudget
 from candled.budget_file import BudgetFile
 from candled.bus import Bus
@@ -311,6 +311,7 @@ class Daemon:
             ),
             limits=config.limits,
             serves=self._is_serving,
+            guard=make_guard(config, catalog, clock) if self._is_serving else None,
         )
 
     def _make_internal(self, texts: EncodedBarCache) -> InternalServer | None:

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from candled import __version__, signals
 from candled.errors import ConfigError
 from candled.logs import BoundedHandler
-from candled.tools import commands, plugin_commands
+from candled.tools import commands, plugin_commands, token_commands
 from candled.tools.options import ConfigFile, Outcome, declare, find_config, load_config, parse_url
 
 _HELP = """\
@@ -287,5 +287,6 @@ def tail(
 
 
 app.add_typer(_config, name="config", rich_help_panel=_DAEMON)
+app.add_typer(token_commands.app, name="token", rich_help_panel=_DAEMON)
 app.add_typer(plugin_commands.app, name="plugin", rich_help_panel=_DAEMON)
 app.add_typer(commands.app)

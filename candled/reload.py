@@ -26,6 +26,7 @@ LIVE = frozenset({
 LIVE_ALONE = frozenset({"exchanges.*", "exchanges.*.plugin"})
 #: The settings that are only read at the start. `exchanges` is the first exchange, the default of the protocol.
 NEEDS_RESTART = frozenset({
+    "access.jwt_algorithm", "access.jwt_audience", "access.jwt_issuer", "access.jwt_key_file", "access.tokens_file",
     "bus.lease", "bus.prefix", "bus.url",
     "control.socket",
     "exchanges",

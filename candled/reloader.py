@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from candled.access.verifier import TokenVerifier
 from candled.config import Config, make_exchanges, make_store
 from candled.config.sections import MEMORY
 from candled.daemon_threads import DaemonThreads
@@ -102,6 +103,8 @@ def check_parts(config: Config, clock: Clock) -> None:
     """
     make_exchanges(config, clock)
     make_store(config)  # reads the address
+    if config.access.needs_tokens:
+        TokenVerifier(config.access, clock)
     if config.bus.url != MEMORY:
         from candled.bus.redis.address import RedisAddress
         from candled.bus.redis.connections import check_files

@@ -25,8 +25,8 @@ INTERFACES = {
     "on_event": {"FeedPool", "ExchangeIngest", "Recorder"},  # the pool passes events on
     "publish": {"MemoryBus", "RedisBus"},
     "write_minutes": {"SqliteStore", "PostgresStore"},
-    "on_client_message": {"ClientSession", "Undecided", "KlineClient", "_DetachedListener"},
-    "make_initial": {"ClientSession", "Undecided", "KlineClient", "_DetachedListener"},
+    "on_client_message": {"ClientSession", "Unauthenticated", "Undecided", "KlineClient", "_DetachedListener"},
+    "make_initial": {"ClientSession", "Unauthenticated", "Undecided", "KlineClient", "_DetachedListener"},
     "request_snapshot": {"ClientConnection", "NullConnection", "KlineRoom"},
     "read_bars": {"HistoryReader", "SqliteStore", "PostgresStore"},  # the reader calls the store's, in a thread
     "on_short_write": {"ClientConnection", "SocketConnection"},

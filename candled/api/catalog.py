@@ -17,6 +17,7 @@ class MarketCatalog:
 
     def __init__(self, markets: Mapping[str, Sequence[Symbol]], intervals: Iterable[Interval]) -> None:
         self.default = next(iter(markets))
+        self._binance: dict[str, BinanceMarkets] = {}
         #: changes with the markets and the intervals
         self.version = 0
         #: By name, shortest first. The object stays the same when intervals are added.
@@ -78,6 +79,10 @@ class MarketCatalog:
                 404, "unknown_exchange", f"Invalid exchange: {shown(name)[1:-1]}. Valid: {', '.join(self.exchanges)}"
             )
         return name
+
+    def binance_markets(self, exchange: str) -> "BinanceMarkets":
+        """Return the markets of an exchange by Binance's names, the same object for all paths."""
+        return self._binance.setdefault(exchange, BinanceMarkets(self, exchange))
 
     # ------------------------------------------------------------ TradingView: BITGET:BTCUSDT
 

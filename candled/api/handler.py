@@ -13,6 +13,7 @@ from tornado.web import HTTPError, RequestHandler
 from candled.errors import CandledError, StoreRejected, Unavailable
 from candled.serve.connection_limiter import Network, client_address
 from candled.serve.content_coding import CODINGS, PLAIN, choose_coding
+from candled.serve.grants import grant_of, private, refusal_of
 from candled.serve.hot_path import HotReply, HotRequest, implements
 from candled.serve.kept_pages import KeptPages
 from candled.serve.rate_limit import HEADERS, TOO_MANY, UNLIMITED, RateLimit, RateLimitResult
@@ -254,6 +255,10 @@ class Handler(RequestHandler):
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Cache-Control", "no-store")
 
+    def set_header(self, name: str, value: Any) -> None:
+        """Set a header. No shared cache may keep an answer for which the client needed a token."""
+        super().set_header(name, value if grant_of(self.request) is None else private(name, value))
+
     async def prepare(self) -> None:
         """Count the request, and answer 429 if the rate limit is exceeded."""
         if self.request.method == "OPTIONS":
@@ -272,6 +277,11 @@ class Handler(RequestHandler):
             if isinstance(stream, HotStream):
                 stream.on_refused((self.request.uri or "").partition("?")[0])
             self.refuse_too_many(TOO_MANY_REQUESTS)
+            self.finish()
+            return
+        refusal = refusal_of(self.request)
+        if refusal is not None:
+            self._reject(ApiError(refusal.status, refusal.code, str(refusal), refusal.headers))
             self.finish()
 
     async def get(self, *_: str) -> None:

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
+from candled.access.grant import Grant
 from candled.exchange import Clock
 from candled.model import END_OF_TIME_MS, Candle, MarketKey, Topic, decimal_text
 from candled.protocol.frames import BarUpdate, Frame
@@ -237,6 +238,14 @@ class KlineStreams:
         """Return True if this stream exists."""
         return self._find_topic(name) is not None
 
+    def is_allowed(self, name: str, grant: Grant | None) -> bool:
+        """Return True if a client with this access may subscribe to a stream that exists."""
+        found = self._find_topic(name)
+        if grant is None or found is None:
+            return True
+        topic, _ = found
+        return grant.allows_symbol(topic.market.symbol) and grant.allows_interval(str(topic.interval))
+
     def _find_topic(self, name: str) -> tuple[Topic, str] | None:
         """Return the topic of a stream, and the symbol in its events; None if the stream does not exist."""
         stream, _, interval_name = name.rpartition("@kline_")
@@ -296,7 +305,10 @@ class KlineClient:
 
     def _is_over_limit(self) -> bool:
         """Count a message; return True if the client sends too many."""
+        grant = self._connection.grant
         rate = self._streams.limits.max_messages_per_second
+        if grant is not None and grant.messages:
+            rate = min(rate or grant.messages, grant.messages)
         if not rate:
             return False
         if self._budget is None or self._budget.rate != rate:  # the settings may be reloaded
@@ -375,8 +387,12 @@ class KlineClient:
         for name in new:
             if not self._streams.is_known(name):
                 raise _Invalid(2, f"Invalid request: unknown stream {_shown(name)}")
-        if len(self._rooms) + len(new) > MOST_STREAMS:
-            raise _Invalid(2, f"Invalid request: at most {MOST_STREAMS} streams per connection")
+            if not self._streams.is_allowed(name, self._connection.grant):
+                raise _Invalid(2, f"Invalid request: not allowed with this token: {_shown(name)}")
+        grant = self._connection.grant
+        most = MOST_STREAMS if grant is None or not grant.rooms else min(MOST_STREAMS, grant.rooms)
+        if len(self._rooms) + len(new) > most:
+            raise _Invalid(2, f"Invalid request: at most {most} streams per connection")
         return new
 
     def _subscribe(self, names: Sequence[str]) -> None:

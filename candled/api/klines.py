@@ -30,6 +30,9 @@ _CODES = {
     "too_many_requests": -1003,
     "unavailable": -1001,
     "internal": -1000,
+    "unauthorized": -2015,  # an invalid API key
+    "forbidden": -1002,
+    "invalid_request": -1101,
 }
 _UNSUPPORTED = -1020  # not -1000, which clients take for temporary and retry
 _NOT_HERE = "This operation is not supported: here are klines, uiKlines, exchangeInfo, time and ping, for GET."

@@ -22,8 +22,28 @@ _HEADERS: Mapping[str, Any] = {
 }
 
 
-def document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
-    """Return the complete description."""
+_SCHEMES: Mapping[str, Any] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "an access token of candled, or a JWT"},
+    "query": {"type": "apiKey", "in": "query", "name": "token", "description": "the same, where no header can be set"},
+}
+
+
+def document(operations: Sequence[Operation], version: str, *, needs_token: bool = False) -> dict[str, Any]:
+    """Return the complete description, with the security schemes if clients need a token."""
+    description = _document(operations, version)
+    if needs_token:
+        description["components"]["securitySchemes"] = _SCHEMES
+        description["security"] = [{name: []} for name in _SCHEMES]
+        error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+        for path in description["paths"].values():
+            path["get"]["responses"] |= {
+                "401": {"description": "the token is missing, invalid or expired", "content": error},
+                "403": {"description": "the token does not allow this symbol or interval", "content": error},
+            }
+    return description
+
+
+def _document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
     answers = [Error, *(answer for operation in operations for answer in operation.answers.values())]
     schemas, components = msgspec.json.schema_components(answers, ref_template="#/components/schemas/{name}")
     error, *rest = ({"schema": schema} for schema in schemas)

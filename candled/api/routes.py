@@ -8,23 +8,26 @@ from typing import Any
 import msgspec
 
 from candled import __version__
+from candled.access.verifier import TokenVerifier
 from candled.config import Config
 from candled.config.sections import KlinesSettings
 from candled.exchange import Clock
 from candled.protocol.frames import Frame
 from candled.rooms.encoded_bars import BarSource
 from candled.rooms.recipients import RecipientConnection, Recipients
+from candled.serve.access import AccessGuard
 from candled.serve.connection_limiter import ClientLimits, networks
 from candled.serve.kept_pages import KeptPages
 from candled.serve.rate_limit import RateLimits
 from candled.universe import Universe
 
 from . import klines, operations, rest, udf
-from .catalog import BinanceMarkets, MarketCatalog, binance_name
+from .catalog import MarketCatalog, binance_name
 from .context import ApiContext
 from .handler import AccessPolicy, NotFound
 from .kline_streams import KlineClient, KlineStreams, Reader
 from .openapi import document
+from .scopes import Scopes
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +45,28 @@ def make_routes(config: Config, source: ApiContext, limits: RateLimits, clock: C
         return {"access": access, "limit": limits.groups[group], **shared}
 
     facade = _klines(source, config.klines, limited("klines")) if config.klines.enabled else []
-    return [*facade, *_rest(source, limited("api")), *_udf(source, config.udf.next_time, limited("udf"))]
+    return [
+        *facade,
+        *_rest(source, limited("api"), needs_token=config.access.needs_tokens),
+        *_udf(source, config.udf.next_time, limited("udf")),
+    ]
 
 
-def _rest(source: ApiContext, shared: dict[str, Any]) -> list[Route]:
+def make_guard(config: Config, catalog: MarketCatalog, clock: Clock) -> AccessGuard | None:
+    """Return the checks of access tokens; None if the settings want none.
+
+    Raises:
+        ConfigError: the file of tokens or the key cannot be read.
+    """
+    if not config.access.needs_tokens:
+        return None
+    settings = config.klines
+    markets = catalog.binance_markets(settings.exchange or catalog.default)
+    scopes = Scopes(catalog, (markets, settings.prefix) if settings.enabled else None)
+    return AccessGuard(TokenVerifier(config.access, clock), clock, scopes.find_asked)
+
+
+def _rest(source: ApiContext, shared: dict[str, Any], *, needs_token: bool) -> list[Route]:
     kinds: tuple[type[rest.RestHandler], ...] = (
         rest.Candles,
         rest.Pages,
@@ -65,7 +86,7 @@ def _rest(source: ApiContext, shared: dict[str, Any]) -> list[Route]:
         (
             description.path,
             rest.Description,
-            {**shared, "source": source, "description": partial(_describe, source.catalog)},
+            {**shared, "source": source, "description": partial(_describe, source.catalog, needs_token)},
         ),
         (r"/api(?:/.*)?", NotFound, shared),
     ]
@@ -84,9 +105,9 @@ def _operations(catalog: MarketCatalog) -> Sequence[operations.Operation]:
     )
 
 
-def _describe(catalog: MarketCatalog) -> bytes:
+def _describe(catalog: MarketCatalog, needs_token: bool) -> bytes:
     """Return the description for the markets that are served now."""
-    return msgspec.json.encode(document(_operations(catalog), __version__))
+    return msgspec.json.encode(document(_operations(catalog), __version__, needs_token=needs_token))
 
 
 def _udf(source: ApiContext, next_time: str, shared: dict[str, Any]) -> list[Route]:
@@ -117,7 +138,7 @@ def _klines(source: ApiContext, settings: KlinesSettings, shared: dict[str, Any]
         "ping": klines.Ping,
         ".*": klines.UnknownPath,
     }
-    markets = BinanceMarkets(source.catalog, settings.exchange or source.catalog.default)
+    markets = source.catalog.binance_markets(settings.exchange or source.catalog.default)
     for name, market in markets.markets.items():
         plain = binance_name(market.symbol)
         if name != plain:
@@ -141,7 +162,7 @@ def make_streams(
     settings = config.klines
     if not settings.enabled:
         return []
-    markets = BinanceMarkets(source.catalog, settings.exchange or source.catalog.default)
+    markets = source.catalog.binance_markets(settings.exchange or source.catalog.default)
     streams = KlineStreams(markets, bars, make_reader, publish, clock, limits)
     bare = [f"{settings.prefix}/ws"] if settings.prefix else ["/", "/ws"]  # shared with candled's own protocol
     raw = [*bare, rf"{settings.prefix}/ws/.*"]

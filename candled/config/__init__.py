@@ -36,6 +36,7 @@ from candled.universe_choice import ChoiceRules
 from .sections import (
     MEMORY,
     ROLES,
+    AccessSettings,
     BusSettings,
     ControlSettings,
     ExchangeKeys,
@@ -100,6 +101,7 @@ class Config(Settings):
     store: StoreSettings = setting(StoreSettings(), "where candles are kept")
     bus: BusSettings = setting(BusSettings(), "the bus between ingest and serve")
     control: ControlSettings = setting(ControlSettings(), "access for commands")
+    access: AccessSettings = setting(AccessSettings(), "the tokens that clients need")
     log: LogSettings = setting(LogSettings(), "the log")
 
 
@@ -371,6 +373,8 @@ def contradictions(config: Config) -> Iterator[str]:
         yield "server.ping_timeout: at most server.ping_interval"
     if config.server.internal_port and config.server.internal_port == config.server.port:
         yield "server.internal_port: another port than server.port, which strangers reach"
+    if bool(config.access.jwt_key_file) != (config.access.jwt_algorithm is not None):
+        yield "access.jwt_algorithm: needed together with access.jwt_key_file, and only then"
     names = [one.name for one in config.exchanges]
     if config.klines.exchange is not None and config.klines.exchange not in names:
         yield f"klines.exchange: no such exchange{suggestion(config.klines.exchange, names)}"

@@ -318,6 +318,29 @@ class ControlSettings(Settings):
     )
 
 
+class AccessSettings(Settings):
+    """The access tokens that clients need. Without a file of tokens and without a key of JWTs, they need none."""
+
+    tokens_file: str = setting(
+        "", 'the file of tokens that `candled token` writes; it is read again when it changes; "" for none'
+    )
+    jwt_key_file: str = setting(
+        "",
+        "the file with the key that verifies JWTs: a secret for HS256, else a public key in PEM; it is read again when "
+        'it changes; "" for none',
+    )
+    jwt_algorithm: Literal["HS256", "RS256", "EdDSA"] | None = setting(
+        None, "the only algorithm of JWTs that is accepted: HS256, RS256 or EdDSA"
+    )
+    jwt_audience: str | None = setting(None, "the audience (aud) that JWTs must have; null to check none")
+    jwt_issuer: str | None = setting(None, "the issuer (iss) that JWTs must have; null to check none")
+
+    @property
+    def needs_tokens(self) -> bool:
+        """True if clients need a token."""
+        return bool(self.tokens_file or self.jwt_key_file)
+
+
 class LogSettings(Settings):
     """The log, written to standard error."""
 

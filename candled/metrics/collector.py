@@ -25,7 +25,7 @@ from candled.store.writer import Writer
 from .ingest import collect_ingest, collect_states, collect_symbols
 from .loop_lag import LoopLag
 from .samples import Samples
-from .serving import collect_bars, collect_clients, collect_requests
+from .serving import collect_bars, collect_clients, collect_requests, collect_tokens
 from .storing import collect_bus, collect_store
 
 
@@ -81,6 +81,7 @@ class Metrics:
         collect_bus(samples, parts.bus)
         collect_clients(samples, parts.server, parts.hub)
         collect_requests(samples, parts.server)
+        collect_tokens(samples, parts.server)
         collect_bars(samples, parts.bars, parts.cache)
         return samples.families()
 

@@ -1,8 +1,8 @@
 """The metrics of candled: names, types, labels and meanings. docs/reference/metrics.md lists the same.
 
 Names follow Prometheus's conventions (prometheus.io/docs/practices/naming), which `promtool check metrics` checks: base
-units, `_total` for counters only, and no unit in a number of candles. Labels have few values. No label names a client,
-and only those of `PER_SYMBOL` name a symbol.
+units, `_total` for counters only, and no unit in a number of candles. Labels have few values. No label names a client
+but `token`, whose values the operator chooses, and only those of `PER_SYMBOL` name a symbol.
 """
 
 from dataclasses import dataclass
@@ -139,6 +139,10 @@ SERVE = (
     _gauge("ws_slow_clients", "clients that have not read a message completely"),
     _gauge("ws_send_queue_bytes", "bytes that wait for slow clients"),
     _counter("ws_fell_behind_total", "times that a slow client missed so many updates that it got all bars again"),
+    _gauge("token_connections", "connections of each access token; all JWTs together are `jwt`", "token"),
+    _counter("token_requests_total", "HTTP requests, handshakes and `auth` messages that each token allowed", "token"),
+    _counter("token_refusals_total", "requests and connections that were refused: `missing`, `invalid` or `expired` "
+             "token, its `scope`, or its limit of `requests` or `connections`", "reason"),
     _counter("http_requests_total", "HTTP requests by route; handshakes that succeed are in `ws_connects_total`",
              "route", "status"),
     _histogram("http_request_seconds", "the time of an answer. Answers from memory take less than a millisecond and "

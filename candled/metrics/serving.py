@@ -29,6 +29,15 @@ def collect_clients(samples: Samples, server: "Server", hub: "Hub") -> None:
     samples.add("ws_fell_behind_total", messages.fell_behind)
 
 
+def collect_tokens(samples: Samples, server: "Server") -> None:
+    """Add the use of access tokens, if clients need one."""
+    guard = server.guard
+    if guard is not None:
+        samples.add_all("token_connections", guard.count_connections().items())
+        samples.add_all("token_requests_total", guard.requests.items())
+        samples.add_all("token_refusals_total", guard.refusals.items())
+
+
 def collect_requests(samples: Samples, server: "Server") -> None:
     """Add the HTTP requests and the budgets of work."""
     for (route, status), count in server.counts.requests.items():

@@ -177,6 +177,12 @@ def error(message: str, request_id: RequestId = None, *, code: int = 0, temporar
     return f'{{"type":"error","message":{_quoted(message)},{_id(request_id)},"code":{code},"temporary":{lasting}}}'
 
 
+def authenticated(expires_ms: int | None, request_id: RequestId) -> str:
+    """Return the `authenticated` message. `expires_ms` is when the token expires, UTC epoch ms; None for never."""
+    expires = "null" if expires_ms is None else f'"{iso_ms(expires_ms)}"'
+    return f'{{"type":"authenticated",{_named(request_id)}"expires":{expires}}}'
+
+
 def subscribed(head: str, request_id: RequestId) -> str:
     """Return the `subscribed` message."""
     return f'{{"type":"subscribed",{_id(request_id)},{head}}}'

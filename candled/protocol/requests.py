@@ -23,7 +23,8 @@ _LONGEST_PATTERN = 256
 _INTEGER = 2**63  # limit of a signed 64-bit integer
 
 INVALID_FORMAT = "Invalid message format"
-INTERNAL, UNKNOWN, LIMIT, NOT_AVAILABLE, TOO_MANY = 100, 102, 106, 108, 111  # codes of errors; 107 is any other
+# Codes of errors; 107 is any other.
+INTERNAL, UNAUTHORIZED, UNKNOWN, NOT_ALLOWED, LIMIT, NOT_AVAILABLE, TOO_MANY = 100, 101, 102, 103, 106, 108, 111
 
 
 class RequestError(ClientError):
@@ -43,6 +44,11 @@ class RequestError(ClientError):
 def market_removed(market: MarketKey) -> RequestError:
     """Return the error for the subscribers of a market that is not served any more."""
     return RequestError(f"Market removed: {market.symbol} is not served any more", code=UNKNOWN)
+
+
+def not_allowed(text: object) -> RequestError:
+    """Return the error for a market, pattern or interval that a client's token does not allow."""
+    return RequestError(f"Not allowed with this token: {text}", code=NOT_ALLOWED)
 
 
 def invalid_pattern(pattern: str, reason: str) -> RequestError:
@@ -236,7 +242,7 @@ class RequestCodec:
             raise RequestError(INVALID_FORMAT) from error
         request_id: RequestId = None
         try:
-            request_id = None if decoded.id is msgspec.UNSET else _request_id(decoded.id)
+            request_id = None if decoded.id is msgspec.UNSET else read_request_id(decoded.id)
             return self._read_request(decoded, request_id)
         except RequestError as error:
             error.request_id = request_id
@@ -256,7 +262,7 @@ class RequestCodec:
         """Return the `id` of a request that is refused unread; None if it cannot be found."""
         try:
             decoded = self._decoder.decode(message)
-            return None if decoded.id is msgspec.UNSET else _request_id(decoded.id)
+            return None if decoded.id is msgspec.UNSET else read_request_id(decoded.id)
         except (msgspec.DecodeError, UnicodeError, RecursionError, RequestError):
             return None
 
@@ -373,7 +379,12 @@ def _page_size(limit: Any) -> int:
     return limit
 
 
-def _request_id(given: Any) -> RequestId:
+def read_request_id(given: Any) -> RequestId:
+    """Return the `id` of a request.
+
+    Raises:
+        RequestError: it has another type, or is too long.
+    """
     if isinstance(given, str) and len(given) <= _LONGEST_ID:
         return given
     if isinstance(given, int) and not isinstance(given, bool) and -_INTEGER <= given < _INTEGER:

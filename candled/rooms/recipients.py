@@ -1,10 +1,13 @@
 """The rooms' view of a client's connection, and the lists of connections that broadcasts are sent to."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from candled.model import Topic
 from candled.protocol.frames import Frame
+
+if TYPE_CHECKING:
+    from candled.access.grant import Grant
 
 
 class RecipientConnection(Protocol):
@@ -20,6 +23,9 @@ class RecipientConnection(Protocol):
 
     #: The connection's slots in lists; maintained by `RecipientSlot`.
     recipient_slots: tuple["RecipientSlot", ...]
+
+    #: The access of the client's token; None if it needs none.
+    grant: "Grant | None"
 
     @property
     def write(self) -> Callable[[bytes], int]:
@@ -57,6 +63,7 @@ class NullConnection:
     """A connection without a socket: it ignores all calls. Subscribers in this process override some of them."""
 
     recipient_slots: tuple["RecipientSlot", ...] = ()
+    grant: "Grant | None" = None
 
     def write(self, frame: bytes) -> int:
         """Drop a frame."""

@@ -29,6 +29,7 @@ from candled.protocol.requests import (
     Unsubscribe,
     invalid_pattern,
     market_removed,
+    not_allowed,
 )
 from candled.rooms.hub import Hub, Membership, PatternMembership, RecipientConnection
 from candled.tasks import TaskSet
@@ -254,7 +255,10 @@ class ClientSession:
     # ------------------------------------------------------------ requests
 
     def _spend_budget(self, message: str | bytes) -> None:
+        grant = self._connection.grant
         rate = self._limits.max_messages_per_second
+        if grant is not None and grant.messages:
+            rate = min(rate or grant.messages, grant.messages)
         if not rate:
             return
         if self._budget is None or self._budget.rate != rate:  # the settings may be reloaded
@@ -314,12 +318,29 @@ class ClientSession:
         return len(self._memberships) + len(self._patterns or ())
 
     def _check_room_count(self) -> None:
+        grant = self._connection.grant
         most = self._limits.max_rooms_per_connection
+        if grant is not None and grant.rooms:
+            most = min(most, grant.rooms)
         if most and self._room_count >= most:
             raise RequestError(f"Too many subscriptions: at most {most} per connection", code=LIMIT)
 
+    def _check_grant(self, topic: Topic) -> None:
+        """Raise an error for candles that the client's token does not allow."""
+        grant = self._connection.grant
+        if grant is not None:
+            if not grant.allows_symbol(topic.market.symbol):
+                raise not_allowed(topic.market.symbol)
+            self._check_interval(topic.interval)
+
+    def _check_interval(self, interval: Interval) -> None:
+        grant = self._connection.grant
+        if grant is not None and not grant.allows_interval(str(interval)):
+            raise not_allowed(interval)
+
     def _subscribe_topic(self, request: Subscribe) -> None:
         topic = request.topic
+        self._check_grant(topic)
         former = self._memberships.get(topic)
         if former is None:
             self._check_room_count()
@@ -355,6 +376,10 @@ class ClientSession:
     def _subscribe_pattern(self, request: SubscribePattern) -> None:
         """Enter a pattern room. There is no `initial`: its bars begin with the next ones that close."""
         topic, patterns = request.topic, self._patterns or {}
+        grant = self._connection.grant
+        if grant is not None and not grant.allows_pattern(topic.pattern):
+            raise not_allowed(topic.pattern)
+        self._check_interval(topic.interval)
         former = patterns.get(topic)
         if former is None:
             self._check_room_count()
@@ -440,6 +465,7 @@ class ClientSession:
                 self._clock,
             )
         try:
+            self._check_grant(request.topic)
             self._pager.enqueue_request(request, self._charge_work(page_cost(request.limit), request))
         except RequestError as error:
             error.request_id = request.id

@@ -10,7 +10,7 @@ from candled.histogram import SECONDS, Histogram
 _PATHS_KEPT = 1024
 _LITERAL = re.compile(r"(?:[\w/-]|\.(?!\*))*")  # the beginning of a pattern that is the path itself
 # Close codes with a series of their own. A client may send any of 3000 to 4999.
-_CODES = {1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1011, 3008, 3012, 3013}
+_CODES = {1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1011, 3005, 3008, 3012, 3013, 3500, 3502, 3504}
 OTHER = "other"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from tornado.websocket import WebSocketClosedError
 
 from candled.protocol.frames import BarUpdate, Frame
-from candled.protocol.requests import TOO_MANY, RequestError
+from candled.protocol.requests import NOT_ALLOWED, TOO_MANY, RequestError
 from candled.transport.library_internals import stream_of
 from candled.transport.tornado_connection import TornadoConnection
 
@@ -17,6 +17,7 @@ from .handlers import ConnectingHandler, ServerContext
 _RETRY_MS = 2000  # a browser reconnects after this time
 _ALIVE_S = 15.0  # interval of comments, because proxies close idle connections
 _FIELDS = ("final", "seq")
+_STATUSES = {TOO_MANY: 429, NOT_ALLOWED: 403}
 _FLAGS = {"true": True, "false": False}
 
 
@@ -76,7 +77,7 @@ class EventsHandler(ConnectingHandler):
         if self.is_refused():
             return
         self._connection = TornadoConnection(self, self.context.broadcaster, self.context.clock, self.address)
-        self.context.on_tornado_client(self._connection, stream_of(self.request))
+        self.context.on_tornado_client(self._connection, stream_of(self.request), self.guarded(None))
         session = self._connection.client
         assert isinstance(session, ClientSession)
         try:
@@ -87,7 +88,7 @@ class EventsHandler(ConnectingHandler):
                 await self._wait_for_end()
         except RequestError as error:
             self.context.limiter.return_handshake()  # no stream began: others may have it
-            status = 429 if error.code == TOO_MANY else 400
+            status = _STATUSES.get(error.code, 400)
             self.set_status(status)
             self.finish_json({"error": {"code": status, "message": str(error)}})
         finally:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from socket import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tornado.iostream import IOStream
@@ -34,9 +34,13 @@ from candled.transport.work_budget import FRAME, UNLIMITED, WorkBucket, WorkBudg
 from .connection_limiter import ConnectionLimiter, Network, client_address
 from .content_coding import PLAIN, choose_coding
 from .counts import ServerCounts
+from .grants import SUBPROTOCOL, grant_of, refusal_of
 from .hot_path import HotReply, HotRequest, implements
 from .kept_pages import KeptPage, KeptPages
 from .rate_limit import TOO_MANY
+
+if TYPE_CHECKING:
+    from .access import AccessGuard
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +75,9 @@ class ServerContext:
         trusted: tuple[Network, ...],
         allowed_origins: tuple[str, ...],
         page: Callable[[], str],
+        guard: "AccessGuard | None" = None,
     ) -> None:
+        self.guard = guard
         self.make_client = make_client
         self.limiter = limiter
         self.budgets = budgets
@@ -154,6 +160,8 @@ class ServerContext:
         self.connections.discard(connection)
         if isinstance(connection, TornadoConnection):
             self._tornado_connections.discard(connection)
+        if self.guard is not None:
+            self.guard.leave(connection)
         self.limiter.remove_connection(connection.address)
         self.budgets.close_connection(connection.budget)
         if not self.connections:
@@ -274,6 +282,19 @@ class RefusingHandler(_ServerHandler):
         self.finish_json({"error": {"code": 429, "message": TOO_MANY}})
 
 
+class DeniedHandler(_ServerHandler):
+    """A request that its token does not allow, or that has none."""
+
+    def prepare(self) -> None:
+        """Answer with the reason."""
+        refusal = refusal_of(self.request)
+        assert refusal is not None, "set by the application"
+        self.set_status(refusal.status)
+        for name, value in refusal.headers.items():
+            self.set_header(name, value)
+        self.finish_json({"error": {"code": refusal.status, "message": str(refusal)}})
+
+
 class ConnectingHandler(_ServerHandler):
     """A request for a lasting connection, subject to the limits."""
 
@@ -293,11 +314,22 @@ class ConnectingHandler(_ServerHandler):
         if refusal is not None:  # before the next check, so that it takes no handshake from others
             self.reject(*refusal)
             return True
+        guard, grant = self.context.guard, grant_of(self.request)
+        if guard is not None and grant is not None and guard.is_full(grant):
+            self.reject(429, f"Too many connections: at most {grant.connections} with this token")
+            return True
         wait_s = self.context.limiter.admit_handshake(self.context.clock.monotonic(), self.address)
         if wait_s:
             self.reject(503, "Too many handshakes at a time", wait_s)
             return True
         return False
+
+    def guarded(self, make_client: MakeClient | None) -> MakeClient | None:
+        """Return a function for clients that need a token, if the settings want one; else the function itself."""
+        guard = self.context.guard
+        if guard is None:
+            return make_client
+        return guard.guard(make_client or self.context.make_client, grant_of(self.request))
 
     def check_origin(self, origin: str) -> bool:
         """Return True if a page of this origin may connect.
@@ -343,6 +375,7 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
             self.set_status(400)
             self.finish('Can "Upgrade" only to "WebSocket".')
         elif not self.is_refused():
+            self._make_client = self.guarded(self._make_client)
             await super().get(*args, **kwargs)
             if self.get_status() != 101:  # another origin or version, or no key: no WebSocket began
                 self.context.limiter.return_handshake()
@@ -380,6 +413,10 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
         if self.context.compresses:
             self._extensions = agree(self.request.headers.get("Sec-WebSocket-Extensions", ""))[0]
         return SocketDetach(self._extensions)  # type: ignore[return-value]  # as far as a handshake needs it
+
+    def select_subprotocol(self, subprotocols: list[str]) -> str | None:
+        """Select `candled`, which browsers offer beside the subprotocol that carries their token."""
+        return SUBPROTOCOL if self.context.guard is not None and SUBPROTOCOL in subprotocols else None
 
     def on_detached(self, peer: socket, early: bytes) -> None:
         """Register the client of a detached socket."""

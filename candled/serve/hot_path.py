@@ -17,6 +17,8 @@ from tornado.web import RequestHandler
 from candled.exchange import Clock
 from candled.transport.work_budget import BYTE, HOT_REQUEST, WorkBucket
 
+from .grants import private
+
 _HEAD = re.compile(rb"([A-Z]{1,16}) (/[!-~]*) HTTP/1\.1\r\n((?:[A-Za-z0-9-]+:[ -~\t]*\r\n){1,64})\r\n")
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 _FOR_TORNADO = {"content-length", "transfer-encoding", "expect"}
@@ -50,6 +52,9 @@ class HotRequest:
     refusal: tuple[Exception, "HotReply"] | None = None
     #: A small reply, and a value that is equal to this one as long as the reply is right. The resource sets it.
     kept: tuple[object, "HotReply"] | None = None
+    #: The token, "" without one; None before it was read. The guard of access sets it, and the grant of the token.
+    token: str | None = None
+    grant: Any = None
     #: A small reply, the text of its date, and the complete answer. `HotPath` sets it.
     joined: tuple["HotReply", str, bytes] | None = None
 
@@ -87,6 +92,8 @@ IsAdmitted = Callable[[str, str], bool]
 """Returns True if a request for a path from a peer's address uses the reserve for probes, and not the budget."""
 AnswerNow = Callable[[HotRequest, str], HotReply | None]
 """Returns the answer to a request of a peer's address."""
+Guard = tuple[Callable[[HotRequest], bool], Callable[[HotRequest], None]]
+"""Returns True if a request's token allows it, and is called with each such request that was answered."""
 Route = tuple[str, type[Any], dict[str, Any]]
 
 
@@ -123,6 +130,7 @@ class HotPath:
         payer_of: PayerOf,
         is_admitted: IsAdmitted,
         on_answer: Callable[[str, int], None],
+        guard: Guard | None = None,
     ) -> None:
         self._find = find
         self._find_refusal = find_refusal
@@ -131,6 +139,7 @@ class HotPath:
         self._payer_of = payer_of
         self._is_admitted = is_admitted
         self._on_answer = on_answer
+        self._guard = guard
         self._date = (0, "")
         self._parse = lru_cache(maxsize=_HEADS_KEPT)(self._read)
 
@@ -144,7 +153,8 @@ class HotPath:
         if request is None:
             return None
         resource = self._find_refusal(request.path) if upgrades else self._find(request.path)
-        if resource is None:
+        guard = self._guard
+        if resource is None or (guard is not None and not upgrades and not guard[0](request)):
             return None
         payer, now = self._payer_of(budget, peer, request.headers.get("x-forwarded-for")), self._clock.monotonic()
         is_late = payer.wait_of(now) and not self._is_admitted(request.path, peer)
@@ -159,6 +169,8 @@ class HotPath:
             request.joined = (reply, date, answer) if len(answer) <= _SMALL else None
         payer.charge(HOT_REQUEST + len(answer) * BYTE, now)
         self._on_answer(request.path, reply.status)
+        if guard is not None:
+            guard[1](request)
         return answer
 
     def _read(self, head: bytes) -> HotRequest | None:
@@ -170,6 +182,8 @@ class HotPath:
 
     def _join(self, reply: HotReply, date: str, method: str) -> bytes:
         status, content_type, headers, body, counted, others = reply
+        if self._guard is not None:
+            headers = [(name, private(name, value)) for name, value in headers]
         before, shared, last = _lines_of(status, content_type, tuple(headers), tuple(others), len(body))
         numbers = "".join([f"{_written(name)}: {value}\r\n" for name, value in counted])
         return f"{before}{date}{shared}{numbers}{last}".encode("latin-1") + (b"" if method == "HEAD" else body)

@@ -14,14 +14,14 @@ from tornado.httputil import (
     RequestStartLine,
     ResponseStartLine,
 )
-from tornado.web import Application
+from tornado.web import Application, RequestHandler
 
 from candled.transport.broadcaster import Broadcaster
 from candled.transport.hot_stream import HotStream
 from candled.transport.library_internals import peer_address
 from candled.transport.work_budget import REFUSED
 
-from .handlers import RefusingHandler, ServerContext
+from .handlers import DeniedHandler, RefusingHandler, ServerContext, StreamHandler
 
 _ABSOLUTE = re.compile(r"https?://[^/]+(/.*)?", re.IGNORECASE)
 
@@ -60,7 +60,15 @@ class PrefixedApplication(Application):
         if isinstance(stream, HotStream) and stream.work_wait_s == REFUSED:
             refuses = hasattr(getattr(found, "handler_class", None), "refuse_too_many")  # in the words of its dialect
             return found if refuses else self.get_handler_delegate(request, RefusingHandler, {"context": self._context})
-        return found
+        guard = self._context.guard
+        if guard is None:
+            return found
+        kind = getattr(found, "handler_class", RequestHandler)
+        is_handshake = issubclass(kind, StreamHandler) and request.headers.get("Upgrade", "").lower() == "websocket"
+        refusal = guard.admit(request, may_wait=is_handshake)
+        if refusal is None or hasattr(kind, "refuse_too_many"):  # it answers in the words of its dialect
+            return found
+        return self.get_handler_delegate(request, DeniedHandler, {"context": self._context})
 
 
 class _TurnDelegate(HTTPMessageDelegate):

@@ -25,6 +25,7 @@ from candled.transport.ping_wheel import PingWheel
 from candled.transport.request_head import LARGEST
 from candled.transport.work_budget import WorkBudgets
 
+from .access import AccessGuard
 from .connection_limiter import ConnectionLimiter, is_trusted, networks
 from .counts import ServerCounts
 from .dialects import Undecided
@@ -77,6 +78,7 @@ class Server:
         limits: LimitSettings | None = None,
         largest_message: int = LARGEST_MESSAGE,
         serves: bool = True,
+        guard: AccessGuard | None = None,
     ) -> None:
         self._serves = serves
         self._routes, self._streams = routes, dict(streams)
@@ -103,6 +105,7 @@ class Server:
             trusted=networks(settings.trusted_proxies),
             allowed_origins=tuple(origin.lower() for origin in settings.allowed_origins),
             page=page,
+            guard=guard,
         )
         #: `reports`, together with the facts about this server.
         self.reports = self._add_facts(reports)
@@ -111,12 +114,7 @@ class Server:
         #: The connections and requests since the start.
         self.counts = self._context.counts = ServerCounts(pattern for pattern, _, _ in self._make_routes())
         self.application = self._make_application()
-        self._http = HTTPServer(
-            self.application,
-            max_header_size=LARGEST,
-            max_body_size=64 * 1024,
-            body_timeout=settings.header_timeout.total_seconds(),
-        )
+        self._http = self._make_http()
         self._hot_path = self._make_hot_path()
         self._acceptor = self._make_acceptor(broadcaster)
 
@@ -137,7 +135,16 @@ class Server:
             shows_details=self._settings.health_details,
         )
 
+    def _make_http(self) -> HTTPServer:
+        return HTTPServer(
+            self.application,
+            max_header_size=LARGEST,
+            max_body_size=64 * 1024,
+            body_timeout=self._settings.header_timeout.total_seconds(),
+        )
+
     def _make_hot_path(self) -> HotPath:
+        guard = self.guard
         unknown: Route = (".*", self._default, {"context": self._context})
         routes = [*self._make_routes(), unknown]
         return HotPath(
@@ -148,6 +155,7 @@ class Server:
             self._context.payer_of,
             self._admit_probe,
             self.counts.count_answer,
+            None if guard is None else (guard.is_admitted, guard.on_answer),
         )
 
     def _admit_probe(self, path: str, peer: str) -> bool:
@@ -206,6 +214,11 @@ class Server:
     def most_connections(self) -> int:
         """The limit of `connection_count`; 0 for none."""
         return self._settings.max_connections
+
+    @property
+    def guard(self) -> AccessGuard | None:
+        """The checks of access tokens; None if clients need none."""
+        return self._context.guard
 
     @property
     def slow_count(self) -> int:
@@ -312,6 +325,8 @@ class Server:
         for late in self._connections.sweep(now):
             self._context.broadcaster.end_later(late.close)
         self._budgets.sweep(now)
+        if self._context.guard is not None:
+            self._context.guard.sweep(now, self._context.broadcaster.end_later)
 
 
 def _work_limits(limits: LimitSettings) -> tuple[float, float, float, float]:

@@ -127,7 +127,12 @@ class ByteSize(int):
         return core_schema.is_instance_schema(cls)
 
 
-def _read_duration(raw: Any) -> timedelta:
+def parse_duration(raw: Any) -> timedelta:
+    """Return a duration written with a unit, such as `90d`.
+
+    Raises:
+        ValueError: it has another form.
+    """
     if isinstance(raw, int | float) and not isinstance(raw, bool):
         raise ValueError(f"a unit is missing, write {raw}s if seconds are meant")
     number, unit = _match(_DURATION, raw).groups()
@@ -177,7 +182,7 @@ _Texts = Annotated[str, Tag("text")] | Annotated[tuple[str, ...], Tag("list")]
 _SIZE_SCHEMA = {"anyOf": [_text(_SIZE), {"type": "integer", "minimum": 0}]}
 
 Duration = Annotated[
-    timedelta, Written("a duration such as 250ms, 10s, 5m, 2h or 30d", _read_duration, _text(_DURATION))
+    timedelta, Written("a duration such as 250ms, 10s, 5m, 2h or 30d", parse_duration, _text(_DURATION))
 ]
 Size = Annotated[ByteSize, Written("a size in bytes such as 256MB or 1GiB", _read_size, _SIZE_SCHEMA)]
 WrittenPattern = Annotated[

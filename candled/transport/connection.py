@@ -1,7 +1,7 @@
 """The outgoing side of a client's connection: frames are sent immediately and in order, or queued in bounded space."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from candled.model import Topic
 from candled.protocol.frames import Frame
@@ -10,6 +10,9 @@ from candled.rooms.recipients import RecipientSlot
 from .broadcaster import Broadcaster
 from .outbox import Outbox
 from .work_budget import REFUSED, UNLIMITED
+
+if TYPE_CHECKING:
+    from candled.access.grant import Grant
 
 
 class ConnectionListener(Protocol):
@@ -48,6 +51,7 @@ class ClientConnection:
         "budget",
         "client",
         "close_code",
+        "grant",
         "is_open",
         "recipient_slots",
         "write",
@@ -64,6 +68,8 @@ class ClientConnection:
         self.address = address
         # the budget of its work; set by the server after the handshake
         self.budget = UNLIMITED
+        # the access of its token; None if it needs none, or has sent none yet
+        self.grant: Grant | None = None
         # False once a close frame was sent or the connection is lost
         self.is_open = True
         # the code of the first close frame, of either side; 1006 without one (RFC 6455, 7.1.5)

@@ -41,6 +41,10 @@ class SocketDetach:
         handler.set_header("Upgrade", "websocket")
         handler.set_header("Connection", "Upgrade")
         handler.set_header("Sec-WebSocket-Accept", accept_value(key))
+        offered = handler.request.headers.get("Sec-WebSocket-Protocol", "").split(",")
+        chosen = handler.select_subprotocol([one.strip() for one in offered])
+        if chosen:
+            handler.set_header("Sec-WebSocket-Protocol", chosen)
         if self._extensions:
             handler.set_header("Sec-WebSocket-Extensions", self._extensions)
         handler.finish()

@@ -15,7 +15,7 @@ from candled.aggregate.live_bars import LiveBars
 from candled.api.catalog import MarketCatalog
 from candled.api.context import ApiContext
 from candled.api.pages import BarReader
-from candled.api.routes import make_routes, make_streams
+from candled.api.routes import make_guard, make_routes, make_streams
 from candled.bus import FeedMetadata, MinuteChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.config import Config
@@ -161,6 +161,7 @@ async def open_stage(
         routes=make_routes(config, source, rate_limits, clock),
         streams=make_streams(config, source, universe, bars, make_client, broadcaster.broadcast, clock, client_limits),
         limits=config.limits,
+        guard=make_guard(config, catalog, clock),
     )
     one.server.start()
     try:

@@ -77,7 +77,7 @@ def test_a_name_keeps_the_rules(family):
 # A label multiplies series: of each, the values are few, and none is chosen by a client.
 LABELS = {
     "budget", "bus", "cache", "code", "exchange", "file", "host", "plugin", "python", "reason", "result", "roles",
-    "route", "state", "status", "store", "type", "use", "version",
+    "route", "state", "status", "store", "token", "type", "use", "version",
 }  # fmt: skip
 
 

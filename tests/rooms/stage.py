@@ -137,6 +137,7 @@ class Socket:
     """A client's link: what was sent, at once; or, while it is `stuck`, when it is let go."""
 
     recipient_slots = ()
+    grant = None
 
     def __init__(self, clock) -> None:
         self.client = None

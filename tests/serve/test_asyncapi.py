@@ -172,7 +172,7 @@ def messages(tmp_path_factory) -> list[dict]:
 
 @pytest.mark.slow
 def test_every_message_of_a_running_server_is_as_documented(messages):
-    assert {message["type"] for message in messages} == ANSWERS
+    assert {message["type"] for message in messages} == ANSWERS - {"authenticated"}  # see test_tokens
     for message in messages:
         validator(message["type"]).validate(message)
     keys = {key for message in messages for key in message}

@@ -126,6 +126,8 @@ async function fetchCoverage({ exchange, symbol }) {
   const today = Math.floor(Date.now() / DAY_MS);
   const from = new Date((today - DAYS + 1) * DAY_MS).toISOString();
   const query = new URLSearchParams({ symbol, exchange, from });
+  const token = new URLSearchParams(location.search).get("token");
+  if (token) query.set("token", token);
   let answer;
   try {
     answer = await fetch(`api/coverage?${query}`);

@@ -192,7 +192,8 @@ function socketUrl() {
   const url = new URL("ws", location.href);
   url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
   url.hash = "";
-  url.search = "";
+  const token = new URLSearchParams(location.search).get("token");
+  url.search = token ? new URLSearchParams({ token }) : "";
   return url.href;
 }
 
