@@ -42,7 +42,8 @@ EDGES = {
     "serve/prefix", "serve/server", "serve/static_files", "transport/socket_connection", "transport/socket_detach",
     "transport/tornado_connection",
     "store/history", "store/ingest_store", "store/journal", "store/journal_spill", "store/postgres/pool",
-    "store/sqlite/file", "store/sqlite/rollups", "store/sqlite/store", "store/threads", "store/writer",
+    "store/sqlite/backup", "store/sqlite/file", "store/sqlite/rollups", "store/sqlite/store", "store/threads",
+    "store/writer",
 }  # fmt: skip
 
 # Modules that do I/O only through an edge, which they import. The text is the reason.

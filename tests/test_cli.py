@@ -335,7 +335,7 @@ def test_the_statuses_of_the_page_are_those_of_the_help():
     ("arguments", "problem"),
     [
         (["stop"], "No such command 'stop'."),
-        (["backfil"], "Did you mean 'backfill'?"),
+        (["verif"], "Did you mean 'verify'?"),
         (["gaps", "--exchang", "bitget"], "(Possible options: --exchange)"),
         (["tail", "BTC/USDT"], "Missing argument 'INTERVAL'."),
         (["tail", "BTC/USDT", "1m", "2m"], "Got unexpected extra argument(s) (2m)"),
@@ -577,8 +577,8 @@ def test_completion_is_installed_for_the_shell(tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["candled", "ba"], {"backfill"}),
-        (["candled", "re"], {"reload", "repair"}),
+        (["candled", "backf"], {"backfill"}),
+        (["candled", "re"], {"reload", "repair", "restore"}),
         (["candled", "backfill", "--dr"], {"--dry-run"}),
         (["candled", "--config", "x.yaml", "check"], {"check-config"}),
         (["candled", "export", "BTC/USDT", "--format", ""], {"csv", "parquet"}),

@@ -66,6 +66,32 @@ def init_db(drop_interval: opt.Intervals = None, config: ConfigFile = None) -> O
     return init_db(opt.load_config(config), drop_interval or [])
 
 
+@declare(app, _STORE)
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The new file.")], config: ConfigFile = None
+) -> Outcome:
+    """Copy the SQLite store to a new file, also while a daemon runs.
+
+    The copy is complete and checked once the file has its name.
+    """
+    from .backup import back_up
+
+    return back_up(opt.load_config(config), file)
+
+
+@declare(app, _STORE)
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of candled backup.")], config: ConfigFile = None
+) -> Outcome:
+    """Put a backup in place of the SQLite store, and keep the former file under another name.
+
+    Stop the daemon first.
+    """
+    from .backup import restore
+
+    return restore(opt.load_config(config), file)
+
+
 @declare(app, _STORE, _GAPS_NOTES + _GAPS_STATUS)
 def gaps(
     symbols: opt.Symbols = None,

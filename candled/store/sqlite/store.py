@@ -52,7 +52,8 @@ SCHEMA = len(sql.STEPS)
 APPLICATION_ID = 0x63616E64  # "cand": distinguishes candled's files from those of other programs
 
 
-def _version(connection: sqlite3.Connection) -> int:
+def schema_version(connection: sqlite3.Connection) -> int:
+    """Return the version of the schema that a file has; 0 for a new one."""
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
@@ -309,7 +310,7 @@ class SqliteStore(SqlStore):
     def _check_file(self, connection: sqlite3.Connection) -> None:
         """Refuse a file whose tables are not those of this program. The file is not changed."""
         self._check_program(connection)
-        version = _version(connection)
+        version = schema_version(connection)
         if version < SCHEMA:
             raise StoreRejected(
                 f"{self._path}: {f'is at schema {version}' if version else 'has no tables yet'}, this program needs "
@@ -318,7 +319,7 @@ class SqliteStore(SqlStore):
 
     def _check_program(self, connection: sqlite3.Connection) -> None:
         """Refuse a file that belongs to another program. The file is not changed before this check."""
-        version = _version(connection)
+        version = schema_version(connection)
         owner = connection.execute("PRAGMA application_id").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if not (version or owner or tables):
@@ -332,7 +333,7 @@ class SqliteStore(SqlStore):
 
     def _upgrade_file(self, connection: sqlite3.Connection) -> None:
         """Apply the missing steps: all of them to a new file."""
-        version = _version(connection)  # read under the lock, because another process may have upgraded it
+        version = schema_version(connection)  # read under the lock, because another process may have upgraded it
         if version >= SCHEMA:
             return
         if version:
