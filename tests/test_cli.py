@@ -118,23 +118,27 @@ def test_check_config_prints_settings_that_read_back(capsys, tmp_path):
     assert capsys.readouterr().out == printed
 
 
+@pytest.mark.slow
 def test_check_config_reads_the_file_of_the_current_directory(capsys, tmp_path):
     (tmp_path / "candled.yaml").write_text("server: {port: 7123}", "utf-8")
     assert main(["check-config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["server"]["port"] == 7123
 
 
+@pytest.mark.slow
 def test_check_config_without_a_file_prints_the_defaults(capsys):
     assert main(["check-config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["server"]["port"] == 7000
 
 
+@pytest.mark.slow
 def test_check_config_warns_of_what_works_in_one_process_alone(capsys, tmp_path):
     (tmp_path / "candled.yaml").write_text("bus: {url: redis://h}\n", "utf-8")
     assert main(["check-config"]) == 0
     assert capsys.readouterr().err.startswith("candled: warning: store.url: SQLite is one process's file")
 
 
+@pytest.mark.slow
 def test_a_file_of_tls_that_is_not_there_is_found_by_check_config_and_at_the_start(capsys, tmp_path):
     (tmp_path / "candled.yaml").write_text("bus: {url: 'rediss://localhost?ca=nothing.crt'}", "utf-8")
     for command in (["check-config"], []):
@@ -154,12 +158,14 @@ def test_check_config_names_the_proxy_of_each_exchange(capsys, tmp_path, monkeyp
     assert "s3cret" not in printed
 
 
+@pytest.mark.slow
 def test_check_config_does_not_print_passwords(capsys, tmp_path):
     (tmp_path / "candled.yaml").write_text("exchanges: {bitget: {ws_url: 'wss://me:hunter2@proxy/ws'}}", "utf-8")
     assert main(["check-config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["exchanges"]["bitget"]["ws_url"] == "wss://me:***@proxy/ws"
 
 
+@pytest.mark.slow
 def test_problems_are_a_line_each_and_status_2(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("CANDLED_SERVER__PROT", "1")
     (tmp_path / "candled.yaml").write_text("store: {flush_intervall: 1s}\ningest: {grace_period: -1s}", "utf-8")
@@ -251,6 +257,7 @@ def test_exchanges_that_cannot_be_made_are_a_line_each_and_status_2(command, tmp
     ]
 
 
+@pytest.mark.slow
 def test_a_broken_plugin_that_is_not_used_is_one_warning(install):
     install("broken", "1 / 0")
     ended = run("check-config")
@@ -260,6 +267,7 @@ def test_a_broken_plugin_that_is_not_used_is_one_warning(install):
     )
 
 
+@pytest.mark.slow
 def test_a_password_of_the_store_is_in_no_line(tmp_path):
     for url in ("mysql://me:hunter2@host/db", "me:hunter2@host", "sqlite://me:hunter2@host/db"):
         ended = run("check-config", env={"CANDLED_STORE__URL": url, "CANDLED_LOG__LEVEL": "debug"})
@@ -451,6 +459,7 @@ def test_a_terminal_shows_tables_and_panels_of_the_same_facts(arguments, facts):
         assert fact in plain
 
 
+@pytest.mark.slow
 def test_the_markup_of_rich_in_a_fact_is_text(install):
     install("x", "raise ValueError('no [bold]luck[/bold]')")
     assert "no [bold]luck[/bold]" in on_terminal("plugins", env={"COLUMNS": "200"})
@@ -624,11 +633,13 @@ def test_a_command_loads_only_the_libraries_that_it_needs(program, unwanted):
 # ---------------------------------------------------------------- plugins
 
 
+@pytest.mark.slow
 def test_plugins_are_listed(capsys):
     assert main(["plugins"]) == (0 if all(status.ok for status in discover().statuses) else 1)
     assert f"bitget (candled {__version__}): exchanges: bitget\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_broken_plugin_is_listed_with_its_reason_and_status_1(install):
     install("absent", None)
     ended = run("plugins")

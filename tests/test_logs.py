@@ -74,6 +74,7 @@ def test_a_traceback_forges_no_line_and_is_bounded():
     assert "s3cret" not in "".join(rest)
 
 
+@pytest.mark.slow
 def test_a_flood_from_one_place_is_a_bounded_number_of_lines_and_their_count():
     handler, stream = handler_to_text()
     for number in range(20_000):

@@ -85,6 +85,7 @@ def test_the_bundled_plugins_are_found():
     assert all(one.ok and one.distribution == "candled" for one in plugins.statuses if one.name in ("bitget", "replay"))
 
 
+@pytest.mark.slow
 def test_an_installed_plugin_is_found_and_named_with_its_version(install):
     install(x_plugin=OFFERS_X)
     found = status("x_plugin")
@@ -97,6 +98,7 @@ def test_an_entry_point_without_a_distribution_is_loaded_too():
     assert (found.ok, found.distribution) == (True, "no distribution")
 
 
+@pytest.mark.slow
 def test_an_installed_plugin_replaces_a_bundled_exchange_and_is_logged(install, caplog):
     install(my_bitget=OFFERS_X.replace('name = "x"', 'name = "bitget"'))
     plugins = discover()
@@ -105,6 +107,7 @@ def test_an_installed_plugin_replaces_a_bundled_exchange_and_is_logged(install, 
     assert "exchange bitget comes from my_bitget instead of candled" in caplog.text
 
 
+@pytest.mark.slow
 def test_of_two_installed_plugins_with_one_name_the_second_is_refused(install):
     install("candled-one", a_plugin=OFFERS_X)
     install("candled-two", b_plugin=OFFERS_X)
@@ -320,6 +323,7 @@ def coinfair(install):
     return discover()
 
 
+@pytest.mark.slow
 def test_the_example_is_found_and_its_settings_are_read(coinfair, tmp_path):
     path = tmp_path / "candled.yaml"
     path.write_text(blocks()["candled.yaml"], "utf-8")
@@ -330,6 +334,7 @@ def test_the_example_is_found_and_its_settings_are_read(coinfair, tmp_path):
         config.load(path, {"CANDLED_EXCHANGES__COINFAIR": "{ws_ulr: x}"}, coinfair)
 
 
+@pytest.mark.slow
 def test_the_example_refuses_frames_that_are_not_documented(coinfair):
     exchange = coinfair.exchanges["coinfair"]
     feed = exchange(exchange.Settings(), SystemClock()).make_feed([Symbol("BTC", "USDT")])

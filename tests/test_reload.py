@@ -171,6 +171,7 @@ def flat(config: Config) -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 @given(configs(), configs())
 def test_a_plan_takes_every_live_change_and_nothing_else(running, wanted):
     plan = plan_reload(running, wanted)

@@ -113,6 +113,7 @@ async def test_clients_of_one_host_share_one_budget(make, tmp_path):
     assert min(counts) > 0
 
 
+@pytest.mark.slow
 async def test_a_command_takes_at_most_half_and_a_daemon_beside_it_the_rest(tmp_path):
     clock = ManualClock()
     daemon, command = daemon_and_command(tmp_path / "budget", clock)
@@ -225,6 +226,7 @@ def _no_space(*_: object) -> int:
     raise OSError(28, "No space left on device")
 
 
+@pytest.mark.slow
 async def test_a_process_that_was_stopped_with_the_file_locked_delays_no_other(tmp_path, caplog):
     path, clock = tmp_path / "budget", ManualClock()
     caplog.set_level("INFO")
@@ -431,6 +433,7 @@ def test_the_file_lies_beside_the_store_or_the_journal(store, name, tmp_path):
     assert (None if found is None else str(found)) == name
 
 
+@pytest.mark.slow
 async def test_a_daemon_keeps_its_budgets_where_commands_find_them(tmp_path):
     loaded = settings(tmp_path)
     daemon = Daemon(loaded, discover(), ManualClock())

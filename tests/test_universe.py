@@ -18,6 +18,7 @@ facts = st.dictionaries(
 ).map(lambda states: {symbol: Market(symbol=symbol, status=status) for symbol, status in states.items()})
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(exchanges, symbols, facts)))
 def test_a_listener_that_applies_each_change_has_the_markets_and_facts_of_the_universe(steps):
     universe, followed, order = Universe(["bitget", "okx"]), {}, []

@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -169,6 +170,7 @@ all_rules = st.builds(
 steps = st.lists(st.tuples(lists, st.integers(0, 30 * HOUR_MS)), min_size=1, max_size=6)
 
 
+@pytest.mark.slow
 @given(all_rules, steps)
 def test_every_choice_obeys_the_rules(choice, steps):
     now_ms, former = NOW_MS, None
@@ -190,6 +192,7 @@ def test_every_choice_obeys_the_rules(choice, steps):
         former = chosen
 
 
+@pytest.mark.slow
 @given(all_rules, lists)
 def test_the_same_list_chooses_the_same(choice, listed):
     chosen = choose_markets(choice, listed, NOW_MS)
@@ -197,6 +200,7 @@ def test_the_same_list_chooses_the_same(choice, listed):
     assert set(choose_markets(choice, listed[::-1], NOW_MS).unlisted) == set(chosen.unlisted)
 
 
+@pytest.mark.slow
 @given(all_rules, lists)
 def test_without_top_and_limit_everything_open_that_matches_is_chosen(choice, listed):
     chosen = choose_markets(replace(choice, top=None, most=100, min_age=timedelta(0)), listed, NOW_MS)

@@ -278,6 +278,7 @@ def test_a_stored_range_merges_with_newer_minutes_in_memory():
     assert bars.series_of(FIVE).newest_bar.volume == 5  # two stored minutes and the running one
 
 
+@pytest.mark.slow
 def test_all_minutes_of_a_week_are_kept_when_the_week_is_folded_from_them():
     bars = aggregator(capacity=100, intervals=(MINUTE, WEEK))
     for number in range(3000):

@@ -85,6 +85,7 @@ async def test_from_memory_come_exactly_the_bars_that_changed():
     assert await one.since(seen, 60, FIVE) == [30, 60]
 
 
+@pytest.mark.slow
 async def test_bars_older_than_memory_come_from_the_store():
     one = await Process().start()
     seen = one.minute(minute(60, volume="2", as_of=10_000))
@@ -94,6 +95,7 @@ async def test_bars_older_than_memory_come_from_the_store():
     assert await one.since(seen, 60) == list(range(60, 1700))
 
 
+@pytest.mark.slow
 async def test_more_than_a_chart_can_use_is_not_resumed():
     one = await Process().start()
     seen = one.minute(minute(60, volume="2", as_of=10_000))

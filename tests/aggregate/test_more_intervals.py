@@ -34,6 +34,7 @@ def seen(bars: list[Candle]) -> list[tuple]:
     return [bar[:7] for bar in bars]
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(some, some, st.sets(st.integers(0, 400), min_size=1), st.data())
 def test_added_intervals_have_the_bars_of_all_minutes(first, more, numbers, data):

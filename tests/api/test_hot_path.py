@@ -140,6 +140,7 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 async def test_these_are_refused_without_a_handler(seen, stage):
     port = stage.server.listen()
     answers = await ask_all(port, [(path, {"Accept-Encoding": "gzip"}) for path in REFUSED])
@@ -173,6 +174,7 @@ TARGETS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.stage(
     server=ServerSettings(host="127.0.0.1", port=0, allowed_origins=("https://a.example",)),
@@ -199,6 +201,7 @@ async def test_methods_are_answered_and_refused_the_same_both_ways(seen, stage, 
         assert is_hot[f"{CANDLES}&limit=2"]
 
 
+@pytest.mark.slow
 @pytest.mark.stage(limits=LimitSettings(klines_requests=3, api_requests=1, udf_requests=1))
 @pytest.mark.parametrize("accept", ["*/*", "application/json"])
 async def test_429_is_the_same_both_ways(seen, stage, accept):
@@ -214,6 +217,7 @@ async def test_429_is_the_same_both_ways(seen, stage, accept):
         assert {name: value for name, value in hot.headers.items() if name != "date"} == expected
 
 
+@pytest.mark.slow
 @pytest.mark.stage(limits=LimitSettings(klines_requests=3))
 async def test_the_limit_counts_requests_of_both_ways_once(stage):
     port = stage.server.listen()
@@ -227,6 +231,7 @@ async def test_the_limit_counts_requests_of_both_ways_once(stage):
     assert again.headers["x-ratelimit-remaining"] == "2"
 
 
+@pytest.mark.slow
 async def test_a_304_is_given_again_until_a_bar_changes_or_the_second_is_over(seen, stage):
     port, path = stage.server.listen(), f"{KLINES}&limit=2"
     made_ms = stage.clock.now_ms() - AT[COUNT] - 5_000
@@ -341,6 +346,7 @@ async def test_a_client_that_does_not_read_gets_no_more_than_one_answer_ahead(se
     await writer.wait_closed()
 
 
+@pytest.mark.slow
 async def test_a_client_that_leaves_during_an_answer_disturbs_no_one(stage, caplog):
     port = stage.server.listen()
     for _ in range(20):

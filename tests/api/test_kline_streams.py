@@ -200,6 +200,7 @@ async def test_bars_that_a_burst_skips_are_sent_with_the_next_resync(stage, conn
     assert ends == [START_MS + number * MINUTE_MS for number in range(9)]
 
 
+@pytest.mark.slow
 @pytest.mark.stage(minutes={BTC: [minute(0, final=True)], FUTURE: [minute(0, final=True)]})
 async def test_one_membership_serves_all_clients_of_a_stream_and_ends_with_the_last(stage, get, connect):
     clients = [await connect(path) for path in ["/ws/btcusdt@kline_1m", "/stream?streams=btcusdt@kline_1m"] * 10]
@@ -300,6 +301,7 @@ async def test_our_own_protocol_stays_where_it_is(connect):
         assert await receive_json(ws) == PONG
 
 
+@pytest.mark.slow
 @pytest.mark.stage(klines=KlinesSettings(enabled=True, prefix="/binance"))
 async def test_a_prefix_moves_the_streams(connect):
     for path in ("/binance/ws/btcusdt@kline_1m", "/binance/stream?streams=btcusdt@kline_1m"):

@@ -42,6 +42,7 @@ async def test_a_row_is_binances_and_a_value_that_no_candle_has_is_zero(stage, f
     assert again.body == answer.body
 
 
+@pytest.mark.slow
 async def test_start_and_end_choose_by_opening_time_and_both_belong_to_it(get):
     async def rows(query: str) -> list[int]:
         return numbers(await get(f"{KLINES}&{query}"))
@@ -59,12 +60,14 @@ async def test_start_and_end_choose_by_opening_time_and_both_belong_to_it(get):
     assert await rows("limit=5000") == list(range(60))
 
 
+@pytest.mark.slow
 @pytest.mark.stage(minutes=1300)
 async def test_500_are_the_default_and_1000_the_most(get):
     assert len(await get(KLINES)) == 500
     assert len(await get(f"{KLINES}&limit=5000")) == 1000
 
 
+@pytest.mark.slow
 @pytest.mark.stage(minutes=1500)
 async def test_longer_bars_have_binances_names_and_close_a_millisecond_before_the_next(get):
     day, *_ = await get(KLINES.replace("1m", "1d"))

@@ -35,6 +35,7 @@ def test_a_symbol_has_the_names_that_traders_know(symbol, tradingview, binance):
 
 
 # The symbol itself, in capitals, was another market's last resort.
+@pytest.mark.slow
 @example({"BITGET": [Symbol("st", "b"), Symbol("s", "tb"), Symbol("S", "TB")]})
 @example({"bitget": [Symbol("BTC", "USDT", "USDT"), Symbol("BTC", "USDT.P"), Symbol("BTC", "USDT", "BTC")]})
 @given(EXCHANGES)
@@ -53,6 +54,7 @@ def test_names_are_unique_and_lead_back_to_their_market(markets):
         assert catalog.by_ticker(str(market)) is not None
 
 
+@pytest.mark.slow
 @example({"bitget": [Symbol(base, "USDT") for base in ("A", "a", "ſ", "S", "s")]})
 @given(EXCHANGES)
 def test_binances_names_are_unique_also_in_small_letters(markets):

@@ -93,6 +93,7 @@ def stored_bars_lists(draw):
 RANGES = st.tuples(st.integers(-5, 400), st.integers(-5, 400)) | st.just((-5, 10**9))
 
 
+@pytest.mark.slow
 @given(stored_bars_lists(), st.integers(1, 9), RANGES)
 def test_paging_back_gives_every_bar_of_the_range_once_and_then_ends(stored_bars, limit, span):
     start_ms, end_ms = (MONDAY_MS + number * MINUTE_MS for number in span)
@@ -112,6 +113,7 @@ def test_paging_back_gives_every_bar_of_the_range_once_and_then_ends(stored_bars
     assert stored_bars.most_rows <= limit + 1
 
 
+@pytest.mark.slow
 @given(stored_bars_lists(), st.integers(1, 9), RANGES)
 def test_paging_forward_gives_every_bar_of_the_range_once_and_then_ends(stored_bars, limit, span):
     start_ms, end_ms = (MONDAY_MS + number * MINUTE_MS for number in span)

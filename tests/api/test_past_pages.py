@@ -51,6 +51,7 @@ class Past(StoredBars):
         return asyncio.run(self.pages.read(TOPIC, printer, asked, END_OF_TIME_MS, ""))
 
 
+@pytest.mark.slow
 @given(stored_bars_lists(), st.integers(1, 25), RANGES, st.booleans())
 def test_a_range_is_the_pages_it_covers(stored_bars, limit, span, newest_first):
     start_ms, end_ms = (MONDAY_MS + number * MINUTE_MS for number in span)
@@ -91,6 +92,7 @@ def test_a_dense_range_needs_its_pages_only(first, stop, limit, newest_first, fo
     assert past.reads == pages
 
 
+@pytest.mark.slow
 def test_overlapping_ranges_of_all_limits_share_pages_for_each_dialect():
     past = Past()
     for printer, reads in ((TIMES, 10), (TWICE, 20)):

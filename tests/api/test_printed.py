@@ -251,6 +251,7 @@ async def test_bars_in_memory_are_answered_without_the_store(stage, fetch, monke
     assert json.loads((await fetch(paths[0])).body)[-1][0] == AT[COUNT]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1, 2, 100, 900])
 @pytest.mark.stage(minutes=COUNT)
 async def test_an_answer_makes_the_bars_that_it_shows_and_none_the_next_time(stage, monkeypatch, limit):
@@ -303,6 +304,7 @@ async def test_an_etag_is_the_version_of_what_was_read_and_304_prints_nothing(
         assert answer.headers["Etag"] not in tags
 
 
+@pytest.mark.slow
 @pytest.mark.stage(minutes=COUNT)
 async def test_a_closed_range_keeps_its_etag_while_the_running_bar_moves(stage, fetch):
     path = f"/api/v3/klines?symbol=BTCUSDT&interval=1m&startTime={AT[COUNT - 50]}&endTime={AT[COUNT - 10]}"
@@ -314,6 +316,7 @@ async def test_a_closed_range_keeps_its_etag_while_the_running_bar_moves(stage, 
     assert (await fetch(path, headers={"If-None-Match": tag})).code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.stage(minutes=COUNT)
 async def test_fewer_bars_are_no_reason_to_print_more_again_later(stage, monkeypatch):
     printed = []

@@ -477,6 +477,7 @@ GAPPY = [
 LATER = MONDAY_MS + 3001 * MINUTE_MS
 
 
+@pytest.mark.slow
 @pytest.mark.stage(minutes={BTC: GAPPY}, now_ms=LATER)
 async def test_coverage_is_given_by_day_with_gaps_and_their_reasons(stage, get):
     with_gaps(stage)
@@ -540,6 +541,7 @@ async def test_a_gap_of_many_weeks_is_one_gap(get):
     assert [(gap["minutes"], gap["reason"]) for gap in answer["gaps"]] == [(LAST - 1, "missing")]
 
 
+@pytest.mark.slow
 @pytest.mark.stage(
     minutes={BTC: [minute(number, final=True) for number in range(0, 1441, 2)]}, now_ms=MONDAY_MS + 1442 * MINUTE_MS
 )

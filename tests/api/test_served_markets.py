@@ -33,6 +33,7 @@ some = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from(["bitget", "okx"]), some), min_size=1, max_size=6))
 def test_every_dialect_lists_exactly_the_universe_after_any_changes(steps):
     universe = Universe(["bitget", "okx"])
@@ -146,6 +147,7 @@ async def test_a_market_that_returns_is_loaded_again_without_old_bars(stage, con
         assert (await receive_json(binance))["k"]["c"] == "12"
 
 
+@pytest.mark.slow
 @pytest.mark.gen_test
 async def test_lists_over_http_follow_immediately_and_show_facts(stage, http_client, base_url):
     async def read(path: str):

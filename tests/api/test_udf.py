@@ -53,6 +53,7 @@ async def test_config_has_what_the_library_asks_for(adapter):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.stage(
     minutes={BTC: [], FUTURE: []}, described={BTC: Market(symbol=BTC.symbol, price_decimals=2, volume_decimals=6)}
 )

@@ -97,6 +97,7 @@ def test_a_right_address_is_printed_with_stars(url):
     assert "***" in without_passwords(url)
 
 
+@pytest.mark.slow
 def test_a_prefix_that_would_move_keys_or_match_patterns_is_refused():
     for prefix in ("{a}", "a b", "x*"):
         with pytest.raises(ConfigError, match=r"bus\.prefix"):

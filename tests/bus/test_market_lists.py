@@ -248,6 +248,7 @@ listed = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(listed, max_size=5))
 def test_a_list_is_read_back_exactly_and_in_its_order(chosen):
     markets = {symbol: None if known is None else Market(symbol=symbol, **known) for symbol, known in chosen}

@@ -279,6 +279,7 @@ async def test_a_link_that_is_open_but_dead_is_replaced(extended: Scripted, read
             await reader.until(is_synced(extended, BTC, reader.stream))
 
 
+@pytest.mark.slow
 async def test_who_reads_slowly_gets_the_newest_state_of_each_bar(server: Scripted) -> None:
     async with connected(server) as client:
         stream = client.bars(*BTC, initial_bars=1)
@@ -364,6 +365,7 @@ async def test_an_exchange_that_turns_out_to_be_the_default_is_understood(server
 # ---------------------------------------------------------------- history
 
 
+@pytest.mark.slow
 async def test_history_is_read_page_by_page_between_two_times(extended: Scripted) -> None:
     extended.make("LTC/USDT", "1m", 2500)
     topic = ("LTC/USDT", "1m")

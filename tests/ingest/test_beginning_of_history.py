@@ -131,6 +131,7 @@ def test_what_another_source_has_is_asked_for_without_an_end_and_never_believed_
     assert one.since_ms > MONDAY_MS
 
 
+@pytest.mark.slow
 def test_the_time_before_history_is_examined_again_after_growing_intervals_and_not_all_of_it():
     gap = beyond(MONDAY_MS - 90 * DAY_MS, START_MS + DAY_MS)
     one = coverage([gap])

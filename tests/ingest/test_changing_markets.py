@@ -125,6 +125,7 @@ def test_after_any_sequence_exactly_the_wanted_markets_are_read(steps):
         asyncio.run(check_sequence(steps))
 
 
+@pytest.mark.slow
 async def test_the_forming_minute_of_a_removed_market_is_stored_and_its_history_continues(monkeypatch):
     monkeypatch.setattr(FeedRunner, "_run_socket", run_without_socket)
     harness = Harness()

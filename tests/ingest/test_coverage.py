@@ -36,6 +36,7 @@ def fill(covered: Coverage, window: Window, without=()) -> None:
     covered.on_answer(window, NOW_MS, NOW_MS)
 
 
+@pytest.mark.slow
 def test_a_fresh_market_asks_for_the_last_hours_first_then_the_week_then_history_newest_first():
     covered = coverage()
     windows = []

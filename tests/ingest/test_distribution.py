@@ -1,5 +1,6 @@
 """Symbols divided among connections, and the limits of each connection."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +40,7 @@ class Talkative(SocketFeed):
         return [Pong(), *map(Subscribed, self.symbols)]
 
 
+@pytest.mark.slow
 def test_an_hourly_limit_of_subscriptions_delays_no_ping():
     limits = ConnectionLimits(frames_per_s=100.0, subscribes_per_hour=10)
     feed = Talkative("ws://localhost", symbols(25))

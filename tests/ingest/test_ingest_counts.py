@@ -67,6 +67,7 @@ async def test_requests_are_counted_by_the_status_of_their_answer():
     assert client.statuses == {"200": 2, "404": 1, "503": 1, "none": 1}
 
 
+@pytest.mark.slow
 async def test_lags_repairs_and_audits_are_counted():
     harness = await started()
     await harness.run(60)
@@ -92,6 +93,7 @@ async def test_lags_repairs_and_audits_are_counted():
     await harness.stop()
 
 
+@pytest.mark.slow
 async def test_a_market_that_is_removed_leaves_its_counts():
     harness = await started()
     await harness.run(30)

@@ -122,6 +122,7 @@ async def test_setting_this_machines_clock_changes_nothing(by_ms):
     await harness.stop()
 
 
+@pytest.mark.slow
 async def test_gaps_of_minutes_to_come_are_dropped_at_the_start():
 
     store, now_ms = Memory(), MINUTE.floor(START_MS)

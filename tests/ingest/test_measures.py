@@ -48,6 +48,7 @@ def agree(harness: Harness) -> None:
         assert measures.pushed_ms == (None if age_ms is None else now_ms - age_ms)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", CASES, ids=lambda options: "-".join(options) or "well")
 async def test_they_agree_in_every_state(options):
     harness = await started(**options)

@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,6 +85,7 @@ def test_only_the_newest_hour_is_in_memory():
     assert kept.get_minute(minute(150).open_ms) is not None
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_any_order_and_duplication_of_versions_ends_in_the_same_minute(data):
     stamps = data.draw(st.lists(st.integers(1, 120_000), unique=True, min_size=1, max_size=8))

@@ -64,6 +64,7 @@ async def test_minutes_of_the_last_day_are_compared_again_every_six_hours():
     await harness.stop()
 
 
+@pytest.mark.slow
 async def test_what_rest_agrees_with_is_not_written_again():
     harness = await started()
     await harness.run(150)
@@ -79,6 +80,7 @@ async def test_what_rest_agrees_with_is_not_written_again():
     await harness.stop()
 
 
+@pytest.mark.slow
 def test_a_storm_of_revisions_becomes_one_request():
     one = market(confirm=True)
     push(
@@ -126,6 +128,7 @@ def test_missing_minutes_that_the_stream_brings_one_by_one_are_left_to_rest():
     assert push(one, *late, minute(601, as_of=10_000), seconds=36_076, snapshot=True).past == []
 
 
+@pytest.mark.slow
 def test_revisions_by_the_stream_alone_are_bounded():
     one = market()
     push(

@@ -21,6 +21,7 @@ def asked_at(one: FeedConnection, until: float, start: float = 0.0) -> list[floa
     return times
 
 
+@pytest.mark.slow
 def test_a_refused_symbol_is_asked_again_after_growing_pauses_without_an_end():
     one = connection(BTC, ETH)
     assert one.on_frame("candle ETH/USDT", 0.0)

@@ -61,6 +61,7 @@ async def test_only_minutes_that_are_kept_are_requested(make, start, end, asked)
     assert exchange.asked == [Range(at(first), at(last)) for first, last in asked]
 
 
+@pytest.mark.slow
 def test_minutes_that_were_dropped_are_no_quiet_ones():
     covered = Coverage(
         present=[Range(at(0), at(10)), Range(at(90), at(100))],

@@ -102,6 +102,7 @@ async def running(rules: ChoiceRules, *listed: Symbol, shards: int = 0) -> Async
             harness.starting.cancel()
 
 
+@pytest.mark.slow
 async def test_new_listings_are_read_and_the_connection_of_the_others_stays():
     async with running(rules_of("*/USDT"), S0) as harness:
         assert harness.world.subscribed() == [S0]
@@ -117,6 +118,7 @@ async def test_new_listings_are_read_and_the_connection_of_the_others_stays():
         assert min(harness.store[S1].rows) == MONDAY_MS  # its history, from its first minute
 
 
+@pytest.mark.slow
 async def test_a_market_that_is_not_listed_any_more_is_read_for_another_day():
     async with running(rules_of("*/USDT"), S0, S1) as harness:
         harness.world.list_markets([S0])
@@ -129,6 +131,7 @@ async def test_a_market_that_is_not_listed_any_more_is_read_for_another_day():
         assert list(harness.described()["symbols"]) == ["S0/USDT"]
 
 
+@pytest.mark.slow
 async def test_a_delisted_named_market_loses_its_feed_after_a_day_and_gets_it_back_when_listed_again():
     async with running(rules_of("S0/USDT", "S1/USDT"), S0, S1) as harness:
         (peer,) = harness.world.peers
@@ -174,6 +177,7 @@ async def test_a_market_that_is_not_traded_is_no_problem(status, state, reason):
         assert is_healthy(described)
 
 
+@pytest.mark.slow
 async def test_a_market_is_chosen_within_a_minute_of_its_opening():
     async with running(rules_of("*/USDT"), S0) as harness:
         opens_ms = harness.clock.now_ms() + 3_000_000
@@ -186,6 +190,7 @@ async def test_a_market_is_chosen_within_a_minute_of_its_opening():
         assert harness.symbols == (S0, S1)
 
 
+@pytest.mark.slow
 async def test_a_list_that_cannot_be_read_is_reported_and_changes_nothing():
     async with running(rules_of("*/USDT"), S0) as harness:
         harness.world.problem = Unavailable("down for an hour?token=secret")
@@ -199,6 +204,7 @@ async def test_a_list_that_cannot_be_read_is_reported_and_changes_nothing():
         assert harness.described()["choice"]["trouble"] is None
 
 
+@pytest.mark.slow
 async def test_without_the_first_list_a_pattern_waits_and_named_markets_are_read():
     async with running(rules_of("S3/USDT", "*/USDT"), S0, S3) as harness:
         assert harness.symbols == (S3, S0)
@@ -206,6 +212,7 @@ async def test_without_the_first_list_a_pattern_waits_and_named_markets_are_read
         assert harness.world.subscribed() == [S3]
 
 
+@pytest.mark.slow
 async def test_other_rules_add_and_remove_markets_immediately():
     async with running(rules_of("*/USDT", "!S0/*"), *SYMBOLS[:3]) as harness:
         (peer,) = harness.world.peers
@@ -217,6 +224,7 @@ async def test_other_rules_add_and_remove_markets_immediately():
         assert harness.described()["choice"]["unlisted"] == ["S4/USDT"]
 
 
+@pytest.mark.slow
 async def test_an_extra_market_is_read_until_it_is_removed():
     async with running(rules_of("S0/USDT"), *SYMBOLS[:3]) as harness:
         chooser = harness.ingest.chooser_of("virtual")
@@ -232,6 +240,7 @@ async def test_an_extra_market_is_read_until_it_is_removed():
         assert harness.world.subscribed() == [S0]
 
 
+@pytest.mark.slow
 async def test_each_shard_has_its_part_of_the_markets():
     async with running(rules_of("*/USDT"), *SYMBOLS[:3], shards=2) as harness:
         assert harness.world.subscribed() == []

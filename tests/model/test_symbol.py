@@ -30,6 +30,7 @@ def test_a_symbol_has_the_parts_that_ccxt_writes(text, parts):
     assert str(symbol) == text
 
 
+@pytest.mark.slow
 @given(SYMBOLS)
 def test_printing_and_parsing_are_inverses(symbol):
     assert Symbol.parse(str(symbol)) == symbol

@@ -2,6 +2,7 @@
 
 from decimal import Decimal
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -139,6 +140,7 @@ def test_bars_that_did_not_change_are_not_made_again():
     assert memory.made == 3 + 501  # it and those behind it, to the newest
 
 
+@pytest.mark.slow
 def test_all_rooms_together_stay_within_their_bytes_and_the_least_recently_used_goes_first():
     memory, texts = Memory(), EncodedBarCache(most_bytes=200_000)
     for number in range(200):

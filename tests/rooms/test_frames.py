@@ -44,6 +44,7 @@ class Socket:
         return len(frame)
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_during_a_broadcast_gets_no_more_of_it_and_no_other_is_left_out():
     """Against a plain model: a hundred members, slices, and comings and goings between the slices."""
     draw = random.Random(5)

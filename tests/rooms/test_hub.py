@@ -17,6 +17,7 @@ from tests.rows import minute
 from tests.tiers import LONG
 
 
+@pytest.mark.slow
 async def test_a_member_gets_initial_then_updates_and_ends_with_what_a_reload_shows():
     one = await stage()
     chart = one.join()
@@ -43,6 +44,7 @@ async def test_one_clients_number_of_bars_changes_nothing_for_another():
     assert few.bars == many.bars[-3:]
 
 
+@pytest.mark.slow
 async def test_a_repaired_past_goes_out_as_a_fresh_initial_at_most_once_in_five_seconds():
     one = await stage()
     chart = one.join()

@@ -286,6 +286,7 @@ steps = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(steps)
 async def test_after_any_steps_each_member_got_each_closed_bar_of_its_markets_once_in_order(taken):
     one = await world(BTC, ETH)

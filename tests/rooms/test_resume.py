@@ -222,6 +222,7 @@ async def test_a_chart_goes_on_at_another_process_that_follows_the_same_feed():
     assert socket.chart().recovered == [True] * 5
 
 
+@pytest.mark.slow
 async def test_a_process_that_began_later_takes_a_chart_up_from_the_log_of_changes():
     bus = MemoryBus("one")
     here = await Stage(Stored([minute(number, final=True) for number in range(60)]), bus=bus).start()
@@ -288,6 +289,7 @@ def script(one: Stage, step: int) -> None:
         one.push(minute(60, "12", volume="501", as_of=62_000, final=True), 61)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut_s", [30.0, 58.0, 61.0])
 async def test_one_who_comes_back_is_no_reason_to_resync_the_others(cut_s):
     one, fields = await stage(), {"fields": ["final", "seq"]}
@@ -331,6 +333,7 @@ async def test_the_position_of_a_chart_is_sent_also_while_the_end_of_a_bar_is_op
     assert texts(third.chart())[-60:] == fresh(one, "1m", 60, **fields)
 
 
+@pytest.mark.slow
 async def test_one_who_comes_back_alone_is_sent_no_older_bar_after_a_newer_one_by_any_clock():
     one, fields = await stage(), {"fields": ["final", "seq"], "corrections": True}
     await Feed(one).run(62)  # minute 60 is over, and not final
@@ -347,6 +350,7 @@ async def test_one_who_comes_back_alone_is_sent_no_older_bar_after_a_newer_one_b
     assert texts(again.chart())[-60:] == fresh(one, "1m", 60, **fields)
 
 
+@pytest.mark.slow
 async def test_a_bar_that_is_queued_at_the_first_load_is_sent_though_nothing_changes_any_more():
     one = await stage()
     await Feed(one).run(62)

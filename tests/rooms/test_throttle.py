@@ -296,6 +296,7 @@ def test_whatever_happens_the_order_the_pace_and_the_last_states_are_kept(mode, 
             assert (earlier.open_ms - MONDAY_MS) // MINUTE_MS in feed.past
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(st.integers(0, 8), st.integers(1, 3), st.sampled_from([0.0, 0.1, 0.4, 1.0, 1.3]), st.booleans()),

@@ -46,6 +46,7 @@ def is_answer(message: dict) -> bool:
 # ---------------------------------------------------------------- the document
 
 
+@pytest.mark.slow
 def test_the_document_is_a_valid_asyncapi_3_document():
     schema = json.loads(gzip.decompress((ROOT / "tests" / "data" / "asyncapi-3.0.0-schema.json.gz").read_bytes()))
     assert DOCUMENT["asyncapi"] == "3.0.0"

@@ -45,6 +45,7 @@ async def receive_json(ws) -> dict:
     return json.loads(await deadlines.wait_for(ws.recv(), 5))
 
 
+@pytest.mark.slow
 @pytest.mark.stage(server=server(), limits=LimitSettings(**SHORT))
 async def test_an_initial_waits_then_there_are_errors_then_the_end(stage):
     async with websockets.connect(f"ws://{HOME}:{stage.server.listen()}/ws") as ws:
@@ -167,6 +168,7 @@ async def test_a_client_behind_a_proxy_is_refused_alone(stage, path):
     assert refused.body == PATHS[path] % TOO_MANY.encode()
 
 
+@pytest.mark.slow
 @pytest.mark.stage(server=server(), limits=LimitSettings())
 async def test_a_request_waits_then_is_refused_unread_then_its_connection_too(stage):
     port = stage.server.listen()
@@ -201,6 +203,7 @@ async def test_a_request_waits_then_is_refused_unread_then_its_connection_too(st
     assert (await ask_all(port, [("/health/live", {})]))[0].status == 200
 
 
+@pytest.mark.slow
 @pytest.mark.stage(server=server(prefix="/here"), limits=LimitSettings())
 @pytest.mark.parametrize("is_kept", [True, False])
 async def test_probes_are_answered_from_a_reserve_when_the_budget_is_used_up(stage, is_kept):
@@ -227,6 +230,7 @@ async def test_probes_are_answered_from_a_reserve_when_the_budget_is_used_up(sta
     assert await ask(more) == [200, 429]
 
 
+@pytest.mark.slow
 @pytest.mark.stage(server=server(), limits=LimitSettings())
 async def test_nothing_is_left_of_connections_that_end_abruptly(stage):
     port = stage.server.listen()

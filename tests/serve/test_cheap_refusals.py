@@ -67,6 +67,7 @@ async def test_a_handshake_that_fails_takes_none_from_others(stage, changes, is_
     assert answer.status == 101
 
 
+@pytest.mark.slow
 @pytest.mark.stage(limits=LimitSettings(api_requests=1))
 async def test_repeated_refusals_end_the_connection_unread(stage):
     port = stage.server.listen()

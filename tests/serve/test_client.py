@@ -46,6 +46,7 @@ async def test_a_client_without_extensions_gets_the_specified_messages_byte_for_
     ]
 
 
+@pytest.mark.slow
 async def test_what_a_client_without_extensions_is_told_depends_on_nobody_elses():
     """The same feed with and without other members, down to the byte and the moment."""
 
@@ -368,6 +369,7 @@ async def test_corrections_go_to_those_who_asked_and_a_fresh_initial_to_the_othe
     assert correcting.chart().bars == fresh(one, "1m", 40, fields=["rev", "src"])
 
 
+@pytest.mark.slow
 async def test_a_repair_of_thousands_of_minutes_is_one_fresh_initial():
     one = await stage(count=2000)
     ws = one.connect()
@@ -559,6 +561,7 @@ async def test_goodbye_is_said_only_to_those_who_used_an_extension():
     assert extended.of("bye") == [{"type": "bye", "reconnectAfterMs": 1800}]
 
 
+@pytest.mark.slow
 async def test_a_client_that_left_leaves_nothing_behind():
     one = await stage()
     for _ in range(20):

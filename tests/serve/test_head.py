@@ -29,6 +29,7 @@ PASSING = ("date", "age", "x-ratelimit-remaining", "ratelimit-remaining", "x-mbx
 pytestmark = [pytest.mark.gen_test, pytest.mark.stage(klines=KlinesSettings(enabled=True))]
 
 
+@pytest.mark.slow
 async def test_head_is_get_without_the_body(stage):
     port, asked = stage.server.listen(), [(path, {}) for path in PATHS]
     await ask_all(port, asked)  # what has to be loaded is loaded

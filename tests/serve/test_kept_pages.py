@@ -65,6 +65,7 @@ PASSING = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.gen_test
 @pytest.mark.stage(server=ServerSettings(host="127.0.0.1", port=0, compress_from=1))
 async def test_every_costly_page_is_made_once_a_second_encoded_once_and_304_if_it_is_known(made, encoded, stage):
@@ -94,6 +95,7 @@ async def test_spellings_of_one_search_are_one_page(made, stage):
     assert len(made) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.gen_test
 async def test_searches_displace_no_other_page_and_are_charged(made, stage):
     port, paths = stage.server.listen(), ["/udf/symbol_info", "/api/symbols", "/api/openapi.json"]

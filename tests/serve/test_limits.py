@@ -36,6 +36,7 @@ def test_ipv6_counts_by_network_and_by_customer():
     assert limiter.refusal_for("2001:db8:0:ff::1") is None
 
 
+@pytest.mark.slow
 def test_one_customer_leaves_handshakes_to_others():
     limiter, admitted, refused = ConnectionLimiter(0, 0, 1000), 0, []
     for step in range(20_000):  # 2,000 a second of one customer, and 20 a second of another
@@ -48,6 +49,7 @@ def test_one_customer_leaves_handshakes_to_others():
     assert len(limiter._shares) == 2
 
 
+@pytest.mark.slow
 def test_a_storm_behind_one_address_has_half_of_a_seconds_handshakes_immediately_and_the_rest_soon():
     limiter = ConnectionLimiter(0, 0, 1000)
     waits = [limiter.admit_handshake(0.0, "192.0.2.1") for _ in range(3000)]

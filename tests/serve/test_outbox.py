@@ -1,5 +1,6 @@
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,6 +68,7 @@ def test_too_many_waiting_bars_or_replies_are_reported():
     assert not box.put_reply("x")
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from(TOPICS), st.integers(0, 5), st.integers())))
 def test_space_is_bounded_and_the_newest_state_of_each_bar_survives(updates):
     box, newest, dropped = Outbox(), {}, set()

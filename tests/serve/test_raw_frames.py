@@ -96,6 +96,7 @@ async def test_what_is_right_is_answered(case, own_sockets):
         assert [await peer.receive() for _ in expected] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("payload", [b"", b"x"], ids=["empty", "one byte"])
 async def test_a_message_has_a_bounded_number_of_fragments(payload):
     async with echo_harness() as harness:

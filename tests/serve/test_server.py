@@ -230,6 +230,7 @@ async def test_a_client_that_left_is_in_no_room(connect, get):
     assert facts["broadcaster"]["totalRooms"] == 0
 
 
+@pytest.mark.slow
 async def test_the_end_is_sent_with_1001(stage, connect):
     clients = [await connect() for _ in range(20)]
     for ws in clients:

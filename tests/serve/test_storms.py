@@ -73,6 +73,7 @@ async def test_a_thousand_who_come_back_together_do_not_reach_the_store_and_star
         assert most_let_in < 250, "a connected client is answered between those who come"
 
 
+@pytest.mark.slow
 async def test_who_came_first_is_let_in_first():
     async with echo_harness(max_handshakes_per_second=0) as harness:
         addresses = [f"127.0.0.{number}" for number in range(10, 70)]
@@ -113,6 +114,7 @@ async def test_clients_that_never_read_take_nothing_from_those_that_do():
         assert all(client.connection.is_open for client in harness.clients[len(blocked) :])
 
 
+@pytest.mark.slow
 async def test_a_broadcast_runs_no_python_code_for_a_client():
     """What keeps it close to the kernel: between two clients there is nothing but the socket's own `send`."""
     async with echo_harness(max_handshakes_per_second=0) as harness:

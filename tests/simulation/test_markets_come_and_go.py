@@ -250,6 +250,7 @@ async def check_renamed(folder: Path) -> None:
     await deployment.stop()
 
 
+@pytest.mark.slow
 def test_a_renamed_market_has_the_history_of_its_former_symbol():
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(FeedRunner, "_run_socket", run_without_socket)

@@ -22,6 +22,7 @@ def unexpected(_):
     raise AssertionError("numbers without a sign and an exponent need no decimals")
 
 
+@pytest.mark.slow
 @given(ROWS)
 def test_texts_equal_those_of_the_candles(rows):
     stored = [

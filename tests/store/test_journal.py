@@ -167,6 +167,7 @@ def test_rows_appended_after_the_last_page_was_read_are_not_done_with_it(open_jo
     assert drained(journal) == some(10, 15)
 
 
+@pytest.mark.slow
 def test_what_is_done_frees_its_space_for_further_rows(open_journal, directory):
     journal = open_journal(limit_bytes=200_000)
     taken = journal.append_rows(some(0, 5000))

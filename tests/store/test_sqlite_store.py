@@ -110,6 +110,7 @@ def test_a_directory_cannot_be_the_file(tmp_path):
     assert "cannot be opened for writing" in refusal(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_reported_not_read_as_empty(path, open_store):
     store = open_store(*DEFAULT_INTERVALS)
     store.write_minutes([(BTC, minute(at)) for at in range(2000)])
@@ -282,6 +283,7 @@ def test_opening_can_be_tried_again(path, open_store, monkeypatch):
     store.close()
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing_that_was_stored_and_passes(open_store):
     store = open_store(*DEFAULT_INTERVALS)
     store.write_minutes([(BTC, minute(at)) for at in range(100)])

@@ -196,6 +196,7 @@ async def test_of_a_page_only_the_rows_that_the_store_refuses_are_dropped(writer
     assert len(caplog.messages) == 1
 
 
+@pytest.mark.slow
 async def test_a_store_that_refuses_everything_is_not_asked_row_by_row(writer, store):
     for at in range(3000):
         writer.enqueue_row(BTC, minute(at))

@@ -68,6 +68,7 @@ async def test_a_from_before_the_listing_date_does_not_ask_for_years_of_nothing(
         assert [candle.open_ms for candle in one.stored()] == list(range(at(-1), at(-0.5), MINUTE_MS))
 
 
+@pytest.mark.slow
 async def test_what_is_fetched_is_in_the_log_of_changes_and_known_to_be_so(tmp_path):
     async with bench(tmp_path) as one:
         one.put(*one.truth(at(-1, 5), at(-1, 9)))
@@ -112,6 +113,7 @@ async def test_a_dry_run_without_from_only_looks_for_the_beginning(tmp_path, cap
         assert (one.stored(), one.known_gaps()) == ([], [])
 
 
+@pytest.mark.slow
 async def test_what_the_exchange_does_not_have_is_remembered_and_not_requested_again_immediately(tmp_path, capsys):
     async with bench(tmp_path) as one:
         missing = (at(-3, 100), at(-3, 160))

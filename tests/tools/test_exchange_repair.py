@@ -139,6 +139,7 @@ async def test_a_minute_that_the_exchange_does_not_have_stays_and_is_named(fake,
     assert values(stored(tables)) == values(history(fake))
 
 
+@pytest.mark.slow
 async def test_doubtful_minutes_are_asked_for_whatever_windows_are_chosen(fake, tables):
     minutes = history(fake)
     fill(tables, [one._replace(volume=one.volume + 1) if one.open_ms == AT else one for one in minutes])

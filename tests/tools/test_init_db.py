@@ -24,6 +24,7 @@ def test_init_db_makes_the_tables_once_and_again(tmp_path, capsys):
         assert database.rows("SELECT count(*) FROM candled.intervals") == [(6,)]
 
 
+@pytest.mark.slow
 def test_init_db_makes_the_embedded_file(tmp_path, capsys):
     assert main(["init-db", "--config", settings(tmp_path, url=f"sqlite:///{tmp_path}/new.db")]) == 0
     assert "sqlite: schema 4 is ready" in capsys.readouterr().out

@@ -20,6 +20,7 @@ def wide(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("total", "done", "drawn"), [(40_000, 10_000, "10,000 of 40,000"), (None, 1370, "1,370")], ids=["total", "endless"]
 )

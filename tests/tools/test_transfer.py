@@ -291,6 +291,7 @@ def test_a_file_of_another_kind_is_refused(config, tmp_path, text, problem):
     assert any(part in problems for part in problem.split("|"))
 
 
+@pytest.mark.slow
 def test_a_truncated_gzip_file_leaves_nothing(config, store, tmp_path):
     path = tmp_path / "cut.csv.gz"
     path.write_bytes(ETHUSDT.read_bytes()[:-100])
@@ -383,6 +384,7 @@ def test_what_an_import_changes_is_in_the_log_of_changes(config, store, tmp_path
     assert [candle.rev for candle in minutes(store)] == [0, 1, 0]
 
 
+@pytest.mark.slow
 def test_importing_again_changes_nothing(config, store, tmp_path, capsys):
     load(config, EWZ)
     before = minutes(store)
@@ -462,6 +464,7 @@ def test_an_import_of_what_is_newer_claims_nothing(config, store, tmp_path):
 # ---------------------------------------------------------------- as a command
 
 
+@pytest.mark.slow
 def test_both_work_from_the_command_line(tmp_path, monkeypatch, capsys):
     from candled.cli import main
 

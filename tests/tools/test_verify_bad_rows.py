@@ -420,6 +420,7 @@ def test_a_bad_row_keeps_no_minute_from_being_stored(file, table, at_ms, interva
     assert verify(file) == 0
 
 
+@pytest.mark.slow
 def test_a_minute_that_cannot_be_stored_costs_no_other_row(file):
     fill(file, minutes())
     store = opened(file)

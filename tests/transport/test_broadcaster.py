@@ -118,6 +118,7 @@ def test_a_small_room_is_sent_to_immediately():
     assert recipients.sending == 0
 
 
+@pytest.mark.slow
 def test_a_large_room_is_sent_to_in_slices_and_no_pass_is_long():
     loop = Loop()
     recipients = room(loop, 10_000)

@@ -92,6 +92,7 @@ async def read_until(peer: socket.socket, reader: Reader, payload: bytes) -> Non
 # ---------------------------------------------------------------- slow clients
 
 
+@pytest.mark.slow
 @WAYS
 async def test_a_client_that_stops_reading_is_sent_the_newest_state_of_each_bar_when_it_reads_again(own_sockets):
     """Fault 9: a client that stops reading growing the server's memory."""
@@ -125,6 +126,7 @@ async def test_a_blocked_client_has_no_more_than_a_few_frames_and_the_kernel_no_
         assert KERNEL_BUFFER / 2 <= unread <= 64 * 1024
 
 
+@pytest.mark.slow
 async def test_too_many_bars_are_replaced_by_a_fresh_initial():
     async with echo_harness() as harness:
         peer = await mute(harness)
@@ -251,6 +253,7 @@ async def test_frames_of_several_rooms_leave_in_one_system_call_and_in_order():
         assert (await peer.receive())[1] == b"again"
 
 
+@pytest.mark.slow
 async def test_a_client_in_several_rooms_that_is_slow_loses_no_last_state():
     async with echo_harness() as harness:
         peer = await mute(harness)
@@ -292,6 +295,7 @@ async def test_no_state_of_a_bar_overtakes_an_initial_that_left_together_with_it
         assert got == [b"00000001", b"00000002", b"initial ", b"00000004"]
 
 
+@pytest.mark.slow
 async def test_what_a_slow_client_wants_of_many_rooms_is_made_when_it_can_take_it():
     async with echo_harness() as harness:
         peer = await mute(harness)

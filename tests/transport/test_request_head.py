@@ -27,6 +27,7 @@ TORNADOS = re.compile(rb"\r?\n\r?\n")
 LINES = st.lists(st.sampled_from([b"\r", b"\n", b"a", b"bc"]), max_size=12)
 
 
+@pytest.mark.slow
 @given(parts=st.lists(LINES.map(b"".join), max_size=8), parsed=LINES.map(b"".join))
 def test_tornado_gets_all_bytes_as_soon_as_it_finds_the_end_in_them(parts, parsed):
     if TORNADOS.search(parsed):

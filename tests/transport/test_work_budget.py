@@ -149,6 +149,7 @@ OPERATIONS = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(OPERATIONS)
 def test_the_work_admitted_is_bounded_whatever_the_order(operations):
     budgets, now = make(), 0.0

@@ -170,6 +170,7 @@ def klines(path: str, query: dict[str, str]):
     return rows[: int(query["limit"])]
 
 
+@pytest.mark.slow
 @few_examples
 @given(WINDOWS)
 async def test_every_minute_of_a_range_is_found_with_one_request(ago_and_count):

@@ -89,6 +89,7 @@ async def test_history_equals_what_was_traded_digit_for_digit(
     assert not any(candle.final for candle in candles)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("days_ago", "endpoint", "requests"), [(1, "candles", 1), (35, "history-candles", 5)])
 async def test_a_window_costs_as_few_requests_as_its_endpoint_allows(fake, http, days_ago, endpoint, requests):
     start_ms = LATEST - days_ago * DAY_MS
@@ -124,6 +125,7 @@ async def test_before_the_listing_there_is_nothing_and_paging_ends(fake, http):
     assert len(fake.requests) <= 6
 
 
+@pytest.mark.slow
 async def test_history_that_begins_in_the_window_is_found_whole(fake, http):
     listed_ms = minutes_ago(60 * 24 * 40)
     start_ms, end_ms = listed_ms - 500 * MINUTE_MS, listed_ms + 499 * MINUTE_MS

@@ -194,6 +194,7 @@ async def test_a_quiet_minute_is_flat_and_may_go_without_a_push(fake, pushed, co
     assert (set(quiet) <= set(last_versions(events))) is pushed
 
 
+@pytest.mark.slow
 async def test_who_subscribes_twice_is_acknowledged_twice_and_gets_a_second_snapshot(fake, client):
     await client.subscribe()
     events = await client.subscribe()
@@ -264,6 +265,7 @@ async def test_the_clock_of_the_exchange_may_be_ahead(fake, client):
 # ---------------------------------------------------------------- limits and ends of connections
 
 
+@pytest.mark.slow
 async def test_a_connection_without_text_pings_is_cut_without_a_close_frame_although_data_flow(fake, client):
     await client.subscribe()
     await fake.clock.advance(119)
@@ -320,6 +322,7 @@ async def test_the_301st_attempt_within_five_minutes_is_refused(fake):
 # ---------------------------------------------------------------- faults
 
 
+@pytest.mark.slow
 async def test_silence_keeps_the_pongs_and_ends_with_a_new_connection(fake, client, connect):
     await client.subscribe()
     fake.silence_all()
@@ -502,6 +505,7 @@ async def test_a_wrong_request_is_answered_with_400_and_its_code(fake, path, que
     assert (status, body["code"], body["data"]) == (400, code, None)
 
 
+@pytest.mark.slow
 async def test_the_21st_request_of_a_second_is_answered_with_429(fake):
     answers = [await get(fake, CANDLES, **futures()) for _ in range(21)]
     assert [status for status, _, _ in answers] == [200] * 20 + [429]

@@ -125,6 +125,7 @@ TRADES = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(TRADES, st.randoms(use_true_random=False), st.integers(0, 2 * MINUTE_MS))
 def test_any_order_and_repetition_gives_the_candles_of_the_sorted_trades(trades, random, begin_ms):
     numbered = [(at, price, size, number) for number, (at, price, size) in enumerate(sorted(trades))]

@@ -116,6 +116,7 @@ async def test_the_star_serves_any_symbol(plain: Path) -> None:
     assert await exchange.fetch_markets(NO_HTTP) == []
 
 
+@pytest.mark.slow
 async def test_a_contract_has_a_recording_of_its_own(plain: Path, packed: Path) -> None:
     contract = Symbol.parse("BTC/USDT:USDT")
     exchange = Replay(
