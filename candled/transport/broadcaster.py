@@ -100,6 +100,8 @@ class _Waiting(Generic[_T]):
         With those, at least one of them is done: none waits forever.
         """
         heavy = self._heavy if with_heavy else {}
+        if not self._light and not heavy:
+            return False
         is_heavy_done = False
         for piece in list(islice(chain(self._light, heavy), _LOOKED_AT)):
             is_heavy_done = is_heavy_done or piece in heavy

@@ -17,7 +17,7 @@ from candled.exchange import Clock
 
 from .http_connections import MOST_UNSENT, REFUSED_S, HttpConnections
 from .library_internals import buffered_tail, has_buffered_bytes, watch_with
-from .request_head import TAIL, RequestHead
+from .request_head import LARGEST, TAIL, RequestHead
 from .stream_poller import StreamPoller
 from .work_budget import BYTE, HEAD_PART, REFUSED, REQUEST, UNLIMITED, WorkBucket
 
@@ -28,6 +28,7 @@ None if Tornado must answer.
 """
 
 _MOST_HEAD = 4096
+_READ = 2 * LARGEST  # bytes that Tornado reads at a time, for which it makes a buffer: more than the largest head
 _STATUS_REFUSED = b"HTTP/1.1 429 "
 _END = b"\r\n\r\n"
 _BODY = b"Too many requests, please try again later."
@@ -58,7 +59,7 @@ class HotStream(IOStream):
         connections: HttpConnections,
         poller: StreamPoller,
     ) -> None:
-        super().__init__(peer)
+        super().__init__(peer, read_chunk_size=_READ)
         watch_with(self, poller)
         self.address = address[0] if isinstance(address, tuple) else str(address)
         self._answer = answer
@@ -72,6 +73,8 @@ class HotStream(IOStream):
         self._poller = poller
         # the head of the next request; None while Tornado has it
         self._head: RequestHead | None = None
+        # bytes that were read from the socket and that Tornado gets when it reads
+        self._read_early = b""
         self.customer = client_of(self.address)
         self.deadline = self.progressed_at = 0.0
         self.unsent = 0
@@ -128,26 +131,51 @@ class HotStream(IOStream):
         self._payer = UNLIMITED
         self._connections.remove_connection(self)
 
+    def answer_readable(self) -> bool:
+        """Answer the request that has arrived, before Tornado, which needs as much time to read it as the answer takes.
+
+        Return False if Tornado has to read: bytes that are no such request, or the end of the connection.
+        """
+        if not self._is_idle or not self._awaits_first or self.closed():
+            return False
+        try:
+            data = self.socket.recv(_MOST_HEAD)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            self.close(exc_info=error)
+            return True
+        if not data:
+            return False
+        self._awaits_first = False
+        self._connections.on_first_bytes(self, self._clock.monotonic())
+        if self._is_refused(data) or self._is_answered(data):
+            return True
+        self._read_early = data
+        return False
+
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
-        """Read bytes for Tornado, and answer them if they are a request that can be answered here."""
+        """Read bytes for Tornado."""
         if not self._poller.is_handling:
             return None  # not in its turn: Tornado tries to read before it waits
         head = self._head
+        early, self._read_early = self._read_early, b""
+        if early:
+            buf[: len(early)] = early
+            return len(early) if head is None else self._collect_head(head, buf, len(early))
         room = memoryview(buf)[: len(buf) - head.waiting] if head is not None and head.waiting else buf
         try:
             count = super().read_from_fd(room)
         except OSError:
-            del buf, room  # 64 KB; the stream keeps the error, and thereby this frame, until it is collected
+            del buf, room  # the stream keeps the error, and thereby this frame, until it is collected
             raise
         if not count:
             return count
         is_first, self._awaits_first = self._awaits_first, False
         if is_first:
             self._connections.on_first_bytes(self, self._clock.monotonic())
-        if is_first and self._is_refused(buf[: min(count, _MOST_HEAD)]):
-            return None
-        if self._is_idle and self._is_answered(buf, count):
-            return None
+            if self._is_refused(buf[: min(count, _MOST_HEAD)]):
+                return None
         return count if head is None else self._collect_head(head, buf, count)
 
     def _collect_head(self, head: RequestHead, buf: bytearray | memoryview, count: int) -> int | None:
@@ -182,13 +210,12 @@ class HotStream(IOStream):
         self.write(TOO_MANY)
         self.close()
 
-    def _is_answered(self, buf: bytearray | memoryview, count: int) -> bool:
+    def _is_answered(self, head: bytes) -> bool:
         """Answer a complete request if possible; otherwise Tornado gets its bytes."""
-        head = bytes(buf[:count]) if count <= _MOST_HEAD else b""
         now = self._clock.monotonic()
         if (
             head.endswith(_END)
-            and head.find(_END) == count - 4
+            and head.find(_END) == len(head) - 4
             and not self.writing()
             and now < self._since + _BY_TORNADO_S
         ):

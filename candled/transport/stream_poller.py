@@ -16,6 +16,10 @@ _MASKS = (
     (IOLoop.READ, selectors.EVENT_READ),
     (IOLoop.WRITE, selectors.EVENT_WRITE),
 )  # an event in Tornado's numbers and in those of `selectors`
+_EVENTS = {
+    mask: sum(event for event, its_mask in _MASKS if mask & its_mask)
+    for mask in range(1 + selectors.EVENT_READ + selectors.EVENT_WRITE)
+}
 
 
 class StreamPoller:
@@ -31,7 +35,7 @@ class StreamPoller:
         self._loop = loop
         self._has_time = has_time
         self._selector = selectors.DefaultSelector()
-        self._handlers: dict[int, Handler] = {}
+        self._handlers: dict[int, tuple[Handler, Callable[[], bool] | None]] = {}
         # sockets that were ready, the next one first
         self._ready: deque[tuple[selectors.SelectorKey, int]] = deque()
         # True while the events of a socket are handled
@@ -50,8 +54,13 @@ class StreamPoller:
             self._selector.close()
 
     def add_handler(self, descriptor: int, handler: Handler, events: int) -> None:
-        """Call a handler whenever one of the events occurs."""
-        self._handlers[descriptor] = handler
+        """Call a handler whenever one of the events occurs.
+
+        If its object has a method `answer_readable`, that is called first when bytes have arrived. It returns True if
+        it has handled them.
+        """
+        answer = getattr(getattr(handler, "__self__", None), "answer_readable", None)
+        self._handlers[descriptor] = handler, answer
         self.update_handler(descriptor, events)
 
     def update_handler(self, descriptor: int, events: int) -> None:
@@ -87,8 +96,10 @@ class StreamPoller:
                 key, mask = self._ready.popleft()
                 if watched.get(key.fd) is not key:  # it has changed since; if it is still ready, it is reported again
                     continue
+                handler, answer = key.data
                 with suppress(Exception):  # the stream has logged it and closed the connection
-                    key.data(key.fd, sum(event for event, its_mask in _MASKS if mask & its_mask))
+                    if mask != selectors.EVENT_READ or answer is None or not answer():
+                        handler(key.fd, _EVENTS[mask])
                 if not self._has_time():
                     break
         finally:

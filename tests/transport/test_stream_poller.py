@@ -95,3 +95,26 @@ async def test_a_handler_that_fails_does_not_stop_the_others(opened):
     seen = {descriptor for _ in range(5) for descriptor in await harness.run_once()}
     assert len(seen) == 4
     assert not harness.poller.is_handling
+
+
+async def test_a_stream_that_answers_is_asked_first_and_the_handler_gets_the_rest(opened):
+    opened.append(harness := Harness(1, 0.0))
+    (_, other) = harness.pairs[0]
+    asked: list[bytes] = []
+
+    class Stream:
+        def answer_readable(self) -> bool:
+            asked.append(other.recv(1))
+            return asked[-1] != b"y"
+
+        def on_event(self, descriptor: int, events: int) -> None:
+            harness.on_event(descriptor, events)
+
+    harness.poller.remove_handler(other.fileno())
+    harness.poller.add_handler(other.fileno(), Stream().on_event, StreamPoller.READ)
+    handled = await harness.run_once()
+    harness.pairs[0][0].send(b"y")
+    while len(asked) < 2:
+        handled += await harness.run_once()
+    assert asked == [b"x", b"y"]
+    assert handled == [other.fileno()], "only of the bytes that were not answered"
