@@ -190,7 +190,12 @@ def replayed(name: str) -> Callable[..., Candle | None]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
-    [*range(9 if LONG else 1), "btcusdt-week.csv.gz", "bitget-usdt-futures-ethusdt.csv.gz", "ethusd-thin-week.csv.gz"],
+    [
+        *range(9 if LONG else 1),
+        pytest.param("btcusdt-week.csv.gz", marks=pytest.mark.long),
+        "bitget-usdt-futures-ethusdt.csv.gz",
+        pytest.param("ethusd-thin-week.csv.gz", marks=pytest.mark.long),
+    ],
 )
 async def test_kept_texts_are_those_of_a_fresh_encoding(tmp_path, source):
     rng = random.Random(str(source))
