@@ -807,10 +807,11 @@ async def serve() -> AsyncIterator[Callable[..., Server]]:
 
 
 @pytest.mark.parametrize("exchange", [None, "replay"])
-async def test_tail_prints_what_there_is_and_then_what_moves(serve, exchange):
-    server = serve([initial(BAR, NEXT), update(NEXT | {"close": 67311})])
+async def test_tail_prints_what_there_is_and_then_what_comes(serve, exchange):
+    # another bar: two states of one bar that arrive together are printed once
+    server = serve([initial(BAR, NEXT), update(NEXT | {"time": "2024-10-24T10:10:00.000Z"})])
     lines, waits = await followed(server.url, exchange)
-    assert [text[:16] for text in lines] == ["2024-10-24 10:00", "2024-10-24 10:05", "2024-10-24 10:05"]
+    assert [text[:16] for text in lines] == ["2024-10-24 10:00", "2024-10-24 10:05", "2024-10-24 10:10"]
     assert waits == []
     (request,) = server.requests
     expected = {"type": "subscribe", "symbol": "BTC/USDT", "interval": "5m", "initialBars": 2}
