@@ -82,7 +82,7 @@ class Proxies:
     is_environment: bool = False
 
     @classmethod
-    def of(cls, written: str | None, env: Mapping[str, str]) -> Self:
+    def from_setting(cls, written: str | None, env: Mapping[str, str]) -> Self:
         """Parse a setting, or the variables `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` if it is None.
 
         Raises:

@@ -29,15 +29,15 @@ class ServiceManager:
 
     def report_ready(self) -> None:
         """Report that the start or a reload has ended."""
-        self._send("READY=1")
+        self._send_state("READY=1")
 
     def report_reload(self) -> None:
         """Report that the settings are being read again."""
-        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._send_state(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def report_stop(self) -> None:
         """Report that the process is about to end."""
-        self._send("STOPPING=1")
+        self._send_state("STOPPING=1")
 
     def start_beats(self, tasks: TaskSet, clock: Clock, is_moving: Callable[[], bool]) -> None:
         """Send a beat several times per watchdog interval, as long as the caller's loop runs and `is_moving`.
@@ -47,12 +47,12 @@ class ServiceManager:
 
         def beat() -> None:
             if is_moving():
-                self._send("WATCHDOG=1")
+                self._send_state("WATCHDOG=1")
 
         if self.watchdog_s:
             tasks.start_periodic(beat, clock, self.watchdog_s / _BEATS)
 
-    def _send(self, text: str) -> None:
+    def _send_state(self, text: str) -> None:
         if not self._address:
             return
         address = self._address

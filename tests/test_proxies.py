@@ -81,7 +81,7 @@ EVERYTHING = {"HTTPS_PROXY": "http://secure:1", "HTTP_PROXY": "http://plain:2", 
     ],
 )
 def test_the_setting_goes_before_the_environment(written, env, host, is_secure, through):
-    proxy = Proxies.of(written, env).choose(host, 443 if is_secure else 80, is_secure=is_secure)
+    proxy = Proxies.from_setting(written, env).choose(host, 443 if is_secure else 80, is_secure=is_secure)
     assert (None if proxy is None else str(proxy)) == through
 
 

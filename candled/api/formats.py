@@ -28,7 +28,7 @@ class Format(Protocol):
     def begin(self) -> bytes:
         """Return the bytes before the first page."""
 
-    def page(self, bars: Sequence[Candle]) -> bytes:
+    def encode_page(self, bars: Sequence[Candle]) -> bytes:
         """Return a page of bars."""
 
     def end(self) -> bytes:
@@ -51,7 +51,7 @@ class Lines:
         """Return the line with the names of the columns, or nothing."""
         return self._head.encode()
 
-    def page(self, bars: Sequence[Candle]) -> bytes:
+    def encode_page(self, bars: Sequence[Candle]) -> bytes:
         """Return a line for each bar."""
         return "".join(f"{self._line_of(bar)}\n" for bar in bars).encode()
 
@@ -88,7 +88,7 @@ class Arrow:
         """Return the schema."""
         return self._sink.take_bytes()
 
-    def page(self, bars: Sequence[Candle]) -> bytes:
+    def encode_page(self, bars: Sequence[Candle]) -> bytes:
         """Return a record batch."""
         columns: list[list[Any]] = [[bar.open_ms for bar in bars]]
         columns += [[_cell(bar.values[index]) for bar in bars] for index in range(len(NUMBERS))]

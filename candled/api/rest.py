@@ -126,7 +126,7 @@ class Candles(BarHandler, RestHandler):
         self.set_cache_headers(page.is_final)
         form = make_format(name, market, values["interval"], values["numbers"])
         self.set_header("Content-Type", CONTENT_TYPES[name])
-        self.write_body(form.begin() + form.page(page.bars) + form.end())
+        self.write_body(form.begin() + form.encode_page(page.bars) + form.end())
 
     async def _stream_range(self, market: MarketKey, values: Mapping[str, Any]) -> None:
         """Write the complete range page by page, as fast as the client reads it."""
@@ -144,7 +144,7 @@ class Candles(BarHandler, RestHandler):
             async for page in pages:  # the first one is read before sending, so that the answer can still be an error
                 has_begun = True
                 self.charge_read(len(page.bars))
-                is_taken = await self.send_part(waiting + form.page(page.bars))
+                is_taken = await self.send_part(waiting + form.encode_page(page.bars))
                 if not is_taken or self.request.method == "HEAD":  # a HEAD only needs the headers
                     return
                 waiting = b""

@@ -317,7 +317,7 @@ def _read_exchange(
     )
     proxies = Proxies()
     try:
-        proxies = Proxies.of(keys.proxy, env)
+        proxies = Proxies.from_setting(keys.proxy, env)
     except ValueError as error:
         problems.append(f"{path}.proxy: {error}")
     plugin = plugins.exchanges.get(keys.plugin or name)

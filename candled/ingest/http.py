@@ -93,7 +93,7 @@ class HttpClient:
     ) -> HttpAnswer:
         """Send a request of any method; see `candled.exchange.Http.fetch_text`."""
         request = HTTPRequest(url, method, dict(headers or {}), body, allow_nonstandard_methods=True)
-        response = await self._send(request, weight, budget)
+        response = await self._send_request(request, weight, budget)
         if response.code >= 500:
             raise Unavailable(f"{_host_of(url)} answered {response.code}: {_excerpt(response.body)}")
         if _is_excessive(response.body):
@@ -116,11 +116,11 @@ class HttpClient:
         self._host(name).budget.close_for(max(0.0, seconds))
 
     async def _fetch(self, request: HTTPRequest, weight: float, budget: str) -> Any:
-        response = await self._send(request, weight, budget)
+        response = await self._send_request(request, weight, budget)
         kind = response.headers.get("Content-Type")
         return read_answer(_host_of(request.url), response.code, kind, response.body)
 
-    async def _send(self, request: HTTPRequest, weight: float, budget: str) -> HTTPResponse:
+    async def _send_request(self, request: HTTPRequest, weight: float, budget: str) -> HTTPResponse:
         """Send a request within its budget, and return the answer, unless it asks for a pause.
 
         Raises:

@@ -105,7 +105,7 @@ def _open_writer(path: Path, header: Header) -> RecordingWriter:
 
 def _environment_proxies() -> Proxies:
     try:
-        return Proxies.of(None, os.environ)
+        return Proxies.from_setting(None, os.environ)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

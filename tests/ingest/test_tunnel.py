@@ -109,7 +109,7 @@ NEEDED = "ann:s@ cret"
 )  # fmt: skip
 async def test_a_connection_takes_the_proxy_and_names_it_where_it_fails(attempt, kind, needed, sent, fault, outcome):
     async with exchange() as hosts, FakeProxy(kind, hosts, needed, fault) as proxy:
-        happened = await asyncio.wait_for(attempt(Proxies.of(proxy.url(sent), {})), 10)
+        happened = await asyncio.wait_for(attempt(Proxies.from_setting(proxy.url(sent), {})), 10)
         assert re.search(outcome, happened), happened
         if outcome == "reached":
             assert proxy.carried == 1
@@ -124,7 +124,7 @@ async def test_a_connection_takes_the_proxy_and_names_it_where_it_fails(attempt,
 async def test_a_proxy_that_is_not_there_is_named(attempt, kind):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    happened = await attempt(Proxies.of(f"{kind}://ann:secret@127.0.0.1:{port}", {}))
+    happened = await attempt(Proxies.from_setting(f"{kind}://ann:secret@127.0.0.1:{port}", {}))
     assert f"cannot reach the proxy {kind}://127.0.0.1:{port}: " in happened
     assert "secret" not in happened
 
@@ -132,7 +132,7 @@ async def test_a_proxy_that_is_not_there_is_named(attempt, kind):
 @pytest.mark.parametrize(("written", "better"), [("socks5", "socks5h"), ("socks4", "socks4a")])
 async def test_a_name_that_only_the_proxy_knows_needs_a_proxy_that_looks_it_up(attempt, written, better):
     async with exchange() as hosts, FakeProxy("socks5h", hosts) as proxy:
-        happened = await attempt(Proxies.of(f"{written}://127.0.0.1:{proxy.port}", {}))
+        happened = await attempt(Proxies.from_setting(f"{written}://127.0.0.1:{proxy.port}", {}))
     assert re.search(rf"does not connect to \w+.test:80: the name is unknown here; with {better}://", happened), (
         happened
     )
@@ -164,7 +164,7 @@ async def test_every_address_of_a_proxys_name_is_tried(attempt, kind, monkeypatc
             ]
 
         monkeypatch.setattr(loop, "getaddrinfo", both)
-        assert (await attempt(Proxies.of(f"{kind}://proxy.test:{proxy.port}", {}))).startswith("reached")
+        assert (await attempt(Proxies.from_setting(f"{kind}://proxy.test:{proxy.port}", {}))).startswith("reached")
 
 
 @pytest.mark.slow
@@ -173,7 +173,13 @@ async def test_a_tunnel_that_is_cut_interrupts_the_feed_which_connects_again():
         sink = Sink()
         feed = Patient(f"ws://{PUSHES}/", [BTC])
         runner = sink.runner = FeedRunner(
-            "test", feed, sink, SystemClock(), TokenBucket(100, 100), LoopBudget(), Proxies.of(proxy.url(), {})
+            "test",
+            feed,
+            sink,
+            SystemClock(),
+            TokenBucket(100, 100),
+            LoopBudget(),
+            Proxies.from_setting(proxy.url(), {}),
         )
         task = asyncio.create_task(runner.run())
         try:
@@ -196,5 +202,5 @@ async def test_hosts_without_a_proxy_are_reached_directly(attempt, no_proxy):
     env = {"ALL_PROXY": "http://127.0.0.1:1", "NO_PROXY": no_proxy}
     async with exchange() as hosts:
         name, scheme = (REST, "http") if attempt is by_rest else (PUSHES, "ws")
-        happened = await attempt(Proxies.of(None, env), f"{scheme}://127.0.0.1:{hosts[name]}")
+        happened = await attempt(Proxies.from_setting(None, env), f"{scheme}://127.0.0.1:{hosts[name]}")
     assert happened.startswith("reached")
