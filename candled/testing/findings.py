@@ -116,6 +116,9 @@ def _is_timely(evidence: _Evidence) -> _Result:
         return False, f"some open after they arrived: {_list_minutes(early)}. {reasons[0]}"
     if len(late) > len(newest) / 2:
         return False, f"they are old when they arrive: {_list_minutes(late)}. {reasons[0]}"
+    over = [candle.open_ms for at_ms, candle in newest if candle.open_ms + MINUTE_MS + _CLOCK_MS < at_ms]
+    if len(over) > (1 - _RARE) * len(newest):
+        return False, f"each is of a minute that is over: {_list_minutes(over)}. Does the plugin subtract a minute?"
     return True, ""
 
 

@@ -1,7 +1,7 @@
 """A scripted exchange over REST: pages of any minutes, in the form and by the rules of a recorded page."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -140,6 +140,15 @@ class Page:
     times: tuple[int, ...]
     unit: str
     is_newest_first: bool
+    #: How far the time in a row is after the opening time: a minute where rows have their closing times.
+    after_open_ms: int = 0
+
+    def with_opening_times(self, read: Collection[int]) -> "Page":
+        """Return the page with opening times, if the minutes that the plugin read show that rows have closing times."""
+        opening = tuple(at - MINUTE_MS for at in self.times)
+        if sum(at in read for at in opening) <= sum(at in read for at in self.times):
+            return self
+        return replace(self, times=opening, after_open_ms=MINUTE_MS)
 
 
 def _read_page(request: Request, call: Call, roles: Mapping[str, Role]) -> Page | None:
@@ -323,9 +332,12 @@ class ScriptedHttp:
 
     def _write(self, minutes: Sequence[int]) -> str:
         page = self._page
-        form = TimedDocument(page.rows[0], page.times[-1] if page.is_newest_first else page.times[0])
+        first_ms = page.times[-1] if page.is_newest_first else page.times[0]
+        form = TimedDocument(page.rows[0], first_ms + page.after_open_ms)
         given = [] if self._script.is_empty else minutes
-        pairs = self._script.change([(one, self._script.change_row(one, form.at(one))) for one in given])
+        pairs = self._script.change(
+            [(one, self._script.change_row(one, form.at(one + page.after_open_ms))) for one in given]
+        )
         self.served.update(one for one, _ in pairs)
         rows = [row for _, row in pairs]
         return write_document(with_value(page.document, page.path, rows[::-1] if page.is_newest_first else rows))

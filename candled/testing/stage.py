@@ -133,7 +133,8 @@ class Stage:
     @cached_property
     def pages(self) -> list[Page]:
         """The recorded pages of minutes."""
-        return list_pages(self.recording)
+        read = {call.number: {row.open_ms for row in rows} for call, rows in self.replay.pages}
+        return [page.with_opening_times(read.get(page.call.number, ())) for page in list_pages(self.recording)]
 
     @property
     def page(self) -> Page:

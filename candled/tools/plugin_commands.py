@@ -32,6 +32,27 @@ RecordingFile = Annotated[Path, typer.Argument(metavar="FILE", readable=False, h
 
 
 @declare(app, _HEADING)
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the exchange, for instance coinfair.")],
+    directory: Annotated[
+        Path,
+        typer.Option(metavar="DIR", show_default="the current one", help="Where to create the folder candled-NAME."),
+    ] = Path(),
+) -> Outcome:
+    """Write the files of a new plugin.
+
+    Creates the folder candled-NAME: a distribution with a pyproject.toml, the exchange with four functions to fill in,
+    tests, and a file for continuous integration.
+    """
+    from candled.testing.template import write_plugin
+
+    folder = write_plugin(name, directory)
+    module = folder.name.replace("-", "_")
+    print(f"wrote {folder}: fill in the four functions of {folder / module / 'exchange.py'}")
+    return 0
+
+
+@declare(app, _HEADING)
 def record(
     module: Module,
     symbol: opt.OneSymbol,
@@ -123,24 +144,3 @@ def convert(
     from .plugin_record import convert_recordings
 
     return convert_recordings(files, output, exchange=exchange, symbol=symbol, match=match)
-
-
-@declare(app, _HEADING)
-def new(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the exchange, for instance coinfair.")],
-    directory: Annotated[
-        Path,
-        typer.Option(metavar="DIR", show_default="the current one", help="Where to create the folder candled-NAME."),
-    ] = Path(),
-) -> Outcome:
-    """Write the files of a new plugin.
-
-    Creates the folder candled-NAME: a distribution with a pyproject.toml, the exchange with four functions to fill in,
-    tests, and a file for continuous integration.
-    """
-    from candled.testing.template import write_plugin
-
-    folder = write_plugin(name, directory)
-    module = folder.name.replace("-", "_")
-    print(f"wrote {folder}: fill in the four functions of {folder / module / 'exchange.py'}")
-    return 0

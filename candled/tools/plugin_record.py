@@ -64,7 +64,7 @@ async def record_exchange(
         recorder = Recorder(made, symbol, writer, clock, _environment_proxies())
         try:
             await recorder.call_before()
-            print_remark(f"recording {symbol} of {made.name}: {minutes} whole minutes, from the next one on")
+            print_remark(f"recording {symbol} of {made.name}: whole minutes to record: {minutes}")
             span = await recorder.record_stream(feed, minutes)
             await recorder.read_minutes(span, "after")
             if is_hour_later:

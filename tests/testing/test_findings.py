@@ -121,6 +121,10 @@ def break_opening_times(case: Case) -> None:  # the closing time, also in histor
     case.change_stream(lambda at_ms, one: shifted(one, 1))
 
 
+def break_opening_times_again(case: Case) -> None:  # a minute too early, as if they were closing times
+    case.change_stream(lambda at_ms, one: shifted(one, -1))
+
+
 def break_units_of_time(case: Case) -> None:
     case.change_stream(lambda at_ms, one: shifted(one, -60))
 
@@ -179,6 +183,7 @@ BROKEN = [
     (break_list, "the list of markets has the symbol"),
     (break_steps, "prices are multiples of the tick size"),
     (break_opening_times, "candles arrive in their minute"),
+    (break_opening_times_again, "candles arrive in their minute"),
     (break_units_of_time, "candles arrive in their minute"),
     (break_stamps, "the time of a frame is that of the clock"),
     (break_volumes, "volumes fit the prices"),
