@@ -7,7 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import CandledError, ConfigError, ExchangeError, HttpRejected, InvalidCandle, Unavailable
+    from .errors import (
+        CandledError,
+        ConfigError,
+        ExchangeError,
+        HttpRejected,
+        InvalidCandle,
+        StoreRejected,
+        StoreUnavailable,
+        Unavailable,
+    )
     from .exchange import (
         Candles,
         Clock,
@@ -34,10 +43,23 @@ if TYPE_CHECKING:
         read_rows_in_slices,
     )
     from .frames import SubscribeRequests, fetch_bar_pages, parse_object, read_candles, rows_within, strict_candles
-    from .hookspecs import hookimpl
-    from .model import MINUTE_MS, Candle, Interval, Market, MarketState, Symbol, parse_iso_ms
+    from .hookspecs import RouteContext, hookimpl
+    from .model import (
+        MINUTE_MS,
+        BarTexts,
+        Candle,
+        Gap,
+        Interval,
+        Market,
+        MarketKey,
+        MarketState,
+        Range,
+        Symbol,
+        parse_iso_ms,
+    )
     from .polling import PollingFeed
     from .settings import Distinct, Duration, HttpUrl, Settings, WebSocketUrl, setting
+    from .store.interface import BadRow, Store
     from .stored_minutes import StoredMinutes
     from .tasks import merge_iterators
     from .trade_bars import TradeBars
@@ -46,6 +68,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MINUTE_MS",
+    "BadRow",
+    "BarTexts",
     "Candle",
     "CandledError",
     "Candles",
@@ -62,6 +86,7 @@ __all__ = [
     "ExchangeError",
     "Feed",
     "FeedError",
+    "Gap",
     "Http",
     "HttpAnswer",
     "HttpRejected",
@@ -70,14 +95,20 @@ __all__ = [
     "InvalidCandle",
     "InvalidRow",
     "Market",
+    "MarketKey",
     "MarketState",
     "PollingFeed",
     "Pong",
+    "Range",
     "Ready",
     "Reply",
     "RequestBudget",
+    "RouteContext",
     "Settings",
     "SocketFeed",
+    "Store",
+    "StoreRejected",
+    "StoreUnavailable",
     "StoredMinutes",
     "StreamFeed",
     "SubscribeRequests",
@@ -111,6 +142,7 @@ _SOURCES = (
     "tasks",
     "trade_bars",
     "stored_minutes",
+    "store.interface",
 )
 
 if not TYPE_CHECKING:

@@ -33,6 +33,7 @@ from candled.logs import BoundedHandler
 from candled.loop_watchdog import LoopWatchdog
 from candled.metrics.loop_lag import EVERY_S, LoopLag
 from candled.model import Interval, Symbol
+from candled.plugin_hooks import PluginHooks
 from candled.plugins import Plugins
 from candled.protocol.requests import RequestCodec
 from candled.reload import ExchangeChanges, ReloadPlan, compare_exchanges
@@ -196,6 +197,7 @@ class Daemon:
 
     def __init__(self, config: Config, plugins: Plugins, clock: Clock, worker: str | None = None) -> None:
         self._config = config
+        self._hooks = PluginHooks(plugins, config)
         # names the process in its statistics if others answer on the same port
         self._name = {"process": worker or str(os.getpid())} if worker or config.server.reuse_port else {}
         self._clock = clock
@@ -215,7 +217,7 @@ class Daemon:
         symbols = _symbols_by_exchange(self.universe)
         self._shared = _shared(config, self.universe, clock)
         self._bus: Bus = MemoryBus() if self._shared is None else self._shared.bus
-        self._bars = LiveBars(self.universe.markets if self._is_serving else [], config.intervals, self._history, clock)
+        self._bars = LiveBars(self.universe.markets if self._keeps_bars else [], config.intervals, self._history, clock)
         self._codec = RequestCodec(symbols, config.intervals)
         loop, passes = asyncio.get_running_loop(), PassClock(clock.monotonic, time.thread_time)
         broadcaster = Broadcaster(loop.call_soon, loop.call_later, passes)
@@ -236,6 +238,7 @@ class Daemon:
             watchdog=self._watchdog,
             universe=self.universe,
             ingest=self._ingest,
+            hooks=self._hooks,
         )
         self._catalog = self._make_catalog(symbols)
         self._client_limits = ClientLimits.of(config.server)
@@ -265,8 +268,9 @@ class Daemon:
         self.universe.add_listener(self._codec.on_markets_changed)
         self.universe.add_listener(lambda change: catalog.set_markets(_symbols_by_exchange(self.universe)))
         self.universe.add_listener(self._hub.on_markets_changed)
-        if self._is_serving:
+        if self._keeps_bars:
             self.universe.add_listener(self._bars.on_markets_changed)
+            self.universe.add_listener(self._hooks.on_markets_changed)
         if self._ingest is not None:  # after those that use its messages
             self.universe.add_listener(self._ingest.on_markets_changed)
         return catalog
@@ -298,7 +302,10 @@ class Daemon:
             clock=clock,
             reports=self._make_reports(),
             page=ChartPage(catalog.intervals, self.universe, self._bars.decimals).render,
-            routes=make_routes(config, source, self._rate_limits, clock),
+            routes=[
+                *make_routes(config, source, self._rate_limits, clock),
+                *(self._hooks.make_routes(pages, catalog, clock) if self._is_serving else ()),
+            ],
             streams=make_streams(
                 config,
                 source,
@@ -359,8 +366,10 @@ class Daemon:
         if self._ingest is not None:
             self._watchdog.start()
         self._bars.add_listener(self._hub)
-        if self._is_serving:
+        if self._keeps_bars:
             self._bus.add_listener(self._bars.on_feed_message)
+        if self._ingest is not None:
+            self._hooks.start(self._bars, self._catalog, self._clock, self._ingest.is_reading)
         if self.internal is not None:
             self.internal_port = self.internal.listen()
             self._tasks.start_periodic(self._lag.tick, self._clock, EVERY_S)
@@ -442,6 +451,7 @@ class Daemon:
             await _at_most(within_s, self._shared.stop(), "Redis does not answer and is left as it is")
         await self._server.stop()
         await self._bars.stop()
+        await self._hooks.stop(within_s)
         if self.internal is not None:  # until now it answers that the process is stopping
             await self.internal.stop()
         self._watchdog.stop()
@@ -466,6 +476,10 @@ class Daemon:
         steps = [self._bars.start] if self._ingest is None else [self._bars.start, self._ingest.start]
         await in_parallel(len(steps), steps, lambda start: start())  # exchanges are read while bars are loaded
         self._is_started = True
+
+    @property
+    def _keeps_bars(self) -> bool:
+        return self._is_serving or self._hooks.want_bars
 
     @property
     def _is_serving(self) -> bool:

@@ -49,8 +49,25 @@ _DAEMON = "Daemon"
 class _Commands(TyperGroup):
     """Lists commands under headings in plain help too; Typer does it only where rich draws the help."""
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command. Plugins are only loaded for names that are not candled's own."""
+        if cmd_name not in self.commands:
+            self._add_plugins()
+        return super().get_command(ctx, cmd_name)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """List the commands, with those of plugins."""
+        self._add_plugins()
+        return super().list_commands(ctx)
+
+    def _add_plugins(self) -> None:
+        from candled.tools.plugin_subcommands import find_commands
+
+        self.commands = {**find_commands(), **self.commands}
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each heading."""
+        self._add_plugins()
         width = max(map(len, self.commands))
         sections: dict[str, list[tuple[str, str]]] = {}
         for name, command in self.commands.items():
@@ -240,7 +257,8 @@ def schema() -> Outcome:
     from candled.plugins import discover
     from candled.settings_schema import make_schema
 
-    print(json.dumps(make_schema(discover().exchanges), indent=2, ensure_ascii=False))
+    found = discover()
+    print(json.dumps(make_schema(found.exchanges, found.settings), indent=2, ensure_ascii=False))
     return 0
 
 
@@ -252,15 +270,22 @@ def plugins() -> Outcome:
 
     statuses = discover().statuses
     offers = [", ".join(status.exchanges) or "none" for status in statuses]
+    hooks = [f"; hooks: {', '.join(status.hooks)}" if status.hooks else "" for status in statuses]
     print_rows(
-        ("plugin", "package", "exchanges", "problem"),
+        ("plugin", "package", "exchanges", "hooks", "problem"),
         [
-            (status.name, f"{status.distribution} {status.version}", offered, status.error or "")
+            (
+                status.name,
+                f"{status.distribution} {status.version}",
+                offered,
+                ", ".join(status.hooks),
+                status.error or "",
+            )
             for status, offered in zip(statuses, offers, strict=True)
         ],
         [
-            f"{status}: exchanges: {offered}" if status.ok else f"{status}: cannot be used: {status.error}"
-            for status, offered in zip(statuses, offers, strict=True)
+            f"{status}: exchanges: {offered}{more}" if status.ok else f"{status}: cannot be used: {status.error}"
+            for status, offered, more in zip(statuses, offers, hooks, strict=True)
         ],
     )
     if not statuses:

@@ -12,6 +12,7 @@ from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.loop_watchdog import LoopWatchdog
 from candled.model import HEALTHY_STATES, MINUTE, NOT_TRADED, MarketKey, StateCounts, Symbol
+from candled.plugin_hooks import PluginHooks
 from candled.plugins import Plugins, PluginStatus
 from candled.store.history import HistoryReader
 from candled.store.interface import Store
@@ -45,6 +46,7 @@ class Health:
         watchdog: LoopWatchdog,
         universe: Universe,
         ingest: "ShardedIngest | None",
+        hooks: PluginHooks,
     ) -> None:
         self._config = config
         self._plugins = plugins
@@ -59,6 +61,7 @@ class Health:
         self._watchdog = watchdog
         self._ingest = ingest
         self._universe = universe
+        self._hooks = hooks
         self._was_loaded = False
         #: True once the store is open and its rows are read
         self.is_reading = False
@@ -145,6 +148,7 @@ class Health:
 
     def _report_plugin(self, status: PluginStatus) -> dict[str, Any]:
         facts: dict[str, Any] = {"status": "ok" if status.ok else "broken", "error": status.error}
+        facts |= self._hooks.describe(status.name)
         blocked = self._watchdog.describe(status.name)
         return facts if blocked is None else {**facts, "blocked": blocked}
 

@@ -129,6 +129,11 @@ class ShardedIngest:
         running = [ingest for shard in self._running.values() for ingest in shard]
         return {MarketKey(ingest.name, symbol) for ingest in running for symbol in ingest.symbols}
 
+    def is_reading(self, market: MarketKey) -> bool:
+        """Return whether a market is read here."""
+        running = (ingest for shard in self._running.values() for ingest in shard)
+        return any(ingest.name == market.exchange and market.symbol in ingest.symbols for ingest in running)
+
     def measure_symbols(self) -> Iterator[tuple[str, SymbolMeasures]]:
         """Yield the present state of each symbol that is read here, with the name of its exchange."""
         for shard in self._running.values():

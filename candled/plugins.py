@@ -6,7 +6,7 @@ import queue
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, TypeVar
 
@@ -15,7 +15,8 @@ import pluggy
 from candled import hookspecs
 from candled.errors import CandledError
 from candled.exchange import Exchange
-from candled.settings import is_section, read_section
+from candled.hookspecs import MakeStore
+from candled.settings import Settings, is_section, read_section
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ T = TypeVar("T")
 _WITHIN_S = 10.0
 _BUNDLED = "candled_plugins."
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+_OWN_SCHEMES = ("sqlite", "postgresql", "postgres")
 
 
 class PluginError(CandledError):
@@ -38,7 +41,8 @@ class PluginError(CandledError):
 class PluginStatus:
     """The outcome of loading one entry point.
 
-    `error` is one line, None if the plugin is fine; `exchanges` are the names it provides.
+    `error` is one line, None if the plugin is fine; `exchanges` are the names it provides, and `hooks` those of its
+    other hooks.
     """
 
     name: str
@@ -47,27 +51,64 @@ class PluginStatus:
     ok: bool
     error: str | None = None
     exchanges: tuple[str, ...] = ()
+    hooks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.name} ({self.distribution} {self.version})"
 
 
 @dataclass(frozen=True, slots=True)
-class Plugins:
-    """All exchanges by name, and one status per plugin found."""
+class Offers:
+    """The answers of one plugin to the hooks that are called once, and its other hooks."""
 
-    exchanges: Mapping[str, type[Exchange]]
+    exchanges: Mapping[str, type[Exchange]] = field(default_factory=dict)
+    settings: type[Settings] | None = None
+    #: By scheme.
+    stores: Mapping[str, MakeStore] = field(default_factory=dict)
+    #: pluggy's caller of each hook that it implements, by the hook's name.
+    hooks: Mapping[str, pluggy.HookCaller] = field(default_factory=dict)
+
+    def call_hook(self, name: str, **arguments: Any) -> Any:
+        """Return the answer to a hook that the plugin implements; None if it has none."""
+        return next(iter(self.hooks[name](**arguments)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Plugins:
+    """All exchanges by name, one status per plugin found, and the offers of the usable ones by plugin."""
+
+    exchanges: dict[str, type[Exchange]]
     statuses: list[PluginStatus]
+    offers: dict[str, Offers] = field(default_factory=dict)
+
+    def with_hook(self, hook: str) -> dict[str, Offers]:
+        """Return the plugins that implement a hook."""
+        return {name: offers for name, offers in self.offers.items() if hook in offers.hooks}
+
+    @property
+    def stores(self) -> dict[str, MakeStore]:
+        """The stores of plugins by scheme."""
+        return {scheme: make for offers in self.offers.values() for scheme, make in offers.stores.items()}
+
+    @property
+    def settings(self) -> dict[str, type[Settings]]:
+        """The classes of the plugins' own settings by plugin."""
+        return {name: offers.settings for name, offers in self.offers.items() if offers.settings is not None}
 
     def packages(self) -> dict[str, str]:
-        """Return the names of the plugins with exchanges by their packages."""
+        """Return the names of the plugins by their packages."""
         names = {exchange: one.name for one in self.statuses for exchange in one.exchanges}
-        return {_package_of(one): names.get(name, name) for name, one in self.exchanges.items()}
+        found = {_package_of(one.__module__): names.get(name, name) for name, one in self.exchanges.items()}
+        for name, offers in self.offers.items():
+            for caller in offers.hooks.values():
+                for implementation in caller.get_hookimpls():
+                    found.setdefault(_package_of(implementation.function.__module__), name)
+        return found
 
 
-def _package_of(exchange: type[Exchange]) -> str:
-    parts = exchange.__module__.split(".")
-    return ".".join(parts[: 2 if exchange.__module__.startswith(_BUNDLED) else 1])
+def _package_of(module: str) -> str:
+    parts = module.split(".")
+    return ".".join(parts[: 2 if module.startswith(_BUNDLED) else 1])
 
 
 class TookTooLong(CandledError):
@@ -108,11 +149,10 @@ def discover(entry_points: Iterable[metadata.EntryPoint] | None = None, *, withi
     """
     if entry_points is None:
         entry_points = metadata.entry_points(group=GROUP)
-    exchanges: dict[str, type[Exchange]] = {}
-    statuses: list[PluginStatus] = []
+    found = Plugins({}, [], {})
     for entry_point in sorted(entry_points, key=lambda one: (_is_bundled(one), one.name, one.value)):
-        statuses.append(_load(entry_point, exchanges, within_s))
-    return Plugins(exchanges, statuses)
+        found.statuses.append(_load(entry_point, found, within_s))
+    return found
 
 
 def one_line(error: BaseException) -> str:
@@ -124,11 +164,11 @@ def _is_bundled(entry_point: metadata.EntryPoint) -> bool:
     return entry_point.value.startswith(_BUNDLED)
 
 
-def _load(entry_point: metadata.EntryPoint, exchanges: dict[str, type[Exchange]], within_s: float) -> PluginStatus:
-    """Add the exchanges of one plugin to `exchanges`."""
+def _load(entry_point: metadata.EntryPoint, found: Plugins, within_s: float) -> PluginStatus:
+    """Add the offers of one plugin to those that were found before."""
     dist = entry_point.dist
 
-    def status(error: str | None, names: Iterable[str] = ()) -> PluginStatus:
+    def status(error: str | None, names: Iterable[str] = (), hooks: Iterable[str] = ()) -> PluginStatus:
         return PluginStatus(
             name=entry_point.name,
             distribution=dist.name if dist else "no distribution",
@@ -136,32 +176,35 @@ def _load(entry_point: metadata.EntryPoint, exchanges: dict[str, type[Exchange]]
             ok=error is None,
             error=error,
             exchanges=tuple(names),
+            hooks=tuple(hook for hook in hooks if hook != "candled_exchanges"),
         )
 
     try:
-        offered = _answer(entry_point, within_s)
+        offers = _answer(entry_point, within_s)
         if not _is_bundled(entry_point):
-            _refuse_taken(offered, exchanges)
+            _refuse_taken(offers, found)
     except PluginError as error:
         logger.warning("plugin %s is not used: %s", status(None), error)
         if error.__cause__ is not None:
             logger.debug("plugin %s:", entry_point.name, exc_info=error.__cause__)
         return status(str(error))
-    new = {name: exchange for name, exchange in offered.items() if name not in exchanges}
-    for name in offered.keys() - new.keys():
+    exchanges = found.exchanges
+    new = {name: exchange for name, exchange in offers.exchanges.items() if name not in exchanges}
+    for name in offers.exchanges.keys() - new.keys():
         logger.warning("exchange %s comes from %s instead of candled", name, exchanges[name].__module__)
     exchanges.update(new)
-    return status(None, new)
+    found.offers[entry_point.name] = offers
+    return status(None, new, offers.hooks)
 
 
-def _answer(entry_point: metadata.EntryPoint, within_s: float) -> dict[str, type[Exchange]]:
-    """Return the exchanges of a plugin. A thread of its own imports and calls it, and is abandoned if it never ends.
+def _answer(entry_point: metadata.EntryPoint, within_s: float) -> Offers:
+    """Return the offers of a plugin. A thread of its own imports and calls it, and is abandoned if it never ends.
 
     Raises:
         PluginError: it breaks the rules of the hooks, raised an exception, or took too long.
     """
     try:
-        return call_within(within_s, lambda: read_exchanges(entry_point.load()), f"plugin {entry_point.name}")
+        return call_within(within_s, lambda: read_offers(entry_point.load()), f"plugin {entry_point.name}")
     except TookTooLong as error:
         raise PluginError(f"{error} to be imported and to answer; does it wait for something?") from None
     except PluginError:
@@ -170,14 +213,29 @@ def _answer(entry_point: metadata.EntryPoint, within_s: float) -> dict[str, type
         raise PluginError(one_line(error)) from error
 
 
-def _refuse_taken(offered: Iterable[str], exchanges: Mapping[str, type[Exchange]]) -> None:
-    for name in offered:
-        if name in exchanges:
-            raise PluginError(f"exchange {name} is offered by {exchanges[name].__module__} already")
+def _refuse_taken(offers: Offers, found: Plugins) -> None:
+    for name in offers.exchanges:
+        if name in found.exchanges:
+            raise PluginError(f"exchange {name} is offered by {found.exchanges[name].__module__} already")
+    for scheme in offers.stores:
+        if scheme in found.stores:
+            raise PluginError(f"a store for {scheme}:// is offered by another plugin already")
 
 
 def read_exchanges(plugin: object) -> dict[str, type[Exchange]]:
     """Ask a loaded plugin for its exchanges, by name.
+
+    Raises:
+        PluginError: it breaks the rules of the hooks.
+    """
+    offers = read_offers(plugin)
+    if "candled_exchanges" not in offers.hooks:
+        raise PluginError("has no exchange; it does not implement candled_exchanges")
+    return dict(offers.exchanges)
+
+
+def read_offers(plugin: object) -> Offers:
+    """Ask a loaded plugin for its exchanges, settings and stores.
 
     Raises:
         PluginError: it breaks the rules of the hooks.
@@ -194,15 +252,39 @@ def read_exchanges(plugin: object) -> dict[str, type[Exchange]]:
         raise PluginError("implements no hook; is the @hookimpl missing?")
     for caller in callers:
         _refuse_async(caller)
-    answers = manager.hook.candled_exchanges()
-    if not answers:
+    offers = Offers(hooks={caller.name: caller for caller in callers})
+    exchanges = _read_exchanges(offers) if "candled_exchanges" in offers.hooks else {}
+    settings = offers.call_hook("candled_settings") if "candled_settings" in offers.hooks else None
+    if "candled_settings" in offers.hooks:
+        _check_settings("candled_settings", settings)
+    stores = _read_stores(offers) if "candled_stores" in offers.hooks else {}
+    return Offers(exchanges, settings, stores, offers.hooks)
+
+
+def _read_exchanges(offers: Offers) -> dict[str, type[Exchange]]:
+    answer = offers.call_hook("candled_exchanges")
+    if answer is None:
         raise PluginError("candled_exchanges returned nothing, expected a list of Exchange classes")
     offered: dict[str, type[Exchange]] = {}
-    for exchange in _checked(answers[0]):
+    for exchange in _checked(answer):
         if exchange.name in offered:
             raise PluginError(f"offers exchange {exchange.name} twice")
         offered[exchange.name] = exchange
     return offered
+
+
+def _read_stores(offers: Offers) -> Mapping[str, MakeStore]:
+    answer = offers.call_hook("candled_stores")
+    if not isinstance(answer, Mapping):
+        raise PluginError(f"candled_stores returned {_what(answer)}, expected a mapping of schemes")
+    for scheme, make in answer.items():
+        if not isinstance(scheme, str) or not _SCHEME.fullmatch(scheme):
+            raise PluginError(f"candled_stores: expected a scheme such as duckdb, got {scheme!r}")
+        if scheme in _OWN_SCHEMES:
+            raise PluginError(f"candled_stores: {scheme}:// is candled's own")
+        if not callable(make):
+            raise PluginError(f"candled_stores: {scheme} is {_what(make)}, expected a function")
+    return answer
 
 
 def _refuse_async(caller: pluggy.HookCaller) -> None:
@@ -241,7 +323,9 @@ def check_exchange(exchange: type[Exchange]) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise PluginError(f"{exchange.__name__}.name is {name!r}, expected lower-case letters, digits, - and _")
     settings: Any = getattr(exchange, "Settings", None)
-    _check_settings(exchange.__name__, settings)
+    _check_settings(f"{exchange.__name__}.Settings", settings)
+    if taken := [key for key in DAEMON_KEYS if key in settings.model_fields]:
+        raise PluginError(f"{exchange.__name__}.Settings has the key {taken[0]}, which is the daemon's")
     if exchange.make_feed is Exchange.make_feed:
         if exchange.feed_class is None:
             raise PluginError(f"{exchange.__name__} has no feed_class and does not implement make_feed")
@@ -251,12 +335,10 @@ def check_exchange(exchange: type[Exchange]) -> None:
 
 def _check_settings(owner: str, settings: Any) -> None:
     if not is_section(settings):
-        raise PluginError(f"{owner}.Settings is no subclass of candled.Settings")
-    if taken := [key for key in DAEMON_KEYS if key in settings.model_fields]:
-        raise PluginError(f"{owner}.Settings has the key {taken[0]}, which is the daemon's")
-    if bare := [key for key, field in settings.model_fields.items() if field.is_required()]:
-        raise PluginError(f"{owner}.Settings: every key needs a default, {bare[0]} has none")
+        raise PluginError(f"{owner} is no subclass of candled.Settings")
+    if bare := [key for key, one in settings.model_fields.items() if one.is_required()]:
+        raise PluginError(f"{owner}: every key needs a default, {bare[0]} has none")
     problems: list[str] = []
-    read_section(settings, None, f"{owner}.Settings", problems)
+    read_section(settings, None, owner, problems)
     if problems:
         raise PluginError(f"the defaults of {problems[0]}")

@@ -33,6 +33,7 @@ NEEDS_RESTART = frozenset({
     "ingest.backfill", "ingest.checkpoint", "ingest.confirm", "ingest.grace_period", "ingest.quiet_after",
     "ingest.shards",
     "klines.enabled", "klines.exchange", "klines.prefix",
+    "plugins",
     "roles",
     "server.allowed_origins", "server.cache", "server.compress_from", "server.compression", "server.health_details",
     "server.host", "server.internal_host", "server.internal_port", "server.metrics_per_symbol",

@@ -12,16 +12,26 @@ from candled.exchange import Exchange
 from candled.settings import Settings, as_written, holds_secret, is_section, plain_text
 
 
-def make_schema(exchanges: Mapping[str, type[Exchange]]) -> dict[str, Any]:
-    """Return the JSON Schema of a settings file, with the keys of the plugins that offer `exchanges`."""
+def make_schema(
+    exchanges: Mapping[str, type[Exchange]], plugins: Mapping[str, type[Settings]] | None = None
+) -> dict[str, Any]:
+    """Return the JSON Schema of a settings file, with the keys of `exchanges`, and of other `plugins` by name."""
+    plugins = plugins or {}
     models: set[type[Settings]] = {Config, ExchangeKeys, *(exchange.Settings for exchange in exchanges.values())}
+    models |= set(plugins.values())
     references, made = models_json_schema([(model, "validation") for model in models], schema_generator=_Generator)
     parts = made["$defs"]
     schemas = {model: parts.pop(references[model, "validation"]["$ref"].rpartition("/")[2]) for model in models}
     for name, exchange in exchanges.items():
         own, keys = schemas[exchange.Settings], schemas[ExchangeKeys]["properties"]
         parts[f"exchanges.{name}"] = {**own, "properties": {**keys, **own.get("properties", {})}}
+    parts |= {f"plugins.{name}": schemas[kind] for name, kind in plugins.items()}
     whole = schemas[Config]
+    whole["properties"]["plugins"] |= {
+        "type": ["object", "null"],
+        "properties": {name: {"$ref": f"#/$defs/plugins.{name}"} for name in sorted(plugins)},
+        "additionalProperties": False,
+    }
     names = sorted(exchanges)
     parts[_BY_PLUGIN] = _by_plugin(names)
     whole["properties"]["exchanges"] |= _by_name(names)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from decimal import Decimal
@@ -20,6 +21,7 @@ from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
 from tornado.web import Application
 
+from candled.plugins import GROUP
 from tests import collector, redis_servers, servers, tiers
 
 T = TypeVar("T")
@@ -199,3 +201,27 @@ def get(fetch: Callable[..., Awaitable[HTTPResponse]]) -> Callable[[str], Awaita
         return json.loads((await fetch(path)).body, parse_float=Decimal, parse_int=Decimal)
 
     return get
+
+
+# ---------------------------------------------------------------- plugins
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Install a distribution of modules, as pip would, each an entry point of its own name; they go with the test."""
+    monkeypatch.syspath_prepend(tmp_path)
+    installed: list[str] = []
+
+    def put(distribution: str = "candled-x", **sources: str) -> None:
+        info = tmp_path / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n", "utf-8")
+        points = "".join(f"{module} = {module}\n" for module in sources)
+        (info / "entry_points.txt").write_text(f"[{GROUP}]\n{points}", "utf-8")
+        for module, source in sources.items():
+            (tmp_path / f"{module}.py").write_text(textwrap.dedent(source), "utf-8")
+            installed.append(module)
+
+    yield put
+    for module in installed:
+        sys.modules.pop(module, None)

@@ -26,7 +26,8 @@ OUTSIDE = {
 
 # Modules that import one of those. Those in `tools/` are not listed: they are commands, and may import any.
 EDGES = {
-    "app", "health", "budget", "budget_file", "ingest_side", "cli", "clock", "daemon_threads", "plugins",
+    "app", "closed_bar_hooks", "plugin_hooks",
+    "health", "budget", "budget_file", "ingest_side", "cli", "clock", "daemon_threads", "plugins",
     "signals", "workers", "loop_watchdog", "reloader", "control", "service_manager",
     "ingest/exchange_ingest", "ingest/repair_scheduler", "ingest/feed_pool", "ingest/feeds", "ingest/http",
     "ingest/tunnel", "ingest/prepared_address",
@@ -110,7 +111,7 @@ STEPS = {
     "symbol_pattern": {"model"},
     "universe_choice": {"model", "symbol_pattern"},
     "exchange": {"errors", "model"},
-    "hookspecs": {"exchange"},
+    "hookspecs": {"exchange", "model", "settings", "store"},
     "stored_minutes": {"model", "store"},
     "trade_bars": {"errors", "exchange", "model"},
     "frames": {"errors", "exchange", "model"},
@@ -195,8 +196,10 @@ STEPS = {
 ROOTS = {
     "app",
     "workers",
+    "closed_bar_hooks",
     "health",
     "ingest_side",
+    "plugin_hooks",
     "reloader",
     "cli",
     "metrics",
@@ -237,6 +240,7 @@ SHARED = {
 OWN_TIME = {
     "clock": "is the real clock",
     "loop_watchdog": "watches the event loop from a thread, which has none",
+    "closed_bar_hooks": "measures the calls of plugins in their threads",
     "store/postgres/pool": "watches database calls from a thread, which has no event loop",
 }
 

@@ -1,12 +1,12 @@
 """Plugins as they are installed: found one by one, and a bad one harms only itself."""
 
+import inspect
 import json
 import logging
 import os
 import re
 import subprocess
 import sys
-import textwrap
 import tomllib
 from dataclasses import fields
 from importlib import metadata
@@ -47,27 +47,6 @@ OFFERS_X = f"""{GOOD}
     @hookimpl
     def candled_exchanges(): return [X]
 """
-
-
-@pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Install a distribution of modules, as pip would, each an entry point of its own name; they go with the test."""
-    monkeypatch.syspath_prepend(tmp_path)
-    installed: list[str] = []
-
-    def put(distribution: str = "candled-x", **sources: str) -> None:
-        info = tmp_path / f"{distribution.replace('-', '_')}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n", "utf-8")
-        points = "".join(f"{module} = {module}\n" for module in sources)
-        (info / "entry_points.txt").write_text(f"[{GROUP}]\n{points}", "utf-8")
-        for module, source in sources.items():
-            (tmp_path / f"{module}.py").write_text(textwrap.dedent(source), "utf-8")
-            installed.append(module)
-
-    yield put
-    for module in installed:
-        sys.modules.pop(module, None)
 
 
 def status(name: str):
@@ -268,10 +247,19 @@ def blocks() -> dict[str, str]:
     return dict(re.findall(r"^`([\w.]+)`:\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 
 
-def test_every_hook_is_documented():
-    hooks = [name for name, value in vars(hookspecs).items() if hasattr(value, "candled_spec")]
-    assert hooks
-    assert [hook for hook in hooks if f"| `{hook}()` |" not in PAGE] == []
+def hooks_section() -> str:
+    """The hooks with their docstrings, in Markdown."""
+    hooks = [value for value in vars(hookspecs).values() if hasattr(value, "candled_spec")]
+    return "\n\n".join(
+        f"### `{hook.__name__}({', '.join(inspect.signature(hook).parameters)})`\n\n{inspect.getdoc(hook)}"
+        for hook in hooks
+    )
+
+
+def test_the_hooks_of_the_page_are_those_of_the_program():
+    page = re.search(r"<!-- hooks -->\n(.*?)\n<!-- end of hooks -->", PAGE, re.DOTALL)
+    assert page is not None
+    assert page[1].strip() == hooks_section(), "run `python -m tests.test_plugins` and paste the hooks into the page"
 
 
 def test_every_name_a_plugin_may_import_is_on_the_page():
@@ -435,3 +423,7 @@ def serve_coinfair():
         await server.close_all_connections()
 
     return port, stop
+
+
+if __name__ == "__main__":
+    print(hooks_section())

@@ -8,10 +8,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, PrivateAttr
 
 from candled.errors import CandledError, ConfigError
 from candled.exchange import Clock, Exchange
+from candled.hookspecs import MakeStore
 from candled.model import DEFAULT_INTERVALS, Symbol
 from candled.plugins import DAEMON_KEYS, Plugins, TookTooLong, call_within, one_line
 from candled.proxies import Proxies
@@ -34,6 +35,7 @@ from candled.store.interface import Store
 from candled.universe_choice import ChoiceRules
 
 from .sections import (
+    KNOWN_STORES,
     MEMORY,
     ROLES,
     AccessSettings,
@@ -103,6 +105,11 @@ class Config(Settings):
     control: ControlSettings = setting(ControlSettings(), "access for commands")
     access: AccessSettings = setting(AccessSettings(), "the tokens that clients need")
     log: LogSettings = setting(LogSettings(), "the log")
+    plugins: Annotated[Mapping[str, Any], Written("a mapping by plugin", dict, {})] = setting(
+        {}, "the settings of plugins that are no exchange, by the plugin's name"
+    )
+    # makes the store, if its scheme is that of a plugin
+    _make_store: MakeStore | None = PrivateAttr(None)
 
 
 def control_socket(path: Path | None, env: Mapping[str, str]) -> str:
@@ -137,7 +144,9 @@ def load(path: Path | None, env: Mapping[str, str], plugins: Plugins) -> Config:
     keys = _keys(raw, plugins)
     raw = apply_environment(raw, variables, ENVIRONMENT, keys, problems)
     exchanges = _read_exchanges(raw.pop("exchanges", None), env, plugins, problems)
-    config = read_section(Config, raw, "", problems).model_copy(update={"exchanges": exchanges})
+    own = _read_plugins(raw.pop("plugins", None), plugins, problems)
+    config = read_section(Config, raw, "", problems).model_copy(update={"exchanges": exchanges, "plugins": own})
+    _find_store(config, plugins, problems)
     problems += contradictions(config)
     if problems:
         raise ConfigError(name_places(problems, variables, ENVIRONMENT, keys, file=path, lines=lines))
@@ -202,6 +211,13 @@ def make_store(config: Config, *, owns: bool = False, upgrade: bool | None = Non
         ConfigError: `store.url` cannot be read. The text does not repeat it.
     """
     settings = config.store
+    if config._make_store is not None:
+        try:
+            return config._make_store(settings.url, config.intervals if owns else None)
+        except ConfigError:
+            raise
+        except Exception as error:  # a plugin may raise anything
+            raise ConfigError(f"store.url: {redacted(one_line(error))}") from error
     return make_store_at(
         settings.url,
         config.intervals if owns else None,
@@ -277,6 +293,8 @@ def _keys(raw: Mapping[str, Any], plugins: Plugins) -> Keys:
     if isinstance(written := raw.get("exchanges"), Mapping):
         chosen |= {str(name): own.get("plugin") if isinstance(own, Mapping) else None for name, own in written.items()}
     keys = keys_of(Config)
+    for name, kind in plugins.settings.items():
+        keys |= {("plugins", name): None, **keys_of(kind, "plugins", name)}
     for name, other in chosen.items():
         keys |= {("exchanges", name): None, **keys_of(ExchangeKeys, "exchanges", name)}
         if plugin := plugins.exchanges.get(other if isinstance(other, str) else name):
@@ -362,6 +380,33 @@ def _no_plugin(path: str, wanted: str, plugins: Plugins) -> str:
         f"{path}: no plugin offers this exchange{suggestion(wanted, plugins.exchanges)} "
         f"(`candled plugins` lists them){also}"
     )
+
+
+# ---------------------------------------------------------------- other plugins
+
+
+def _read_plugins(raw: object, plugins: Plugins, problems: list[str]) -> dict[str, Settings]:
+    """Read the settings of each plugin that has some of its own."""
+    if not isinstance(raw, Mapping | None):
+        problems.append("plugins: expected a mapping by plugin, such as `webhook: {url: https://example.org}`")
+        raw = None
+    known, written = plugins.settings, raw or {}
+    for name in written:
+        if name not in known:
+            problems.append(f"plugins.{name}: no plugin has settings of this name{suggestion(str(name), known)}")
+    return {name: read_section(kind, written.get(name), f"plugins.{name}", problems) for name, kind in known.items()}
+
+
+def _find_store(config: Config, plugins: Plugins, problems: list[str]) -> None:
+    """Let the plugin that offers the scheme of `store.url` make the store."""
+    scheme = config.store.url.partition("://")[0]
+    if scheme in KNOWN_STORES:
+        return
+    stores = plugins.stores
+    config._make_store = stores.get(scheme)
+    if config._make_store is None:
+        choice = ", ".join(f"{one}://" for one in (*KNOWN_STORES, *stores))
+        problems.append(f"store.url: no store for {scheme}://; known: {choice}")
 
 
 # ---------------------------------------------------------------- checks across keys

@@ -62,13 +62,16 @@ def _check_headers(headers: tuple[str, ...]) -> tuple[str, ...]:
     return headers
 
 
-def _check_url(url: str, what: str, known: Collection[str]) -> str:
-    """Return the scheme. The value is not repeated: any part of an invalid address may be the password."""
+def _check_url(url: str, what: str, known: Collection[str], *, is_closed: bool = True) -> str:
+    """Return the scheme. The value is not repeated: any part of an invalid address may be the password.
+
+    Without `is_closed`, other schemes than the known ones are accepted.
+    """
     scheme, found, _ = url.partition("://")
     choice = ", ".join(f"{one}://" for one in known)
     if not found or not _SCHEME.fullmatch(scheme):
         raise refused(f"expected a URL, known: {choice}")
-    if scheme not in known:
+    if is_closed and scheme not in known:
         raise refused(f"no {what} for {scheme}://; known: {choice}")
     return scheme
 
@@ -86,7 +89,7 @@ def _check_bus(url: str) -> str:
 
 
 def _check_store(url: str) -> str:
-    if _check_url(url, "store", KNOWN_STORES) != "sqlite":
+    if _check_url(url, "store", KNOWN_STORES, is_closed=False) != "sqlite":
         return url
     file = url.removeprefix("sqlite://")
     if ":memory:" in file:
