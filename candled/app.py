@@ -203,13 +203,7 @@ class Daemon:
         self._clock = clock
         self._store = make_store(config, owns=True)
         self._threads = StoreThreads(self._store)
-        self._writer = Writer(
-            self._store,
-            self._threads,
-            clock,
-            flush_interval_s=config.store.flush_interval.total_seconds(),
-            journal=_journal(config),
-        )
+        self._writer = self._make_writer()
         self._history = HistoryReader(self._store, self._threads)
         self._upkeep = StoreUpkeep(self._store, self._threads, self._history, clock)
         #: The markets of all exchanges. Every part that has markets follows its changes.
@@ -238,7 +232,7 @@ class Daemon:
             watchdog=self._watchdog,
             universe=self.universe,
             ingest=self._ingest,
-            hooks=self._hooks,
+            describe_hooks=self._hooks.describe,
         )
         self._catalog = self._make_catalog(symbols)
         self._client_limits = ClientLimits.of(config.server)
@@ -254,6 +248,11 @@ class Daemon:
         self.port = 0
         #: The internal port; 0 without one.
         self.internal_port = 0
+
+    def _make_writer(self) -> Writer:
+        flush_interval_s = self._config.store.flush_interval.total_seconds()
+        journal = _journal(self._config)
+        return Writer(self._store, self._threads, self._clock, flush_interval_s=flush_interval_s, journal=journal)
 
     def _make_rate_limits(self) -> RateLimits:
         counter = MemoryCounter(self._clock) if self._shared is None else self._shared.counter

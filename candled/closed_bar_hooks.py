@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from candled.aggregate.live_bars import LiveBars
 from candled.exchange import Clock
 from candled.model import END_OF_TIME_MS, MINUTE, BarChange, Candle, FeedState, Interval, MarketKey
 from candled.plugins import one_line
+
+if TYPE_CHECKING:
+    from candled.aggregate.live_bars import LiveBars
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +113,7 @@ class ClosedBarReporter:
 
     def __init__(
         self,
-        bars: LiveBars,
+        bars: "LiveBars",
         intervals: Callable[[], Sequence[Interval]],
         clock: Clock,
         report: Callable[[MarketKey, Interval, Candle], None],

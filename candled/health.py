@@ -1,7 +1,7 @@
 """The health of the daemon: the answers of `/health` and `/readyz`."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from candled import __version__
@@ -12,7 +12,6 @@ from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.loop_watchdog import LoopWatchdog
 from candled.model import HEALTHY_STATES, MINUTE, NOT_TRADED, MarketKey, StateCounts, Symbol
-from candled.plugin_hooks import PluginHooks
 from candled.plugins import Plugins, PluginStatus
 from candled.store.history import HistoryReader
 from candled.store.interface import Store
@@ -46,7 +45,7 @@ class Health:
         watchdog: LoopWatchdog,
         universe: Universe,
         ingest: "ShardedIngest | None",
-        hooks: PluginHooks,
+        describe_hooks: Callable[[str], Mapping[str, Any]],
     ) -> None:
         self._config = config
         self._plugins = plugins
@@ -61,7 +60,7 @@ class Health:
         self._watchdog = watchdog
         self._ingest = ingest
         self._universe = universe
-        self._hooks = hooks
+        self._describe_hooks = describe_hooks
         self._was_loaded = False
         #: True once the store is open and its rows are read
         self.is_reading = False
@@ -148,7 +147,7 @@ class Health:
 
     def _report_plugin(self, status: PluginStatus) -> dict[str, Any]:
         facts: dict[str, Any] = {"status": "ok" if status.ok else "broken", "error": status.error}
-        facts |= self._hooks.describe(status.name)
+        facts |= self._describe_hooks(status.name)
         blocked = self._watchdog.describe(status.name)
         return facts if blocked is None else {**facts, "blocked": blocked}
 

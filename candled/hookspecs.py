@@ -11,9 +11,9 @@ import pluggy
 
 from candled.exchange import Clock, Exchange
 from candled.model import Candle, Interval, Symbol
-from candled.settings import Settings
 
 if TYPE_CHECKING:
+    from candled.settings import Settings
     from candled.store.interface import Store
 
 hookspec = pluggy.HookspecMarker("candled")
@@ -44,7 +44,7 @@ def candled_exchanges() -> Sequence[type[Exchange]]:  # type: ignore[empty-body]
 
 
 @hookspec
-def candled_settings() -> type[Settings]:  # type: ignore[empty-body]
+def candled_settings() -> "type[Settings]":  # type: ignore[empty-body]
     """Return the class of the plugin's own settings, which you write under `plugins.NAME`. Called once at startup.
 
     NAME is the name of the entry point. Other hooks get the instance as the argument `settings`; it is None for a

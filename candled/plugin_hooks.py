@@ -5,13 +5,11 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tornado.web import RequestHandler
 
-from candled.aggregate.live_bars import LiveBars
 from candled.api.catalog import MarketCatalog
-from candled.api.pages import BarReader
 from candled.closed_bar_hooks import ClosedBarReporter, HookThread
 from candled.config import Config
 from candled.exchange import Clock
@@ -19,6 +17,10 @@ from candled.hookspecs import Route, RouteContext
 from candled.model import Candle, Interval, MarketKey, Symbol
 from candled.plugins import Offers, PluginError, Plugins, one_line
 from candled.universe import MarketsChanged
+
+if TYPE_CHECKING:
+    from candled.aggregate.live_bars import LiveBars
+    from candled.api.pages import BarReader
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,9 @@ class PluginHooks:
         """True if a plugin handles closed bars."""
         return bool(self._plugins.with_hook("candled_closed_bar"))
 
-    def start(self, bars: LiveBars, catalog: MarketCatalog, clock: Clock, is_read: Callable[[MarketKey], bool]) -> None:
+    def start(
+        self, bars: "LiveBars", catalog: MarketCatalog, clock: Clock, is_read: Callable[[MarketKey], bool]
+    ) -> None:
         """Call the hooks for bars that close from now on, in markets that this process reads."""
         for name, offers in self._plugins.with_hook("candled_closed_bar").items():
             self._threads[name] = HookThread(name, partial(self._call_hook, offers, self._settings.get(name)))
@@ -68,7 +72,7 @@ class PluginHooks:
             facts["closedBars"] = self._threads[plugin].describe()
         return facts
 
-    def make_routes(self, pages: BarReader, catalog: MarketCatalog, clock: Clock) -> list[Route]:
+    def make_routes(self, pages: "BarReader", catalog: MarketCatalog, clock: Clock) -> list[Route]:
         """Return the routes of all plugins. Those of a plugin that breaks a rule are left out, with an error line."""
 
         async def read_bars(exchange: str, symbol: Symbol, interval: Interval, limit: int) -> Sequence[Candle]:

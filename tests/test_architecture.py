@@ -132,6 +132,7 @@ STEPS = {
         "errors",
         "model",
         "exchange",
+        "hookspecs",
         "settings",
         "plugins",
         "proxies",

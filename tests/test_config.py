@@ -247,8 +247,8 @@ def test_all_problems_of_all_places_come_in_one_run(problems):
         "servers: unknown setting, did you mean server?",
         "server.port: expected a whole number, got 'seventy'",
         "server.trusted_proxies[0]: expected an address or a network such as 10.0.0.0/8, got 'proxy'",
-        f"store.url: no store for mysql://; known: {STORES}",
         "store.flush_intervall: unknown setting, did you mean flush_interval?",
+        f"store.url: no store for mysql://; known: {STORES}",
         "server.ping_timeout: at most server.ping_interval",
     )
 

@@ -5,12 +5,12 @@ import logging
 import sys
 from collections.abc import Callable
 from functools import cache, partial, wraps
+from importlib import metadata
 from typing import Any
 
 import typer
 
 from candled.errors import ConfigError
-from candled.plugins import PluginError, discover, one_line
 
 from .options import Outcome
 
@@ -22,8 +22,13 @@ _HEADING = "Plugins"
 @cache
 def find_commands() -> dict[str, Any]:
     """Return the command, or the group of commands, of each plugin that has some. A bad one is a line in the log."""
+    others = [one for one in metadata.entry_points(group="candled") if not one.value.startswith("candled_plugins.")]
+    if not others:  # the bundled plugins have no commands, and need many libraries
+        return {}
+    from candled.plugins import PluginError, discover, one_line
+
     found: dict[str, Any] = {}
-    for name, offers in discover().with_hook("candled_commands").items():
+    for name, offers in discover(others).with_hook("candled_commands").items():
         try:
             answer = offers.call_hook("candled_commands")
             if not isinstance(answer, typer.Typer):
@@ -63,6 +68,8 @@ def _run(plugin: str, call: Callable[[], Any]) -> Outcome:
     except (ConfigError, typer.Exit, typer.TyperException):
         raise
     except Exception as error:
+        from candled.plugins import one_line
+
         logger.debug("plugin %s:", plugin, exc_info=True)
         print(f"candled: plugin {plugin}: {one_line(error)}", file=sys.stderr)
         return 1
