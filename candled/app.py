@@ -29,7 +29,7 @@ from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock, Exchange
 from candled.health import Health
 from candled.ingest_side import ShardedIngest
-from candled.logs import BoundedHandler
+from candled.logs import BoundedHandler, JsonFormatter
 from candled.loop_watchdog import LoopWatchdog
 from candled.metrics.loop_lag import EVERY_S, LoopLag
 from candled.model import Interval, Symbol
@@ -99,7 +99,7 @@ def run_workers(read: ReadSettings, plugins: Plugins, count: int, name: str | No
     workers.check(config, count)
     log = _start_log(config, name)
     if name is None:
-        return workers.run(count, SystemClock(), config.control.socket)
+        return workers.run(count, SystemClock(), config.control.socket, config.server.shutdown_seconds)
     worker = name
 
     def read_own() -> Config:
@@ -112,7 +112,8 @@ def run_workers(read: ReadSettings, plugins: Plugins, count: int, name: str | No
 
 def _start_log(config: Config, worker: str | None = None) -> BoundedHandler:
     process = f"{worker} " if worker else ""
-    handler = BoundedHandler(f"%(asctime)s %(levelname)s {process}%(name)s: %(message)s")
+    text = f"%(asctime)s %(levelname)s {process}%(name)s: %(message)s"
+    handler = BoundedHandler(JsonFormatter(worker) if config.log.format == "json" else text)
     logging.basicConfig(level=config.log.level.upper(), handlers=[handler], force=True)
     return handler
 
@@ -439,6 +440,8 @@ class Daemon:
         """Stop every part in order; return how many candles could be neither stored nor journaled."""
         within_s = _STOP_S if self._is_started else _STOP_EARLY_S
         self._is_stopping = True
+        if self._is_started and self._is_serving:
+            await self._server.drain(self._config.server.shutdown_seconds)
         self._server.stop_accepting()
         await self._tasks.cancel()
         if self._ingest is not None:

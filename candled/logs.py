@@ -1,10 +1,12 @@
 """The log on standard error: bounded, and protected against forged lines."""
 
+import json
 import logging
 import re
 from contextlib import nullcontext
 from types import TracebackType
 
+from candled.model import iso_ms
 from candled.model.texts import SECRET_NAMES, printable
 
 _MAX_LINE = 4000  # characters
@@ -17,8 +19,12 @@ _SECRET = re.compile(rf"([?&;#]{SECRET_NAMES}=)[^\s&;#\"']+", re.IGNORECASE)
 class LineFormatter(logging.Formatter):
     """Writes each record as one line, even if its text contains line breaks. Lines of a traceback are indented.
 
-    Control characters become escapes, and secrets in the query of an address become stars.
+    Control characters become escapes, and secrets in the query of an address become stars. Times are UTC.
     """
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """Return the time of a record, in UTC."""
+        return iso_ms(int(record.created * 1000))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the line of a record, without its traceback."""
@@ -33,6 +39,28 @@ class LineFormatter(logging.Formatter):
     def formatStack(self, stack_info: str) -> str:
         """Return a stack."""
         return _indented(stack_info)
+
+
+class JsonFormatter(LineFormatter):
+    """Writes each record as a JSON object on one line; `process` names the process, if there are several."""
+
+    def __init__(self, process: str | None = None) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        found = {
+            "time": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _safe(record.getMessage()),
+        }
+        if self._process is not None:
+            found["process"] = self._process
+        if record.exc_info:
+            found["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(found, ensure_ascii=False)
 
 
 class _Place:
@@ -64,9 +92,9 @@ class BoundedHandler(logging.StreamHandler):  # type: ignore[type-arg]
     Their numbers are written when the minute is over. Debug lines are not counted.
     """
 
-    def __init__(self, format: str) -> None:
+    def __init__(self, format: str | LineFormatter) -> None:
         super().__init__()
-        self.setFormatter(LineFormatter(format))
+        self.setFormatter(LineFormatter(format) if isinstance(format, str) else format)
         self._minute = 0
         # the records of this minute by logger and line number
         self._places: dict[tuple[str, int], _Place] = {}

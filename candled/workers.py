@@ -26,7 +26,7 @@ MISTAKE = 2  # the exit status of a process that only the operator can help
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
 _STEADY_S = 60.0  # a process that ran for so long failed for another reason than the last time
-_STOP_S = 30.0  # a process that stops limits each of its steps to 5 s
+_STOP_S = 30.0  # beside server.shutdown_seconds: a process that stops limits each of its steps to 5 s
 
 
 def check(config: Config, count: int = 0) -> None:
@@ -74,20 +74,21 @@ def socket_of(name: str, path: str) -> str:
     return path and f"{path}-{name}"
 
 
-def run(count: int, clock: Clock, control_path: str) -> int:
+def run(count: int, clock: Clock, control_path: str, drain_s: float = 0.0) -> int:
     """Run one ingest process and `count` serve processes until SIGINT or SIGTERM; return the exit status.
 
     Each is this command line with `--worker NAME` added. A reload at the control socket reloads all of them.
     """
-    return asyncio.run(_run([INGEST, *(f"serve-{number + 1}" for number in range(count))], clock, control_path))
+    names = [INGEST, *(f"serve-{number + 1}" for number in range(count))]
+    return asyncio.run(_run(names, clock, control_path, drain_s))
 
 
-async def _run(names: Sequence[str], clock: Clock, control_path: str) -> int:
+async def _run(names: Sequence[str], clock: Clock, control_path: str, drain_s: float) -> int:
     loop = asyncio.get_running_loop()
     manager, tasks = ServiceManager(os.environ), TaskSet()
     children = Children([sys.executable, *sys.orig_argv[1:]])
     loop.add_signal_handler(signal.SIGCHLD, children.reap)
-    supervisor = Supervisor(names, children.spawn, clock)
+    supervisor = Supervisor(names, children.spawn, clock, drain_s)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, supervisor.stop)
     loop.add_signal_handler(signal.SIGHUP, supervisor.send_signal, signal.SIGHUP)
@@ -141,7 +142,10 @@ class _EndedError(CandledError):
 class Supervisor:
     """Starts a process for each name, and starts it again when it ends, until `stop` or a mistake of the operator."""
 
-    def __init__(self, names: Sequence[str], spawn: Callable[[str], Process], clock: Clock) -> None:
+    def __init__(
+        self, names: Sequence[str], spawn: Callable[[str], Process], clock: Clock, drain_s: float = 0.0
+    ) -> None:
+        self._stop_s = _STOP_S + drain_s
         self._names = names
         self._spawn = spawn
         self._clock = clock
@@ -211,8 +215,8 @@ class Supervisor:
         return [await process.wait() for process in self._running.values()]
 
     async def _kill_late(self) -> list[int]:
-        await self._clock.sleep(_STOP_S)
-        logger.warning("killing the processes that have not stopped within %.0f s", _STOP_S)
+        await self._clock.sleep(self._stop_s)
+        logger.warning("killing the processes that have not stopped within %.0f s", self._stop_s)
         self.send_signal(signal.SIGKILL)
         return await self._wait_for_ends()
 

@@ -265,6 +265,7 @@ OWN_LOOPS = {
     "ingest/market_listing": "waits longer after a complete answer than after an incomplete one",
     "ingest/store_audit": "spreads the markets over a time",
     "polling": "yields the events of each poll before it waits",
+    "serve/server": "closes connections evenly over a time",
     "serve/client": "answers each request, which may be replaced meanwhile, with one error",
     "store/writer": "writes on, with pauses that depend on the last write",
 }

@@ -1,11 +1,12 @@
 """The log under attack: one line for each record, no secrets, and a bounded number of lines a minute."""
 
 import io
+import json
 import logging
 
 import pytest
 
-from candled.logs import BoundedHandler
+from candled.logs import BoundedHandler, JsonFormatter
 from candled.model.texts import printable
 from candled.tasks import TaskSet
 from tests.clocks import ManualClock
@@ -44,7 +45,7 @@ def record(text: str, *arguments, name: str = "tornado.access", at: float = 60.0
         ("connect to wss://x/ws?auth=s3cret&a=1", "connect to wss://x/ws?auth=***&a=1"),
         ("'/x?a=1&sig=ab%20c' failed", "'/x?a=1&sig=***' failed"),
         ("/x?API_KEY=abc#token=def", "/x?API_KEY=***#token=***"),
-        ("x" * 10**6, "x" * (4000 - len("1970-01-01 00:01:00,000 WARNING tornado.access: "))),
+        ("x" * 10**6, "x" * (4000 - len("1970-01-01T00:01:00.000Z WARNING tornado.access: "))),
     ],
 )
 def test_a_record_is_one_line_without_secrets_whichever_library_wrote_it(text, line):
@@ -145,3 +146,28 @@ def test_a_text_is_one_line_a_minute_and_the_latest_state_is_the_last_count():
 def test_a_text_from_outside_can_be_printed_and_encoded(text, shown):
     assert printable(text, 9) == shown
     printable(text, 9).encode()
+
+
+def test_json_lines_have_utc_the_process_and_the_traceback_and_no_secret():
+    handler = BoundedHandler(JsonFormatter("serve-2"))
+    stream = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    handler.setStream(stream)
+    try:
+        raise ValueError("wss://x/ws?token=s3cret")
+    except ValueError as error:
+        caught = type(error), error, error.__traceback__
+    handler.emit(record("%s", f"{FORGED} ?auth=s3cret", exc_info=caught))
+    handler.emit(record("again"))
+    handler.emit(record("again"))
+    handler.close()
+    lines = [json.loads(line) for line in written(stream)]
+    first, *rest = lines
+    assert first.pop("traceback").endswith("ValueError: wss://x/ws?token=***")
+    assert first == {
+        "time": "1970-01-01T00:01:00.000Z",
+        "level": "warning",
+        "logger": "tornado.access",
+        "message": FORGED.replace("\n", "\\n") + " ?auth=***",
+        "process": "serve-2",
+    }
+    assert [line["message"] for line in rest] == ["again", "2 times in the last minute: again"]

@@ -171,6 +171,9 @@ class ServerSettings(Settings):
     cache: Size = setting(
         "64MB", "memory for encoded bars, from which rooms and HTTP answers are copied", ge=ByteSize(10**6)
     )
+    shutdown_seconds: float = setting(
+        0.0, "the time over which clients are disconnected when candled stops; 0 for all immediately", ge=0.0, le=3600.0
+    )
     warmup_wait: Duration = setting(
         "10s",
         "how long a subscription waits for the current week to be complete, before it gets the bars in memory",
@@ -348,6 +351,7 @@ class LogSettings(Settings):
     """The log, written to standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = setting("info", "the least serious level that is logged")
+    format: Literal["text", "json"] = setting("text", "text for people, or json: an object in each line")
 
 
 class ExchangeKeys(Settings):

@@ -23,6 +23,8 @@ from candled.transport.descriptors import Descriptors
 from candled.transport.http_connections import HttpConnections
 from candled.transport.ping_wheel import PingWheel
 from candled.transport.request_head import LARGEST
+from candled.transport.socket_connection import SocketConnection
+from candled.transport.tornado_connection import TornadoConnection
 from candled.transport.work_budget import WorkBudgets
 
 from .access import AccessGuard
@@ -54,6 +56,10 @@ _SWEEP_S = 1.0
 _SHUTDOWN_S = 4.0
 _CLOSES_PER_PASS = 200  # connections closed before other tasks run
 _RECONNECT_MS = (1_000, 10_000)  # clients are asked to reconnect at a random time in this range
+_RECONNECT_DRAINED_MS = (100, 2_000)  # the same if they are disconnected one after the other
+_NOTICE_S = 5.0
+_SLICE_S = 0.1
+_REQUEST_ID = 64  # characters of it in the log
 
 
 class Server:
@@ -80,7 +86,7 @@ class Server:
         serves: bool = True,
         guard: AccessGuard | None = None,
     ) -> None:
-        self._serves = serves
+        self._serves, self._is_draining = serves, False
         self._routes, self._streams = routes, dict(streams)
         self._largest = largest_message
         self._settings, self._hub, self._clock = settings, hub, clock
@@ -123,7 +129,7 @@ class Server:
             reports,
             report=lambda: {**reports.report(), **self.describe()},
             count_clients=lambda: {"connections": self._limiter.count, **reports.count_clients()},
-            is_stopping=lambda: self._context.draining or reports.is_stopping(),
+            is_stopping=lambda: self._is_draining or self._context.draining or reports.is_stopping(),
         )
 
     def _make_health_context(self) -> HealthContext:
@@ -239,12 +245,33 @@ class Server:
         self._context.draining = True
         self._acceptor.stop_accepting()
 
+    async def drain(self, seconds: float) -> None:
+        """Close all clients in slices within some seconds, while everything else still works.
+
+        Before that, `/readyz` reports for a quarter of the time, 5 s at most, that the process is stopping, so that
+        balancers choose other ones.
+        """
+        if not seconds:
+            return
+        self._is_draining = True
+        notice_s = min(seconds / 4, _NOTICE_S)
+        await self._clock.sleep(notice_s)
+        self.stop_accepting()
+        waiting = list(self._context.connections)
+        random.shuffle(waiting)
+        count = min(len(waiting), max(1, int((seconds - notice_s) / _SLICE_S)))
+        for number in range(count):
+            for connection in waiting[number::count]:
+                if connection in self._context.connections:
+                    _dismiss(connection, _RECONNECT_DRAINED_MS)
+            await self._clock.sleep((seconds - notice_s) / count if number < count - 1 else 0)
+        logger.info("disconnected %d clients within %g s", len(waiting), seconds)
+
     async def stop(self) -> None:
         """Accept no new connections, close all others with code 1001, then stop."""
         self.stop_accepting()
         for number, connection in enumerate(list(self._context.connections)):
-            connection.client.notify_shutdown(random.randint(*_RECONNECT_MS))
-            connection.disconnect(1001, "the server is going away")
+            _dismiss(connection, _RECONNECT_MS)
             if number % _CLOSES_PER_PASS == 0:
                 await self._clock.sleep(0)
         await self._context.wait_until_empty(_SHUTDOWN_S)
@@ -299,7 +326,8 @@ class Server:
         request, status = handler.request, handler.get_status()
         self.counts.count_request(request.path, status, request.request_time())
         if status >= 500 and status not in (501, 503):  # these two are not candled's errors
-            logger.error("%s %s: %d", request.method, request.path, status)
+            given = request.headers.get("X-Request-Id", "")[:_REQUEST_ID]
+            logger.error("%s %s: %d%s", request.method, request.path, status, given and f" (request {given})")
 
     def _first_decides(self, path: str) -> MakeNamedClient | None:
         """Return the client factory for a path shared by two protocols; None if the path is candled's alone."""
@@ -327,6 +355,12 @@ class Server:
         self._budgets.sweep(now)
         if self._context.guard is not None:
             self._context.guard.sweep(now, self._context.broadcaster.end_later)
+
+
+def _dismiss(connection: SocketConnection | TornadoConnection, reconnect_ms: tuple[int, int]) -> None:
+    """Close a connection, and ask the client to reconnect at a random time of a range."""
+    connection.client.notify_shutdown(random.randint(*reconnect_ms))
+    connection.disconnect(1001, "the server is going away")
 
 
 def _work_limits(limits: LimitSettings) -> tuple[float, float, float, float]:
