@@ -37,7 +37,7 @@ Exit status:
   0  ended normally (also by Ctrl-C or SIGTERM) and found no problem
   1  the daemon ended with candles it could not store, `candled plugins` found
      a plugin that cannot be used, `candled check-config --markets` could not
-     read an exchange, `candled reload` found settings that need a restart,
+     read an exchange, `candled doctor` found a problem, `candled reload` found settings that need a restart,
      or a command on stored history found missing or wrong minutes
   2  a mistake in settings or arguments, a port in use, a file that cannot be
      read, a subscription that the server refused: a line for each on standard
@@ -227,6 +227,21 @@ def check_config(
     for exchange in settings.exchanges:
         print(f"# proxy of exchanges.{exchange.name}: {exchange.proxies.describe()}")
     return 0
+
+
+@declare(app, _DAEMON)
+def doctor(config: ConfigFile = None) -> Outcome:
+    """Examine candled and its surroundings, and print a page without secrets.
+
+    Shows versions, limits, the clock, settings that are probably wrong, and whether the store, the bus and the
+    exchanges answer. The status is 1 if there is a problem.
+    """
+    from candled.clock import SystemClock
+    from candled.plugins import discover
+    from candled.tools.doctor import Doctor
+
+    plugins, path = discover(), find_config(config)
+    return Doctor(plugins, SystemClock()).examine(partial(load_config, path, plugins), path)
 
 
 @declare(app, _DAEMON)

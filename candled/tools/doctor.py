@@ -1,0 +1,194 @@
+"""`candled doctor`: one page about a candled and its surroundings, without secrets, to read or to paste."""
+
+import asyncio
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+from candled import __version__
+from candled.budget import MakeBudget
+from candled.config import Config, ExchangeConfig, config_warnings, make_exchange, make_store
+from candled.config.sections import MEMORY
+from candled.errors import CandledError, ConfigError
+from candled.exchange import Clock
+from candled.ingest.http import HttpClient
+from candled.model import iso_ms
+from candled.plugins import Plugins, one_line
+from candled.settings import redacted, without_passwords
+from candled.transport.descriptors import raise_limit, shortage
+
+from .budgets import request_budgets
+
+_LIBRARIES = ("tornado", "pydantic", "websockets", "msgspec", "redis", "psycopg2-binary", "uvloop")
+_WITHIN_S = 15.0  # for each part
+_CLOCK_MS = 2_000  # beyond a second, which is how exact `Date` is
+_FREE_BYTES = 2 * 10**9
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_WIDTH = 16
+
+
+class Doctor:
+    """Examines the parts one by one. A problem in one does not hide the others."""
+
+    def __init__(self, plugins: Plugins, clock: Clock, write: Callable[[str], None] = print) -> None:
+        self._plugins = plugins
+        self._clock = clock
+        self._write = write
+        #: The number of problems.
+        self.problems = 0
+
+    async def examine(self, read: Callable[[], Config], file: Path | None) -> int:
+        """Print the page; return the exit status: 1 if there is a problem."""
+        self._print_environment()
+        for status in self._plugins.statuses:
+            if not status.ok:
+                self._print_problem(f"plugin {status.name}", f"cannot be used: {status.error}")
+        name = "defaults" if file is None else str(file)
+        try:
+            config = read()
+        except ConfigError as error:
+            for problem in error.problems:
+                self._print_problem("settings", problem)
+            return 1
+        self._print("settings", f"{name}; exchanges {', '.join(one.name for one in config.exchanges)}")
+        self._print_problems("settings", questionable_settings(config))
+        self._print_limits(config)
+        await self._examine_part("store", asyncio.to_thread(_open_store, config))
+        await self._examine_part("bus", self._ping_bus(config))
+        await self._examine_exchanges(config)
+        self._write(f"problems: {self.problems or 'none'}")
+        return 1 if self.problems else 0
+
+    # ------------------------------------------------------------ parts
+
+    def _print_environment(self) -> None:
+        self._print("candled", f"{__version__}, Python {platform.python_version()} at {sys.executable}")
+        self._print("system", f"{platform.platform()}, {os.cpu_count()} processors, time zone of this page: UTC")
+        found = []
+        for name in _LIBRARIES:
+            try:
+                found.append(f"{name} {metadata.version(name)}")
+            except metadata.PackageNotFoundError:
+                continue
+        self._print("libraries", ", ".join(found))
+        self._print("clock", iso_ms(self._clock.now_ms()))
+        variables = sorted(name for name in os.environ if name.startswith("CANDLED_"))
+        self._print("variables", ", ".join(variables) or "none")  # their values may be secrets
+
+    def _print_limits(self, config: Config) -> None:
+        limit = raise_limit()
+        self._print("open files", str(limit))
+        self._print_problems("open files", [shortage(limit, config.server.max_connections)])
+        folder = _store_folder(config)
+        if folder is not None:
+            free = shutil.disk_usage(folder).free
+            self._print("free space", f"{free / 10**9:,.1f} GB where the store or its journal is")
+            if free < _FREE_BYTES:
+                self._print_problem("free space", "less than 2 GB")
+
+    async def _examine_part(self, name: str, work: Awaitable[str]) -> None:
+        try:
+            async with asyncio.timeout(_WITHIN_S):
+                self._print(name, await work)
+        except TimeoutError:
+            self._print_problem(name, f"did not answer within {_WITHIN_S:g} s")
+        except Exception as error:  # a plugin may raise anything
+            self._print_problem(name, str(error) if isinstance(error, CandledError) else one_line(error))
+
+    async def _ping_bus(self, config: Config) -> str:
+        if config.bus.url == MEMORY:
+            return "inside the process"
+        from candled.bus.redis.address import RedisAddress
+        from candled.bus.redis.connections import Servers, close
+
+        servers = Servers(RedisAddress.parse(config.bus.url))
+        nodes = (await servers.find_topology()).nodes
+        started = self._clock.monotonic()
+        for node in nodes:
+            client = servers.make_client(node)
+            try:
+                await client.ping()
+            finally:
+                await close(client)
+        took_ms = (self._clock.monotonic() - started) * 1000
+        return f"{', '.join(map(str, nodes))} answered in {took_ms:.0f} ms"
+
+    async def _examine_exchanges(self, config: Config) -> None:
+        async with request_budgets(config, self._clock) as budget:
+            for one in config.exchanges:
+                await self._examine_part(f"exchanges.{one.name}", self._list_markets(one, budget))
+
+    async def _list_markets(self, one: ExchangeConfig, budget: MakeBudget) -> str:
+        exchange = make_exchange(one, self._clock)
+        http = HttpClient(self._clock, exchange.requests_per_s, budget, one.proxies, exchange.request_budgets)
+        ahead_ms: list[int] = []  # of the exchange's clock, by its `Date`
+        http.on_date = lambda date_ms, asked_ms, answered_ms: ahead_ms.append(date_ms + 500 - self._clock.now_ms())
+        try:
+            markets = await exchange.fetch_markets(http)
+        finally:
+            http.close()
+        if ahead_ms and abs(ahead_ms[-1]) > _CLOCK_MS:
+            self._print_problem("clock", f"{-ahead_ms[-1] / 1000:+.1f} s from that of exchanges.{one.name}")
+        return f"answers, {len(markets):,} markets; proxy: {one.proxies.describe()}"
+
+    # ------------------------------------------------------------ lines
+
+    def _print(self, subject: str, text: str) -> None:
+        self._write(f"{subject:<{_WIDTH}} {redacted(without_passwords(text))}")
+
+    def _print_problem(self, subject: str, text: str) -> None:
+        self.problems += 1
+        self._print(subject, f"PROBLEM: {text}")
+
+    def _print_problems(self, subject: str, texts: Iterable[str | None]) -> None:
+        for text in texts:
+            if text is not None:
+                self._print_problem(subject, text)
+
+
+def questionable_settings(config: Config) -> Iterator[str]:
+    """Yield the settings that are valid and yet probably a mistake."""
+    yield from config_warnings(config)
+    server = config.server
+    if server.internal_port is not None and not set(server.internal_hosts) <= set(_LOOPBACK):
+        yield "server.internal_host: other machines reach the metrics and details of the internal port"
+    if server.health_details and not set(server.hosts) <= set(_LOOPBACK):
+        yield "server.health_details: every client sees error texts and addresses"
+    if server.prefix and not server.trusted_proxies:
+        yield (
+            "server.trusted_proxies: server.prefix is for a proxy, whose clients share one address and its limits "
+            "unless it is trusted"
+        )
+    if not config.store.journal and not config.store.url.startswith("sqlite:"):
+        yield "store.journal: without one, candles are lost if candled stops while the database is unavailable"
+    simulated = [one.name for one in config.exchanges if one.plugin.is_simulated]
+    if simulated and len(simulated) < len(config.exchanges):
+        yield f"exchanges.{simulated[0]}: has no real candles, beside exchanges that have"
+
+
+def _open_store(config: Config) -> str:
+    file = config.store.url.removeprefix("sqlite:///")
+    if file != config.store.url and config.store.init and not Path(file).exists():
+        return f"{file} does not exist yet; the daemon creates it"
+    store = make_store(config)
+    try:
+        store.open()
+        facts = store.describe()
+    finally:
+        store.close()
+    return f"{facts['kind']}, schema {facts['schema']}, bars of {', '.join(['1m', *facts['intervals']])}"
+
+
+def _store_folder(config: Config) -> Path | None:
+    """Return the folder of the SQLite file or the journal; None if there is neither."""
+    if config.store.url.startswith("sqlite:///"):
+        folder = Path(config.store.url.removeprefix("sqlite:///")).parent
+    elif config.store.journal:
+        folder = Path(config.store.journal).parent
+    else:
+        return None
+    return folder if folder.is_dir() else None
