@@ -23,6 +23,8 @@ from candled.store.sqlite.store import SqliteStore
 from candled.tools import plugin_subcommands
 from tests import deadlines
 from tests.clocks import START_MS, FairScaledClock, ManualClock
+from tests.sources import ROOT
+from tests.system.several import Several
 
 BTC = MarketKey("replay", Symbol("BTC", "USDT"))
 FIVE = Interval.parse("5m")
@@ -336,3 +338,46 @@ def test_a_slow_hook_is_named_and_its_surplus_dropped(caplog):
     assert "plugin slow: candled_closed_bar took 0.0 s; later bars wait" in caplog.text
     facts = thread.describe()
     assert (facts["called"], facts["dropped"], facts["failed"]) == (3, 1, 0)
+
+
+NOTES = """
+    from candled import Settings, hookimpl, setting
+
+    class NotesSettings(Settings):
+        file: str = setting("notes.txt", "where closed bars are written")
+
+    @hookimpl
+    def candled_settings():
+        return NotesSettings
+
+    @hookimpl
+    def candled_closed_bar(settings, symbol, interval, bar):
+        with open(settings.file, "a") as notes:
+            print(symbol, interval, bar.open_ms, file=notes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("postgres", "redis", "daemon")
+async def test_of_several_processes_one_reports_each_closed_bar(install, tmp_path):
+    install(notes=NOTES)
+    notes = tmp_path / "notes.txt"
+    own = {
+        "exchanges": {"replay": {"symbols": ["BTC/USDT", "ETH/USDT"], "speed": 30}},
+        "intervals": ["1m", "5m"],
+        "plugins": {"notes": {"file": str(notes)}},
+    }
+    directory = tmp_path / "deployment"
+    directory.mkdir()
+    with Several(directory, 2, {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, **own) as several:
+        async with deadlines.timeout(60):
+            while not notes.exists() or notes.read_text().count(" 5m ") < 2:
+                await asyncio.sleep(0.1)
+        health = [one.get("/health?verbose")["plugins"]["notes"] for one in (several.ingest, *several.serving)]
+    lines = Counter(notes.read_text().splitlines())
+    assert set(lines.values()) == {1}
+    assert health[0]["closedBars"]["called"] > 0
+    assert all(one.get("closedBars", {"called": 0})["called"] == 0 for one in health[1:])
+    for symbol in ("BTC/USDT", "ETH/USDT"):
+        opens = sorted(int(line.split()[2]) for line in lines if line.startswith(f"{symbol} 1m "))
+        assert opens == list(range(opens[0], opens[-1] + 1, MINUTE_MS))

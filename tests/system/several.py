@@ -13,10 +13,11 @@ from tests.system.daemon import Daemon
 class Several:
     """One `ingest` process on the replay exchange and as many `serving` ones as wanted; a context manager.
 
-    `more` are further sections of the settings of all.
+    `more` are further sections of the settings of all. With an environment, they are programs of their own.
     """
 
-    def __init__(self, directory: Path, serving: int, **more: Any) -> None:
+    def __init__(self, directory: Path, serving: int, env: dict[str, str] | None = None, **more: Any) -> None:
+        self._env = env
         self._directory = directory
         self._more = more
         self._serving = serving
@@ -51,11 +52,11 @@ class Several:
             "bus": {"url": self._bus},
             **self._more,
         }
-        daemon.start(config, within_s=40)
+        daemon.start(config, within_s=40, env=self._env)
 
     def _start(self, name: str, roles: Sequence[str]) -> Daemon:
         directory = self._directory / name
         directory.mkdir()
-        daemon = self._stack.enter_context(Daemon(directory))
+        daemon = self._stack.enter_context(Daemon(directory, is_forked=self._env is None))
         self.start(daemon, roles)
         return daemon
