@@ -111,6 +111,15 @@ class Config(Settings):
     # makes the store, if its scheme is that of a plugin
     _make_store: MakeStore | None = PrivateAttr(None)
 
+    @property
+    def store_maker(self) -> MakeStore | None:
+        """The plugin's function that makes the store; None if the store is candled's own."""
+        return self._make_store
+
+    def use_store_of_plugin(self, make: MakeStore) -> None:
+        """Make the store by the function of a plugin. Call this only while the settings are read."""
+        self._make_store = make
+
 
 def control_socket(path: Path | None, env: Mapping[str, str]) -> str:
     """Return `control.socket` of a file and the environment, even if other settings are wrong.
@@ -211,9 +220,9 @@ def make_store(config: Config, *, owns: bool = False, upgrade: bool | None = Non
         ConfigError: `store.url` cannot be read. The text does not repeat it.
     """
     settings = config.store
-    if config._make_store is not None:
+    if config.store_maker is not None:
         try:
-            return config._make_store(settings.url, config.intervals if owns else None)
+            return config.store_maker(settings.url, config.intervals if owns else None)
         except ConfigError:
             raise
         except Exception as error:  # a plugin may raise anything
@@ -403,8 +412,9 @@ def _find_store(config: Config, plugins: Plugins, problems: list[str]) -> None:
     if scheme in KNOWN_STORES:
         return
     stores = plugins.stores
-    config._make_store = stores.get(scheme)
-    if config._make_store is None:
+    if scheme in stores:
+        config.use_store_of_plugin(stores[scheme])
+    else:
         choice = ", ".join(f"{one}://" for one in (*KNOWN_STORES, *stores))
         problems.append(f"store.url: no store for {scheme}://; known: {choice}")
 
