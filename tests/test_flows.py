@@ -22,6 +22,7 @@ WIRING = ["candled/app.py", "candled/serve/server.py"]
 # Steps that several classes implement, because the caller need not know which: one interface each.
 INTERFACES = {
     "read_frame": {"SocketFeed", "BitgetFeed"},
+    "on_bars_changed": {"Hub", "ClosedBarReporter"},  # which ignores them
     "on_event": {"FeedPool", "ExchangeIngest", "Recorder"},  # the pool passes events on
     "publish": {"MemoryBus", "RedisBus"},
     "write_minutes": {"SqliteStore", "PostgresStore"},
