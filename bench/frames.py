@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from candled.clock import SystemClock
@@ -32,7 +33,7 @@ from candled_plugins.kucoin.exchange import Kucoin
 from candled_plugins.mexc.exchange import Mexc
 from candled_plugins.okx.exchange import Okx
 
-START_MS = 1_786_538_760_000
+START_MS = 1_786_538_760_000  # 2026-08-12T12:46Z
 TARGET = 1.5
 _MOST_BYTES = 1024 * 1024
 
@@ -57,7 +58,7 @@ def _binance(symbol: Symbol, close: str, volume: str, at_ms: int) -> Any:
 
 
 def _coinbase(symbol: Symbol, close: str, volume: str, at_ms: int) -> Any:
-    moment = f"2026-08-12T13:26:{at_ms // 1000 % 60:02}.{at_ms % 1000:03}Z"
+    moment = datetime.fromtimestamp(at_ms / 1000, UTC).isoformat()
     trade = {
         "product_id": f"{symbol.base}-{symbol.quote}", "trade_id": str(at_ms), "price": close, "size": volume,
         "side": "BUY", "time": moment,
@@ -85,10 +86,11 @@ def _mexc(symbol: Symbol, close: str, volume: str, at_ms: int) -> Any:
 def _kraken(symbol: Symbol, close: str, volume: str, at_ms: int) -> Any:
     row = {
         "symbol": str(symbol), "open": 64049.3, "high": 64949.3, "low": 64025.6, "close": float(close), "trades": 924,
-        "volume": float(volume), "vwap": 64030.1, "interval_begin": "2026-08-12T13:26:00.000000000Z", "interval": 1,
-        "timestamp": "2026-08-12T13:27:00.000000Z",
+        "volume": float(volume), "vwap": 64030.1, "interval_begin": "2026-08-12T12:46:00.000000000Z", "interval": 1,
+        "timestamp": "2026-08-12T12:47:00.000000Z",
     }  # fmt: skip
-    return {"channel": "ohlc", "type": "update", "timestamp": "2026-08-12T13:26:43.952985558Z", "data": [row]}
+    sent = datetime.fromtimestamp(at_ms / 1000, UTC).isoformat()
+    return {"channel": "ohlc", "type": "update", "timestamp": sent, "data": [row]}
 
 
 FORMS: dict[str, Form] = {
@@ -157,7 +159,7 @@ class Plugin:
         size = self._exchange.limits.symbols_per_connection or markets
         self._carried = [symbols[first : first + size] for first in range(0, markets, size)]
         self._frames = [
-            [_frame_of(form, symbol, number) for number, symbol in enumerate(carried * times)]
+            [frame_of(form, symbol, number) for number, symbol in enumerate(carried * times)]
             for carried in self._carried
         ]
 
@@ -180,7 +182,8 @@ class Plugin:
         return 1e6 * spent_s / count
 
 
-def _frame_of(form: Form, symbol: Symbol, number: int) -> str | bytes:
+def frame_of(form: Form, symbol: Symbol, number: int) -> str | bytes:
+    """The frame of a market as it is on the wire; the `number` of them that were sent before."""
     message = form.frame(symbol, f"64{100 + number % 800}.25", f"{1 + number % 97}.345", START_MS + number)
     return message if isinstance(message, bytes) else form.pack(json.dumps(message, separators=(",", ":")))
 
