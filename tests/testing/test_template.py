@@ -22,6 +22,7 @@ def test_the_files_are_valid_and_name_the_exchange():
     for path, text in files.items():
         assert "$" not in text.replace("${{", ""), path
         if path.endswith(".py"):
+            assert max(map(len, text.splitlines())) <= 120
             compile(text, path, "exec")
 
 
