@@ -378,7 +378,9 @@ class Daemon:
             await self._upkeep.open_store()
         address = in_browser(self._config.server.hosts, self.port)
         if self._is_serving:
-            logger.info("candled %s: chart on http://%s/, WebSocket on ws://%s/", __version__, address, address)
+            s = "s" if self._server.tls else ""
+            text = "candled %s: chart on http%s://%s/, WebSocket on ws%s://%s/"
+            logger.info(text, __version__, s, address, s, address)
         else:
             logger.info("candled %s: serves no clients; health on http://%s/health", __version__, address)
         if not self._upkeep.problem:

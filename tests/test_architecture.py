@@ -41,6 +41,7 @@ EDGES = {
     "serve/access", "serve/client", "serve/events", "serve/handlers", "serve/internal",
     "serve/listening", "serve/pager",
     "serve/prefix", "serve/server", "serve/static_files", "transport/socket_connection", "transport/socket_detach",
+    "transport/tls",
     "transport/tornado_connection",
     "store/history", "store/ingest_store", "store/journal", "store/journal_spill", "store/postgres/pool",
     "store/sqlite/backup", "store/sqlite/file", "store/sqlite/rollups", "store/sqlite/store", "store/threads",
@@ -160,7 +161,7 @@ STEPS = {
     "aggregate": {"bus", "errors", "exchange", "model", "store", "tasks", "universe"},
     "protocol": {"errors", "model", "universe"},
     "rooms": {"access", "exchange", "model", "protocol", "symbol_pattern", "universe"},
-    "transport": {"access", "addresses", "exchange", "model", "protocol", "rooms", "tasks", "token_bucket"},
+    "transport": {"access", "addresses", "errors", "exchange", "model", "protocol", "rooms", "tasks", "token_bucket"},
     "serve": {
         "access",
         "addresses",

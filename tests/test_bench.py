@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("daemon")
 ROOT = Path(__file__).parents[1]
 TINY = {
     "fanout": ["--clients", "20", "--rounds", "1", "--servers", "candled", "write_message"],
+    "tls": ["--clients", "5", "--rounds", "1"],
     "connections": ["memory", "loop", "--clients", "50", "--seconds", "0.3", "--markets", "3"],
     "aggregation": ["--updates", "60", "--runs", "1", "--days", "1"],
     "rooms": ["--runs", "1", "--times", "20"],

@@ -428,6 +428,8 @@ def contradictions(config: Config) -> Iterator[str]:
         yield "server.ping_timeout: at most server.ping_interval"
     if config.server.internal_port and config.server.internal_port == config.server.port:
         yield "server.internal_port: another port than server.port, which strangers reach"
+    if config.server.tls_key and not config.server.tls_certificate:
+        yield "server.tls_certificate: needed with server.tls_key"
     if bool(config.access.jwt_key_file) != (config.access.jwt_algorithm is not None):
         yield "access.jwt_algorithm: needed together with access.jwt_key_file, and only then"
     names = [one.name for one in config.exchanges]

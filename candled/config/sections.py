@@ -121,6 +121,11 @@ class ServerSettings(Settings):
         "0.0.0.0", 'the address to listen on, or a list; 127.0.0.1 for this machine only, "" for IPv4 and IPv6'
     )
     port: int = setting(7000, "the TCP port; 0 lets the system choose one", ge=0, le=65535)
+    tls_certificate: str = setting(
+        "",
+        'the PEM file of the certificate and its chain, for https and wss; read again when it changes; "" for none',
+    )
+    tls_key: str = setting("", 'the PEM file of the certificate\'s key; "" if it is in the same file')
     reuse_port: bool = setting(
         False, "let several processes of this machine listen on the port; the system spreads connections over them"
     )

@@ -139,6 +139,8 @@ SERVE = (
     _gauge("ws_slow_clients", "clients that have not read a message completely"),
     _gauge("ws_send_queue_bytes", "bytes that wait for slow clients"),
     _counter("ws_fell_behind_total", "times that a slow client missed so many updates that it got all bars again"),
+    _gauge("tls_certificate_expiry_timestamp_seconds", "when the certificate of `server.tls_certificate` expires, Unix "
+           "seconds; only with TLS"),
     _gauge("token_connections", "connections of each access token; all JWTs together are `jwt`", "token"),
     _counter("token_requests_total", "HTTP requests, handshakes and `auth` messages that each token allowed", "token"),
     _counter("token_refusals_total", "requests and connections that were refused: `missing`, `invalid` or `expired` "

@@ -44,6 +44,8 @@ def collect_requests(samples: Samples, server: "Server") -> None:
         samples.add("http_requests_total", count, route, str(status))
     for route, histogram in server.counts.request_s.items():
         samples.add_histogram("http_request_seconds", histogram, route)
+    if server.tls is not None:
+        samples.add("tls_certificate_expiry_timestamp_seconds", server.tls.expires_ms / 1000)
     facts = server.describe()
     http, work = facts["http"], facts["work"]
     samples.add("http_connections", http["connections"])

@@ -28,6 +28,7 @@ from candled.transport.library_internals import check_close_codes, error_reason,
 from candled.transport.ping_wheel import PingWheel
 from candled.transport.socket_connection import SocketConnection, TransportContext, tune
 from candled.transport.socket_detach import DetachedHandler, SocketDetach
+from candled.transport.tls import TlsSocket
 from candled.transport.tornado_connection import TornadoConnection
 from candled.transport.work_budget import FRAME, UNLIMITED, WorkBucket, WorkBudgets
 
@@ -146,7 +147,12 @@ class ServerContext:
         self.on_client_connected(connection, make_client)
 
     def on_detached_client(
-        self, peer: socket, address: str, early: bytes, extensions: str, make_client: MakeClient | None = None
+        self,
+        peer: socket | TlsSocket,
+        address: str,
+        early: bytes,
+        extensions: str,
+        make_client: MakeClient | None = None,
     ) -> None:
         """Register a new client whose socket candled reads and writes."""
         connection = SocketConnection(self.transport, peer, address, agree(extensions)[1] if extensions else ())
@@ -405,7 +411,7 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         """Detach a plain socket from Tornado; let Tornado keep any other connection."""
-        if not self.context.own_sockets or self.request.protocol == "https":
+        if not self.context.own_sockets:
             protocol = super().get_websocket_protocol()
             return None if protocol is None else check_close_codes(protocol)
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
@@ -418,7 +424,7 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
         """Select `candled`, which browsers offer beside the subprotocol that carries their token."""
         return SUBPROTOCOL if self.context.guard is not None and SUBPROTOCOL in subprotocols else None
 
-    def on_detached(self, peer: socket, early: bytes) -> None:
+    def on_detached(self, peer: socket | TlsSocket, early: bytes) -> None:
         """Register the client of a detached socket."""
         self.context.on_detached_client(peer, self.address, early, self._extensions, self._make_client)
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -14,6 +14,7 @@ from tornado.web import RequestHandler
 from candled.addresses import client_of, with_port
 from candled.config.sections import LimitSettings, ServerSettings
 from candled.exchange import Clock
+from candled.model import iso_ms
 from candled.rooms.hub import Hub
 from candled.tasks import TaskSet
 from candled.transport.acceptor import Acceptor
@@ -24,6 +25,7 @@ from candled.transport.http_connections import HttpConnections
 from candled.transport.ping_wheel import PingWheel
 from candled.transport.request_head import LARGEST
 from candled.transport.socket_connection import SocketConnection
+from candled.transport.tls import ServerTls
 from candled.transport.tornado_connection import TornadoConnection
 from candled.transport.work_budget import WorkBudgets
 
@@ -90,6 +92,8 @@ class Server:
         self._routes, self._streams = routes, dict(streams)
         self._largest = largest_message
         self._settings, self._hub, self._clock = settings, hub, clock
+        #: The certificate; None without TLS.
+        self.tls = ServerTls(settings.tls_certificate, settings.tls_key) if settings.tls_certificate else None
         self._slow_s = settings.slow_client_timeout.total_seconds()
         self._tasks = TaskSet()
         self._limiter, self._connections, self._budgets = _make_limits(settings, limits)
@@ -127,10 +131,19 @@ class Server:
     def _add_facts(self, reports: HealthReports) -> HealthReports:
         return replace(
             reports,
-            report=lambda: {**reports.report(), **self.describe()},
+            summarize=lambda: self._add_certificate(reports.summarize()),
+            report=lambda: self._add_certificate({**reports.report(), **self.describe()}),
             count_clients=lambda: {"connections": self._limiter.count, **reports.count_clients()},
             is_stopping=lambda: self._is_draining or self._context.draining or reports.is_stopping(),
         )
+
+    def _add_certificate(self, report: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Add when the certificate expires. An expired one is a warning."""
+        if self.tls is None:
+            return report
+        is_expired = self.tls.expires_ms <= self._clock.now_ms()
+        facts = {"status": "warn" if is_expired else "pass", "expires": iso_ms(self.tls.expires_ms)}
+        return {**report, "status": "warn" if is_expired else report["status"], "tls": facts}
 
     def _make_health_context(self) -> HealthContext:
         return HealthContext(
@@ -176,6 +189,7 @@ class Server:
             self._connections,
             self._tasks,
             broadcaster,
+            self.tls,
         )
 
     def listen(self) -> int:
@@ -353,6 +367,8 @@ class Server:
         for late in self._connections.sweep(now):
             self._context.broadcaster.end_later(late.close)
         self._budgets.sweep(now)
+        if self.tls is not None:
+            self.tls.refresh()
         if self._context.guard is not None:
             self._context.guard.sweep(now, self._context.broadcaster.end_later)
 

@@ -16,9 +16,10 @@ from candled.tasks import TaskSet
 
 from .broadcaster import Broadcaster
 from .descriptors import Descriptors
-from .hot_stream import TOO_MANY, Answer, HotStream
+from .hot_stream import TOO_MANY, Answer, HotStream, SecureHotStream
 from .http_connections import HttpConnections
 from .stream_poller import StreamPoller
+from .tls import ServerTls
 
 # Connections accepted per pass of the loop if there is time. Tornado accepts 128.
 _AT_A_TIME = 16
@@ -48,7 +49,9 @@ class Acceptor:
         connections: HttpConnections,
         tasks: TaskSet,
         turns: Broadcaster,
+        tls: ServerTls | None = None,
     ) -> None:
+        self._tls = tls
         self._turns = turns
         self._http = http
         self._answer = answer
@@ -102,12 +105,13 @@ class Acceptor:
                 return
             host = address[0] if isinstance(address, tuple) else str(address)
             is_room = self._has_descriptor(peer.fileno(), client_of(host))
-            if self._connections.is_address_refused(host, _received(peer), self._clock.monotonic()):
-                _refuse_unread(peer, TOO_MANY)
+            head = _received(peer) if self._tls is None else b""
+            if self._connections.is_address_refused(host, head, self._clock.monotonic()):
+                self._refuse_unread(peer, TOO_MANY)
             elif is_room and self._connections.make_room(client_of(host), host):
                 self._hand_over(peer, address)
             else:
-                _refuse_unread(peer, _FULL)
+                self._refuse_unread(peer, _FULL)
 
     def _has_descriptor(self, descriptor: int, customer: str) -> bool:
         """Return True if a customer's new connection may keep its descriptor.
@@ -120,10 +124,17 @@ class Acceptor:
         return self._descriptors.has_room_for_request(descriptor, now)
 
     def _hand_over(self, peer: socket.socket, address: Any) -> None:
-        stream = HotStream(peer, address, self._answer, self._clock, self._connections, self._poller)
+        parts = address, self._answer, self._clock, self._connections, self._poller
+        stream = HotStream(peer, *parts) if self._tls is None else SecureHotStream(self._tls.wrap(peer), *parts)
         if self._descriptors.is_reserved(peer.fileno()):
             self._tasks.start(self._cut_later(stream))
         self._http.handle_stream(stream, address)
+
+    def _refuse_unread(self, peer: socket.socket, answer: bytes) -> None:
+        if self._tls is None:
+            _refuse_unread(peer, answer)
+        else:
+            peer.close()  # a handshake only to refuse would cost more than an answer
 
     async def _cut_later(self, stream: IOStream) -> None:
         """Close a connection on a reserved descriptor after a while."""

@@ -10,13 +10,13 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from tornado.iostream import IOStream
+from tornado.iostream import IOStream, SSLIOStream
 
 from candled.addresses import client_of
 from candled.exchange import Clock
 
 from .http_connections import MOST_UNSENT, REFUSED_S, HttpConnections
-from .library_internals import buffered_tail, has_buffered_bytes, watch_with
+from .library_internals import buffered_tail, has_buffered_bytes, is_accepting, watch_with
 from .request_head import LARGEST, TAIL, RequestHead
 from .stream_poller import StreamPoller
 from .work_budget import BYTE, HEAD_PART, REFUSED, REQUEST, UNLIMITED, WorkBucket
@@ -265,3 +265,14 @@ class HotStream(IOStream):
 
     def set_nodelay(self, value: bool) -> None:
         """Do nothing: answers are sent without delay from the beginning."""
+
+
+class SecureHotStream(HotStream, SSLIOStream):
+    """The same over TLS. Its handshake counts as a part of the first request's header."""
+
+    def close_for_room(self) -> None:
+        """Close the connection to make room, without an answer if its handshake is not complete."""
+        if is_accepting(self):
+            self.close()
+        else:
+            super().close_for_room()

@@ -1,10 +1,13 @@
-"""Every use of names that Tornado and websockets do not document.
+"""Every use of names that Tornado, websockets and Python do not document.
 
 `tests/transport/test_library_internals.py` runs each of them, so that a release that changes one fails a test.
 """
 
+import socket
+import ssl
+
 from tornado.httputil import HTTPServerRequest
-from tornado.iostream import IOStream
+from tornado.iostream import IOStream, SSLIOStream
 from tornado.util import ObjectDict
 from tornado.web import RequestHandler
 from tornado.websocket import WebSocketProtocol, WebSocketProtocol13
@@ -32,7 +35,34 @@ def buffered_tail(stream: IOStream, most: int) -> tuple[bytes, int]:
 
 def watch_with(stream: IOStream, loop: object) -> None:
     """Let an object with the methods of Tornado's loop watch a stream's socket."""
+    state, stream._state = stream._state, None
+    if state is not None:  # a stream with TLS has begun to wait for its handshake
+        stream.io_loop.remove_handler(stream.fileno())
     stream.io_loop = loop  # type: ignore[assignment]
+    if state is not None:
+        stream._add_io_state(state & ~stream.io_loop.ERROR)
+
+
+def is_accepting(stream: SSLIOStream) -> bool:
+    """Return True until the handshake of TLS is complete."""
+    return stream._ssl_accepting
+
+
+def take_tls_socket(stream: SSLIOStream) -> tuple[ssl.SSLSocket, bytes]:
+    """Take the socket out of a stream, and close the stream; return it with the bytes that were read already."""
+    early = bytes(stream._read_buffer[: stream._read_buffer_size])
+    if stream._state is not None:
+        stream.io_loop.remove_handler(stream.fileno())
+        stream._state = None
+    taken, stream.socket = stream.socket, socket.socket()  # type: ignore[assignment]  # only to be closed
+    stream.close()
+    return taken, early
+
+
+def certificate_end(path: str) -> int:
+    """Return the time at which the first certificate of a PEM file expires, in Unix seconds."""
+    decoded = ssl._ssl._test_decode_cert(path)  # type: ignore[attr-defined]
+    return int(ssl.cert_time_to_seconds(decoded["notAfter"]))
 
 
 def peer_address(request: HTTPServerRequest) -> str:

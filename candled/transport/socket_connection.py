@@ -18,6 +18,7 @@ from .broadcaster import Broadcaster
 from .compression import deflated
 from .connection import ClientConnection, drop
 from .library_internals import FrameProtocol
+from .tls import TlsSocket
 from .work_budget import FRAME
 
 logger = logging.getLogger(__name__)
@@ -94,11 +95,15 @@ class SocketConnection(ClientConnection):
     )
 
     def __init__(
-        self, context: TransportContext, peer: socket.socket, address: str, extensions: Sequence[Extension] = ()
+        self,
+        context: TransportContext,
+        peer: socket.socket | TlsSocket,
+        address: str,
+        extensions: Sequence[Extension] = (),
     ) -> None:
         super().__init__(context.broadcaster, address)
         self._context = context
-        self._socket: socket.socket | None = peer
+        self._socket: socket.socket | TlsSocket | None = peer
         self._rest: memoryview | None = None  # rest of the frame that is partly sent
         self._corked: list[bytes] | None = None  # frames that leave together
         self._many = False  # True while the client is in several rooms
@@ -141,7 +146,7 @@ class SocketConnection(ClientConnection):
             self._is_paused = False
             self._context.loop.add_reader(self._socket, self._on_readable)
 
-    def _read_some(self, peer: socket.socket) -> None:
+    def _read_some(self, peer: socket.socket | TlsSocket) -> None:
         data, self._unparsed = self._unparsed, b""
         if not data:
             try:
@@ -339,7 +344,7 @@ class SocketConnection(ClientConnection):
         if frames:
             self._send_together(self._socket, frames)
 
-    def _send_together(self, peer: socket.socket, frames: list[bytes]) -> None:
+    def _send_together(self, peer: socket.socket | TlsSocket, frames: list[bytes]) -> None:
         try:
             taken = peer.sendmsg(frames[:_IOV_MAX])
         except BlockingIOError:
@@ -437,7 +442,7 @@ class SocketConnection(ClientConnection):
         self._context.on_closed(self)
 
 
-def tune(peer: socket.socket) -> None:
+def tune(peer: socket.socket | TlsSocket) -> None:
     """Make the kernel send small frames immediately, and buffer little for a client that does not read."""
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):

@@ -7,10 +7,11 @@ message. So Tornado does HTTP, the origin policy and the limits, and candled doe
 import asyncio
 import socket
 
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 from tornado.websocket import WebSocketHandler
 
-from .library_internals import accept_value, break_handler_cycle, stream_of
+from .library_internals import accept_value, break_handler_cycle, stream_of, take_tls_socket
+from .tls import TlsSocket
 
 _MOST_EARLY = 64 * 1024  # bytes that may arrive together with the handshake
 
@@ -31,8 +32,9 @@ class SocketDetach:
         stream = stream_of(handler.request)
         if stream.closed():  # the client reset the connection
             return
+        is_secure = isinstance(stream, SSLIOStream)
         try:
-            peer = stream.socket.dup()
+            peer = stream.socket.dup() if not is_secure else None
         except OSError:  # checked before answering 101, so that the answer can still be an error
             handler.without_descriptor()
             return
@@ -53,11 +55,17 @@ class SocketDetach:
         try:
             if stream.writing():
                 await stream.write(b"")  # returns once the answer has been sent
+            if isinstance(stream, SSLIOStream):
+                taken, early = take_tls_socket(stream)
+                handler.on_detached(TlsSocket(taken), early)
+                return
             early = read_early(stream)
         except (StreamClosedError, OSError):  # the client reset the connection
             stream.close()
-            peer.close()
+            if peer is not None:
+                peer.close()
             return
+        assert peer is not None
         handler.on_detached(peer, early)
 
     def on_connection_close(self) -> None:
@@ -67,7 +75,7 @@ class SocketDetach:
 class DetachedHandler(WebSocketHandler):
     """A WebSocket handler that gives up its connection after the handshake."""
 
-    def on_detached(self, peer: socket.socket, early: bytes) -> None:
+    def on_detached(self, peer: socket.socket | TlsSocket, early: bytes) -> None:
         """Take the socket, and the bytes that the client sent right after its handshake."""
         raise NotImplementedError
 
