@@ -88,6 +88,7 @@ async def test_the_root_without_upgrade_is_the_chart_page_and_other_paths_are_no
     assert policy.startswith("default-src 'none'; script-src 'self'; ")
     assert "frame-ancestors 'none'" in policy
     assert (page.headers["X-Frame-Options"], page.headers["Referrer-Policy"]) == ("DENY", "no-referrer")
+    assert page.headers["Cross-Origin-Opener-Policy"] == "same-origin"
     missing = await fetch("/nowhere")
     assert missing.code == 404
     assert json.loads(missing.body) == {"error": {"code": 404, "message": "Not Found"}}
