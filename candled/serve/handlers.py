@@ -486,6 +486,8 @@ class RootHandler(StreamHandler):
         if self.is_upgrade():
             await super().get(*args, **kwargs)
             return
+        if self.context.guard is not None and grant_of(self.request) is None:
+            raise HTTPError(401)  # a handshake needs no token yet, and this one is none after all
         path = (self.request.uri or "/").partition("?")[0]
         if not path.endswith("/"):  # the bare `server.prefix`: the page's relative references need the slash
             self.redirect(path.rpartition("/")[2] + "/")

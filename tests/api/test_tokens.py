@@ -1,5 +1,6 @@
 """Access tokens in every dialect: where they are given, their validity, claims and limits, on real sockets."""
 
+import asyncio
 import json
 import random
 import statistics
@@ -197,6 +198,12 @@ async def test_a_request_without_a_token_gets_nothing_but_probes_and_files(guard
         assert (answer.status, answer.headers["www-authenticate"]) == (401, BEARER), path
     for path in ("/livez", "/readyz", "/health", "/health/live", "/health/ready", "/static/page.js"):
         assert (await guarded.get(path)).status == 200, path
+    half = await guarded.get("/", Upgrade="websocket", **{"Content-Length": "0"})  # no handshake: it lacks a key
+    assert half.status == 400
+    reader, writer = await asyncio.open_connection("127.0.0.1", guarded.port)
+    writer.write(b"GET / HTTP/1.0\r\nHost: x\r\nUpgrade: websocket\r\n\r\n")
+    assert (await reader.read()).startswith(b"HTTP/1.1 401 ")
+    writer.close()
     two = await guarded.get(f"{CANDLES}&token={guarded.tokens['all']}", guarded.tokens["all"])
     assert (two.status, json.loads(two.body)["error"]["message"]) == (400, "Expected one token, got several")
     basic = await guarded.get(CANDLES, Authorization="Basic YTpi")
