@@ -19,7 +19,7 @@ from .http_connections import MOST_UNSENT, REFUSED_S, HttpConnections
 from .library_internals import buffered_tail, has_buffered_bytes, is_accepting, watch_with
 from .request_head import LARGEST, TAIL, RequestHead
 from .stream_poller import StreamPoller
-from .work_budget import BYTE, HEAD_PART, REFUSED, REQUEST, UNLIMITED, WorkBucket
+from .work_budget import BYTE, HEAD_PART, REFUSED, REQUEST, TLS_HANDSHAKE, UNLIMITED, WorkBucket
 
 Answer = Callable[[bytes, str, WorkBucket], bytes | None]
 """Returns the complete answer to a request, given its head, the peer's address, and the budget of the connection.
@@ -268,7 +268,11 @@ class HotStream(IOStream):
 
 
 class SecureHotStream(HotStream, SSLIOStream):
-    """The same over TLS. Its handshake counts as a part of the first request's header."""
+    """The same over TLS. The handshake counts as a part of the first request's header, and is charged as it begins."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.budget.charge(TLS_HANDSHAKE, self._clock.monotonic())
 
     def close_for_room(self) -> None:
         """Close the connection to make room, without an answer if its handshake is not complete."""

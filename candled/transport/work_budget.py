@@ -20,6 +20,7 @@ COLD_BAR = 9e-6  # a bar that is read, folded and printed
 SEARCHED = 1.5e-6  # a market whose names are searched
 COLD_READ = 1e-3  # a query of the store
 CONNECT = 0.1e-3
+TLS_HANDSHAKE = 1e-3  # in addition, with a key of RSA, which takes longest
 REQUEST = 0.3e-3  # an HTTP request, and a handshake
 HOT_REQUEST = 25e-6  # one that is answered from memory
 HEAD_PART = 20e-6  # a part of the head of a request, unless it is the last one
