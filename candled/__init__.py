@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         StoreUnavailable,
         Unavailable,
     )
+    from .evidence import Evidence, Parity, skip_without
     from .exchange import (
         Candles,
         Clock,
@@ -82,6 +83,7 @@ __all__ = [
     "Distinct",
     "Duration",
     "Event",
+    "Evidence",
     "Exchange",
     "ExchangeError",
     "Feed",
@@ -97,6 +99,7 @@ __all__ = [
     "Market",
     "MarketKey",
     "MarketState",
+    "Parity",
     "PollingFeed",
     "Pong",
     "Range",
@@ -128,11 +131,13 @@ __all__ = [
     "read_rows_in_slices",
     "rows_within",
     "setting",
+    "skip_without",
     "strict_candles",
 ]
 
 _SOURCES = (
     "errors",
+    "evidence",
     "exchange",
     "frames",
     "hookspecs",

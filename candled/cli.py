@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from itertools import zip_longest
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -16,6 +16,9 @@ from candled.errors import ConfigError
 from candled.logs import BoundedHandler
 from candled.tools import commands, plugin_commands, token_commands
 from candled.tools.options import ConfigFile, Outcome, declare, find_config, load_config, parse_url
+
+if TYPE_CHECKING:
+    from candled.exchange import Exchange
 
 _HELP = """\
 A self-hosted candle server. Without a command it runs until Ctrl-C or SIGTERM.
@@ -283,8 +286,9 @@ def plugins() -> Outcome:
     from candled.plugins import discover
     from candled.tools.tables import print_rows
 
-    statuses = discover().statuses
-    offers = [", ".join(status.exchanges) or "none" for status in statuses]
+    found = discover()
+    statuses = found.statuses
+    offers = [", ".join(_with_level(found.exchanges[one]) for one in status.exchanges) or "none" for status in statuses]
     hooks = [f"; hooks: {', '.join(status.hooks)}" if status.hooks else "" for status in statuses]
     print_rows(
         ("plugin", "package", "exchanges", "hooks", "problem"),
@@ -306,6 +310,11 @@ def plugins() -> Outcome:
     if not statuses:
         print("no plugins: install candled with pip, which registers the bundled ones")
     return 0 if all(status.ok for status in statuses) else 1
+
+
+def _with_level(exchange: "type[Exchange]") -> str:
+    level = exchange.evidence.level
+    return exchange.name if level == "unproven" else f"{exchange.name} ({level})"
 
 
 @declare(app, _DAEMON)

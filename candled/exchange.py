@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 from candled.errors import ExchangeError, InvalidCandle
+from candled.evidence import Evidence
 from candled.model import Candle, Interval, Market, Symbol
 
 # ---------------------------------------------------------------- rows
@@ -433,6 +434,8 @@ class Exchange(ABC):
     is_simulated: ClassVar[bool] = False
     #: True if every candle opens at the close of the previous one. A difference then reveals a missed push.
     opens_at_previous_close: ClassVar[bool] = False
+    #: The evidence that there is for the exchange; `candled plugins` shows the level.
+    evidence: ClassVar[Evidence] = Evidence()
     #: The reasons for which checks of `candled plugin test` cannot be run, by the names of the checks.
     bypass_reasons: ClassVar[Mapping[str, str]] = {}
 

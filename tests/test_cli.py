@@ -636,7 +636,7 @@ def test_a_command_loads_only_the_libraries_that_it_needs(program, unwanted):
 @pytest.mark.slow
 def test_plugins_are_listed(capsys):
     assert main(["plugins"]) == (0 if all(status.ok for status in discover().statuses) else 1)
-    assert f"bitget (candled {__version__}): exchanges: bitget\n" in capsys.readouterr().out
+    assert f"bitget (candled {__version__}): exchanges: bitget (bronze)\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow

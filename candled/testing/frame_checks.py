@@ -62,11 +62,12 @@ def check_late_version(stage: Stage) -> str:
         raise NotShown("the volume of the recorded frame cannot be found")
     open_ms, next_ms = form.candle.open_ms, form.candle.open_ms + MINUTE_MS
     market = stage.make_market(open_ms)
-    volume = form.candle.volume + _MORE
+    late = form.write(open_ms, sent_ms=next_ms + 1_000, volume=form.candle.volume + _MORE)
+    volume = _require_minute(stage.open_feed(), form, late, open_ms).volume
     for frame, now_ms in (
         (form.write(open_ms, sent_ms=next_ms - 5_000), next_ms - 5_000),
         (form.write(next_ms, sent_ms=next_ms + 500), next_ms + 500),
-        (form.write(open_ms, sent_ms=next_ms + 1_000, volume=volume), next_ms + _LATE_MS),
+        (late, next_ms + _LATE_MS),
     ):
         for event in read_events(feed, frame):
             if isinstance(event, Candles) and event.symbol == form.symbol:

@@ -151,10 +151,10 @@ def run_checks(
     with asyncio.Runner() as runner:
         stages = {name: Stage(kind, one, tuple(settings), runner) for name, one in recordings.items()}
         for check in CHECKS:
-            yield run_check(check, stages)
+            yield run_check(check, kind, stages)
 
 
-def run_check(check: Check, stages: Mapping[str, Stage]) -> Result:
+def run_check(check: Check, kind: type[Exchange], stages: Mapping[str, Stage]) -> Result:
     """Return the result of a check; see `run_checks`."""
     results = {name: _run_with(check, stage) for name, stage in stages.items()}
     for outcome in ("failed", "passed", "note"):
@@ -163,8 +163,7 @@ def run_check(check: Check, stages: Mapping[str, Stage]) -> Result:
             names = found if outcome == "failed" and len(stages) > 1 else ()
             detail = "; ".join(f"{name}: {one.detail}" if name in names else one.detail for name, one in found.items())
             return Result(check, outcome, detail)
-    reason = next((stage.kind.bypass_reasons.get(check.name) for stage in stages.values()), None)
-    if reason:
+    if reason := kind.bypass_reasons.get(check.name):
         return Result(check, "skipped", reason)
     missing = next(iter({one.detail for one in results.values()}), "there is no recording")
     return Result(

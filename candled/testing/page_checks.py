@@ -98,6 +98,12 @@ def check_overlapping_pages(stage: Stage) -> str:
 
 
 def _recent(stage: Stage, count: int) -> tuple[int, int]:
+    """Return a range in the near past.
+
+    Raises:
+        NotShown: no page was recorded.
+    """
+    stage.require_page()
     end_ms = MINUTE.floor(stage.now_ms) - 10 * MINUTE_MS
     return end_ms - min(count, stage.kind.max_history_minutes) * MINUTE_MS, end_ms
 
@@ -192,9 +198,10 @@ def _unreadable(stage: Stage) -> Iterator[Callable[[Any], Any]]:
 
 def check_refused_requests(stage: Stage) -> str:
     """Answer 429, 418 and 503 with a page of HTML: the plugin must pass on `Unavailable`, and invent no empty range."""
+    span = _recent(stage, 30)
     for status in (429, 418, 503):
         try:
-            rows, _ = stage.fetch(stage.script(refusal=(status, _HTML)), *_recent(stage, 30))
+            rows, _ = stage.fetch(stage.script(refusal=(status, _HTML)), *span)
         except Unavailable:
             continue
         except Exception as error:
@@ -210,9 +217,10 @@ def check_refused_requests(stage: Stage) -> str:
 
 def check_html_success(stage: Stage) -> str:
     """Answer 200 with a page of HTML, and 404: the plugin must raise an error."""
+    span = _recent(stage, 30)
     for status in (200, 404):
         try:
-            rows, _ = stage.fetch(stage.script(refusal=(status, _HTML)), *_recent(stage, 30))
+            rows, _ = stage.fetch(stage.script(refusal=(status, _HTML)), *span)
         except (ExchangeError, Unavailable):
             continue
         except Exception as error:

@@ -1,5 +1,6 @@
 """Plays a recording to a plugin: each frame to its feed, and each answer to the call that asked for it."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -195,6 +196,7 @@ async def replay_recording(recording: Recording, exchange: Exchange, clock: Reco
     Errors of the plugin are in the result.
     """
     player = _Player(recording, exchange, clock)
+    await player.prepare()
     for event in recording.events:
         clock.move_to(event.at_ms)
         if isinstance(event, Call):
@@ -215,6 +217,11 @@ class _Player:
         self._feed = feed if isinstance(feed, SocketFeed) else None
         #: Frames that the plugin sends, and that the recording has not shown yet.
         self._to_send: list[str] = []
+
+    async def prepare(self) -> None:
+        """Let the feed read the answers that it asked for before the connection."""
+        if self._feed is not None:
+            await prepare_feed(self._feed, self._recording)
 
     # ------------------------------------------------------------ REST
 
@@ -302,6 +309,14 @@ def _is_ping(feed: SocketFeed, text: str) -> bool:
 
 def _without_digits(text: str) -> str:
     return "".join(sign for sign in text if not sign.isdecimal())
+
+
+async def prepare_feed(feed: SocketFeed, recording: Recording) -> None:
+    """Let a feed read the recorded answers that it needs before a connection, such as the sizes of contracts."""
+    requests = [one for one in recording.select(Request) if one.call == 0]
+    if requests:
+        with contextlib.suppress(CandledError):
+            await feed.prepare_connection(RecordedHttp(requests))
 
 
 async def make_call(exchange: Exchange, http: Any, symbol: Symbol, call: Call) -> Any:

@@ -71,11 +71,8 @@ class Material:
         return [(frame, event) for frame, event in found if isinstance(event, SubscriptionRejected)]
 
 
-def read_material(recording: Recording, exchange: Exchange) -> Material:
+def read_material(recording: Recording, feed: SocketFeed) -> Material:
     """Return the frames of a recording that the plugin reads."""
-    feed = open_feed(exchange, [recording.symbol])
-    if feed is None:
-        return Material(())
     frames = []
     for received in recording.select(Received):
         try:

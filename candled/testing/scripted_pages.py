@@ -134,6 +134,8 @@ class Page:
 
     call: Call
     query: Query
+    #: The path of the request.
+    address: str
     document: Any
     path: Path
     rows: tuple[Any, ...]
@@ -150,6 +152,11 @@ class Page:
             return self
         return replace(self, times=opening, after_open_ms=MINUTE_MS)
 
+    @property
+    def is_newest_only(self) -> bool:
+        """True if the request had no times, so that the page has the newest minutes."""
+        return self.query.first_ms is None and self.query.until_ms is None
+
 
 def _read_page(request: Request, call: Call, roles: Mapping[str, Role]) -> Page | None:
     """Return the page in an answer; None if it has no rows of minutes."""
@@ -162,7 +169,17 @@ def _read_page(request: Request, call: Call, roles: Mapping[str, Role]) -> Page 
         times, unit = _opening_times(rows, middle_ms, within_ms)
         if times and (best is None or len(times) > len(best.times)):
             is_newest_first = len(times) > 1 and times[0] > times[-1]
-            best = Page(call, query, document, path, tuple(rows), tuple(sorted(times)), unit, is_newest_first)
+            best = Page(
+                call,
+                query,
+                urlsplit(request.url).path,
+                document,
+                path,
+                tuple(rows),
+                tuple(sorted(times)),
+                unit,
+                is_newest_first,
+            )
     return best
 
 
@@ -296,8 +313,9 @@ class ScriptedHttp:
     def _answer(self, request: Request) -> Any:
         if self._script.refusal is not None:
             return self._refuse(*self._script.refusal)
-        query = read_query(request, self.span, self._roles)
-        if query.first_ms is None and query.until_ms is None:
+        query, page = read_query(request, self.span, self._roles), self._page
+        has_times = query.first_ms is not None or query.until_ms is not None
+        if not has_times and not (page.is_newest_only and urlsplit(request.url).path == page.address):
             return self._answer_other(request)
         self.asked.append(query)
         if len(self.asked) > _MOST_REQUESTS:

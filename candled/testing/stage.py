@@ -1,11 +1,9 @@
 """The material of the checks about one plugin and one recording: exchanges, feeds, forms of frames and pages."""
 
-import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from candled.errors import CandledError
 from candled.exchange import Event, Exchange, SocketFeed
 from candled.ingest.coverage import Coverage
 from candled.ingest.market import MarketIngest
@@ -13,8 +11,8 @@ from candled.ingest.market_status import Rules
 from candled.model import MINUTE, Candle, MarketKey, Symbol
 
 from .modules import make_exchange
-from .recording import Received, Recording, Request
-from .replayed import RecordedClock, Replay, replay_recording
+from .recording import Received, Recording
+from .replayed import RecordedClock, Replay, prepare_feed, replay_recording
 from .scripted_frames import FrameForm, Material, candles_in, find_form, open_feed, read_material, read_quietly
 from .scripted_pages import Page, PageRule, Script, ScriptedHttp, learn_rule, list_pages
 
@@ -67,20 +65,11 @@ class Stage:
         feed = open_feed(exchange, symbols or (self.recording.symbol,))
         if feed is None:
             raise NotShown("the feed is no SocketFeed")
-        self._prepare(feed)
+        self.runner.run(prepare_feed(feed, self.recording))
         for frame, events in self.material.frames:
             if not candles_in(events, self.recording.symbol):
                 read_quietly(feed, frame)
         return feed
-
-    def _prepare(self, feed: SocketFeed) -> None:
-        """Let a feed read the answers that it needs before a connection, if they were recorded."""
-        requests = [one for one in self.recording.select(Request) if one.call == 0]
-        if not requests or not self.pages:
-            return
-        http = ScriptedHttp(self.pages[0], Script(PageRule(), self.now_ms), self.recording)
-        with contextlib.suppress(CandledError):
-            self.runner.run(_wait(feed.prepare_connection(http)))
 
     @cached_property
     def now_ms(self) -> int:
@@ -110,7 +99,11 @@ class Stage:
     @cached_property
     def material(self) -> Material:
         """The recorded frames."""
-        return read_material(self.recording, self.make_exchange())
+        feed = open_feed(self.make_exchange(), [self.recording.symbol])
+        if feed is None:
+            return Material(())
+        self.runner.run(prepare_feed(feed, self.recording))
+        return read_material(self.recording, feed)
 
     @cached_property
     def is_refusal(self) -> bool:
@@ -146,6 +139,14 @@ class Stage:
         if not self.pages:
             raise NotShown("no answer to fetch_history with rows of minutes was recorded")
         return max(self.pages, key=lambda page: len(page.rows))
+
+    def require_page(self) -> None:
+        """Do nothing if a page was recorded.
+
+        Raises:
+            NotShown: there is none.
+        """
+        assert self.page
 
     @cached_property
     def rule(self) -> PageRule:
@@ -187,10 +188,6 @@ class Stage:
         market = MarketIngest(MarketKey(kind.name, self.recording.symbol), coverage, rules)
         market.presence.connected = True
         return market
-
-
-async def _wait(awaitable: Any) -> Any:
-    return await awaitable
 
 
 def read_events(feed: SocketFeed, frame: str | bytes) -> list[Event]:

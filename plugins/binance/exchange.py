@@ -9,6 +9,7 @@ from candled import (
     Clock,
     ConnectionLimits,
     Event,
+    Evidence,
     Exchange,
     Feed,
     Http,
@@ -28,6 +29,7 @@ from candled import (
     read_rows_in_slices,
     rows_within,
     setting,
+    skip_without,
 )
 
 from . import messages
@@ -95,6 +97,15 @@ class Binance(Exchange):
     """
 
     name = "binance"
+    evidence = Evidence(
+        markets="spot",
+        stream="recorded",
+        boundary="recorded",
+        rest="recorded",
+        closed_mark="x",
+        answers={"finality": "boundary_spot.txt", "currency": "boundary_spot.txt"},
+    )
+    bypass_reasons = skip_without("markets", "refusal", "together", "versions")
     Settings: ClassVar[type[Any]] = BinanceSettings
     request_budgets: ClassVar[Mapping[str, RequestBudget]] = {
         "weight": RequestBudget(limit=6000, used_header=_USED_WEIGHT)
@@ -176,6 +187,15 @@ class BinanceUsdm(Binance):
     """Binance's perpetual contracts that are settled in USDT or USDC."""
 
     name = "binance-usdm"
+    evidence = Evidence(
+        markets="perpetual contracts in USDT and USDC",
+        stream="recorded",
+        boundary="recorded",
+        rest="documented",
+        closed_mark="x",
+        answers={"finality": "boundary_usdm.txt", "currency": "boundary_usdm.txt"},
+    )
+    bypass_reasons = skip_without("markets", "refusal", "together")
     Settings = BinanceUsdmSettings
     request_budgets: ClassVar[Mapping[str, RequestBudget]] = {
         "weight": RequestBudget(limit=2400, used_header=_USED_WEIGHT)

@@ -9,6 +9,7 @@ from candled import (
     ConnectionLimits,
     Distinct,
     Event,
+    Evidence,
     Exchange,
     ExchangeError,
     Feed,
@@ -23,6 +24,7 @@ from candled import (
     WebSocketUrl,
     rows_within,
     setting,
+    skip_without,
 )
 
 from . import messages
@@ -92,6 +94,13 @@ class Bitget(Exchange):
     """
 
     name = "bitget"
+    evidence = Evidence(
+        markets="spot, perpetual contracts in USDT",
+        stream="recorded",
+        rest="recorded",
+        answers={"currency": "rest_rows_spot.json", "limits": "rest_too_many_requests.json"},
+    )
+    bypass_reasons = skip_without("refusal")
     Settings = BitgetSettings
     requests_per_s = 10.0
     # One less than a page of `candles`, because the row at the end of the window may count too.

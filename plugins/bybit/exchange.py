@@ -9,6 +9,7 @@ from candled import (
     Clock,
     ConnectionLimits,
     Event,
+    Evidence,
     Exchange,
     Feed,
     Http,
@@ -27,6 +28,7 @@ from candled import (
     read_rows_in_slices,
     rows_within,
     setting,
+    skip_without,
 )
 
 from . import messages
@@ -94,6 +96,10 @@ class Bybit(Exchange):
     """Bybit's spot market. Bybit allows 600 requests in 5 seconds and address."""
 
     name = "bybit"
+    evidence = Evidence(
+        markets="spot", stream="recorded", boundary="documented", rest="documented", closed_mark="confirm"
+    )
+    bypass_reasons = skip_without("markets", "refusal", "together", "boundary")
     Settings: ClassVar[type[Any]] = BybitSettings
     requests_per_s = 20.0
     max_history_minutes = _PAGE
@@ -176,6 +182,14 @@ class BybitLinear(Bybit):
     """Bybit's perpetual contracts that are settled in USDT or USDC."""
 
     name = "bybit-linear"
+    evidence = Evidence(
+        markets="perpetual contracts in USDT and USDC",
+        stream="documented",
+        boundary="documented",
+        rest="recorded",
+        closed_mark="confirm",
+    )
+    bypass_reasons = skip_without("markets", "refusal", "together", "frames", "versions", "boundary")
     Settings = BybitLinearSettings
     category = "linear"
 
@@ -184,5 +198,13 @@ class BybitInverse(Bybit):
     """Bybit's perpetual contracts that are settled in their base coin."""
 
     name = "bybit-inverse"
+    evidence = Evidence(
+        markets="perpetual contracts in their base coin",
+        stream="documented",
+        boundary="documented",
+        rest="documented",
+        closed_mark="confirm",
+    )
+    bypass_reasons = skip_without("markets", "refusal", "together", "frames", "versions", "boundary")
     Settings = BybitInverseSettings
     category = "inverse"

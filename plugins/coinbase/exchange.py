@@ -9,6 +9,7 @@ from candled import (
     Clock,
     ConnectionLimits,
     Event,
+    Evidence,
     Exchange,
     ExchangeError,
     Feed,
@@ -29,6 +30,7 @@ from candled import (
     read_rows_in_slices,
     rows_within,
     setting,
+    skip_without,
 )
 
 from . import messages
@@ -116,6 +118,8 @@ class Coinbase(Exchange):
     """Coinbase's spot market, over Advanced Trade. It has no candle for a minute without trades."""
 
     name = "coinbase"
+    evidence = Evidence(markets="spot", stream="documented", rest="documented")
+    bypass_reasons = skip_without("markets", "refusal", "together", "frames", "versions", "boundary")
     Settings = CoinbaseSettings
     requests_per_s = 5.0  # Coinbase allows ten a second and address
     max_history_minutes = _PAGE

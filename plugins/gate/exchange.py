@@ -10,6 +10,7 @@ from candled import (
     Clock,
     ConnectionLimits,
     Event,
+    Evidence,
     Exchange,
     ExchangeError,
     Feed,
@@ -28,6 +29,7 @@ from candled import (
     read_rows_in_slices,
     rows_within,
     setting,
+    skip_without,
 )
 
 from . import messages
@@ -112,6 +114,8 @@ class Gateio(Exchange):
     """Gate's spot market. Gate keeps the newest 10,000 minutes."""
 
     name = "gate"
+    evidence = Evidence(markets="spot", stream="recorded", boundary="documented", rest="recorded", closed_mark="w")
+    bypass_reasons = skip_without("markets", "refusal", "together", "boundary")
     Settings: ClassVar[type[Any]] = GateioSettings
     request_budgets: ClassVar[Mapping[str, RequestBudget]] = {"candles": RequestBudget(limit=200, period_s=10)}
     max_history_minutes = 999  # both bounds count, and a page has 1,000 rows
@@ -197,6 +201,14 @@ class GateioUsdt(Gateio):
     """Gate's perpetual contracts that are settled in USDT."""
 
     name = "gate-usdt"
+    evidence = Evidence(
+        markets="perpetual contracts in USDT",
+        stream="recorded",
+        boundary="documented",
+        rest="documented",
+        closed_mark="w",
+    )
+    bypass_reasons = skip_without("markets", "refusal", "together", "versions", "boundary")
     Settings = GateioUsdtSettings
 
     def __init__(self, settings: Any, clock: Clock) -> None:

@@ -10,6 +10,7 @@ from candled import (
     Clock,
     ConnectionLimits,
     Event,
+    Evidence,
     Exchange,
     Feed,
     Http,
@@ -24,6 +25,7 @@ from candled import (
     read_rows_in_slices,
     rows_within,
     setting,
+    skip_without,
     strict_candles,
 )
 
@@ -70,6 +72,8 @@ class Htx(Exchange):
     """HTX's spot market. It has a row for a minute without trades, and keeps the newest 2,000 minutes."""
 
     name = "htx"
+    evidence = Evidence(markets="spot", stream="recorded", rest="documented")
+    bypass_reasons = skip_without("markets", "refusal", "together", "boundary")
     Settings = HtxSettings
     requests_per_s = 5.0  # HTX allows ten a second and address
     max_history_minutes = 1000

@@ -10,6 +10,7 @@ from candled import (
     Clock,
     ConnectionLimits,
     Event,
+    Evidence,
     Exchange,
     Feed,
     Http,
@@ -25,6 +26,7 @@ from candled import (
     read_rows_in_slices,
     rows_within,
     setting,
+    skip_without,
     strict_candles,
 )
 
@@ -74,6 +76,8 @@ class Hyperliquid(Exchange):
     """
 
     name = "hyperliquid"
+    evidence = Evidence(markets="perpetual contracts", stream="recorded", rest="recorded")
+    bypass_reasons = skip_without("markets", "refusal", "together", "boundary")
     Settings = HyperliquidSettings
     request_budgets: ClassVar[Mapping[str, RequestBudget]] = {"weight": RequestBudget(limit=1200)}
     max_history_minutes = 1500

@@ -8,6 +8,7 @@ from candled import (
     Clock,
     ConnectionLimits,
     Event,
+    Evidence,
     Exchange,
     Feed,
     Http,
@@ -22,6 +23,7 @@ from candled import (
     read_rows_in_slices,
     rows_within,
     setting,
+    skip_without,
     strict_candles,
 )
 
@@ -77,6 +79,8 @@ class Kraken(Exchange):
     """
 
     name = "kraken"
+    evidence = Evidence(markets="spot", stream="recorded", rest="recorded")
+    bypass_reasons = skip_without("markets", "refusal", "together")
     Settings = KrakenSettings
     requests_per_s = 0.8  # Kraken allows one a second and address
     max_history_minutes = _NEWEST - 20

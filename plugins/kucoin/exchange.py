@@ -9,6 +9,7 @@ from candled import (
     Clock,
     ConnectionLimits,
     Event,
+    Evidence,
     Exchange,
     Feed,
     Http,
@@ -25,6 +26,7 @@ from candled import (
     read_rows_in_slices,
     rows_within,
     setting,
+    skip_without,
 )
 
 from . import messages
@@ -92,6 +94,14 @@ class Kucoin(Exchange):
     """KuCoin's spot market. It has no candle for a minute without trades."""
 
     name = "kucoin"
+    evidence = Evidence(
+        markets="spot",
+        stream="recorded",
+        boundary="recorded",
+        rest="recorded",
+        answers={"finality": "socket.txt", "empty minutes": "socket.txt", "currency": "rest_hours.json"},
+    )
+    bypass_reasons = skip_without("markets", "refusal", "together")
     Settings = KucoinSettings
     request_budgets: ClassVar[Mapping[str, RequestBudget]] = {"weight": RequestBudget(limit=2000, period_s=30)}
     max_history_minutes = 1490  # a page has 1,500 rows

@@ -9,6 +9,7 @@ from candled import (
     Clock,
     ConnectionLimits,
     Event,
+    Evidence,
     Exchange,
     ExchangeError,
     Feed,
@@ -28,6 +29,7 @@ from candled import (
     read_rows_in_slices,
     rows_within,
     setting,
+    skip_without,
 )
 
 from . import messages
@@ -85,6 +87,8 @@ class Mexc(Exchange):
     """MEXC's spot market, over its API V3. It needs protobuf (`pip install 'candled[mexc]'`)."""
 
     name = "mexc"
+    evidence = Evidence(markets="spot", stream="documented", rest="recorded")
+    bypass_reasons = skip_without("markets", "refusal", "together", "frames", "versions", "boundary")
     Settings = MexcSettings
     request_budgets: ClassVar[Mapping[str, RequestBudget]] = {
         "weight": RequestBudget(limit=500, period_s=10, share=0.2)

@@ -11,6 +11,7 @@ from candled import (
     ConnectionLimits,
     Distinct,
     Event,
+    Evidence,
     Exchange,
     ExchangeError,
     Feed,
@@ -27,6 +28,7 @@ from candled import (
     read_rows_in_slices,
     rows_within,
     setting,
+    skip_without,
     strict_candles,
 )
 
@@ -84,6 +86,14 @@ class Okx(Exchange):
     """OKX's spot pairs and perpetual contracts, over its API V5."""
 
     name = "okx"
+    evidence = Evidence(
+        markets="spot (recorded), perpetual contracts (documented)",
+        stream="recorded",
+        boundary="documented",
+        rest="recorded",
+        closed_mark="confirm",
+    )
+    bypass_reasons = skip_without("markets", "refusal", "together", "boundary")
     Settings = OkxSettings
     request_budgets: ClassVar[Mapping[str, RequestBudget]] = {
         "candles": RequestBudget(limit=40, period_s=2),

@@ -117,7 +117,7 @@ async def test_a_plugin_is_made_built_installed_found_run_upgraded_and_removed(e
     await asyncio.to_thread(environment.pip, *install, str(wheel), cwd=tmp_path)
     found = plugins_of(environment, tmp_path)
     assert "plumline (candled-plumline 0.1.0): exchanges: plumline" in found
-    assert f"bitget (candled {__version__}): exchanges: bitget" in found
+    assert f"bitget (candled {__version__}): exchanges: bitget (bronze)" in found
     tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests")
     printed, _ = await asyncio.gather(
         asyncio.to_thread(environment.run, *tests, cwd=folder), check_bars_beside_bitget(environment, tmp_path)

@@ -38,7 +38,7 @@ def runner():
 
 def result_of(runner: asyncio.Runner, name: str, kind: type, recordings: Any = None) -> Result:
     recordings = RECORDINGS if recordings is None else recordings
-    return run_check(BY_NAME[name], {key: Stage(kind, one, (), runner) for key, one in recordings.items()})
+    return run_check(BY_NAME[name], kind, {key: Stage(kind, one, (), runner) for key, one in recordings.items()})
 
 
 @pytest.mark.parametrize("name", BY_NAME)
