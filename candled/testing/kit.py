@@ -23,7 +23,7 @@ from .frame_checks import (
     check_silence,
     check_time_lies,
 )
-from .mistakes import judge_versions, judge_volumes
+from .mistakes import judge_connection, judge_interval, judge_versions, judge_volumes
 from .page_checks import (
     check_bad_rows_in_page,
     check_empty_success,
@@ -89,6 +89,14 @@ def _judge(is_right: bool | None, detail: str) -> str:
     return detail
 
 
+def _interval(stage: Stage) -> str:
+    return _judge(*judge_interval([page.times for page in stage.pages], sorted(stage.versions)))
+
+
+def _connection(stage: Stage) -> str:
+    return _judge(*judge_connection(stage.recording))
+
+
 def _versions(stage: Stage) -> str:
     return _judge(*judge_versions(stage.versions))
 
@@ -112,6 +120,8 @@ _REFUSAL = "a refusal names its symbol"
 
 CHECKS = (
     *(Check(name, why, _of_finding(name)) for name, (_, why) in RECORDING_CHECKS.items()),
+    Check("the connection stays open", "the chart stands still until the next connection", _connection),
+    Check("candles are of one minute", "every bar has the values of a longer time", _interval),
     Check("versions of a minute grow", "a bar shows a range and a volume that the minute never had", _versions),
     Check("volumes of the stream and of REST agree", "volumes are wrong by the factor of the price", _volumes),
     Check("frames may come twice", "a candle disappears after a reconnect", check_duplicates),
@@ -156,7 +166,9 @@ def run_checks(
 
 def run_check(check: Check, kind: type[Exchange], stages: Mapping[str, Stage]) -> Result:
     """Return the result of a check; see `run_checks`."""
-    results = {name: _run_with(check, stage) for name, stage in stages.items()}
+    # a recording that has only a refusal is of no use to other checks
+    useful = {name: stage for name, stage in stages.items() if check.name == _REFUSAL or not stage.is_refusal}
+    results = {name: _run_with(check, stage) for name, stage in useful.items()}
     for outcome in ("failed", "passed", "note"):
         found = {name: one for name, one in results.items() if one.outcome == outcome}
         if found:
@@ -174,8 +186,6 @@ def run_check(check: Check, kind: type[Exchange], stages: Mapping[str, Stage]) -
 
 
 def _run_with(check: Check, stage: Stage) -> Result:
-    if stage.is_refusal and check.name != _REFUSAL:
-        return Result(check, "skipped", "the recording has only a refusal")
     try:
         return Result(check, "passed", check.run(stage))
     except CheckFailed as failure:

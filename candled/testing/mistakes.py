@@ -1,10 +1,15 @@
 """Mistakes of a description that a recording shows: units, columns, currencies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import pairwise
+from math import gcd
 
 from candled.model import DAY_MS, MINUTE_MS, Candle
+
+from .recording import COMPLETE, Closed, Opened, Recording
+
+_MANY = 4  # candles that show their interval
 
 _UNITS = ((Decimal(1000), "seconds"), (Decimal("0.001"), "microseconds"), (Decimal("0.000001"), "nanoseconds"))
 _HOUR_MS = 60 * MINUTE_MS
@@ -34,6 +39,32 @@ def explain_time(open_ms: int, at_ms: int) -> str:
     if hours and abs(hours) <= _FARTHEST_ZONE and 0 <= age_ms + hours * _HOUR_MS + _TOLERANCE_MS <= _LATE_MS:
         return f"The opening time is in another time zone, {hours:+d} hours from UTC"
     return "Is it another unit, or another time zone?"
+
+
+def judge_connection(recording: Recording) -> tuple[bool | None, str]:
+    """Check that the exchange did not end a connection."""
+    opened = {one.connection: one.at_ms for one in recording.select(Opened)}
+    ended = [one for one in recording.select(Closed) if one.reason != COMPLETE]
+    if not ended:
+        return True, f"{len(opened)} connections" if opened else "there was none"
+    first = ended[0]
+    began_ms = opened.get(first.connection)
+    age = f" after {(first.at_ms - began_ms) / 1000:.0f} s" if first.at_ms and began_ms else ""
+    return False, (
+        f"{len(ended)} connections ended, the first{age}: {first.reason}. "
+        "Does the exchange expect a ping, or an answer to its own?"
+    )
+
+
+def judge_interval(pages: Iterable[Sequence[int]], streamed: Sequence[int]) -> tuple[bool | None, str]:
+    """Check that the rows of pages, and the candles of the stream, can be a minute apart."""
+    longest = 0
+    for name, times in [*(("rows of a page", page) for page in pages), ("candles of the stream", streamed)]:
+        steps = {other - one for one, other in pairwise(times)}
+        if len(times) >= _MANY and (step := gcd(*steps)) > MINUTE_MS:
+            return False, f"the {name} are {step // MINUTE_MS} minutes apart: is it another interval?"
+        longest = max(longest, len(times))
+    return True, f"{longest} in a row"
 
 
 def judge_versions(versions: Mapping[int, Sequence[Candle]]) -> tuple[bool | None, str]:

@@ -20,6 +20,9 @@ from .redaction import redact_binary, redact_text
 VERSION = 1
 """The version of the format that this module writes. It reads no other."""
 
+COMPLETE = "the recording is complete"
+"""The reason for the end of the connection that the recorder closes."""
+
 Phase = Literal["before", "after", "later"]
 """The time of a call: before the stream, directly after it, or at least an hour later."""
 Method = Literal["fetch_markets", "fetch_history", "fetch_bars"]

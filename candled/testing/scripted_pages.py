@@ -27,6 +27,7 @@ from .recording import Call, Recording, Request
 _LIMIT = re.compile("limit|size|count|num|rows|bars|max", re.IGNORECASE)
 _UNTIL = re.compile("end|to$|until|before", re.IGNORECASE)
 _MOST_REQUESTS = 300
+_ROUND = 10  # the sizes of pages are multiples of it
 _FEW_ROWS = 10  # a page that lacks fewer minutes than these may lack them for another reason
 _DAYS_MS = 40 * 24 * 60 * MINUTE_MS
 
@@ -227,18 +228,18 @@ def learn_rule(pages: Iterable[Page], existing: Iterable[int]) -> PageRule:
         if query.first_ms in known and not query.first_ms % MINUTE_MS and min(times) <= query.first_ms + MINUTE_MS:
             rule = replace(rule, is_first_inclusive=query.first_ms in times)
     for page in pages:
-        query = page.query
+        query, count = page.query, len(page.rows)
+        if count < _FEW_ROWS or count % _ROUND:
+            continue  # a market that is young, or that is seldom traded
         if query.first_ms is None or query.until_ms is None:
             rule = replace(rule, is_newest_kept=query.first_ms is None)
-            if query.limit is not None and len(page.rows) + _FEW_ROWS <= query.limit:
-                rule = replace(rule, rows=min(rule.rows, len(page.rows)))
-            continue
-        lacks = (query.until_ms - query.first_ms) // MINUTE_MS - len(page.rows)
-        if lacks >= _FEW_ROWS and len(page.rows) >= _FEW_ROWS:
-            lacks_old = page.times[0] - query.first_ms
-            rule = replace(
-                rule, rows=min(rule.rows, len(page.rows)), is_newest_kept=lacks_old > query.until_ms - page.times[-1]
-            )
+            is_cut = query.limit is not None and count + _FEW_ROWS <= query.limit
+        else:
+            lacks_old_ms, lacks_new_ms = page.times[0] - query.first_ms, query.until_ms - page.times[-1]
+            is_cut = max(lacks_old_ms, lacks_new_ms) >= _FEW_ROWS * MINUTE_MS
+            rule = replace(rule, is_newest_kept=lacks_old_ms > lacks_new_ms) if is_cut else rule
+        if is_cut:
+            rule = replace(rule, rows=min(rule.rows, count))
     return rule
 
 
@@ -390,6 +391,8 @@ def name_missing(missing: Sequence[int], span: tuple[int, int], asked: Sequence[
     if not asked:
         return f"the plugin asks for nothing ({seen})"
     most = min(rule.rows, asked[0].limit or rule.rows)
+    if len(missing) > 1 and len(missing) >= (end_ms - start_ms) // MINUTE_MS - 1:
+        return f"the plugin finds no minute: does it ask for times in another unit, or read them so? ({seen})"
     if (end_ms - start_ms) // MINUTE_MS > most:
         return f"a page has at most {most} rows, and the plugin does not ask for the others ({seen})"
     return f"a minute is missing where two pages meet, or at an end ({rule}; {seen})"

@@ -18,6 +18,7 @@ from candled.plugins import one_line
 from candled.proxies import Proxies
 from candled.tasks import first_of
 from candled.testing.recording import (
+    COMPLETE,
     Call,
     Closed,
     Method,
@@ -173,7 +174,7 @@ class Recorder:
         )
         await first_of(runner.run(), self._wait_until(span.end_ms + _TAIL_MS))
         if self._connections:
-            self.on_interrupted(feed, "the recording is complete")
+            self.on_interrupted(feed, COMPLETE)
         return span
 
     def _tolerate_errors(self, feed: SocketFeed) -> None:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from candled import Candles, Symbol
 from candled.model import MINUTE_MS
 from candled.testing.kit import Result, run_checks
-from candled.testing.recording import Received, Recording, Request
+from candled.testing.recording import Closed, Received, Recording, Request
 from tests.testing.plumline import RECORDINGS, Plumline, PlumlineFeed
 
 MINUTE_S = 60
@@ -150,3 +150,42 @@ def test_columns_in_another_order_are_found():
         feed_class = Wrong
 
     assert "the columns of open and close interchanged" in failures(Swapped, RECORDINGS)["versions of a minute grow"]
+
+
+def test_a_ping_without_an_answer():
+    """The exchange ends the connection, and the recording has the time and the reason."""
+
+    def end_early(closed: Closed) -> Closed:
+        return replace(closed, reason="connection closed: 1008 no pong")
+
+    found = failures(Plumline, edited(Closed, end_early))["the connection stays open"]
+    assert re.search(r"1 connections ended, the first after \d+ s: connection closed: 1008 no pong. Does the", found)
+
+
+def test_a_page_that_is_smaller_than_described():
+    """Each request is answered with the newest 50 of 100 rows; the plugin takes a short page for the end of history."""
+
+    def half(request: Request) -> Request:
+        if "before" not in request.url or request.status != 200:
+            return request
+        answer = json.loads(request.answer)
+        return replace(request, answer=json.dumps({**answer, "candles": answer["candles"][:50]}))
+
+    found = failures(Plumline, edited(Request, half))["every range is complete"]
+    assert "a page has at most 50 rows, and the plugin does not ask for the others (1 of 51 minutes" in found
+
+
+def test_a_market_that_is_seldom_traded_is_no_mistake():
+    """Pages lack minutes here and there, which is no limit of rows."""
+
+    class Quiet(Plumline):
+        publishes_empty_candles = False
+
+    def thin(request: Request) -> Request:
+        if "before" not in request.url or request.status != 200:
+            return request
+        answer = json.loads(request.answer)
+        rows = [row for row in answer["candles"] if row["t"] // MINUTE_S % 3 or row["t"] > 1788000000]
+        return replace(request, answer=json.dumps({**answer, "candles": rows}))
+
+    assert "every range is complete" not in failures(Quiet, edited(Request, thin))
