@@ -13,12 +13,15 @@ import msgspec
 
 from candled.errors import CandledError
 from candled.exchange import Compression
+from candled.ingest.decompression import decompress
 from candled.model import Symbol
 
 from .redaction import redact_binary, redact_text
 
 VERSION = 1
 """The version of the format that this module writes. It reads no other."""
+
+_MOST_FRAME_BYTES = 1024 * 1024
 
 COMPLETE = "the recording is complete"
 """The reason for the end of the connection that the recorder closes."""
@@ -87,6 +90,17 @@ class Received(Line, tag="received", frozen=True, kw_only=True):
     def content(self) -> str | bytes:
         """The frame: text, or bytes before decompression."""
         return self.text if self.data is None else self.data  # type: ignore[return-value]  # of the reader's check
+
+    def read_content(self, compression: Compression | None) -> str | bytes:
+        """Return the frame as the daemon passes it to the plugin.
+
+        Raises:
+            TooLarge, ExchangeError: it cannot be decompressed.
+        """
+        content = self.content
+        if isinstance(content, str) or compression is None:
+            return content
+        return decompress(content, compression, _MOST_FRAME_BYTES)
 
 
 class Closed(Line, tag="closed", frozen=True, kw_only=True):

@@ -10,13 +10,12 @@ import msgspec
 
 from candled.errors import CandledError, ExchangeError, Unavailable
 from candled.exchange import Candles, Event, Exchange, HttpAnswer, InvalidRow, Ready, Reply, SocketFeed
-from candled.ingest.decompression import TooLarge, decompress
+from candled.ingest.decompression import TooLarge
 from candled.ingest.http import TOO_MANY, read_answer
 from candled.model import Candle, Interval, Market, Symbol
 
 from .recording import Call, Closed, Opened, Phase, Received, Recording, Request, Sent
 
-_MOST_FRAME_BYTES = 1024 * 1024
 # Times in a query that a plugin reads from its clock differ a little from those of the recording.
 _CLOSE_MS, _LONG_DIGITS = 60_000, 13
 _EXCERPT = 160
@@ -278,7 +277,7 @@ class _Player:
 
     def _on_received(self, feed: SocketFeed, event: Received) -> None:
         try:
-            events = tuple(feed.read_frame(self._decompressed(event.content)))
+            events = tuple(feed.read_frame(event.read_content(feed.compression)))
         except (ExchangeError, TooLarge) as error:
             self.replay.problems.append(f"a frame cannot be read: {error}"[: 2 * _EXCERPT])
             return
@@ -293,12 +292,6 @@ class _Player:
                 self._to_send.append(one.text)
             elif isinstance(one, Candles):
                 self.replay.invalid += one.invalid
-
-    def _decompressed(self, content: str | bytes) -> str | bytes:
-        compression = self._feed.compression if self._feed is not None else None
-        if isinstance(content, str) or compression is None:
-            return content
-        return decompress(content, compression, _MOST_FRAME_BYTES)
 
 
 def _is_ping(feed: SocketFeed, text: str) -> bool:

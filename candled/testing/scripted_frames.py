@@ -7,26 +7,13 @@ from typing import Any
 
 from candled.errors import CandledError, ExchangeError
 from candled.exchange import Candles, Event, Exchange, Ready, SocketFeed, SubscriptionRejected
-from candled.ingest.decompression import TooLarge, decompress
+from candled.ingest.decompression import TooLarge
 from candled.model import MINUTE_MS, Candle, Symbol
 
 from .documents import Path, Time, list_values, parse_document, read_time, with_value, write_document
 from .recording import Received, Recording
 
-_MOST_FRAME_BYTES = 1024 * 1024
 _TEN_S_MS = 10_000
-
-
-def text_of(received: Received, feed: SocketFeed) -> str | bytes:
-    """Return a recorded frame as the daemon passes it to the plugin.
-
-    Raises:
-        TooLarge, ExchangeError: it cannot be decompressed.
-    """
-    content = received.content
-    if isinstance(content, str) or feed.compression is None:
-        return content
-    return decompress(content, feed.compression, _MOST_FRAME_BYTES)
 
 
 def open_feed(exchange: Exchange, symbols: Iterable[Symbol]) -> SocketFeed | None:
@@ -76,7 +63,7 @@ def read_material(recording: Recording, feed: SocketFeed) -> Material:
     frames = []
     for received in recording.select(Received):
         try:
-            text = text_of(received, feed)
+            text = received.read_content(feed.compression)
         except (TooLarge, ExchangeError):
             continue
         events = tuple(read_quietly(feed, text))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from candled.evidence import CHECKS_WITHOUT, QUESTIONS, Evidence, Parity
-from candled.testing.kit import CHECKS, format_result, run_checks
+from candled.testing.kit import CHECKS, Result, format_result, run_checks
 from candled.testing.recording import Received, Recording, read_recording
 from tests.bundled import PLUGINS
 from tests.sources import ROOT, read
@@ -32,16 +32,21 @@ def recordings() -> dict[str, dict[str, Recording]]:
     return found
 
 
+@cache
+def results(name: str) -> list[Result]:
+    """The results of the kit."""
+    return list(run_checks(EXCHANGES[name], recordings()[name]))
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_a_bundled_exchange_passes_every_check_that_it_has_no_reason_to_skip(name):
-    results = list(run_checks(EXCHANGES[name], recordings()[name]))
-    assert [format_result(one) for one in results if one.outcome == "failed"] == []
-    assert len(results) == len(CHECKS)
+    assert [format_result(one) for one in results(name) if one.outcome == "failed"] == []
+    assert len(results(name)) == len(CHECKS)
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_no_reason_is_kept_for_a_check_that_can_be_run(name):
-    skipped = {one.check.name for one in run_checks(EXCHANGES[name], recordings()[name]) if one.outcome == "skipped"}
+    skipped = {one.check.name for one in results(name) if one.outcome == "skipped"}
     assert EXCHANGES[name].bypass_reasons.keys() <= skipped
 
 
