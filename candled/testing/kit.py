@@ -173,8 +173,8 @@ def run_check(check: Check, kind: type[Exchange], stages: Mapping[str, Stage]) -
         found = {name: one for name, one in results.items() if one.outcome == outcome}
         if found:
             names = found if outcome == "failed" and len(stages) > 1 else ()
-            detail = "; ".join(f"{name}: {one.detail}" if name in names else one.detail for name, one in found.items())
-            return Result(check, outcome, detail)
+            details = [f"{name}: {one.detail}" if name in names else one.detail for name, one in found.items()]
+            return Result(check, outcome, "; ".join(dict.fromkeys(details)))
     if reason := kind.bypass_reasons.get(check.name):
         return Result(check, "skipped", reason)
     missing = next(iter({one.detail for one in results.values()}), "there is no recording")
