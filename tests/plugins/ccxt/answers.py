@@ -97,6 +97,7 @@ SHAPES: dict[str, tuple[str, str, bool]] = {
         '[$s,"$open","$high","$low","$close","1","$volume",8]', False,
     ),
     "kucoin": ('{"code":"200000","data":[ROWS]}', '["$s","$open","$close","$high","$low","$volume","1"]', True),
+    "kucoinfutures": ('{"code":"200000","data":[ROWS]}', "[$ms,$open,$high,$low,$close,$volume,1]", False),
     "lbank": ('{"result":"true","data":[ROWS]}', "[$s,$open,$high,$low,$close,$volume]", False),
     "mexc": (_LIST, '[$ms,"$open","$high","$low","$close","$volume",$end,"1"]', False),
     "ndax": (_LIST, "[$ms,$high,$low,$open,$close,$volume,1,1,8,$ms]", False),

@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 from hypothesis import given
 
-from candled import MINUTE_MS, ConfigError, ExchangeError, Interval, InvalidRow, Unavailable
+from candled import MINUTE_MS, ConfigError, ExchangeError, Interval, InvalidRow, Symbol, Unavailable
 from tests.clocks import START_MS
 from tests.plugins.ccxt.answers import SHAPES, answer, rows_from
 from tests.plugins.ccxt.known import SPOT, SWAP, make, market_of
@@ -22,13 +22,30 @@ def test_there_are_enough_exchanges():
 async def test_rows_keep_every_digit_that_the_exchange_sent(exchange):
     rows = rows_from(START_MS, 2)
     http = FakeHttp(lambda path, query: answer(exchange, rows))
-    symbol = SWAP if exchange == "hyperliquid" else SPOT
+    symbol = SWAP if exchange in ("hyperliquid", "kucoinfutures") else SPOT
     found = await make(exchange, symbol).fetch_history(http, symbol, START_MS, START_MS + 3 * MINUTE_MS)
     assert opening_times(found) == [START_MS, START_MS + MINUTE_MS]
     for candle, row in zip(sorted(found), rows, strict=True):
         assert [str(value) for value in candle[1:6]] == list(row[1:])
         assert (candle.quote_volume, candle.as_of_ms, candle.final) == (None, 0, False)
     assert {budget for _, _, _, budget in http.requests} == {"ccxt"}
+
+
+MARKETS_WITHOUT_A_NATIVE_PLUGIN = [
+    ("kucoinfutures", "kucoinfutures", Symbol("BTC", "USDT", "USDT"), "/api/v1/kline/query"),
+    ("htx", "htx", Symbol("BTC", "USDT", "USDT"), "/linear-swap-ex/market/history/kline"),
+    ("hyperliquid", "hyperliquid", Symbol("BTC", "USDC"), "/info"),
+]
+
+
+@pytest.mark.parametrize(("exchange", "shape", "symbol", "path"), MARKETS_WITHOUT_A_NATIVE_PLUGIN)
+async def test_markets_that_no_native_plugin_reads_are_read_with_candles_of_a_socket(exchange, shape, symbol, path):
+    rows, made = rows_from(START_MS, 2), make(exchange, symbol)
+    http = FakeHttp(lambda path, query: answer(shape, rows))
+    found = await made.fetch_history(http, symbol, START_MS, START_MS + 3 * MINUTE_MS)
+    assert [[str(value) for value in candle[1:6]] for candle in sorted(found)] == [list(row[1:]) for row in rows]
+    assert http.requests[0][0] == path
+    assert type(made.make_feed([symbol])).__name__ == "CandleFeed"
 
 
 # ---------------------------------------------------------------- pages
