@@ -19,6 +19,7 @@ from .http_connections import MOST_UNSENT, REFUSED_S, HttpConnections
 from .library_internals import buffered_tail, has_buffered_bytes, is_accepting, watch_with
 from .request_head import LARGEST, TAIL, RequestHead
 from .stream_poller import StreamPoller
+from .tls import TlsSocket
 from .work_budget import BYTE, HEAD_PART, REFUSED, REQUEST, TLS_HANDSHAKE, UNLIMITED, WorkBucket
 
 Answer = Callable[[bytes, str, WorkBucket], bytes | None]
@@ -139,7 +140,7 @@ class HotStream(IOStream):
         if not self._is_idle or not self._awaits_first or self.closed():
             return False
         try:
-            data = self.socket.recv(_MOST_HEAD)
+            data = self.receive_head()
         except BlockingIOError:
             return True
         except OSError as error:
@@ -153,6 +154,15 @@ class HotStream(IOStream):
             return True
         self._read_early = data
         return False
+
+    def receive_head(self) -> bytes:
+        """Return received bytes; b"" at the end of the connection.
+
+        Raises:
+            BlockingIOError: there are none.
+            OSError: the connection is broken.
+        """
+        return self.socket.recv(_MOST_HEAD)
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         """Read bytes for Tornado."""
@@ -273,6 +283,14 @@ class SecureHotStream(HotStream, SSLIOStream):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.budget.charge(TLS_HANDSHAKE, self._clock.monotonic())
+
+    def answer_readable(self) -> bool:
+        """See `HotStream.answer_readable`. Tornado makes the handshake."""
+        return not is_accepting(self) and super().answer_readable()
+
+    def receive_head(self) -> bytes:
+        """See `HotStream.receive_head`."""
+        return TlsSocket(self.socket).recv(_MOST_HEAD)
 
     def close_for_room(self) -> None:
         """Close the connection to make room, without an answer if its handshake is not complete."""
