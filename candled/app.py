@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from candled import __version__, signals, workers
 from candled.aggregate.live_bars import LiveBars
 from candled.api.catalog import MarketCatalog
 from candled.api.context import ApiContext
+from candled.api.offered_markets import OfferedMarkets
 from candled.api.pages import BarReader
 from candled.api.routes import make_guard, make_routes, make_streams
 from candled.budget import MakeBudget
@@ -25,14 +26,15 @@ from candled.clock import SystemClock
 from candled.config import Config, budget_path, config_warnings, make_store
 from candled.control import ControlSocket
 from candled.daemon_threads import DaemonThreads
-from candled.errors import StoreRejected, StoreUnavailable
+from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock, Exchange
 from candled.health import Health
 from candled.ingest_side import ShardedIngest
 from candled.logs import BoundedHandler, JsonFormatter
 from candled.loop_watchdog import LoopWatchdog
 from candled.metrics.loop_lag import EVERY_S, LoopLag
-from candled.model import Interval, Symbol
+from candled.model import Interval, MarketKey, Symbol
+from candled.on_demand import RENEW_S, DemandBook, MarketsOnDemand, MemoryBook
 from candled.plugin_hooks import PluginHooks
 from candled.plugins import Plugins
 from candled.protocol.requests import RequestCodec
@@ -235,16 +237,16 @@ class Daemon:
             ingest=self._ingest,
             describe_hooks=self._hooks.describe,
         )
+        self._demand = MarketsOnDemand(self.universe, clock, self._book, self._hub.has_members, config.demand_rules)
         self._catalog = self._make_catalog(symbols)
         self._client_limits = ClientLimits.of(config.server)
         self._rate_limits = self._make_rate_limits()
-        self._is_stopping = False
+        self._is_started = self._is_stopping = False
         self._server = self._make_server(self._catalog, broadcaster, texts)
         self._lag = LoopLag(clock)
         #: The internal port; None if the settings have none.
         self.internal = self._make_internal(texts)
         self._tasks = TaskSet()
-        self._is_started = False
         self._reading, self._adding_intervals = asyncio.Event(), asyncio.Lock()
         self.port = 0
         #: The internal port; 0 without one.
@@ -254,6 +256,10 @@ class Daemon:
         flush_interval_s = self._config.store.flush_interval.total_seconds()
         journal = _journal(self._config)
         return Writer(self._store, self._threads, self._clock, flush_interval_s=flush_interval_s, journal=journal)
+
+    @cached_property
+    def _book(self) -> DemandBook:
+        return MemoryBook(self._clock) if self._shared is None else self._shared.book
 
     def _make_rate_limits(self) -> RateLimits:
         counter = MemoryCounter(self._clock) if self._shared is None else self._shared.counter
@@ -285,6 +291,8 @@ class Daemon:
             clock=clock,
             decimals=self._bars.decimals,
             facts=self.universe.facts,
+            offered=OfferedMarkets(self._demand),
+            wait_for_bars=self._wait_for_bars,
             seen_decimals=self._bars.seen_decimals,
             is_simulated=lambda exchange: exchange in self.universe.simulated,
         )
@@ -292,7 +300,9 @@ class Daemon:
         older = HistoryPages(pages.read_history)
 
         def make_client(connection: RecipientConnection) -> ClientSession:
-            return ClientSession(connection, self._hub, self._bars, self._codec, clock, self._client_limits, older)
+            return ClientSession(
+                connection, self._hub, self._bars, self._codec, clock, self._client_limits, older, self._demand
+            )
 
         return Server(
             config.server,
@@ -400,6 +410,7 @@ class Daemon:
         logging.getLogger().setLevel(config.log.level.upper())
         self._server.set_limits(config.server, config.limits)
         self._client_limits.set_limits(config.server)
+        self._demand.set_rules(config.demand_rules)
         self._rate_limits.set_limits(config.limits)
         if "server.max_connections" in plan.live and (warning := _descriptor_warning(config)):
             logger.warning("%s", warning)
@@ -474,12 +485,17 @@ class Daemon:
             await self._writer.flush()
         self._tasks.start(self._writer.run())
         self._upkeep.start(self._tasks)
+        self._tasks.start_periodic(self._demand.renew, self._clock, RENEW_S)
         if self._shared is not None:
             await self._shared.load_markets()
             self._shared.start()  # messages received before the bars are loaded wait for them
         steps = [self._bars.start] if self._ingest is None else [self._bars.start, self._ingest.start]
         await in_parallel(len(steps), steps, lambda start: start())  # exchanges are read while bars are loaded
         self._is_started = True
+
+    async def _wait_for_bars(self, market: MarketKey, interval: Interval, count: int) -> None:
+        with contextlib.suppress(Unavailable):  # answered with the bars there are
+            await self._bars.load_bars(market, interval, count, self._config.server.warmup_wait.total_seconds())
 
     @property
     def _keeps_bars(self) -> bool:
@@ -506,6 +522,8 @@ class Daemon:
             leases=None if self._shared is None else self._shared.leases,
             budget=self._shared_budget(),
             is_used=self._hub.has_members,
+            book=self._book,
+            on_list=lambda exchange, listed: self._demand.on_list(exchange, [market.symbol for market in listed]),
         )
 
 

@@ -9,6 +9,7 @@ from candled.budget import LocalBudgets, MakeBudget
 from candled.bus import Bus
 from candled.bus.shards import shard_of, shard_of_exchange
 from candled.config import Config, ExchangeConfig, make_exchange, make_exchanges
+from candled.errors import Unavailable
 from candled.exchange import Clock, Exchange
 from candled.ingest.counts import IngestCounts
 from candled.ingest.exchange_ingest import ExchangeIngest
@@ -17,7 +18,8 @@ from candled.ingest.market_chooser import MarketChooser
 from candled.ingest.market_listing import ListOptions
 from candled.ingest.market_loader import IngestOptions
 from candled.ingest.measures import IngestMeasures, SymbolMeasures
-from candled.model import MarketKey, Symbol
+from candled.model import Market, MarketKey, Symbol
+from candled.on_demand import DemandBook, MemoryBook
 from candled.plugins import one_line
 from candled.reload import ExchangeChanges
 from candled.settings import redacted
@@ -30,12 +32,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_DEMAND_S = 0.1  # between two looks at the markets that clients ask for
+
 
 class ShardedIngest:
     """An `ExchangeIngest` per configured exchange and shard. Without `leases`, this process reads all shards.
 
     `budget` returns the request budgets of hosts that are shared with other processes. Exchanges on one host share its
-    budget in any case. A delisted market is read as long as it `is_used` by clients of this process.
+    budget in any case. A delisted market is read as long as it `is_used` by clients of this process. The markets of
+    `book` are read in addition to those of the settings. `on_list` is called with every list of an exchange.
 
     Raises:
         ConfigError: an exchange cannot be created from its settings.
@@ -52,6 +57,8 @@ class ShardedIngest:
         leases: "Leases | None" = None,
         budget: MakeBudget | None = None,
         is_used: Callable[[MarketKey], bool] = lambda market: False,
+        book: DemandBook | None = None,
+        on_list: Callable[[str, Sequence[Market]], None] = lambda exchange, listed: None,
     ) -> None:
         self._config = config
         self._clock = clock
@@ -60,6 +67,10 @@ class ShardedIngest:
         self._leases = leases
         self._universe = universe
         self._is_used = is_used
+        self._book = book or MemoryBook(clock)
+        self._on_list = on_list
+        #: The newest lists of exchanges with markets on demand that were not shared yet.
+        self._unshared: dict[str, list[Symbol]] = {}
         self._choosers = {one.name: self._make_chooser(one) for one in config.exchanges}
         self._made = make_exchanges(config, clock)
         self._budget = budget or LocalBudgets(clock).budget
@@ -75,6 +86,8 @@ class ShardedIngest:
 
     async def start(self) -> None:
         """Begin to read, or to wait for leases."""
+        await self._read_demand()  # a new leader goes on with the markets of the former one
+        self._tasks.start_periodic(self._read_demand, self._clock, _DEMAND_S)
         if self._leases is None:
             await self._start_shard(0)
             return
@@ -151,6 +164,31 @@ class ShardedIngest:
         """The exchanges whose markets cannot be chosen, each with the reason."""
         return {name: one.problem for name, one in self._choosers.items() if one.problem is not None}
 
+    # ------------------------------------------------------------ markets on demand
+
+    async def _read_demand(self) -> None:
+        """Have the choosers add the markets that clients ask for, and remove those that no client uses any more."""
+        for one in self._config.exchanges:
+            chooser = self._choosers.get(one.name)
+            if chooser is None:  # the settings were reloaded meanwhile
+                continue
+            if not one.on_demand.most:
+                chooser.set_extras(())
+                continue
+            try:
+                if (listed := self._unshared.get(one.name)) is not None:
+                    await self._book.write_listed(one.name, listed)
+                    self._unshared.pop(one.name, None)
+                wanted = await self._book.read_markets(one.name, one.on_demand)
+            except Unavailable:  # the book logs it
+                continue
+            running = [symbol for symbol in chooser.extras if symbol in wanted]
+            chooser.set_extras(list(dict.fromkeys([*running, *wanted]))[: one.on_demand.most])
+
+    def _is_urgent(self, market: MarketKey) -> bool:
+        """Return whether clients wait for a market, here or in another process."""
+        return self._is_used(market) or market.symbol in self._choosers[market.exchange].extras
+
     # ------------------------------------------------------------ changes of the settings
 
     async def make_exchanges(self, wanted: Sequence[ExchangeConfig]) -> dict[str, list[Exchange]]:
@@ -209,7 +247,7 @@ class ShardedIngest:
         chooser = self._choosers[one.name]
         chooser.set_rules(one.choice)
         if not chooser.is_choosing and not one.choice.wildcards:  # of named ones each process has its own
-            self._universe.set_markets(one.name, one.symbols)
+            self._universe.set_markets(one.name, (*one.symbols, *chooser.extras))
 
     def _read_missing(self, wanted: Sequence[ExchangeConfig], made: Mapping[str, list[Exchange]]) -> None:
         """Read exchanges in all shards in which they are not read yet."""
@@ -281,6 +319,13 @@ class ShardedIngest:
 
     def _make_ingest(self, one: ExchangeConfig, exchange: Exchange, shard: int) -> ExchangeIngest:
         chooser = self._choosers[one.name]
+
+        def on_list(listed: Sequence[Market]) -> None:
+            chooser.on_list(listed)
+            self._on_list(one.name, listed)
+            if listed and chooser.is_choosing:
+                self._unshared[one.name] = [market.symbol for market in listed]
+
         return ExchangeIngest(
             one.name,
             exchange,
@@ -294,9 +339,10 @@ class ShardedIngest:
             shards=self._shards,
             lists=ListOptions(
                 refresh_s=one.refresh.total_seconds(),
-                on_list=chooser.on_list,
+                on_list=on_list,
                 on_list_failed=lambda error: chooser.on_list_failed(redacted(one_line(error))),
                 is_used=self._is_used,
+                is_urgent=self._is_urgent,
             ),
             counts=self.counts[one.name],
         )

@@ -21,7 +21,7 @@ from candled.settings import Settings, is_section, read_section
 logger = logging.getLogger(__name__)
 
 GROUP = "candled"
-DAEMON_KEYS = ("symbols", "top", "min_age", "most", "refresh", "plugin", "proxy")
+DAEMON_KEYS = ("symbols", "top", "min_age", "most", "on_demand", "refresh", "plugin", "proxy")
 """The keys under an exchange that are the daemon's, so that no plugin may use them."""
 
 T = TypeVar("T")

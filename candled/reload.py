@@ -11,8 +11,8 @@ from candled.settings import Settings
 #: The settings that a running daemon can change. Every other one is in `NEEDS_RESTART`. `exchanges.*.*` is every key of
 #: a plugin.
 LIVE = frozenset({
-    "exchanges.*.*", "exchanges.*.min_age", "exchanges.*.most", "exchanges.*.proxy", "exchanges.*.refresh",
-    "exchanges.*.symbols", "exchanges.*.top",
+    "exchanges.*.*", "exchanges.*.min_age", "exchanges.*.most", "exchanges.*.on_demand",
+    "exchanges.*.proxy", "exchanges.*.refresh", "exchanges.*.symbols", "exchanges.*.top",
     "intervals",
     "limits.address_work", "limits.api_requests", "limits.api_window", "limits.connection_work",
     "limits.exempt_cached", "limits.headers", "limits.klines_requests", "limits.klines_window", "limits.udf_requests",
@@ -109,9 +109,14 @@ def compare_exchanges(before: Config, after: Config) -> ExchangeChanges:
     return ExchangeChanges(
         removed=tuple(name for name in old if name not in new),
         added=tuple(one for one in after.exchanges if one.name not in old),
-        replaced=tuple(now for was, now in common if now != replace(was, choice=now.choice, symbols=now.symbols)),
+        replaced=tuple(now for was, now in common if now != _with_markets_of(was, now)),
         chosen=tuple(now for was, now in common if was.choice != now.choice),
     )
+
+
+def _with_markets_of(was: ExchangeConfig, now: ExchangeConfig) -> ExchangeConfig:
+    """Return an exchange with the rules for markets of another reading, which apply without reading it again."""
+    return replace(was, choice=now.choice, symbols=now.symbols, on_demand=now.on_demand)
 
 
 def is_live(name: str, *, is_alone: bool) -> bool:
@@ -178,6 +183,7 @@ def _changed_exchanges(before: tuple[ExchangeConfig, ...], after: tuple[Exchange
 def exchange_values(one: ExchangeConfig) -> dict[str, Any]:
     """Return the values of an exchange's keys: those of the daemon, then those of the plugin."""
     own = {key: getattr(one.choice, name) for key, name in _CHOICE.items()}
+    own["on_demand"] = replace(one.on_demand, exclusions=())  # they belong to the symbols
     return {**own, "refresh": one.refresh, "plugin": one.plugin, "proxy": one.proxies, **dict(one.settings)}
 
 

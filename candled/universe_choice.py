@@ -34,6 +34,11 @@ class ChoiceRules:
         return tuple(one.symbol for one in self.patterns if one.symbol is not None and not one.is_exclusion)
 
     @cached_property
+    def named_set(self) -> frozenset[Symbol]:
+        """The same symbols, to look one up among thousands."""
+        return frozenset(self.named)
+
+    @cached_property
     def wildcards(self) -> tuple[SymbolPattern, ...]:
         """The patterns that add markets. Without any, the choice needs no list."""
         return tuple(one for one in self.patterns if one.symbol is None and not one.is_exclusion)
@@ -45,11 +50,29 @@ class ChoiceRules:
 
     def matches(self, symbol: Symbol) -> bool:
         """Return whether a symbol is named, or fits a pattern and no exclusion."""
-        if symbol in self.named:
+        if symbol in self.named_set:
             return True
         return any(one.matches(symbol) for one in self.wildcards) and not any(
             one.matches(symbol) for one in self.exclusions
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemandRules:
+    """The operator's rules for the markets on demand of one exchange."""
+
+    #: The most of them; 0 for none.
+    most: int = 0
+    #: How long an unused one is kept, seconds.
+    keep_s: float = 3600.0
+    #: The most that one client address may have started.
+    most_per_address: int = 10
+    #: The symbols that the operator has excluded. They are never started.
+    exclusions: tuple[SymbolPattern, ...] = ()
+
+    def allows(self, symbol: Symbol) -> bool:
+        """Return whether a symbol may be started."""
+        return not any(one.matches(symbol) for one in self.exclusions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +124,7 @@ def choose_markets(
     leaving: dict[Symbol, int] = {}
     kept = []
     for symbol in former.symbols:
-        if symbol in rules.named or not rules.matches(symbol):
+        if symbol in rules.named_set or not rules.matches(symbol):
             continue
         if symbol not in ranks or (stays_within is not None and ranks[symbol] >= stays_within):
             since_ms = former.leaving.get(symbol, now_ms)
@@ -118,9 +141,10 @@ def choose_markets(
     first = _unique(rules.named, renamed.values())
     wanted = _unique(first, kept, new)
     most = max(rules.most, len(first))
+    chosen = dict.fromkeys(wanted[:most])
     return MarketChoice(
-        symbols=wanted[:most],
-        leaving={symbol: since_ms for symbol, since_ms in leaving.items() if symbol in wanted[:most]},
+        symbols=tuple(chosen),
+        leaving={symbol: since_ms for symbol, since_ms in leaving.items() if symbol in chosen},
         renamed=renamed,
         unmatched=tuple(str(one) for one in (*rules.wildcards, *rules.exclusions) if not any(map(one.matches, facts))),
         unlisted=tuple(symbol for symbol in rules.named if symbol not in facts),

@@ -39,6 +39,7 @@ TINY = {
     "abuse": ["--rows", "empty pongs", "a long price", "--clients", "20", "--seconds", "0.5", "--symbols", "2"],
     "scrape": ["--symbols", "2", "--clients", "2", "--scrapes", "2"],
     "refusals": ["--requests", "20", "--rounds", "1"],
+    "markets": ["--markets", "10", "--minutes", "130", "--starts", "1", "--settle", "1"],
     "scale": ["--symbols", "2", "--clients", "14", "--stored", "20", "--seconds", "2", "--settle", "0.5"],
 }  # fmt: skip
 OUTPUT = {
@@ -58,6 +59,7 @@ OUTPUT = {
     "abuse": "minutes missing or other than the exchange's: 0",
     "scrape": "| `/metrics` with series of every symbol | ",
     "refusals": "| 404, an unknown path | ",
+    "markets": "on demand, from the subscription",
     "scale": "14 clients in 14 rooms",
 }
 

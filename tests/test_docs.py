@@ -61,7 +61,12 @@ def beginning(text: ast.expr) -> str:
 
 def error_texts() -> list[str]:
     """Return the fixed beginning of every error that the server may send."""
-    raised = [beginning(call.args[0]) for path in WIRE for call in calls(path, "RequestError")]
+    raised = [
+        beginning(call.args[0])
+        for path in WIRE
+        for name in ("RequestError", "UnknownMarket")
+        for call in calls(path, name)
+    ]
     sent = [beginning(call.args[0]) for path in WIRE for call in calls(path, "error") if is_message(call)]
     return sorted({*raised, *sent})
 

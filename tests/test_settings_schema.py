@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from candled import ConfigError, Exchange, Settings, setting
 from candled.cli import main
 from candled.config import Config, load
-from candled.config.sections import ExchangeKeys
+from candled.config.sections import ExchangeKeys, OnDemandSettings
 from candled.plugins import Plugins, discover
 from candled.settings import is_section
 from candled.settings_schema import make_schema
@@ -62,7 +62,7 @@ def sections() -> list[tuple[str, type[Settings]]]:
         for one in model.model_fields.values()
         if is_section(one.annotation)
     ]
-    return [*own, *exchanges, *inner, *shared]
+    return [*own, *exchanges, *inner, *shared, (OnDemandSettings.__name__, OnDemandSettings)]
 
 
 @pytest.mark.parametrize(("name", "model"), sections(), ids=str)

@@ -9,7 +9,7 @@ from candled.serve.hot_path import HotReply, HotRequest
 from candled.serve.rate_limit import UNLIMITED, RateLimit, RateLimitResult
 
 from .context import ApiContext
-from .errors import ApiError
+from .errors import ApiError, UnknownSymbol
 from .handler import IMMUTABLE, SMALL, TOO_MANY_REQUESTS, AccessPolicy, Handler, cache_control
 
 
@@ -65,9 +65,11 @@ class BarHandler(Handler):
         source: ApiContext = sources["source"]
         query = cls._query_of(request, sources)
         if isinstance(query, ApiError):
-            if isinstance(query, StreamedOnly):
+            if isinstance(query, StreamedOnly) or (isinstance(query, UnknownSymbol) and source.finds_offered(query)):
                 return None
             return cls.refuse_now(query, request, peer, access=access, limit=limit, compress_from=compress_from)
+        if source.note_request(query.market):
+            return None
         # the second belongs to it because of the header `Age`
         state = None if limit.requests else (source.pages.state_of(query), source.clock.now_ms() // 1000)
         if request.kept is not None and state is not None and request.kept[0] == state:
@@ -159,6 +161,8 @@ class BarHandler(Handler):
     async def answer_bars(self, query: BarQuery) -> WrittenPage | None:
         """Answer with a page of bars, or with 304. Return the page if it was needed."""
         known = self.request.headers.get("If-None-Match", "")
+        if self.source.note_request(query.market) and self.source.wait_for_bars is not None:
+            await self.source.wait_for_bars(query.market, query.interval, query.asked.limit)
         reply, written = self.reply_unread(query, known, self.coding), None
         if reply is None:
             written = self.source.pages.written_now(query, known, self.coding)

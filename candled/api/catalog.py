@@ -1,11 +1,12 @@
 """The served markets and intervals, under the names that each dialect uses."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 from candled.model import DAY_MS, Interval, MarketKey, Symbol
 from candled.protocol.requests import choice_text
 
-from .errors import ApiError, shown
+from .errors import ApiError, UnknownSymbol, shown
 
 
 class MarketCatalog:
@@ -59,11 +60,20 @@ class MarketCatalog:
         Raises:
             ApiError: the exchange or the symbol is not served.
         """
-        exchange = self.find_exchange(exchange)
+        return self._find_symbol(self.find_exchange(exchange), symbol)
+
+    def _find_symbol(self, exchange: str, symbol: str) -> MarketKey:
         market = self._by_symbol.get((exchange, symbol))
         if market is None:
             symbols = [str(key.symbol) for key in self.markets if key.exchange == exchange]
-            raise ApiError(404, "unknown_symbol", f"Invalid symbol: {shown(symbol)[1:-1]}. {choice_text(symbols)}")
+            raise UnknownSymbol(
+                404,
+                "unknown_symbol",
+                f"Invalid symbol: {shown(symbol)[1:-1]}. {choice_text(symbols)}",
+                kind="symbol",
+                name=symbol,
+                exchange=exchange,
+            )
         return market
 
     def find_exchange(self, name: str | None) -> str:
@@ -124,7 +134,8 @@ class BinanceMarkets:
 
     def __init__(self, catalog: MarketCatalog, exchange: str) -> None:
         self._catalog = catalog
-        self._exchange = exchange
+        #: Its name in the settings.
+        self.exchange = exchange
         self._version = -1  # of the catalog
         self._markets: dict[str, MarketKey] = {}
         self._stream_names: dict[str, str] = {}
@@ -156,7 +167,7 @@ class BinanceMarkets:
             self._markets, self._stream_names = {}, {}
             self._intervals = {binance_interval(interval): interval for interval in self._catalog.intervals.values()}
             for market in self._catalog.markets:
-                if market.exchange == self._exchange:
+                if market.exchange == self.exchange:
                     self._add_market(market)
 
     def _add_market(self, market: MarketKey) -> None:
@@ -192,6 +203,7 @@ def _joined(symbol: Symbol, sign: str, perpetual: str) -> str:
     return f"{symbol.base}{sign}{symbol.quote}{contract}".upper()
 
 
+@lru_cache(maxsize=16_384)  # the catalog is made again at every change of the markets
 def _spellings(symbol: Symbol) -> tuple[str, str]:
     """Return the names of a symbol in upper case: TradingView's and candled's."""
     return tradingview_name(symbol), str(symbol).upper()

@@ -1,16 +1,18 @@
 """The sources that handlers make their answers from."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from candled.exchange import Clock
-from candled.model import Decimals, Market, MarketKey
+from candled.model import Decimals, Interval, Market, MarketKey
 from candled.store.history import HistoryReader
 
 from .catalog import MarketCatalog
+from .errors import UnknownSymbol
 
 if TYPE_CHECKING:
+    from .offered_markets import OfferedMarkets
     from .pages import BarReader
 
 
@@ -28,8 +30,23 @@ class ApiContext:
     facts: Callable[[MarketKey], Market | None] = lambda market: None
     #: Whether the candles of an exchange are not those of the market at present.
     is_simulated: Callable[[str], bool] = lambda exchange: False
+    #: The markets that clients may start.
+    offered: "OfferedMarkets | None" = None
+    #: Waits for the first bars of a market that was started a moment ago, with its interval and their number.
+    wait_for_bars: Callable[[MarketKey, Interval, int], Awaitable[None]] | None = None
     #: The decimals seen in a market's candles.
     seen_decimals: Callable[[MarketKey], Decimals]
+
+    def note_request(self, market: MarketKey) -> bool:
+        """Record a request for a market, which keeps it; return whether its first bars may have to be waited for."""
+        if self.offered is None:
+            return False
+        self.offered.demand.note_request(market)
+        return self.offered.demand.is_starting(market)
+
+    def finds_offered(self, refusal: UnknownSymbol) -> bool:
+        """Return whether the market of a refused request can be started."""
+        return self.offered is not None and self.offered.find(refusal) is not None
 
     def likely_decimals(self, market: MarketKey) -> Decimals:
         """Return the decimals that the exchange declares for a market, or else those seen in its candles."""

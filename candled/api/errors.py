@@ -1,6 +1,7 @@
 """Errors that are answers to a client."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 from candled.errors import ClientError
 
@@ -18,6 +19,28 @@ class ApiError(ClientError):
         self.status = status
         self.code = code
         self.headers = headers or {}
+
+
+class UnknownSymbol(ApiError):
+    """A request for a market that is not served.
+
+    Its `name` is a symbol as candled writes it, a ticker, or Binance's name. `exchange` is None for a ticker.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        kind: Literal["symbol", "ticker", "binance"],
+        name: str,
+        exchange: str | None = None,
+    ) -> None:
+        super().__init__(status, code, message)
+        self.kind = kind
+        self.name = name
+        self.exchange = exchange
 
 
 def shown(text: str) -> str:

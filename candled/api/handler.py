@@ -4,13 +4,16 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler
 
+from candled.addresses import client_of
 from candled.errors import CandledError, StoreRejected, Unavailable
+from candled.model import MarketKey
+from candled.on_demand import DemandRefused
 from candled.serve.connection_limiter import Network, client_address
 from candled.serve.content_coding import CODINGS, PLAIN, choose_coding
 from candled.serve.grants import grant_of, private, refusal_of
@@ -22,7 +25,11 @@ from candled.transport.http_connections import REFUSED_S
 from candled.transport.library_internals import break_off, error_reason, peer_address, stream_of
 from candled.transport.work_budget import REFUSED, page_cost
 
-from .errors import ApiError
+from .errors import ApiError, UnknownSymbol
+
+if TYPE_CHECKING:
+    from .context import ApiContext
+    from .offered_markets import OfferedMarkets
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +82,7 @@ class Handler(RequestHandler):
     """A readable resource. Subclasses implement `answer`, and the error bodies of their dialect."""
 
     has_json_only = False  # True if 429 is JSON for every client
+    source: "ApiContext"  # of handlers with markets
     sources: Mapping[str, Any] = {}  # the arguments of the route that its queries are read with
 
     def initialize(
@@ -291,7 +299,7 @@ class Handler(RequestHandler):
                 raise ApiError(
                     406, "not_acceptable", f"Accept-Encoding: expected one of {', '.join(CODINGS)}, identity"
                 )
-            await self.answer()
+            await self._answer_started()
         except ApiError as refusal:
             self._reject(refusal)
         except (Unavailable, StoreRejected) as error:
@@ -299,6 +307,36 @@ class Handler(RequestHandler):
             self._reject(ApiError(503, "unavailable", "The store cannot be read now", {"Retry-After": "2"}))
 
     head = get
+
+    async def _answer_started(self) -> None:
+        """Answer, after starting the markets of the request that are not served and that clients may start."""
+        started: set[MarketKey] = set()
+        while True:
+            try:
+                await self.answer()
+                return
+            except UnknownSymbol as refusal:
+                offered = self.source.offered
+                market = None if offered is None else offered.find(refusal)
+                grant = grant_of(self.request)
+                if offered is None or market is None or market in started:
+                    raise
+                if grant is not None and not grant.allows_symbol(market.symbol):
+                    raise
+                started.add(market)
+                await self._start_market(offered, market)
+
+    async def _start_market(self, offered: "OfferedMarkets", market: MarketKey) -> None:
+        address = self.access.client_address(peer_address(self.request), self.request.headers.get("X-Forwarded-For"))
+        try:
+            await offered.demand.start_market(market, client_of(address))
+        except DemandRefused as refusal:
+            raise ApiError(
+                503, "too_many_markets", f"Too many markets on demand: {refusal}", {"Retry-After": "60"}
+            ) from None
+        except Unavailable as error:
+            logger.warning("%s: %s", market, error)
+            raise ApiError(503, "unavailable", f"Market not started: {market.symbol}", {"Retry-After": "2"}) from None
 
     async def options(self, *_: str) -> None:
         """Answer a browser's preflight, or a query for the allowed methods."""

@@ -19,7 +19,7 @@ from candled.transport.library_internals import is_finished
 from .bar_answers import BarHandler
 from .catalog import BinanceMarkets, binance_name
 from .context import ApiContext
-from .errors import ApiError
+from .errors import ApiError, UnknownSymbol
 from .handler import Handler, NotFound
 from .printers import klines_printer
 
@@ -29,6 +29,7 @@ _ZONE = re.compile(r"([+-]?)(\d{1,2})(?::?([0-5]\d))?")
 _CODES = {
     "too_many_requests": -1003,
     "unavailable": -1001,
+    "too_many_markets": -1003,
     "internal": -1000,
     "unauthorized": -2015,  # an invalid API key
     "forbidden": -1002,
@@ -142,7 +143,8 @@ class KlinesParameters:
         """
         market = self._markets.markets.get(name)
         if market is None:
-            raise ApiError(400, "-1121", "Invalid symbol.")
+            exchange = self._markets.exchange
+            raise UnknownSymbol(400, "-1121", "Invalid symbol.", kind="binance", name=name, exchange=exchange)
         return market
 
     def check_zone(self, interval: Interval) -> None:

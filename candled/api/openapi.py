@@ -84,7 +84,7 @@ def _operation(operation: Operation, contents: Mapping[str, Any], error: Mapping
             "406": refusal("`Accept-Encoding` refuses every coding of the server, and plain bodies"),
             "429": refusal(too_many, **{"text/html": {"schema": {"type": "string"}}}),
             **({"501": refusal("the server cannot write this format")} if len(contents) > 1 else {}),
-            "503": refusal("the store cannot be read now; try again after `Retry-After` seconds"),
+            "503": refusal("no other market can be started, or the store cannot be read now; see `Retry-After`"),
         },
     }
 

@@ -17,7 +17,7 @@ from candled.transport.work_budget import SEARCHED
 from .bar_answers import BarHandler
 from .catalog import MarketCatalog
 from .context import ApiContext
-from .errors import ApiError, shown
+from .errors import ApiError, UnknownSymbol, shown
 from .formats import json_number
 from .handler import Handler, NotFound
 from .parameters import Parameter, numbers, read_query, seconds, text, whole
@@ -83,7 +83,7 @@ def _market(catalog: MarketCatalog, ticker: str) -> MarketKey:
     """
     market = catalog.by_ticker(ticker)
     if market is None:
-        raise ApiError(404, "unknown_symbol", "unknown_symbol")
+        raise UnknownSymbol(404, "unknown_symbol", "unknown_symbol", kind="ticker", name=ticker)
     return market
 
 

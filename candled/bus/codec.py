@@ -115,6 +115,14 @@ class Names:
         """Return the key of a client's request count within a window."""
         return f"{self._prefix}candled:count:{key}"
 
+    def demand_key(self, exchange: str) -> str:
+        """Return the key of the markets on demand of an exchange, a sorted set by the time of their last use."""
+        return f"{self._prefix}candled:demand:{exchange}"
+
+    def listed_key(self, exchange: str) -> str:
+        """Return the key of the symbols that an exchange lists, a line each."""
+        return f"{self._prefix}candled:listed:{exchange}"
+
     def _markets_key(self, exchange: str) -> str:
         return f"{self._prefix}candled:{{markets-{exchange}}}"
 

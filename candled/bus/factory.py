@@ -16,7 +16,7 @@ from .redis.bus import RedisBus
 from .redis.connections import Caller, Servers, check_files
 from .redis.leases import Leases
 from .redis.market_lists import MarketLists
-from .redis.shared_limits import RedisBudgets, RedisCounter
+from .redis.shared_limits import RedisBook, RedisBudgets, RedisCounter
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class RedisParts:
     leases: Leases | None
     budgets: RedisBudgets
     counter: RedisCounter
+    book: RedisBook
     callers: tuple[Caller, ...]
 
     async def load_markets(self) -> None:
@@ -122,4 +123,5 @@ def make_redis_parts(
     )
     universe.add_listener(bus.on_markets_changed)
     budgets = RedisBudgets(caller, names, clock, failures, lambda: 0 if leases is None else leases.processes)
-    return RedisParts(bus, lists, leases, budgets, RedisCounter(caller, names, clock, failures), (lease_caller, caller))
+    counter, book = RedisCounter(caller, names, clock, failures), RedisBook(caller, names, clock, failures)
+    return RedisParts(bus, lists, leases, budgets, counter, book, (lease_caller, caller))

@@ -32,7 +32,7 @@ from candled.settings.environment import Keys, apply_environment, keys_of, name_
 from candled.settings.yaml_text import NotYaml, read_yaml
 from candled.store import make_store as make_store_at
 from candled.store.interface import Store
-from candled.universe_choice import ChoiceRules
+from candled.universe_choice import ChoiceRules, DemandRules
 
 from .sections import (
     KNOWN_STORES,
@@ -79,6 +79,8 @@ class ExchangeConfig:
     settings: Any
     #: the rules for the markets, those in `symbols` included
     choice: ChoiceRules = ChoiceRules(patterns=())
+    #: the rules for markets that clients ask for
+    on_demand: DemandRules = DemandRules()
     #: of the section's `proxy` and of the environment
     proxies: Proxies = Proxies()
     #: how often the list of markets is read
@@ -119,6 +121,11 @@ class Config(Settings):
     def use_store_of_plugin(self, make: MakeStore) -> None:
         """Make the store by the function of a plugin. Call this only while the settings are read."""
         self._make_store = make
+
+    @property
+    def demand_rules(self) -> Mapping[str, DemandRules]:
+        """The rules for the markets on demand of each exchange."""
+        return {one.name: one.on_demand for one in self.exchanges}
 
 
 def control_socket(path: Path | None, env: Mapping[str, str]) -> str:
@@ -259,6 +266,11 @@ def as_plain(config: Config, *, redact: bool = True) -> dict[str, Any]:
             "top": one.choice.top,
             "min_age": as_written(one.choice.min_age),
             "most": one.choice.most,
+            "on_demand": {
+                "most": one.on_demand.most,
+                "keep": as_written(timedelta(seconds=one.on_demand.keep_s)),
+                "most_per_address": one.on_demand.most_per_address,
+            },
             "refresh": as_written(one.refresh),
             "plugin": one.plugin.name,
             "proxy": _written_proxy(one.proxies, redact=redact),
@@ -365,6 +377,12 @@ def _read_exchange(
         symbols=choice.named,
         settings=settings,
         choice=choice,
+        on_demand=DemandRules(
+            most=keys.on_demand.most,
+            keep_s=keys.on_demand.keep.total_seconds(),
+            most_per_address=keys.on_demand.most_per_address,
+            exclusions=choice.exclusions,
+        ),
         proxies=proxies,
         refresh=keys.refresh,
     )

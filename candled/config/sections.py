@@ -359,6 +359,14 @@ class LogSettings(Settings):
     format: Literal["text", "json"] = setting("text", "text for people, or json: an object in each line")
 
 
+class OnDemandSettings(Settings):
+    """The markets that are listed and not chosen, and that run while clients use them."""
+
+    most: int = setting(0, "the most of these markets at a time; 0 for none", ge=0, le=1000)
+    keep: Duration = setting("1h", "how long a market goes on that no client uses", ge=timedelta(minutes=1))
+    most_per_address: int = setting(10, "the most of them that clients of one address may have started", ge=1)
+
+
 class ExchangeKeys(Settings):
     """The daemon's own keys of each exchange; the other keys under its name belong to its plugin."""
 
@@ -370,6 +378,9 @@ class ExchangeKeys(Settings):
     top: int | None = setting(None, "of the markets that match, only this number with the largest volume", ge=1)
     min_age: Duration = setting("0s", "how long a market that matches a pattern must have been traded", ge=timedelta(0))
     most: int = setting(500, "the most markets that patterns may choose, together with named ones", ge=1)
+    on_demand: OnDemandSettings = setting(
+        OnDemandSettings(), "markets that clients ask for, and that `symbols` does not choose"
+    )
     refresh: Duration = setting(
         "30m",
         "how often the exchange's list of markets is read, and markets are chosen from it",

@@ -1,7 +1,7 @@
 """Chooses the markets of an exchange whenever its list or the rules change, and sets them in the universe."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ _SHOWN = 10  # markets that a line of the log names
 
 
 class MarketChooser:
-    """Chooses the markets of one exchange: those of the rules, and those that were added with `add_extra`.
+    """Chooses the markets of one exchange: those of the rules, and those of `set_extras`.
 
     Of all processes, only one chooses, between `start_choosing` and `stop_choosing`. It makes every change in the
     universe, so that its listeners follow: a few immediately, many in steps that do not block the event loop. A
@@ -41,8 +41,9 @@ class MarketChooser:
         self.is_choosing = False
         #: Empty before this process chooses.
         self._choice = MarketChoice(symbols=())
-        #: The newest list that was not empty.
+        #: The newest list that was not empty, and the same by symbol.
         self._listed: Sequence[Market] = ()
+        self._listed_by_symbol: dict[Symbol, Market] = {}
         #: The wanted markets of the universe, with their facts; None before this process chooses.
         self._wanted: tuple[tuple[Symbol, ...], dict[Symbol, Market]] | None = None
         #: The steps that lead to them.
@@ -67,7 +68,8 @@ class MarketChooser:
     def on_list(self, listed: Sequence[Market]) -> None:
         """Choose from the exchange's newest list, and take its facts."""
         self.problem = None
-        self._listed = listed or self._listed
+        if listed:
+            self._listed, self._listed_by_symbol = listed, {market.symbol: market for market in listed}
         if self.is_choosing:
             self._choose(listed)
         else:
@@ -87,19 +89,23 @@ class MarketChooser:
 
     def find_listed(self, symbol: Symbol) -> Market | None:
         """Return the facts of a market from the newest list, chosen or not; None if it is not listed."""
-        return next((market for market in self._listed if market.symbol == symbol), None)
+        return self._listed_by_symbol.get(symbol)
 
-    def add_extra(self, symbol: Symbol) -> None:
-        """Add a market that the rules need not choose, until `remove_extra`."""
-        chosen = self._chosen
-        self._extra[symbol] = None
-        if self.is_choosing:
-            self._set_markets(chosen, self._listed)
+    @property
+    def extras(self) -> Collection[Symbol]:
+        """The markets that are read although the rules need not choose them, in order."""
+        return self._extra.keys()
 
-    def remove_extra(self, symbol: Symbol) -> None:
-        """Remove a market that was added with `add_extra`, unless the rules choose it."""
+    def set_extras(self, symbols: Iterable[Symbol]) -> None:
+        """Replace the markets that the rules need not choose. New ones that the exchange does not list are left out."""
+        wanted = dict.fromkeys(symbols)
+        if self._listed:
+            wanted = {one: None for one in wanted if one in self._extra or one in self._listed_by_symbol}
+        if wanted.keys() == self._extra.keys():
+            return
         chosen = self._chosen
-        self._extra.pop(symbol, None)
+        stays = {one: None for one in self._extra if one in wanted}
+        self._extra = stays | wanted
         if self.is_choosing:
             self._set_markets(chosen, self._listed)
 
@@ -112,6 +118,7 @@ class MarketChooser:
             "unlisted": [str(symbol) for symbol in choice.unlisted],
             "overLimit": len(choice.over_limit),
             "leaving": len(choice.leaving),
+            "onDemand": len(self._extra),
             "lacksVolumes": choice.lacks_volumes,
         }
 
@@ -131,7 +138,7 @@ class MarketChooser:
     def _chosen(self) -> tuple[Symbol, ...]:
         """The markets of the universe that the rules have chosen, here or in the process that led before."""
         symbols = self._universe.symbols(self._name) if self._wanted is None else self._wanted[0]
-        known = self._choice.symbols
+        known = frozenset(self._choice.symbols)
         return tuple(symbol for symbol in symbols if symbol not in self._extra or symbol in known)
 
     def _set_markets(self, chosen: Sequence[Symbol], listed: Sequence[Market]) -> None:

@@ -36,6 +36,8 @@ class ListOptions:
     on_list_failed: Callable[[Exception], None] = lambda error: None
     #: Returns whether clients use a market, so that it keeps its feed.
     is_used: Callable[[MarketKey], bool] = lambda market: False
+    #: Returns whether clients wait for a market, so that its history is requested before that of others.
+    is_urgent: Callable[[MarketKey], bool] = lambda market: False
 
 
 class MarketListing:
@@ -49,6 +51,8 @@ class MarketListing:
         self._http = http
         self._clock = clock
         self._options = options or ListOptions()
+        #: Returns whether clients wait for a market.
+        self.is_urgent = self._options.is_urgent
         #: Is called with a symbol that was not traded and is traded now.
         self.on_listed: Callable[[Symbol], None] = lambda symbol: None
         #: Is called after each list with a symbol that has been delisted for a day and is not used.

@@ -39,7 +39,8 @@ _EVIDENCE_S, _EVIDENCE_MOST_S = 60.0, 21_600.0
 class RepairScheduler:
     """A queue of markets with a request to make. Several workers `run` it.
 
-    `on_answer` is called with the outcome of each answer.
+    `on_answer` is called with the outcome of each answer. Of requests with the same purpose, those for which clients
+    wait go first.
     """
 
     def __init__(
@@ -64,8 +65,8 @@ class RepairScheduler:
         self._publisher = publisher
         self._listing = listing
         self._on_answer = on_answer
-        #: A heap by urgency, then by order of arrival.
-        self._queue: list[tuple[Urgency, int, MarketIngest]] = []
+        #: A heap by urgency, then by whether other markets go first, then by order of arrival.
+        self._queue: list[tuple[Urgency, bool, int, MarketIngest]] = []
         self._order = itertools.count()
         #: Set when the queue is not empty.
         self._queued = asyncio.Event()
@@ -99,7 +100,7 @@ class RepairScheduler:
     def close_market(self, market: MarketIngest) -> None:
         """Forget a market. The answer to a request that is under way is not used."""
         symbol = market.key.symbol
-        self._queue = [one for one in self._queue if one[2] is not market]
+        self._queue = [one for one in self._queue if one[3] is not market]
         heapq.heapify(self._queue)
         self._busy.discard(market)
         self._searches.pop(symbol, None)
@@ -114,7 +115,9 @@ class RepairScheduler:
         window = market.next_request(now_ms, self._poll_ms)
         if window is not None:
             self._busy.add(market)
-            heapq.heappush(self._queue, (window.urgency, next(self._order), market))
+            heapq.heappush(
+                self._queue, (window.urgency, not self._listing.is_urgent(market.key), next(self._order), market)
+            )
             self._queued.set()
 
     async def run(self) -> None:
@@ -127,7 +130,7 @@ class RepairScheduler:
                 await self._clock.sleep(wait_s)
             if not self._queue:
                 continue
-            urgency, _, market = heapq.heappop(self._queue)
+            urgency, _, _, market = heapq.heappop(self._queue)
             # requests that are not urgent may use only half of the budget
             while urgency >= Urgency.CONFIRM and self._http.is_busy():
                 await self._clock.sleep(_TICK_S)

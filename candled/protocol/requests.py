@@ -41,6 +41,23 @@ class RequestError(ClientError):
         self.request_id: RequestId = None
 
 
+class UnknownMarket(RequestError):
+    """A request about a symbol that is not served. `read_again` reads it again after the symbol was added.
+
+    Raises:
+        RequestError: by `read_again`, the request is still invalid.
+    """
+
+    def __init__(self, message: str, exchange: str, symbol: str, interval: Interval | None) -> None:
+        super().__init__(message, code=UNKNOWN)
+        self.exchange = exchange
+        self.symbol = symbol
+        #: None if it is not served.
+        self.interval = interval
+        #: None if the request cannot be answered later, as for `unsubscribe`.
+        self.read_again: Callable[[], Request] | None = None
+
+
 def market_removed(market: MarketKey) -> RequestError:
     """Return the error for the subscribers of a market that is not served any more."""
     return RequestError(f"Market removed: {market.symbol} is not served any more", code=UNKNOWN)
@@ -149,6 +166,10 @@ _OF_ONE = {
 }  # fmt: skip
 
 
+#: The requests that may be answered once a market has been started.
+_WAITING = ("subscribe", "history")
+
+
 class RequestCodec:
     """Decodes requests about the markets and intervals served here. The first exchange is the default."""
 
@@ -246,6 +267,8 @@ class RequestCodec:
             return self._read_request(decoded, request_id)
         except RequestError as error:
             error.request_id = request_id
+            if isinstance(error, UnknownMarket) and decoded.type in _WAITING:
+                error.read_again = partial(self._read_request, decoded, request_id)
             raise
         except RecursionError as error:  # decoded, but nested too deeply to be printed in an error
             raise RequestError(INVALID_FORMAT) from error
@@ -256,7 +279,12 @@ class RequestCodec:
         Raises:
             RequestError: a field is invalid.
         """
-        return self._read_subscribe(_Message(**fields), None)
+        decoded = _Message(**fields)
+        try:
+            return self._read_subscribe(decoded, None)
+        except UnknownMarket as error:
+            error.read_again = partial(self._read_subscribe, decoded, None)
+            raise
 
     def name_of(self, message: str | bytes) -> RequestId:
         """Return the `id` of a request that is refused unread; None if it cannot be found."""
@@ -321,9 +349,12 @@ class RequestCodec:
                 if not isinstance(one, dict):
                     raise RequestError(INVALID_FORMAT)
                 own = {key: value for key, value in one.items() if key in _OF_ONE}
-                yield self._read_subscribe(msgspec.structs.replace(shared, **own), request_id)
+                entry = msgspec.structs.replace(shared, **own)
+                yield self._read_subscribe(entry, request_id)
             except RequestError as error:
                 error.request_id = request_id
+                if isinstance(error, UnknownMarket):
+                    error.read_again = partial(self._read_subscribe, entry, request_id)
                 yield error
             except RecursionError:  # nested too deeply to be printed in an error
                 yield RequestError(INVALID_FORMAT)
@@ -357,7 +388,12 @@ class RequestCodec:
             raise RequestError(f"Invalid exchange: {_shown(exchange)}. Valid: {', '.join(self._markets)}", code=UNKNOWN)
         symbols = self._markets[exchange]
         if symbol not in symbols:
-            raise RequestError(f"Invalid symbol: {_shown(symbol)}. {choice_text(list(symbols))}", code=UNKNOWN)
+            raise UnknownMarket(
+                f"Invalid symbol: {_shown(symbol)}. {choice_text(list(symbols))}",
+                exchange,
+                symbol,
+                self._intervals.get(interval),
+            )
         raise self._unknown_interval(interval)
 
     def _unknown_interval(self, interval: str) -> RequestError:

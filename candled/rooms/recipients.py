@@ -23,6 +23,8 @@ class RecipientConnection(Protocol):
 
     #: The connection's slots in lists; maintained by `RecipientSlot`.
     recipient_slots: tuple["RecipientSlot", ...]
+    #: The client's IP address, behind trusted proxies too; empty for a subscriber in this process.
+    address: str
 
     #: The access of the client's token; None if it needs none.
     grant: "Grant | None"
@@ -64,6 +66,7 @@ class NullConnection:
 
     recipient_slots: tuple["RecipientSlot", ...] = ()
     grant: "Grant | None" = None
+    address = ""
 
     def write(self, frame: bytes) -> int:
         """Drop a frame."""

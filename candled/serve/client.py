@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from candled.errors import Unavailable
 from candled.exchange import Clock
 from candled.model import Interval, MarketKey, PatternTopic, Position, Symbol, Topic
+from candled.on_demand import MarketsOnDemand
 from candled.protocol import messages
 from candled.protocol.frames import Frame
 from candled.protocol.messages import PLAIN
@@ -26,6 +27,7 @@ from candled.protocol.requests import (
     Subscribe,
     SubscribeMany,
     SubscribePattern,
+    UnknownMarket,
     Unsubscribe,
     invalid_pattern,
     market_removed,
@@ -37,6 +39,7 @@ from candled.token_bucket import TokenBucket
 from candled.transport.work_budget import REFUSED, SUBSCRIBE, initial_cost, page_cost, pattern_cost
 
 from .connection_limiter import ClientLimits
+from .market_starts import about, start_market
 from .pager import TURN, HistoryPages, Pager
 
 if TYPE_CHECKING:
@@ -78,6 +81,7 @@ class ClientSession:
         "_clock",
         "_codec",
         "_connection",
+        "_demand",
         "_hub",
         "_is_extended",
         "_limits",
@@ -86,6 +90,7 @@ class ClientSession:
         "_pages",
         "_patterns",
         "_preparing",
+        "_starting",
         "_watched",
     )
 
@@ -98,6 +103,7 @@ class ClientSession:
         clock: Clock,
         limits: ClientLimits,
         pages: HistoryPages,
+        demand: MarketsOnDemand | None = None,
     ) -> None:
         self._connection = connection
         self._hub = hub
@@ -106,6 +112,9 @@ class ClientSession:
         self._clock = clock
         self._limits = limits
         self._pages = pages
+        self._demand = demand
+        # tasks that wait for markets on demand, with the topics of their requests
+        self._starting: dict[asyncio.Task[None] | None, Topic] | None = None
         self._memberships: dict[Topic, Membership] = {}
         self._patterns: dict[PatternTopic, PatternMembership] | None = None
         self._budget: TokenBucket | None = None
@@ -143,7 +152,7 @@ class ClientSession:
             kind = _TYPES[type(request)]
             self.handle(request)
         except RequestError as error:
-            self._send_error(error)
+            self._refuse(error)
         self._hub.counts.received[kind] += 1
 
     def subscribe_by_query(self, fields: Mapping[str, Any]) -> None:
@@ -215,8 +224,8 @@ class ClientSession:
 
     def on_close(self) -> None:
         """Leave all rooms: the socket is closed."""
-        for task in list((self._preparing or {}).values()):
-            task.cancel()
+        for task in [*(self._preparing or {}).values(), *(self._starting or ())]:
+            _ = task and task.cancel()
         if self._pager is not None:
             self._pager.close()
         for watcher, _ in (self._watched or {}).values():
@@ -301,7 +310,61 @@ class ClientSession:
                 raise one
             self._subscribe(one)
         except RequestError as error:
-            self._send_error(error)
+            self._refuse(error)
+
+    # ------------------------------------------------------------ markets on demand
+
+    def _refuse(self, error: RequestError) -> None:
+        """Send the error of a request, unless its market can be started on demand."""
+        try:
+            if isinstance(error, UnknownMarket) and self._start_later(error):
+                return
+        except RequestError as refusal:
+            error = about(error, refusal)
+        self._send_error(error)
+
+    async def start_market(self, error: UnknownMarket) -> None:
+        """Start the market of a refused request on demand.
+
+        Raises:
+            RequestError: it cannot be started; the error itself if the exchange does not list it.
+        """
+        await start_market(self._demand, self._connection, error)
+
+    def _start_later(self, error: UnknownMarket) -> bool:
+        """Answer a refused request once its market runs; return False if it gets its error now.
+
+        An `unsubscribe` ends the wait.
+        """
+        market = None if self._demand is None else self._demand.find_market(error.exchange, error.symbol)
+        if market is None or error.interval is None:
+            return False
+        topic = Topic(market, error.interval)
+        if error.read_again is None:
+            return self._stop_starting(topic, error)
+        self._check_room_count()
+        if self._starting is None:
+            self._starting = {}
+        self._starting[_tasks.start(self._answer_later(error))] = topic
+        return True
+
+    def _stop_starting(self, topic: Topic, error: UnknownMarket) -> bool:
+        waiting = [task for task, one in (self._starting or {}).items() if one == topic and task and task.cancel()]
+        if waiting and error.request_id is not None:
+            self._is_extended = True
+            self._send_reply(messages.unsubscribed(self._codec.topic_head(topic), error.request_id, existed=True))
+        return bool(waiting)
+
+    async def _answer_later(self, error: UnknownMarket) -> None:
+        assert error.read_again is not None, "checked before"
+        try:
+            try:
+                await self.start_market(error)
+            finally:  # before its subscription is counted
+                (self._starting or {}).pop(asyncio.current_task(), None)
+            self.handle(error.read_again())
+        except RequestError as refusal:
+            self._send_error(about(error, refusal))
 
     def _subscribe(self, request: Subscribe | SubscribePattern) -> None:
         try:
@@ -322,7 +385,7 @@ class ClientSession:
         most = self._limits.max_rooms_per_connection
         if grant is not None and grant.rooms:
             most = min(most, grant.rooms)
-        if most and self._room_count >= most:
+        if most and self._room_count + len(self._starting or ()) >= most:
             raise RequestError(f"Too many subscriptions: at most {most} per connection", code=LIMIT)
 
     def _check_grant(self, topic: Topic) -> None:

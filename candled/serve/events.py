@@ -7,7 +7,7 @@ from typing import Any
 from tornado.websocket import WebSocketClosedError
 
 from candled.protocol.frames import BarUpdate, Frame
-from candled.protocol.requests import NOT_ALLOWED, TOO_MANY, RequestError
+from candled.protocol.requests import NOT_ALLOWED, TOO_MANY, RequestError, UnknownMarket
 from candled.transport.library_internals import stream_of
 from candled.transport.tornado_connection import TornadoConnection
 
@@ -81,7 +81,7 @@ class EventsHandler(ConnectingHandler):
         session = self._connection.client
         assert isinstance(session, ClientSession)
         try:
-            session.subscribe_by_query(self._subscription())
+            await self._subscribe(session)
             if self.request.method == "HEAD":
                 self._begin_answer()
             else:
@@ -96,6 +96,14 @@ class EventsHandler(ConnectingHandler):
             self.context.on_client_disconnected(self._connection)
 
     head = get
+
+    async def _subscribe(self, session: ClientSession) -> None:
+        fields = self._subscription()
+        try:
+            session.subscribe_by_query(fields)
+        except UnknownMarket as error:
+            await session.start_market(error)
+            session.subscribe_by_query(fields)
 
     async def _wait_for_end(self) -> None:
         self._begin_answer()

@@ -62,7 +62,9 @@ async def test_every_parameter_and_error_code_is_on_the_page(fetch):
         for parameter in operation["get"]["parameters"]:
             assert f"{parameter['name']}=" in DOCS or f"`{parameter['name']}`" in DOCS
     sources = [path.read_text("utf-8") for path in (Path(__file__).parents[2] / "candled" / "api").glob("*.py")]
-    codes = {code for text in sources for code in re.findall(r'ApiError\(\s*\d+, "([a-z_]+)"', text)}
+    codes = {
+        code for text in sources for code in re.findall(r'(?:ApiError|UnknownSymbol)\(\s*\d+,\s*"([a-z_]+)"', text)
+    }
     codes |= set(re.findall(r'\d{3}: "([a-z_]+)"', "".join(sources)))
     assert {"unavailable", "method_not_allowed", "unknown_symbol"} <= codes
     assert {code for code in codes if f"`{code}`" not in DOCS} == {"unknown_resolution", "unknown_group"}  # of /udf

@@ -11,6 +11,7 @@ from candled.bus.codec import Names
 from candled.bus.factory import make_redis_parts
 from candled.bus.redis.leases import LeaseState
 from candled.clock import SystemClock
+from candled.universe_choice import DemandRules
 from tests.bus.rig import BTC, CLOCK, MARKETS, process, universe_of, until
 from tests.redis_servers import NO_RETRY, RedisCluster, RedisServer, own_redis, program
 
@@ -89,6 +90,12 @@ async def test_requests_are_counted_and_budgets_shared(server, user):
         assert [(await parts.counter.count_hit(user, 5.0))[0] for _ in range(2)] == [1, 2]
         if is_ingest:
             await parts.budgets.budget_for("host", 5.0).acquire()
+            await parts.book.write_listed("bitget", [BTC.symbol])
+        rules = DemandRules(most=1)
+        assert await parts.book.request_market(BTC, rules)
+        await parts.book.renew_markets("bitget", [BTC.symbol])
+        assert await parts.book.read_markets("bitget", rules) == [BTC.symbol]
+        await parts.book.read_listed("bitget")
         assert parts.bus.describe().get("trouble") is None
     finally:
         await parts.stop()
@@ -107,6 +114,7 @@ FORGERIES = [
     ("SET", NAMES.lease_key(0), "1 me"),
     ("SET", NAMES.token_key(0), "1"),
     ("ZADD", NAMES.processes_key, 1, "me"),
+    ("SET", NAMES.listed_key("bitget"), "X/USDT"),
     ("HSET", NAMES.budget_key("host"), "closed", "1"),
     ("EVAL", "return 1", 0),
     ("EVAL", "redis.call('PUBLISH', ARGV[1], '{}')", 0, NAMES.candles_channel(BTC)),

@@ -109,6 +109,7 @@ class FakeBitget:
         holds_back: nothing is pushed; what there was to say meanwhile follows afterwards, in order.
         refuse_connections: WebSocket handshakes are cut before an answer.
         rest_down: requests are cut before an answer.
+        rest_delay_s: how long an answer takes.
         recent_reach_ms: how far back `candles` goes; further back it answers an empty list.
         candles_take_in_end, history_takes_in_end: whether a page holds the minute that contains `endTime`.
         newest_first: pages begin with the newest minute.
@@ -130,6 +131,7 @@ class FakeBitget:
         self.holds_back = False
         self.refuse_connections = False
         self.rest_down = False
+        self.rest_delay_s = 0.0
         self.recent_reach_ms = 30 * DAY_MS
         self.candles_take_in_end = True
         self.history_takes_in_end = False
@@ -846,7 +848,9 @@ class _Rest(RequestHandler):
     def initialize(self, fake: FakeBitget) -> None:
         self._fake = fake
 
-    def get(self) -> None:
+    async def get(self) -> None:
+        if self._fake.rest_delay_s:
+            await self._fake.clock.sleep(self._fake.rest_delay_s)
         if self._fake.rest_down:
             self.detach().close()
             return

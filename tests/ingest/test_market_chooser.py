@@ -13,6 +13,7 @@ from candled.universe_choice import LEAVES_AFTER_MS, ChoiceRules
 from tests.clocks import ManualClock
 
 BTC, ETH, SOL, X = (Symbol(base, "USDT") for base in ("BTC", "ETH", "SOL", "X"))
+EUR = Symbol("BTC", "EUR")
 
 
 class Bench:
@@ -87,14 +88,14 @@ def test_a_process_that_does_not_choose_takes_only_the_facts():
     bench = Bench("BTC/USDT", "*/USDT")
     bench.chooser.stop_choosing()
     bench.universe.set_markets("bitget", [SOL, BTC])  # as the process that chooses publishes
-    assert bench.list_markets(BTC, ETH, SOL) == (SOL, BTC)
+    assert bench.list_markets(BTC, ETH, SOL, EUR) == (SOL, BTC)
     assert bench.known(MarketKey("bitget", SOL)) == ("trading", None)
-    bench.chooser.add_extra(X)
+    bench.chooser.set_extras([EUR, X])  # the second one is not listed
     bench.chooser.set_rules(ChoiceRules(patterns=(SymbolPattern.parse("*/USDT"),)))
     assert bench.universe.symbols("bitget") == (SOL, BTC)
     bench.chooser.start_choosing()
-    assert bench.universe.symbols("bitget") == (SOL, BTC, ETH, X)
-    bench.chooser.remove_extra(X)
+    assert bench.universe.symbols("bitget") == (SOL, BTC, ETH, EUR)
+    bench.chooser.set_extras([])
     assert bench.universe.symbols("bitget") == (SOL, BTC, ETH)
 
 
@@ -104,12 +105,12 @@ async def test_many_changes_are_made_in_steps_that_other_changes_may_interrupt()
     many = [Symbol(f"C{number}", "USDT") for number in range(3 * STEP_MARKETS)]
     bench.list_markets(*many)
     assert bench.universe.symbols("bitget") == tuple(many[:STEP_MARKETS])
-    bench.chooser.add_extra(X)
+    bench.chooser.set_extras(many[1:2])
     bench.chooser.set_rules(ChoiceRules(patterns=(SymbolPattern.parse("!C1/*"), SymbolPattern.parse("*"))))
     await bench.clock.advance(0)
-    assert bench.universe.symbols("bitget") == (many[0], *many[2:], X)
+    assert bench.universe.symbols("bitget") == (many[0], *many[2:], many[1])
     bench.list_markets(*many, BTC)
-    assert bench.universe.symbols("bitget") == (many[0], *many[2:], BTC, X)
+    assert bench.universe.symbols("bitget") == (many[0], *many[2:], BTC, many[1])
     assert max(sizes) <= 2 * STEP_MARKETS
     bench.chooser.set_rules(ChoiceRules(patterns=(SymbolPattern.parse("BTC/USDT"),)))
     bench.chooser.stop_choosing()
@@ -133,6 +134,7 @@ def test_remarks_are_logged_once_and_shown(caplog: pytest.LogCaptureFixture):
         "unlisted": ["X/USDT"],
         "overLimit": 1,
         "leaving": 0,
+        "onDemand": 0,
         "lacksVolumes": True,
     }
 

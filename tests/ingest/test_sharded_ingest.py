@@ -19,9 +19,10 @@ from candled.health import is_healthy
 from candled.ingest.feeds import FeedRunner
 from candled.ingest_side import ShardedIngest
 from candled.model import Market, MarketKey, Symbol
+from candled.on_demand import MemoryBook
 from candled.symbol_pattern import SymbolPattern
 from candled.universe import Universe
-from candled.universe_choice import ChoiceRules
+from candled.universe_choice import ChoiceRules, DemandRules
 from tests.clocks import ManualClock
 from tests.ingest.many_markets import START_MS, SYMBOLS, ManyMarkets, ManyMemories, World, run_without_socket
 from tests.rows import MONDAY_MS
@@ -53,7 +54,9 @@ class Harness:
             settings=self.world,
             choice=rules,
             refresh=timedelta(seconds=REFRESH_S),
+            on_demand=DemandRules(most=3, keep_s=3600.0),
         )
+        self.rules, self.book = choice.on_demand, MemoryBook(self.clock)
         self.universe = Universe(["virtual"])
         self.universe.set_markets("virtual", rules.named)
         self.leases = SomeLeases([Lease(shard, f"epoch {shard}", self.clock) for shard in range(shards)])
@@ -69,6 +72,7 @@ class Harness:
             self.universe,
             leases=leases,
             is_used=lambda key: key.symbol in self.used,
+            book=self.book,
         )
         self.universe.add_listener(self.ingest.on_markets_changed)
         self.starting = asyncio.ensure_future(self.ingest.start())
@@ -230,12 +234,12 @@ async def test_an_extra_market_is_read_until_it_is_removed():
         chooser = harness.ingest.chooser_of("virtual")
         assert chooser.find_listed(S4) is None
         assert chooser.find_listed(S1) == harness.world.listed[S1]
-        for symbol in (S1, S0):
-            chooser.add_extra(symbol)
+        for symbol in (S1, S0, S4):  # the last one is not listed
+            await harness.book.request_market(MarketKey("virtual", symbol), harness.rules)
         await harness.refresh()
         assert harness.world.subscribed() == [S0, S1]
-        for symbol in (S1, S0):
-            chooser.remove_extra(symbol)
+        assert set(chooser.extras) == {S0, S1}
+        await harness.clock.advance(harness.rules.keep_s)
         await harness.refresh()
         assert harness.world.subscribed() == [S0]
 

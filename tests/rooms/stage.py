@@ -138,6 +138,7 @@ class Socket:
 
     recipient_slots = ()
     grant = None
+    address = "192.0.2.1"
 
     def __init__(self, clock) -> None:
         self.client = None
@@ -247,6 +248,7 @@ class Joined(Chart):
     """A member without a client behind it, ready at any time, and the link of it."""
 
     recipient_slots = ()
+    address = "192.0.2.1"
 
     def __init__(self, hub: Hub) -> None:
         super().__init__()

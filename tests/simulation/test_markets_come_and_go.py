@@ -1,6 +1,7 @@
 """After any sequence of changes exactly the markets wanted are read and served, rightly, and nothing else is left."""
 
 import asyncio
+import contextlib
 import tempfile
 from datetime import timedelta
 from pathlib import Path
@@ -15,9 +16,11 @@ from candled.aggregate.live_bars import LiveBars
 from candled.bus.memory_bus import MemoryBus
 from candled.bus.redis.leases import Lease
 from candled.config import Config, ExchangeConfig
+from candled.errors import Unavailable
 from candled.ingest.feeds import FeedRunner
 from candled.ingest_side import ShardedIngest
 from candled.model import MINUTE, MINUTE_MS, Interval, Market, MarketKey, Symbol, iso_ms
+from candled.on_demand import RENEW_S, DemandRefused, MarketsOnDemand, MemoryBook
 from candled.protocol.requests import RequestCodec
 from candled.rooms.hub import Hub
 from candled.serve.client import ClientSession
@@ -28,7 +31,7 @@ from candled.store.writer import Writer
 from candled.symbol_pattern import SymbolPattern
 from candled.tasks import TaskSet
 from candled.universe import Universe
-from candled.universe_choice import ChoiceRules
+from candled.universe_choice import ChoiceRules, DemandRules
 from tests import tiers
 from tests.clocks import ManualClock
 from tests.ingest.many_markets import START_MS, SYMBOLS, ManyMarkets, World, left_over, run_without_socket
@@ -40,6 +43,7 @@ from tests.simulation.faults import Weather
 
 REFRESH_S, LEAVES_AFTER_S = 1800.0, 3600
 SHARDS = 2
+ON_DEMAND = DemandRules(most=2, keep_s=1200.0, most_per_address=2)
 INTERVALS = (MINUTE, Interval.parse("1h"))
 RULES = [
     ChoiceRules(patterns=tuple(map(SymbolPattern.parse, patterns)))
@@ -65,6 +69,12 @@ class Deployment:
         self.bars.add_listener(self.hub)
         bus = MemoryBus("one")
         bus.add_listener(self.bars.on_feed_message)
+        self.book = MemoryBook(self.clock)
+        self.demand = MarketsOnDemand(
+            self.universe, self.clock, self.book, self.hub.has_members, {"virtual": ON_DEMAND}
+        )
+        #: The markets that HTTP requests have started and may still be waiting for.
+        self.requests = TaskSet()
         self.leases = SomeLeases([Lease(shard, f"epoch {shard}", self.clock) for shard in range(SHARDS)])
         self.ingest = ShardedIngest(
             Config().model_copy(update={"exchanges": (self._exchange(),)}),
@@ -74,6 +84,8 @@ class Deployment:
             self.universe,
             leases=self.leases,  # type: ignore[arg-type]
             is_used=self.hub.has_members,
+            book=self.book,
+            on_list=lambda exchange, listed: self.demand.on_list(exchange, [market.symbol for market in listed]),
         )
         for one in (self.codec, self.hub, self.bars, self.ingest):
             self.universe.add_listener(one.on_markets_changed)
@@ -82,6 +94,7 @@ class Deployment:
         for work in (self.writer.run, self.bars.start, self.ingest.start):
             self.tasks.start(work())
         self.tasks.start_periodic(self._run_hub, self.clock, 1.0)
+        self.tasks.start_periodic(self.demand.renew, self.clock, RENEW_S)
 
     def _run_hub(self) -> None:
         self.hub.run_due()
@@ -94,11 +107,14 @@ class Deployment:
             settings=self.world,
             choice=self.rules,
             refresh=timedelta(seconds=REFRESH_S),
+            on_demand=ON_DEMAND,
         )
 
     def _connect(self) -> Socket:
         socket = Socket(self.clock)
-        socket.client = ClientSession(socket, self.hub, self.bars, self.codec, self.clock, Limits(), None)  # type: ignore[arg-type]
+        limits: Any = Limits()
+        pages: Any = None
+        socket.client = ClientSession(socket, self.hub, self.bars, self.codec, self.clock, limits, pages, self.demand)
         return socket
 
     async def do(self, action: str, argument: Any) -> None:
@@ -117,20 +133,31 @@ class Deployment:
             number, symbol = argument
             bars = {"initialBars": 10} if action == "subscribe" else {}
             self.clients[number].send_json({"type": action, "symbol": str(symbol), "interval": "1m"} | bars)
+        elif action == "request":
+            self.requests.start(self._request(argument))
         elif action == "refresh":
             await self.clock.leap(REFRESH_S)
         else:
             await self.clock.advance(argument)
+
+    async def _request(self, symbol: Symbol) -> None:
+        """Start a market as an HTTP request does."""
+        market = self.demand.find_market("virtual", str(symbol))
+        if market is not None:
+            with contextlib.suppress(DemandRefused, Unavailable):
+                await self.demand.start_market(market, "192.0.2.9")
 
     def used(self) -> set[Symbol]:
         return {market.symbol for market in self.hub._rooms}
 
     async def stop(self) -> None:
         await self.tasks.cancel()
+        await self.requests.cancel()
         await self.ingest.stop()
         await self.writer.close(within_s=5.0)
         for socket in self.clients:
             socket.client.on_close()
+        await asyncio.sleep(0)  # tasks of clients that waited
         await self.bars.stop()
         self.store.close()
 
@@ -144,6 +171,7 @@ actions = st.one_of(
     st.tuples(st.just("lease"), st.tuples(st.integers(0, SHARDS - 1), st.booleans())),
     st.tuples(st.just("subscribe"), of_client),
     st.tuples(st.just("unsubscribe"), of_client),
+    st.tuples(st.just("request"), st.sampled_from(SYMBOLS)),
     st.tuples(st.just("refresh"), st.none()),
     st.tuples(st.just("pass"), st.sampled_from([0.0, 1.0, 40.0])),
 )
@@ -174,7 +202,15 @@ async def check_sequence(folder: Path, steps: list[tuple[str, Any]]) -> None:
 def check_markets(deployment: Deployment, before: set[Symbol]) -> None:
     rules, listed = deployment.rules, set(deployment.world.listed)
     kept = {one for one in before & deployment.used() if rules.matches(one)}
-    wanted = set(rules.named) | {one for one in listed if rules.matches(one)} | kept
+    # what no client uses has ended, and nothing else that the rules do not choose is left
+    on_demand = set(deployment.ingest.chooser_of("virtual").extras)
+    assert on_demand <= deployment.used()
+    assert len(on_demand) <= ON_DEMAND.most
+    assert on_demand == set(deployment.book._used_at["virtual"])
+    assert {one.symbol for one in deployment.demand._started_by} <= on_demand
+    assert not deployment.requests
+    assert not any(one.client._starting for one in deployment.clients)
+    wanted = set(rules.named) | {one for one in listed if rules.matches(one)} | kept | on_demand
     assert set(deployment.universe.symbols("virtual")) == wanted
     assert deployment.bars._markets.keys() == {MarketKey("virtual", symbol) for symbol in wanted}
     assert set(deployment.codec._markets["virtual"].values()) == wanted
@@ -213,6 +249,16 @@ def check_markets(deployment: Deployment, before: set[Symbol]) -> None:
 @settings(max_examples=300 if tiers.LONG else 1, deadline=None, phases=[Phase.explicit, Phase.generate])
 @given(st.lists(actions, max_size=12))
 @example([("subscribe", (0, SYMBOLS[0])), ("pass", 1.0), ("list", SYMBOLS[1:])])
+@example([("reload", 2), ("subscribe", (0, SYMBOLS[0])), ("request", SYMBOLS[2]), ("list", SYMBOLS[1:])])
+@example(
+    [
+        ("reload", 2),
+        ("lease", (0, False)),
+        ("request", SYMBOLS[4]),
+        ("subscribe", (0, SYMBOLS[4])),
+        ("list", SYMBOLS[:3]),
+    ]
+)
 @example([("lease", (1, False)), ("reload", 2), ("list", SYMBOLS[3:]), *[("refresh", None)] * 4, ("list", SYMBOLS)])
 @pytest.mark.slow
 def test_after_any_sequence_exactly_the_wanted_markets_are_served(steps):

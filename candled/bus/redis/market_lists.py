@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 _REPEAT_S = 10.0  # the leader publishes its list again, because Redis may lose it, and a notice
 _RETRY_S = 1.0
-_TURN_S = 0.25  # between two checks for lists to read or to publish
+_TURN_S = 0.1  # between two checks for lists to read or to publish
 _KEY_TTL_S = 7 * 86_400
 _LOAD_S = 3.0
 

@@ -1,17 +1,19 @@
-"""Limits that all processes share through Redis: the request budget of each exchange host, and request counts."""
+"""Limits that all processes share through Redis: request budgets of hosts, request counts, and markets on demand."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from candled.bus.codec import Names
+from candled.bus.codec import MAX_LIST_BYTES, Names
 from candled.bus.failures import FailureLog, FailureRecord
 from candled.errors import Unavailable
 from candled.exchange import Clock
+from candled.model import MarketKey, Symbol
 from candled.tasks import Backoff, TaskSet, retry
 from candled.token_bucket import MOST_CLOSED_S, TokenBucket
+from candled.universe_choice import DemandRules
 
 from .connections import Call, Caller, reason_of
 from .lua import BUDGET
@@ -19,6 +21,7 @@ from .lua import BUDGET
 _REPLY_TIMEOUT_S = 0.5  # a caller waits no longer than this for Redis
 _PAUSE_S = 2.0  # after a failure, Redis is not asked again for this long
 _COMMAND_SHARE = 0.1  # the share of a budget that is left to commands while Redis is unavailable
+_LISTED_TTL_S = 7 * 86_400
 _MAX_WAIT_S = 1.0  # then ask again, because another process may have closed or used the budget
 
 
@@ -89,6 +92,67 @@ class RedisCounter:
             await self._redis.call_redis(expire, harmless=expire)
             left_ms = window_ms
         return int(count), int(left_ms) / 1000
+
+
+class RedisBook:
+    """A `candled.on_demand.DemandBook` in Redis: a sorted set of symbols by the time of their last use.
+
+    Like `RedisCounter`, it uses plain commands. Two processes that request different markets at the same moment may
+    exceed the limit; the leader then leaves out the newest ones. The times are those of the processes' clocks.
+    """
+
+    def __init__(self, caller: Caller, names: Names, clock: Clock, failures: FailureLog) -> None:
+        self._names = names
+        self._clock = clock
+        self._redis = _RedisCaller(caller, clock, failures.record_of("sharing markets on demand", vital=False))
+
+    async def request_market(self, market: MarketKey, rules: DemandRules) -> bool:
+        """See `DemandBook`."""
+        key, symbol, now_ms = self._names.demand_key(market.exchange), str(market.symbol), self._clock.now_ms()
+        since_ms = now_ms - rules.keep_s * 1000
+        score, count = await self._call(key, ("ZSCORE", key, symbol), ("ZCOUNT", key, since_ms, "+inf"))
+        if (score is None or float(score) < since_ms) and int(count) >= rules.most:
+            return False
+        expire = ("PEXPIRE", key, round(rules.keep_s * 2000))  # if the setting is removed
+        await self._call(key, ("ZADD", key, now_ms, symbol), expire)
+        return True
+
+    async def renew_markets(self, exchange: str, symbols: Sequence[Symbol]) -> None:
+        """See `DemandBook`."""
+        key, now_ms = self._names.demand_key(exchange), self._clock.now_ms()
+        pairs = [word for symbol in symbols for word in (now_ms, str(symbol))]
+        await self._call(key, ("ZADD", key, "XX", *pairs))
+
+    async def read_markets(self, exchange: str, rules: DemandRules) -> list[Symbol]:
+        """See `DemandBook`."""
+        key, since_ms = self._names.demand_key(exchange), self._clock.now_ms() - rules.keep_s * 1000
+        _, found = await self._call(
+            key, ("ZREMRANGEBYSCORE", key, "-inf", f"({since_ms}"), ("ZRANGE", key, 0, rules.most * 2)
+        )
+        return [symbol for symbol in map(_symbol_of, found) if symbol is not None]
+
+    async def write_listed(self, exchange: str, symbols: Iterable[Symbol]) -> None:
+        """See `DemandBook`."""
+        key = self._names.listed_key(exchange)
+        await self._call(key, ("SET", key, "\n".join(map(str, symbols)), "EX", _LISTED_TTL_S))
+
+    async def read_listed(self, exchange: str) -> list[Symbol]:
+        """See `DemandBook`."""
+        key = self._names.listed_key(exchange)
+        (text,) = await self._call(key, ("GETRANGE", key, 0, MAX_LIST_BYTES))
+        return [symbol for symbol in map(_symbol_of, text.split(b"\n")) if symbol is not None]
+
+    async def _call(self, key: str, *commands: tuple[Any, ...]) -> list[Any]:
+        calls = [Call(key, command) for command in commands]
+        return await self._redis.call_redis(*calls, harmless=calls[-1])
+
+
+def _symbol_of(text: bytes) -> Symbol | None:
+    """Return a symbol; None for text of another program."""
+    try:
+        return Symbol.parse(text.decode())
+    except ValueError:
+        return None
 
 
 class RedisBudgets:

@@ -1,0 +1,42 @@
+"""The start of a market on demand for a WebSocket client, with the errors of the protocol."""
+
+import logging
+
+from candled.addresses import client_of
+from candled.errors import Unavailable
+from candled.on_demand import DemandRefused, MarketsOnDemand
+from candled.protocol.requests import LIMIT, NOT_AVAILABLE, RequestError, UnknownMarket, not_allowed
+from candled.rooms.recipients import RecipientConnection
+
+logger = logging.getLogger(__name__)
+
+
+async def start_market(demand: MarketsOnDemand | None, connection: RecipientConnection, error: UnknownMarket) -> None:
+    """Start the market of a refused request for a client.
+
+    Raises:
+        RequestError: it cannot be started; the error itself if the exchange does not list it.
+    """
+    market = None if demand is None else demand.find_market(error.exchange, error.symbol)
+    if market is None or demand is None:
+        raise error
+    grant = connection.grant
+    if grant is not None and not grant.allows_symbol(market.symbol):
+        raise about(error, not_allowed(market.symbol))
+    try:
+        await demand.start_market(market, client_of(connection.address))
+    except DemandRefused as refusal:
+        refused = RequestError(f"Too many markets on demand: {refusal}", code=LIMIT, temporary=True)
+        raise about(error, refused) from None
+    except Unavailable as failure:
+        logger.warning("%s: %s", market, failure)
+        refused = RequestError(
+            f"Market not started: {market.symbol}, ask again later", code=NOT_AVAILABLE, temporary=True
+        )
+        raise about(error, refused) from None
+
+
+def about(asked: RequestError, refusal: RequestError) -> RequestError:
+    """Return the error of another one's request."""
+    refusal.request_id = asked.request_id
+    return refusal

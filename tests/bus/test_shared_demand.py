@@ -1,0 +1,97 @@
+"""Markets on demand of several processes: one that only serves asks, the leader reads, and the next leader goes on."""
+
+import asyncio
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from candled.config import Config, ExchangeConfig
+from candled.ingest.feeds import FeedRunner
+from candled.ingest_side import ShardedIngest
+from candled.model import MarketKey
+from candled.on_demand import DemandRefused, MarketsOnDemand
+from candled.symbol_pattern import SymbolPattern
+from candled.universe_choice import ChoiceRules, DemandRules
+from tests.bus.rig import CLOCK, new_prefix, process, until
+from tests.ingest.many_markets import SYMBOLS, ManyMarkets, ManyMemories, World, run_without_socket
+from tests.redis_servers import shared_redis
+
+S0, S1, S2, _, S4 = SYMBOLS
+ONE = ChoiceRules(patterns=(SymbolPattern.parse("S0/USDT"),))
+RULES = DemandRules(most=2, keep_s=8.0, most_per_address=2)
+
+
+@asynccontextmanager
+async def reading(url: str, prefix: str, world: World) -> Any:
+    options: dict[str, Any] = {"ingests": True, "serves": False}
+    markets = (MarketKey("bitget", S0),)
+    async with process(url, prefix, markets=markets, follows=False, lease_s=3.0, **options) as one:
+        exchange = ExchangeConfig(
+            name="bitget",
+            plugin=ManyMarkets,
+            symbols=(S0,),
+            settings=world,
+            choice=ONE,
+            on_demand=RULES,
+            refresh=timedelta(seconds=1),
+        )
+        config = Config().model_copy(update={"exchanges": (exchange,)})
+        store: Any = ManyMemories()
+        ingest = ShardedIngest(config, CLOCK, one.bus, store, one.universe, leases=one.leases, book=one.parts.book)
+        one.universe.add_listener(ingest.on_markets_changed)
+        await ingest.start()
+        try:
+            yield one
+        finally:
+            await ingest.stop()
+
+
+@pytest.mark.usefixtures("redis")
+async def test_a_process_that_only_serves_starts_markets_and_they_outlive_the_leader(monkeypatch):
+    monkeypatch.setattr(FeedRunner, "_run_socket", run_without_socket)
+    world, url, prefix = World(), shared_redis(), new_prefix()
+    world.begins_ms = dict.fromkeys(SYMBOLS, time.time_ns() // 1_000_000 - 600_000)
+    world.list_markets(SYMBOLS[:4])
+    async with AsyncExitStack() as stack, AsyncExitStack() as first:
+        serving = await stack.enter_async_context(process(url, prefix, markets=(MarketKey("bitget", S0),)))
+        used: set[MarketKey] = set()
+        demand = MarketsOnDemand(serving.universe, CLOCK, serving.parts.book, used.__contains__, {"bitget": RULES})
+        readers = [await first.enter_async_context(reading(url, prefix, world))]
+        readers.append(await stack.enter_async_context(reading(url, prefix, world)))
+
+        def is_right(*symbols: Any, those: list[Any]) -> bool:
+            known = [set(one.universe.symbols("bitget")) for one in (*those, serving)]
+            return all(one == set(symbols) for one in known) and world.subscribed() == sorted(symbols)
+
+        async def find() -> bool:
+            await demand.renew()
+            return demand.find_market("bitget", "S1/USDT") is not None
+
+        await until(lambda: is_right(S0, those=readers))
+        while not await find():
+            await asyncio.sleep(0.05)
+        assert demand.find_market("bitget", str(S4)) is None
+        market = MarketKey("bitget", S1)
+        used.add(market)
+        await demand.start_market(market, "192.0.2.1")
+        await until(lambda: is_right(S0, S1, those=readers))
+        await demand.start_market(MarketKey("bitget", S2), "192.0.2.2")
+        with pytest.raises(DemandRefused):
+            await demand.start_market(MarketKey("bitget", SYMBOLS[3]), "192.0.2.3")
+        removed = []
+        for one in (readers[1], serving):
+            one.universe.add_listener(lambda change: removed.extend(change.removed))
+        await first.aclose()
+
+        def has_ended() -> bool:
+            keeping = asyncio.ensure_future(demand.renew())
+            tasks.add(keeping)
+            keeping.add_done_callback(tasks.discard)
+            return is_right(S0, S1, those=readers[1:])
+
+        tasks: set[Any] = set()
+        await until(has_ended, within_s=40)
+        assert set(removed) == {S2}  # S1 is used, and never left

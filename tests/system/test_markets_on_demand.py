@@ -1,0 +1,141 @@
+"""Markets on demand of a whole daemon: a client's request starts them, and they end when no client uses them."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import websockets
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError
+
+from candled.model import Symbol
+from tests import deadlines
+from tests.clocks import ScaledClock
+from tests.fakes.bitget import FakeBitget, FakeMarket
+from tests.fakes.tapes import Synthetic
+from tests.system.rig import MONDAY_MORNING_MS, Rig
+
+pytestmark = pytest.mark.usefixtures("daemon")
+
+BTC, ETH, SOL, XRP = (Symbol(base, "USDT") for base in ("BTC", "ETH", "SOL", "XRP"))
+UP = Symbol("BTCUP", "USDT")
+
+
+@asynccontextmanager
+async def deployment(directory: Path, speed: float = 1.0, **rules: Any) -> AsyncIterator[Rig]:
+    clock = ScaledClock(speed, MONDAY_MORNING_MS)
+    listed = [BTC, ETH, SOL, XRP, UP]
+    markets = [FakeMarket(symbol=symbol, tape=Synthetic(number)) for number, symbol in enumerate(listed)]
+    async with FakeBitget(clock, markets) as fake:
+        fake.enforce_limits = False
+        bitget = {"symbols": ["BTC/USDT", "!*UP/USDT"], "markets": ["spot"], "on_demand": {"most": 3, **rules}}
+        sections = {"klines": {"enabled": True}, "limits": {"api_requests": 0}}
+        rig = Rig(directory, fake, clock, [BTC], bitget=bitget, sections=sections)
+        try:
+            await rig.start()
+            await rig.until(lambda: rig.all_are("state", "live"), within_minutes=speed)
+            yield rig
+        finally:
+            await rig.stop()
+
+
+def running(rig: Rig) -> set[Symbol]:
+    return set(rig.daemon.universe.symbols("bitget"))
+
+
+async def answers(rig: Rig, *requests: dict[str, Any], count: int = 1) -> list[dict[str, Any]]:
+    """The first `count` answers to requests that are sent together."""
+    async with websockets.connect(f"ws://127.0.0.1:{rig.daemon.port}/ws", max_size=None) as ws:
+        for request in requests:
+            await ws.send(json.dumps(request))
+        return [json.loads(await deadlines.wait_for(ws.recv(), 20)) for _ in range(count)]
+
+
+async def fetch(rig: Rig, path: str) -> Any:
+    answer = await AsyncHTTPClient().fetch(f"http://127.0.0.1:{rig.daemon.port}{path}")
+    return json.loads(answer.body)
+
+
+async def refused(rig: Rig, path: str) -> tuple[int, Any]:
+    with pytest.raises(HTTPClientError) as error:
+        await fetch(rig, path)
+    assert error.value.response is not None
+    return error.value.code, json.loads(error.value.response.body)
+
+
+def subscribe(symbol: Symbol, **more: Any) -> dict[str, Any]:
+    return {"type": "subscribe", "symbol": str(symbol), "interval": "1m", **more}
+
+
+async def test_a_subscription_starts_a_listed_market_and_gets_its_first_screen(tmp_path):
+    async with deployment(tmp_path) as rig:
+        (first,) = await answers(rig, subscribe(ETH, initialBars=100))
+        assert (first["type"], first["symbol"], len(first["bars"])) == ("initial", "ETH/USDT", 100)
+        assert running(rig) == {BTC, ETH}
+        started = rig.open_chart(ETH)
+        await rig.until(lambda: started.bars and rig.health(ETH)["state"] == "live", within_minutes=1)
+        for symbol, message in (("NO/USDT", "NO/USDT"), ("BTCUP/USDT", "BTCUP/USDT"), ("x", "x")):
+            (error,) = await answers(rig, {"type": "subscribe", "symbol": symbol, "interval": "1m"})
+            assert error == {"type": "error", "message": f"Invalid symbol: {message}. Valid: BTC/USDT, ETH/USDT"}
+        events = await AsyncHTTPClient().fetch(
+            f"http://127.0.0.1:{rig.daemon.port}/events?symbol=SOL/USDT&interval=1m", method="HEAD"
+        )
+        assert events.code == 200
+        assert running(rig) == {BTC, ETH, SOL}
+
+
+async def test_http_requests_start_markets_in_every_dialect(tmp_path):
+    async with deployment(tmp_path) as rig:
+        assert await refused(rig, "/api/candles?symbol=NO/USDT&interval=1m&limit=100") == (
+            404,
+            {"error": {"code": "unknown_symbol", "message": "Invalid symbol: NO/USDT. Only BTC/USDT is supported."}},
+        )
+        rows = await fetch(rig, "/api/v3/klines?symbol=SOLUSDT&interval=1m&limit=100")
+        assert len(rows) == 100
+        bars = await fetch(rig, "/udf/history?symbol=BITGET:XRPUSDT&resolution=1&from=0&to=1759730400&countback=50")
+        assert (bars["s"], len(bars["t"])) == ("ok", 50)
+        candles = await fetch(rig, "/api/candles?symbol=ETH/USDT&interval=1m&limit=100")
+        assert len(candles["bars"]) == 100
+        assert running(rig) == {BTC, ETH, SOL, XRP}
+
+
+async def test_limits_of_one_address_and_of_all(tmp_path):
+    async with deployment(tmp_path, most=2, most_per_address=1) as rig:
+        requests = [subscribe(ETH, id=1), subscribe(SOL, id=2)]
+        found = {one["id"]: one for one in await answers(rig, *requests, count=2) if one["type"] != "initial"}
+        assert found[2] == {
+            "type": "error",
+            "id": 2,
+            "code": 106,
+            "temporary": True,
+            "message": "Too many markets on demand: at most 1 of bitget from one address",
+        }
+        status, error = await refused(rig, "/api/candles?symbol=SOL/USDT&interval=1m&limit=10")
+        assert (status, error["error"]["code"]) == (503, "too_many_markets")
+        assert running(rig) == {BTC, ETH}
+
+
+async def test_an_unsubscribe_ends_the_wait(tmp_path):
+    async with deployment(tmp_path) as rig:
+        unsubscribe = {"type": "unsubscribe", "symbol": "ETH/USDT", "interval": "1m", "id": 7}
+        found = await answers(rig, subscribe(ETH), unsubscribe, {"type": "ping"}, count=2)
+        assert [one["type"] for one in found] == ["unsubscribed", "pong"]
+        assert rig.daemon._hub.room_count == 0
+
+
+async def test_a_market_ends_when_no_client_has_used_it_for_long_enough(tmp_path):
+    async with deployment(tmp_path, speed=60.0, keep="1m") as rig:
+        chart = rig.open_chart(ETH)
+        await rig.until(lambda: chart.bars, within_minutes=30)
+        await fetch(rig, "/api/candles?symbol=SOL/USDT&interval=1m&limit=10")
+        assert SOL in running(rig)
+        await rig.until(lambda: running(rig) == {BTC, ETH}, within_minutes=30)
+        await rig.minutes(3)
+        assert ETH in running(rig)
+        for reader in rig._readers:
+            reader.cancel()
+        await asyncio.gather(*rig._readers, return_exceptions=True)
+        await rig.until(lambda: running(rig) == {BTC}, within_minutes=30)

@@ -1,0 +1,142 @@
+"""Markets on demand of one process: who may start them, how long they are kept, and how they are found."""
+
+import asyncio
+
+import pytest
+
+from candled.api.errors import UnknownSymbol
+from candled.api.offered_markets import OfferedMarkets
+from candled.errors import Unavailable
+from candled.model import MarketKey, Symbol
+from candled.on_demand import START_S, DemandRefused, MarketsOnDemand, MemoryBook
+from candled.symbol_pattern import SymbolPattern
+from candled.universe import Universe
+from candled.universe_choice import DemandRules
+from tests.clocks import ManualClock
+
+BTC, ETH, SOL, UP, PERP = map(Symbol.parse, ("BTC/USDT", "ETH/USDT", "SOL/USDT", "XUP/USDT", "BTC/USDT:USDT"))
+RULES = DemandRules(most=2, keep_s=60.0, most_per_address=1, exclusions=(SymbolPattern.parse("!*UP/USDT"),))
+
+
+def key(symbol: Symbol) -> MarketKey:
+    return MarketKey("bitget", symbol)
+
+
+class Bench:
+    """One process, whose leader adds every market of the book."""
+
+    def __init__(self, rules: DemandRules = RULES) -> None:
+        self.clock, self.universe = ManualClock(), Universe(["bitget", "okx"])
+        self.universe.set_markets("bitget", [BTC])
+        self.book = MemoryBook(self.clock)
+        self.used: set[MarketKey] = set()
+        self.demand = MarketsOnDemand(
+            self.universe, self.clock, self.book, self.used.__contains__, {"bitget": rules, "okx": DemandRules()}
+        )
+        self.demand.on_list("bitget", [BTC, ETH, SOL, UP, PERP])
+        self.rules = rules
+
+    async def follow(self) -> set[Symbol]:
+        """Have the leader read the book; return its markets."""
+        wanted = await self.book.read_markets("bitget", self.rules)
+        self.universe.set_markets("bitget", [BTC, *wanted])
+        return set(wanted)
+
+    async def start(self, symbol: Symbol, address: str = "192.0.2.1") -> None:
+        starting = asyncio.ensure_future(self.demand.start_market(key(symbol), address))
+        await self.clock.advance(0)
+        await self.follow()
+        await self.clock.advance(0.1)
+        await starting
+
+    async def pass_time(self, seconds: float) -> set[Symbol]:
+        for _ in range(int(seconds / 5)):
+            await self.clock.advance(5)
+            await self.demand.renew()
+        return await self.follow()
+
+
+def test_only_listed_markets_that_are_not_excluded_are_found():
+    bench = Bench()
+    find = bench.demand.find_market
+    assert find("bitget", "ETH/USDT") == key(ETH)
+    assert [find("bitget", text) for text in ("NO/USDT", "XUP/USDT", "ethusdt", "*", "")] == [None] * 5
+    bench.demand.on_list("okx", [ETH])
+    assert find("okx", "ETH/USDT") is None  # without the setting
+    bench.demand.on_list("bitget", [])  # no evidence
+    assert find("bitget", "ETH/USDT") == key(ETH)
+    bench.demand.on_list("bitget", [BTC])
+    assert find("bitget", "ETH/USDT") is None
+    bench.demand.set_rules({})
+    assert find("bitget", "BTC/USDT") is None
+
+
+def test_every_dialect_finds_them():
+    bench = Bench()
+    offered = OfferedMarkets(bench.demand)
+
+    def found(kind, name, exchange=None):
+        return offered.find(UnknownSymbol(404, "unknown_symbol", "", kind=kind, name=name, exchange=exchange))
+
+    assert found("symbol", "ETH/USDT", "bitget") == key(ETH)
+    assert [found("ticker", name) for name in ("BITGET:ETHUSDT", "ethusdt", "bitget:eth/usdt")] == [key(ETH)] * 3
+    assert (found("ticker", "BTCUSDT.P"), found("binance", "BTCUSDT_PERP", "bitget")) == (key(PERP), key(PERP))
+    assert found("ticker", "XUPUSDT") is found("binance", "ETHUSDT", "okx") is None
+    bench.demand.on_list("bitget", [SOL])
+    assert (found("ticker", "ETHUSDT"), found("binance", "SOLUSDT", "bitget")) == (None, key(SOL))
+
+
+async def test_a_market_is_kept_while_it_is_used_and_for_a_while_after_that():
+    bench = Bench()
+    await bench.start(ETH)
+    assert bench.demand.is_starting(key(ETH))
+    bench.used.add(key(ETH))
+    assert await bench.pass_time(300) == {ETH}
+    assert not bench.demand.is_starting(key(ETH))
+    bench.used.clear()
+    assert await bench.pass_time(50) == {ETH}
+    bench.demand.note_request(key(ETH))
+    assert await bench.pass_time(55) == {ETH}
+    assert await bench.pass_time(15) == set()
+
+
+async def test_limits_of_an_address_and_of_all():
+    bench = Bench()
+    await bench.start(ETH)
+    with pytest.raises(DemandRefused, match=r"at most 1 of bitget from one address"):
+        await bench.start(SOL)
+    await bench.start(ETH)  # it runs
+    await bench.start(SOL, "192.0.2.2")
+    with pytest.raises(DemandRefused, match="at most 2 of bitget at a time"):
+        await bench.start(PERP, "192.0.2.3")
+    assert bench.demand.refused == 2
+    assert await bench.pass_time(70) == set()
+    await bench.start(PERP)  # the first one of this address has ended
+
+
+async def test_a_refused_market_does_not_count_for_the_address():
+    bench = Bench(DemandRules(most=1, keep_s=60.0, most_per_address=1))
+    await bench.start(ETH)
+    with pytest.raises(DemandRefused, match="at a time"):
+        await bench.start(SOL, "192.0.2.2")
+    await bench.pass_time(70)
+    await bench.start(SOL, "192.0.2.2")
+
+
+async def test_a_leader_that_does_not_answer_is_an_error():
+    bench = Bench()
+    starting = asyncio.ensure_future(bench.demand.start_market(key(ETH), "192.0.2.1"))
+    await bench.clock.advance(START_S + 1)
+    with pytest.raises(Unavailable, match="ETH/USDT cannot be started"):
+        await starting
+    await bench.start(SOL)  # not counted
+
+
+async def test_clients_that_ask_together_start_a_market_together():
+    bench = Bench()
+    starting = [asyncio.ensure_future(bench.demand.start_market(key(ETH), f"192.0.2.{one}")) for one in range(5)]
+    await bench.clock.advance(0)
+    await bench.follow()
+    await bench.clock.advance(0.1)
+    await asyncio.gather(*starting)
+    assert await bench.pass_time(5) == {ETH}
