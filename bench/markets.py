@@ -1,6 +1,6 @@
 """How long do 1,000 markets of a pattern take to warm up, a reload that changes 800, and a market on demand?
 
-    python -m bench.markets [--markets 1000] [--minutes 300] [--starts 20]
+    python -m bench.markets [--markets 1000] [--minutes 1000] [--starts 20]
 
 The exchange is a process of its own whose REST answers take 100 ms. A reload removes 3 of 10 markets and adds half as
 many as there were. Meanwhile a client has rooms of the markets that stay. The longest block of the event loop is the
@@ -163,7 +163,7 @@ def _rewrite(path: Path, bitget: dict[str, Any]) -> None:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.markets", description=__doc__)
     parser.add_argument("--markets", type=int, default=1000)
-    parser.add_argument("--minutes", type=int, default=300, help="minutes of the running week before the start")
+    parser.add_argument("--minutes", type=int, default=1000, help="minutes of the running week before the start")
     parser.add_argument("--starts", type=int, default=20, help="markets that are started on demand")
     parser.add_argument("--settle", type=float, default=10.0, help="seconds of measuring before the reload")
     return parser.parse_args(arguments)
