@@ -11,6 +11,7 @@ import pytest
 import websockets
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 
+from candled.access.token_file import Entry, digest_of, make_token, write_entries
 from candled.model import Symbol
 from tests import deadlines
 from tests.clocks import ScaledClock
@@ -25,14 +26,16 @@ UP = Symbol("BTCUP", "USDT")
 
 
 @asynccontextmanager
-async def deployment(directory: Path, speed: float = 1.0, **rules: Any) -> AsyncIterator[Rig]:
+async def deployment(
+    directory: Path, speed: float = 1.0, more: dict[str, Any] | None = None, **rules: Any
+) -> AsyncIterator[Rig]:
     clock = ScaledClock(speed, MONDAY_MORNING_MS)
     listed = [BTC, ETH, SOL, XRP, UP]
     markets = [FakeMarket(symbol=symbol, tape=Synthetic(number)) for number, symbol in enumerate(listed)]
     async with FakeBitget(clock, markets) as fake:
         fake.enforce_limits = False
         bitget = {"symbols": ["BTC/USDT", "!*UP/USDT"], "markets": ["spot"], "on_demand": {"most": 3, **rules}}
-        sections = {"klines": {"enabled": True}, "limits": {"api_requests": 0}}
+        sections = {"klines": {"enabled": True}, "limits": {"api_requests": 0}, **(more or {})}
         rig = Rig(directory, fake, clock, [BTC], bitget=bitget, sections=sections)
         try:
             await rig.start()
@@ -139,3 +142,21 @@ async def test_a_market_ends_when_no_client_has_used_it_for_long_enough(tmp_path
             reader.cancel()
         await asyncio.gather(*rig._readers, return_exceptions=True)
         await rig.until(lambda: running(rig) == {BTC}, within_minutes=30)
+
+
+async def test_a_token_starts_only_the_markets_that_it_allows(tmp_path):
+    tokens = {name: make_token(name) for name in ("all", "btc")}
+    claims: dict[str, Any] = {"all": {}, "btc": {"symbols": ["BTC/USDT"]}}
+    path = tmp_path / "tokens.yaml"
+    write_entries(path, {name: Entry(sha256=digest_of(one), **claims[name]) for name, one in tokens.items()})
+    async with deployment(tmp_path, more={"access": {"tokens_file": str(path)}}) as rig:
+        candles = "/api/candles?symbol=ETH/USDT&interval=1m&token="
+        for token, status in ((tokens["btc"], (403, 404)), ("wrong", (401,))):
+            assert (await refused(rig, candles + token))[0] in status
+        url = f"ws://127.0.0.1:{rig.daemon.port}/ws?token={tokens['btc']}"
+        async with websockets.connect(url) as ws:
+            await ws.send(json.dumps(subscribe(ETH)))
+            answer = json.loads(await deadlines.wait_for(ws.recv(), 20))
+        assert (answer["type"], running(rig)) == ("error", {BTC})
+        assert (await fetch(rig, candles + tokens["all"]))["bars"]
+        assert running(rig) == {BTC, ETH}
