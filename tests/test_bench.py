@@ -44,6 +44,7 @@ TINY = {
 }  # fmt: skip
 OUTPUT = {
     "fanout": "20 clients, candled",
+    "tls": "5 clients, plain",
     "connections": "50 clients, 21 rooms",
     "aggregation": "Aggregator.apply_minute",
     "rooms": "initial of 1000 bars: warm",

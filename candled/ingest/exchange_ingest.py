@@ -289,7 +289,8 @@ class ExchangeIngest:
         self._publisher.open_market(market, newest_ms, self._time.now_ms())
         for event, received_ms in self._early.take_events(symbol):
             self._on_market_event(event, self._time.now_ms() if received_ms is None else received_ms)
-        self._repair.enqueue_request(market, self._time.now_ms())  # a client may wait for it
+        if self._listing.is_urgent(market.key):  # the others wait until the stream has given the time as well
+            self._repair.enqueue_request(market, self._time.now_ms())
 
     # ------------------------------------------------------------ FeedSink
 

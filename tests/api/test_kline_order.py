@@ -37,6 +37,7 @@ class RecordingListener:
     messages_sent: list[StreamMessage] = field(default_factory=list)
     on_close: list[int] = field(default_factory=list)
     recipient_slots = ()
+    grant = None
 
     def charge_work(self, cost: float) -> float:
         return 0.0

@@ -144,7 +144,7 @@ def test_every_client_of_an_exchange_knows_the_proxies():
         for path in (Path(__file__).parents[2] / "candled").rglob("*.py")
         if (calls := re.findall(r"(?:=|:|return) HttpClient\((.*)\)", path.read_text("utf-8")))
     }
-    assert set(made) == {"ingest_side.py", "session.py", "exchange_check.py", "markets.py", "recorder.py"}
+    assert set(made) == {"ingest_side.py", "session.py", "exchange_check.py", "markets.py", "recorder.py", "doctor.py"}
     assert all("proxies" in "".join(call) for calls in made.values() for call in calls)
 
 
