@@ -376,7 +376,7 @@ class Server:
 def _dismiss(connection: SocketConnection | TornadoConnection, reconnect_ms: tuple[int, int]) -> None:
     """Close a connection, and ask the client to reconnect at a random time of a range."""
     connection.client.notify_shutdown(random.randint(*reconnect_ms))
-    connection.disconnect(1001, "the server is going away")
+    connection.disconnect(1001, "the server is stopping")
 
 
 def _work_limits(limits: LimitSettings) -> tuple[float, float, float, float]:

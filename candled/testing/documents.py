@@ -97,17 +97,23 @@ class Time:
     write: Callable[[int], Any]
 
 
-def read_time(value: Any, near_ms: int, within_ms: int = DAY_MS) -> Time | None:
-    """Return the time in a value, if it is one within `within_ms` of `near_ms`."""
-    if isinstance(value, str) and _DATE.match(value):
-        return _read_date(value, near_ms, within_ms)
+def read_number(value: Any) -> Decimal | None:
+    """Return the finite number in a value; None if it has none."""
     if isinstance(value, bool) or not isinstance(value, int | str | Decimal):
         return None
     try:
         number = Decimal(value)
     except ArithmeticError:
         return None
-    if not number.is_finite():
+    return number if number.is_finite() else None
+
+
+def read_time(value: Any, near_ms: int, within_ms: int = DAY_MS) -> Time | None:
+    """Return the time in a value, if it is one within `within_ms` of `near_ms`."""
+    if isinstance(value, str) and _DATE.match(value):
+        return _read_date(value, near_ms, within_ms)
+    number = read_number(value)
+    if number is None:
         return None
     for scale, unit in _UNITS:
         at_ms = number / scale

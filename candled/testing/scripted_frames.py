@@ -10,7 +10,7 @@ from candled.exchange import Candles, Event, Exchange, Ready, SocketFeed, Subscr
 from candled.ingest.decompression import TooLarge
 from candled.model import MINUTE_MS, Candle, Symbol
 
-from .documents import Path, Time, list_values, parse_document, read_time, with_value, write_document
+from .documents import Path, Time, list_values, parse_document, read_number, read_time, with_value, write_document
 from .recording import Received, Recording
 
 _TEN_S_MS = 10_000
@@ -150,7 +150,7 @@ def _examine(text: str | bytes, candle: Candle, feed: SocketFeed, symbol: Symbol
             later = read(with_value(document, path, time.write(time.at_ms + _TEN_S_MS)))
             if later is not None and later.open_ms == candle.open_ms and later.as_of_ms != candle.as_of_ms:
                 sent.append(path)
-        elif (number := _number_in(value)) is not None:
+        elif (number := read_number(value)) is not None:
             changed = read(with_value(document, path, like(value, number + 1)))
             if changed is None or changed.values != candle.values:
                 values.append(path)
@@ -161,16 +161,6 @@ def _examine(text: str | bytes, candle: Candle, feed: SocketFeed, symbol: Symbol
             ):
                 volume = path
     return FrameForm(document, symbol, candle, tuple(times), tuple(sent), volume, tuple(values)) if times else None
-
-
-def _number_in(value: Any) -> Decimal | None:
-    if isinstance(value, bool) or not isinstance(value, int | str | Decimal):
-        return None
-    try:
-        number = Decimal(value)
-    except ArithmeticError:
-        return None
-    return number if number.is_finite() else None
 
 
 def flagged(candles: Iterable[Candle]) -> list[Candle]:

@@ -16,7 +16,7 @@ from candled.errors import ConfigError
 from candled.model import Symbol
 from tests.clocks import START_MS, ManualClock
 
-SECRET = b"a secret of at least 32 bytes, which nobody knows"
+SECRET = b"a secret of at least 32 bytes, made for this test"
 EXPIRES_S = START_MS // 1000 + 60
 
 
@@ -96,7 +96,7 @@ def test_tokens_are_made_listed_and_revoked(tmp_path, capsys):
         (("new", "a", "--interval", "7x"), "tokens.a:"),
         (("new", "a", "--expires", "soon"), "expected a duration such as 12h or 90d, got 'soon'"),
         (("new", "has"), "has a token has already"),
-        (("revoke", "nobody"), "has no token nobody"),
+        (("revoke", "absent"), "has no token absent"),
     ],
 )
 def test_a_mistake_gets_a_sentence(tmp_path, capsys, words, problem):

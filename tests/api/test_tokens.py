@@ -23,7 +23,7 @@ from tests.bus.rig import until
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
 
-SECRET = "a secret of at least 32 bytes, which nobody knows"
+SECRET = "a secret of at least 32 bytes, made for this test"
 NOW_MS = MONDAY_MS + 61 * 60_000
 CANDLES = "/api/candles?symbol=BTC/USDT&interval=5m&limit=1"
 DIALECTS = {

@@ -97,7 +97,7 @@ class Scripted:
         for handler in list(self._handlers):
             if bye_ms is not None and self.extended:
                 handler.send_json({"type": "bye", "reconnectAfterMs": bye_ms})
-            handler.close(1001, "the server is going away")
+            handler.close(1001, "the server is stopping")
         await asyncio.sleep(0.02)
         self.drop()
         await self._http.close_all_connections()

@@ -180,7 +180,7 @@ def test_mistakes_are_one_line_each(tmp_path, config, store, capsys, monkeypatch
 
 def test_a_store_that_is_no_file_names_the_programs_of_postgresql(tmp_path, capsys):
     path = tmp_path / "candled.yaml"
-    path.write_text("store: {url: postgresql://nobody@127.0.0.1:1/none}", "utf-8")
+    path.write_text("store: {url: postgresql://candled@127.0.0.1:1/none}", "utf-8")
     for command, program in (("backup", "pg_dump"), ("restore", "pg_restore")):
         assert main([command, str(tmp_path / "copy.db"), "--config", str(path)]) == 2
         assert f"for PostgreSQL use {program}" in capsys.readouterr().err
