@@ -92,6 +92,7 @@ setup(
             "codespell==2.4.1",
             "ruff==0.17.6",
             "mypy==2.4.1",
+            "pytest>=8",  # mypy reads its types for candled.testing
             "types-PyYAML",
             "types-psycopg2",
             "types-setuptools<81",
