@@ -352,6 +352,7 @@ class Daemon:
             cache=texts,
             watchdog=self._watchdog,
             lag=self._lag,
+            hooks=self._hooks,
         )
         return InternalServer(self._config.server, self._server.reports, Metrics(parts).render, self._clock)
 

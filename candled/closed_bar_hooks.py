@@ -57,6 +57,11 @@ class HookThread:
             self.counts.dropped += 1
             logger.warning("plugin %s: too many closed bars wait for its hook, dropping further ones", self.plugin)
 
+    @property
+    def queued(self) -> int:
+        """The number of calls that wait."""
+        return self._waiting.qsize()
+
     def stop(self, within_s: float) -> None:
         """End the thread after the queued calls, but wait for `within_s` seconds at most."""
         try:
@@ -72,7 +77,7 @@ class HookThread:
             "called": counts.called,
             "failed": counts.failed,
             "dropped": counts.dropped,
-            "queued": self._waiting.qsize(),
+            "queued": self.queued,
             "longestSeconds": round(counts.longest_s, 1),
         }
 

@@ -31,7 +31,8 @@ class PluginHooks:
     def __init__(self, plugins: Plugins, config: Config) -> None:
         self._plugins = plugins
         self._settings = config.plugins
-        self._threads: dict[str, HookThread] = {}
+        #: The thread of each plugin that handles closed bars, filled by `start`.
+        self.threads: dict[str, HookThread] = {}
         self._reporter: ClosedBarReporter | None = None
         #: The problem of each plugin whose routes are not served.
         self.problems: dict[str, str] = {}
@@ -46,8 +47,8 @@ class PluginHooks:
     ) -> None:
         """Call the hooks for bars that close from now on, in markets that this process reads."""
         for name, offers in self._plugins.with_hook("candled_closed_bar").items():
-            self._threads[name] = HookThread(name, partial(self._call_hook, offers, self._settings.get(name)))
-        if self._threads:
+            self.threads[name] = HookThread(name, partial(self._call_hook, offers, self._settings.get(name)))
+        if self.threads:
             self._reporter = ClosedBarReporter(
                 bars, lambda: tuple(catalog.intervals.values()), clock, self._report, is_read
             )
@@ -61,15 +62,15 @@ class PluginHooks:
 
     async def stop(self, within_s: float) -> None:
         """Wait for the queued calls, for `within_s` seconds at most."""
-        await asyncio.gather(*(asyncio.to_thread(one.stop, within_s) for one in self._threads.values()))
+        await asyncio.gather(*(asyncio.to_thread(one.stop, within_s) for one in self.threads.values()))
 
     def describe(self, plugin: str) -> dict[str, Any]:
         """Return more facts for a plugin's part of `/health?verbose`."""
         facts: dict[str, Any] = {}
         if plugin in self.problems:
             facts |= {"status": "broken", "error": self.problems[plugin]}
-        if plugin in self._threads:
-            facts["closedBars"] = self._threads[plugin].describe()
+        if plugin in self.threads:
+            facts["closedBars"] = self.threads[plugin].describe()
         return facts
 
     def make_routes(self, pages: "BarReader", catalog: MarketCatalog, clock: Clock) -> list[Route]:
@@ -94,7 +95,7 @@ class PluginHooks:
         return found
 
     def _report(self, market: MarketKey, interval: Interval, bar: Candle) -> None:
-        for thread in self._threads.values():
+        for thread in self.threads.values():
             thread.put(market, interval, bar)
 
     @staticmethod

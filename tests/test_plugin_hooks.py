@@ -23,6 +23,7 @@ from candled.store.sqlite.store import SqliteStore
 from candled.tools import plugin_subcommands
 from tests import deadlines
 from tests.clocks import START_MS, FairScaledClock, ManualClock
+from tests.metrics.scrape import read_series
 from tests.sources import ROOT
 from tests.system.several import Several
 
@@ -128,7 +129,7 @@ def recording(tmp_path: Path) -> Path:
 async def test_a_daemon_uses_the_store_the_path_and_the_closed_bars_of_plugins(install, tmp_path, caplog):
     install(toy=TOY, failing=FAILING)
     settings = {
-        "server": {"host": "127.0.0.1", "port": 0, "health_details": True},
+        "server": {"host": "127.0.0.1", "port": 0, "health_details": True, "internal_port": 0},
         "exchanges": {"replay": {"symbols": ["BTC/USDT"], "files": {"BTC/USDT": str(recording(tmp_path))}}},
         "intervals": ["1m", "5m"],
         "ingest": {"backfill": "10m"},
@@ -147,8 +148,16 @@ async def test_a_daemon_uses_the_store_the_path_and_the_closed_bars_of_plugins(i
                 await asyncio.sleep(0.05)
         answer = await AsyncHTTPClient().fetch(f"http://127.0.0.1:{daemon.port}/toy")
         health = daemon.health.report()
+        metrics = (await AsyncHTTPClient().fetch(f"http://127.0.0.1:{daemon.internal_port}/metrics")).body.decode()
     finally:
         await daemon.stop()
+    calls = {
+        (dict(labels)["plugin"], dict(labels)["result"]): value
+        for (name, labels), value in read_series(metrics).items()
+        if name == "candled_closed_bar_calls_total"
+    }
+    assert (calls["toy", "ok"] > 0, calls["toy", "failed"]) == (True, 0)
+    assert (calls["failing", "ok"], calls["failing", "failed"] > 0) == (0, True)
     body = json.loads(answer.body)
     assert body["greeting"] == "good morning"
     assert len(body["opens"]) == 3

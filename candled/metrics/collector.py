@@ -14,6 +14,7 @@ from candled.config import Config
 from candled.health import Health
 from candled.ingest_side import ShardedIngest
 from candled.loop_watchdog import LoopWatchdog
+from candled.plugin_hooks import PluginHooks
 from candled.rooms.encoded_bars import EncodedBarCache
 from candled.rooms.hub import Hub
 from candled.serve.server import Server
@@ -48,6 +49,7 @@ class Parts:
     cache: EncodedBarCache
     watchdog: LoopWatchdog
     lag: LoopLag
+    hooks: PluginHooks
 
 
 class Metrics:
@@ -96,3 +98,8 @@ def _collect_process(samples: Samples, parts: Parts, *, is_healthy: bool) -> Non
     samples.add_histogram("loop_lag_seconds", parts.lag.histogram)
     blocks = ((plugin, one.count) for plugin, one in parts.watchdog.blockages.items())
     samples.add_all("plugin_blocks_total", blocks)
+    for plugin, thread in parts.hooks.threads.items():
+        counts = thread.counts
+        results = {"ok": counts.called - counts.failed, "failed": counts.failed, "dropped": counts.dropped}
+        samples.add_all("closed_bar_calls_total", results.items(), plugin)
+        samples.add("closed_bar_calls_waiting", thread.queued, plugin)

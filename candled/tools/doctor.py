@@ -13,12 +13,15 @@ from candled import __version__
 from candled.budget import MakeBudget
 from candled.config import Config, ExchangeConfig, config_warnings, make_exchange, make_store
 from candled.config.sections import MEMORY
-from candled.errors import CandledError, ConfigError
-from candled.exchange import Clock
+from candled.errors import CandledError, ConfigError, Unavailable
+from candled.exchange import Candles, Clock, Event, Exchange, Feed, FeedError, Subscribed, SubscriptionRejected
+from candled.ingest.feeds import FeedRunner, LoopBudget
 from candled.ingest.http import HttpClient
-from candled.model import iso_ms
+from candled.model import Symbol, iso_ms
 from candled.plugins import Plugins, one_line
 from candled.settings import redacted, without_passwords
+from candled.tasks import first_of
+from candled.token_bucket import TokenBucket
 from candled.transport.descriptors import raise_limit, shortage
 
 from .budgets import request_budgets
@@ -120,20 +123,54 @@ class Doctor:
     async def _examine_exchanges(self, config: Config) -> None:
         async with request_budgets(config, self._clock) as budget:
             for one in config.exchanges:
-                await self._examine_part(f"exchanges.{one.name}", self._list_markets(one, budget))
+                await self._examine_exchange(one, budget)
 
-    async def _list_markets(self, one: ExchangeConfig, budget: MakeBudget) -> str:
-        exchange = make_exchange(one, self._clock)
-        http = HttpClient(self._clock, exchange.requests_per_s, budget, one.proxies, exchange.request_budgets)
-        ahead_ms: list[int] = []  # of the exchange's clock, by its `Date`
-        http.on_date = lambda date_ms, asked_ms, answered_ms: ahead_ms.append(date_ms + 500 - self._clock.now_ms())
+    async def _examine_exchange(self, one: ExchangeConfig, budget: MakeBudget) -> None:
+        subject = f"exchanges.{one.name}"
         try:
-            markets = await exchange.fetch_markets(http)
+            exchange = make_exchange(one, self._clock)
+        except ConfigError as error:
+            self._print_problems(subject, error.problems)
+            return
+        http = HttpClient(self._clock, exchange.requests_per_s, budget, one.proxies, exchange.request_budgets)
+        symbols = list(one.symbols)
+        try:
+            await self._examine_part(subject, self._list_markets(one, exchange, http, symbols))
+            if symbols:
+                await self._examine_part(subject, self._read_stream(one, exchange, http, symbols[0]))
         finally:
             http.close()
+
+    async def _list_markets(
+        self, one: ExchangeConfig, exchange: Exchange, http: HttpClient, symbols: list[Symbol]
+    ) -> str:
+        """Return a line about the REST API; add the trading markets to `symbols`."""
+        ahead_ms: list[int] = []  # of the exchange's clock, by its `Date`
+        http.on_date = lambda date_ms, asked_ms, answered_ms: ahead_ms.append(date_ms + 500 - self._clock.now_ms())
+        markets = await exchange.fetch_markets(http)
+        symbols += [market.symbol for market in markets if market.active]
         if ahead_ms and abs(ahead_ms[-1]) > _CLOCK_MS:
             self._print_problem("clock", f"{-ahead_ms[-1] / 1000:+.1f} s from that of exchanges.{one.name}")
         return f"answers, {len(markets):,} markets; proxy: {one.proxies.describe()}"
+
+    async def _read_stream(self, one: ExchangeConfig, exchange: Exchange, http: HttpClient, symbol: Symbol) -> str:
+        """Subscribe to one market, and return a line about the first answer."""
+        answer = _FirstAnswer()
+        started = self._clock.monotonic()
+        runner = FeedRunner(
+            exchange.name,
+            exchange.make_feed((symbol,)),
+            answer,
+            self._clock,
+            TokenBucket(1.0),
+            LoopBudget(),
+            one.proxies,
+            exchange.limits,
+            http,
+        )
+        await first_of(runner.run(), answer.wait())
+        took_ms = (self._clock.monotonic() - started) * 1000
+        return f"its stream answered a subscription to {symbol} in {took_ms:.0f} ms"
 
     # ------------------------------------------------------------ lines
 
@@ -148,6 +185,46 @@ class Doctor:
         for text in texts:
             if text is not None:
                 self._print_problem(subject, text)
+
+
+class _FirstAnswer:
+    """Waits for the first answer of a feed to its subscription."""
+
+    def __init__(self) -> None:
+        self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> None:
+        """Wait for the answer.
+
+        Raises:
+            Unavailable: the feed was interrupted, or the exchange refuses the subscription.
+        """
+        await self._answer
+
+    def on_connected(self, feed: Feed) -> None:
+        """Do nothing: the answer to the subscription counts."""
+
+    def on_event(self, event: Event) -> None:
+        """Take an answer."""
+        match event:
+            case Candles() | Subscribed():
+                self._finish(None)
+            case SubscriptionRejected(symbol=symbol, reason=reason):
+                self._finish(f"the stream refuses {symbol}: {reason}")
+            case FeedError(reason=reason):
+                self._finish(f"the stream reports an error: {reason}")
+
+    def on_interrupted(self, feed: Feed, reason: str) -> None:
+        """Take an interruption for the answer."""
+        self._finish(f"the stream was interrupted: {reason}")
+
+    def _finish(self, problem: str | None) -> None:
+        if self._answer.done():
+            return
+        if problem is None:
+            self._answer.set_result(None)
+        else:
+            self._answer.set_exception(Unavailable(problem))
 
 
 def questionable_settings(config: Config) -> Iterator[str]:

@@ -21,8 +21,9 @@ BTC = Symbol("BTC", "USDT")
 LATE_MS = 1_759_881_600_000
 
 
-def bitget(rest_url: str) -> ExchangeConfig:
-    return ExchangeConfig(name="bitget", plugin=Bitget, symbols=(BTC,), settings=BitgetSettings(rest_url=rest_url))
+def bitget(rest_url: str, ws_url: str = "ws://127.0.0.1:1/", symbol: Symbol = BTC) -> ExchangeConfig:
+    settings = BitgetSettings(rest_url=rest_url, ws_url=ws_url)
+    return ExchangeConfig(name="bitget", plugin=Bitget, symbols=(symbol,), settings=settings)
 
 
 async def page(config: Config, clock=None, plugins: Plugins = PLUGINS) -> tuple[int, list[str]]:
@@ -33,7 +34,7 @@ async def page(config: Config, clock=None, plugins: Plugins = PLUGINS) -> tuple[
 
 async def test_a_healthy_one_is_a_page_without_a_problem(tmp_path):
     async with FakeBitget(SystemClock(), [FakeMarket(symbol=BTC, tape=Synthetic(7))]) as fake:
-        config = settings(f"sqlite:///{tmp_path}/candled.db", bitget(fake.rest_url))
+        config = settings(f"sqlite:///{tmp_path}/candled.db", bitget(fake.rest_url, fake.ws_url))
         config = config.model_copy(update={"server": ServerSettings(max_connections=10)})
         _, missing = await page(config)
         prepare(config)
@@ -42,9 +43,10 @@ async def test_a_healthy_one_is_a_page_without_a_problem(tmp_path):
         f"store            {tmp_path}/candled.db does not exist yet; the daemon creates it"
     ]
     assert (status, lines[-1]) == (0, "problems: none")
-    found = {line.partition(" ")[0]: line for line in lines}
+    found = {line.partition(" ")[0]: line for line in reversed(lines)}
     assert "sqlite, schema" in found["store"]
     assert found["exchanges.bitget"].endswith("answers, 1 markets; proxy: direct, from the settings")
+    assert any("its stream answered a subscription to BTC/USDT in" in line for line in lines)
     assert found["bus"] == "bus              inside the process"
     assert {"candled", "system", "libraries", "clock", "variables", "settings", "open", "free"} <= found.keys()
 
@@ -64,6 +66,23 @@ async def test_each_problem_is_named_and_no_secret_is_printed(tmp_path, monkeypa
     assert any(line.startswith("exchanges.bitget PROBLEM: cannot reach 127.0.0.1") for line in lines)
     assert "hunter2" not in "\n".join(lines)
     assert "CANDLED_STORE__URL" in "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("symbol", "breaks", "problem"),
+    [
+        ("NOCOIN/USDT", False, "the stream refuses NOCOIN/USDT: "),
+        ("BTC/USDT", True, "the stream was interrupted: "),
+    ],
+)
+async def test_a_stream_that_does_not_deliver_is_a_problem(symbol, breaks, problem, tmp_path):
+    async with FakeBitget(SystemClock(), [FakeMarket(symbol=BTC, tape=Synthetic(7))]) as fake:
+        fake.refuse_connections = breaks
+        exchange = bitget(fake.rest_url, fake.ws_url, Symbol.parse(symbol))
+        status, lines = await page(settings(f"sqlite:///{tmp_path}/candled.db", exchange))
+    assert status == 1
+    assert any(line.startswith(f"exchanges.bitget PROBLEM: {problem}") for line in lines)
+    assert any("answers, 1 markets" in line for line in lines)
 
 
 async def test_a_wrong_clock_is_a_problem(tmp_path):
