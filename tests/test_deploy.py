@@ -104,6 +104,7 @@ def test_each_panel_of_the_dashboard_reads_metrics_that_exist():
     assert len(set(numbers)) == len(numbers)
 
 
+@pytest.mark.usefixtures("daemon")
 def test_prometheus_reads_the_rules_and_the_settings():
     settings = yaml.safe_load(read(DEPLOY / "prometheus" / "prometheus.yaml"))
     assert settings["rule_files"] == ["candled.rules.yaml"]
@@ -119,6 +120,7 @@ def test_prometheus_reads_the_rules_and_the_settings():
 # ---------------------------------------------------------------- systemd
 
 
+@pytest.mark.usefixtures("daemon")
 def test_systemd_reads_the_unit_and_finds_it_safe():
     unit = DEPLOY / "systemd" / "candled.service"
     analyze = tool("systemd-analyze")
@@ -136,6 +138,7 @@ def test_systemd_reads_the_unit_and_finds_it_safe():
 # ---------------------------------------------------------------- Docker
 
 
+@pytest.mark.usefixtures("daemon")
 def test_hadolint_finds_nothing_in_the_dockerfile():
     done = subprocess.run([tool("hadolint"), DEPLOY / "docker" / "Dockerfile"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
