@@ -35,6 +35,7 @@ from candled.loop_watchdog import LoopWatchdog
 from candled.metrics.loop_lag import EVERY_S, LoopLag
 from candled.model import Interval, MarketKey, Symbol
 from candled.on_demand import RENEW_S, DemandBook, MarketsOnDemand, MemoryBook
+from candled.parts import Parts
 from candled.plugin_hooks import PluginHooks
 from candled.plugins import Plugins
 from candled.protocol.requests import RequestCodec
@@ -52,7 +53,10 @@ from candled.serve.page import ChartPage
 from candled.serve.pager import HistoryPages
 from candled.serve.rate_limit import MemoryCounter, RateLimits
 from candled.serve.server import Server
+from candled.serve.status_handlers import make_status_routes
 from candled.service_manager import ServiceManager
+from candled.status.last_hour import EVERY_S as SAMPLE_S
+from candled.status.report import StatusReport
 from candled.store.history import HistoryReader
 from candled.store.ingest_store import IngestStore
 from candled.store.journal import Journal
@@ -245,7 +249,10 @@ class Daemon:
         self._server = self._make_server(self._catalog, broadcaster, texts)
         self._lag = LoopLag(clock)
         #: The internal port; None if the settings have none.
-        self.internal = self._make_internal(texts)
+        parts = self._make_parts(texts)
+        #: The data of the status page.
+        self.status = StatusReport(parts, self._name.get("process"))
+        self.internal = self._make_internal(parts)
         self._tasks = TaskSet()
         self._reading, self._adding_intervals = asyncio.Event(), asyncio.Lock()
         self.port = 0
@@ -329,16 +336,13 @@ class Daemon:
             limits=config.limits,
             serves=self._is_serving,
             guard=make_guard(config, catalog, clock) if self._is_serving else None,
+            status=self._render_status if config.server.status == "public" else None,
         )
 
-    def _make_internal(self, texts: EncodedBarCache) -> InternalServer | None:
-        """Return the server of the internal port, if the settings have one."""
-        if self._config.server.internal_port is None:
-            return None
-        from candled.metrics.collector import Metrics, Parts  # others do not wait for prometheus-client
-
-        parts = Parts(
+    def _make_parts(self, texts: EncodedBarCache) -> Parts:
+        return Parts(
             config=self._config,
+            clock=self._clock,
             health=self.health,
             ingest=self._ingest,
             store=self._store,
@@ -354,7 +358,23 @@ class Daemon:
             lag=self._lag,
             hooks=self._hooks,
         )
-        return InternalServer(self._config.server, self._server.reports, Metrics(parts).render, self._clock)
+
+    def _make_internal(self, parts: Parts) -> InternalServer | None:
+        """Return the server of the internal port, if the settings have one."""
+        settings = self._config.server
+        if settings.internal_port is None:
+            return None
+        from candled.metrics.collector import Metrics  # others do not wait for prometheus-client
+
+        routes: list[Any] = []
+        if settings.status != "off":
+            render = partial(self.status.render, shows_details=True)
+            routes = make_status_routes(self._clock, render, settings.compress_from)
+        return InternalServer(settings, self._server.reports, Metrics(parts).render, self._clock, routes)
+
+    async def _render_status(self) -> bytes:
+        """Return the data of the status page for the clients' port."""
+        return await self.status.render(shows_details=self._config.server.health_details)
 
     def _make_reports(self) -> HealthReports:
         return HealthReports(
@@ -383,7 +403,9 @@ class Daemon:
             self._hooks.start(self._bars, self._catalog, self._clock, self._ingest.is_reading)
         if self.internal is not None:
             self.internal_port = self.internal.listen()
+        if self.internal is not None or self._config.server.status == "public":
             self._tasks.start_periodic(self._lag.tick, self._clock, EVERY_S)
+            self._tasks.start_periodic(self.status.take_sample, self._clock, SAMPLE_S)
         self.port = self._server.listen()  # before the store is opened, because another candled may be running
         with contextlib.suppress(StoreUnavailable):  # `open_later` tries again
             await self._upkeep.open_store()

@@ -105,7 +105,7 @@ class ShardedIngest:
     def describe(self) -> dict[str, dict[str, Any]]:
         """Return the exchanges' part of `/health`, combining all shards that are read here."""
         result: dict[str, dict[str, Any]] = {}
-        for ingest in (one for shard in self._running.values() for one in shard):
+        for ingest in self.running:
             facts = ingest.describe()
             known = result.setdefault(ingest.name, facts)
             known["symbols"] |= facts["symbols"]
@@ -129,7 +129,7 @@ class ShardedIngest:
     def measure(self) -> dict[str, IngestMeasures]:
         """Return the present state of each exchange in numbers, combining all shards that are read here."""
         result: dict[str, IngestMeasures] = {}
-        for ingest in (one for shard in self._running.values() for one in shard):
+        for ingest in self.running:
             measures = ingest.measure()
             known = result.setdefault(ingest.name, measures)
             if known is not measures:
@@ -137,22 +137,24 @@ class ShardedIngest:
         return result
 
     @property
+    def running(self) -> list[ExchangeIngest]:
+        """The exchanges that are read here, one for each shard."""
+        return [ingest for shard in self._running.values() for ingest in shard]
+
+    @property
     def markets(self) -> set[MarketKey]:
         """The markets that are read here."""
-        running = [ingest for shard in self._running.values() for ingest in shard]
-        return {MarketKey(ingest.name, symbol) for ingest in running for symbol in ingest.symbols}
+        return {MarketKey(ingest.name, symbol) for ingest in self.running for symbol in ingest.symbols}
 
     def is_reading(self, market: MarketKey) -> bool:
         """Return whether a market is read here."""
-        running = (ingest for shard in self._running.values() for ingest in shard)
-        return any(ingest.name == market.exchange and market.symbol in ingest.symbols for ingest in running)
+        return any(one.name == market.exchange and market.symbol in one.symbols for one in self.running)
 
     def measure_symbols(self) -> Iterator[tuple[str, SymbolMeasures]]:
         """Yield the present state of each symbol that is read here, with the name of its exchange."""
-        for shard in self._running.values():
-            for ingest in shard:
-                for symbol in ingest.measure_symbols():
-                    yield ingest.name, symbol
+        for ingest in self.running:
+            for symbol in ingest.measure_symbols():
+                yield ingest.name, symbol
 
     @property
     def clients(self) -> Mapping[str, HttpClient]:
@@ -208,7 +210,7 @@ class ShardedIngest:
 
     async def stop_reading(self, names: Collection[str]) -> None:
         """Stop reading exchanges. Their forming minutes are queued for the store."""
-        stopped = [ingest for running in self._running.values() for ingest in running if ingest.name in names]
+        stopped = [ingest for ingest in self.running if ingest.name in names]
         for running in self._running.values():
             running[:] = [ingest for ingest in running if ingest.name not in names]
         await asyncio.gather(*map(self._stop_ingest, stopped))

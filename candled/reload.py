@@ -39,7 +39,7 @@ NEEDS_RESTART = frozenset({
     "server.allowed_origins", "server.cache", "server.compress_from", "server.compression", "server.health_details",
     "server.host", "server.internal_host", "server.internal_port", "server.metrics_per_symbol",
     "server.own_sockets", "server.ping_interval", "server.ping_timeout", "server.port", "server.prefix",
-    "server.reuse_port", "server.shutdown_seconds", "server.tls_certificate", "server.tls_key",
+    "server.reuse_port", "server.shutdown_seconds", "server.status", "server.tls_certificate", "server.tls_key",
     "server.trusted_proxies",
     "store.compress_after", "store.flush_interval", "store.init", "store.journal", "store.journal_limit",
     "store.retention", "store.url",

@@ -40,7 +40,8 @@ EDGES = {
     "serve/hot_path",
     "serve/access", "serve/client", "serve/events", "serve/handlers", "serve/internal",
     "serve/listening", "serve/pager",
-    "serve/prefix", "serve/server", "serve/static_files", "transport/socket_connection", "transport/socket_detach",
+    "serve/prefix", "serve/server", "serve/static_files", "serve/status_handlers",
+    "transport/socket_connection", "transport/socket_detach",
     "transport/tls",
     "transport/tornado_connection",
     "store/history", "store/ingest_store", "store/journal", "store/journal_spill", "store/postgres/pool",
@@ -72,6 +73,9 @@ HOLDERS = {
     **dict.fromkeys(
         ("metrics/collector", "metrics/ingest", "metrics/serving", "metrics/storing"), "read counts of many edges"
     ),
+    "parts": "names parts that are edges",
+    "status/market_rows": "leaves the loop to others through the clock",
+    "status/report": "reads counts of many edges",
     "testing/__init__": "has the tests for authors of plugins",
     "testing/modules": "loads one plugin, as plugins does",
     "testing/findings": "judges the results of testing/replayed",
@@ -220,6 +224,8 @@ ROOTS = {
     "reloader",
     "cli",
     "metrics",
+    "parts",
+    "status",
     "tools",
     "testing",
     "signals",

@@ -294,6 +294,10 @@ class LiveBars:
             }
         return exchanges
 
+    def list_feeds(self) -> dict[MarketKey, FeedState]:
+        """Return the state of each market's feed, as in `StateChanged`."""
+        return {key: market.feed for key, market in self._markets.items()}
+
     def count_states(self, excluded: Container[MarketKey] = ()) -> dict[str, StateCounts]:
         """Return the markets, except some, by exchange and by the state of their feeds."""
         exchanges: dict[str, StateCounts] = {}

@@ -135,6 +135,9 @@ class ServerSettings(Settings):
     internal_port: int | None = setting(
         None, "a port for operators, with /metrics and the details of /health; null for none", ge=0, le=65535
     )
+    status: Literal["internal", "public", "off"] = setting(
+        "internal", "the port with the status page: internal for internal_port, public for both, or off"
+    )
     metrics_per_symbol: bool = setting(False, "add series of every symbol to /metrics")
     health_details: bool = setting(
         False, "show every client the details of /health?verbose and the reasons of /health/ready"

@@ -126,6 +126,10 @@ class Coverage:
         """Return whether the final candle of a minute is stored."""
         return open_ms in self._have
 
+    def is_stored(self, start_ms: int, end_ms: int) -> bool:
+        """Return whether all final candles of `[start_ms, end_ms)` are stored."""
+        return self._have.start_of(end_ms) <= start_ms
+
     def was_missing(self, open_ms: int) -> bool:
         """Return whether the exchange did not have a minute when it was asked."""
         return open_ms in self._covered and open_ms not in self._have

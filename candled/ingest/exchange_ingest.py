@@ -226,10 +226,16 @@ class ExchangeIngest:
 
     def measure(self) -> IngestMeasures:
         """Return the present state in numbers."""
-        now_ms, runners = self._time.now_ms(), self._feeds.runners
-        silent = {symbol for runner in runners for symbol in runner.silent_symbols}
-        compared, differing = self._repair.parity.totals(now_ms)
-        measures = IngestMeasures(
+        measures, silent = self.measure_feeds(), self.silent_symbols
+        for symbol in self._symbols:
+            self.measure_market(symbol, measures, silent)
+        return measures
+
+    def measure_feeds(self) -> IngestMeasures:
+        """Return the numbers that belong to no single market."""
+        runners = self._feeds.runners
+        compared, differing = self._repair.parity.totals(self._time.now_ms())
+        return IngestMeasures(
             feeds=len(runners),
             connected_feeds=sum(runner.is_connected for runner in runners),
             skew_ms=self._time.skew_ms(),
@@ -237,13 +243,27 @@ class ExchangeIngest:
             compared=compared,
             differing=differing,
         )
-        for symbol in self._symbols:
-            market = self._markets.get(symbol)
-            if market is None:
-                measures.states.count_state("warming", "starting", has_problem=True)
-            else:
-                measures.count_market(market, now_ms, is_silent=symbol in silent)
-        return measures
+
+    def measure_market(
+        self, symbol: Symbol, measures: IngestMeasures, silent: Collection[Symbol]
+    ) -> MarketIngest | None:
+        """Add a wanted market to `measures`, given `silent_symbols`. Return it; None if it is not open yet."""
+        market = self._markets.get(symbol)
+        if market is None:
+            measures.states.count_state("warming", "starting", has_problem=True)
+        else:
+            measures.count_market(market, self.now_ms, is_silent=symbol in silent)
+        return market
+
+    @property
+    def silent_symbols(self) -> set[Symbol]:
+        """The symbols that are subscribed and deliver nothing."""
+        return {symbol for runner in self._feeds.runners for symbol in runner.silent_symbols}
+
+    @property
+    def now_ms(self) -> int:
+        """The time on the exchange's clock, UTC epoch milliseconds."""
+        return self._time.now_ms()
 
     def measure_symbols(self) -> Iterator[SymbolMeasures]:
         """Yield the present state of each symbol in numbers."""

@@ -2,54 +2,17 @@
 
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
 from prometheus_client.core import Metric
 
 from candled import __version__
-from candled.aggregate.live_bars import LiveBars
-from candled.bus import Bus
-from candled.config import Config
-from candled.health import Health
-from candled.ingest_side import ShardedIngest
-from candled.loop_watchdog import LoopWatchdog
-from candled.plugin_hooks import PluginHooks
-from candled.rooms.encoded_bars import EncodedBarCache
-from candled.rooms.hub import Hub
-from candled.serve.server import Server
-from candled.store.history import HistoryReader
-from candled.store.interface import Store
-from candled.store.upkeep import StoreUpkeep
-from candled.store.writer import Writer
+from candled.parts import Parts
 
 from .ingest import collect_ingest, collect_states, collect_symbols
-from .loop_lag import LoopLag
 from .samples import Samples
 from .serving import collect_bars, collect_clients, collect_requests, collect_tokens
 from .storing import collect_bus, collect_store
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """The parts of the daemon that have numbers."""
-
-    config: Config
-    health: Health
-    #: None if this process only serves.
-    ingest: ShardedIngest | None
-    store: Store
-    upkeep: StoreUpkeep
-    writer: Writer
-    history: HistoryReader
-    bus: Bus
-    bars: LiveBars
-    hub: Hub
-    server: Server
-    cache: EncodedBarCache
-    watchdog: LoopWatchdog
-    lag: LoopLag
-    hooks: PluginHooks
 
 
 class Metrics:

@@ -15,10 +15,21 @@ class LoopLag:
         self._due = float("inf")
         #: The seconds by which the calls were late.
         self.histogram = Histogram(LAG_S)
+        self._worst_s = 0.0
 
     def tick(self) -> None:
         """Count how late this call is."""
         now = self._clock.monotonic()
         if self._due <= now:
             self.histogram.observe(now - self._due)
+            self._worst_s = max(self._worst_s, now - self._due)
         self._due = now + EVERY_S
+
+    def take_worst(self) -> float:
+        """Return the largest lag since the last call, in seconds."""
+        worst_s, self._worst_s = self._worst_s, 0.0
+        return worst_s
+
+    def count_over(self, seconds: float) -> int:
+        """Return the number of calls that were later than `seconds`, one of `LAG_S`."""
+        return self.histogram.count - self.histogram.cumulative()[LAG_S.index(seconds)]

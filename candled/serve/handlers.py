@@ -468,7 +468,7 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
 
 
 # The chart library adds a style element. Some browsers do not count ws: as 'self'.
-_PAGE_HEADERS = {
+PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Frame-Options": "DENY",
@@ -494,7 +494,7 @@ class RootHandler(StreamHandler):
             return
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.set_header("Cache-Control", "no-cache")
-        for name, value in _PAGE_HEADERS.items():
+        for name, value in PAGE_HEADERS.items():
             self.set_header(name, value)
         self.finish_page(self.context.page(), self.context.compress_from)
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -48,6 +48,7 @@ from .hot_path import HotPath, Route, find_resource
 from .listening import listen
 from .prefix import PrefixedApplication
 from .static_files import StaticHandler, make_clients_route
+from .status_handlers import make_status_routes
 
 logger = logging.getLogger(__name__)
 
@@ -87,9 +88,10 @@ class Server:
         largest_message: int = LARGEST_MESSAGE,
         serves: bool = True,
         guard: AccessGuard | None = None,
+        status: Callable[[], Awaitable[bytes]] | None = None,
     ) -> None:
         self._serves, self._is_draining = serves, False
-        self._routes, self._streams = routes, dict(streams)
+        self._routes, self._streams, self._render_status = routes, dict(streams), status
         self._largest = largest_message
         self._settings, self._hub, self._clock = settings, hub, clock
         #: The certificate; None without TLS.
@@ -303,6 +305,10 @@ class Server:
     def _make_routes(self) -> list[Route]:
         context = {"context": self._context}
         probes: list[Route] = make_health_routes(self._health)
+        if self._render_status is not None:
+            probes += make_status_routes(
+                self._clock, self._render_status, self._settings.compress_from, self._context.open_headers
+            )
         if not self._serves:
             return probes
         files = {"compress_from": self._settings.compress_from}

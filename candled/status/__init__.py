@@ -1,0 +1,1 @@
+"""The status page's data: states, the last hour, and the present problems in words."""

@@ -1,0 +1,126 @@
+"""The rows of the status page's markets, read in slices. No slice holds the loop."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from candled.exchange import Clock
+from candled.ingest.market import MarketIngest
+from candled.ingest.measures import IngestMeasures
+from candled.model import FeedState, MarketKey
+
+from .days import grade_day, join_equal, last_days
+
+if TYPE_CHECKING:
+    from candled.aggregate.live_bars import LiveBars
+    from candled.bus import Bus
+    from candled.ingest_side import ShardedIngest
+
+# The work of one pass of the loop, and of its parts, in microseconds of a slow machine.
+_PASS, _MARKET, _FEED, _DAY, _GAP = 3_000, 100, 10, 1, 4
+_DAYS_LAST_S = 30.0  # how long the days of a market are kept
+
+
+class Pace:
+    """Lets other tasks run as soon as the work of one pass of the loop is done."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._spent = 0
+
+    async def spend(self, work: int) -> None:
+        """Add work that was done, in microseconds."""
+        self._spent += work
+        if self._spent >= _PASS:
+            self._spent = 0
+            await self._clock.sleep(0)
+
+
+class MarketRows:
+    """Reads the markets of this process: those of `ingest` from their exchanges, and those of `bars` over the bus."""
+
+    def __init__(self, ingest: "ShardedIngest | None", bus: "Bus", bars: "LiveBars", clock: Clock) -> None:
+        self._ingest = ingest
+        self._bus = bus
+        self._bars = bars
+        self._clock = clock
+        # the graded days of each market, and the monotonic time until which they are kept
+        self._days: dict[MarketKey, tuple[float, str]] = {}
+
+    async def read(self, *, shows_details: bool) -> tuple[list[bytes], dict[str, IngestMeasures]]:
+        """Return a row of JSON for each market, and the numbers of the exchanges that are read here."""
+        rows: dict[MarketKey, bytes] = {}
+        measures: dict[str, IngestMeasures] = {}
+        pace = Pace(self._clock)
+        for ingest in [] if self._ingest is None else self._ingest.running:
+            own, silent = ingest.measure_feeds(), ingest.silent_symbols
+            unpublished = self._bus.unpublished_markets()
+            for symbol in list(ingest.symbols):
+                await pace.spend(_MARKET)
+                key = MarketKey(ingest.name, symbol)
+                market = ingest.measure_market(symbol, own, silent)
+                row = _describe_market(key, market, ingest.now_ms, shows_details=shows_details)
+                if key in unpublished:
+                    row |= {"state": "stale", "reason": "not_published"}
+                if market is not None:
+                    row["days"] = await self._find_days(market, ingest.now_ms, pace)
+                rows[key] = encode(row)
+            known = measures.setdefault(ingest.name, own)
+            if known is not own:
+                known.add_shard(own)
+        for key, feed in self._bars.list_feeds().items():
+            if key not in rows:
+                await pace.spend(_FEED)
+                rows[key] = encode(_describe_feed(key, feed, shows_details=shows_details))
+        self._days = {key: days for key, days in self._days.items() if key in rows}
+        return list(rows.values()), measures
+
+    async def _find_days(self, market: MarketIngest, now_ms: int, pace: Pace) -> str:
+        """Return the levels of a market's last days. They are kept for a while, because they change slowly."""
+        now, kept = self._clock.monotonic(), self._days.get(market.key)
+        if kept is None or now >= kept[0]:
+            levels = []
+            for day in last_days(now_ms):
+                graded = grade_day(market.coverages, day)
+                levels.append(graded.level)
+                await pace.spend(_DAY + _GAP * graded.gap_count)
+            # one market is due earlier and another later, so that not all are due in one second
+            share = hash(market.key) % 100 / 100
+            kept = self._days[market.key] = now + _DAYS_LAST_S * (1 + share), join_equal(levels)
+        return kept[1]
+
+
+def _describe_market(
+    key: MarketKey, market: MarketIngest | None, now_ms: int, *, shows_details: bool
+) -> dict[str, Any]:
+    """Return the row of a market that is read here; keys without a value are left out."""
+    row: dict[str, Any] = {"exchange": key.exchange, "symbol": str(key.symbol)}
+    if market is None:
+        return {**row, "state": "warming", "reason": "starting"}
+    condition = market.status.condition(now_ms)
+    row["state"] = condition.state
+    if condition.reason:
+        row["reason"] = condition.reason
+    if market.presence.pushed_ms is not None:
+        row["lagMs"] = max(0, now_ms - market.presence.pushed_ms)
+    gaps = {"missing": missing} if (missing := market.missing_minutes(now_ms)) else {}
+    for coverage in market.coverages:
+        for reason, (_, minutes) in coverage.gap_counts.items():
+            gaps[reason] = gaps.get(reason, 0) + minutes
+    if gaps:
+        row["gaps"] = gaps
+    problem = market.status.describe_problems(condition)
+    return {**row, "error": problem} if shows_details and problem else row
+
+
+def _describe_feed(key: MarketKey, feed: FeedState, *, shows_details: bool) -> dict[str, Any]:
+    """Return the row of a market whose candles arrive over the bus."""
+    row: dict[str, Any] = {"exchange": key.exchange, "symbol": str(key.symbol), "state": feed.state}
+    if feed.reason:
+        row["reason"] = feed.reason
+    return {**row, "error": feed.problem} if shows_details and feed.problem else row
+
+
+def encode(value: Any) -> bytes:
+    """Return JSON without blanks."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace")  # an exchange's text may contain half a character

@@ -1,0 +1,100 @@
+"""The data of the status page: who may read it, how often it is made, and what a daemon writes into it."""
+
+import asyncio
+import json
+import re
+from typing import Any
+
+import pytest
+
+from candled.serve.status_handlers import SharedPage
+from tests.clocks import ManualClock
+from tests.metrics.scrape import running
+
+SECRET = "could not connect to 10.0.0.3"
+
+
+async def test_the_data_is_made_once_a_second_for_all_clients_that_wait():
+    clock, made = ManualClock(), []
+
+    async def make() -> bytes:
+        made.append(clock.monotonic())
+        await clock.sleep(0.2)
+        return b"%d" % len(made)
+
+    page = SharedPage(clock, make)
+    waiting = [asyncio.create_task(page.find()) for _ in range(5)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()  # a client that leaves
+    await clock.advance(0.3)
+    assert [(await one).body for one in waiting[1:]] == [b"1"] * 4
+    assert (await page.find()).body == b"1"
+    await clock.advance(0.8)
+    later = asyncio.create_task(page.find())
+    await clock.advance(0.3)
+    assert (await later).body == b"2"
+    assert len(made) == 2
+
+
+async def test_after_an_error_the_data_is_made_again():
+    clock, results = ManualClock(), [RuntimeError("once"), b"well"]
+
+    async def make() -> bytes:
+        result = results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    page = SharedPage(clock, make)
+    with pytest.raises(RuntimeError, match="once"):
+        await page.find()
+    assert (await page.find()).body == b"well"
+
+
+@pytest.mark.parametrize(
+    ("setting", "ports"), [("internal", {"internal"}), ("public", {"internal", "public"}), ("off", set())]
+)
+async def test_the_setting_chooses_the_ports(tmp_path, setting, ports):
+    async with running(tmp_path, status=setting) as deployment:
+        found = {
+            name
+            for name in ("internal", "public")
+            if '"markets"' in await deployment.get("/status.json", public=name == "public")
+        }
+        assert found == ports
+
+
+async def status_of(deployment: Any, **how: Any) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(await deployment.get("/status.json", **how))
+    return document
+
+
+async def test_a_daemon_describes_its_markets_itself_and_its_last_hour(tmp_path):
+    async with running(tmp_path, status="public") as deployment:
+        await deployment.until("feed_state", 1, exchange="replay", state="live")
+        status = deployment.daemon.status
+        status.take_sample()
+        document = await status_of(deployment)
+        assert [(row["symbol"], row["state"]) for row in document["markets"]] == [("BTC/USDT", "live")]
+        assert re.fullmatch(r"([fqsmn]\d+)+", document["markets"][0]["days"])
+        assert (
+            document["exchanges"]["replay"]["connections"] == document["exchanges"]["replay"]["connectionsWanted"] == 1
+        )
+        assert document["process"]["roles"] == ["ingest", "serve"]
+        assert document["store"]["state"] == "ok"
+        assert {len(values) for name, values in document["lastHour"].items() if name != "everySeconds"} == {1}
+        assert document["lastHour"]["candlesPerSecond"][0] > 0
+
+
+async def test_strangers_see_words_and_no_error_texts(tmp_path):
+    async with running(tmp_path, status="public") as deployment:
+        deployment.daemon.health.is_reading = False
+        deployment.daemon._upkeep.problem = SECRET
+        inside, outside = await status_of(deployment), await status_of(deployment, public=True)
+        for document in (inside, outside):
+            assert "CandledStoreUnavailable" in [problem["id"] for problem in document["problems"]]
+            assert document["status"] == "warn"
+        assert inside["store"]["error"] == SECRET
+        assert SECRET not in json.dumps(outside)
+        assert "hosts" in inside["exchanges"]["replay"]
+        assert "hosts" not in outside["exchanges"]["replay"]
