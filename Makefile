@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: run check test lint bench soak chaos autobahn bots install
 
 run: $(VENV)/.run  ## install and start the demo: recorded market data, a chart on http://localhost:7000/
-	$(BIN)/candled --config config/demo.yaml
+	$(BIN)/candled demo
 
 check: lint $(VENV)/.test  ## a change so far: lint, types, and the tests that need nothing but Python
 	$(BIN)/python -m pytest -q -n auto --quick

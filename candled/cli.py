@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -47,6 +48,7 @@ Exit status:
      error
 """
 _DAEMON = "Daemon"
+_DEMO = Path(__file__).with_name("demo.yaml")
 
 
 class _Commands(TyperGroup):
@@ -135,7 +137,7 @@ def _with_window_count(argv: Sequence[str]) -> list[str]:
 
 
 def _run(run: "partial[Outcome]") -> int:
-    if run.func is not _run_daemon:
+    if run.func not in (_run_daemon, demo):
         signals.obey_as_command()
     logging.basicConfig(level=_level(os.environ), handlers=[BoundedHandler("candled: %(message)s")])
     outcome = run()
@@ -196,6 +198,28 @@ def _run_daemon(config: ConfigFile, count: int | None, worker: str | None) -> Ou
     if count is None:
         return daemon.run(read, plugins)
     return daemon.run_workers(read, plugins, count, worker)
+
+
+@declare(app, _DAEMON)
+def demo(
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, metavar="PORT", show_default="7000", help="The port of the chart; 0 for any free one."
+        ),
+    ] = None,
+) -> Outcome:
+    """Run the daemon with recorded market data on the present clock, without a network.
+
+    Open the address that it logs to see a chart. It keeps its store in the current directory: candled-demo.db and
+    candled-demo.journal.
+    """
+    from candled import app as daemon
+    from candled.plugins import discover
+
+    plugins = discover()
+    env = os.environ if port is None else {**os.environ, "CANDLED_SERVER__PORT": str(port)}
+    return daemon.run(partial(load_config, _DEMO, plugins, env), plugins)
 
 
 @declare(app, _DAEMON)

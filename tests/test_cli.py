@@ -110,7 +110,7 @@ def processed(*arguments: str, env: dict[str, str] | None = None) -> subprocess.
 
 @pytest.mark.slow
 def test_check_config_prints_settings_that_read_back(capsys, tmp_path):
-    assert main(["check-config", "--config", str(ROOT / "config" / "demo.yaml")]) == 0
+    assert main(["check-config", "--config", str(ROOT / "candled" / "demo.yaml")]) == 0
     printed = capsys.readouterr().out
     assert yaml.safe_load(printed)["store"]["url"] == "sqlite:///candled-demo.db"
     (tmp_path / "again.yaml").write_text(printed, "utf-8")
@@ -277,6 +277,15 @@ def test_a_password_of_the_store_is_in_no_line(tmp_path):
 
 
 @pytest.mark.usefixtures("daemon")
+def test_the_demo_obeys_the_environment_except_for_its_port(tmp_path):
+    ended = processed("demo", "--port", "0", env={"CANDLED_SERVER__PORT": "7", "CANDLED_INTERVALS": "[]"})
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("candled: intervals (CANDLED_INTERVALS): ")
+    assert len(ended.stderr.splitlines()) == 1
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.usefixtures("daemon")
 def test_the_daemon_does_not_start_without_the_file_it_was_given():
     ended = processed("--config", "none.yaml")
     assert (ended.returncode, ended.stdout) == (2, "")
@@ -287,11 +296,36 @@ def test_the_daemon_does_not_start_without_the_file_it_was_given():
 def test_a_port_in_use_is_a_line_and_status_2():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        config = str(ROOT / "config" / "demo.yaml")
-        ended = processed("--config", config, env={"CANDLED_SERVER__PORT": str(port)})
+        ended = processed("demo", "--port", str(port))
     assert ended.returncode == 2
     last = ended.stderr.splitlines()[-1]
     assert last == f"candled: server: cannot listen on 127.0.0.1:{port}: the port is in use"
+
+
+# ---------------------------------------------------------------- Windows
+
+ON_WINDOWS = """
+import signal, sys
+
+for name in ("fcntl", "grp", "pwd", "resource", "termios"):
+    sys.modules[name] = None  # an import of it fails
+for name in ("SIGCHLD", "SIGHUP", "SIGKILL", "pthread_sigmask"):
+    delattr(signal, name)
+
+import candled.client, candled.model
+from candled.__main__ import main
+
+sys.platform = "win32"  # after asyncio, which would look for modules that are only there
+sys.exit(main())
+"""
+
+
+@pytest.mark.usefixtures("daemon")
+def test_windows_has_the_client_and_a_clear_refusal_of_commands():
+    ended = subprocess.run([sys.executable, "-c", ON_WINDOWS], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("candled: expected Linux or macOS, got Windows")
+    assert len(ended.stderr.splitlines()) == 1
 
 
 # ---------------------------------------------------------------- help
@@ -306,7 +340,7 @@ def test_help_lists_commands_under_headings_environment_and_statuses(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     for word in (
-        "Daemon:\n  check-config",
+        "Daemon:\n  demo",
         "plugins",
         "tail",
         "Store:\n  init-db",
@@ -323,7 +357,7 @@ def test_help_lists_commands_under_headings_environment_and_statuses(capsys):
 
 def test_every_command_and_option_is_on_the_page():
     page = (ROOT / "docs" / "reference" / "command-line.md").read_text("utf-8")
-    commands = ([], ["check-config"], ["plugins"], ["tail"])
+    commands = ([], ["demo"], ["check-config"], ["plugins"], ["tail"])
     help_text = "".join(run(*command, "--help").stdout for command in commands)
     options = set(re.findall(r"--[a-z-]+", help_text))
     assert {"--config", "--url", "--bars"} < options

@@ -103,7 +103,7 @@ def test_the_example_can_be_used(path):
 
 
 def test_the_demo_needs_nothing_but_candled():
-    config = load(ROOT / "config" / "demo.yaml", {}, PLUGINS)
+    config = load(ROOT / "candled" / "demo.yaml", {}, PLUGINS)
     assert [exchange.plugin.name for exchange in config.exchanges] == ["replay"]
     assert (config.server.host, config.server.port) == ("127.0.0.1", 7000)
 

@@ -23,7 +23,7 @@ from tests.bundled import PLUGINS
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "config" / "candled.schema.json"
 SCHEMA = make_schema(PLUGINS.exchanges)
-FILES = [ROOT / "candled.yaml", *sorted((ROOT / "config").glob("*.yaml"))]
+FILES = [ROOT / "candled.yaml", ROOT / "candled" / "demo.yaml", *sorted((ROOT / "config").glob("*.yaml"))]
 
 
 def mistakes(document: object, schema: Mapping[str, Any] = SCHEMA) -> list[str]:

@@ -1,7 +1,7 @@
 """The parts of a command's declaration: arguments, options, and the settings that `--config` names."""
 
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -21,7 +21,7 @@ T = TypeVar("T")
 DEFAULT_CONFIG = Path("candled.yaml")
 
 
-def load_config(path: Path | None, plugins: "Plugins | None" = None) -> "Config":
+def load_config(path: Path | None, plugins: "Plugins | None" = None, env: Mapping[str, str] = os.environ) -> "Config":
     """Read the settings of a file, by default of `DEFAULT_CONFIG` if it exists, and of the environment.
 
     Raises:
@@ -30,7 +30,7 @@ def load_config(path: Path | None, plugins: "Plugins | None" = None) -> "Config"
     from candled import config  # the command line is parsed before the modules that take time are loaded
     from candled.plugins import discover
 
-    return config.load(find_config(path), os.environ, plugins or discover())
+    return config.load(find_config(path), env, plugins or discover())
 
 
 def find_config(path: Path | None) -> Path | None:

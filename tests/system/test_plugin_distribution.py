@@ -2,13 +2,9 @@
 
 import asyncio
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
-import sysconfig
-import venv
 from pathlib import Path
 
 import pytest
@@ -20,6 +16,7 @@ from candled.clock import SystemClock
 from candled.model import Symbol
 from candled.testing.template import render_files
 from tests import deadlines
+from tests.environments import Environment, build, run_program
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.plumline import FakePlumline
 from tests.fakes.tapes import Synthetic
@@ -30,34 +27,6 @@ pytestmark = [pytest.mark.usefixtures("daemon"), pytest.mark.slow]
 
 EXAMPLE = ROOT / "examples" / "candled-plumline"
 RECORDINGS = {"tests/btc-usdt.jsonl.gz", "tests/nocoin-usdt.jsonl"}
-
-
-class Environment:
-    """A virtual environment that sees the packages of the tests' own, but none of the plugins under test."""
-
-    def __init__(self, folder: Path) -> None:
-        venv.create(folder, with_pip=False, symlinks=True)
-        self.python = folder / "bin" / "python"
-        packages = next(folder.glob("lib/python*/site-packages"))
-        parent = sysconfig.get_path("purelib")
-        (packages / "parent.pth").write_text(f"import site; site.addsitedir({parent!r})\n", "utf-8")
-
-    def run(self, *arguments: str, cwd: Path, status: int = 0) -> str:
-        """Run Python with arguments; return the output."""
-        return run_program(str(self.python), *arguments, cwd=cwd, status=status)
-
-    def pip(self, *arguments: str, cwd: Path) -> str:
-        """Run pip for this environment, without a network."""
-        own = ["-m", "pip", "--python", str(self.python), "--disable-pip-version-check", "--no-input"]
-        return run_program(sys.executable, *own, *arguments, cwd=cwd)
-
-
-def run_program(*command: str, cwd: Path, status: int = 0) -> str:
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("CANDLED_", "PYTHONPATH"))}
-    env["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # an author has pytest alone
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == status, f"{command}:\n{done.stdout}{done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +44,11 @@ def filled_in(parent: Path) -> Path:
     return folder
 
 
-def build(folder: Path, version: str) -> Path:
+def build_version(folder: Path, version: str) -> Path:
     """Build a wheel of that version; return it."""
     project = folder / "pyproject.toml"
     project.write_text(project.read_text("utf-8").replace('"0.1.0"', f'"{version}"'), "utf-8")
-    # the backend that pyproject.toml names, without the environment that pip would make for it
-    code = "from setuptools import build_meta; build_meta.build_wheel('dist')"
-    run_program(sys.executable, "-c", code, cwd=folder)
-    return folder / "dist" / f"candled_plumline-{version}-py3-none-any.whl"
+    return build(folder)
 
 
 def plugins_of(environment: Environment, cwd: Path) -> list[str]:
@@ -111,7 +77,7 @@ async def test_a_plugin_is_made_built_installed_found_run_upgraded_and_removed(e
     newer = tmp_path / "newer"
     shutil.copytree(folder, newer)
     wheel, upgrade = await asyncio.gather(
-        asyncio.to_thread(build, folder, "0.1.0"), asyncio.to_thread(build, newer, "0.2.0")
+        asyncio.to_thread(build_version, folder, "0.1.0"), asyncio.to_thread(build_version, newer, "0.2.0")
     )
     install = "install", "--quiet", "--no-deps", "--no-index"
     await asyncio.to_thread(environment.pip, *install, str(wheel), cwd=tmp_path)
