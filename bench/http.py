@@ -112,8 +112,8 @@ class SameBars:
     def newest_times(self, key: MarketKey, interval: Interval, count: int) -> Sequence[int]:
         return self.times[-count:]
 
-    def newest_bars(self, key: MarketKey, interval: Interval, count: int) -> list[Candle]:
-        return list(self._bars[-count:])
+    def bars_between(self, key: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
+        return [bar for bar in self._bars if start_ms <= bar.open_ms < end_ms]
 
     def get_bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None:
         return self._bars[self.times.index(open_ms)]

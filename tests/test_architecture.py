@@ -31,7 +31,7 @@ EDGES = {
     "signals", "workers", "loop_watchdog", "reloader", "control", "service_manager",
     "ingest/exchange_ingest", "ingest/repair_scheduler", "ingest/feed_pool", "ingest/feeds", "ingest/http",
     "ingest/tunnel", "ingest/prepared_address",
-    "api/handler", "api/pages",
+    "api/encoding_turns", "api/handler", "api/pages",
     "client/client", "client/closed_bars", "client/connection", "client/stream",
     "bus/redis/shared_limits", "bus/redis/leases", "bus/redis/publisher", "bus/redis/bus", "bus/redis/connections",
     "bus/redis/market_lists", "bus/redis/subscriber",

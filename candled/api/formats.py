@@ -1,4 +1,4 @@
-"""Bars as JSON, NDJSON, CSV and Arrow, page by page. Numbers are exact in all formats."""
+"""Bars as JSON, NDJSON, CSV and Arrow, part by part. Numbers are exact in all formats."""
 
 import importlib
 import io
@@ -23,16 +23,16 @@ CONTENT_TYPES = {
 
 
 class Format(Protocol):
-    """Writes bars in one format: a header, a part for each page, and an end."""
+    """Writes bars in one format: a header, parts with some bars each, and an end."""
 
     def begin(self) -> bytes:
-        """Return the bytes before the first page."""
+        """Return the bytes before the first bar."""
 
-    def encode_page(self, bars: Sequence[Candle]) -> bytes:
-        """Return a page of bars."""
+    def encode_bars(self, bars: Sequence[Candle]) -> bytes:
+        """Return some bars."""
 
     def end(self) -> bytes:
-        """Return the bytes after the last page."""
+        """Return the bytes after the last bar."""
 
 
 def json_number(number: Decimal, numbers: int = 0) -> msgspec.Raw:
@@ -51,7 +51,7 @@ class Lines:
         """Return the line with the names of the columns, or nothing."""
         return self._head.encode()
 
-    def encode_page(self, bars: Sequence[Candle]) -> bytes:
+    def encode_bars(self, bars: Sequence[Candle]) -> bytes:
         """Return a line for each bar."""
         return "".join(f"{self._line_of(bar)}\n" for bar in bars).encode()
 
@@ -61,7 +61,7 @@ class Lines:
 
 
 class Arrow:
-    """An Arrow IPC stream with a record batch per page.
+    """An Arrow IPC stream with many record batches.
 
     Numbers are strings, as in the Parquet files of `candled export`. A decimal column has one scale for all rows, which
     would add or cut digits.
@@ -88,7 +88,7 @@ class Arrow:
         """Return the schema."""
         return self._sink.take_bytes()
 
-    def encode_page(self, bars: Sequence[Candle]) -> bytes:
+    def encode_bars(self, bars: Sequence[Candle]) -> bytes:
         """Return a record batch."""
         columns: list[list[Any]] = [[bar.open_ms for bar in bars]]
         columns += [[_cell(bar.values[index]) for bar in bars] for index in range(len(NUMBERS))]

@@ -11,12 +11,23 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from candled.errors import StoreRejected, Unavailable
 from candled.exchange import Clock
 from candled.model import DAY, END_OF_TIME_MS, MINUTE, Candle, Interval, MarketKey, Topic, fold
-from candled.rooms.encoded_bars import EncodedBarCache, Printer
+from candled.rooms.encoded_bars import BARS_PER_TURN, EncodedBarCache, Printer
 from candled.serve.content_coding import PLAIN, ContentCoding
 from candled.store.history import HistoryReader
 
+from .encoding_turns import EncodingTurns
 from .past_pages import PastPages
-from .queries import MOST_BARS, BarQuery, HistoryRequest, Page, PrintedPage, WrittenPage, join_rows, print_bars
+from .queries import (
+    MOST_BARS,
+    BarQuery,
+    HistoryRequest,
+    Page,
+    PrintedPage,
+    WrittenPage,
+    join_pages,
+    join_rows,
+    print_bars,
+)
 
 if TYPE_CHECKING:
     from candled.aggregate.live_bars import LiveBars
@@ -25,7 +36,7 @@ T = TypeVar("T")
 
 _ALL = 10**6  # more than memory holds
 _TRUSTED_S = 10.0
-_SLICE = 200  # bars printed before other tasks run
+_MOST_SLICES = 250  # in which the bars of a page are encoded, even if they change again and again
 _MOST_UNSHARED = 2  # pages of up to 5,000 bars that are made for one request each, at a time
 _PAGE_OVERHEAD = 600  # bytes of a kept page besides its texts
 
@@ -68,17 +79,34 @@ class BarReader:
         self._clock = clock
         self._unshared = asyncio.Semaphore(_MOST_UNSHARED)
         self._name = f"{random.getrandbits(48):x}"  # part of ETags, because their version numbers are per process
-        self._past = PastPages(live, stored, texts, self._name)
+        self._turns = EncodingTurns(clock)
+        self._past = PastPages(live, stored, texts, self._name, self._turns)
         # series whose first bar is in memory, so the store has no older ones
         self._begins: dict[tuple[MarketKey, Interval], _Beginning] = {}
 
     def printed_now(
         self, market: MarketKey, interval: Interval, printer: Printer, asked: HistoryRequest, known: str = ""
     ) -> PrintedPage | None:
-        """Return the result of `printed` if it can be made from memory without waiting, else None."""
+        """Return the result of `printed` if it can be made from memory without waiting, else None.
+
+        If more than `BARS_PER_TURN` bars lack their texts, some of them are encoded, and the result is None.
+        """
         span = self._in_memory(market, interval, asked)
-        if span is None:
-            return self._past.find(*self._of_past(market, interval, printer, asked), known)
+        if span is not None:
+            return self._print_span(market, interval, printer, span, known)
+        past = self._past.find(*self._of_past(market, interval, printer, asked), known)
+        both = None if past is not None else self._split(market, interval, asked)
+        if both is None:
+            return past
+        older = self._past.find(*self._of_past(market, interval, printer, both[0]), "")
+        newer = older and self._print_span(market, interval, printer, both[1], "")
+        if older is None or newer is None:
+            return None
+        return join_pages(older, newer, printer.separator, known, is_full=len(both[1].chosen) == asked.limit)
+
+    def _print_span(
+        self, market: MarketKey, interval: Interval, printer: Printer, span: _Span, known: str
+    ) -> PrintedPage | None:
         if printer.cares and self._live.is_behind(market):
             return None
         times, first, stop, *_ = span
@@ -91,7 +119,10 @@ class BarReader:
         form.refresh(self._live, finality_count)
         encoded = bisect_right(times, form.last_ms)  # keep cached texts, even if fewer bars are requested now
         begin = min(first, encoded - 1) if encoded else first
-        form.encode_bars(self._live, times[begin:], len(times) - 1 - begin, finality_count)
+        count = len(times) - 1 - begin
+        if not form.encode_bars(self._live, times[begin:], count, finality_count, BARS_PER_TURN):
+            self._texts.mark_used(form)
+            return None
         last = self._live.get_bar(market, interval, times[stop - 1])
         assert last is not None, "a bar whose time is known"
         is_newest = stop == len(times)
@@ -209,24 +240,46 @@ class BarReader:
         self, market: MarketKey, interval: Interval, printer: Printer, asked: HistoryRequest, known: str = ""
     ) -> PrintedPage:
         """Return the requested bars, oldest first and printed; without the texts if `known` contains their ETag."""
-        page = self.printed_now(market, interval, printer, asked, known)
+        page = await self._printed_in_turns(market, interval, printer, asked, known)
         if page is None and self._is_tail(market, interval, asked):
             await self._readable(self._live.load_bars(market, interval, asked.limit + 1, 0.0))
-            page = self.printed_now(market, interval, printer, asked, known)
+            page = await self._printed_in_turns(market, interval, printer, asked, known)
         if page is None:
             page = await self._readable(self._past.read(*self._of_past(market, interval, printer, asked), known))
+        both = None if page is not None else self._split(market, interval, asked)
+        if both is not None:
+            older = await self._readable(self._past.read(*self._of_past(market, interval, printer, both[0]), ""))
+            page = older and await self._printed_in_turns(market, interval, printer, asked, known)
         if page is None:
             async with self._unshared:
                 read = await self._read_page(market, interval, asked)
                 # If reading has shown that memory has all bars of the page, this answer gets the tag of later ones.
-                page = self.printed_now(market, interval, printer, asked, known) or await self._print(read, printer)
+                page = await self._printed_in_turns(market, interval, printer, asked, known)
+                page = page or await self._print(read, printer)
+        return page
+
+    async def _printed_in_turns(
+        self, market: MarketKey, interval: Interval, printer: Printer, asked: HistoryRequest, known: str
+    ) -> PrintedPage | None:
+        """Do the same as `printed_now`, but encode all bars that lack their texts."""
+        page = self.printed_now(market, interval, printer, asked, known)
+
+        def encode(number: int) -> bool:
+            nonlocal page
+            if number == _MOST_SLICES or not self._is_in_memory(market, interval, printer, asked):
+                return True
+            page = self.printed_now(market, interval, printer, asked, known)
+            return page is not None
+
+        if page is None and self._is_in_memory(market, interval, printer, asked):
+            await self._turns.run(encode)
         return page
 
     async def _print(self, page: Page, printer: Printer) -> PrintedPage:
         """Print a page in slices, each in a pass of its own."""
         rows: list[Sequence[str]] = []
-        for start in range(0, len(page.bars), _SLICE):
-            rows += print_bars(page.bars[start : start + _SLICE], printer)
+        for start in range(0, len(page.bars), BARS_PER_TURN):
+            rows += print_bars(page.bars[start : start + BARS_PER_TURN], printer)
             await self._clock.sleep(0)
         return join_rows(page, printer, rows)
 
@@ -316,6 +369,31 @@ class BarReader:
             if count > limit:
                 end_ms = times[stop - 1] + interval.ms
         return _Span(times, first, stop, end_ms, count > limit, is_lasting)
+
+    def _is_in_memory(self, market: MarketKey, interval: Interval, printer: Printer, asked: HistoryRequest) -> bool:
+        """Return True if `printed_now` needs nothing but more passes."""
+        if printer.cares and self._live.is_behind(market):
+            return False
+        if self._in_memory(market, interval, asked) is not None:
+            return True
+        both = self._split(market, interval, asked)
+        older = None if both is None else self._past.find(*self._of_past(market, interval, printer, both[0]), "")
+        return older is not None
+
+    def _split(
+        self, market: MarketKey, interval: Interval, asked: HistoryRequest
+    ) -> tuple[HistoryRequest, _Span] | None:
+        """Return the part of a page that is older than memory, and the bars in memory; None if it has only one part."""
+        limit, start_ms, end_ms, newest_first = asked
+        times = self._live.newest_times(market, interval, _ALL)
+        if not times or not newest_first or not start_ms < times[0] < end_ms:
+            return None
+        stop = bisect_left(times, end_ms)
+        if stop > limit:
+            return None
+        # if memory fills the page, the answer still says if there are older bars
+        older = HistoryRequest(max(limit - stop, 1), start_ms, times[0])
+        return older, _Span(times, 0, stop, end_ms, False, True)
 
     def _begins_with(self, market: MarketKey, interval: Interval, times: Sequence[int]) -> bool:
         """Return True if no bars older than these exist, according to a recent read of the store."""

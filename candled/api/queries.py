@@ -1,7 +1,7 @@
 """Requests for bars, and the pages that answer them."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from candled.model import END_OF_TIME_MS, Candle, Interval, MarketKey, Position
@@ -124,3 +124,18 @@ def join_rows(page: Page, printer: Printer, rows: Sequence[Sequence[str]]) -> Pr
         page.is_final,
         page.position,
     )
+
+
+def join_pages(older: PrintedPage, newer: PrintedPage, separator: bytes, known: str, *, is_full: bool) -> PrintedPage:
+    """Return the page that two pages with bars and tags make; without texts if it is `known`.
+
+    `is_full` is True if the page has no space for the older bars.
+    """
+    assert older.tag, "it has bars"
+    assert newer.tag, "it has bars"
+    tag = f"{older.tag[:-1]}.{newer.tag[1:]}"
+    page = replace(newer, tag=tag, is_known=tag in known, has_more=is_full or older.has_more)
+    if not is_full:
+        columns = [separator.join(texts) for texts in zip(older.columns, newer.columns, strict=True)]
+        page = replace(page, columns=columns, first_ms=older.first_ms)
+    return replace(page, columns=()) if page.is_known else page

@@ -13,15 +13,16 @@ from urllib.parse import urlencode
 from candled.api.queries import MOST_BARS, BarQuery, Headers, HistoryRequest, PrintedPage, WrittenPage
 from candled.errors import CandledError
 from candled.exchange import Clock
-from candled.model import DAY_MS, END_OF_TIME_MS, MINUTE, MINUTE_MS, Gap, Interval, MarketKey, Range, iso_ms
+from candled.model import DAY_MS, END_OF_TIME_MS, MINUTE, MINUTE_MS, Candle, Gap, Interval, MarketKey, Range, iso_ms
 from candled.model.gaps import split_by_day
+from candled.rooms.encoded_bars import BARS_PER_TURN
 from candled.serve.content_coding import ContentCoding
 from candled.serve.hot_path import HotReply, HotRequest
 
 from . import operations
 from .bar_answers import BarHandler, StreamedOnly
 from .context import ApiContext
-from .formats import CONTENT_TYPES, make_format
+from .formats import CONTENT_TYPES, Format, make_format
 from .handler import IMMUTABLE, Handler, cache_control
 from .operations import Operation
 from .parameters import refuse_unknown
@@ -126,7 +127,16 @@ class Candles(BarHandler, RestHandler):
         self.set_cache_headers(page.is_final)
         form = make_format(name, market, values["interval"], values["numbers"])
         self.set_header("Content-Type", CONTENT_TYPES[name])
-        self.write_body(form.begin() + form.encode_page(page.bars) + form.end())
+        bars = await self._encode(form, page.bars)
+        self.write_body(form.begin() + bars + form.end())
+
+    async def _encode(self, form: Format, bars: Sequence[Candle]) -> bytes:
+        """Encode a page in slices, each in a pass of its own."""
+        parts = []
+        for start in range(0, len(bars), BARS_PER_TURN):
+            parts.append(form.encode_bars(bars[start : start + BARS_PER_TURN]))
+            await self.source.clock.sleep(0)
+        return b"".join(parts)
 
     async def _stream_range(self, market: MarketKey, values: Mapping[str, Any]) -> None:
         """Write the complete range page by page, as fast as the client reads it."""
@@ -144,7 +154,7 @@ class Candles(BarHandler, RestHandler):
             async for page in pages:  # the first one is read before sending, so that the answer can still be an error
                 has_begun = True
                 self.charge_read(len(page.bars))
-                is_taken = await self.send_part(waiting + form.encode_page(page.bars))
+                is_taken = await self.send_part(waiting + await self._encode(form, page.bars))
                 if not is_taken or self.request.method == "HEAD":  # a HEAD only needs the headers
                     return
                 waiting = b""

@@ -24,7 +24,8 @@ from candled.protocol.messages import FINAL, NumberText, bar_text
 
 MOST_BYTES = 64 * 2**20
 _MESSAGES_KEPT = 4  # complete messages per `EncodedBars`
-_MAX_BARS = 2500  # bars per `EncodedBars`, more than a request may ask for
+_MAX_BARS = 2500  # bars per `EncodedBars`; with more, the older half is dropped, except for requested ones
+BARS_PER_TURN = 100  # encoded in one step of the event loop; on a small server they take 1 to 2 ms
 _READ_SINGLY = 8  # bars; above that, one read of all of them is faster
 _PER_BAR = 16  # bytes of overhead per bar and column
 
@@ -41,8 +42,8 @@ class BarSource(Protocol):
     def get_bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None:
         """Return the bar that begins at `open_ms`, or None."""
 
-    def newest_bars(self, key: MarketKey, interval: Interval, count: int) -> Sequence[Candle]:
-        """Return the newest bars, at most `count`, oldest first."""
+    def bars_between(self, key: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> Sequence[Candle]:
+        """Return the bars with `start_ms <= open_ms < end_ms`, oldest first."""
 
     def revision_of(self, key: MarketKey, interval: Interval) -> int:
         """Return the series' revision. It changes if a bar other than the newest changes, or older bars are loaded."""
@@ -155,7 +156,9 @@ class EncodedBars:
         texts = sum(map(len, self._blobs)) + _PER_BAR * self._printer.columns * len(self._times)
         return texts + sum(len(kept[0]) for _, kept in self._kept.values())
 
-    def encode_bars(self, bars: BarSource, times: Sequence[int], stop: int, finality_count: int) -> None:
+    def encode_bars(
+        self, bars: BarSource, times: Sequence[int], stop: int, finality_count: int, most: int | None = None
+    ) -> bool:
         """Encode the bars that begin at `times[:stop]`, unless their texts are up to date.
 
         Args:
@@ -163,22 +166,30 @@ class EncodedBars:
             times: opening times of the newest bars up to the very newest, oldest first.
             stop: the number of bars needed.
             finality_count: a number that changes whenever bars may have become final.
+            most: the number of bars that this call may encode; None for all of them.
+
+        Returns:
+            True if all texts are up to date now; False if another call has to encode more.
         """
         self.refresh(bars, finality_count)
         if not stop:
-            return
-        if not self._first_ms <= times[0] <= self.last_ms or len(self._times) > _MAX_BARS:
+            return True
+        if not self._first_ms <= times[0] <= self.last_ms:
             self._drop_from(0)
             self._first_ms = times[0]
+        elif len(self._times) > _MAX_BARS:
+            self._drop_before(min(times[0], self._times[-_MAX_BARS // 2]))
         start = bisect_right(times, self.last_ms)
-        if stop - start > _READ_SINGLY:
-            missing: Iterable[Candle | None] = bars.newest_bars(*self.topic, len(times) - start)[: stop - start]
+        end = stop if most is None else min(stop, start + most)
+        if end - start > _READ_SINGLY:
+            missing: Iterable[Candle | None] = bars.bars_between(*self.topic, times[start], times[end - 1] + 1)
         else:
-            missing = (bars.get_bar(*self.topic, open_ms) for open_ms in times[start:stop])
+            missing = (bars.get_bar(*self.topic, open_ms) for open_ms in times[start:end])
         for bar in missing:
             if bar is not None:
                 self._append_bar(bar, self.cares and bars.is_final(*self.topic, bar))
                 self.last_ms = bar.open_ms
+        return end == stop or start >= stop
 
     def refresh(self, bars: BarSource, finality_count: int) -> None:
         """Drop the texts of bars that have changed."""
@@ -320,6 +331,17 @@ class EncodedBars:
             self._versions.append((open_ms, next(_numbers)))
         del self.open[bisect_left(self.open, open_ms) :]
         self.last_ms = min(self.last_ms, open_ms - 1)
+
+    def _drop_before(self, open_ms: int) -> None:
+        """Drop the oldest texts, so that the bars before `open_ms` have to be encoded again."""
+        count = bisect_left(self._times, open_ms)
+        for column, ends in enumerate(self._ends):
+            size = ends[count - 1] if count else 0
+            del self._blobs[column][:size]
+            self._ends[column] = array("L", [end - size for end in ends[count:]])
+        del self._times[:count]
+        del self.open[: bisect_left(self.open, open_ms)]
+        self._first_ms = open_ms
 
     def _begin_of(self, at: int) -> int:
         return self._ends[0][at - 1] if at else 0

@@ -153,6 +153,10 @@ class Hub:
         """Stop the updates of a member that cannot keep up, until its next `initial`."""
         membership.group.await_initial(membership)
 
+    def prepare_snapshot(self, membership: Membership) -> bool:
+        """Do a part of the work of `render_snapshot`; return True if what is left takes a short time."""
+        return self._renderer.encode_some(membership)
+
     def render_snapshot(self, membership: Membership) -> Frame:
         """Return the `initial` or `resumed` for a member as of now. Everything it receives afterwards is newer."""
         group, now = membership.group, self._clock.monotonic()

@@ -10,7 +10,7 @@ from candled.protocol import messages
 from candled.protocol.frames import BarUpdate, Frame
 from candled.protocol.messages import FINAL, SEQ, VALUES, bar_text, position_text
 
-from .encoded_bars import BarSource, EncodedBarCache, EncodedBars, fields_printer
+from .encoded_bars import BARS_PER_TURN, BarSource, EncodedBarCache, EncodedBars, fields_printer
 from .room import Membership, SubscriberGroup
 
 MOST_RESUMED = 2000
@@ -95,6 +95,26 @@ class MessageRenderer:
         if group.mode != "live" and sent is not None and sent.open_ms == bar.open_ms:
             return group.throttle.sent_final
         return self._bars.is_final(*group.room.topic, bar)
+
+    def encode_some(self, membership: Membership) -> bool:
+        """Encode some bars of a member's next snapshot; return True if those that lack their texts are few."""
+        group, options, count = membership.group, membership.options, max(1, membership.bars)
+        if options.fields & VALUES:
+            return True
+        topic = group.room.topic
+        if membership.resume is not None and membership.prepared is not None:
+            newest = self._bars.newest_times(*topic, MOST_RESUMED)
+            count = max(count, len(newest) - bisect_left(newest, membership.resume.time_ms))
+        form = self._texts.get_form(topic, fields_printer(options.fields), options.on_close)
+        more = 0 if group.mode == "live" else _NEWER
+        while True:
+            times, finality_count = self._bars.newest_times(*topic, count + more), self._finality_counts[topic.market]
+            if not form.encode_bars(self._bars, times, max(0, len(times) - 1), finality_count, BARS_PER_TURN):
+                self._texts.mark_used(form)
+                return False
+            if not more or len(times) < count + more or form.count_bars(times[0], times[-1]) >= count - 1:
+                return True
+            more *= 8
 
     def render_initial(self, membership: Membership) -> Snapshot:
         """Return the `initial` of a member as of now, with `recovered: false` if it could not be resumed."""

@@ -197,9 +197,11 @@ class ClientSession:
     def make_initial(self, topic: Topic) -> Frame | None:
         """Return the requested `initial` now that the socket can take it, or start the next page of history."""
         membership = self._memberships.get(topic)
-        if membership is not None:
+        if membership is not None and self._hub.prepare_snapshot(membership):
             return self._hub.render_snapshot(membership)
-        if topic == TURN and self._pager is not None:
+        if membership is not None:
+            self._connection.request_snapshot(topic)
+        elif topic == TURN and self._pager is not None:
             self._pager.start_next_page()
         elif topic == _BACKLOG:
             self._run_backlog()
@@ -585,8 +587,7 @@ class ClientSession:
     def _send_error(self, error: RequestError) -> None:
         if error.request_id is not None:
             self._is_extended = True
-        text = messages.error(str(error), error.request_id, code=error.code, temporary=error.temporary)
-        self._send_reply(text)
+        self._send_reply(messages.error(str(error), error.request_id, code=error.code, temporary=error.temporary))
 
     def _send_reply(self, text: str) -> None:
         self._hub.counts.sent[messages.type_of(text)] += 1

@@ -233,6 +233,9 @@ class ClientConnection:
                 frame = self.client.make_initial(item)
                 if frame is not None:
                     return self.encode_frame(frame)
+                if self._outbox is not None and self._outbox.has_initial(item):  # it needs more turns
+                    self._outbox.drop_topic(item)
+                    self._broadcaster.request_turn(self, item)
         return None
 
 

@@ -41,6 +41,10 @@ class Outbox:
         self._updates.pop(topic, None)
         self._initials[topic] = None
 
+    def has_initial(self, topic: Topic) -> bool:
+        """Return True if the `initial` of a topic is queued."""
+        return topic in self._initials
+
     def put_update(
         self, topic: Topic, open_ms: int, frame: bytes, *, corrects: bool = False, most: int | None = None
     ) -> bool:

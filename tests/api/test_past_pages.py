@@ -7,18 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.api import past_pages
+from candled.api.encoding_turns import EncodingTurns
 from candled.api.past_pages import PastPages
 from candled.api.queries import HistoryRequest
 from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, Topic
 from candled.rooms.encoded_bars import EncodedBarCache, Printer
 from tests.api.stage import BTC
 from tests.api.test_pages import RANGES, StoredBars, stored_bars_lists
+from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
 
 SIZE = 10  # bars of a page here
 TOPIC = Topic(BTC, MINUTE)
 TIMES = Printer("times", lambda bar, *_: (str(bar.open_ms),))
 TWICE = Printer("twice", lambda bar, *_: (str(bar.open_ms), f"{bar.close}"), columns=2)
+TURNS = EncodingTurns(ManualClock(0))
 FIRST = -MONDAY_MS // MINUTE_MS % SIZE  # the number of the first minute that begins a page
 
 
@@ -37,7 +40,7 @@ class Past(StoredBars):
         super().__init__(bars, in_memory=50, unstored=0, complete_from=MONDAY_MS)
         self.version = 0
         self.unsure = range(0)
-        self.pages = PastPages(self, self, EncodedBarCache(), "x")
+        self.pages = PastPages(self, self, EncodedBarCache(), "x", TURNS)
 
     def past_version(self, key):
         return self.version
@@ -57,7 +60,7 @@ def test_a_range_is_the_pages_it_covers(stored_bars, limit, span, newest_first):
     start_ms, end_ms = (MONDAY_MS + number * MINUTE_MS for number in span)
     asked = HistoryRequest(limit, start_ms, end_ms, newest_first)
     texts = EncodedBarCache()
-    pages = PastPages(stored_bars, stored_bars, texts, "x")
+    pages = PastPages(stored_bars, stored_bars, texts, "x", TURNS)
     made = asyncio.run(pages.read(TOPIC, TIMES, asked, END_OF_TIME_MS, ""))
     if made is None:
         return
@@ -118,6 +121,6 @@ def test_pages_are_read_again_after_a_change_of_the_past_and_not_kept_before_it_
 
 def test_a_cache_without_room_for_a_page_answers_too():
     past = Past()
-    past.pages = PastPages(past, past, EncodedBarCache(100), "x")
+    past.pages = PastPages(past, past, EncodedBarCache(100), "x", TURNS)
     assert past.ask(FIRST + 5, FIRST + 25, 20) is not None
     assert past.reads == 3

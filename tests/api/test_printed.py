@@ -267,7 +267,7 @@ async def test_an_answer_makes_the_bars_that_it_shows_and_none_the_next_time(sta
     counts = []
     for printer in (klines_printer(MINUTE), klines_printer(MINUTE), json_printer(), json_printer()):
         made.clear()
-        assert stage.pages.printed_now(BTC, MINUTE, printer, HistoryRequest(limit)) is not None
+        await stage.pages.printed(BTC, MINUTE, printer, HistoryRequest(limit))
         counts.append(len(made))
     made.clear()
     await stage.pages.read_page(BTC, MINUTE, limit=limit)
@@ -328,19 +328,19 @@ async def test_fewer_bars_are_no_reason_to_print_more_again_later(stage, monkeyp
     real = klines_printer(MINUTE)
     printer = Printer("counted", lambda *bar: printed.append(bar[0].open_ms) or real.print(*bar))
 
-    def ask(limit: int) -> int:
+    async def ask(limit: int) -> int:
         printed.clear()
-        assert stage.pages.printed_now(BTC, MINUTE, printer, HistoryRequest(limit)) is not None
+        await stage.pages.printed(BTC, MINUTE, printer, HistoryRequest(limit))
         return len(printed)
 
     await stage.bars.load_bars(BTC, MINUTE, 901, 0)
-    assert [ask(900), ask(900)] == [900, 0]
+    assert [await ask(900), await ask(900)] == [900, 0]
     for number in range(COUNT, COUNT + 5):
         stage.push(minute(number, final=True))
-        assert ask(2) <= 3  # the new bar, and the one before it, whose last version this is
-        assert ask(900) == 0
+        assert await ask(2) <= 3  # the new bar, and the one before it, whose last version this is
+        assert await ask(900) == 0
     stage.push(minute(COUNT - 3, volume="7", as_of=90_000, final=True))
-    assert ask(2) + ask(900) <= 9
+    assert await ask(2) + await ask(900) <= 9
 
 
 async def test_pages_that_cannot_be_shared_are_printed_in_slices_two_at_a_time(stage, monkeypatch):
@@ -369,8 +369,9 @@ async def test_pages_that_cannot_be_shared_are_printed_in_slices_two_at_a_time(s
     monkeypatch.setattr(pages, "_read_page", read)
     monkeypatch.setattr(pages._past, "read", none)
     monkeypatch.setattr(pages, "printed_now", lambda *_: None)
+    monkeypatch.setattr(pages, "_is_in_memory", lambda *_: False)
     monkeypatch.setattr("candled.api.pages.print_bars", print_some)
-    monkeypatch.setattr("candled.api.pages._SLICE", 25)
+    monkeypatch.setattr("candled.api.pages.BARS_PER_TURN", 25)
     found = await asyncio.gather(*(made() for _ in range(6)))
     wanted = await real(BTC, MINUTE, asked)
     assert [page.columns for page in found] == [join_rows(wanted, CSV, real_print(wanted.bars, CSV)).columns] * 6

@@ -28,8 +28,8 @@ class Recorded:
     def get_bar(self, key, interval, open_ms):
         return self.by_time.get(open_ms)
 
-    def newest_bars(self, key, interval, count):
-        return self.bars[-count:]
+    def bars_between(self, key, interval, start_ms, end_ms):
+        return [bar for bar in self.bars if start_ms <= bar.open_ms < end_ms]
 
     def revision_of(self, key, interval):
         return 0

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from candled.model import MINUTE, Candle, MarketKey, Symbol, Topic
 from candled.protocol.messages import FINAL, REV, bar_text
+from candled.rooms import encoded_bars
 from candled.rooms.encoded_bars import EncodedBarCache, EncodedBars, fields_printer
 from tests.rows import minute
 
@@ -42,9 +43,10 @@ class Memory:
         self.made += 1
         return self.cached.get(open_ms)
 
-    def newest_bars(self, key, interval, count):
-        self.made += count
-        return [self.cached[at] for at in self.newest_times(key, interval, count)]
+    def bars_between(self, key, interval, start_ms, end_ms):
+        found = [self.cached[at] for at in sorted(self.cached) if start_ms <= at < end_ms]
+        self.made += len(found)
+        return found
 
     def revision_of(self, key, interval):
         return self.count
@@ -67,8 +69,20 @@ EVENTS = st.lists(
 )
 
 
-@given(events=EVENTS, fields=st.sampled_from([0, FINAL, FINAL | REV]), closed=st.booleans())
-def test_cached_texts_are_those_of_a_fresh_encoding(events, fields, closed):
+@given(
+    events=EVENTS,
+    fields=st.sampled_from([0, FINAL, FINAL | REV]),
+    closed=st.booleans(),
+    most=st.sampled_from([None, 3, 40]),
+    capacity=st.sampled_from([2500, 20]),
+)
+def test_cached_texts_are_those_of_a_fresh_encoding(events, fields, closed, most, capacity):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoded_bars, "_MAX_BARS", capacity)
+        follow(events, fields, closed, most)
+
+
+def follow(events: list[tuple[str, int]], fields: int, closed: bool, most: int | None) -> None:
     memory, form, number = Memory(), EncodedBars(TOPIC, fields_printer(fields), closed), 50
     for at in range(0, 50, 2):
         memory.put(minute(at))
@@ -76,8 +90,8 @@ def test_cached_texts_are_those_of_a_fresh_encoding(events, fields, closed):
         happen(memory, form, what, at, number)
         number += what == "append"
         if what in ("read", "settle", "heal"):
-            check(memory, form, fields, closed, at)
-    check(memory, form, fields, closed, 1000)
+            check(memory, form, fields, closed, at, most)
+    check(memory, form, fields, closed, 1000, most)
 
 
 def happen(memory: Memory, form: EncodedBars, what: str, at: int, number: int) -> None:
@@ -105,10 +119,14 @@ def happen(memory: Memory, form: EncodedBars, what: str, at: int, number: int) -
     memory.finality_count += what in ("settle", "heal")
 
 
-def check(memory: Memory, form: EncodedBars, fields: int, closed: bool, count: int) -> None:
-    """All bars but the newest, at most `count`."""
+def check(memory: Memory, form: EncodedBars, fields: int, closed: bool, count: int, most: int | None) -> None:
+    """All bars but the newest, at most `count`, encoded in slices of `most`."""
     times = memory.newest_times(*TOPIC, count + 1)
-    form.encode_bars(memory, times, len(times) - 1, memory.finality_count)
+    for _ in range(1 if most is None else len(times) // most + 1):
+        made, opened = memory.made, len(form.open)  # the open ones are read to see if they are final
+        is_ready = form.encode_bars(memory, times, len(times) - 1, memory.finality_count, most)
+        assert most is None or memory.made - made <= most + opened
+    assert is_ready
     bars = [memory.cached[open_ms] for open_ms in times[:-1]]
     shown = [bar for bar in bars if not closed or memory.is_final(*TOPIC, bar)]
     expected = b"".join(
@@ -137,7 +155,7 @@ def test_bars_that_did_not_change_are_not_made_again():
     assert memory.made == 3  # this one and the one behind it
     memory.put(minute(500, volume="7"))  # nobody said so
     form.encode_bars(memory, memory.newest_times(*TOPIC, 1000), 999, 0)
-    assert memory.made == 3 + 501  # it and those behind it, to the newest
+    assert memory.made == 3 + 500  # it and those behind it, but for the newest
 
 
 @pytest.mark.slow
