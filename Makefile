@@ -11,7 +11,7 @@ run: $(VENV)/.run  ## install and start the demo: recorded market data, a chart 
 	$(BIN)/candled demo
 
 check: lint $(VENV)/.test  ## a change so far: lint, types, and the tests that need nothing but Python
-	$(BIN)/python -m pytest -q -n auto --quick
+	$(BIN)/python -m pytest -q -n auto --dist worksteal --quick
 
 test: $(VENV)/.test  ## install the test extra and run the whole suite, in parallel
 	$(BIN)/python -m pytest -n auto --dist worksteal --cov

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import metadata
 from typing import Any, TypeVar
 
@@ -166,13 +167,13 @@ def _is_bundled(entry_point: metadata.EntryPoint) -> bool:
 
 def _load(entry_point: metadata.EntryPoint, found: Plugins, within_s: float) -> PluginStatus:
     """Add the offers of one plugin to those that were found before."""
-    dist = entry_point.dist
+    distribution, version = _name_and_version(entry_point.dist)
 
     def status(error: str | None, names: Iterable[str] = (), hooks: Iterable[str] = ()) -> PluginStatus:
         return PluginStatus(
             name=entry_point.name,
-            distribution=dist.name if dist else "no distribution",
-            version=dist.version if dist else "",
+            distribution=distribution,
+            version=version,
             ok=error is None,
             error=error,
             exchanges=tuple(names),
@@ -195,6 +196,11 @@ def _load(entry_point: metadata.EntryPoint, found: Plugins, within_s: float) -> 
     exchanges.update(new)
     found.offers[entry_point.name] = offers
     return status(None, new, offers.hooks)
+
+
+@lru_cache(maxsize=32)  # a distribution may have many plugins, and reads its whole description for each of these
+def _name_and_version(dist: metadata.Distribution | None) -> tuple[str, str]:
+    return (dist.name, dist.version) if dist else ("no distribution", "")
 
 
 def _answer(entry_point: metadata.EntryPoint, within_s: float) -> Offers:

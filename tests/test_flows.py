@@ -23,7 +23,7 @@ WIRING = ["candled/app.py", "candled/serve/server.py"]
 INTERFACES = {
     "read_frame": {"SocketFeed", "BitgetFeed"},
     "on_bars_changed": {"Hub", "ClosedBarReporter"},  # which ignores them
-    "on_event": {"FeedPool", "ExchangeIngest", "Recorder"},  # the pool passes events on
+    "on_event": {"FeedPool", "ExchangeIngest", "Recorder", "_FirstAnswer"},  # the pool passes events on
     "publish": {"MemoryBus", "RedisBus"},
     "write_minutes": {"SqliteStore", "PostgresStore"},
     "on_client_message": {"ClientSession", "Unauthenticated", "Undecided", "KlineClient", "_DetachedListener"},

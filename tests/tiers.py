@@ -37,9 +37,9 @@ def mark(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("long") and not LONG:
             item.add_marker(pytest.mark.skip(reason="the long form: make soak, or make chaos"))
+        named = {name for used in item.iter_markers("usefixtures") for name in used.args}
         for need in NEEDS:
-            named = any(need in used.args for used in item.iter_markers("usefixtures"))
-            if named or need in getattr(item, "fixturenames", ()):
+            if need in named or need in getattr(item, "fixturenames", ()):
                 item.add_marker(need)
 
 
@@ -79,7 +79,7 @@ def cover(cases: Mapping[T, Values]) -> set[T]:
 
 def is_marked(item: pytest.Item, *markers: str) -> bool:
     """Tell whether a test has one of these markers."""
-    return any(item.get_closest_marker(marker) for marker in markers)
+    return any(marker.name in markers for marker in item.iter_markers())
 
 
 def enter(item: pytest.Item | None) -> None:

@@ -60,7 +60,8 @@ def list_lists(document: Any, path: Path = ()) -> Iterator[tuple[Path, list[Any]
         document.items() if isinstance(document, dict) else enumerate(document if isinstance(document, list) else ())
     )
     for key, value in items:
-        yield from list_lists(value, (*path, key))
+        if isinstance(value, dict | list):
+            yield from list_lists(value, (*path, key))
 
 
 def value_at(document: Any, path: Path) -> Any:
