@@ -39,9 +39,13 @@ WAYS = ("daemon", "through Redis", "relay")
 
 
 class Exchange:
-    """Speaks as much of Bitget's language as the way of a live candle needs; its history is empty."""
+    """Speaks as much of Bitget's language as the way of a live candle needs; its history is empty.
 
-    def __init__(self, port: int = 0) -> None:
+    REST takes `delay_s` for each answer.
+    """
+
+    def __init__(self, port: int = 0, delay_s: float = 0.0) -> None:
+        self.delay_s = delay_s
         self._connections: list[_Connection] = []
         routes = [(r"/v2/ws/public", _Connection, {"exchange": self}), (r".*", _Rest, {"exchange": self})]
         self._server = HTTPServer(Application(routes, log_function=lambda _: None))
@@ -56,6 +60,10 @@ class Exchange:
     def push(self, name: str, volume: int) -> None:
         """Send the running minute of a market to its subscribers."""
         self.send(name, frame("update", name, [volume]))
+
+    def has_subscribers(self, name: str) -> bool:
+        """Return whether any connection is subscribed to a market."""
+        return any(name in connection.names for connection in self._connections)
 
     def send(self, name: str, text: str) -> None:
         """Send a frame of a market to its subscribers."""
@@ -111,8 +119,11 @@ class _Connection(WebSocketHandler):
             self.write_message("pong")
             return
         request = json.loads(message)
-        for arg in request["args"] if request["op"] == "subscribe" else ():
-            self.write_message({"event": "subscribe", "arg": arg})
+        for arg in request["args"]:
+            self.write_message({"event": request["op"], "arg": arg})
+            if request["op"] == "unsubscribe":
+                self.names.discard(arg["instId"])
+                continue
             self.write_message(self._exchange.snapshot(arg["instId"]))
             self.names.add(arg["instId"])
 
@@ -121,7 +132,9 @@ class _Rest(RequestHandler):
     def initialize(self, exchange: Exchange) -> None:
         self._exchange = exchange
 
-    def get(self) -> None:
+    async def get(self) -> None:
+        if self._exchange.delay_s:
+            await asyncio.sleep(self._exchange.delay_s)
         self._exchange.answer(self)
 
 

@@ -44,7 +44,7 @@ async def measure(options: argparse.Namespace, stack: contextlib.ExitStack) -> N
     start_ms, port = MONDAY_MS + options.minutes * MINUTE_MS, free_port()
     groups = f"A={leaving},B={staying},C={joining},D={options.starts}"
     fake = [str(port), groups, str(start_ms), str(DELAY_S)]
-    stack.enter_context(Process("bench.fake_exchange", *fake, directory=directory))
+    stack.enter_context(Process("bench.listed_exchange", *fake, directory=directory))
     bitget = {
         "symbols": ["A*/USDT", "B*/USDT"],
         "most": 2 * options.markets,

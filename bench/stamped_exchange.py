@@ -25,10 +25,10 @@ SLICE_S = 0.005
 class StampedExchange(Exchange):
     """The markets of `names`, on a clock that began at `start_ms` (UTC epoch milliseconds)."""
 
-    def __init__(self, port: int, start_ms: int, names: Sequence[str]) -> None:
+    def __init__(self, port: int, start_ms: int, names: Sequence[str], delay_s: float = 0.0) -> None:
         self._clock = ScaledClock(start_ms=start_ms)
         self._names = names
-        super().__init__(port)
+        super().__init__(port, delay_s)
 
     def now_ms(self) -> int:
         return self._clock.now_ms()
@@ -43,7 +43,8 @@ class StampedExchange(Exchange):
             due = int((time.monotonic() - started) * len(self._names) / every_s)
             for number in range(done, due):
                 name = self._names[number % len(self._names)]
-                self.send(name, self._frame("update", name))
+                if self.has_subscribers(name):
+                    self.send(name, self._frame("update", name))
             done = due
             await asyncio.sleep(SLICE_S)
 
