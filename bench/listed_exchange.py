@@ -17,7 +17,6 @@ from typing import Any
 from tornado.web import RequestHandler
 
 from bench.hostile_exchange import CANDLES
-from bench.latency import inst_id
 from bench.stamped_exchange import OPEN, StampedExchange
 from bench.stamped_exchange import main as serve
 from candled.model import MINUTE_MS

@@ -193,12 +193,15 @@ class Coverage:
 
     def add_minute(self, open_ms: int, *, confirmed: bool) -> None:
         """Record that a final minute is stored."""
-        end_ms = open_ms + MINUTE_MS
+        self.add_minutes(open_ms, open_ms + MINUTE_MS, confirmed=confirmed)
+
+    def add_minutes(self, start_ms: int, end_ms: int, *, confirmed: bool) -> None:
+        """Record that the final minutes of `[start_ms, end_ms)` are stored."""
         if confirmed:
-            self.unconfirmed.remove_range(open_ms, end_ms)
+            self.unconfirmed.remove_range(start_ms, end_ms)
         else:
-            self.unconfirmed.add_range(open_ms, end_ms)
-        self.add_stored(open_ms, end_ms)
+            self.unconfirmed.add_range(start_ms, end_ms)
+        self.add_stored(start_ms, end_ms)
 
     def add_stored(self, start_ms: int, end_ms: int) -> None:
         """Record that the final minutes of `[start_ms, end_ms)` are in the store."""

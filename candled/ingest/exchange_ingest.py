@@ -29,7 +29,7 @@ from .market_loader import IngestOptions, MarketLoader
 from .measures import IngestMeasures, SymbolMeasures
 from .publisher import IngestPublisher
 from .renamed_history import RenamedHistory
-from .repair_scheduler import RepairScheduler
+from .repair_scheduler import WORKERS, RepairScheduler
 from .store_audit import StoreAudit
 from .stored_past import StoredPast
 
@@ -42,7 +42,6 @@ _OPENED_AT_ONCE = 8
 _FINALITY_S = 0.5  # between two checks of a market for final minutes
 _CHECK_S = 1.0  # between two other checks of a market
 _MARKETS_AT_ONCE = 50
-_WORKERS = 4
 _LAG_EVERY = 8  # events; measuring the lag of each would cost a quarter of a percent of a core for 1,000 markets
 
 
@@ -101,6 +100,7 @@ class ExchangeIngest:
         #: The tasks that open markets, until they are open. Only some of them read the store at the same time.
         self._opening: dict[Symbol, asyncio.Task[None]] = {}
         self._turns, self._is_reading = asyncio.Semaphore(_OPENED_AT_ONCE), False  # True once feeds may be opened
+        self._opening_turn = asyncio.Lock()
         self._feeds = FeedPool(name, exchange, self, clock, http, proxies=proxies, shards=shards, counts=counts)
         #: The symbols whose feeds are connected.
         self._connected: set[Symbol] = set()
@@ -126,7 +126,7 @@ class ExchangeIngest:
         self._tasks.start(self._run_maintenance())
         self._tasks.start(self._run_finality())
         self._tasks.start(self._publisher.run())
-        for _ in range(_WORKERS):
+        for _ in range(WORKERS):
             self._tasks.start(self._repair.run())
         for symbol in self._symbols:
             self._opening[symbol] = self._tasks.start(self._open_market(symbol, newest.get(symbol)))
@@ -299,6 +299,12 @@ class ExchangeIngest:
         """Read a market's stored data, then process the events that its feed has delivered since."""
         async with self._turns:
             market = await self._loader.load_market(symbol, newest_ms, self._time.now_ms)
+        async with self._opening_turn:  # one in each pass of the event loop: a snapshot may be among the events
+            self._begin_market(market, newest_ms)
+            await self._clock.sleep(0)
+
+    def _begin_market(self, market: MarketIngest, newest_ms: int | None) -> None:
+        symbol, began = market.key.symbol, self._clock.monotonic()
         self._opening.pop(symbol)
         market.presence.connected = symbol in self._connected
         if symbol in self._feeds.surplus:
@@ -311,6 +317,7 @@ class ExchangeIngest:
             self._on_market_event(event, self._time.now_ms() if received_ms is None else received_ms)
         if self._listing.is_urgent(market.key):  # the others wait until the stream has given the time as well
             self._repair.enqueue_request(market, self._time.now_ms())
+        self._feeds.turns.add_time(self._clock.monotonic() - began)  # frames wait meanwhile
 
     # ------------------------------------------------------------ FeedSink
 

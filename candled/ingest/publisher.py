@@ -166,7 +166,7 @@ class IngestPublisher:
         changes = [(coverage, coverage.take_changes()) for coverage in market.coverages]
 
         async def save() -> None:
-            await self._store.flush()
+            await self._store.flush_market(market.key)
             for coverage, changed in changes:
                 known_gaps = [] if changed is None else coverage.known_gaps_within(*changed)
                 await self._store.save_coverage(market.key, since_ms, known_gaps, changed)

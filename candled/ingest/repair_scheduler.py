@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_TICK_S = 0.5
+_TICK_S = 0.1
+# Requests that are not made yet wait in the queue, so that an urgent one overtakes them.
+_REQUESTS_AT_ONCE = 4
+#: The number of tasks that `run`.
+WORKERS = 32
 # While a stream is down, REST is polled for its forming minutes, using at most this share of the request budget.
 _POLL_SHARE = 0.4
 # Other sources are asked about an unconfirmed beginning of history after pauses that grow from one minute to six hours.
@@ -70,6 +74,8 @@ class RepairScheduler:
         self._order = itertools.count()
         #: Set when the queue is not empty.
         self._queued = asyncio.Event()
+        #: The workers that make a request. The others save answers, which may take long.
+        self._requesting = asyncio.Semaphore(_REQUESTS_AT_ONCE)
         #: Markets that are in the queue or being requested.
         self._busy: set[MarketIngest] = set()
         #: When to request a market again after a failure, monotonic seconds.
@@ -121,74 +127,98 @@ class RepairScheduler:
             self._queued.set()
 
     async def run(self) -> None:
-        """Request the most urgent window of all markets, in an endless loop."""
+        """Request the most urgent window of all markets, and save the answer, in an endless loop."""
         while True:
             while not self._queue:
                 self._queued.clear()
                 await self._queued.wait()
-            while (wait_s := self._paused_until - self._clock.monotonic()) > 0:
-                await self._clock.sleep(wait_s)
-            if not self._queue:
+            async with self._requesting:
+                market = await self._next_market()
+                outcome = None if market is None else await self._request_market(market)
+            if market is None:
                 continue
-            urgency, _, _, market = heapq.heappop(self._queue)
-            # requests that are not urgent may use only half of the budget
-            while urgency >= Urgency.CONFIRM and self._http.is_busy():
-                await self._clock.sleep(_TICK_S)
-            is_open = self._publisher.is_open(market)
-            window = market.next_request(self._time.now_ms(), self._poll_ms) if is_open else None
             try:
-                if window is not None:
-                    await self._request_window(market, window)
+                if outcome is not None:
+                    await self._save_answer(market, outcome)
             finally:
                 self._busy.discard(market)
             if self._publisher.is_open(market):
                 self.enqueue_request(market, self._time.now_ms())
 
-    async def _request_window(self, market: MarketIngest, window: Window) -> None:
+    async def _next_market(self) -> MarketIngest | None:
+        """Take the market whose request is the most urgent from the queue, once it may be made; None: there is none."""
+        while True:
+            while (wait_s := self._paused_until - self._clock.monotonic()) > 0:
+                await self._clock.sleep(wait_s)
+            if not self._queue:
+                return None
+            # requests that are not urgent may use only half of the budget
+            if self._queue[0][0] < Urgency.CONFIRM or not self._http.is_busy():
+                return heapq.heappop(self._queue)[3]
+            await self._clock.sleep(_TICK_S)
+
+    async def _request_market(self, market: MarketIngest) -> Outcome | None:
+        """Make the next request of a market; return the outcome of the answer."""
+        try:
+            is_open = self._publisher.is_open(market)
+            window = market.next_request(self._time.now_ms(), self._poll_ms) if is_open else None
+            return None if window is None else await self._request_window(market, window)
+        except BaseException:
+            self._busy.discard(market)
+            raise
+
+    async def _save_answer(self, market: MarketIngest, outcome: Outcome) -> None:
+        if outcome.past or outcome.repaired is not None or not self._publisher.has_published(market):
+            await self._publisher.publish_repair(market, outcome)
+        if market.coverage.beginning is None:
+            self._searches.pop(market.key.symbol, None)
+            return
+        async with self._requesting:
+            await self._find_beginning(market)
+
+    async def _request_window(self, market: MarketIngest, window: Window) -> Outcome | None:
         symbol = market.key.symbol
         asked_ms, asked_steady_ms = self._time.now_ms(), self._time.steady_ms()
         try:
             rows = await fetch_kept(self._exchange, self._http, symbol, Range(window.start_ms, window.end_ms), asked_ms)
         except Unavailable as error:
             self._on_unavailable(market, error)
-            return
+            return None
         except ExchangeError as error:
             self._on_failure(market, str(error))
-            return
+            return None
         except Exception as error:  # an error in a plugin must not end the repair of all markets
             logger.exception("%s: history of %s failed", self._name, symbol)
             self._on_failure(market, repr(error))
-            return
+            return None
         if not self._publisher.is_open(market):
-            return
+            return None
         foreign = market.comparison.find_foreign(rows)
         if foreign is not None:
             market.rows.drop_row(foreign, self._time.now_ms())
             self._on_failure(market, "the exchange's REST API answers with rows of another market")
-            return
+            return None
         self._on_success(symbol)
         self._time.observe_rows(rows, asked_steady_ms)
         try:
             stored = await self._read_stored(market, window)
         except (StoreUnavailable, StoreRejected) as error:
             self._on_failure(market, f"the stored minutes cannot be read to compare them: {error}")
-            return
+            return None
         if not self._publisher.is_open(market):
-            return
+            return None
         now_ms = max(asked_ms, self._time.now_ms())
         outcome = market.on_history(window, rows, now_ms, asked_ms=asked_ms, stored=stored)
         self.parity.count_checked(self._time.now_ms(), outcome.checked, outcome.mismatched)
         self._on_answer(market, outcome)
-        if outcome.past or outcome.repaired is not None or not self._publisher.has_published(market):
-            await self._publisher.publish_repair(market, outcome)
-        await self._find_beginning(market)
+        return outcome
 
     async def _read_stored(self, market: MarketIngest, window: Window) -> Sequence[Candle]:
         """Return the stored minutes that a response is compared with and that are not in memory."""
         span = market.stored_span(window, self._time.now_ms())
         if span is None:
             return ()
-        await self._store.flush()
+        await self._store.flush_market(market.key)
         return await self._store.read_minutes(market.key, *span)
 
     async def _find_beginning(self, market: MarketIngest) -> None:

@@ -38,6 +38,7 @@ class IngestStore:
         self._history = history
         self.enqueue_row = writer.enqueue_row
         self.flush = writer.flush
+        self.flush_market = writer.flush_market
         self.newest_minutes = history.newest_minutes
         self.stored_ranges = history.stored_ranges
         self.read_forming = history.read_forming

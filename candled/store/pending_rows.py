@@ -56,12 +56,30 @@ class PendingRows:
         """
         rows: list[Row] = []
         for market in sorted(self._minutes.keys() | self._forming.keys(), key=str):
-            for kind in (self._minutes, self._forming) if forming else (self._minutes,):
-                minutes = kind.get(market, {})
-                rows += [(market, minutes[open_ms]) for open_ms in sorted(minutes)[: limit - len(rows)]]
+            rows += self._rows_of(market, limit - len(rows), forming=forming)
             if len(rows) == limit:
                 break
         return rows
+
+    def rows_of(self, markets: Iterable[MarketKey], limit: int) -> tuple[list[Row], list[MarketKey]]:
+        """Return the first `limit` rows of some markets, and those of the markets that have no further rows.
+
+        The rows are in the order of `next_rows`.
+        """
+        found: dict[MarketKey, list[Row]] = {}
+        complete = []
+        for market in markets:
+            found[market] = self._rows_of(market, limit)
+            limit -= len(found[market])
+            if not limit:
+                break
+            complete.append(market)
+        return [row for market in sorted(found, key=str) for row in found[market]], complete
+
+    def _rows_of(self, market: MarketKey, limit: int, *, forming: bool = True) -> list[Row]:
+        kinds = (self._minutes, self._forming) if forming else (self._minutes,)
+        rows = [(market, minutes[at]) for kind in kinds if (minutes := kind.get(market)) for at in sorted(minutes)]
+        return rows[:limit]
 
     def drop_rows(self, rows: Iterable[Row]) -> None:
         """Forget rows that are stored. A row stays if another version of it was queued since."""

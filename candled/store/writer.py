@@ -60,8 +60,11 @@ class Writer:
         self._changes = PendingChangeLog()
         #: Since when rows are waiting without progress, monotonic seconds.
         self._waiting_since = 0.0
-        #: Only one flush runs at a time.
+        #: Only one page is written at a time.
         self._turn = asyncio.Lock()
+        #: The markets for which `flush_market` waits, in order, and its task while there are any.
+        self._awaited: dict[MarketKey, asyncio.Future[None]] = {}
+        self._flushing: asyncio.Task[None] | None = None
         self._is_closed = False
         #: When the last attempt to write ended, successful or not, monotonic seconds; None before `run`.
         self._attempt_ended_at: float | None = None
@@ -104,21 +107,41 @@ class Writer:
             StoreRejected: the store refused some rows, which will not be retried. They were dropped; all others are
                 written.
         """
-        async with self._turn:
-            if self._spill and not self._spill.was_tried:
-                await self._spill.open()
-            rejection: StoreRejected | None = None
-            while True:
+        rejection: StoreRejected | None = None
+        is_over = False
+        while not is_over:
+            async with self._turn:
+                if self._spill and not self._spill.was_tried:
+                    await self._spill.open()
                 waited = self._waiting.next_rows(PAGE_ROWS)
                 _, refusal = await self._write_page(waited)
                 rejection = refusal or rejection
                 if self._spill and not self._spill.journal.is_empty:
                     write = partial(self._write_page, from_journal=True)
                     rejection = await self._spill.store_page(write) or rejection
-                elif len(waited) < PAGE_ROWS:  # the page contained all rows at that time
-                    break
-            if rejection:
-                raise rejection
+                else:
+                    is_over = len(waited) < PAGE_ROWS  # the page contained all rows at that time
+        if rejection:
+            raise rejection
+
+    async def flush_market(self, market: MarketKey) -> None:
+        """Write the rows of one market. On return, those queued before the call are durable.
+
+        Markets that are waited for are written together, first come, first served, and before other markets.
+
+        Raises:
+            StoreUnavailable, StoreRejected: as `flush`, but only about rows of this market.
+        """
+        if self._spill and not (self._spill.was_tried and self._spill.journal.is_empty):
+            await self.flush()
+            return
+        waiting = self._awaited.get(market)
+        if waiting is None:
+            waiting = self._awaited[market] = asyncio.get_running_loop().create_future()
+            waiting.add_done_callback(lambda done: done.exception())  # retrieved, even if the caller has left
+            if self._flushing is None or self._flushing.done():
+                self._flushing = asyncio.create_task(self._flush_awaited())
+        await asyncio.shield(waiting)
 
     async def run(self) -> None:
         """Flush and journal rows until cancelled. Cancellation loses no rows."""
@@ -172,6 +195,29 @@ class Writer:
         return 0.0 if self._attempt_ended_at is None else self._clock.monotonic() - self._attempt_ended_at
 
     # ------------------------------------------------------------ writing to the store
+
+    async def _flush_awaited(self) -> None:
+        """Write the rows of the markets for which `flush_market` waits."""
+        affected: dict[MarketKey, StoreRejected] = {}
+        while self._awaited:
+            async with self._turn:
+                page, complete = self._waiting.rows_of(self._awaited, PAGE_ROWS)
+                # a caller that comes from now on may have queued further rows
+                waiting = {market: self._awaited.pop(market) for market in complete}
+                try:
+                    refused, refusal = await self._write_page(page)
+                except Exception as error:
+                    for future in (*waiting.values(), *self._awaited.values()):
+                        future.set_exception(error)
+                    self._awaited.clear()
+                    continue
+            if refusal is not None:
+                affected |= {market: refusal for market, _ in refused}
+            for market, future in waiting.items():
+                if market in affected:
+                    future.set_exception(affected.pop(market))
+                else:
+                    future.set_result(None)
 
     async def _flush_on(self) -> None:
         pause_s = self._flush_interval_s

@@ -163,3 +163,14 @@ def test_open_connections_are_filled_before_another_one_is_opened(loads, count, 
     if surplus:
         assert len(groups) >= connections
     assert len(groups) <= max(connections, len(loads))
+
+
+async def test_a_store_that_is_slow_does_not_delay_the_requests_for_other_markets(monkeypatch):
+    harness, stuck = Harness(), asyncio.Event()
+    monkeypatch.setattr(harness.store, "flush_market", lambda market: stuck.wait(), raising=False)
+    starting = asyncio.ensure_future(harness.ingest.start())
+    await harness.do("add", SYMBOLS)
+    await harness.clock.advance(10.0)
+    assert starting.done()
+    assert set(harness.world.history_reads) == set(SYMBOLS)
+    await harness.ingest.stop()

@@ -26,6 +26,9 @@ class PastStore:
     async def flush(self) -> None:
         self.diary.append(("flush",))
 
+    async def flush_market(self, market) -> None:
+        self.diary.append(("flush",))
+
     async def register_feed(self, markets, epoch) -> None:
         self.diary.append(("open", epoch))
 

@@ -98,6 +98,39 @@ async def test_a_flush_asked_for_during_another_covers_what_was_put_meanwhile(wr
     await first
 
 
+async def test_a_market_that_is_waited_for_does_not_wait_for_the_rows_of_others(writer, store, monkeypatch):
+    monkeypatch.setattr(writer_module, "PAGE_ROWS", 10)
+    for at in range(200):
+        writer.enqueue_row(BTC, minute(at))
+    everything_flushed = asyncio.create_task(writer.flush())
+    await asyncio.sleep(0)
+    for at in range(15):
+        writer.enqueue_row(ETH, minute(at))
+    await asyncio.gather(writer.flush_market(ETH), writer.flush_market(ETH))
+    assert everything(store, ETH, MINUTE) == [minute(at) for at in range(15)]
+    assert len(everything(store, BTC, MINUTE)) < 60
+    assert len(store.batches) < 8
+    await everything_flushed
+    assert len(everything(store, BTC, MINUTE)) == 200
+
+
+async def test_markets_that_are_waited_for_are_written_together_and_hear_of_their_own_rows_only(writer, store):
+    writer.enqueue_row(BTC, impossible(0))
+    writer.enqueue_row(ETH, minute(0))
+    writer.enqueue_row(ETH, minute(1, final=False))
+    results = await asyncio.gather(*map(writer.flush_market, (BTC, ETH)), return_exceptions=True)
+    assert [type(one) for one in results] == [StoreRejected, type(None)]
+    assert store.batches[0] == 3
+    assert (everything(store, ETH, MINUTE), store.read_forming(ETH)) == ([minute(0)], [minute(1, final=False)])
+    writer.enqueue_row(ETH, minute(2))
+    store.failure = UNAVAILABLE
+    with pytest.raises(StoreUnavailable):
+        await writer.flush_market(ETH)
+    store.failure = None
+    await writer.flush_market(ETH)
+    assert len(everything(store, ETH, MINUTE)) == 2
+
+
 async def test_a_flush_that_fails_keeps_the_rows_for_the_next(writer, store):
     store.failure = UNAVAILABLE
     writer.enqueue_row(BTC, minute(0))
