@@ -1,7 +1,7 @@
 """One market's path from the exchange's messages to the bus and the store."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from candled.bus import FeedMetadata
@@ -168,11 +168,7 @@ class MarketIngest:
         self._update_credibility(window, bool(rows), now_ms)
         candles = self.rows.valid_candles(answer.candles, src, asked_ms, now_ms)
         missing = self._count_repairable(window, now_ms)
-        known = {candle.open_ms: candle for candle in stored} | {
-            candle.open_ms: known_version
-            for candle in candles
-            if (known_version := self.minutes.get_minute(candle.open_ms)) is not None
-        }
+        known = {candle.open_ms: candle for candle in stored} | self._in_memory(candles)
         outcome, outdated = Outcome(), self.comparison.find_outdated(candles, known, now_ms)
         outcome.checked, outcome.mismatched = self.comparison.count_differences(
             window, candles, known, RangeSet([*unreadable, *outdated]), asked_ms, now_ms
@@ -200,6 +196,11 @@ class MarketIngest:
         if gaps_changed or window.urgency not in (Urgency.CONFIRM, Urgency.PRESENT):
             outcome.repaired = Range(window.start_ms, window.end_ms).hull(self._join_older())
         return outcome
+
+    def _in_memory(self, candles: Iterable[Candle]) -> dict[int, Candle]:
+        """Return the known versions of some minutes, by opening time, as far as they are in memory."""
+        versions = ((candle.open_ms, self.minutes.get_minute(candle.open_ms)) for candle in candles)
+        return {open_ms: version for open_ms, version in versions if version is not None}
 
     def _count_repairable(self, window: Window, now_ms: int) -> int:
         """Count the minutes of a window for missing ones that are not stored."""

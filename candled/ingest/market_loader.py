@@ -1,6 +1,5 @@
 """The start of one exchange's markets: each is read from the store."""
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -95,25 +94,17 @@ class MarketLoader:
         # complete weeks, so that the first bar of every interval is complete; a longer pause leaves no week out
         wanted_ms = now_ms - self._backfill_ms
         from_ms = WEEK.floor(wanted_ms if newest_ms is None else min(wanted_ms, newest_ms))
-        first_ms = END_OF_TIME_MS if newest_ms is None else newest_ms - WINDOW_MS
-        present, known_gaps, since_ms, older, recent, forming = await asyncio.gather(
-            self._store.stored_ranges(key, from_ms, now_ms),
-            self._known_gaps(key, from_ms, MINUTE.floor(now_ms)),
-            self._store.complete_from(key),
-            self._store.has_before(key, from_ms),
-            self._store.read_minutes(key, first_ms, END_OF_TIME_MS),
-            self._store.read_forming(key),
-        )
         coverage = Coverage(
-            present=present,
-            known_gaps=list(map(_examined, known_gaps)),
-            since_ms=since_ms,
+            present=await self._store.stored_ranges(key, from_ms, now_ms),
+            known_gaps=[_examined(gap) for gap in await self._known_gaps(key, from_ms, MINUTE.floor(now_ms))],
+            since_ms=await self._store.complete_from(key),
             from_ms=from_ms,
             absence=absence_reason(publishes_empty_candles=self._rules.publishes_empty_candles),
-            older=older,
+            older=await self._store.has_before(key, from_ms),
         )
         coverage.recheck_since(now_ms - RECHECK_MS)
-        return MarketIngest(key, coverage, self._rules, sorted([*recent, *forming]))
+        recent = () if newest_ms is None else await self._store.read_minutes(key, newest_ms - WINDOW_MS, END_OF_TIME_MS)
+        return MarketIngest(key, coverage, self._rules, sorted([*recent, *await self._store.read_forming(key)]))
 
     async def _known_gaps(self, key: MarketKey, from_ms: int, now_ms: int) -> list[Gap]:
         """Return the stored gaps of a market and delete those in the future, which come from a wrong clock."""
