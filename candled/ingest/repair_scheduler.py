@@ -147,15 +147,16 @@ class RepairScheduler:
 
     async def _next_market(self) -> MarketIngest | None:
         """Take the market whose request is the most urgent from the queue, once it may be made; None: there is none."""
-        while True:
-            while (wait_s := self._paused_until - self._clock.monotonic()) > 0:
-                await self._clock.sleep(wait_s)
-            if not self._queue:
-                return None
-            # requests that are not urgent may use only half of the budget
-            if self._queue[0][0] < Urgency.CONFIRM or not self._http.is_busy():
-                return heapq.heappop(self._queue)[3]
-            await self._clock.sleep(_TICK_S)
+        while (wait_s := self._wait_s()) > 0:
+            await self._clock.sleep(wait_s)
+        return heapq.heappop(self._queue)[3] if self._queue else None
+
+    def _wait_s(self) -> float:
+        """Return the seconds until the first request of the queue may be made; 0.0 or less if it may be made now."""
+        # requests that are not urgent may use only half of the budget
+        is_patient = bool(self._queue) and self._queue[0][0] >= Urgency.CONFIRM
+        budget_s = _TICK_S if is_patient and self._http.is_busy() else 0.0
+        return max(budget_s, self._paused_until - self._clock.monotonic())
 
     async def _request_market(self, market: MarketIngest) -> Outcome | None:
         """Make the next request of a market; return the outcome of the answer."""

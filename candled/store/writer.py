@@ -10,6 +10,7 @@ from candled.errors import StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.histogram import Histogram
 from candled.model import Candle, MarketKey, Position
+from candled.tasks import TaskSet
 
 from .interface import Store
 from .journal import Journal
@@ -64,7 +65,7 @@ class Writer:
         self._turn = asyncio.Lock()
         #: The markets for which `flush_market` waits, in order, and its task while there are any.
         self._awaited: dict[MarketKey, asyncio.Future[None]] = {}
-        self._flushing: asyncio.Task[None] | None = None
+        self._flushing = TaskSet()
         self._is_closed = False
         #: When the last attempt to write ended, successful or not, monotonic seconds; None before `run`.
         self._attempt_ended_at: float | None = None
@@ -139,8 +140,8 @@ class Writer:
         if waiting is None:
             waiting = self._awaited[market] = asyncio.get_running_loop().create_future()
             waiting.add_done_callback(lambda done: done.exception())  # retrieved, even if the caller has left
-            if self._flushing is None or self._flushing.done():
-                self._flushing = asyncio.create_task(self._flush_awaited())
+            if not self._flushing:
+                self._flushing.start(self._flush_awaited())
         await asyncio.shield(waiting)
 
     async def run(self) -> None:

@@ -166,8 +166,8 @@ def test_open_connections_are_filled_before_another_one_is_opened(loads, count, 
 
 
 async def test_a_store_that_is_slow_does_not_delay_the_requests_for_other_markets(monkeypatch):
-    harness, stuck = Harness(), asyncio.Event()
-    monkeypatch.setattr(harness.store, "flush_market", lambda market: stuck.wait(), raising=False)
+    harness, released = Harness(), asyncio.Event()
+    monkeypatch.setattr(harness.store, "flush_market", lambda market: released.wait(), raising=False)
     starting = asyncio.ensure_future(harness.ingest.start())
     await harness.do("add", SYMBOLS)
     await harness.clock.advance(10.0)
