@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from candled.model import BarTexts, Candle, Interval, MarketKey, decimal_text
-from candled.protocol.messages import FINAL, NumberText, bar_text
+from candled.protocol.messages import FINAL, bar_text
 
 from .errors import ApiError
 
@@ -139,7 +139,13 @@ def _cell(number: Any) -> str | None:
     return None if number is None else decimal_text(number)
 
 
-def csv_line(bar: Candle | BarTexts, final: bool, number_text: NumberText = decimal_text) -> str:
+def csv_line(bar: Candle, final: bool) -> str:
     """Return a bar's line of CSV without its end."""
-    cells = ",".join("" if number is None else number_text(number) for number in bar[1:7])
+    cells = ",".join("" if number is None else decimal_text(number) for number in bar[1:7])
     return f"{bar.open_ms},{cells},{'true' if final else 'false'}"
+
+
+def final_csv_lines(bars: BarTexts) -> list[str]:
+    """Return the lines of final bars."""
+    quotes = ["" if quote is None else quote for quote in bars.quotes]
+    return list(map("%d,%s,%s,%s,%s,%s,%s,true".__mod__, zip(*bars[:6], quotes, strict=True)))

@@ -80,7 +80,7 @@ class BarReader:
         self._unshared = asyncio.Semaphore(_MOST_UNSHARED)
         self._name = f"{random.getrandbits(48):x}"  # part of ETags, because their version numbers are per process
         self._turns = EncodingTurns(clock)
-        self._past = PastPages(live, stored, texts, self._name, self._turns)
+        self._past = PastPages(live, stored, texts, self._name)
         # series whose first bar is in memory, so the store has no older ones
         self._begins: dict[tuple[MarketKey, Interval], _Beginning] = {}
 

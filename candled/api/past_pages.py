@@ -8,7 +8,6 @@ from candled.model import END_OF_TIME_MS, MarketKey, Topic
 from candled.rooms.encoded_bars import EncodedBarCache, EncodedBars, Printer
 from candled.store.history import HistoryReader
 
-from .encoding_turns import EncodingTurns
 from .queries import MOST_BARS, HistoryRequest, PrintedPage
 
 if TYPE_CHECKING:
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
 _PAGE_OVERHEAD = 1500  # bytes of a kept page besides its texts
 _ALL = 10**6  # more than memory holds
-_BARS_PER_TURN = 250  # encoded in one step of the event loop; they cost less than bars in memory
 _numbers = count(1)
 
 
@@ -41,14 +39,11 @@ class PastPages:
     A page is valid until the market's past changes. Every method that reads raises what the store raises.
     """
 
-    def __init__(
-        self, live: "LiveBars", stored: HistoryReader, texts: EncodedBarCache, tag_name: str, turns: EncodingTurns
-    ) -> None:
+    def __init__(self, live: "LiveBars", stored: HistoryReader, texts: EncodedBarCache, tag_name: str) -> None:
         self._live = live
         self._stored = stored
         self._texts = texts
         self._tag_name = tag_name
-        self._turns = turns
         # by market: the version of its past, and the time from which its bars are served
         self._served_from: dict[MarketKey, tuple[int, int | None]] = {}
 
@@ -166,31 +161,15 @@ class PastPages:
         start_ms = max(number * MOST_BARS * interval.ms, served_from_ms or 0)
         end_ms = min((number + 1) * MOST_BARS * interval.ms, memory_from_ms)
         rows = await self._stored.read_texts_between(market, interval, start_ms, end_ms)
-        if not self._is_current(market, version, start_ms, end_ms):
+        if version != self._live.past_version(market) or not self._live.is_range_final(market, start_ms, end_ms):
             return None
-        bars, key = EncodedBars(topic, printer), (topic, printer.name, number)
-        page: _PastPage | None = None
-
-        def encode(at: int) -> bool:
-            nonlocal page
-            if at == 0:
-                found = self._texts.find_page(key)  # it may have been read at the same time for another request
-                page = found if found and found.past_version == version and found.end_ms >= end_ms else None
-            if page is None:
-                bars.append_final(rows[at * _BARS_PER_TURN : (at + 1) * _BARS_PER_TURN])
-            return page is not None or (at + 1) * _BARS_PER_TURN >= len(rows)
-
-        await self._turns.run(encode)
-        if not self._is_current(market, version, start_ms, end_ms):
-            return None
-        if page is None:
-            page = _PastPage(bars, end_ms, version, next(_numbers))
-            self._texts.keep_page(key, page, bars.size_bytes + _PAGE_OVERHEAD)
+        key = topic, printer.name, number
+        page: _PastPage | None = self._texts.find_page(key)
+        if page is None or page.past_version != version or page.end_ms < end_ms:  # none that was read at the same time
+            page = _PastPage(EncodedBars(topic, printer), end_ms, version, next(_numbers))
+            page.bars.append_final(rows)  # all bars, which takes as long as `BARS_PER_TURN` bars in memory
+            self._texts.keep_page(key, page, page.bars.size_bytes + _PAGE_OVERHEAD)
         return page
-
-    def _is_current(self, market: MarketKey, version: int, start_ms: int, end_ms: int) -> bool:
-        """Return True if bars that were read at a version of the past are final, and have not changed since."""
-        return version == self._live.past_version(market) and self._live.is_range_final(market, start_ms, end_ms)
 
 
 def _most_pages(asked: HistoryRequest) -> int:

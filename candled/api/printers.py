@@ -1,23 +1,27 @@
 """The printers of the HTTP dialects, for answers made from cached texts."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
 from candled.model import BarTexts, Candle, Interval, decimal_text
-from candled.protocol.messages import FINAL, NumberText, bar_text
+from candled.protocol.messages import FINAL, bar_text, final_bar_texts
 from candled.rooms.encoded_bars import Printer
 
-from .formats import csv_line
+from .formats import csv_line, final_csv_lines
 
 
 @lru_cache(maxsize=4)
 def json_printer(numbers: int = 0) -> Printer:
     """Return the printer of `/api/candles`: a bar as on the WebSocket, including `final`."""
 
-    def texts(bar: Candle | BarTexts, final: bool, number_text: NumberText = decimal_text) -> tuple[str]:
-        return (bar_text(bar, FINAL | numbers, final=final, number_text=number_text),)
+    def texts(bar: Candle, final: bool) -> tuple[str]:
+        return (bar_text(bar, FINAL | numbers, final=final),)
 
-    return Printer(("json", numbers), texts, cares=True, positioned=True)
+    def many(bars: BarTexts) -> tuple[list[str]]:
+        return (final_bar_texts(bars, numbers),)
+
+    return Printer(("json", numbers), texts, cares=True, positioned=True, print_texts=many)
 
 
 @lru_cache(maxsize=4)
@@ -32,7 +36,13 @@ def page_printer(numbers: int = 0) -> Printer:
     return replace(json_printer(numbers), name=("page", numbers), positioned=False)
 
 
-CSV = Printer("csv", lambda *bar: (csv_line(*bar),), cares=True, separator=b"\n")
+CSV = Printer(
+    "csv",
+    lambda *bar: (csv_line(*bar),),
+    cares=True,
+    separator=b"\n",
+    print_texts=lambda bars: (final_csv_lines(bars),),
+)
 """Prints the lines of `format=csv`."""
 
 
@@ -43,15 +53,19 @@ def klines_printer(interval: Interval, units_per_ms: int = 1) -> Printer:
     Values that candles don't have are 0: the number of trades, the taker volumes, and a missing quote volume.
     """
 
-    def texts(bar: Candle | BarTexts, _: bool, number_text: NumberText = decimal_text) -> tuple[str]:
-        open_ms, opened, high, low, close, volume, quote = bar[:7]
-        if number_text is not str:
-            opened, high, low, close, volume = map(number_text, bar[1:6])
-            quote = None if quote is None else number_text(quote)
-        start, end = open_ms * units_per_ms, (open_ms + interval.ms) * units_per_ms - 1
-        return (f'[{start},"{opened}","{high}","{low}","{close}","{volume}",{end},"{quote or 0}",0,"0","0","0"]',)
+    def texts(bar: Candle, _: bool) -> tuple[str]:
+        opened, high, low, close, volume = map(decimal_text, bar[1:6])
+        quote = "0" if bar.quote_volume is None else decimal_text(bar.quote_volume)
+        start, end = bar.open_ms * units_per_ms, (bar.open_ms + interval.ms) * units_per_ms - 1
+        return (f'[{start},"{opened}","{high}","{low}","{close}","{volume}",{end},"{quote}",0,"0","0","0"]',)
 
-    return Printer(("klines", units_per_ms), texts)
+    def many(bars: BarTexts) -> tuple[list[str]]:
+        row, length = '[%d,"%s","%s","%s","%s","%s",%d,"%s",0,"0","0","0"]'.__mod__, interval.ms * units_per_ms - 1
+        starts = [at_ms * units_per_ms for at_ms in bars.times]
+        ends, quotes = [start + length for start in starts], [quote or "0" for quote in bars.quotes]
+        return (list(map(row, zip(starts, *bars[1:6], ends, quotes, strict=True))),)
+
+    return Printer(("klines", units_per_ms), texts, print_texts=many)
 
 
 @lru_cache(maxsize=4)
@@ -59,7 +73,11 @@ def udf_printer(numbers: int = 0) -> Printer:
     """Return the printer of TradingView's columns: t, o, h, l, c, v."""
     quote = '"' if numbers else ""
 
-    def texts(bar: Candle | BarTexts, _: bool, number_text: NumberText = decimal_text) -> list[str]:
-        return [str(bar.open_ms // 1000), *(f"{quote}{number_text(number)}{quote}" for number in bar[1:6])]
+    def texts(bar: Candle, _: bool) -> list[str]:
+        return [str(bar.open_ms // 1000), *(f"{quote}{decimal_text(number)}{quote}" for number in bar[1:6])]
 
-    return Printer(("udf", numbers), texts, columns=6)
+    def many(bars: BarTexts) -> list[Sequence[str]]:
+        columns = ([f'"{text}"' for text in texts] for texts in bars[1:6]) if numbers else bars[1:6]
+        return [[str(at_ms // 1000) for at_ms in bars.times], *columns]
+
+    return Printer(("udf", numbers), texts, columns=6, print_texts=many)

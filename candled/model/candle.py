@@ -1,6 +1,6 @@
 """The candle: exact OHLCV values of one bar, and the only function that folds several candles into a longer one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal, DecimalException
 from typing import NamedTuple, Self
 
@@ -168,26 +168,26 @@ class Candle(NamedTuple):
 
 
 class BarTexts(NamedTuple):
-    """A stored bar whose numbers are texts as `decimal_text` returns them. Its fields are those of a `Candle`."""
+    """Columns of final bars, oldest first: opening times, and numbers as the texts that `decimal_text` returns."""
 
-    open_ms: int
-    open: str
-    high: str
-    low: str
-    close: str
-    volume: str
-    quote_volume: str | None
-    as_of_ms: int
-    final: bool
-    rev: int
-    src: str
+    times: Sequence[int] = ()
+    opens: Sequence[str] = ()
+    highs: Sequence[str] = ()
+    lows: Sequence[str] = ()
+    closes: Sequence[str] = ()
+    volumes: Sequence[str] = ()
+    #: None for a bar without a quote volume.
+    quotes: Sequence[str | None] = ()
 
     @classmethod
-    def of(cls, candle: Candle) -> Self:
-        """Return the texts of a candle."""
-        opened, high, low, close, volume = map(decimal_text, candle[1:6])
-        quote = None if candle.quote_volume is None else decimal_text(candle.quote_volume)
-        return cls(candle.open_ms, opened, high, low, close, volume, quote, *candle[7:])
+    def of(cls, candles: Iterable[Candle]) -> Self:
+        """Return the texts of candles."""
+        columns = list(zip(*(candle[:7] for candle in candles), strict=True))
+        if not columns:
+            return cls()
+        times, *numbers, quotes = columns
+        texts = [list(map(decimal_text, column)) for column in numbers]
+        return cls._make((times, *texts, [None if quote is None else decimal_text(quote) for quote in quotes]))
 
 
 def fold(candles: Sequence[Candle], open_ms: int, *, final: bool = False) -> Candle:

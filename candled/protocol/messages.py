@@ -1,7 +1,7 @@
 """Messages from the server: bars and answers → texts, exactly as in docs/reference/protocol.md."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,9 +23,6 @@ from candled.model import (
 FINAL, SEQ, REV, SRC, STRINGS, VALUES = 1, 2, 4, 8, 16, 32
 FIELDS = {"final": FINAL, "seq": SEQ, "rev": REV, "src": SRC}
 NUMBERS = {"number": 0, "string": STRINGS}
-
-NumberText = Callable[[Any], str]
-"""Returns the text of a bar's number: `decimal_text`, or `str` for the numbers of `BarTexts`."""
 
 FAILED_TO_SUBSCRIBE = "Failed to subscribe to candles"
 HISTORY_UNAVAILABLE = "History cannot be read now"
@@ -96,35 +93,42 @@ def _exchange(exchange: str, default_exchange: str) -> str:
 # ---------------------------------------------------------------- bars
 
 
-def bar_text(
-    bar: Candle | BarTexts, fields: int = 0, *, final: bool = False, number_text: NumberText = decimal_text
-) -> str:
+def bar_text(bar: Candle, fields: int = 0, *, final: bool = False) -> str:
     """Return a bar as JSON: exact decimals in shortest form, with the quote volume if it has one.
 
     `fields` adds optional fields. With `STRINGS` each number is a JSON string, because a reader with 64-bit floats,
-    such as JavaScript, would lose digits of a JSON number. `number_text` is `str` if the bar consists of texts.
+    such as JavaScript, would lose digits of a JSON number.
     """
     if fields & STRINGS:
-        return _bar_of_strings(bar, fields, final, number_text)
-    quote = "" if bar.quote_volume is None else f',"quoteVolume":{number_text(bar.quote_volume)}'
+        return _bar_of_strings(bar, fields, final)
+    quote = "" if bar.quote_volume is None else f',"quoteVolume":{decimal_text(bar.quote_volume)}'
     asked = _optional_fields(bar, fields, final) if fields else ""
     return (
-        f'{{"time":"{iso_ms(bar.open_ms)}","open":{number_text(bar.open)},"high":{number_text(bar.high)}'
-        f',"low":{number_text(bar.low)},"close":{number_text(bar.close)},"volume":{number_text(bar.volume)}'
+        f'{{"time":"{iso_ms(bar.open_ms)}","open":{decimal_text(bar.open)},"high":{decimal_text(bar.high)}'
+        f',"low":{decimal_text(bar.low)},"close":{decimal_text(bar.close)},"volume":{decimal_text(bar.volume)}'
         f"{quote}{asked}}}"
     )
 
 
-def _bar_of_strings(bar: Candle | BarTexts, fields: int, final: bool, number_text: NumberText) -> str:
-    quote = "" if bar.quote_volume is None else f',"quoteVolume":"{number_text(bar.quote_volume)}"'
+def final_bar_texts(bars: BarTexts, numbers: int = 0) -> list[str]:
+    """Return final bars as `bar_text` prints each of them with `FINAL | numbers`."""
+    number = '"%s"' if numbers else "%s"
+    names = "".join(f',"{name}":{number}' for name in ("open", "high", "low", "close", "volume"))
+    quotes = ["" if quote is None else f',"quoteVolume":{number % quote}' for quote in bars.quotes]
+    row = f'{{"time":"%s"{names}%s,"final":true}}'
+    return list(map(row.__mod__, zip(map(iso_ms, bars.times), *bars[1:6], quotes, strict=True)))
+
+
+def _bar_of_strings(bar: Candle, fields: int, final: bool) -> str:
+    quote = "" if bar.quote_volume is None else f',"quoteVolume":"{decimal_text(bar.quote_volume)}"'
     return (
-        f'{{"time":"{iso_ms(bar.open_ms)}","open":"{number_text(bar.open)}","high":"{number_text(bar.high)}"'
-        f',"low":"{number_text(bar.low)}","close":"{number_text(bar.close)}","volume":"{number_text(bar.volume)}"'
+        f'{{"time":"{iso_ms(bar.open_ms)}","open":"{decimal_text(bar.open)}","high":"{decimal_text(bar.high)}"'
+        f',"low":"{decimal_text(bar.low)}","close":"{decimal_text(bar.close)}","volume":"{decimal_text(bar.volume)}"'
         f"{quote}{_optional_fields(bar, fields, final)}}}"
     )
 
 
-def _optional_fields(bar: Candle | BarTexts, fields: int, final: bool) -> str:
+def _optional_fields(bar: Candle, fields: int, final: bool) -> str:
     text = (',"final":true' if final else ',"final":false') if fields & FINAL else ""
     if fields & REV:
         text += f',"rev":{bar.rev}'

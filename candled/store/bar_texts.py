@@ -1,55 +1,47 @@
-"""Stored numbers as the texts that clients receive, without making numbers of them."""
+"""Stored numbers as the texts that clients receive, without making decimals of them."""
 
-import re
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from itertools import repeat
+from itertools import chain
 from typing import Any
+
+import msgspec
 
 from candled.model import BarTexts, Candle
 
-from .batch import SOURCES
-
-# Numbers without a sign and an exponent, one per line.
-_PLAIN = re.compile(r"(?:(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?\n)*+")
-_PADDED = re.compile(r"\.[0-9]*0\n")  # the end of a number with needless zeros
-_new_texts = partial(tuple.__new__, BarTexts)
+_decode_rows = msgspec.json.Decoder(list[tuple[int, str, str, str, str, str, str | None]]).decode
+_decode_numbers = msgspec.json.Decoder(list[float]).decode
 
 
-def bar_texts(rows: Iterable[Any], as_candles: Callable[[Iterable[Any]], Iterable[Candle]]) -> list[BarTexts]:
-    """Return the texts of rows whose numbers are texts, at a quarter of the cost of candles that are printed.
+def bar_texts(rows: str, read_candles: Callable[[], Iterable[Candle]]) -> BarTexts:
+    """Return the texts of bars, at a quarter of the cost of candles that are printed.
 
     Args:
-        rows: the columns of a bar; the last one is the number of its source.
-        as_candles: returns the candles of the rows if a number is unusual, or raises if a row is invalid.
+        rows: a JSON array of the bars, oldest first, each of them as `[open_ms, "open", "high", "low", "close",
+            "volume", "quote volume" or null]`.
+        read_candles: returns the same bars as candles if a number is unusual, or raises if one is invalid.
     """
-    rows = list(rows)
-    if not rows:
-        return []
-    times, *numbers, quotes, as_of_ms, revs, sources = zip(*rows, strict=True)
     try:
-        columns = [_shortest(column) for column in numbers]
-        if None in quotes:
-            known = iter(_shortest([quote for quote in quotes if quote is not None]))
-            columns.append([None if quote is None else next(known) for quote in quotes])
-        else:
-            columns.append(_shortest(quotes))
-        src = [SOURCES[number] for number in sources]
-    except (TypeError, ValueError, IndexError):
-        return [BarTexts.of(candle) for candle in as_candles(rows)]
-    return list(map(_new_texts, zip(times, *columns, as_of_ms, repeat(True), revs, src, strict=False)))
+        columns = list(zip(*_decode_rows(rows), strict=True))
+        if not columns:
+            return BarTexts()
+        times, *numbers, quotes = columns
+        _check_plain([*chain(*numbers), *(quote for quote in quotes if quote is not None)])
+    except (msgspec.DecodeError, ValueError):
+        return BarTexts.of(read_candles())
+    return BarTexts._make((times, *map(_shortest, numbers), _shortest(quotes)))
 
 
-def _shortest(column: Sequence[str]) -> Sequence[Any]:
-    """Return numbers in the form of `decimal_text`.
+def _check_plain(texts: Sequence[str]) -> None:
+    """Check that each text is a number without a sign and an exponent.
 
     Raises:
-        ValueError: a text is not a plain number.
-        TypeError: a value is not a text.
+        ValueError, msgspec.DecodeError: one is not.
     """
-    lines = "\n".join((*column, ""))
-    if lines.count("\n") != len(column) or not _PLAIN.fullmatch(lines):
+    numbers = ",".join(texts).encode()
+    if numbers.translate(None, b"0123456789.,") or len(_decode_numbers(b"[%b]" % numbers)) != len(texts):
         raise ValueError("not a plain number")
-    if not _PADDED.search(lines):
-        return column
-    return [text.rstrip("0").rstrip(".") if text[-1] == "0" and "." in text else text for text in column]
+
+
+def _shortest(column: Sequence[Any]) -> Sequence[Any]:
+    """Return plain numbers in the form of `decimal_text`; None remains None."""
+    return [text.rstrip("0").rstrip(".") if text and text[-1] == "0" and "." in text else text for text in column]

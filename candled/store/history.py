@@ -74,11 +74,9 @@ class HistoryReader:
         """Return all bars with `start_ms <= open_ms < end_ms`, oldest first, built from final minutes only."""
         return tuple(await self._read_shared(self._store.read_bars_between, market, interval, start_ms, end_ms))
 
-    async def read_texts_between(
-        self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int
-    ) -> tuple[BarTexts, ...]:
+    async def read_texts_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> BarTexts:
         """Return the same bars as `read_bars_between`, with texts in place of numbers."""
-        return tuple(await self._read_shared(self._store.read_texts_between, market, interval, start_ms, end_ms))
+        return await self._read_shared(self._store.read_texts_between, market, interval, start_ms, end_ms)
 
     async def read_forming(self, market: MarketKey) -> tuple[Candle, ...]:
         """Return the minutes for which no final version is stored, oldest first."""

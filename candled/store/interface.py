@@ -94,8 +94,8 @@ class Store(Protocol):
     def read_bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
         """Return all bars with `start_ms <= open_ms < end_ms`, oldest first, built from final minutes only."""
 
-    def read_texts_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[BarTexts]:
-        """Return the same bars as `read_bars_between`, with texts in place of numbers, at less than half the cost."""
+    def read_texts_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> BarTexts:
+        """Return the same bars as `read_bars_between`, with texts in place of numbers, at a quarter of the cost."""
 
     def span(self, market: MarketKey, interval: Interval) -> Range | None:
         """Return the time from the oldest bar to the end of the newest one; None if there are none.

@@ -143,7 +143,12 @@ async def test_a_cold_page_that_many_clients_ask_for_is_read_and_encoded_once(st
     reads, printed = [], []
     real = stage.store.read_texts_between
     monkeypatch.setattr(stage.store, "read_texts_between", lambda *args: reads.append(args) or real(*args))
-    printer = Printer("counted", lambda bar, *_: printed.append(bar.open_ms) or (str(bar.open_ms),))
+
+    def texts(bars):
+        printed.extend(bars.times)
+        return (list(map(str, bars.times)),)
+
+    printer = Printer("counted", lambda bar, _: (str(bar.open_ms),), print_texts=texts)
     asked = HistoryRequest(MOST_BARS, MONDAY_MS, MONDAY_MS + 2000 * MINUTE_MS, newest_first=False)
 
     async def ask() -> bytes:

@@ -65,7 +65,7 @@ class StoredBars:
         return self._answer([bar for bar in self.stored if start_ms <= bar.open_ms < end_ms])
 
     async def read_texts_between(self, market, interval, start_ms, end_ms):
-        return tuple(map(BarTexts.of, await self.read_bars_between(market, interval, start_ms, end_ms)))
+        return BarTexts.of(await self.read_bars_between(market, interval, start_ms, end_ms))
 
     async def served_from(self, market):
         return self.complete_ms

@@ -7,21 +7,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.api import past_pages
-from candled.api.encoding_turns import EncodingTurns
 from candled.api.past_pages import PastPages
 from candled.api.queries import HistoryRequest
 from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, Topic
 from candled.rooms.encoded_bars import EncodedBarCache, Printer
 from tests.api.stage import BTC
 from tests.api.test_pages import RANGES, StoredBars, stored_bars_lists
-from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
 
 SIZE = 10  # bars of a page here
 TOPIC = Topic(BTC, MINUTE)
-TIMES = Printer("times", lambda bar, *_: (str(bar.open_ms),))
-TWICE = Printer("twice", lambda bar, *_: (str(bar.open_ms), f"{bar.close}"), columns=2)
-TURNS = EncodingTurns(ManualClock(0))
+TIMES = Printer("times", lambda bar, _: (str(bar.open_ms),), print_texts=lambda bars: (list(map(str, bars.times)),))
+TWICE = Printer(
+    "twice",
+    lambda bar, _: (str(bar.open_ms), f"{bar.close}"),
+    columns=2,
+    print_texts=lambda bars: (list(map(str, bars.times)), bars.closes),
+)
 FIRST = -MONDAY_MS // MINUTE_MS % SIZE  # the number of the first minute that begins a page
 
 
@@ -40,7 +42,7 @@ class Past(StoredBars):
         super().__init__(bars, in_memory=50, unstored=0, complete_from=MONDAY_MS)
         self.version = 0
         self.unsure = range(0)
-        self.pages = PastPages(self, self, EncodedBarCache(), "x", TURNS)
+        self.pages = PastPages(self, self, EncodedBarCache(), "x")
 
     def past_version(self, key):
         return self.version
@@ -60,7 +62,7 @@ def test_a_range_is_the_pages_it_covers(stored_bars, limit, span, newest_first):
     start_ms, end_ms = (MONDAY_MS + number * MINUTE_MS for number in span)
     asked = HistoryRequest(limit, start_ms, end_ms, newest_first)
     texts = EncodedBarCache()
-    pages = PastPages(stored_bars, stored_bars, texts, "x", TURNS)
+    pages = PastPages(stored_bars, stored_bars, texts, "x")
     made = asyncio.run(pages.read(TOPIC, TIMES, asked, END_OF_TIME_MS, ""))
     if made is None:
         return
@@ -121,6 +123,6 @@ def test_pages_are_read_again_after_a_change_of_the_past_and_not_kept_before_it_
 
 def test_a_cache_without_room_for_a_page_answers_too():
     past = Past()
-    past.pages = PastPages(past, past, EncodedBarCache(100), "x", TURNS)
+    past.pages = PastPages(past, past, EncodedBarCache(100), "x")
     assert past.ask(FIRST + 5, FIRST + 25, 20) is not None
     assert past.reads == 3

@@ -47,7 +47,7 @@ class Stored:
         ]
 
     async def read_texts_between(self, market, interval, start_ms, end_ms):
-        return [BarTexts.of(bar) for bar in await self.read_bars_between(market, interval, start_ms, end_ms)]
+        return BarTexts.of(await self.read_bars_between(market, interval, start_ms, end_ms))
 
     async def read_bars(self, market, interval, before_ms, limit):
         return (await self.read_bars_between(market, interval, 0, before_ms))[-limit:]

@@ -336,6 +336,17 @@ def test_decimals_are_kept_as_text_with_their_zeros(path, open_store):
     assert kept == [("0.00000010",), ("0.00000010",)]
 
 
+@pytest.mark.parametrize("value", ["x'31'", "'1e5x'", "'1,2'", "''", "'1\"],[2'"])
+def test_a_value_that_is_no_number_is_not_printed(path, open_store, value):
+    store = open_store(M5)
+    store.write_minutes([(BTC, minute(0)), (BTC, minute(1))])
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"UPDATE candles SET close = {value} WHERE time_ms = {minute(1).open_ms}")
+    with pytest.raises(StoreRejected, match=r"a stored bar cannot be read: 2025-06-02T00:01.*close"):
+        store.read_texts_between(BTC, MINUTE, 0, minute(2).open_ms)
+    assert list(store.read_texts_between(BTC, MINUTE, 0, minute(1).open_ms).times) == [minute(0).open_ms]
+
+
 @pytest.mark.usefixtures("daemon")
 def test_kill_9_during_load_loses_nothing_that_was_acknowledged(path, open_store):
     dice = random.Random(20250602)

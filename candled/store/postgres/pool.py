@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
-from psycopg2.extensions import new_type, parse_dsn, register_type
+from psycopg2.extensions import parse_dsn
 
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 
@@ -32,7 +32,6 @@ _PARAMETERS = {
     "tcp_user_timeout": "8000",
 }
 
-_NUMBER_TEXT = new_type((1700,), "NUMBER_TEXT", lambda text, _: text)  # the type `numeric`
 _EXPECTED = "expected postgresql://user:password@host:port/database"
 
 # A connection may die silently between two statements of a transaction. The server then gives it up as soon as this
@@ -166,13 +165,9 @@ class DatabaseConnection:
         """The server's version as a number: 150018 is 15.18."""
         return int(self._connection.server_version)
 
-    def fetch_rows(
-        self, statement: str, parameters: Sequence[object] = (), *, numbers_as_texts: bool = False
-    ) -> list[tuple[Any, ...]]:
-        """Execute a statement and return its rows. `numbers_as_texts` leaves decimals as the server prints them."""
+    def fetch_rows(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Execute a statement and return its rows."""
         with self._translated_call(), self._connection.cursor() as cursor:
-            if numbers_as_texts:
-                register_type(_NUMBER_TEXT, cursor)
             cursor.execute(statement, parameters or None)
             return cursor.fetchall()
 

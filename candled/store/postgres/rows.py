@@ -47,10 +47,3 @@ def as_array(texts: Iterable[str]) -> str:
 def as_candles(rows: Iterable[tuple[Any, ...]], *, final: bool = True) -> list[Candle]:
     """Return the candles of rows whose last column is the number of their source."""
     return [Candle._make((*row[:-2], final, row[-2], SOURCES[row[-1]])) for row in rows]
-
-
-def candles_of_texts(rows: Iterable[tuple[Any, ...]]) -> list[Candle]:
-    """Return the candles of rows whose numbers are texts."""
-    return as_candles(
-        (row[0], *(None if number is None else Decimal(number) for number in row[1:7]), *row[7:]) for row in rows
-    )

@@ -23,6 +23,10 @@ def _ms(time: str) -> str:
 _READ = f"{_ms('time')}, {', '.join(_NUMBERS)}, {_ms('as_of')}"
 _MINUTES = f"SELECT {_READ}, coalesce(rev, 0), coalesce(src, 0)"
 _BARS = f"SELECT {_READ}, rev, {SOURCES.index('agg')}"
+# Bars as one row with the JSON that `bar_texts` reads.
+_AS_JSON = f"""SELECT '[' || coalesce(string_agg(concat('[', {_ms("time")}, ',"',
+        concat_ws('","', open, high, low, close, volume), '",', coalesce('"' || quote_volume || '"', 'null'), ']'),
+        ',' ORDER BY time), '') || ']'"""
 _AT = _time("%s::bigint")
 
 
@@ -127,9 +131,10 @@ PUT_KNOWN_GAPS = f"""INSERT INTO candled.holes (market, start_time, end_time, re
 
 # ---------------------------------------------------------------- minutes
 
-# The minutes in a range, and the last ones in it.
-MINUTES_BETWEEN = f"""{_MINUTES} FROM candled.candles
-    WHERE market = %s AND time >= {_AT} AND time < {_AT} ORDER BY time"""
+# The minutes in a range, the same as JSON, and the last ones in it.
+_MINUTES_OF_RANGE = f"FROM candled.candles WHERE market = %s AND time >= {_AT} AND time < {_AT}"
+MINUTES_BETWEEN = f"{_MINUTES} {_MINUTES_OF_RANGE} ORDER BY time"
+JSON_OF_MINUTES = f"{_AS_JSON} {_MINUTES_OF_RANGE}"
 LAST_MINUTES = f"""{_MINUTES} FROM candled.candles
     WHERE market = %s AND time >= {_AT} AND time < {_AT} ORDER BY time DESC LIMIT %s"""
 
@@ -154,10 +159,12 @@ STORED_RANGES = f"""SELECT {_ms("min(time)")}, {_ms("max(time)")} + {MINUTE_MS} 
 # The first and the last bar of an interval.
 BARS_SPAN = f"""SELECT {_ms("min(time)")}, {_ms("max(time)")} FROM candled.rollups
     WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) AND minutes = %s"""
-# The bars in a range, and the last ones before a time.
-BARS_BETWEEN = f"""{_BARS} FROM candled.rollups
+# The bars in a range, the same as JSON, and the last ones before a time.
+_BARS_OF_RANGE = f"""FROM candled.rollups
     WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) AND minutes = %s
-        AND time >= {_AT} AND time < {_AT} ORDER BY time"""
+        AND time >= {_AT} AND time < {_AT}"""
+BARS_BETWEEN = f"{_BARS} {_BARS_OF_RANGE} ORDER BY time"
+JSON_OF_BARS = f"{_AS_JSON} {_BARS_OF_RANGE}"
 BARS_BEFORE = f"""{_BARS} FROM candled.rollups
     WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) AND minutes = %s
         AND time < {_AT} ORDER BY time DESC LIMIT %s"""

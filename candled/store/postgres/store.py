@@ -35,7 +35,7 @@ from .maintenance import drop_feeds, drop_interval, drop_minutes
 from .markets import limited_time, lock_markets, names_of, put_forming, read_kept_from, spans_within
 from .pool import DatabaseConnection, Pool, Watchdog, parse_address
 from .rollups import fold_changes, fold_history, in_minutes, read_intervals, rebuild_rollups, sorted_ranges
-from .rows import as_array, as_candles, as_columns, candles_of_texts
+from .rows import as_array, as_candles, as_columns
 from .schema import SCHEMA, check_schema, migrate_schema, timescale
 
 logger = logging.getLogger(__name__)
@@ -329,36 +329,29 @@ class PostgresStore(SqlStore):
         Raises:
             StoreRejected: bars of `interval` are not stored.
         """
-        return as_candles(self._rows_between(market, interval, start_ms, end_ms))
+        return as_candles(self._rows_between(sql.MINUTES_BETWEEN, sql.BARS_BETWEEN, market, interval, start_ms, end_ms))
 
-    def read_texts_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[BarTexts]:
+    def read_texts_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> BarTexts:
         """See `Store.read_texts_between`.
 
         Raises:
             StoreRejected: bars of `interval` are not stored.
         """
-        return bar_texts(
-            self._rows_between(market, interval, start_ms, end_ms, numbers_as_texts=True), candles_of_texts
-        )
+        found = self._rows_between(sql.JSON_OF_MINUTES, sql.JSON_OF_BARS, market, interval, start_ms, end_ms)
+        rows = found[0][0] if found else "[]"
+        return bar_texts(rows, partial(self.read_bars_between, market, interval, start_ms, end_ms))
 
     def _rows_between(
-        self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, *, numbers_as_texts: bool = False
+        self, of_minutes: str, of_bars: str, market: MarketKey, interval: Interval, start_ms: int, end_ms: int
     ) -> list[tuple[Any, ...]]:
         if interval != MINUTE:
             length = in_minutes(self._check_interval(interval))
-            parameters = *names_of(market), length, limited_time(start_ms), limited_time(end_ms)
-            return self._run_read(
-                lambda connection: connection.fetch_rows(
-                    sql.BARS_BETWEEN, parameters, numbers_as_texts=numbers_as_texts
-                )
-            )
+            return self._fetch_of_market(of_bars, market, length, limited_time(start_ms), limited_time(end_ms))
         return self._run_read(
             lambda connection: [
                 row
                 for market_id, *span in spans_within(connection, market, start_ms, end_ms)
-                for row in connection.fetch_rows(
-                    sql.MINUTES_BETWEEN, (market_id, *span), numbers_as_texts=numbers_as_texts
-                )
+                for row in connection.fetch_rows(of_minutes, (market_id, *span))
             ]
         )
 

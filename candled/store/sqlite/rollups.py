@@ -19,12 +19,20 @@ def bars_between(
 
 
 def rows_between(
-    connection: sqlite3.Connection, market_id: int, interval: Interval, start_ms: int, end_ms: int
+    connection: sqlite3.Connection,
+    market_id: int,
+    interval: Interval,
+    start_ms: int,
+    end_ms: int,
+    *,
+    as_json: bool = False,
 ) -> sqlite3.Cursor:
-    """Return the rows of the bars that begin in `[start_ms, end_ms)`, oldest first."""
+    """Return the rows of the bars that begin in `[start_ms, end_ms)`, oldest first, or one row with their JSON."""
     if interval == MINUTE:
-        return connection.execute(sql.MINUTES_BETWEEN, (market_id, start_ms, end_ms))
-    return connection.execute(sql.BARS_BETWEEN, (market_id, interval.ms, start_ms, end_ms))
+        statement = sql.JSON_OF_MINUTES if as_json else sql.MINUTES_BETWEEN
+        return connection.execute(statement, (market_id, start_ms, end_ms))
+    statement = sql.JSON_OF_BARS if as_json else sql.BARS_BETWEEN
+    return connection.execute(statement, (market_id, interval.ms, start_ms, end_ms))
 
 
 def fold_levels(

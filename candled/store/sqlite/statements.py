@@ -102,6 +102,9 @@ BARS_BETWEEN = f"""SELECT {_FOLDED} FROM rollups
     WHERE market = ? AND interval_ms = ? AND time_ms >= ? AND time_ms < ? ORDER BY time_ms"""
 BARS_BEFORE = f"""SELECT {_FOLDED} FROM rollups
     WHERE market = ? AND interval_ms = ? AND time_ms < ? ORDER BY time_ms DESC LIMIT ?"""
+# One row with the JSON that `bar_texts` reads. For each row, a thread may have to wait for the interpreter's lock.
+_AS_JSON = "SELECT json_group_array(json_array(time_ms, open, high, low, close, volume, quote_volume)) FROM ({})"
+JSON_OF_MINUTES, JSON_OF_BARS = _AS_JSON.format(MINUTES_BETWEEN), _AS_JSON.format(BARS_BETWEEN)
 PUT_BAR = f"REPLACE INTO rollups (market, interval_ms, {_BAR}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 DROP_BARS_BETWEEN = "DELETE FROM rollups WHERE market = ? AND interval_ms = ? AND time_ms >= ? AND time_ms < ?"
 DROP_BARS = "DELETE FROM rollups WHERE market = ? AND interval_ms = ?"

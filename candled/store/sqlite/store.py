@@ -4,6 +4,7 @@ import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import DecimalException
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -183,20 +184,29 @@ class SqliteStore(SqlStore):
         with self._file.errors_translated():
             return as_candles(self._rows_between(market, interval, start_ms, end_ms))
 
-    def read_texts_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[BarTexts]:
+    def read_texts_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> BarTexts:
         """See `Store.read_texts_between`.
 
         Raises:
             StoreRejected: bars of `interval` are not stored.
         """
         with self._file.errors_translated():
-            return bar_texts(self._rows_between(market, interval, start_ms, end_ms), as_candles)
+            try:
+                [(rows,)] = self._rows_between(market, interval, start_ms, end_ms, as_json=True) or [("[]",)]
+            except sqlite3.OperationalError as error:
+                if primary_code(error) != sqlite3.SQLITE_ERROR:
+                    raise
+                rows = ""  # a value that JSON cannot hold
+        return bar_texts(rows, partial(self.read_bars_between, market, interval, start_ms, end_ms))
 
-    def _rows_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> Iterable[Any]:
+    def _rows_between(
+        self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, *, as_json: bool = False
+    ) -> Iterable[Any]:
+        self._check_interval(interval)
         market_id = self._market_id(market)
         if market_id is None:
             return ()
-        return rows_between(self._file.thread_connection(), market_id, self._check_interval(interval), start_ms, end_ms)
+        return rows_between(self._file.thread_connection(), market_id, interval, start_ms, end_ms, as_json=as_json)
 
     def kept_from(self) -> int:
         """See `Store.kept_from`. SQLite drops no minutes."""
