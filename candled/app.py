@@ -53,7 +53,6 @@ from candled.serve.page import ChartPage
 from candled.serve.pager import HistoryPages
 from candled.serve.rate_limit import MemoryCounter, RateLimits
 from candled.serve.server import Server
-from candled.serve.status_handlers import make_status_routes
 from candled.service_manager import ServiceManager
 from candled.status.last_hour import EVERY_S as SAMPLE_S
 from candled.status.report import StatusReport
@@ -366,11 +365,8 @@ class Daemon:
             return None
         from candled.metrics.collector import Metrics  # others do not wait for prometheus-client
 
-        routes: list[Any] = []
-        if settings.status != "off":
-            render = partial(self.status.render, shows_details=True)
-            routes = make_status_routes(self._clock, render, settings.compress_from)
-        return InternalServer(settings, self._server.reports, Metrics(parts).render, self._clock, routes)
+        render = None if settings.status == "off" else partial(self.status.render, shows_details=True)
+        return InternalServer(settings, self._server.reports, Metrics(parts).render, self._clock, render)
 
     async def _render_status(self) -> bytes:
         """Return the data of the status page for the clients' port."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +15,8 @@ from candled.exchange import Clock
 from .handlers import OwnHandler, UnknownPathHandler
 from .health_handlers import HealthContext, HealthReports, make_health_routes
 from .listening import in_browser, listen
+from .static_files import make_static_route
+from .status_handlers import make_status_routes
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class MetricsHandler(OwnHandler):
 
 
 class InternalServer:
-    """Serves `reports`, `metrics`, and more `routes`, on the internal port.
+    """Serves `reports`, `metrics`, and the status page if `render_status` returns its data, on the internal port.
 
     It has no limits: strangers must not reach it. Web pages cannot read its answers, because they have no CORS headers.
     """
@@ -56,7 +58,7 @@ class InternalServer:
         reports: HealthReports,
         metrics: Callable[[], bytes],
         clock: Clock,
-        routes: Sequence[Route] = (),
+        render_status: Callable[[], Awaitable[bytes]] | None = None,
     ) -> None:
         self._settings = settings
         context = HealthContext(
@@ -66,14 +68,14 @@ class InternalServer:
             compress_from=settings.compress_from,
             shows_details=True,
         )
+        routes: list[Route] = [*make_health_routes(context), (r"/metrics", MetricsHandler, {"render": metrics})]
+        if render_status is not None:
+            routes += make_status_routes(clock, render_status, settings.compress_from)
+            routes.append(make_static_route(settings.compress_from))
         #: Returns the text of `/metrics`.
         self.render_metrics = metrics
         #: The handlers, for a server.
-        self.application = Application(
-            [*make_health_routes(context), (r"/metrics", MetricsHandler, {"render": metrics}), *routes],
-            default_handler_class=UnknownPathHandler,
-            log_function=_log_nothing,
-        )
+        self.application = Application(routes, default_handler_class=UnknownPathHandler, log_function=_log_nothing)
         self._http = HTTPServer(self.application, max_body_size=_MOST_BODY)
 
     def listen(self) -> int:

@@ -35,7 +35,6 @@ from .counts import ServerCounts
 from .dialects import Undecided
 from .events import EventsHandler
 from .handlers import (
-    STATIC,
     MakeNamedClient,
     NotFoundHandler,
     NotServingHandler,
@@ -47,7 +46,7 @@ from .health_handlers import HealthContext, HealthReports, make_health_routes
 from .hot_path import HotPath, Route, find_resource
 from .listening import listen
 from .prefix import PrefixedApplication
-from .static_files import StaticHandler, make_clients_route
+from .static_files import make_clients_route, make_static_route
 from .status_handlers import make_status_routes
 
 logger = logging.getLogger(__name__)
@@ -305,13 +304,18 @@ class Server:
     def _make_routes(self) -> list[Route]:
         context = {"context": self._context}
         probes: list[Route] = make_health_routes(self._health)
+        compress_from = self._settings.compress_from
         if self._render_status is not None:
             probes += make_status_routes(
-                self._clock, self._render_status, self._settings.compress_from, self._context.open_headers
+                self._clock,
+                self._render_status,
+                compress_from,
+                self._context.open_headers,
+                has_chart=self._serves,
             )
+            probes.append(make_static_route(compress_from))
         if not self._serves:
             return probes
-        files = {"compress_from": self._settings.compress_from}
         own = {"/": RootHandler, "/ws": StreamHandler}
         return [
             *probes,
@@ -322,8 +326,8 @@ class Server:
                 for path, make in self._streams.items()
                 if path not in own
             ),
-            (r"/static/(.*)", StaticHandler, {"path": str(STATIC), **files}),
-            make_clients_route(files),
+            make_static_route(compress_from),
+            make_clients_route({"compress_from": compress_from}),
             *self._routes,
         ]
 

@@ -6,7 +6,7 @@ from typing import Any
 from tornado.web import HTTPError, StaticFileHandler
 
 from .content_coding import PLAIN, choose_coding, encode_once
-from .handlers import OwnHandler
+from .handlers import STATIC, OwnHandler
 
 
 class StaticHandler(OwnHandler, StaticFileHandler):
@@ -66,6 +66,11 @@ class ClientsHandler(StaticHandler):
         """Return TypeScript's content type for declarations. By their suffix (`.ts`), systems take them for videos."""
         is_types = self.absolute_path is not None and self.absolute_path.endswith(".ts")
         return "application/typescript; charset=utf-8" if is_types else super().get_content_type()
+
+
+def make_static_route(compress_from: int) -> tuple[str, type[Any], dict[str, Any]]:
+    """Return the route of the pages' files; see `StaticHandler`."""
+    return r"/static/(.*)", StaticHandler, {"path": str(STATIC), "compress_from": compress_from}
 
 
 def make_clients_route(settings: dict[str, Any]) -> tuple[str, type[Any], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The data of the status page: `/status.json`."""
+"""The status page and its data: `/status` and `/status.json`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from candled.exchange import Clock
 from candled.tasks import TaskSet
 
-from .handlers import OwnHandler
+from .handlers import PAGE_HEADERS, STATIC, OwnHandler
 from .kept_pages import KeptPage
 
 
@@ -35,6 +35,25 @@ class SharedPage:
         return page
 
 
+class StatusHandler(OwnHandler):
+    """`/status`: the page, which reads the data again and again."""
+
+    def initialize(self, page: KeptPage, compress_from: int) -> None:
+        """Store the page."""
+        self.page = page
+        self.compress_from = compress_from
+
+    def get(self) -> None:
+        """Answer with the page."""
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.set_header("Cache-Control", "no-cache")
+        for name, value in PAGE_HEADERS.items():
+            self.set_header(name, value)
+        self.finish_page(self.page, self.compress_from)
+
+    head = get
+
+
 class StatusDataHandler(OwnHandler):
     """`/status.json`: the data of the status page."""
 
@@ -60,7 +79,20 @@ def make_status_routes(
     render: Callable[[], Awaitable[bytes]],
     compress_from: int,
     open_headers: Sequence[tuple[str, str]] | None = None,
+    *,
+    has_chart: bool = False,
 ) -> list[tuple[str, type[Any], dict[str, Any]]]:
-    """Return the routes of the status page's data, which `render` returns."""
-    arguments = {"page": SharedPage(clock, render), "compress_from": compress_from, "open_headers": open_headers}
-    return [(r"/status\.json", StatusDataHandler, arguments)]
+    """Return the routes of the status page, whose data `render` returns.
+
+    The page also needs `make_static_route`. With `has_chart`, the port has the chart page, and markets are links to it.
+    """
+    text = (STATIC / "status.html").read_text("utf-8").replace("__CHART__", "yes" if has_chart else "no")
+    page, data = KeptPage(text.encode()), SharedPage(clock, render)
+    return [
+        ("/status", StatusHandler, {"page": page, "compress_from": compress_from}),
+        (
+            r"/status\.json",
+            StatusDataHandler,
+            {"page": data, "compress_from": compress_from, "open_headers": open_headers},
+        ),
+    ]

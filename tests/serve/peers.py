@@ -4,7 +4,7 @@ import asyncio
 import os
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -106,6 +106,7 @@ class EchoHarness:
         largest_message: int = LARGEST_MESSAGE,
         passes_by: Callable[[], float] | None = None,
         reports: HealthReports | None = None,
+        render_status: Callable[[], Awaitable[bytes]] | None = None,
         **settings: Any,
     ) -> None:
         self.clients: list[EchoClient] = []
@@ -122,6 +123,7 @@ class EchoHarness:
             reports=reports or make_reports(),
             page=lambda: "page",
             largest_message=largest_message,
+            status=render_status,
         )
         self.port = self.server.listen()
 

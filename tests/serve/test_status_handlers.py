@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from candled.config.sections import ServerSettings
+from candled.serve.internal import InternalServer
 from candled.serve.status_handlers import SharedPage
 from tests.clocks import ManualClock
 from tests.metrics.scrape import running
+from tests.serve.peers import echo_harness, make_reports
 
 SECRET = "could not connect to 10.0.0.3"
 
@@ -64,6 +67,50 @@ async def test_the_setting_chooses_the_ports(tmp_path, setting, ports):
         assert found == ports
 
 
+@pytest.fixture
+def port() -> str:
+    """The port that is asked: `public` or `internal`."""
+    return "public"
+
+
+@pytest.fixture
+def app(enter, port):
+    """Give pytest-tornado the handlers of a port."""
+
+    async def render() -> bytes:
+        return b'{"markets":[]}\n'
+
+    if port == "public":
+        return enter(echo_harness(render_status=render)).server.application
+    settings = ServerSettings(internal_port=0)
+    return InternalServer(settings, make_reports(), lambda: b"", ManualClock(), render).application
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("port", ["public", "internal"])
+@pytest.mark.parametrize("path", ["/status", "/status.json"])
+async def test_head_is_get_without_the_body_and_other_methods_are_refused(fetch, path):
+    get, head, post = await fetch(path), await fetch(path, "HEAD"), await fetch(path, "POST")
+    assert (get.code, head.code, head.body, post.code) == (200, 200, b"", 405)
+    names = ("Content-Type", "Content-Length", "Cache-Control", "Etag", "Content-Security-Policy")
+    assert [head.headers.get(name) for name in names] == [get.headers.get(name) for name in names]
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize(("port", "has_chart"), [("public", "yes"), ("internal", "no")])
+async def test_the_page_has_the_policy_of_the_other_page_and_its_files(fetch, port, has_chart):
+    page = await fetch("/status")
+    assert page.headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'self'; ")
+    assert page.headers["X-Frame-Options"] == "DENY"
+    assert f'data-chart="{has_chart}"' in page.body.decode()
+    files = re.findall(r'(?:src|href)="([^"]+)"', page.body.decode())
+    assert all(path.startswith("static/") for path in files)  # relative, for a page behind a path
+    assert {(await fetch(f"/{path}")).code for path in files} == {200}
+    data = await fetch("/status.json", headers={"Origin": "http://localhost"})
+    assert data.headers["Cache-Control"] == "no-store"
+    assert ("Access-Control-Allow-Origin" in data.headers) is (port == "public")
+
+
 async def status_of(deployment: Any, **how: Any) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(await deployment.get("/status.json", **how))
     return document
@@ -82,8 +129,10 @@ async def test_a_daemon_describes_its_markets_itself_and_its_last_hour(tmp_path)
         )
         assert document["process"]["roles"] == ["ingest", "serve"]
         assert document["store"]["state"] == "ok"
-        assert {len(values) for name, values in document["lastHour"].items() if name != "everySeconds"} == {1}
-        assert document["lastHour"]["candlesPerSecond"][0] > 0
+        lists = [values for name, values in document["lastHour"].items() if name != "everySeconds"]
+        assert len(lists) == 5
+        assert len({len(values) for values in lists}) == 1
+        assert max(document["lastHour"]["candlesPerSecond"]) > 0
 
 
 async def test_strangers_see_words_and_no_error_texts(tmp_path):
