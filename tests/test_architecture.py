@@ -56,6 +56,7 @@ HOLDERS = {
     **dict.fromkeys(
         ("api/bar_answers", "api/klines", "api/rest", "api/routes", "api/udf"), "resources over api/handler"
     ),
+    "store/sqlite/retention": "deletes over store/sqlite/file",
     "aggregate/store_reader": "starts tasks and waits through tasks",
     "aggregate/resume": "reads over store/history",
     "aggregate/live_bars": "reads over aggregate/store_reader",

@@ -293,7 +293,8 @@ class Coverage(RestHandler):
         since_ms = await self.source.stored.served_from(market)
         days: list[operations.CoveredDay] = []
         if since_ms is not None:
-            span = Range(max(period.start_ms, since_ms), period.end_ms)
+            kept_ms = await self.source.stored.kept_from()
+            span = Range(max(period.start_ms, since_ms, kept_ms), period.end_ms)
             self.charge_read((span.end_ms - span.start_ms) // DAY_MS)
             found = await self.source.stored.find_gaps(market, span)
             days = [_covered_day(day, some) for day, some in split_by_day(found, span)]

@@ -301,7 +301,7 @@ class StoreSettings(Settings):
         "14d", "TimescaleDB compresses minutes older than this, in whole days; 0s for never", ge=timedelta(0)
     )
     retention: Duration = setting(
-        "0s", "PostgreSQL deletes minutes older than this, in whole days; 0s keeps them forever", ge=timedelta(0)
+        "0s", "minutes older than this are deleted, in whole days; 0s keeps them forever", ge=timedelta(0)
     )
 
 

@@ -94,6 +94,7 @@ class MarketLoader:
         # complete weeks, so that the first bar of every interval is complete; a longer pause leaves no week out
         wanted_ms = now_ms - self._backfill_ms
         from_ms = WEEK.floor(wanted_ms if newest_ms is None else min(wanted_ms, newest_ms))
+        from_ms = max(from_ms, await self._store.kept_from())
         coverage = Coverage(
             present=await self._store.stored_ranges(key, from_ms, now_ms),
             known_gaps=[_examined(gap) for gap in await self._known_gaps(key, from_ms, MINUTE.floor(now_ms))],

@@ -69,7 +69,8 @@ class StoreAudit:
 
     async def _compare_with_store(self, market: MarketIngest) -> None:
         until_ms = MINUTE.floor(self._time.now_ms()) - _AUDIT_MARGIN_MS
-        span = Range(max(market.coverage.from_ms, until_ms - _AUDIT_MS), until_ms)
+        start_ms = max(market.coverage.from_ms, until_ms - _AUDIT_MS, await self._store.kept_from())
+        span = Range(min(start_ms, until_ms), until_ms)
         expected = market.coverage.covered_within(*span)
         with contextlib.suppress(StoreRejected):  # minutes that were dropped show up as lost
             await self._store.flush()

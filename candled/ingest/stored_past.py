@@ -82,7 +82,8 @@ class StoredPast:
             return  # requested when nothing else is due
         market.older = None
         served_ms = await self._store.served_from(market.key)
-        begins_ms = None if served_ms is None else WEEK.floor(served_ms)  # so that the first bars are complete
+        kept_ms = await self._store.kept_from()
+        begins_ms = None if served_ms is None else max(WEEK.floor(served_ms), kept_ms)  # the first bars are complete
         if begins_ms is None or begins_ms >= since_ms:
             await self._extend_before_beginning(market, since_ms)
             self._unexamined.pop(market.key.symbol, None)

@@ -26,8 +26,8 @@ def make_store(
 ) -> Store:
     """Return the store at `url`, not yet opened. Without `intervals` it is a guest, see `Store`.
 
-    Without `upgrade`, opening it changes no tables. `compress_after_days` and `retention_days` apply to PostgreSQL
-    only; see `PostgresStore`.
+    Without `upgrade`, opening it changes no tables. `compress_after_days` applies to TimescaleDB only; see
+    `PostgresStore`. Minutes are kept for `retention_days`, or without a limit.
 
     Raises:
         ConfigError: no store has such addresses, or the address is invalid. The text does not repeat the address.
@@ -35,7 +35,8 @@ def make_store(
     if url.startswith("sqlite:///"):
         from .sqlite.store import SqliteStore
 
-        return SqliteStore(Path(url.removeprefix("sqlite:///")), intervals, upgrade=upgrade)
+        path = Path(url.removeprefix("sqlite:///"))
+        return SqliteStore(path, intervals, upgrade=upgrade, retention_days=retention_days)
     if url.startswith(("postgresql://", "postgres://")):
         from .postgres.store import PostgresStore
 

@@ -90,6 +90,10 @@ class HistoryReader:
         """Return the start of the history to serve (UTC epoch ms); see `Store.served_from`."""
         return await self._read_shared(self._store.served_from, market)
 
+    async def kept_from(self) -> int:
+        """Return the time (UTC epoch ms) before which minutes are dropped; see `Store.kept_from`."""
+        return await self._read_shared(self._store.kept_from)
+
     async def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
         """Return the newest final minute of every market of `exchange` that has one, UTC epoch milliseconds."""
         return MappingProxyType(await self._read_shared(self._store.newest_minutes, exchange))
@@ -170,4 +174,10 @@ class HistoryReader:
         return self._store.read_bars(market, interval, before_ms=before_ms, limit=limit)
 
     def _read_gaps(self, market: MarketKey, span: Range) -> list[Gap]:
-        return find_gaps(self._store.stored_ranges(market, *span), self._store.known_gaps(market, span), span)
+        return read_gaps(self._store, market, span)
+
+
+def read_gaps(store: Store, market: MarketKey, span: Range) -> list[Gap]:
+    """Return the gaps of a range, oldest first. Minutes that the store has dropped because of their age are no gap."""
+    stored = [Range(0, store.kept_from()), *store.stored_ranges(market, *span)]
+    return find_gaps(stored, store.known_gaps(market, span), span)

@@ -44,6 +44,7 @@ class IngestStore:
         self.read_forming = history.read_forming
         self.complete_from = history.complete_from
         self.served_from = history.served_from
+        self.kept_from = history.kept_from
         self.known_gaps = history.known_gaps
         self._tasks = TaskSet()
         #: Waits for its turn on the writing thread, and then saves all of `_unsaved`.

@@ -189,6 +189,13 @@ class Store(Protocol):
         Of each market's feeds, the newest `FEEDS_KEPT` are kept, except those that ended at least `FEED_DAYS` ago.
         """
 
+    def drop_old_minutes(self, now_ms: int) -> Iterator[None]:
+        """Delete the minutes that are too old as of `now_ms` (UTC epoch ms), step by step, and move `kept_from`.
+
+        Every step is short and runs on the writing thread, so that other writes can run in between. A store without a
+        retention, and one that deletes in `tidy_up`, has no steps.
+        """
+
     def check_in(self) -> Sequence[str]:
         """Register this process as a user of the store; return a line for each process with other settings.
 

@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -45,6 +45,10 @@ class SqlStore(ABC):
     def intervals(self) -> Sequence[Interval]:
         """See `Store.intervals`."""
         return sorted(self._kept)
+
+    def drop_old_minutes(self, now_ms: int) -> Iterator[None]:
+        """See `Store.drop_old_minutes`. Most servers delete rows without holding up other writers: see `tidy_up`."""
+        yield from ()
 
     def read_forming(self, market: MarketKey) -> list[Candle]:
         """See `Store.read_forming`."""

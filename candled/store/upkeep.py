@@ -1,7 +1,7 @@
 """Opens the daemon's store, and maintains it regularly."""
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.exchange import Clock
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 _REOPEN_S = 2.0
 _MAINTAIN_S = 3600.0
-_FOLDED = object()
+_DONE = object()
 
 
 class StoreUpkeep:
@@ -68,9 +68,7 @@ class StoreUpkeep:
         """
 
         async def fold() -> None:
-            steps = self._store.add_intervals(intervals)
-            while await self._threads.run_write(lambda: next(steps, _FOLDED)) is not _FOLDED:
-                pass
+            await self._run_steps(self._store.add_intervals(intervals))
 
         def report(error: Exception, wait_s: float) -> None:
             logger.warning("stored minutes cannot be folded into new intervals, trying again: %s", error)
@@ -86,8 +84,14 @@ class StoreUpkeep:
         """Let the store tidy up. A failure does no harm."""
         try:
             await self._threads.run_read(self._store.tidy_up, self._clock.now_ms())
+            await self._run_steps(self._store.drop_old_minutes(self._clock.now_ms()))
         except (StoreUnavailable, StoreRejected) as error:
             logger.warning("the store could not be tidied up: %s", error)
+
+    async def _run_steps(self, steps: Iterator[None]) -> None:
+        """Run the steps of a long write on the writing thread. Other writes run in between."""
+        while await self._threads.run_write(lambda: next(steps, _DONE)) is not _DONE:
+            pass
 
     async def _check_in(self) -> None:
         """Repeat failed reads, and detect other daemons that use the store with other settings."""

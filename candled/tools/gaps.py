@@ -9,7 +9,8 @@ from typing import Any
 from candled.config import Config
 from candled.exchange import Clock
 from candled.model import MINUTE, MINUTE_MS, WEEK, Gap, MarketKey, Range, iso_ms
-from candled.model.gaps import find_gaps, join_neighbours
+from candled.model.gaps import join_neighbours
+from candled.store.history import read_gaps as read_page
 from candled.store.interface import Store
 
 from .backfiller import Backfiller, revised_text
@@ -33,18 +34,15 @@ def expected(store: Store, market: MarketKey, now_ms: int, backfill_ms: int) -> 
     since_ms = store.complete_from(market)
     if since_ms is not None:
         begins.append(since_ms)
-    return Range(min(begins), MINUTE.floor(now_ms - _MARGIN_MS))
+    until_ms = MINUTE.floor(now_ms - _MARGIN_MS)
+    return Range(min(until_ms, max(min(begins), store.kept_from())), until_ms)
 
 
 def read_gaps(store: Store, market: MarketKey, span: Range) -> Iterator[Gap]:
     """Yield the gaps of `span`, oldest first, read page by page."""
     starts = range(span.start_ms, span.end_ms, _PAGE_MS)
     pages = (Range(start_ms, min(span.end_ms, start_ms + _PAGE_MS)) for start_ms in starts)
-    return join_neighbours(
-        gap
-        for page in pages
-        for gap in find_gaps(store.stored_ranges(market, *page), store.known_gaps(market, page), page)
-    )
+    return join_neighbours(gap for page in pages for gap in read_page(store, market, page))
 
 
 # ---------------------------------------------------------------- candled gaps

@@ -96,6 +96,9 @@ class Store:
     async def complete_from(self, market: Any) -> None:
         await self._read(market.symbol)
 
+    async def kept_from(self) -> int:
+        return 0
+
     async def has_before(self, market: Any, at_ms: int) -> bool:
         await self._read(market.symbol)
         return False

@@ -313,3 +313,40 @@ def test_an_answer_for_a_stretch_that_is_examined_no_more_leaves_no_gap_that_nob
     assert (outcome.past, outcome.repaired) == ([], None)
     assert one.known_gaps == []
     assert one.coverage.take_changes() is None  # nothing replaces the gap that the other process stored
+
+
+# ---------------------------------------------------------------- with a retention
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("daemon")
+async def test_minutes_that_the_store_has_dropped_are_neither_missing_nor_fetched(tmp_path, fake):
+    """More is wanted by `ingest.backfill` than the store keeps, and history was complete before."""
+    url = f"sqlite:///{tmp_path / 'candled.db'}"
+    store = {"url": url, "journal": "", "retention": "5d"}
+    rig = Rig(tmp_path, fake, fake.clock, [BTC], ingest={"backfill": "16d"}, sections={"store": store})
+    first_ms, kept_ms = W1.floor(days(16)), W1.floor(days(5))
+    store_past(url, fake.truth(BTC, first_ms, days(0.1)), fresh=True)
+    guest = make_store(url, None)
+    guest.open()
+    guest.set_complete_from(KEY, first_ms)
+    guest.close()
+    days_before = stored(rig, D1)
+    try:
+        await rig.start()
+        await rig.until(lambda: stored(rig, MINUTE)[0].open_ms == kept_ms, 60)
+        await rig.until(lambda: rig.health(BTC)["state"] == "live" and not rig.health(BTC)["missingMinutes"], 60)
+        fake.requests.clear()
+        await rig.stop()
+        await rig.start()  # another process reads the store as it is now
+        await rig.until(lambda: rig.health(BTC)["state"] == "live" and not rig.health(BTC)["missingMinutes"], 60)
+        await rig.clock.sleep(60)
+        ends = [int(page.query["endTime"]) for page in fake.requests_to("history-candles")]
+        assert [end for end in ends if end < kept_ms] == []
+        path = f"?symbol=BTC/USDT&from={first_ms}&to={days(1)}"
+        assert (await get(rig, "/api/gaps" + path))["gaps"] == []
+        assert (await get(rig, "/api/coverage" + path))["days"][0]["day"] == iso_ms(kept_ms)[:10]
+        assert stored(rig, D1)[: len(days_before) - 1] == days_before[:-1]
+        assert stored(rig, MINUTE)[0].open_ms == kept_ms
+    finally:
+        await rig.stop()

@@ -223,6 +223,9 @@ class Memory:
         known = [one for one in (self.since_ms, min(self.rows, default=None)) if one is not None]
         return min(known, default=None)
 
+    async def kept_from(self) -> int:
+        return 0
+
     async def unpublished(self, exchange: str) -> dict[Symbol, list[Range]]:
         return {}
 

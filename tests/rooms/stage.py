@@ -61,6 +61,9 @@ class Stored:
     async def served_from(self, market):
         return self.since
 
+    async def kept_from(self):
+        return 0
+
     async def known_gaps(self, market, within):
         return [one for one in self.absent if one.start_ms < within.end_ms and within.start_ms < one.end_ms]
 

@@ -117,8 +117,8 @@ def test_a_damaged_file_is_reported_not_read_as_empty(path, open_store):
     store.close()
     size = path.stat().st_size
     with path.open("r+b") as file:
-        file.seek(8 * 4096)
-        file.write(random.Random(1).randbytes(size - 8 * 4096))
+        file.seek(16 * 4096)  # after the first pages of each table
+        file.write(random.Random(1).randbytes(size - 16 * 4096))
     damaged = open_store(*DEFAULT_INTERVALS)
     with pytest.raises(StoreRejected, match="malformed"):
         everything(damaged, BTC, MINUTE)

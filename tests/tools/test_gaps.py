@@ -125,6 +125,21 @@ def test_a_complete_market_has_no_gaps(tmp_path, capsys):
     assert "nothing is missing" in capsys.readouterr().out
 
 
+def test_minutes_that_the_store_has_dropped_are_not_missing(tmp_path, capsys):
+    one = shop(tmp_path)
+    one.put((0, 10))
+    one.store.set_complete_from(MARKET, ms(0))
+    one.store.close()
+    one.store = SqliteStore(tmp_path / "candled.db", DEFAULT_INTERVALS, retention_days=1)
+    one.store.open()
+    week = 7 * DAY_MS // MINUTE_MS
+    assert len([*one.store.drop_old_minutes(ms(2 * week))]) >= 1
+    one.put((2 * week, 2 * week + 10))
+    assert one.gaps("--json", now_ms=ms(2 * week + 12)) == 1
+    (report,) = json.loads(capsys.readouterr().out)["markets"]
+    assert (report["from"], report["missing"]) == (iso(ms(week)), {"missing": week})
+
+
 def test_a_market_of_which_nothing_is_stored_lacks_what_the_settings_want(tmp_path, capsys):
     one = shop(tmp_path)
     assert one.gaps("--json", now_ms=ms(62)) == 1

@@ -27,7 +27,7 @@ def test_init_db_makes_the_tables_once_and_again(tmp_path, capsys):
 @pytest.mark.slow
 def test_init_db_makes_the_embedded_file(tmp_path, capsys):
     assert main(["init-db", "--config", settings(tmp_path, url=f"sqlite:///{tmp_path}/new.db")]) == 0
-    assert "sqlite: schema 4 is ready" in capsys.readouterr().out
+    assert "sqlite: schema 5 is ready" in capsys.readouterr().out
     assert (tmp_path / "new.db").exists()
 
 
@@ -80,7 +80,7 @@ def test_no_other_command_upgrades_an_older_file(tmp_path, capsys, arguments, in
     make_first_schema(path, [minute(0)])
     before = path.read_bytes()
     assert main([*arguments, "--config", settings(tmp_path, url=f"sqlite:///{path}", init=init)]) == 2
-    assert "is at schema 1, this program needs schema 4: run `candled init-db`" in capsys.readouterr().err
+    assert "is at schema 1, this program needs schema 5: run `candled init-db`" in capsys.readouterr().err
     assert path.read_bytes() == before
 
 

@@ -48,8 +48,12 @@ def fold_levels(
         connection.executemany(sql.PUT_BAR, [(market_id, interval.ms, *bar_row(bar)) for bar in bars])
 
 
-def rebuild_rollups(connection: sqlite3.Connection, market_id: int, changed: RangeSet) -> None:
-    """Recompute every longer bar that overlaps `changed`, and drop those without minutes."""
+def rebuild_rollups(connection: sqlite3.Connection, market_id: int, changed: RangeSet, kept_from_ms: int) -> None:
+    """Recompute every longer bar that overlaps `changed`, and drop those without minutes.
+
+    Bars that begin before `kept_from_ms` stay as they are, because their minutes were dropped.
+    """
+    changed.remove(0, kept_from_ms)
     kept = read_fold_sources(connection)
     for interval in kept:
         rows = [(market_id, interval.ms, *span) for span in touched_bars(changed, interval)]

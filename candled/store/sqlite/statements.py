@@ -85,7 +85,12 @@ _FORMING_MINUTES = (
         WHERE time_ms > coalesce((SELECT max(time_ms) FROM candles WHERE candles.market = running.market), -1)""",
     "DROP TABLE running",
 )
-STEPS = (_FIRST_TABLES, _REVISIONS_AND_CHANGES, _INTERVALS_BEING_FOLDED, _FORMING_MINUTES)
+# The time before which minutes were dropped, or will be: one row.
+_RETENTION = (
+    "CREATE TABLE retention (kept_from_ms INTEGER NOT NULL)",
+    "INSERT INTO retention (kept_from_ms) VALUES (0)",
+)
+STEPS = (_FIRST_TABLES, _REVISIONS_AND_CHANGES, _INTERVALS_BEING_FOLDED, _FORMING_MINUTES, _RETENTION)
 
 # The number of a market, and all markets.
 MARKET_ID = "SELECT id FROM markets WHERE exchange = ? AND symbol = ?"
@@ -175,7 +180,9 @@ STORED_RANGES = f"""SELECT min(time_ms), max(time_ms) + {MINUTE_MS} FROM (
 COMPLETE_FROM = "SELECT complete_from_ms FROM markets WHERE id = ?"
 # The start of the history to serve. `min` of two values is NULL if one of them is.
 SERVED_FROM = """SELECT min(coalesce(complete_from_ms, oldest), coalesce(oldest, complete_from_ms)) FROM
-    (SELECT complete_from_ms, (SELECT min(time_ms) FROM candles WHERE market = id) AS oldest
+    (SELECT complete_from_ms,
+            (SELECT min(time_ms) FROM candles WHERE market = id AND time_ms >= (SELECT kept_from_ms FROM retention))
+                AS oldest
         FROM markets WHERE id = ?)"""
 SET_COMPLETE_FROM = "UPDATE markets SET complete_from_ms = min(coalesce(complete_from_ms, ?1), ?1) WHERE id = ?2"
 # Gaps do not overlap: of those that begin before a range, only the last can reach into it.
@@ -193,6 +200,12 @@ UNFOLDED = "SELECT interval_ms FROM intervals WHERE NOT folded"
 ADD_INTERVAL = "INSERT INTO intervals (interval_ms, folded) VALUES (?, 0) ON CONFLICT DO NOTHING"
 SET_FOLDED = "UPDATE intervals SET folded = 1 WHERE interval_ms = ?"
 DROP_INTERVAL = "DELETE FROM intervals WHERE interval_ms = ?"
+
+# The time before which minutes are not stored, and the deletion of older ones.
+KEPT_FROM = "SELECT max(kept_from_ms) FROM retention"
+SET_KEPT_FROM = "UPDATE retention SET kept_from_ms = max(kept_from_ms, ?)"
+OLDEST_MINUTE = "SELECT min(time_ms) FROM candles WHERE market = ?"
+DELETE_MINUTES = "DELETE FROM candles WHERE market = ? AND time_ms < ?"
 
 # The feeds of a market, and the changes after a message of one of them. A known feed yields at least one row, perhaps
 # with NULL.

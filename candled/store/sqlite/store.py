@@ -37,6 +37,7 @@ from candled.store.sql_store import FOLD_CHUNK_MS, SqlStore, as_known_gaps, log_
 
 from . import statements as sql
 from .file import WRONG_FILE, DatabaseFile, primary_code
+from .retention import drop_minutes
 from .rollups import (
     bars_between,
     fold_levels,
@@ -58,6 +59,10 @@ def schema_version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
+def _kept_from(connection: sqlite3.Connection) -> int:
+    return int(connection.execute(sql.KEPT_FROM).fetchone()[0])
+
+
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
@@ -71,15 +76,24 @@ class SqliteStore(SqlStore):
     Decimals are stored as the text that the exchange printed. Methods may be called from several threads; each has its
     own connection. With `intervals`, the file belongs to this process until it is closed: only one daemon at a time may
     have it. Guests, opened without intervals, may use it next to that daemon, and writers take turns. Without
-    `upgrade`, the daemon refuses a file that is missing or not up to date, as guests always do.
+    `upgrade`, the daemon refuses a file that is missing or not up to date, as guests always do. `retention_days` is how
+    long minutes are kept; None for no limit.
     """
 
     _sql = sql
 
-    def __init__(self, path: str | Path, intervals: Iterable[Interval] | None, *, upgrade: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        intervals: Iterable[Interval] | None,
+        *,
+        upgrade: bool = True,
+        retention_days: int | None = None,
+    ) -> None:
         self._path = Path(path)
         self._configured = None if intervals is None else frozenset(intervals) - {MINUTE}
         self._upgrade_schema = upgrade
+        self._retention_days = retention_days
         self._file = DatabaseFile(self._path, may_create=intervals is not None and upgrade)
         self._label = f"{self._path.name}: "
         self._ids: dict[MarketKey, int] = {}
@@ -149,7 +163,7 @@ class SqliteStore(SqlStore):
     def rebuild_rollups(self, market: MarketKey, spans: Sequence[Range]) -> None:
         """See `Store.rebuild_rollups`."""
         with self._file.begin_transaction() as connection:
-            rebuild_rollups(connection, self._add_market(connection, market), RangeSet(spans))
+            rebuild_rollups(connection, self._add_market(connection, market), RangeSet(spans), _kept_from(connection))
 
     def discard_rows(self, market: MarketKey, rows: Sequence[BadRow]) -> None:
         """See `Store.discard_rows`."""
@@ -158,9 +172,8 @@ class SqliteStore(SqlStore):
             market_id = self._add_market(connection, market)
             for row in rows:
                 connection.execute(sql.DISCARD[row.table], (market_id, row.interval.ms, row.time))
-            rebuild_rollups(
-                connection, market_id, RangeSet((open_ms, open_ms + length_ms) for open_ms, length_ms in bars)
-            )
+            spans = RangeSet((open_ms, open_ms + length_ms) for open_ms, length_ms in bars)
+            rebuild_rollups(connection, market_id, spans, _kept_from(connection))
 
     def read_bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
         """See `Store.read_bars`.
@@ -209,8 +222,9 @@ class SqliteStore(SqlStore):
         return rows_between(self._file.thread_connection(), market_id, interval, start_ms, end_ms, as_json=as_json)
 
     def kept_from(self) -> int:
-        """See `Store.kept_from`. SQLite drops no minutes."""
-        return 0
+        """See `Store.kept_from`."""
+        with self._file.errors_translated():
+            return _kept_from(self._file.thread_connection())
 
     def bad_rows(self, market: MarketKey, within: Range = ALL_TIME) -> list[BadRow]:
         """See `Store.bad_rows`. The file checks no types, so any column may contain anything."""
@@ -283,6 +297,11 @@ class SqliteStore(SqlStore):
                 connection.execute(sql.DROP_FEEDS, kept)
         self._fetch_rows("PRAGMA optimize")
 
+    def drop_old_minutes(self, now_ms: int) -> Iterator[None]:
+        """See `Store.drop_old_minutes`."""
+        if self._retention_days is not None:
+            yield from drop_minutes(self._file, now_ms - self._retention_days * DAY_MS)
+
     def check_in(self) -> Sequence[str]:
         """See `Store.check_in`. No other daemon can have the file, unless its lock file was deleted."""
         self._file.verify()
@@ -309,6 +328,7 @@ class SqliteStore(SqlStore):
             self._check_file(self._file.thread_connection())
         connection = self._file.thread_connection()
         self._check_program(connection)
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # without effect on a file that has tables
         mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
             raise StoreRejected(
@@ -400,6 +420,7 @@ class SqliteStore(SqlStore):
         oldest_ms, newest_ms = self._fetch_rows(sql.SPAN, market_id)[0]
         if oldest_ms is None:
             return
+        oldest_ms = max(oldest_ms, self.kept_from())  # a bar of older minutes would lack those that were dropped
         # A bar cut by the edge of two chunks is folded with both, the second time from all its parts.
         for start_ms in range(oldest_ms, newest_ms + 1, FOLD_CHUNK_MS):
             with self._file.begin_transaction() as connection:
@@ -409,6 +430,8 @@ class SqliteStore(SqlStore):
     # ------------------------------------------------------------ writing
 
     def _write_minutes(self, connection: sqlite3.Connection, market_id: int, minutes: Mapping[int, Candle]) -> None:
+        kept_ms = _kept_from(connection)
+        minutes = {open_ms: candle for open_ms, candle in minutes.items() if open_ms >= kept_ms}
         stored = {
             candle.open_ms: candle
             for start_ms, end_ms in minute_ranges(minutes)
