@@ -23,14 +23,14 @@ class Authority:
         self.certificate = directory / f"{name}.crt"
         self.certificate.write_bytes(_pem(signed.sign(self._key, hashes.SHA256())))
 
-    def sign(self, host: str) -> tuple[Path, Path]:
-        """The files of a certificate for a host, a name or an address, and of its key."""
+    def sign(self, host: str, days: float = 1.0) -> tuple[Path, Path]:
+        """The files of a certificate for a host, a name or an address, and of its key. It expires after `days`."""
         key = ec.generate_private_key(ec.SECP256R1())
         try:
             is_for: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
         except ValueError:
             is_for = x509.DNSName(host)
-        builder = _builder(_name(host), self._name, key.public_key())
+        builder = _builder(_name(host), self._name, key.public_key(), days)
         signed = builder.add_extension(x509.SubjectAlternativeName([is_for]), critical=False)
         certificate, key_file = self._directory / f"{host}.crt", self._directory / f"{host}.key"
         certificate.write_bytes(_pem(signed.sign(self._key, hashes.SHA256())))
@@ -42,7 +42,9 @@ class Authority:
         return certificate, key_file
 
 
-def _builder(name: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _builder(
+    name: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: float = 1.0
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -51,7 +53,7 @@ def _builder(name: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey)
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=days))
     )
 
 

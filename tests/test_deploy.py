@@ -16,6 +16,7 @@ import yaml
 from candled.config import load
 from candled.metrics.families import ALL, PREFIX
 from candled.plugins import discover
+from tests.metrics.promql import selectors
 from tests.sources import ROOT, read
 from tests.system.daemon import Daemon
 
@@ -31,6 +32,7 @@ RULES = [
 PANELS = [one for one in json.loads(read(DEPLOY / "grafana" / "candled.json"))["panels"] if one["type"] != "row"]
 OTHER_METRICS = {  # of Prometheus, and of prometheus-client
     "up": {"job", "instance"},
+    "ALERTS": {"alertname", "alertstate"},
     "process_open_fds": set(),
     "process_max_fds": set(),
     "process_cpu_seconds_total": set(),
@@ -45,16 +47,6 @@ def tool(name: str) -> str:
 
 
 # ---------------------------------------------------------------- Prometheus and Grafana
-
-
-def selectors(node: Any) -> list[Any]:
-    """The vector selectors in a parsed expression."""
-    if isinstance(node, promql_parser.VectorSelector):
-        return [node]
-    inner = [getattr(node, name, None) for name in ("lhs", "rhs", "expr", "vector_selector")]
-    return [
-        one for part in [*inner, *(getattr(node, "args", None) or [])] if part is not None for one in selectors(part)
-    ]
 
 
 def wrong_selectors(expression: str) -> list[str]:

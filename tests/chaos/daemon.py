@@ -1,6 +1,6 @@
 """The daemon on a market that runs faster than the wall: minutes pass in seconds, but not what waits for machines.
 
-python -m tests.chaos.daemon FILE SPEED START_MS STARTED
+python -m tests.chaos.daemon FILE SPEED START_MS STARTED [REDIS_SPEED]
 """
 
 import os
@@ -18,26 +18,26 @@ from tests.clocks import ScaledClock
 
 
 class RedisClock(ScaledClock):
-    """The market's time of day, and the seconds of the machine.
+    """The market's time of day, and by default the seconds of the machine.
 
     Everything about Redis runs on it: Redis counts a lease in real seconds, and what is promised of links is real too.
     """
 
-    def __init__(self, market: ScaledClock) -> None:
-        super().__init__()
+    def __init__(self, market: ScaledClock, speed: float) -> None:
+        super().__init__(speed)
         self._market = market
 
     def now_ms(self) -> int:
         return self._market.now_ms()
 
 
-def main(path: Path, speed: float, start_ms: float, started: float) -> int:
+def main(path: Path, speed: float, start_ms: float, started: float, redis_speed: float = 1.0) -> int:
     """Run until SIGTERM; it was `start_ms` on the market when this machine's monotonic clock was at `started`."""
     plugins = discover()
     market = ScaledClock(speed, int(start_ms + (time.monotonic() - started) * speed * 1000))
 
     def make(url: str, clock: Any, *rest: Any, **more: Any) -> RedisParts:
-        return make_redis_parts(url, RedisClock(clock), *rest, **more)
+        return make_redis_parts(url, RedisClock(clock, redis_speed), *rest, **more)
 
     factory.make_redis_parts = make
     resume._LOGGED_WITHIN_S *= speed  # the store is no faster than it is

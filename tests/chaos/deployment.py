@@ -83,10 +83,10 @@ class Node:
     def is_running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def start(self, settings: dict[str, Any], clock: ScaledClock) -> None:
+    def start(self, settings: dict[str, Any], clock: ScaledClock, redis_speed: float = 1.0) -> None:
         """Start the process and do not wait for it."""
         self._config.write_text(yaml.safe_dump(settings), "utf-8")
-        numbers = map(str, (clock.speed, clock.now_ms(), time.monotonic()))
+        numbers = map(str, (clock.speed, clock.now_ms(), time.monotonic(), redis_speed))
         self.starts += 1
         self.is_paused = False
         with self.log.open("ab") as log:
@@ -133,7 +133,10 @@ class Node:
 
 
 class Deployment:
-    """Everything together; an async context manager. `ingest` and `serve` processes, and one that does both."""
+    """Everything together; an async context manager. `ingest` and `serve` processes, and one that does both.
+
+    Seconds pass `speed` times as fast as on the wall, and for all that has to do with Redis `redis_speed` times.
+    """
 
     def __init__(
         self,
@@ -144,8 +147,10 @@ class Deployment:
         shards: int = 1,
         markets: int = 2,
         speed: float = SPEED,
+        redis_speed: float = 1.0,
     ) -> None:
         self.directory = directory
+        self._redis_speed = redis_speed
         self.shards = shards
         self.clock = ScaledClock(speed, BEGINS_MS)
         self.symbols = [Symbol(f"SYM{number:03}", "USDT") for number in range(markets)]
@@ -207,7 +212,7 @@ class Deployment:
 
     def start(self, node: Node) -> None:
         """Start a process of the site."""
-        node.start(self._settings(node), self.clock)
+        node.start(self.settings_of(node), self.clock, self._redis_speed)
 
     async def minutes(self, count: float) -> None:
         """Let so many minutes of the market pass."""
@@ -250,7 +255,8 @@ class Deployment:
     def key(self, symbol: Symbol) -> MarketKey:
         return MarketKey("bitget", symbol)
 
-    def _settings(self, node: Node) -> dict[str, Any]:
+    def settings_of(self, node: Node) -> dict[str, Any]:
+        """Return the settings of a process."""
         (host, redis_port), (_, exchange_port) = node.redis.address, node.exchange.address
         return {
             "server": {
