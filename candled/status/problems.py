@@ -57,12 +57,12 @@ PROBLEMS: Mapping[str, tuple[Severity, str]] = {
     "CandledLoopBlocked": ("warning", "The event loop is late by more than 0.1 s: updates and answers are late too."),
     "CandledPluginBlocks": ("warning", "The plugin blocked the event loop in the last 15 minutes."),
     "CandledCertificateExpires": ("warning", "The certificate expires in {time}."),
+    "CandledCertificateExpired": ("critical", "The certificate has expired: clients refuse to connect."),
     "CandledFewDescriptors": ("warning", "{percent} of the file descriptors are in use."),
     "CandledClientsFull": ("warning", "{count} of {of} connections are in use: new clients will be refused."),
     "CandledWorkRefused": ("warning", "{count} requests a second are refused, of addresses that ask for too much."),
     "CandledUnhealthy": ("warning", "Something has a problem that is only described in /health?verbose."),
 }
-EXPIRED = "The certificate has expired: clients refuse to connect."
 
 
 class Problem(NamedTuple):
@@ -200,7 +200,7 @@ def _find_in_process(readings: Readings) -> Iterator[Problem]:
         if count:
             yield _make("CandledPluginBlocks", plugin)
     if readings.certificate_s is not None and readings.certificate_s <= 0:
-        yield _make("CandledCertificateExpires")._replace(text=EXPIRED)
+        yield _make("CandledCertificateExpired")
     elif readings.certificate_s is not None and readings.certificate_s < _CERTIFICATE_S:
         yield _make("CandledCertificateExpires", seconds=readings.certificate_s)
     if readings.descriptors > _NEARLY:

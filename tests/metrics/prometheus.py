@@ -38,7 +38,7 @@ class Target:
     """The internal port of a daemon. One that does not answer is not waited for again until it does."""
 
     def __init__(self, port: int) -> None:
-        self._url = f"http://127.0.0.1:{port}/metrics"
+        self._url = f"http://127.0.0.1:{port}"
         self._asking: asyncio.Future[Any] | None = None
         self._is_away = False
 
@@ -46,7 +46,9 @@ class Target:
         """Return `/metrics`; None without an answer."""
         if self._asking is None:
             client = AsyncHTTPClient()
-            self._asking = asyncio.ensure_future(client.fetch(self._url, request_timeout=600, connect_timeout=600))
+            self._asking = asyncio.ensure_future(
+                client.fetch(f"{self._url}/metrics", request_timeout=600, connect_timeout=600)
+            )
         until = deadlines.now() + (0.0 if self._is_away else _PATIENCE_S)
         while not self._asking.done() and deadlines.now() < until:
             await asyncio.wait([self._asking], timeout=0.05)
@@ -59,6 +61,11 @@ class Target:
         except (OSError, HTTPClientError):
             return None
 
+    async def get(self, path: str) -> str:
+        """Return the body of another path of the port, whatever the status."""
+        answer = await AsyncHTTPClient().fetch(f"{self._url}{path}", raise_error=False)
+        return str(answer.body.decode())
+
     def close(self) -> None:
         """Wait for no answer."""
         if self._asking is not None:
@@ -69,9 +76,8 @@ class Prometheus:
     """The targets, by their `instance`, and the alerts."""
 
     def __init__(self, targets: Mapping[str, Target], *, ignored: frozenset[str] = frozenset()) -> None:
-        self._targets = targets
+        self.targets = targets
         self._rules = [rule for rule in RULES if rule["alert"] not in ignored]
-        self._ignored = ignored
         self._started_s = time.time()
         self._scrapes: list[Scrape] = []
         self._history: list[Firing] = []
@@ -90,9 +96,9 @@ class Prometheus:
 
     async def round(self) -> Firing:
         """Scrape all targets, evaluate all rules, and return the alerts that fire now."""
-        texts = await asyncio.gather(*(target.scrape() for target in self._targets.values()))
+        texts = await asyncio.gather(*(target.scrape() for target in self.targets.values()))
         samples: dict[str, Vector] = {"up": {}}
-        for instance, text in zip(self._targets, texts, strict=True):
+        for instance, text in zip(self.targets, texts, strict=True):
             target = {("instance", instance), ("job", "candled")}
             samples["up"][frozenset({(NAME, "up"), *target})] = float(text is not None)
             for (name, labels), value in read_series("\n".join(_LINE.findall(text or "")) + "\n").items():

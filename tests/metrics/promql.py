@@ -213,9 +213,7 @@ def _increase(points: Sequence[tuple[float, float]], range_s: float, now_s: floa
     to_start_s, to_end_s = first_s - (now_s - range_s), now_s - last_s
     if increase > 0 and first >= 0:  # a counter was not negative before
         to_start_s = min(to_start_s, sampled_s * first / increase)
-    extrapolated_s = sampled_s + sum(
-        gap_s if gap_s < 1.1 * step_s else step_s / 2 for gap_s in (to_start_s, to_end_s)
-    )
+    extrapolated_s = sampled_s + sum(gap_s if gap_s < 1.1 * step_s else step_s / 2 for gap_s in (to_start_s, to_end_s))
     return increase * extrapolated_s / sampled_s
 
 

@@ -149,7 +149,9 @@ class RedisBus:
                 "healed": dict(self._tracker.missed_counts),
                 "ignored": dict(self.ignored),
                 "heartbeatAgeMs": {
-                    str(shard): round(1000 * age_s) for shard, age_s in self._tracker.heartbeat_ages(now)
+                    str(shard): round(1000 * age_s)
+                    for shard, age_s in self._tracker.heartbeat_ages(now)
+                    if self._listeners  # others do not receive heartbeats
                 },
             }
         if publisher is not None and self.leases is not None:
