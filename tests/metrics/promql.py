@@ -1,4 +1,4 @@
-"""The part of PromQL that the alerts use, evaluated over scrapes: the values of prometheus.io/docs/prometheus/latest/querying.
+"""The part of PromQL that the alerts use, evaluated over scrapes as prometheus.io/docs/prometheus/latest/querying says.
 
 Prometheus's own `promtool` compares its results with these where it is installed (tests/metrics/prometheus.py).
 """
@@ -202,7 +202,7 @@ def _combine_vectors(op: str, one: Vector, other: Vector, modifier: BinModifier 
 
 
 def _increase(points: Sequence[tuple[float, float]], range_s: float, now_s: float) -> float | None:
-    """Return the increase of a counter, extrapolated to the range as Prometheus does; None with fewer than two points."""
+    """Return a counter's increase, extrapolated to the range as Prometheus does; None with fewer than two points."""
     if len(points) < 2:
         return None
     (first_s, first), (last_s, last) = points[0], points[-1]

@@ -1,8 +1,8 @@
 """The drill: each fault raises exactly the alerts that docs/how-to/alerts.md names for it, and they end with it.
 
-The daemons, Redis, PostgreSQL, files and certificates are real. The rules are those of deploy/prometheus, evaluated over
-scraped metrics (prometheus.py). The same alerts have to fire for more than half an hour of Prometheus's time, so that no
-alert with a longer `for` follows.
+The daemons, Redis, PostgreSQL, files and certificates are real. The rules are those of deploy/prometheus, evaluated
+over scraped metrics (prometheus.py). The same alerts have to fire for more than half an hour of Prometheus's time, so
+that no alert with a longer `for` follows.
 """
 
 import asyncio
