@@ -26,7 +26,7 @@ RULES_FILE = ROOT / "deploy" / "prometheus" / "candled.rules.yaml"
 RULES: list[dict[str, Any]] = [rule for group in yaml.safe_load(read(RULES_FILE))["groups"] for rule in group["rules"]]
 INTERVAL_S = 30
 _LONGEST_RANGE_S = 3600
-_PATIENCE_S = 1.0
+_TIMEOUT_S = 1.0
 _NAMES = {one.name for rule in RULES for one in selectors(promql_parser.parse(rule["expr"]))}
 _LINE = re.compile(rf"^(?:{'|'.join(sorted(_NAMES))})[ {{].*$", re.MULTILINE)
 
@@ -49,7 +49,7 @@ class Target:
             self._asking = asyncio.ensure_future(
                 client.fetch(f"{self._url}/metrics", request_timeout=600, connect_timeout=600)
             )
-        until = deadlines.now() + (0.0 if self._is_away else _PATIENCE_S)
+        until = deadlines.now() + (0.0 if self._is_away else _TIMEOUT_S)
         while not self._asking.done() and deadlines.now() < until:
             await asyncio.wait([self._asking], timeout=0.05)
         self._is_away = not self._asking.done()

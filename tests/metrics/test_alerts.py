@@ -29,10 +29,10 @@ from tests.metrics.scrape import running
 
 BTC = Symbol.parse("BTC/USDT")
 SPEED = 60.0
-SITE_SPEED, REDIS_SPEED = 15.0, 3.0  # Redis itself counts real seconds
+MARKET_SPEED, REDIS_SPEED = 15.0, 3.0  # Redis itself counts real seconds
 ROUNDS = 1860 // INTERVAL_S
 ROUND_S = 0.05  # of the wall
-RECOVERY_ROUND_S = 0.25  # of the wall, on the site
+RECOVERY_ROUND_S = 0.25  # of the wall, with several processes
 WITHIN_S = 40.0
 IGNORED = frozenset(
     {"CandledLoopBlocked"}
@@ -174,14 +174,14 @@ async def test_faults_of_one_process_raise_their_alerts(tmp_path):
     await asyncio.to_thread(prometheus.check_with_promtool, tmp_path)
 
 
-# ---------------------------------------------------------------- a site
+# ---------------------------------------------------------------- several processes
 
 
-class Site(Deployment):
+class Several(Deployment):
     """A process that ingests and one that serves, with PostgreSQL and Redis; all clocks are fast."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(directory, ingest=1, serve=1, markets=1, speed=SITE_SPEED, redis_speed=REDIS_SPEED)
+        super().__init__(directory, ingest=1, serve=1, markets=1, speed=MARKET_SPEED, redis_speed=REDIS_SPEED)
         self.reader, self.server = self.nodes[:2]
         self.internal_ports = {node.name: steady_port() for node in (self.reader, self.server)}
 
@@ -193,20 +193,20 @@ class Site(Deployment):
 
 @pytest.mark.usefixtures("daemon", "redis", "postgres")
 async def test_faults_of_a_site_raise_their_alerts(tmp_path):
-    async with Site(tmp_path) as site:
-        for node in (site.reader, site.server):
-            site.start(node)
-        targets = {name: Target(port) for name, port in site.internal_ports.items()}
+    async with Several(tmp_path) as them:
+        for node in (them.reader, them.server):
+            them.start(node)
+        targets = {name: Target(port) for name, port in them.internal_ports.items()}
         prometheus = Prometheus(targets, ignored=IGNORED)
         drill = Drill(prometheus, lambda: asyncio.sleep(RECOVERY_ROUND_S))
         try:
             await drill.begin()
             down = alerts("ingest0", "CandledStoreUnavailable") | alerts("serve0", "CandledStoreUnreadable")
-            await drill.fault(down, lambda: lose_database(site, targets["serve0"]), in_thread(site.postgres.start))
+            await drill.fault(down, lambda: lose_database(them, targets["serve0"]), in_thread(them.postgres.start))
             away = alerts("ingest0", "CandledBusDown") | alerts("serve0", "CandledBusDown")
-            await drill.fault(away, in_thread(site.redis.kill), in_thread(site.redis.start))
+            await drill.fault(away, in_thread(them.redis.kill), in_thread(them.redis.start))
             frozen = alerts("ingest0", "CandledDown") | alerts("serve0", "CandledLeaderSilent")
-            reader = site.reader
+            reader = them.reader
             await drill.fault(frozen, lambda: reader.signal(signal.SIGSTOP), lambda: reader.signal(signal.SIGCONT))
         finally:
             for target in targets.values():
@@ -214,9 +214,9 @@ async def test_faults_of_a_site_raise_their_alerts(tmp_path):
     await asyncio.to_thread(prometheus.check_with_promtool, tmp_path)
 
 
-async def lose_database(site: Site, server: Target) -> None:
+async def lose_database(them: Several, server: Target) -> None:
     """A process that only serves notices it when it reads, as for the probe of a balancer."""
-    await asyncio.to_thread(site.postgres.kill)
+    await asyncio.to_thread(them.postgres.kill)
     await server.get("/readyz")
 
 
