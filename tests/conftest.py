@@ -187,6 +187,7 @@ def http_server(app: Application, http_server: HTTPServer) -> HTTPServer:
 def fetch(http_client: AsyncHTTPClient, base_url: str) -> Callable[..., Awaitable[HTTPResponse]]:
     """Fetch a path of `app` with pytest-tornado's client; any status is an answer."""
     options = {"raise_error": False, "allow_nonstandard_methods": True}
+    options |= {"connect_timeout": 900, "request_timeout": 900}  # a busy machine is slow: as pytest's own
     return lambda path, method="GET", **more: http_client.fetch(base_url + path, method=method, **options, **more)
 
 

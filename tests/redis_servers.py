@@ -70,7 +70,7 @@ class RedisServer:
     def client(self) -> "redis.Redis[bytes]":
         """A blocking client of it."""
         password = self._settings.get("requirepass")
-        return redis.Redis("127.0.0.1", self.port, socket_timeout=5, password=password, retry=NO_RETRY)
+        return redis.Redis("127.0.0.1", self.port, socket_timeout=30, password=password, retry=NO_RETRY)
 
     def start(self) -> None:
         """Start and wait until commands are answered."""

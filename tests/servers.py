@@ -29,7 +29,7 @@ import psycopg2
 import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from tests import tiers
+from tests import deadlines, tiers
 from tests.ports import free_port
 
 POSTGRES_DSN = "CANDLED_TEST_POSTGRES_DSN"
@@ -84,9 +84,10 @@ class PostgresServer:
                 start_new_session=True,
                 **self._account,
             )
-        for _ in range(300):
+        until = deadlines.now() + 30
+        while deadlines.now() < until:
             try:
-                psycopg2.connect(self.dsn, connect_timeout=2).close()
+                psycopg2.connect(self.dsn, connect_timeout=20).close()
                 return
             except psycopg2.OperationalError:
                 if self._process.poll() is not None:

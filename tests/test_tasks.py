@@ -10,6 +10,7 @@ import pytest
 
 from candled.errors import ExchangeError, StoreUnavailable, Unavailable
 from candled.tasks import Backoff, TaskSet, first_of, merge_iterators, retry
+from tests import deadlines
 from tests.clocks import ManualClock
 
 CRASHED = "background task crash crashed; restart the process"
@@ -95,7 +96,7 @@ async def test_a_cancellation_that_a_library_turns_into_an_error_is_repeated(cap
 
     tasks.start(work())
     await asyncio.sleep(0)
-    await asyncio.wait_for(tasks.cancel(), 30)
+    await deadlines.wait_for(tasks.cancel(), 30)
     assert len(swallowed) == 3
     assert not tasks
 

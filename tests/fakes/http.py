@@ -11,6 +11,7 @@ from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
 from candled.errors import ExchangeError, Unavailable
 from candled.ingest.http import HttpRejected
+from tests import deadlines
 
 
 class PlainHttp:
@@ -20,9 +21,9 @@ class PlainHttp:
         self._client = SimpleAsyncHTTPClient(force_instance=True)
 
     async def get_json(self, url: str, params: Mapping[str, str] | None = None) -> Any:
-        request = HTTPRequest(f"{url}?{urlencode(params or {})}", request_timeout=5.0)
+        request = HTTPRequest(f"{url}?{urlencode(params or {})}", connect_timeout=900, request_timeout=900)
         try:
-            response = await self._client.fetch(request, raise_error=False)
+            response = await deadlines.wait_for(self._client.fetch(request, raise_error=False), 5)
         except (OSError, HTTPClientError) as error:
             raise Unavailable(str(error)) from error
         if response.code in (418, 429) or response.code >= 500:

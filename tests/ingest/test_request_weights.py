@@ -12,6 +12,7 @@ from candled.budget_file import BudgetFile
 from candled.clock import SystemClock
 from candled.ingest.http import HttpClient
 from candled.token_bucket import TokenBucket
+from tests import deadlines
 from tests.clocks import ManualClock
 from tests.plugins.local import web_server
 
@@ -140,7 +141,7 @@ async def test_a_weight_of_nothing_waits_only_while_a_host_is_closed(tmp_path):
             await budget.acquire(0.0)
         assert budget.remaining_share() == 1.0
         await budget.acquire()
-        await asyncio.wait_for(clock_runs(clock, budget.acquire(0.0)), 5)
+        await deadlines.wait_for(clock_runs(clock, budget.acquire(0.0)), 5)
         budget.close_for(5.0)
         waiting = asyncio.ensure_future(budget.acquire(0.0))
         await clock.advance(4.0)

@@ -20,6 +20,7 @@ from candled.ingest.feeds import FeedRunner, LoopBudget
 from candled.ingest.http import HttpClient
 from candled.proxies import Proxies
 from candled.token_bucket import TokenBucket
+from tests import deadlines
 from tests.fakes.proxies import FakeProxy
 from tests.ingest.test_feeds import BTC, Patient, Sink
 
@@ -109,7 +110,7 @@ NEEDED = "ann:s@ cret"
 )  # fmt: skip
 async def test_a_connection_takes_the_proxy_and_names_it_where_it_fails(attempt, kind, needed, sent, fault, outcome):
     async with exchange() as hosts, FakeProxy(kind, hosts, needed, fault) as proxy:
-        happened = await asyncio.wait_for(attempt(Proxies.from_setting(proxy.url(sent), {})), 10)
+        happened = await deadlines.wait_for(attempt(Proxies.from_setting(proxy.url(sent), {})), 10)
         assert re.search(outcome, happened), happened
         if outcome == "reached":
             assert proxy.carried == 1
@@ -183,7 +184,7 @@ async def test_a_tunnel_that_is_cut_interrupts_the_feed_which_connects_again():
         )
         task = asyncio.create_task(runner.run())
         try:
-            async with asyncio.timeout(10):
+            async with deadlines.timeout(10):
                 while not sink.volumes:
                     await asyncio.sleep(0.01)
                 proxy.cut()

@@ -10,6 +10,7 @@ import pytest
 
 from candled.transport import descriptors
 from candled.transport.descriptors import Descriptors, raise_limit, shortage
+from tests import deadlines
 from tests.api.stage import open_stage
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS
@@ -106,12 +107,12 @@ async def test_a_connection_on_one_of_the_last_descriptors_is_answered_and_close
     async with open_stage(tmp_path, clock=clock) as one:
         reader, writer = await asyncio.open_connection("127.0.0.1", one.server.listen())
         writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-        answer = await asyncio.wait_for(reader.readuntil(b"}"), 5)
+        answer = await deadlines.wait_for(reader.readuntil(b"}"), 5)
         assert answer.startswith(b"HTTP/1.1 200 ")
         await clock.advance(9.0)
         assert not reader.at_eof()
         await clock.advance(1.1)
-        assert await asyncio.wait_for(reader.read(), 5) == b"\n"
+        assert await deadlines.wait_for(reader.read(), 5) == b"\n"
         writer.close()
 
 
@@ -120,7 +121,7 @@ async def test_a_client_beyond_the_limit_gets_503_and_no_101(tmp_path, monkeypat
     async with open_stage(tmp_path) as one:
         reader, writer = await asyncio.open_connection("127.0.0.1", one.server.listen())
         writer.write(b"GET /ws HTTP/1.1\r\nHost: x\r\n\r\n")
-        answer = await asyncio.wait_for(reader.read(), 5)
+        answer = await deadlines.wait_for(reader.read(), 5)
         writer.close()
     head, body = answer.split(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503 ")

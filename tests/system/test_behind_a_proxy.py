@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from candled.model import Symbol
+from tests import deadlines
 from tests.certificates import Authority
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
@@ -21,7 +22,7 @@ HOST = "exchange.test"  # only the proxy knows it
 
 async def until_live(daemon: Daemon, within_s: float = 60.0) -> dict[str, Any]:
     """Wait until the symbol is live and its history is there; return its part of `/health`."""
-    async with asyncio.timeout(within_s):
+    async with deadlines.timeout(within_s):
         while True:
             health = await asyncio.to_thread(daemon.get, "/health?verbose")
             symbol: dict[str, Any] = health["exchanges"]["bitget"]["symbols"].get("BTC/USDT", {})
@@ -63,7 +64,7 @@ async def test_the_exchange_is_read_through_the_proxy(tmp_path, kind, is_setting
 
                 proxy.fault = "forbidden"
                 proxy.cut()
-                async with asyncio.timeout(60):
+                async with deadlines.timeout(60):
                     while "does not connect to exchange.test:443" not in daemon.output:
                         await asyncio.sleep(0.2)
                 health = await asyncio.to_thread(daemon.get, "/health?verbose")
