@@ -96,7 +96,7 @@ _TOGETHER = (
 CHECKS_WITHOUT: Mapping[Missing, tuple[str, tuple[str, ...]]] = {
     "markets": (
         "no list of markets was recorded",
-        ("the list of markets has the symbol", "the list of markets is followed"),
+        ("the list of markets has the symbol", "the list of markets is followed", "a renamed market is followed"),
     ),
     "refusal": ("no refusal of a symbol was recorded", ("a refusal names its symbol",)),
     "together": ("the stream and REST were not recorded together", _TOGETHER),

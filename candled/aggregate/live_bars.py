@@ -32,6 +32,7 @@ from .store_reader import StoreReader
 
 _LOADED_AT_ONCE = 8
 _QUEUED_KEPT = 500
+_LOOK_S = 0.5  # between two looks into the store, which clients that wait for the same market share
 _VERSIONS = 2**40  # more than a market ever has
 
 
@@ -264,14 +265,23 @@ class LiveBars:
     async def load_bars(self, key: MarketKey, interval: Interval, count: int, timeout_s: float) -> None:
         """Prepare `newest_bars`: wait up to `timeout_s` seconds for a market that is warming up, then read older bars.
 
+        The wait also ends when all minutes of the week have been requested: the exchange may have none of them, as for
+        a new market, and it takes minutes to confirm that.
+
         Raises:
             Unavailable: the store cannot be read.
         """
         market = self._markets[key]
         market.aggregator.series_of(interval).grow_capacity(count)
-        deadline = self._clock.monotonic() + timeout_s
-        while not self.is_warm(key, interval, count) and self._clock.monotonic() < deadline:
+        now = self._clock.monotonic()
+        deadline, look_at = now + timeout_s, now
+        while not self.is_warm(key, interval, count) and now < deadline:
+            if now >= look_at:
+                if await self._reader.is_requested(market, WEEK.floor(self._clock.now_ms())):
+                    break
+                look_at = now + _LOOK_S
             await self._clock.sleep(0.05)
+            now = self._clock.monotonic()
         await self._reader.load_older(market, interval, count)
 
     def describe(self) -> dict[str, Any]:

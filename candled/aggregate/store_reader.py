@@ -19,6 +19,7 @@ _LOADED_AT_ONCE = 8
 _RETRY_S = 1.0
 _ADD_RETRY_S = 0.25  # while minutes of the past change
 _STORED_AFTER_S = 2.0
+_ON_THEIR_WAY_MS = 2 * MINUTE_MS
 _MAX_LOG_WAITS = 3  # how often to wait for the log of changes; after that, everything in memory is read again
 # pauses between attempts to recover lost messages; the last one repeats
 _RECOVERY_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
@@ -127,6 +128,20 @@ class StoreReader:
             older = await self._history.read_bars(market.key, interval, since_ms, missing)
             if (past_version, since_ms) == (market.past_version, series.since_ms):
                 series.prepend_bars(older, older[0].open_ms if len(older) >= missing else 0)
+
+    async def is_requested(self, market: MarketBars, from_ms: int) -> bool:
+        """Return whether every minute from `from_ms` on is stored, or the exchange was asked for it in vain.
+
+        The newest minutes may be on their way.
+        """
+        final_ms = market.feed_log.metadata.watermark_ms
+        if final_ms is None or market.served_from_ms is None or market.is_behind:
+            return False
+        span = Range(from_ms, max(from_ms, final_ms - _ON_THEIR_WAY_MS))
+        try:
+            return not await self._history.find_gaps(market.key, span, limit=1, reasons=("missing",))
+        except (StoreUnavailable, StoreRejected):
+            return False
 
     async def _find_gap(self, market: MarketBars, final: Sequence[Candle]) -> Range | None:
         """Return the range from the first to the last unexplained missing minute among the stored ones, or None."""

@@ -35,6 +35,7 @@ from .page_checks import (
     check_pages_are_read,
     check_partial_pages,
     check_refused_requests,
+    check_renamed_market,
 )
 from .recording import Recording
 from .stage import CheckFailed, NotShown, Stage
@@ -146,6 +147,7 @@ CHECKS = (
     Check("refused requests are repeated", "a gap that could be repaired stays", check_refused_requests),
     Check("HTML over REST is an error", "a maintenance page is taken for a quiet market", check_html_success),
     Check("the list of markets is followed", "a delisted market looks alive", check_markets),
+    Check("a renamed market is followed", "a chart goes on with the history of another market", check_renamed_market),
 )
 """Every check, in the order of the report: first those of recordings, then those of the scripted exchange."""
 

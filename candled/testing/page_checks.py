@@ -1,12 +1,14 @@
 """Checks of a plugin's requests against a scripted exchange."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+
+import msgspec
 
 from candled.errors import CandledError, ExchangeError, Unavailable
 from candled.exchange import InvalidRow
 from candled.ingest.rows import sift
-from candled.model import MINUTE, MINUTE_MS, Candle, Range
+from candled.model import MINUTE, MINUTE_MS, Candle, Market, Range, Symbol
 
 from .documents import Path, list_values, parse_document, with_value, write_document
 from .recording import Call, Request
@@ -15,6 +17,7 @@ from .stage import CheckFailed, NotShown, Stage, require
 
 _HTML = "<html><head><title>Just a moment...</title></head><body>Checking your browser</body></html>"
 _SHORT = 10  # minutes
+_NEW_NAME = "RENAMEDCOIN"
 _BAD_ROWS: tuple[Any, ...] = (None, [], {}, "x", 0, [None] * 12, ["x"] * 12)
 
 
@@ -233,6 +236,62 @@ def check_html_success(stage: Stage) -> str:
 
 def check_markets(stage: Stage) -> str:
     """Change the list of markets: a delisted market must be absent or not trade, and a bad entry must be an error."""
+    symbol, read = stage.recording.symbol, _market_reader(stage)
+    for name, change in (
+        ("an empty object", lambda _: {}),
+        ("null", lambda _: None),
+        ("entries of text", lambda _: ["x"]),
+    ):
+        require(not read(change), f"markets are invented for {name} instead of the list")
+    listed = read(lambda document: document)
+    require(any(one.symbol == symbol for one in listed), f"the list of markets does not have {symbol}")
+    without = read(lambda document: _change_entries(document, symbol, lambda _: None))
+    require(not any(one.symbol == symbol for one in without), f"{symbol} is listed although the exchange removed it")
+    return f"{len(listed)} markets, and {symbol} removed"
+
+
+def check_renamed_market(stage: Stage) -> str:
+    """Rename the market in the list: it must have its new symbol, and no market the history of another one."""
+    symbol, read = stage.recording.symbol, _market_reader(stage)
+    new = symbol._replace(base=_NEW_NAME)
+    names = {symbol.base: _NEW_NAME, symbol.base.lower(): _NEW_NAME.lower()}
+    was_renamed = False
+
+    def rename(entry: Any) -> Any:
+        nonlocal was_renamed
+        was_renamed = True
+        return _rename_texts(entry, names)
+
+    listed = read(lambda document: document)
+    renamed = read(lambda document: _change_entries(document, symbol, rename))
+    if not was_renamed:
+        raise NotShown(f"no entry of the list has both coins of {symbol}")
+    require(not any(one.symbol == symbol for one in renamed), f"{symbol} is listed although the exchange renamed it")
+    require(any(one.symbol == new for one in renamed), f"{symbol} was renamed to {new}, which is not listed")
+    for markets in (listed, renamed):
+        _require_former(markets)
+    count = sum(one.former is not None for one in listed)
+    return f"{symbol} renamed; {count} of {len(listed)} markets have a former symbol"
+
+
+def _require_former(markets: Iterable[Market]) -> None:
+    """Check that no market continues one that is traded, or that another market continues."""
+    traded = {one.symbol for one in markets if one.status != "delisted"}
+    heirs: dict[Symbol, Symbol] = {}
+    for one in markets:
+        if one.former is None:
+            continue
+        require(one.former not in traded, f"{one.symbol} has the former symbol {one.former}, which is traded")
+        other = heirs.setdefault(one.former, one.symbol)
+        require(other == one.symbol, f"both {other} and {one.symbol} have the former symbol {one.former}")
+
+
+def _market_reader(stage: Stage) -> Callable[[Callable[[Any], Any]], list[Market]]:
+    """Return a function that reads the recorded list after a change of it; without a market if that is an error.
+
+    Raises:
+        NotShown: no list was recorded.
+    """
     from .replayed import RecordedHttp
 
     recording = stage.recording
@@ -241,51 +300,47 @@ def check_markets(stage: Stage) -> str:
         raise NotShown("no list of markets was recorded")
     requests = recording.requests_of(calls[0])
 
-    def read(change: Callable[[Any], Any]) -> list[Any] | None:
+    def read(change: Callable[[Any], Any]) -> list[Market]:
         changed = [_changed(one, change) for one in requests]
         try:
             return list(stage.runner.run(stage.make_exchange().fetch_markets(RecordedHttp(changed))))
         except CandledError:
-            return None
+            return []
         except Exception as error:
             raise CheckFailed(f"fetch_markets raises {error!r} instead of ExchangeError") from error
 
-    for name, change in (
-        ("an empty object", lambda _: {}),
-        ("null", lambda _: None),
-        ("entries of text", lambda _: ["x"]),
-    ):
-        require(not read(change), f"markets are invented for {name} instead of the list")
-    symbol = recording.symbol
-    listed = read(lambda document: document) or []
-    require(any(one.symbol == symbol for one in listed), f"the list of markets does not have {symbol}")
-    without = read(lambda document: _without_symbol(document, stage))
-    require(
-        not any(one.symbol == symbol for one in without or ()), f"{symbol} is listed although the exchange removed it"
-    )
-    return f"{len(listed)} markets, and {symbol} removed"
+    return read
 
 
 def _changed(request: Request, change: Callable[[Any], Any]) -> Request:
-    from msgspec.structs import replace
-
-    return replace(request, answer=write_document(change(parse_document(request.answer))))
+    return msgspec.structs.replace(request, answer=write_document(change(parse_document(request.answer))))
 
 
-def _without_symbol(document: Any, stage: Stage) -> Any:
-    """Return a list of markets without the entries that name both coins of the recorded symbol."""
-    symbol = stage.recording.symbol
+def _change_entries(document: Any, symbol: Symbol, change: Callable[[Any], Any]) -> Any:
+    """Return a list of markets in which the entries that name both coins of a symbol are changed; None removes one."""
+    if isinstance(document, dict):
+        return {key: _change_entries(one, symbol, change) for key, one in document.items()}
+    if not isinstance(document, list):
+        return document
+    changed = [change(one) if _names_symbol(one, symbol) else _change_entries(one, symbol, change) for one in document]
+    return [new for new, old in zip(changed, document, strict=True) if new is not None or old is None]
 
-    def names_symbol(entry: Any) -> bool:
-        texts = "\0".join(str(value) for _, value in list_values(entry)).upper()
-        keys = "\0".join(map(str, entry)).upper() if isinstance(entry, dict) else ""
-        return symbol.base in texts + keys and symbol.quote in texts + keys
 
-    def clean(value: Any) -> Any:
-        if isinstance(value, list):
-            return [one for one in value if not (isinstance(one, dict | list) and names_symbol(one))]
-        if isinstance(value, dict):
-            return {key: clean(one) for key, one in value.items()}
-        return value
+def _names_symbol(entry: Any, symbol: Symbol) -> bool:
+    if not isinstance(entry, dict | list):
+        return False
+    texts = "\0".join(str(value) for _, value in list_values(entry)).upper()
+    keys = "\0".join(map(str, entry)).upper() if isinstance(entry, dict) else ""
+    return symbol.base in texts + keys and symbol.quote in texts + keys
 
-    return clean(document)
+
+def _rename_texts(document: Any, names: Mapping[str, str]) -> Any:
+    """Return a document with names replaced in its keys and texts."""
+    if isinstance(document, str):
+        for old, new in names.items():
+            document = document.replace(old, new)
+    elif isinstance(document, list):
+        return [_rename_texts(one, names) for one in document]
+    elif isinstance(document, dict):
+        return {_rename_texts(key, names): _rename_texts(one, names) for key, one in document.items()}
+    return document

@@ -66,8 +66,11 @@ async def record_exchange(
             await recorder.call_before()
             print_remark(f"recording {symbol} of {made.name}: whole minutes to record: {minutes}")
             span = await recorder.record_stream(feed, minutes)
+            if recorder.is_stopped:
+                count = (span.end_ms - span.start_ms) // MINUTE_MS
+                print_remark(f"stopped; whole minutes to read over REST: {count}. Press Ctrl-C again to skip")
             await recorder.read_minutes(span, "after")
-            if is_hour_later:
+            if is_hour_later and not recorder.is_stopped:
                 print_remark("waiting for an hour")
                 await clock.sleep(_HOUR_MS / 1000)
                 await recorder.read_minutes(span, "later")

@@ -1,5 +1,6 @@
 """Records an exchange through its plugin, for `candled plugin record`: frames, and the same minutes over REST."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,6 +72,8 @@ class Recorder:
         self.interruptions: list[str] = []
         #: The calls that failed, and the errors of `read_frame`, in words.
         self.failures: list[str] = []
+        #: True once Ctrl-C has ended the stream.
+        self.is_stopped = False
         budgets = exchange.request_budgets
         own = part_of(clock, SHARE, LocalBudgets(clock).budget)
         self._http = HttpClient(clock, exchange.requests_per_s, own, proxies, budgets)
@@ -154,7 +157,10 @@ class Recorder:
     # ------------------------------------------------------------ the stream
 
     async def record_stream(self, feed: Feed, minutes: int) -> Range:
-        """Read the feed until that many whole minutes are over, with their late versions; return the minutes."""
+        """Read the feed until that many whole minutes are over, with their late versions; return the minutes.
+
+        Ctrl-C ends the stream before that. The minutes are then those that were whole.
+        """
         if isinstance(feed, SocketFeed):
             self._tolerate_errors(feed)
         start_ms = MINUTE.floor(self._clock.now_ms()) + MINUTE_MS
@@ -172,7 +178,14 @@ class Recorder:
             self._http,
             create_connection=_recorded_connections(self),
         )
-        await first_of(runner.run(), self._wait_until(span.end_ms + _TAIL_MS))
+        try:
+            await first_of(runner.run(), self._wait_until(span.end_ms + _TAIL_MS))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            assert task is not None  # this one
+            task.uncancel()
+            self.is_stopped = True
+            span = Range(start_ms, min(span.end_ms, max(start_ms, MINUTE.floor(self._clock.now_ms()))))
         if self._connections:
             self.on_interrupted(feed, COMPLETE)
         return span

@@ -1,9 +1,11 @@
+import asyncio
+
 import pytest
 
 from candled.aggregate.live_bars import LiveBars
 from candled.bus import MinuteChanged, StateChanged
 from candled.bus.memory_bus import MemoryBus
-from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Interval, MarketKey, Symbol
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Gap, Interval, MarketKey, Symbol
 from tests.clocks import ManualClock
 from tests.rooms.stage import Stored
 from tests.rows import MONDAY_MS, minute
@@ -46,6 +48,29 @@ async def market() -> Market:
     await started.bars.start()
     await started.run(MINUTES)
     return started
+
+
+async def waited_s(absent: tuple[Gap, ...]) -> float:
+    """How long a client waits for 50 bars, if the first minute of a market that the store has is the 1000th."""
+    clock, stored = ManualClock(MONDAY_MS + 1010 * MINUTE_MS), Stored(complete_from=MONDAY_MS + 1000 * MINUTE_MS)
+    stored.minutes = {one.open_ms: one for one in (minute(number, final=True) for number in range(1000, 1010))}
+    stored.absent = absent
+    bars = LiveBars([BTC], DEFAULT_INTERVALS, stored, clock)
+    await bars.start()
+    waiting = asyncio.create_task(bars.load_bars(BTC, MINUTE, 50, 10.0))
+    while not waiting.done():
+        await clock.advance(0.1)
+    assert len(bars.newest_bars(BTC, MINUTE, 50)) == 10
+    return clock.monotonic()
+
+
+async def test_a_client_waits_for_minutes_only_until_the_exchange_was_asked_for_them():
+    def gap(minutes: int) -> Gap:
+        return Gap(start_ms=MONDAY_MS, end_ms=MONDAY_MS + minutes * MINUTE_MS, reason="unconfirmed")
+
+    assert await waited_s((gap(1000),)) < 1.0
+    assert await waited_s((gap(999),)) >= 10.0
+    assert await waited_s(()) >= 10.0
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from candled.aggregate.live_bars import LiveBars
 from candled.bus import FeedMetadata, HistoryChanged, MinuteChanged, StateChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, BarTexts, MarketKey, Range, Symbol, Topic, fold
+from candled.model.gaps import REASONS, find_gaps
 from candled.protocol.frames import Frame
 from candled.protocol.messages import PLAIN
 from candled.protocol.requests import RequestCodec, Subscribe
@@ -66,6 +67,11 @@ class Stored:
 
     async def known_gaps(self, market, within):
         return [one for one in self.absent if one.start_ms < within.end_ms and within.start_ms < one.end_ms]
+
+    async def find_gaps(self, market, span, *, limit=None, reasons=REASONS):
+        stored = [Range(at, at + MINUTE_MS) for at in sorted(self.minutes)]
+        gaps = find_gaps(stored, await self.known_gaps(market, span), span)
+        return [gap for gap in gaps if gap.reason in reasons]
 
     async def changes_since(self, market, epoch, seq, *, logged_seq=-1):
         if epoch not in {name for name, _, _ in self.log}:

@@ -7,12 +7,15 @@ Bitget has a fake of its own (tests/fakes/bitget.py). The other ones answer here
 import asyncio
 import contextlib
 import json
+from collections.abc import AsyncIterator, Sequence
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import pytest
 import websockets
 import yaml
+from tornado.httpclient import AsyncHTTPClient
 from tornado.web import RequestHandler
 
 from bench.frames import FORMS, START_MS, frame_of
@@ -41,7 +44,7 @@ def symbol_of(name: str) -> Symbol:
 
 
 class Rest(RequestHandler):
-    """The candles of the last minutes, whatever range is asked for; there are no lists of markets."""
+    """The candles of the last minutes, whatever range is asked for; there are no lists of markets, and no days."""
 
     ws_url = ""
     clock: ScaledClock
@@ -85,11 +88,11 @@ async def serve_frames(peer: Any) -> None:
         await peer.wait_closed()
 
 
-async def bars_of(port: int, name: str) -> list[dict[str, Any]]:
-    """The newest bar that a client of the daemon is shown first."""
+async def bars_of(port: int, name: str, count: int = 1) -> list[dict[str, Any]]:
+    """The newest bars that a client of the daemon is shown first."""
     request = {"type": "subscribe", "exchange": name, "symbol": str(symbol_of(name)), "interval": "1m"}
     async with websockets.connect(f"ws://127.0.0.1:{port}/ws", close_timeout=0.1) as socket:
-        await socket.send(json.dumps({**request, "initialBars": 1}))
+        await socket.send(json.dumps({**request, "initialBars": count}))
         bars: list[dict[str, Any]] = json.loads(await socket.recv())["bars"]
         return bars
 
@@ -99,8 +102,9 @@ def is_complete(bars: list[dict[str, Any]]) -> bool:
     return bool(bars) and parse_iso_ms(bars[-1]["time"]) == START_MS
 
 
-@pytest.mark.slow
-async def test_every_exchange_is_served(tmp_path):
+@contextlib.asynccontextmanager
+async def running(directory: Path, names: Sequence[str], server: dict[str, Any] | None = None) -> AsyncIterator[Daemon]:
+    """A daemon on the fakes of exchanges, with an empty store."""
     clock = ScaledClock(1.0, START_MS + 100)
     async with contextlib.AsyncExitStack() as stack:
         ws_url = await stack.enter_async_context(socket_server(serve_frames))
@@ -108,22 +112,28 @@ async def test_every_exchange_is_served(tmp_path):
         rest_url = await stack.enter_async_context(web_server((r"/([a-z-]+)/(.*)", handler)))
         exchanges = {
             name: {"symbols": [str(symbol_of(name))], "rest_url": f"{rest_url}/{name}", "ws_url": f"{ws_url}{name}"}
-            for name in NAMES
+            for name in names
         }
-        del exchanges["kucoin"]["ws_url"]
-        path = tmp_path / "candled.yaml"
+        exchanges.get("kucoin", {}).pop("ws_url", None)
+        path = directory / "candled.yaml"
         document = {
-            "server": {"host": "127.0.0.1", "port": 0},
+            "server": {"host": "127.0.0.1", "port": 0, **(server or {})},
             "exchanges": exchanges,
             "ingest": {"backfill": "0s"},
-            "store": {"url": f"sqlite:///{tmp_path}/candled.db", "journal": str(tmp_path / "journal")},
+            "store": {"url": f"sqlite:///{directory}/candled.db", "journal": str(directory / "journal")},
         }
         path.write_text(yaml.safe_dump(document, sort_keys=False), "utf-8")
         plugins = discover(bundled.ENTRY_POINTS)
         daemon = Daemon(settings.load(path, {}, plugins), plugins, clock)
         stack.push_async_callback(daemon.stop)
         await daemon.start()
-        shown: dict[str, list[Any]] = {}
+        yield daemon
+
+
+@pytest.mark.slow
+async def test_every_exchange_is_served(tmp_path):
+    shown: dict[str, list[Any]] = {}
+    async with running(tmp_path, NAMES) as daemon:
         try:
             async with deadlines.timeout(30):
                 while missing := [name for name in NAMES if not is_complete(shown.get(name, []))]:
@@ -134,3 +144,13 @@ async def test_every_exchange_is_served(tmp_path):
             raise AssertionError({name: shown[name] for name in missing}) from None
     for name, bars in shown.items():
         assert str(bars[-1]["close"]).startswith("641"), name
+
+
+async def test_a_client_that_wants_more_bars_than_the_exchange_has_gets_them_without_the_longest_wait(tmp_path):
+    """The exchange has five minutes, and nothing proves that it has no others."""
+    async with running(tmp_path, ["binance"], {"warmup_wait": "10m"}) as daemon, deadlines.timeout(20):
+        bars = await bars_of(daemon.port, "binance", 50)
+        url = f"http://127.0.0.1:{daemon.port}/api/candles?exchange=binance&symbol=BTC/USDT&interval=1m&limit=50"
+        page = json.loads((await AsyncHTTPClient().fetch(url)).body)
+    assert len(bars) >= BARS
+    assert len(page["bars"]) >= BARS

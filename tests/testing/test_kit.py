@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -232,6 +233,23 @@ class InventsMarkets(Plumline):
         return [Market(symbol=BTC)]
 
 
+class KeepsOldName(Plumline):
+    async def fetch_markets(self, http: Any) -> list[Market]:
+        return [replace(one, symbol=BTC, former=None) for one in await Plumline.fetch_markets(self, http)]
+
+
+class ContinuesItself(Plumline):
+    async def fetch_markets(self, http: Any) -> list[Market]:
+        return [replace(one, former=one.symbol) for one in await Plumline.fetch_markets(self, http)]
+
+
+class ContinuesOneTwice(Plumline):
+    async def fetch_markets(self, http: Any) -> list[Market]:
+        markets = [*await Plumline.fetch_markets(self, http), Market(symbol=Symbol("NEW", "USDT"))]
+        return [replace(one, former=Symbol("OLD", "USDT")) for one in markets]
+
+
+RENAMED = "a renamed market is followed"
 WRONG = [
     ("candles are of one minute", changing(five_minutes), "the candles of the stream are 5 minutes apart"),
     ("versions of a minute grow", changing(swap_columns), "the columns of open and close interchanged"),
@@ -259,6 +277,9 @@ WRONG = [
     ("refused requests are repeated", fetching(empty_when_refused), "status 429 is read as 0 rows"),
     ("HTML over REST is an error", fetching(empty_when_refused), "a page of HTML with status 200 is read as 0 rows"),
     ("the list of markets is followed", InventsMarkets, "markets are invented"),
+    (RENAMED, KeepsOldName, "BTC/USDT is listed although the exchange renamed it"),
+    (RENAMED, ContinuesItself, "has the former symbol BTC/USDT, which is traded"),
+    (RENAMED, ContinuesOneTwice, "have the former symbol OLD/USDT"),
 ]
 
 

@@ -1,9 +1,11 @@
 """The recorder against fakes: a recording has all that passed, and the plugin reads it as it read the exchange."""
 
 import asyncio
+import contextlib
 import gzip
 import json
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -332,6 +334,47 @@ async def test_of_a_feed_without_a_websocket_the_requests_are_recorded(gzipped, 
     assert len(polls) >= 2
     assert recording.select(Received) == []
     assert "gzipped has a feed of its own: only its requests over REST are recorded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_after_ctrl_c_the_whole_minutes_are_still_read_and_a_second_one_skips_them(
+    gzipped, tmp_path, monkeypatch, capsys, signals
+):
+    path, clock, sent = tmp_path / "a.jsonl", ScaledClock(600.0, START_MS - 100), []
+
+    def send_signal() -> None:
+        sent.append(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    async def send(connection: ServerConnection) -> None:
+        await connection.recv()
+        await clock.sleep(3 * 60 + 30)
+        send_signal()
+        await connection.wait_closed()
+
+    async def fetch_history(self, http, symbol, start_ms, end_ms):
+        if sent and signals == 2:
+            send_signal()
+        return []
+
+    async def record() -> int:
+        async with socket_server(send) as url:
+            return await record_exchange(
+                gzipped, BTC, clock, minutes=60, path=path, is_hour_later=True, assignments=[f"ws_url={url}"]
+            )
+
+    monkeypatch.setattr(GzipFeed, "compression", None)
+    monkeypatch.setattr(Gzipped, "fetch_history", fetch_history)
+    with contextlib.nullcontext() if signals == 1 else pytest.raises(KeyboardInterrupt):
+        asyncio.run(record())
+    recording = read_recording(path)
+    call = recording.select(Call)[-1]
+    minutes = (call.end_ms - call.start_ms) // MINUTE_MS
+    assert (call.phase, minutes >= 2) == ("after", True)
+    assert [one.reason for one in recording.select(Closed)] == ["the recording is complete"]
+    shown = capsys.readouterr()
+    assert f"whole minutes to read over REST: {minutes}. Press Ctrl-C again to skip" in shown.err
+    assert (f"wrote {path}" in shown.out) == (signals == 1)
 
 
 class HalfWrittenFeed(GzipFeed):
