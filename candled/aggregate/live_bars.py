@@ -32,7 +32,6 @@ from .store_reader import StoreReader
 
 _LOADED_AT_ONCE = 8
 _QUEUED_KEPT = 500
-_LOOK_S = 0.5  # between two looks into the store, which clients that wait for the same market share
 _VERSIONS = 2**40  # more than a market ever has
 
 
@@ -273,15 +272,13 @@ class LiveBars:
         """
         market = self._markets[key]
         market.aggregator.series_of(interval).grow_capacity(count)
-        now = self._clock.monotonic()
-        deadline, look_at = now + timeout_s, now
-        while not self.is_warm(key, interval, count) and now < deadline:
-            if now >= look_at:
-                if await self._reader.is_requested(market, WEEK.floor(self._clock.now_ms())):
-                    break
-                look_at = now + _LOOK_S
+        deadline, week_ms = self._clock.monotonic() + timeout_s, WEEK.floor(self._clock.now_ms())
+        while (
+            not self.is_warm(key, interval, count)
+            and self._clock.monotonic() < deadline
+            and not await self._reader.is_requested(market, week_ms)
+        ):
             await self._clock.sleep(0.05)
-            now = self._clock.monotonic()
         await self._reader.load_older(market, interval, count)
 
     def describe(self) -> dict[str, Any]:

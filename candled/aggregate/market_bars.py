@@ -59,6 +59,9 @@ class MarketBars:
         self.decimals = Decimals()
         #: How often bars may have become final.
         self.finality_count = first_version
+        #: Whether each minute of the week is stored or was requested in vain, and when this was read (monotonic seconds).
+        self.is_requested = False
+        self.requests_checked_at = float("-inf")
         #: True once the newest bars are loaded from the store.
         self.is_seeded = False
         #: True while changed ranges are read from the store.

@@ -19,6 +19,7 @@ _LOADED_AT_ONCE = 8
 _RETRY_S = 1.0
 _ADD_RETRY_S = 0.25  # while minutes of the past change
 _STORED_AFTER_S = 2.0
+_CHECK_S = 0.5
 _ON_THEIR_WAY_MS = 2 * MINUTE_MS
 _MAX_LOG_WAITS = 3  # how often to wait for the log of changes; after that, everything in memory is read again
 # pauses between attempts to recover lost messages; the last one repeats
@@ -132,16 +133,21 @@ class StoreReader:
     async def is_requested(self, market: MarketBars, from_ms: int) -> bool:
         """Return whether every minute from `from_ms` on is stored, or the exchange was asked for it in vain.
 
-        The newest minutes may be on their way.
+        The newest minutes may be on their way. The store is read at most twice a second, for all clients that wait.
         """
         final_ms = market.feed_log.metadata.watermark_ms
         if final_ms is None or market.served_from_ms is None or market.is_behind:
             return False
+        if self._clock.monotonic() < market.requests_checked_at + _CHECK_S:
+            return market.is_requested
+        market.requests_checked_at, market.is_requested = self._clock.monotonic(), False
         span = Range(from_ms, max(from_ms, final_ms - _ON_THEIR_WAY_MS))
         try:
-            return not await self._history.find_gaps(market.key, span, limit=1, reasons=("missing",))
+            missing = await self._history.find_gaps(market.key, span, limit=1, reasons=("missing",))
         except (StoreUnavailable, StoreRejected):
             return False
+        market.is_requested = not missing
+        return market.is_requested
 
     async def _find_gap(self, market: MarketBars, final: Sequence[Candle]) -> Range | None:
         """Return the range from the first to the last unexplained missing minute among the stored ones, or None."""
