@@ -59,7 +59,7 @@ class MarketBars:
         self.decimals = Decimals()
         #: How often bars may have become final.
         self.finality_count = first_version
-        #: Whether each minute of the week is stored or was requested in vain, and when this was read (monotonic seconds).
+        #: Whether each minute of the week is stored or was requested in vain, and the monotonic time of that reading.
         self.is_requested = False
         self.requests_checked_at = float("-inf")
         #: True once the newest bars are loaded from the store.
