@@ -43,8 +43,17 @@ if TYPE_CHECKING:
         read_rows,
         read_rows_in_slices,
     )
-    from .frames import SubscribeRequests, fetch_bar_pages, parse_object, read_candles, rows_within, strict_candles
+    from .frames import (
+        SubscribeRequests,
+        base_volume,
+        fetch_bar_pages,
+        parse_object,
+        read_candles,
+        rows_within,
+        strict_candles,
+    )
     from .hookspecs import RouteContext, hookimpl
+    from .market_table import MarketTable
     from .model import (
         MINUTE_MS,
         BarTexts,
@@ -99,6 +108,7 @@ __all__ = [
     "Market",
     "MarketKey",
     "MarketState",
+    "MarketTable",
     "Parity",
     "PollingFeed",
     "Pong",
@@ -121,6 +131,7 @@ __all__ = [
     "TradeBars",
     "Unavailable",
     "WebSocketUrl",
+    "base_volume",
     "fetch_bar_pages",
     "hookimpl",
     "merge_iterators",
@@ -141,6 +152,7 @@ _SOURCES = (
     "exchange",
     "frames",
     "hookspecs",
+    "market_table",
     "model",
     "settings",
     "polling",

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from candled.errors import ExchangeError
+from candled.errors import ExchangeError, InvalidCandle
 from candled.exchange import Candles, Event, FeedError, InvalidRow, Subscribed, SubscriptionRejected, read_rows
 from candled.model import Candle, Interval, Symbol
 
@@ -94,6 +94,18 @@ async def fetch_bar_pages(
 def rows_within(rows: Iterable[Candle | InvalidRow], start_ms: int, end_ms: int) -> list[Candle | InvalidRow]:
     """Return the rows that open in `[start_ms, end_ms)`, and those whose time could not be read."""
     return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+
+
+def base_volume(contracts: Any, size: Decimal) -> str:
+    """Return the base volume of a number of contracts with `size` base coins each, as text for `Candle.parse`.
+
+    Raises:
+        InvalidCandle: it is no number.
+    """
+    try:
+        return str(Decimal(contracts) * size)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise InvalidCandle(f"expected a number of contracts, got {str(contracts)[:60]!r}") from error
 
 
 class SubscribeRequests:

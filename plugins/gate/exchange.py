@@ -12,13 +12,13 @@ from candled import (
     Event,
     Evidence,
     Exchange,
-    ExchangeError,
     Feed,
     Http,
     HttpUrl,
     Interval,
     InvalidRow,
     Market,
+    MarketTable,
     RequestBudget,
     Settings,
     SocketFeed,
@@ -92,7 +92,9 @@ class GateioUsdtFeed(GateioFeed):
 
     kind = "futures"
 
-    def __init__(self, url: str, symbols: Sequence[Symbol], now_ms: Callable[[], int], sizes: "ContractSizes") -> None:
+    def __init__(
+        self, url: str, symbols: Sequence[Symbol], now_ms: Callable[[], int], sizes: MarketTable[str, Decimal]
+    ) -> None:
         super().__init__(url, symbols, now_ms)
         self._sizes = sizes
 
@@ -107,7 +109,7 @@ class GateioUsdtFeed(GateioFeed):
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
-        return messages.read_frame(frame, self._by_name, self._requests, self._sizes.by_name)
+        return messages.read_frame(frame, self._by_name, self._requests, self._sizes.known)
 
 
 class Gateio(Exchange):
@@ -179,24 +181,6 @@ class Gateio(Exchange):
         return await http.get_json(f"{self.settings.rest_url.rstrip('/')}/api/v4/{path}", query, budget=budget)
 
 
-class ContractSizes:
-    """The base coins in one contract of each market, read when a size is first needed."""
-
-    def __init__(self, exchange: "GateioUsdt") -> None:
-        self._exchange = exchange
-        #: By Gate's names; empty until they are read.
-        self.by_name: dict[str, Decimal] = {}
-
-    async def load(self, http: Http, name: str | None = None) -> None:
-        """Read the sizes, if none is known, or not that of `name`.
-
-        Raises:
-            Unavailable, ExchangeError: as `Http.get_json`.
-        """
-        if not self.by_name or (name is not None and name not in self.by_name):
-            self.by_name |= messages.read_sizes(await self._exchange.fetch_contracts(http))
-
-
 class GateioUsdt(Gateio):
     """Gate's perpetual contracts that are settled in USDT."""
 
@@ -213,21 +197,17 @@ class GateioUsdt(Gateio):
 
     def __init__(self, settings: Any, clock: Clock) -> None:
         super().__init__(settings, clock)
-        self._sizes = ContractSizes(self)
+        #: The base coins in one contract of each market, by Gate's names.
+        self._sizes = MarketTable(self._fetch_sizes)
 
     async def fetch_markets(self, http: Http) -> list[Market]:
         """Return the listed contracts."""
-        contracts = await self.fetch_contracts(http)
-        self._sizes.by_name |= messages.read_sizes(contracts)
+        contracts = await self._fetch_path(http, "futures/usdt/contracts")
+        self._sizes.known |= messages.read_sizes(contracts)
         return messages.read_futures_markets(contracts, await self._fetch_path(http, "futures/usdt/tickers"))
 
-    async def fetch_contracts(self, http: Http) -> Any:
-        """Return Gate's list of contracts.
-
-        Raises:
-            Unavailable, ExchangeError: as `Http.get_json`.
-        """
-        return await self._fetch_path(http, "futures/usdt/contracts")
+    async def _fetch_sizes(self, http: Http) -> dict[str, Decimal]:
+        return messages.read_sizes(await self._fetch_path(http, "futures/usdt/contracts"))
 
     def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
         """Return the feed of one connection."""
@@ -236,11 +216,7 @@ class GateioUsdt(Gateio):
     async def _fetch_candlesticks(
         self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
-        name = messages.name_of(symbol)
-        await self._sizes.load(http, name)
-        size = self._sizes.by_name.get(name)
-        if size is None:
-            raise ExchangeError(f"Gate has no contract {name}")
+        size = await self._sizes.find(http, messages.name_of(symbol))
         query = self._query(symbol, interval, start_ms, end_ms)
         query["contract"] = query.pop("currency_pair")
         body = await self._fetch_path(http, "futures/usdt/candlesticks", query, "candles")

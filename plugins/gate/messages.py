@@ -19,6 +19,7 @@ from candled import (
     Pong,
     SubscribeRequests,
     Symbol,
+    base_volume,
     parse_object,
     read_candles,
 )
@@ -138,18 +139,6 @@ def _read_push(row: Mapping[str, Any], size: Decimal | None, sent_ms: int) -> Ca
 def opening_of(row: Mapping[str, Any]) -> int:
     """Return the opening time of a row with names, UTC epoch milliseconds."""
     return int(row["t"]) * 1000
-
-
-def base_volume(contracts: Any, size: Decimal) -> str:
-    """Return the base volume of a number of contracts as text.
-
-    Raises:
-        InvalidCandle: it is no number.
-    """
-    try:
-        return str(Decimal(contracts) * size)
-    except (ArithmeticError, TypeError, ValueError) as error:
-        raise InvalidCandle(f"expected a number of contracts, got {str(contracts)[:60]!r}") from error
 
 
 def _size_of(name: str, sizes: Mapping[str, Decimal]) -> Decimal:

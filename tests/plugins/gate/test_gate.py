@@ -181,7 +181,7 @@ async def test_the_sizes_of_contracts_are_read_once():
     for _ in range(2):
         await exchange.fetch_history(http, CONTRACT, START_MS - MINUTE_MS, START_MS)
     assert [path.rpartition("/")[2] for path, *_ in http.requests] == ["contracts", "candlesticks", "candlesticks"]
-    with pytest.raises(ExchangeError, match="Gate has no contract ETH_USDT"):
+    with pytest.raises(ExchangeError, match="the exchange has no market ETH_USDT"):
         await exchange.fetch_history(http, Symbol("ETH", "USDT", "USDT"), START_MS - MINUTE_MS, START_MS)
 
 
