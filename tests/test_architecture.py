@@ -122,6 +122,7 @@ STEPS = {
     "on_demand": {"errors", "exchange", "model", "universe", "universe_choice"},
     "stored_minutes": {"model", "store"},
     "trade_bars": {"errors", "exchange", "model"},
+    "market_table": {"errors", "exchange"},
     "frames": {"errors", "exchange", "model"},
     "polling": {"errors", "exchange", "model", "tasks"},
     "loop_watchdog": set(),
