@@ -137,11 +137,12 @@ class StatusReport:
             "connected": bus["connected"],
             "lagMs": bus.get("lagMs"),
             "ingestProcesses": bus.get("processes"),
+            "process": bus.get("process"),
             "shards": [
                 {
                     "shard": int(shard),
                     "state": leases[shard]["state"] if shard in leases else None,
-                    "leader": leases[shard].get("leader") if shard in leases else None,
+                    "leader": leases[shard]["leader"] if shard in leases else None,
                     "heartbeatAgeMs": ages.get(shard),
                 }
                 for shard in sorted({*ages, *leases}, key=int)

@@ -36,6 +36,9 @@ async def test_one_of_several_leads(prefix):
         await CLOCK.sleep(2.5)
         assert sorted(led(*all_)) == [0, 0, 1]
         assert all(one.leases.processes == 3 for one in all_)
+        facts = [one.bus.describe() for one in all_]
+        (leader,) = [one["process"] for one in facts if one["leases"][0]["state"] == "leader"]
+        assert [one["leases"][0]["leader"] for one in facts] == [leader] * 3
 
 
 async def test_a_leader_that_stops_in_order_is_succeeded_immediately_with_a_higher_token(prefix):

@@ -1,10 +1,12 @@
 """Processes with one role each, as their clients and monitoring see them."""
 
 import json
+import re
 import signal
 import time
 import urllib.error
 import urllib.request
+from typing import Any
 
 import pytest
 import websockets
@@ -22,7 +24,7 @@ SUBSCRIBE = {"type": "subscribe", "symbol": "BTC/USDT", "interval": "1m", "initi
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory):
     chosen = {"replay": {"symbols": ["BTC/*"]}}  # by the leader, and the other process follows
-    with Several(tmp_path_factory.mktemp("site"), serving=1, exchanges=chosen) as one:
+    with Several(tmp_path_factory.mktemp("site"), serving=1, exchanges=chosen, server={"internal_port": 0}) as one:
         yield one
 
 
@@ -64,6 +66,37 @@ def test_how_it_is_can_still_be_asked(deployment):
     assert json.loads(answer(deployment.ingest, "/health/ws-stats")[1])["connections"] == 0
     assert "serves no clients; health on http://" in deployment.ingest.output
     assert "Traceback" not in deployment.ingest.output
+
+
+def status_of(daemon: Daemon) -> dict[str, Any]:
+    """The data of the status page on the internal port, whose number is in the log."""
+    address = re.search(r"details on (http://\S+)/metrics", daemon.output)
+    assert address is not None
+    with urllib.request.urlopen(f"{address[1]}/status.json", timeout=60) as opened:
+        document: dict[str, Any] = json.load(opened)
+        return document
+
+
+def test_each_shows_in_its_status_what_it_knows(deployment):
+    deadline = deadlines.now() + 30
+    while (ingest := status_of(deployment.ingest))["bus"]["shards"][0]["state"] != "leader":
+        assert deadlines.now() < deadline, ingest
+        time.sleep(0.2)
+    (shard,) = ingest["bus"]["shards"]
+    assert shard["leader"] == ingest["bus"]["process"]
+    assert ingest["bus"]["ingestProcesses"] == 1
+    assert {row["symbol"] for row in ingest["markets"]} >= {"BTC/USDT"}
+    assert all("days" in row for row in ingest["markets"])
+    while not (serving := status_of(deployment.serving[0]))["markets"] or serving["markets"][0]["state"] != "live":
+        assert deadlines.now() < deadline, serving
+        time.sleep(0.2)
+    assert serving["process"]["roles"] == ["serve"]
+    (shard,) = serving["bus"]["shards"]
+    assert (shard["state"], shard["leader"]) == (None, None)
+    assert shard["heartbeatAgeMs"] < 15_000
+    assert serving["markets"][0].keys() == {"exchange", "symbol", "state"}
+    assert "connections" not in serving["exchanges"]["replay"]
+    assert "candlesPerSecond" not in serving["lastHour"]
 
 
 async def test_the_process_beside_it_serves_what_it_reads(deployment):

@@ -160,6 +160,7 @@ class RedisBus:
                 "leases": self.leases.describe(),
                 "leaseChanges": self.leases.transitions,
                 "processes": self.leases.processes,
+                "process": self._process,
             }
         return {**facts, "trouble": problem} if problem else facts
 

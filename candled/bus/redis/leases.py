@@ -17,6 +17,7 @@ from candled.bus.codec import Names, epoch_of
 from candled.bus.failures import FailureLog
 from candled.bus.shards import fair_share
 from candled.exchange import Clock
+from candled.model.texts import printable
 from candled.tasks import TaskSet, first_of
 
 from .connections import Call, Caller, reason_of
@@ -28,6 +29,7 @@ _TURNS = 6  # how often a lease is renewed, and free ones are requested, during 
 # more than a fair share is kept this long, so that the first process does not lead for only a second
 _TURNS_BEFORE_RELEASE = 3
 _HANDLING_S = 5.0  # how long to wait for the ingest of a shard given up for fairness to stop
+_MOST_NAME = 64  # characters of a process's name, which Redis may have from any program
 _MARGIN = 1 / 12  # of a lease: a leader stops this much earlier than Redis gives its lease to another
 
 
@@ -51,6 +53,7 @@ class Lease:
         self.state = LeaseState.FOLLOWER
         self.token = 0
         self.epoch = epoch
+        self.leader = ""  # the process that has the lease, as of the last turn; empty if none has it
         self.floor = 0  # the highest token that has published when this one was rejected
         self.is_wanted = True  # False while it is being given up
         self._clock = clock
@@ -196,7 +199,15 @@ class Leases:
 
     def describe(self) -> list[dict[str, Any]]:
         """Return facts for `/health`."""
-        return [{"shard": one.shard, "state": one.state.value, "epoch": one.epoch} for one in self.all]
+        return [
+            {
+                "shard": one.shard,
+                "state": one.state.value,
+                "epoch": one.epoch,
+                "leader": printable(one.leader, _MOST_NAME),
+            }
+            for one in self.all
+        ]
 
     # ------------------------------------------------------------ inside
 
@@ -228,6 +239,7 @@ class Leases:
             self._answered_at = self._clock.monotonic()
             self._failures.record_success(lease.shard)
             token, owner = int(answer[0]), answer[1].decode()
+            lease.leader = owner
             if owner != self._process and owner:
                 self._on_change(lease, lease.release())
             elif owner and token > lease.floor:

@@ -197,7 +197,7 @@ function gapCells(gaps) {
     make("span", reason === "missing" ? "warn sub" : "sub", `${countText(minutes, "minute")} in ${countText(count, "gap")}: ${reasonText(reason)}`));
 }
 
-function showLeaders({ kind, shards, ingestProcesses }) {
+function showLeaders({ kind, shards, ingestProcesses, process }) {
   byId("leaders").hidden = kind === "memory" || !shards.length;
   const known = ingestProcesses ? `: ${countText(ingestProcesses, "process ingests", "processes ingest")}` : "";
   setText(byId("leaders-title"), `Leaders${known}`);
@@ -205,7 +205,7 @@ function showLeaders({ kind, shards, ingestProcesses }) {
   fill(byId("shards").tBodies[0], shards.map(({ shard, state, leader, heartbeatAgeMs }) => {
     const isSilent = heartbeatAgeMs > 15000;
     const age = heartbeatAgeMs === null ? "–" : `${ageText(heartbeatAgeMs)} ago`;
-    return row([["Shard", String(shard)], ["Leader", leader ?? (state === "leader" ? "this process" : "–")],
+    return row([["Shard", String(shard)], ["Leader", leader === null ? "–" : leader || "none", leader && leader === process ? make("span", "sub", "this process") : ""],
       ["This process", words[state] ?? "only serves"], ["Heartbeat", make("span", isSilent ? "bad" : "", age)]]);
   }));
 }
