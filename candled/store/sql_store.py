@@ -21,6 +21,8 @@ class SqlStore(ABC):
     """The reads of a `Store` by the statements of its module `_sql`. Those about a market begin with its parameters."""
 
     _sql: ModuleType
+    #: The names of the steps that make the tables; their number is the version of the schema.
+    schema_steps: Sequence[str]
     #: The prefix of errors.
     _label = ""
     #: The intervals above 1m for which all bars are stored.
@@ -45,6 +47,22 @@ class SqlStore(ABC):
     def intervals(self) -> Sequence[Interval]:
         """See `Store.intervals`."""
         return sorted(self._kept)
+
+    @abstractmethod
+    def read_schema(self) -> int:
+        """Return the version of the tables, 0 if there are none. The store is not open, and nothing changes.
+
+        Raises:
+            StoreUnavailable: the store cannot be reached.
+            StoreRejected: the tables are those of a newer version.
+        """
+
+    @abstractmethod
+    def migrate(self, version: int) -> None:
+        """Bring the tables to a version: that of this program or an earlier one, or the one before their own.
+
+        The store is not open.
+        """
 
     def drop_old_minutes(self, now_ms: int) -> Iterator[None]:
         """See `Store.drop_old_minutes`. Most servers delete rows without holding up other writers: see `tidy_up`."""

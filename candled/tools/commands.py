@@ -54,15 +54,33 @@ def _between(start: int | None, end: int | None) -> Range:
 
 
 @declare(app, _STORE)
-def init_db(drop_interval: opt.Intervals = None, config: ConfigFile = None) -> Outcome:
+def init_db(
+    drop_interval: opt.Intervals = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing: print the version of the schema, and what is pending.")
+    ] = False,
+    to: Annotated[
+        int | None,
+        typer.Option(
+            "--to", metavar="VERSION", help="Only bring the tables to this version, also back by one: see the docs."
+        ),
+    ] = None,
+    config: ConfigFile = None,
+) -> Outcome:
     """Create or upgrade the tables of the store, as the daemon does on start.
 
     Also aggregates the stored minutes into intervals that are new in the settings. The daemon does the same on start
     if store.init allows it; no other command changes tables or intervals. If you remove an interval from the
     settings, its bars stay in the store and are kept up to date until you drop them here.
     """
-    from .init_db import init_db
+    from .init_db import check_db, init_db, migrate_db
 
+    if (to is not None) + check + bool(drop_interval) > 1:
+        raise typer.BadParameter("--check, --to and --drop-interval exclude each other")
+    if check:
+        return check_db(opt.load_config(config))
+    if to is not None:
+        return migrate_db(opt.load_config(config), to)
     return init_db(opt.load_config(config), drop_interval or [])
 
 

@@ -6,6 +6,9 @@ from candled.config import Config, make_store
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
 from candled.model import MINUTE, Interval
 from candled.store.interface import Store
+from candled.store.sql_store import SqlStore
+
+from .store_access import open_store
 
 
 def init_db(config: Config, unwanted: Sequence[Interval]) -> int:
@@ -22,6 +25,49 @@ def init_db(config: Config, unwanted: Sequence[Interval]) -> int:
         store.close()
     print(f"{facts['kind']}: schema {facts['schema']} is ready, with bars of {', '.join(['1m', *facts['intervals']])}")
     return 0
+
+
+def check_db(config: Config) -> int:
+    """Run `candled init-db --check`; return 0 if nothing is pending, else 1."""
+    store = _numbered_store(config)
+    try:
+        version = store.read_schema()
+        kind, newest = config.store.url.partition("://")[0], len(store.schema_steps)
+        pending = [f"schema {number}: {store.schema_steps[number - 1]}" for number in range(version + 1, newest + 1)]
+        if not pending:
+            with open_store(config) as guest:
+                fresh = sorted({*config.intervals} - {MINUTE, *guest.intervals()})
+            pending = [f"bars of {interval}" for interval in fresh]
+    except (StoreUnavailable, StoreRejected) as error:
+        raise ConfigError(f"store: {error}") from error
+    print(f"{kind}: schema {version}, this program needs {newest}" + ("" if pending else ": ready"))
+    for text in pending:
+        print(f"pending: {text}")
+    return 1 if pending else 0
+
+
+def migrate_db(config: Config, version: int) -> int:
+    """Run `candled init-db --to`; return the exit status."""
+    store = _numbered_store(config)
+    newest = len(store.schema_steps)
+    try:
+        before = store.read_schema()
+        least = max(1, min(before, newest - 1))
+        if not least <= version <= newest:
+            advice = "; restore a backup to go further back" if before else ""
+            raise ConfigError(f"--to: expected a schema from {least} to {newest}, got {version}{advice}")
+        store.migrate(version)
+    except (StoreUnavailable, StoreRejected) as error:
+        raise ConfigError(f"store: {error}") from error
+    print(f"{config.store.url.partition('://')[0]}: schema {before} before, schema {version} now")
+    return 0
+
+
+def _numbered_store(config: Config) -> SqlStore:
+    store = make_store(config, owns=True, upgrade=True)
+    if not isinstance(store, SqlStore):
+        raise ConfigError("store.url: the schema of a plugin's store has no versions that candled knows")
+    return store
 
 
 def _check(unwanted: Sequence[Interval], config: Config) -> None:

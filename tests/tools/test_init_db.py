@@ -2,9 +2,11 @@ import pytest
 import yaml
 
 from candled.cli import main
+from candled.model import MINUTE
+from candled.store import make_store
 from candled.tools import commands
 from tests.servers import Database, shared_postgres
-from tests.store.rows import minute
+from tests.store.rows import BTC, minute
 from tests.store.test_sqlite_store import make_first_schema
 
 
@@ -133,6 +135,77 @@ def test_an_interval_is_dropped_by_name_only(tmp_path, capsys, scheme):
         for interval, problem in (("1D", "is in the settings"), ("1m", "minutes are the truth")):
             assert main(["init-db", "--config", config, "--drop-interval", interval]) == 2
             assert problem in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("postgres")
+def test_check_names_what_is_pending_and_changes_nothing(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "old.db"
+    make_first_schema(path, [minute(0)])
+    before = path.read_bytes()
+    config = settings(tmp_path, url=f"sqlite:///{path}")
+    assert main(["init-db", "--check", "--config", config]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert (lines[0], lines[-1]) == ("sqlite: schema 1, this program needs 5", "pending: schema 5: retention")
+    assert len(lines) == 5
+    assert path.read_bytes() == before
+    with Database(shared_postgres()) as database:
+        config = settings(tmp_path, url=database.url())
+        assert main(["init-db", "--check", "--config", config]) == 1
+        assert "postgresql: schema 0, this program needs 4\npending: schema 1: tables\n" in capsys.readouterr().out
+        assert database.rows("SELECT to_regnamespace('candled')") == [(None,)]
+        assert main(["init-db", "--config", config]) == 0
+        capsys.readouterr()
+        assert main(["init-db", "--check", "--config", config]) == 0
+        assert capsys.readouterr().out == "postgresql: schema 4, this program needs 4: ready\n"
+        monkeypatch.setenv("CANDLED_INTERVALS", "[1m, 30m]")
+        assert main(["init-db", "--check", "--config", config]) == 1
+        assert capsys.readouterr().out.splitlines()[-1] == "pending: bars of 30m"
+
+
+@pytest.mark.usefixtures("postgres")
+def test_the_last_step_is_undone_and_done_again(tmp_path, capsys):
+    with Database(shared_postgres()) as database:
+        for scheme, url in (("sqlite", f"sqlite:///{tmp_path / 'new.db'}"), ("postgresql", database.url())):
+            config = settings(tmp_path, url=url)
+            newest = {"sqlite": 5, "postgresql": 4}[scheme]
+            assert main(["init-db", "--config", config]) == 0
+            store = make_store(url, None)
+            store.open()
+            store.write_minutes([(BTC, minute(0)), (BTC, minute(1, final=False)), (BTC, minute(2, final=False))])
+            store.close()
+            capsys.readouterr()
+            assert main(["init-db", "--to", str(newest - 1), "--config", config]) == 0
+            assert capsys.readouterr().out == f"{scheme}: schema {newest} before, schema {newest - 1} now\n"
+            assert main(["gaps", "--config", config]) == 2
+            assert main(["init-db", "--to", str(newest - 2), "--config", config]) == 2
+            error = capsys.readouterr().err
+            assert f"--to: expected a schema from {newest - 1} to {newest}, got {newest - 2}; restore a backup" in error
+            assert main(["init-db", "--to", str(newest), "--config", config]) == 0
+            store.open()
+            assert store.read_bars(BTC, MINUTE, before_ms=10**15, limit=9) == [minute(0)]
+            assert store.read_forming(BTC)[-1] == minute(2, final=False)
+            store.close()
+        assert tuple(
+            database.rows("SELECT schema, (SELECT count(*) FROM candled.forming) + 2 FROM candled.state")[0]
+        ) == (4, 3)
+
+
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
+def test_a_file_of_every_former_schema_is_upgraded(tmp_path, version):
+    config = settings(tmp_path, url=f"sqlite:///{tmp_path / 'new.db'}")
+    assert main(["init-db", "--to", str(version), "--config", config]) == 0
+    assert main(["init-db", "--config", config]) == 0
+    assert main(["init-db", "--check", "--config", config]) == 0
+
+
+def test_a_new_store_is_made_at_an_earlier_version_and_options_exclude_each_other(tmp_path, capsys):
+    config = settings(tmp_path, url=f"sqlite:///{tmp_path / 'new.db'}")
+    assert main(["init-db", "--to", "2", "--config", config]) == 0
+    assert main(["init-db", "--check", "--config", config]) == 1
+    assert "sqlite: schema 2, this program needs 5" in capsys.readouterr().out
+    for wrong in (["--to", "6"], ["--to", "1"], ["--to", "3", "--check"]):
+        assert main(["init-db", *wrong, "--config", config]) == 2
+    assert "exclude each other" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("url", ["postgresql://nobody@127.0.0.1:1/none", "sqlite:////nowhere/at/all.db"])

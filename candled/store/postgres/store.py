@@ -36,7 +36,7 @@ from .markets import limited_time, lock_markets, names_of, put_forming, read_kep
 from .pool import DatabaseConnection, Pool, Watchdog, parse_address
 from .rollups import fold_changes, fold_history, in_minutes, read_intervals, rebuild_rollups, sorted_ranges
 from .rows import as_array, as_candles, as_columns
-from .schema import SCHEMA, check_schema, migrate_schema, timescale
+from .schema import SCHEMA, STEP_NAMES, check_schema, migrate_schema, read_version, timescale
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class PostgresStore(SqlStore):
     """
 
     _sql = sql
+    schema_steps = STEP_NAMES
 
     def __init__(
         self,
@@ -118,6 +119,17 @@ class PostgresStore(SqlStore):
             Pool(partial(connect, autocommit=False), writers, wait_s=self._limit_s),
             Pool(partial(connect, autocommit=True), readers, wait_s=self._limit_s),
         )
+
+    def read_schema(self) -> int:
+        """See `SqlStore.read_schema`."""
+        with self._checked_connection() as connection:
+            return read_version(connection)
+
+    def migrate(self, version: int) -> None:
+        """See `SqlStore.migrate`. Waits for other processes that prepare the database."""
+        with self._checked_connection() as connection:
+            connection.fetch_rows(sql.PREPARE)
+            migrate_schema(connection, version)
 
     def close(self) -> None:
         """Close every connection. Calls in progress on other threads end first or fail."""
@@ -467,6 +479,17 @@ class PostgresStore(SqlStore):
 
     def _interval_column(self, interval: Interval) -> int:
         return in_minutes(interval)
+
+    @contextmanager
+    def _checked_connection(self) -> Iterator[DatabaseConnection]:
+        """Open a separate connection of a store that is not open."""
+        watchdog = Watchdog()
+        try:
+            with self._own_connection(watchdog) as connection:
+                self._check_server(connection)
+                yield connection
+        finally:
+            watchdog.close()
 
     @contextmanager
     def _own_connection(self, watchdog: Watchdog) -> Iterator[DatabaseConnection]:

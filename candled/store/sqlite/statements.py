@@ -91,6 +91,8 @@ _RETENTION = (
     "INSERT INTO retention (kept_from_ms) VALUES (0)",
 )
 STEPS = (_FIRST_TABLES, _REVISIONS_AND_CHANGES, _INTERVALS_BEING_FOLDED, _FORMING_MINUTES, _RETENTION)
+STEP_NAMES = ("tables", "revisions and changes", "intervals being folded", "forming minutes", "retention")
+UNDO_LAST_STEP = ("DROP TABLE retention",)
 
 # The number of a market, and all markets.
 MARKET_ID = "SELECT id FROM markets WHERE exchange = ? AND symbol = ?"

@@ -81,6 +81,7 @@ class SqliteStore(SqlStore):
     """
 
     _sql = sql
+    schema_steps = sql.STEP_NAMES
 
     def __init__(
         self,
@@ -123,6 +124,28 @@ class SqliteStore(SqlStore):
             if isinstance(error.__cause__, sqlite3.Error) and primary_code(error.__cause__) in WRONG_FILE:
                 raise StoreRejected(f"{self._path}: cannot be opened for writing ({error.__cause__})") from error
             raise
+
+    def read_schema(self) -> int:
+        """See `SqlStore.read_schema`."""
+        if not self._path.exists():
+            return 0
+        self._file.is_open = True
+        try:
+            with self._file.errors_translated():
+                self._check_program(self._file.thread_connection())
+                return schema_version(self._file.thread_connection())
+        finally:
+            self.close()
+
+    def migrate(self, version: int) -> None:
+        """See `SqlStore.migrate`. No daemon may have the file."""
+        self._file.is_open = True
+        try:
+            with self._file.errors_translated():
+                self._take_file()
+                self._prepare_file(version)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Close every connection. SQLite then moves the write-ahead log into the file and removes it."""
@@ -321,11 +344,18 @@ class SqliteStore(SqlStore):
     # ------------------------------------------------------------ opening
 
     def _open_own_file(self) -> None:
+        self._take_file()
+        if not self._upgrade_schema:
+            self._check_file(self._file.thread_connection())
+        self._prepare_file(SCHEMA)
+
+    def _take_file(self) -> None:
         if not self._path.parent.is_dir():
             raise StoreRejected(f"{self._path}: the directory {self._path.parent} does not exist")
         self._file.take()
-        if not self._upgrade_schema:
-            self._check_file(self._file.thread_connection())
+
+    def _prepare_file(self, version: int) -> None:
+        """Set the modes of the file, and bring its tables to a version."""
         connection = self._file.thread_connection()
         self._check_program(connection)
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # without effect on a file that has tables
@@ -335,7 +365,7 @@ class SqliteStore(SqlStore):
                 f"{self._path}: SQLite cannot keep a write-ahead log here (mode {mode!r}); is it on a network drive?"
             )
         with self._file.begin_transaction():  # shows now, not at the first candle, whether the file is writable
-            self._upgrade_file(connection)
+            self._change_schema(connection, version)
 
     def _check_file(self, connection: sqlite3.Connection) -> None:
         """Refuse a file whose tables are not those of this program. The file is not changed."""
@@ -361,17 +391,18 @@ class SqliteStore(SqlStore):
                 f"{self._path}: written by a newer candled (schema {version}; this one knows up to {SCHEMA})"
             )
 
-    def _upgrade_file(self, connection: sqlite3.Connection) -> None:
-        """Apply the missing steps: all of them to a new file."""
+    def _change_schema(self, connection: sqlite3.Connection, wanted: int) -> None:
+        """Apply the missing steps, all of them to a new file, or undo the last one."""
         version = schema_version(connection)  # read under the lock, because another process may have upgraded it
-        if version >= SCHEMA:
+        if version == wanted:
             return
         if version:
-            logger.info("upgrading %s from schema %s to %s", self._path, version, SCHEMA)
-        for statement in chain.from_iterable(sql.STEPS[version:]):
+            logger.info("changing %s from schema %s to %s", self._path, version, wanted)
+        steps = sql.STEPS[version:wanted] if version < wanted else (sql.UNDO_LAST_STEP,)
+        for statement in chain.from_iterable(steps):
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        connection.execute(f"PRAGMA user_version = {wanted}")
 
     # ------------------------------------------------------------ intervals
 
