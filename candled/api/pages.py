@@ -25,7 +25,7 @@ from .queries import (
     PrintedPage,
     WrittenPage,
     join_pages,
-    join_rows,
+    join_parts,
     print_bars,
 )
 
@@ -252,6 +252,9 @@ class BarReader:
             page = older and await self._printed_in_turns(market, interval, printer, asked, known)
         if page is None:
             async with self._unshared:
+                page = await self._join_unshared(market, interval, printer, asked)
+                if page is not None:
+                    return page
                 read = await self._read_page(market, interval, asked)
                 # If reading has shown that memory has all bars of the page, this answer gets the tag of later ones.
                 page = await self._printed_in_turns(market, interval, printer, asked, known)
@@ -275,13 +278,38 @@ class BarReader:
             await self._turns.run(encode)
         return page
 
+    async def _join_unshared(
+        self, market: MarketKey, interval: Interval, printer: Printer, asked: HistoryRequest
+    ) -> PrintedPage | None:
+        """Return a page of which only the older bars are read and encoded; None if memory has changed meanwhile.
+
+        It serves bars that are not final, which are not cached.
+        """
+        both, version, newer = self._split(market, interval, asked), self._live.past_version(market), None
+        read = None if both is None else await self._read_page(market, interval, both[0])
+        if both is None or read is None or not read.bars:
+            return None
+        older = await self._print(read, printer)
+
+        def encode(number: int) -> bool:
+            nonlocal newer
+            now = self._split(market, interval, asked)
+            if now is None or now[0] != both[0] or self._live.past_version(market) != version:
+                return True
+            newer = self._print_span(market, interval, printer, now[1], "")
+            return newer is not None or number == _MOST_SLICES
+
+        await self._turns.run(encode)
+        is_full = len(both[1].chosen) == asked.limit
+        return None if newer is None else join_pages(older, newer, printer.separator, "", is_full=is_full)
+
     async def _print(self, page: Page, printer: Printer) -> PrintedPage:
         """Print a page in slices, each in a pass of its own."""
-        rows: list[Sequence[str]] = []
+        parts: list[Sequence[bytes]] = []
         for start in range(0, len(page.bars), BARS_PER_TURN):
-            rows += print_bars(page.bars[start : start + BARS_PER_TURN], printer)
+            parts.append(print_bars(page.bars[start : start + BARS_PER_TURN], printer))
             await self._clock.sleep(0)
-        return join_rows(page, printer, rows)
+        return join_parts(page, printer, parts)
 
     async def read_page(
         self,
@@ -502,9 +530,13 @@ class BarReader:
 
     def _with_finality(self, market: MarketKey, interval: Interval, bars: Sequence[Candle]) -> tuple[Candle, ...]:
         """Return the bars with their current finality."""
-        all_final = bool(bars) and self._live.is_range_final(market, bars[0].open_ms, bars[-1].open_ms + interval.ms)
-        states = ((bar, all_final or self._live.is_final(market, interval, bar)) for bar in bars)
-        return tuple(bar if bar.final == final else bar._replace(final=final) for bar, final in states)
+        found: list[Candle] = []
+        for first in range(0, len(bars), BARS_PER_TURN):
+            some = bars[first : first + BARS_PER_TURN]
+            all_final = self._live.is_range_final(market, some[0].open_ms, some[-1].open_ms + interval.ms)
+            states = ((bar, all_final or self._live.is_final(market, interval, bar)) for bar in some)
+            found += [bar if bar.final == final else bar._replace(final=final) for bar, final in states]
+        return tuple(found)
 
     def _final_until_ms(self, market: MarketKey, interval: Interval, times: Sequence[int]) -> int:
         """Return the end of the newest final bar in memory, UTC epoch ms; 0 if there is none."""

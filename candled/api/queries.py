@@ -105,17 +105,17 @@ class WrittenPage(NamedTuple):
     revision: str | None = None
 
 
-def print_bars(bars: Iterable[Candle], printer: Printer) -> list[Sequence[str]]:
-    """Return the texts of bars, for `join_rows`."""
-    return [printer.print(bar, bar.final) for bar in bars]
+def print_bars(bars: Iterable[Candle], printer: Printer) -> list[bytes]:
+    """Return the columns of some bars, for `join_parts`."""
+    rows = [printer.print(bar, bar.final) for bar in bars]
+    return [printer.separator.join(map(str.encode, column)) for column in zip(*rows, strict=True)]
 
 
-def join_rows(page: Page, printer: Printer, rows: Sequence[Sequence[str]]) -> PrintedPage:
-    """Return a page, given the texts of its bars."""
+def join_parts(page: Page, printer: Printer, parts: Sequence[Sequence[bytes]]) -> PrintedPage:
+    """Return a page, given the columns of its bars, part by part."""
     bars = page.bars
     return PrintedPage(
-        [printer.separator.join(map(str.encode, column)) for column in zip(*rows, strict=True)]
-        or [b""] * printer.columns,
+        [printer.separator.join(column) for column in zip(*parts, strict=True)] or [b""] * printer.columns,
         page.oldest_ms,
         bars[-1].open_ms if bars else None,
         bool(bars) and bars[-1].final,
@@ -127,15 +127,14 @@ def join_rows(page: Page, printer: Printer, rows: Sequence[Sequence[str]]) -> Pr
 
 
 def join_pages(older: PrintedPage, newer: PrintedPage, separator: bytes, known: str, *, is_full: bool) -> PrintedPage:
-    """Return the page that two pages with bars and tags make; without texts if it is `known`.
+    """Return the page that two pages with bars make, with a tag if both have one; without texts if it is `known`.
 
     `is_full` is True if the page has no space for the older bars.
     """
-    assert older.tag, "it has bars"
-    assert newer.tag, "it has bars"
-    tag = f"{older.tag[:-1]}.{newer.tag[1:]}"
-    page = replace(newer, tag=tag, is_known=tag in known, has_more=is_full or older.has_more)
+    tag = f"{older.tag[:-1]}.{newer.tag[1:]}" if older.tag and newer.tag else None
+    page = replace(newer, tag=tag, is_known=tag is not None and tag in known, has_more=is_full or older.has_more)
     if not is_full:
         columns = [separator.join(texts) for texts in zip(older.columns, newer.columns, strict=True)]
-        page = replace(page, columns=columns, first_ms=older.first_ms)
+        is_final = newer.is_final and older.is_final
+        page = replace(page, columns=columns, first_ms=older.first_ms, is_final=is_final)
     return replace(page, columns=()) if page.is_known else page

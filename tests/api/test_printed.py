@@ -13,7 +13,7 @@ import pytest
 from candled.aggregate.packed import PackedBars
 from candled.api.pages import BarReader
 from candled.api.printers import CSV, json_printer, klines_printer, ndjson_printer, udf_printer
-from candled.api.queries import MOST_BARS, BarQuery, HistoryRequest, join_rows, print_bars
+from candled.api.queries import MOST_BARS, BarQuery, HistoryRequest, join_parts, print_bars
 from candled.bus import FeedMetadata, HistoryChanged, MinuteChanged
 from candled.config.sections import KlinesSettings
 from candled.errors import StoreUnavailable
@@ -149,7 +149,7 @@ async def check(one: Stage, pages: BarReader, rng: random.Random, rounds: int = 
                     assert pages._texts._most_bytes < 10**8
                     continue
                 assert (again.is_known, again.tag, again.columns) == (True, page.tag, ())
-            slow = join_rows(wanted, printer, print_bars(wanted.bars, printer))
+            slow = join_parts(wanted, printer, [print_bars(wanted.bars, printer)])
             assert (list(slow.columns), slow.first_ms, slow.last_ms) == (
                 list(page.columns),
                 page.first_ms,
@@ -370,9 +370,39 @@ async def test_pages_that_cannot_be_shared_are_printed_in_slices_two_at_a_time(s
     monkeypatch.setattr(pages._past, "read", none)
     monkeypatch.setattr(pages, "printed_now", lambda *_: None)
     monkeypatch.setattr(pages, "_is_in_memory", lambda *_: False)
+    monkeypatch.setattr(pages, "_split", lambda *_: None)
     monkeypatch.setattr("candled.api.pages.print_bars", print_some)
     monkeypatch.setattr("candled.api.pages.BARS_PER_TURN", 25)
     found = await asyncio.gather(*(made() for _ in range(6)))
     wanted = await real(BTC, MINUTE, asked)
-    assert [page.columns for page in found] == [join_rows(wanted, CSV, real_print(wanted.bars, CSV)).columns] * 6
+    assert [page.columns for page in found] == [real_print(wanted.bars, CSV)] * 6
     assert (most, passes) == (2, [25, 25, 25, 25, 10, 10] * 3)
+
+
+@pytest.mark.stage(minutes=COUNT)
+async def test_bars_of_memory_are_not_encoded_again_for_older_ones_that_are_not_cached(stage, monkeypatch):
+    async def none(*_):
+        return None
+
+    monkeypatch.setattr(stage.pages._past, "find", lambda *_: None)
+    monkeypatch.setattr(stage.pages._past, "read", none)
+    await stage.bars.load_bars(BTC, MINUTE, 200, 0.0)
+    reference = BarReader(stage.bars, stage.pages._stored, EncodedBarCache(), stage.clock)
+    reference._in_memory = lambda *_: None
+    printed = []
+    monkeypatch.setattr(
+        "candled.api.pages.print_bars", lambda bars, printer: printed.append(len(bars)) or print_bars(bars, printer)
+    )
+    for asked in (HistoryRequest(5000), HistoryRequest(280), HistoryRequest(250, AT[COUNT - 280], AT[COUNT - 2])):
+        wanted = await reference.read_page(BTC, MINUTE, **asked._asdict())
+        for make, encode in DIALECTS:
+            for _ in range(2):
+                printed.clear()
+                page = await stage.pages.printed(BTC, MINUTE, make(MINUTE), asked)
+                assert list(page.columns) == encode(wanted.bars, MINUTE)
+                assert (page.has_more, page.is_final, page.first_ms) == (
+                    wanted.has_more,
+                    wanted.is_final,
+                    wanted.oldest_ms,
+                )
+                assert 0 < sum(printed) <= len(wanted.bars) - 190
