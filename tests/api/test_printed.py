@@ -393,7 +393,9 @@ async def test_bars_of_memory_are_not_encoded_again_for_older_ones_that_are_not_
     monkeypatch.setattr(
         "candled.api.pages.print_bars", lambda bars, printer: printed.append(len(bars)) or print_bars(bars, printer)
     )
-    for asked in (HistoryRequest(5000), HistoryRequest(280), HistoryRequest(250, AT[COUNT - 280], AT[COUNT - 2])):
+    count = len(stage.bars.newest_times(BTC, MINUTE, COUNT))
+    full = HistoryRequest(count - 2, 0, AT[COUNT - 2])  # memory has all of it, but not if there are older bars
+    for asked in (HistoryRequest(5000), full, HistoryRequest(1000, AT[COUNT - count - 80], AT[COUNT - 2])):
         wanted = await reference.read_page(BTC, MINUTE, **asked._asdict())
         for make, encode in DIALECTS:
             for _ in range(2):
@@ -405,4 +407,6 @@ async def test_bars_of_memory_are_not_encoded_again_for_older_ones_that_are_not_
                     wanted.is_final,
                     wanted.oldest_ms,
                 )
-                assert 0 < sum(printed) <= len(wanted.bars) - 190
+                assert sum(printed) == (
+                    1 if asked is full else len(wanted.bars) - count + 2 * (asked.end_ms < AT[COUNT])
+                )
