@@ -281,7 +281,7 @@ class BarReader:
     async def _join_unshared(
         self, market: MarketKey, interval: Interval, printer: Printer, asked: HistoryRequest
     ) -> PrintedPage | None:
-        """Return a page of which only the older bars are read and encoded; None if memory has changed meanwhile.
+        """Return a page after reading only the bars that are older than memory; None if memory has changed meanwhile.
 
         It serves bars that are not final, which are not cached.
         """
