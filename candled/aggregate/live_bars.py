@@ -214,7 +214,7 @@ class LiveBars:
         return (
             series.newest_bar, series.revision, series.since_ms, market.served_from_ms, market.complete_from_ms,
             market.finality_count, market.past_version, market.position_before_read, market.stale, market.being_reread,
-            market.is_rereading, market.lost_from_ms, feed_log.is_broken, feed_log.position, feed_log.metadata,
+            market.is_rereading, market.lost_from_ms, feed_log.is_broken, feed_log.change_id, feed_log.metadata,
         )  # fmt: skip
 
     def is_final(self, key: MarketKey, interval: Interval, bar: Candle) -> bool:

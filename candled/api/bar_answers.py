@@ -54,6 +54,10 @@ class BarHandler(Handler):
         """Return the answer if memory has the bars and the rate limit allows the request, else None."""
         if not request.reads:
             return super().answer_now(request, peer, access=access, limit=limit, compress_from=compress_from, **sources)
+        source: ApiContext = sources["source"]
+        kept = cls._find_kept(request, limit, source)
+        if kept is not None:
+            return kept
         headers = request.headers
         coding = choose_coding(headers.get("accept-encoding"), compress_from)
         if coding is None:
@@ -62,7 +66,6 @@ class BarHandler(Handler):
         refused = None if limit.exempts_cached else limit.refuse_now(address)
         if refused is not None:
             return cls.reply_too_many(request, refused, coding, access)
-        source: ApiContext = sources["source"]
         query = cls._query_of(request, sources)
         if isinstance(query, ApiError):
             if isinstance(query, StreamedOnly) or (isinstance(query, UnknownSymbol) and source.finds_offered(query)):
@@ -70,10 +73,7 @@ class BarHandler(Handler):
             return cls.refuse_now(query, request, peer, access=access, limit=limit, compress_from=compress_from)
         if source.note_request(query.market):
             return None
-        # the second belongs to it because of the header `Age`
-        state = None if limit.requests else (source.pages.state_of(query), source.clock.now_ms() // 1000)
-        if request.kept is not None and state is not None and request.kept[0] == state:
-            return request.kept[1]
+        state = _state_of(query, source)
         reply = cls._reply_now(query, headers.get("if-none-match", ""), coding, source)
         if reply is None:
             return None
@@ -90,8 +90,18 @@ class BarHandler(Handler):
         shared = access.cors_headers(headers.get("origin")).items()
         numbers = (*limit_result.headers.items(), *cls.count_headers(limit_result.count))
         reply = HotReply(reply.status, reply.content_type, (first, *shared), reply.body, numbers, others)
-        request.kept = (state, reply) if state is not None and reply.status == 304 else None
+        request.kept = (state, reply) if reply.status == 304 and not limit.requests else None
         return reply
+
+    @classmethod
+    def _find_kept(cls, request: HotRequest, limit: RateLimit, source: ApiContext) -> HotReply | None:
+        """Return the small answer that was made last time, if it is still right and no limit counts the request."""
+        kept, query = request.kept, request.query and request.query[1]
+        if kept is None or limit.requests or not isinstance(query, BarQuery):
+            return None
+        if source.note_request(query.market) or kept[0] != _state_of(query, source):
+            return None
+        return kept[1]
 
     @classmethod
     def _query_of(cls, request: HotRequest, sources: Mapping[str, Any]) -> BarQuery | ApiError:
@@ -177,6 +187,12 @@ class BarHandler(Handler):
             self.set_header("Content-Type", reply.content_type)
             self.write(reply.body)
         return written
+
+
+def _state_of(query: BarQuery, source: ApiContext) -> tuple[object, ...]:
+    """Return a value that is equal to a former one only if the answer to a query has not changed since."""
+    # the second belongs to it because of the header `Age`
+    return source.catalog.version, source.pages.state_of(query), source.clock.now_ms() // 1000
 
 
 def _is_cached(reply: HotReply) -> bool:
