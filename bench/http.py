@@ -93,6 +93,7 @@ def cold_pages(store: str, count: int) -> tuple[str, str]:
         settings = {"ingest": {"backfill": f"{days}d"}, "klines": {"enabled": True}, **more}
         daemon = stack.enter_context(Daemon(directory, exchanges, STARTED_MS, **settings))
         daemon.wait_until_complete(600.0)
+        daemon.wait_until_calm()
         first_ms = MINUTE_MS * 1000 * ((STARTED_MS - (days - 1) * 1440 * MINUTE_MS) // (MINUTE_MS * 1000) + 1)
         klines = f"/api/v3/klines?symbol={name.replace('/', '')}&interval=1m&limit=1000"
         starts = [first_ms + number * 1000 * MINUTE_MS for number in range(count)]

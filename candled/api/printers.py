@@ -60,10 +60,14 @@ def klines_printer(interval: Interval, units_per_ms: int = 1) -> Printer:
         return (f'[{start},"{opened}","{high}","{low}","{close}","{volume}",{end},"{quote}",0,"0","0","0"]',)
 
     def many(bars: BarTexts) -> tuple[list[str]]:
-        row, length = '[%d,"%s","%s","%s","%s","%s",%d,"%s",0,"0","0","0"]'.__mod__, interval.ms * units_per_ms - 1
-        starts = [at_ms * units_per_ms for at_ms in bars.times]
-        ends, quotes = [start + length for start in starts], [quote or "0" for quote in bars.quotes]
-        return (list(map(row, zip(starts, *bars[1:6], ends, quotes, strict=True))),)
+        starts = bars.times if units_per_ms == 1 else [at_ms * units_per_ms for at_ms in bars.times]
+        length = interval.ms * units_per_ms - 1
+        return (
+            [
+                f'[{start},"{opened}","{high}","{low}","{close}","{volume}",{start + length},"{quote or 0}",0,"0","0","0"]'
+                for start, opened, high, low, close, volume, quote in zip(starts, *bars[1:], strict=True)
+            ],
+        )
 
     return Printer(("klines", units_per_ms), texts, print_texts=many)
 
