@@ -57,7 +57,7 @@ def klines_printer(interval: Interval, units_per_ms: int = 1) -> Printer:
         opened, high, low, close, volume = map(decimal_text, bar[1:6])
         quote = "0" if bar.quote_volume is None else decimal_text(bar.quote_volume)
         start, end = bar.open_ms * units_per_ms, (bar.open_ms + interval.ms) * units_per_ms - 1
-        return (f'[{at},"{opened}","{high}","{low}","{close}","{volume}",{end},"{quote}",0,"0","0","0"]',)
+        return (f'[{start},"{opened}","{high}","{low}","{close}","{volume}",{end},"{quote}",0,"0","0","0"]',)
 
     def many(bars: BarTexts) -> tuple[list[str]]:
         starts = bars.times if units_per_ms == 1 else [at_ms * units_per_ms for at_ms in bars.times]
