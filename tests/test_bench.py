@@ -37,12 +37,14 @@ TINY = {
     ],
     "fairness": ["--symbols", "2", "--clients", "4", "--connections", "2", "--flooders", "1", "--seconds", "0.3"],
     "abuse": ["--rows", "empty pongs", "a long price", "--clients", "20", "--seconds", "0.5", "--symbols", "2"],
+    "sizes": ["tests/data/bitget-usdt-futures-ewzusdt.csv.gz"],
     "scrape": ["--symbols", "2", "--clients", "2", "--scrapes", "2"],
     "refusals": ["--requests", "20", "--rounds", "1"],
     "markets": ["--markets", "10", "--minutes", "130", "--starts", "1", "--settle", "1"],
     "scale": ["--symbols", "2", "--clients", "14", "--stored", "20", "--seconds", "2", "--settle", "0.5"],
 }  # fmt: skip
 OUTPUT = {
+    "sizes": "| PostgreSQL |",
     "fanout": "20 clients, candled",
     "tls": "5 clients, plain",
     "connections": "50 clients, 21 rooms",

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 from candled.config import load
 from candled.metrics.families import ALL, PREFIX
 from candled.plugins import discover
+from candled.transport.library_internals import certificate_end
 from tests.metrics.promql import selectors
 from tests.sources import ROOT, read
 from tests.system.daemon import Daemon
@@ -107,6 +109,28 @@ def test_prometheus_reads_the_rules_and_the_settings():
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ---------------------------------------------------------------- the failures to practise
+
+
+def drills() -> list[str]:
+    """Return the commands of the page's table of failures."""
+    table = read(ROOT / "docs" / "how-to" / "operations.md").partition("## Practise failures")[2]
+    return re.findall(r"^\| [^|]+ \| `([^`]+)`", table, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("daemon")
+def test_the_shell_reads_the_commands_of_the_drills(tmp_path):
+    commands = drills()
+    assert len(commands) == 9
+    for command in commands:
+        subprocess.run(["bash", "-n", "-c", command], check=True)
+    (certificate,) = (command for command in commands if command.startswith("openssl"))
+    tool("openssl")
+    subprocess.run(["bash", "-c", certificate], cwd=tmp_path, check=True, capture_output=True)
+    expires_s = certificate_end(str(tmp_path / "fullchain.pem")) - time.time()
+    assert 9 * 86_400 < expires_s < 14 * 86_400  # soon enough for the alert
 
 
 # ---------------------------------------------------------------- systemd
