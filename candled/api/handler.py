@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -316,15 +316,25 @@ class Handler(RequestHandler):
                 await self.answer()
                 return
             except UnknownSymbol as refusal:
-                offered = self.source.offered
-                market = None if offered is None else offered.find(refusal)
-                grant = grant_of(self.request)
-                if offered is None or market is None or market in started:
-                    raise
-                if grant is not None and not grant.allows_symbol(market.symbol):
+                market = await self.start_offered(refusal, started)
+                if market is None:
                     raise
                 started.add(market)
-                await self._start_market(offered, market)
+
+    async def start_offered(self, refusal: UnknownSymbol, started: Collection[MarketKey] = ()) -> MarketKey | None:
+        """Start the market of a refused request; return None if clients may not start it, or it is in `started`.
+
+        Raises:
+            ApiError: it cannot be started now.
+        """
+        offered, grant = self.source.offered, grant_of(self.request)
+        market = None if offered is None else offered.find(refusal)
+        if offered is None or market is None or market in started:
+            return None
+        if grant is not None and not grant.allows_symbol(market.symbol):
+            return None
+        await self._start_market(offered, market)
+        return market
 
     async def _start_market(self, offered: "OfferedMarkets", market: MarketKey) -> None:
         address = self.access.client_address(peer_address(self.request), self.request.headers.get("X-Forwarded-For"))

@@ -4,28 +4,37 @@ Source: Binance's spot "WebSocket Streams".
 """
 
 import json
+import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
 from candled.access.grant import Grant
+from candled.addresses import client_of
+from candled.errors import Unavailable
 from candled.exchange import Clock
 from candled.model import END_OF_TIME_MS, Candle, MarketKey, Topic, decimal_text
+from candled.on_demand import DemandRefused
 from candled.protocol.frames import BarUpdate, Frame
 from candled.protocol.messages import FINAL, VALUES, Options
 from candled.protocol.requests import Subscribe
 from candled.rooms.encoded_bars import BarSource
 from candled.rooms.recipients import NullConnection, RecipientConnection, Recipients, RecipientSlot
 from candled.serve.connection_limiter import ClientLimits
+from candled.tasks import TaskSet
 from candled.token_bucket import TokenBucket
 from candled.transport.work_budget import REFUSED, SUBSCRIBE
 from candled.universe import MarketsChanged
 
 from .catalog import BinanceMarkets, binance_interval
 from .kline_order import KlineOrder
+from .offered_markets import OfferedMarkets
+
+logger = logging.getLogger(__name__)
 
 MOST_STREAMS = 1024  # per connection, as at Binance
 FINAL_WAIT_S = 2.0  # the longest time that a new bar waits for the one before it to become final
@@ -206,8 +215,11 @@ class KlineStreams:
         publish: Callable[[Recipients, Frame], None],
         clock: Clock,
         limits: ClientLimits,
+        offered: OfferedMarkets | None = None,
     ) -> None:
         self._markets = markets
+        self._offered = offered
+        self._tasks = TaskSet()
         self._bars = bars
         self._make_reader = make_reader
         self._publish = publish
@@ -237,6 +249,29 @@ class KlineStreams:
     def is_known(self, name: str) -> bool:
         """Return True if this stream exists."""
         return self._find_topic(name) is not None
+
+    def find_offered(self, name: str) -> MarketKey | None:
+        """Return the market of a stream that exists once its market is started on demand; None if it cannot be."""
+        stream, _, interval_name = name.rpartition("@kline_")
+        if self._offered is None or interval_name not in self._markets.intervals:
+            return None
+        return self._offered.find_binance(self._markets.exchange, stream)
+
+    def start_later(self, market: MarketKey, address: str, on_end: Callable[[str], None]) -> None:
+        """Start a market on demand for a client, then call `on_end` with the reason if it cannot be started, or ""."""
+        self._tasks.start(self._start_market(market, address, on_end))
+
+    async def _start_market(self, market: MarketKey, address: str, on_end: Callable[[str], None]) -> None:
+        assert self._offered is not None, "it was found there"
+        problem = ""
+        try:
+            await self._offered.demand.start_market(market, client_of(address))
+        except DemandRefused as refusal:
+            problem = f"Too many markets on demand: {refusal}"
+        except Unavailable as failure:
+            logger.warning("%s: %s", market, failure)
+            problem = f"Market not started: {market.symbol}, ask again later"
+        on_end(problem)
 
     def is_allowed(self, name: str, grant: Grant | None) -> bool:
         """Return True if a client with this access may subscribe to a stream that exists."""
@@ -283,7 +318,7 @@ class KlineStreams:
 class KlineClient:
     """A connection with Binance's protocol."""
 
-    __slots__ = ("_budget", "_connection", "_rooms", "_streams", "_style")
+    __slots__ = ("_budget", "_connection", "_is_closed", "_rooms", "_streams", "_style")
 
     def __init__(self, connection: RecipientConnection, streams: KlineStreams, style: Style) -> None:
         self._connection = connection
@@ -291,13 +326,11 @@ class KlineClient:
         self._style = style
         self._rooms: dict[str, tuple[KlineRoom, RecipientSlot]] = {}
         self._budget: TokenBucket | None = None
+        self._is_closed = False
 
     def subscribe_from_path(self, names: Sequence[str]) -> None:
         """Subscribe to the streams named in the address."""
-        try:
-            self._subscribe(self._new_streams(names))
-        except _Invalid as error:
-            self.refuse(error)
+        self._answer(lambda: (None, self._new_streams(names)), None, has_reply=False)
 
     def refuse(self, error: "_Invalid", request_id: Any = None) -> None:
         """Send an error in the format that Binance's clients expect."""
@@ -329,9 +362,7 @@ class KlineClient:
             if not _is_id(request_id):
                 request_id = None
                 raise _Invalid(2, "Invalid request: request ID must be an integer, text of 1 to 36 characters, or null")
-            result, new = self._handle_request(request)
-            self._send_reply({"result": result, "id": request_id})
-            self._subscribe(new)
+            self._answer(partial(self._handle_request, request), request_id)
         except _Invalid as error:
             self.refuse(error, request_id)
 
@@ -354,9 +385,46 @@ class KlineClient:
 
     def on_close(self) -> None:
         """Unsubscribe from all streams: the socket is closed."""
+        self._is_closed = True
         self._unsubscribe(list(self._rooms))
 
     # ------------------------------------------------------------ requests
+
+    def _answer(
+        self,
+        handle: Callable[[], tuple[Any, Sequence[str]]],
+        request_id: Any,
+        *,
+        has_reply: bool = True,
+        started: Collection[MarketKey] = (),
+    ) -> None:
+        """Answer a request by `handle`, after starting those of its markets that run on demand, one by one."""
+        if self._is_closed:
+            return
+        try:
+            result, new = handle()
+        except _NotStarted as error:
+            if error.market in started:  # it has ended again
+                self.refuse(_Invalid(2, str(error)), request_id)
+                return
+            started = (*started, error.market)
+            again = partial(self._answer, handle, request_id, has_reply=has_reply, started=started)
+            self._start(error.market, request_id, again)
+        except _Invalid as error:
+            self.refuse(error, request_id)
+        else:
+            if has_reply:
+                self._send_reply({"result": result, "id": request_id})
+            self._subscribe(new)
+
+    def _start(self, market: MarketKey, request_id: Any, again: Callable[[], None]) -> None:
+        def on_end(problem: str) -> None:
+            if not problem:
+                again()
+            elif not self._is_closed:
+                self.refuse(_Invalid(2, problem), request_id)
+
+        self._streams.start_later(market, self._connection.address, on_end)
 
     def _handle_request(self, request: dict[str, Any]) -> tuple[Any, Sequence[str]]:
         """Return the result, and the streams to start after the result is sent."""
@@ -381,12 +449,17 @@ class KlineClient:
 
         Raises:
             _Invalid: a stream does not exist, or there would be too many. Then none is added.
+            _NotStarted: the market of a stream must be started first.
         """
         self._unsubscribe([name for name, (room, _) in self._rooms.items() if room.is_ended])
         new = [name for name in dict.fromkeys(names) if name not in self._rooms]
         for name in new:
             if not self._streams.is_known(name):
-                raise _Invalid(2, f"Invalid request: unknown stream {_shown(name)}")
+                text = f"Invalid request: unknown stream {_shown(name)}"
+                market, grant = self._streams.find_offered(name), self._connection.grant
+                if market is None or (grant is not None and not grant.allows_symbol(market.symbol)):
+                    raise _Invalid(2, text)
+                raise _NotStarted(market, text)
             if not self._streams.is_allowed(name, self._connection.grant):
                 raise _Invalid(2, f"Invalid request: not allowed with this token: {_shown(name)}")
         grant = self._connection.grant
@@ -436,6 +509,14 @@ class _Invalid(Exception):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class _NotStarted(Exception):
+    """A request for a stream whose market can be started on demand. The text is the error if it cannot."""
+
+    def __init__(self, market: MarketKey, message: str) -> None:
+        super().__init__(message)
+        self.market = market
 
 
 def _request(message: str | bytes) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The markets that can be started on demand, under the names that each dialect uses."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from candled.model import MarketKey
 from candled.on_demand import MarketsOnDemand
@@ -17,16 +17,27 @@ class OfferedMarkets:
         self._version = -1  # of `demand`
         self._tickers: dict[str, MarketKey] = {}
         self._binance_names: dict[tuple[str, str], MarketKey] = {}
+        self._ticker_of: dict[MarketKey, str] = {}
 
     def find(self, refusal: UnknownSymbol) -> MarketKey | None:
         """Return the market that a refused request is about; None if it cannot be started."""
         if refusal.kind == "symbol" and refusal.exchange is not None:
             return self.demand.find_market(refusal.exchange, refusal.name)
-        self._refresh()
-        name = refusal.name.upper()
         if refusal.kind == "binance" and refusal.exchange is not None:
-            return self._allowed(self._binance_names.get((refusal.exchange, name)))
-        return self._allowed(self._tickers.get(name))
+            return self.find_binance(refusal.exchange, refusal.name)
+        self._refresh()
+        return self._allowed(self._tickers.get(refusal.name.upper()))
+
+    def find_binance(self, exchange: str, name: str) -> MarketKey | None:
+        """Return the market that Binance's name means at an exchange; None if it cannot be started."""
+        self._refresh()
+        return self._allowed(self._binance_names.get((exchange, name.upper())))
+
+    @property
+    def tickers(self) -> Mapping[MarketKey, str]:
+        """The tickers by which TradingView's charts find the markets."""
+        self._refresh()
+        return self._ticker_of
 
     def _allowed(self, market: MarketKey | None) -> MarketKey | None:
         return None if market is None else self.demand.find_market(market.exchange, str(market.symbol))
@@ -34,11 +45,14 @@ class OfferedMarkets:
     def _refresh(self) -> None:
         if self._version == self.demand.version:
             return
-        self._version, self._tickers, self._binance_names = self.demand.version, {}, {}
+        self._version = self.demand.version
+        self._tickers, self._binance_names, self._ticker_of = {}, {}, {}
         for market in self._all():
             for name in (tradingview_name(market.symbol), str(market.symbol).upper()):
                 self._tickers.setdefault(name, market)
-                self._tickers.setdefault(f"{market.exchange}:{name}".upper(), market)
+                ticker = f"{market.exchange}:{name}".upper()
+                if self._tickers.setdefault(ticker, market) == market:
+                    self._ticker_of.setdefault(market, ticker)
             self._binance_names.setdefault((market.exchange, binance_name(market.symbol)), market)
 
     def _all(self) -> Iterable[MarketKey]:

@@ -163,7 +163,7 @@ def make_streams(
     if not settings.enabled:
         return []
     markets = source.catalog.binance_markets(settings.exchange or source.catalog.default)
-    streams = KlineStreams(markets, bars, make_reader, publish, clock, limits)
+    streams = KlineStreams(markets, bars, make_reader, publish, clock, limits, source.offered)
     bare = [f"{settings.prefix}/ws"] if settings.prefix else ["/", "/ws"]  # shared with candled's own protocol
     raw = [*bare, rf"{settings.prefix}/ws/.*"]
     universe.add_listener(streams.on_markets_changed)

@@ -15,7 +15,7 @@ from candled.serve.hot_path import HotRequest
 from candled.transport.work_budget import SEARCHED
 
 from .bar_answers import BarHandler
-from .catalog import MarketCatalog
+from .catalog import MarketCatalog, tradingview_name
 from .context import ApiContext
 from .errors import ApiError, UnknownSymbol, shown
 from .formats import json_number
@@ -209,27 +209,30 @@ class Search(UdfHandler):
     )
 
     async def answer(self) -> None:
-        """Answer with the matching markets, which never change while candled runs."""
+        """Answer with the matching markets, those that clients may start included."""
         values = self.read_query()
         wanted, exchange = ((values[name] or "").strip().upper() for name in ("query", "exchange"))
         if values["type"] not in (None, "", "crypto"):
             exchange = "none of this type"
         limit = min(values["limit"], _MOST_FOUND)
-        self.write_kept(
-            (self.source.catalog.version, wanted, exchange, limit), partial(self._find, wanted, exchange, limit), inf
-        )
+        offered = self.source.offered
+        versions = self.source.catalog.version, None if offered is None else offered.demand.version
+        self.write_kept((*versions, wanted, exchange, limit), partial(self._find, wanted, exchange, limit), inf)
 
     def _find(self, wanted: str, exchange: str, limit: int) -> list[dict[str, str]]:
         found: list[tuple[bool, MarketKey]] = []
-        self.charge_work(len(self.source.catalog.markets) * SEARCHED)
-        for key, names in self.source.catalog.spellings:
+        catalog, offered = self.source.catalog, self.source.offered
+        served = frozenset(catalog.markets)
+        more = {} if offered is None else {key: name for key, name in offered.tickers.items() if key not in served}
+        self.charge_work((len(served) + len(more)) * SEARCHED)
+        spellings = [(key, (tradingview_name(key.symbol), str(key.symbol).upper(), more[key])) for key in more]
+        for key, names in [*catalog.spellings, *spellings]:
             if exchange in ("", key.exchange.upper()) and any(wanted in name for name in names):
                 found.append((not any(name.startswith(wanted) for name in names), key))
         found.sort(key=lambda one: one[0])
-        return [self._search_item(key) for _, key in found[:limit]]
+        return [self._search_item(key, more.get(key) or catalog.ticker_of(key)) for _, key in found[:limit]]
 
-    def _search_item(self, key: MarketKey) -> dict[str, str]:
-        ticker = self.source.catalog.ticker_of(key)
+    def _search_item(self, key: MarketKey, ticker: str) -> dict[str, str]:
         return {
             "symbol": ticker.partition(":")[2],
             "full_name": ticker,
@@ -314,12 +317,30 @@ class Quotes(UdfHandler):
         self.set_cache_headers(False)
         self.write_json({"s": "ok", "d": [await self._make_quote(name, values["numbers"]) for name in names]})
 
+    async def _find_started(self, name: str) -> MarketKey:
+        """Return the market of a ticker, after starting it if it runs on demand.
+
+        Raises:
+            ApiError: it is neither served nor can it be started.
+        """
+        try:
+            return _market(self.source.catalog, name)
+        except UnknownSymbol as refusal:
+            market = await self.start_offered(refusal)
+            if market is None:
+                raise
+            return market
+
     async def _make_quote(self, name: str, numbers: int) -> dict[str, Any]:
-        market = self.source.catalog.by_ticker(name)
-        if market is None:
-            return {"s": "error", "n": name[:64], "errmsg": "unknown_symbol", "v": {}}
+        try:
+            market = await self._find_started(name)
+        except ApiError as refusal:
+            return {"s": "error", "n": name[:64], "errmsg": str(refusal), "v": {}}
+        intervals = self.source.catalog.intervals
+        if self.source.note_request(market) and self.source.wait_for_bars is not None:
+            await self.source.wait_for_bars(market, next(iter(intervals.values())), 1)
         self.charge_read(0)
-        quote = await self.source.pages.read_day(market, self.source.catalog.intervals.values())
+        quote = await self.source.pages.read_day(market, intervals.values())
         if quote is None:
             return {"s": "error", "n": name[:64], "errmsg": "no_data", "v": {}}
         ticker = self.source.catalog.ticker_of(market)

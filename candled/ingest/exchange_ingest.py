@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from candled.bus import Bus
 from candled.errors import ExchangeError, StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Candles, Clock, Event, Exchange, Feed, FeedError, SubscriptionRejected
-from candled.model import MINUTE, Symbol
+from candled.model import MINUTE, MarketKey, Symbol
 from candled.proxies import Proxies
-from candled.tasks import TaskSet
+from candled.tasks import TaskSet, in_parallel
 
 from .counts import IngestCounts
 from .early_events import EarlyEvents
@@ -99,8 +99,11 @@ class ExchangeIngest:
         self._in_grace_period: dict[Symbol, MarketIngest] = {}
         #: The tasks that open markets, until they are open. Only some of them read the store at the same time.
         self._opening: dict[Symbol, asyncio.Task[None]] = {}
-        self._turns, self._is_reading = asyncio.Semaphore(_OPENED_AT_ONCE), False  # True once feeds may be opened
-        self._opening_turn = asyncio.Lock()
+        #: The markets that are read from the store, apart from those that clients wait for.
+        self._turns = {is_urgent: asyncio.Semaphore(_OPENED_AT_ONCE) for is_urgent in (False, True)}
+        #: One market begins in each pass of the event loop: a snapshot may be among its events.
+        self._opening_turns = {is_urgent: asyncio.Lock() for is_urgent in (False, True)}
+        self._is_reading = False  # True once feeds may be opened
         self._feeds = FeedPool(name, exchange, self, clock, http, proxies=proxies, shards=shards, counts=counts)
         #: The symbols whose feeds are connected.
         self._connected: set[Symbol] = set()
@@ -143,7 +146,7 @@ class ExchangeIngest:
             return
         self._feeds.add_symbols(added)
         self._connected.update(symbol for symbol in added if self._has_connection(symbol))
-        reading = self._tasks.start(self._read_newest())
+        reading = self._tasks.start(self._read_newest(added))
         for symbol in added:
             self._opening[symbol] = self._tasks.start(self._reopen_market(symbol, reading))
 
@@ -284,10 +287,17 @@ class ExchangeIngest:
         is_silent = runner is not None and symbol in runner.silent_symbols
         return describe_market(market, now_ms, self._publisher.state_since_ms(market), is_silent=is_silent)
 
-    async def _read_newest(self) -> Mapping[Symbol, int]:
-        """Return the newest final minute of each stored market, once the last minutes of closed ones are stored."""
-        with contextlib.suppress(StoreUnavailable, StoreRejected):  # logged by the writer; the load waits for the store
-            await self._store.flush()
+    async def _read_newest(self, symbols: Sequence[Symbol]) -> Mapping[Symbol, int]:
+        """Return the newest final minute of each stored market, once those of `symbols` are stored.
+
+        They may have been read and closed a moment ago.
+        """
+
+        async def flush(symbol: Symbol) -> None:
+            with contextlib.suppress(StoreUnavailable, StoreRejected):  # logged by the writer; the load waits for it
+                await self._store.flush_market(MarketKey(self.name, symbol))
+
+        await in_parallel(len(symbols), symbols, flush)
         return await self._loader.load_newest_minutes()
 
     async def _reopen_market(self, symbol: Symbol, reading: asyncio.Task[Mapping[Symbol, int]]) -> None:
@@ -297,9 +307,10 @@ class ExchangeIngest:
 
     async def _open_market(self, symbol: Symbol, newest_ms: int | None) -> None:
         """Read a market's stored data, then process the events that its feed has delivered since."""
-        async with self._turns:
+        is_urgent = self._listing.is_urgent(MarketKey(self.name, symbol))
+        async with self._turns[is_urgent]:
             market = await self._loader.load_market(symbol, newest_ms, self._time.now_ms)
-        async with self._opening_turn:  # one in each pass of the event loop: a snapshot may be among the events
+        async with self._opening_turns[is_urgent]:
             self._begin_market(market, newest_ms)
             await self._clock.sleep(0)
 

@@ -105,6 +105,41 @@ async def test_http_requests_start_markets_in_every_dialect(tmp_path):
         assert running(rig) == {BTC, ETH, SOL, XRP}
 
 
+async def test_charts_find_listed_markets_and_start_them_by_quotes_and_by_their_description(tmp_path):
+    async with deployment(tmp_path) as rig:
+        found = await fetch(rig, "/udf/search?query=eth&limit=5")
+        assert [one["ticker"] for one in found] == ["BITGET:ETHUSDT"]
+        assert {one["ticker"] for one in await fetch(rig, "/udf/search?query=usdt")} == {
+            f"BITGET:{name}USDT" for name in ("BTC", "ETH", "SOL", "XRP")
+        }
+        assert running(rig) == {BTC}
+        assert (await fetch(rig, "/udf/symbols?symbol=BITGET:ETHUSDT"))["ticker"] == "BITGET:ETHUSDT"
+        quotes = (await fetch(rig, "/udf/quotes?symbols=BITGET:SOLUSDT,BITGET:NOUSDT"))["d"]
+        assert [(one["s"], one.get("errmsg")) for one in quotes] == [("ok", None), ("error", "unknown_symbol")]
+        assert running(rig) == {BTC, ETH, SOL}
+
+
+async def test_binance_streams_start_markets_by_request_and_by_address(tmp_path):
+    async with deployment(tmp_path, most=2) as rig:
+        url = f"ws://127.0.0.1:{rig.daemon.port}/ws"
+        async with websockets.connect(url) as ws:
+            for number, names in enumerate((["ethusdt@kline_1m", "btcusdt@kline_1m"], ["nousdt@kline_1m"])):
+                await ws.send(json.dumps({"method": "SUBSCRIBE", "params": names, "id": number}))
+            found: list[dict[str, Any]] = []
+            while len(found) < 4 or found[-1].get("s") != "ETHUSDT":
+                found.append(json.loads(await deadlines.wait_for(ws.recv(), 20)))
+        replies = {one["id"]: one.get("error", {}).get("msg") for one in found if "id" in one}
+        assert replies == {0: None, 1: "Invalid request: unknown stream nousdt@kline_1m"}
+        assert "BTCUSDT" in {one.get("s") for one in found}
+        async with websockets.connect(f"{url}/solusdt@kline_1m") as ws:
+            assert json.loads(await deadlines.wait_for(ws.recv(), 20))["s"] == "SOLUSDT"
+        async with websockets.connect(f"{url}/xrpusdt@kline_1m") as ws:
+            error = json.loads(await deadlines.wait_for(ws.recv(), 20))
+        text = "Too many markets on demand: at most 2 of bitget at a time"
+        assert error == {"error": {"code": 2, "msg": text}, "id": None}
+        assert running(rig) == {BTC, ETH, SOL}
+
+
 async def test_limits_of_one_address_and_of_all(tmp_path):
     async with deployment(tmp_path, most=2, most_per_address=1) as rig:
         requests = [subscribe(ETH, id=1), subscribe(SOL, id=2)]
