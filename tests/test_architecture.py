@@ -56,6 +56,8 @@ HOLDERS = {
     **dict.fromkeys(
         ("api/bar_answers", "api/klines", "api/rest", "api/routes", "api/udf"), "resources over api/handler"
     ),
+    "serve/market_starts": "waits for markets through tasks",
+    "api/kline_streams": "starts markets over serve/market_starts",
     "store/sqlite/retention": "deletes over store/sqlite/file",
     "aggregate/store_reader": "starts tasks and waits through tasks",
     "aggregate/resume": "reads over store/history",
@@ -251,8 +253,9 @@ SHARED = {
         "serve/content_coding",
         "serve/hot_path",
         "serve/kept_pages",
+        "serve/market_starts",
         "serve/rate_limit",
-    },  # the values of a request, and its limit
+    },  # the values of a request, its limit, and the start of its market
     "store": {
         "store/__init__",
         "store/interface",

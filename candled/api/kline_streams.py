@@ -4,7 +4,6 @@ Source: Binance's spot "WebSocket Streams".
 """
 
 import json
-import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
@@ -14,18 +13,15 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import msgspec
 
 from candled.access.grant import Grant
-from candled.addresses import client_of
-from candled.errors import Unavailable
 from candled.exchange import Clock
 from candled.model import END_OF_TIME_MS, Candle, MarketKey, Topic, decimal_text
-from candled.on_demand import DemandRefused
 from candled.protocol.frames import BarUpdate, Frame
 from candled.protocol.messages import FINAL, VALUES, Options
 from candled.protocol.requests import Subscribe
 from candled.rooms.encoded_bars import BarSource
 from candled.rooms.recipients import NullConnection, RecipientConnection, Recipients, RecipientSlot
 from candled.serve.connection_limiter import ClientLimits
-from candled.tasks import TaskSet
+from candled.serve.market_starts import start_later
 from candled.token_bucket import TokenBucket
 from candled.transport.work_budget import REFUSED, SUBSCRIBE
 from candled.universe import MarketsChanged
@@ -33,8 +29,6 @@ from candled.universe import MarketsChanged
 from .catalog import BinanceMarkets, binance_interval
 from .kline_order import KlineOrder
 from .offered_markets import OfferedMarkets
-
-logger = logging.getLogger(__name__)
 
 MOST_STREAMS = 1024  # per connection, as at Binance
 FINAL_WAIT_S = 2.0  # the longest time that a new bar waits for the one before it to become final
@@ -219,7 +213,6 @@ class KlineStreams:
     ) -> None:
         self._markets = markets
         self._offered = offered
-        self._tasks = TaskSet()
         self._bars = bars
         self._make_reader = make_reader
         self._publish = publish
@@ -259,19 +252,8 @@ class KlineStreams:
 
     def start_later(self, market: MarketKey, address: str, on_end: Callable[[str], None]) -> None:
         """Start a market on demand for a client, then call `on_end` with the reason if it cannot be started, or ""."""
-        self._tasks.start(self._start_market(market, address, on_end))
-
-    async def _start_market(self, market: MarketKey, address: str, on_end: Callable[[str], None]) -> None:
         assert self._offered is not None, "it was found there"
-        problem = ""
-        try:
-            await self._offered.demand.start_market(market, client_of(address))
-        except DemandRefused as refusal:
-            problem = f"Too many markets on demand: {refusal}"
-        except Unavailable as failure:
-            logger.warning("%s: %s", market, failure)
-            problem = f"Market not started: {market.symbol}, ask again later"
-        on_end(problem)
+        start_later(self._offered.demand, market, address, on_end)
 
     def is_allowed(self, name: str, grant: Grant | None) -> bool:
         """Return True if a client with this access may subscribe to a stream that exists."""

@@ -45,6 +45,16 @@ _MARKETS_AT_ONCE = 50
 _LAG_EVERY = 8  # events; measuring the lag of each would cost a quarter of a percent of a core for 1,000 markets
 
 
+class _OpeningTurns:
+    """The markets that are opened at the same time."""
+
+    def __init__(self) -> None:
+        #: Those that are read from the store.
+        self.reading = asyncio.Semaphore(_OPENED_AT_ONCE)
+        #: One begins in each pass of the event loop: a snapshot may be among its events.
+        self.beginning = asyncio.Lock()
+
+
 class ExchangeIngest:
     """The ingest of one configured exchange, or of one of its `shards`.
 
@@ -99,11 +109,8 @@ class ExchangeIngest:
         self._in_grace_period: dict[Symbol, MarketIngest] = {}
         #: The tasks that open markets, until they are open. Only some of them read the store at the same time.
         self._opening: dict[Symbol, asyncio.Task[None]] = {}
-        #: The markets that are read from the store, apart from those that clients wait for.
-        self._turns = {is_urgent: asyncio.Semaphore(_OPENED_AT_ONCE) for is_urgent in (False, True)}
-        #: One market begins in each pass of the event loop: a snapshot may be among its events.
-        self._opening_turns = {is_urgent: asyncio.Lock() for is_urgent in (False, True)}
-        self._is_reading = False  # True once feeds may be opened
+        #: By whether clients wait for a market.
+        self._turns, self._is_reading = (_OpeningTurns(), _OpeningTurns()), False  # True once feeds may be opened
         self._feeds = FeedPool(name, exchange, self, clock, http, proxies=proxies, shards=shards, counts=counts)
         #: The symbols whose feeds are connected.
         self._connected: set[Symbol] = set()
@@ -307,10 +314,10 @@ class ExchangeIngest:
 
     async def _open_market(self, symbol: Symbol, newest_ms: int | None) -> None:
         """Read a market's stored data, then process the events that its feed has delivered since."""
-        is_urgent = self._listing.is_urgent(MarketKey(self.name, symbol))
-        async with self._turns[is_urgent]:
+        turns = self._turns[self._listing.is_urgent(MarketKey(self.name, symbol))]
+        async with turns.reading:
             market = await self._loader.load_market(symbol, newest_ms, self._time.now_ms)
-        async with self._opening_turns[is_urgent]:
+        async with turns.beginning:
             self._begin_market(market, newest_ms)
             await self._clock.sleep(0)
 

@@ -1,14 +1,18 @@
-"""The start of a market on demand for a WebSocket client, with the errors of the protocol."""
+"""The start of a market on demand for a WebSocket client, with the errors of its protocol."""
 
 import logging
+from collections.abc import Callable
 
 from candled.addresses import client_of
 from candled.errors import Unavailable
+from candled.model import MarketKey
 from candled.on_demand import DemandRefused, MarketsOnDemand
 from candled.protocol.requests import LIMIT, NOT_AVAILABLE, RequestError, UnknownMarket, not_allowed
 from candled.rooms.recipients import RecipientConnection
+from candled.tasks import TaskSet
 
 logger = logging.getLogger(__name__)
+_tasks = TaskSet()
 
 
 async def start_market(demand: MarketsOnDemand | None, connection: RecipientConnection, error: UnknownMarket) -> None:
@@ -26,13 +30,9 @@ async def start_market(demand: MarketsOnDemand | None, connection: RecipientConn
     try:
         await demand.start_market(market, client_of(connection.address))
     except DemandRefused as refusal:
-        refused = RequestError(f"Too many markets on demand: {refusal}", code=LIMIT, temporary=True)
-        raise about(error, refused) from None
+        raise about(error, RequestError(_too_many(refusal), code=LIMIT, temporary=True)) from None
     except Unavailable as failure:
-        logger.warning("%s: %s", market, failure)
-        refused = RequestError(
-            f"Market not started: {market.symbol}, ask again later", code=NOT_AVAILABLE, temporary=True
-        )
+        refused = RequestError(_not_started(market, failure), code=NOT_AVAILABLE, temporary=True)
         raise about(error, refused) from None
 
 
@@ -40,3 +40,28 @@ def about(asked: RequestError, refusal: RequestError) -> RequestError:
     """Return the error of another one's request."""
     refusal.request_id = asked.request_id
     return refusal
+
+
+def start_later(demand: MarketsOnDemand, market: MarketKey, address: str, on_end: Callable[[str], None]) -> None:
+    """Start a market for a client, then call `on_end` with the reason if it cannot be started, or ""."""
+    _tasks.start(_start(demand, market, address, on_end))
+
+
+async def _start(demand: MarketsOnDemand, market: MarketKey, address: str, on_end: Callable[[str], None]) -> None:
+    problem = ""
+    try:
+        await demand.start_market(market, client_of(address))
+    except DemandRefused as refusal:
+        problem = _too_many(refusal)
+    except Unavailable as failure:
+        problem = _not_started(market, failure)
+    on_end(problem)
+
+
+def _too_many(refusal: DemandRefused) -> str:
+    return f"Too many markets on demand: {refusal}"
+
+
+def _not_started(market: MarketKey, failure: Unavailable) -> str:
+    logger.warning("%s: %s", market, failure)
+    return f"Market not started: {market.symbol}, ask again later"
