@@ -30,9 +30,13 @@ async def start_market(demand: MarketsOnDemand | None, connection: RecipientConn
     try:
         await demand.start_market(market, client_of(connection.address))
     except DemandRefused as refusal:
-        raise about(error, RequestError(_too_many(refusal), code=LIMIT, temporary=True)) from None
+        refused = RequestError(f"Too many markets on demand: {refusal}", code=LIMIT, temporary=True)
+        raise about(error, refused) from None
     except Unavailable as failure:
-        refused = RequestError(_not_started(market, failure), code=NOT_AVAILABLE, temporary=True)
+        logger.warning("%s: %s", market, failure)
+        refused = RequestError(
+            f"Market not started: {market.symbol}, ask again later", code=NOT_AVAILABLE, temporary=True
+        )
         raise about(error, refused) from None
 
 
@@ -52,16 +56,8 @@ async def _start(demand: MarketsOnDemand, market: MarketKey, address: str, on_en
     try:
         await demand.start_market(market, client_of(address))
     except DemandRefused as refusal:
-        problem = _too_many(refusal)
+        problem = f"Too many markets on demand: {refusal}"
     except Unavailable as failure:
-        problem = _not_started(market, failure)
+        logger.warning("%s: %s", market, failure)
+        problem = f"Market not started: {market.symbol}, ask again later"
     on_end(problem)
-
-
-def _too_many(refusal: DemandRefused) -> str:
-    return f"Too many markets on demand: {refusal}"
-
-
-def _not_started(market: MarketKey, failure: Unavailable) -> str:
-    logger.warning("%s: %s", market, failure)
-    return f"Market not started: {market.symbol}, ask again later"
