@@ -1,6 +1,7 @@
 """The coverage of one market: stored minutes, minutes the exchange does not have, and the next request."""
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -117,6 +118,14 @@ class Coverage:
         first, last = self._gap_indexes(start_ms, end_ms)
         return [piece for known_gap in self._known_gaps[first:last] for piece in clip_gap(known_gap, start_ms, end_ms)]
 
+    def count_known(self, start_ms: int, end_ms: int) -> Counter[str]:
+        """Count the minutes of known gaps in `[start_ms, end_ms)` by reason."""
+        first, last = self._gap_indexes(start_ms, end_ms)
+        minutes: Counter[str] = Counter()
+        for gap in self._known_gaps[first:last]:
+            minutes[gap.reason] += (min(gap.end_ms, end_ms) - max(gap.start_ms, start_ms)) // MINUTE_MS
+        return minutes
+
     def take_changes(self) -> Range | None:
         """Return the range in which the known gaps changed since the last call, or None."""
         changed, self._changed = self._changed, None
@@ -179,7 +188,7 @@ class Coverage:
 
     def count_missing(self, start_ms: int, end_ms: int) -> int:
         """Count the minutes of `[start_ms, end_ms)` that are not stored, for any reason."""
-        return self._have.missing(start_ms, end_ms).total_ms // MINUTE_MS
+        return max(0, end_ms - start_ms - self._have.total_within(start_ms, end_ms)) // MINUTE_MS
 
     # ------------------------------------------------------------ updates
 

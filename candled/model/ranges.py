@@ -108,6 +108,15 @@ class RangeSet:
                 result.add(*span)
         return result
 
+    def total_within(self, start_ms: int, end_ms: int) -> int:
+        """Return the length of the parts that lie in `[start_ms, end_ms)`."""
+        first = bisect_right(self._ends, start_ms)
+        last = bisect_left(self._starts, end_ms)
+        if first >= last:
+            return 0
+        total_ms = sum(self._ends[first:last]) - sum(self._starts[first:last])
+        return total_ms - max(0, start_ms - self._starts[first]) - max(0, self._ends[last - 1] - end_ms)
+
     def missing(self, start_ms: int, end_ms: int) -> "RangeSet":
         """Return the parts of `[start_ms, end_ms)` that are not in the set."""
         result = RangeSet([(start_ms, end_ms)])

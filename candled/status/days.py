@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import NamedTuple
 
 from candled.ingest.coverage import Coverage
 from candled.model import DAY_MS, MINUTE_MS, Range
@@ -14,13 +13,6 @@ _ARRIVING_MS = 2 * MINUTE_MS  # these are not final and confirmed yet
 FEW, SOME, CALM, FULL, NONE = "m", "s", "q", "f", "n"
 
 
-class GradedDay(NamedTuple):
-    """The level of a day, and the number of gaps that were read for it."""
-
-    level: str
-    gap_count: int
-
-
 def last_days(now_ms: int) -> list[Range]:
     """Return the last `DAYS` UTC days, oldest first. The last one ends where minutes may not have arrived yet."""
     end_ms = now_ms - now_ms % MINUTE_MS - _ARRIVING_MS
@@ -29,9 +21,9 @@ def last_days(now_ms: int) -> list[Range]:
     return [Range(at_ms, min(at_ms + DAY_MS, end_ms)) for at_ms in range(first_ms, end_ms, DAY_MS)]
 
 
-def grade_day(coverages: Sequence[Coverage], day: Range) -> GradedDay:
+def grade_day(coverages: Sequence[Coverage], day: Range) -> str:
     """Return the level of a day of a market. `coverages` are the market's, the newest first."""
-    expected = absent = quiet = beyond = gap_count = 0
+    expected = absent = quiet = beyond = 0
     end_ms = day.end_ms
     for coverage in coverages:
         start_ms = max(day.start_ms, coverage.from_ms)
@@ -40,12 +32,11 @@ def grade_day(coverages: Sequence[Coverage], day: Range) -> GradedDay:
         expected += (end_ms - start_ms) // MINUTE_MS
         if not coverage.is_stored(start_ms, end_ms):
             absent += coverage.count_missing(start_ms, end_ms)
-            for gap in coverage.known_gaps_within(start_ms, end_ms):
-                gap_count += 1
-                quiet += gap.minute_count * (gap.reason == "no_trades")
-                beyond += gap.minute_count * (gap.reason == "beyond_history")
+            known = coverage.count_known(start_ms, end_ms)
+            quiet += known["no_trades"]
+            beyond += known["beyond_history"]
         end_ms = start_ms
-    return GradedDay(_grade(expected - beyond, absent - quiet - beyond, quiet), gap_count)
+    return _grade(expected - beyond, absent - quiet - beyond, quiet)
 
 
 def join_equal(levels: Iterable[str]) -> str:

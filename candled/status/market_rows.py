@@ -8,7 +8,7 @@ from candled.ingest.market import MarketIngest
 from candled.ingest.measures import IngestMeasures
 from candled.model import FeedState, MarketKey
 
-from .days import grade_day, join_equal, last_days
+from .days import FULL, grade_day, join_equal, last_days
 
 if TYPE_CHECKING:
     from candled.aggregate.live_bars import LiveBars
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from candled.ingest_side import ShardedIngest
 
 # The work of one pass of the loop, and of its parts, in microseconds of a slow machine.
-_PASS, _MARKET, _FEED, _DAY, _GAP = 3_000, 100, 10, 1, 4
+_PASS, _MARKET, _FEED, _DAY, _UNEVEN_DAY = 3_000, 100, 10, 1, 50
 _DAYS_LAST_S = 30.0  # how long the days of a market are kept
 
 
@@ -80,9 +80,9 @@ class MarketRows:
         if kept is None or now >= kept[0]:
             levels = []
             for day in last_days(now_ms):
-                graded = grade_day(market.coverages, day)
-                levels.append(graded.level)
-                await pace.spend(_DAY + _GAP * graded.gap_count)
+                level = grade_day(market.coverages, day)
+                levels.append(level)
+                await pace.spend(_DAY if level == FULL else _UNEVEN_DAY)
             # one market is due earlier and another later, so that not all are due in one second
             share = hash(market.key) % 100 / 100
             kept = self._days[market.key] = now + _DAYS_LAST_S * (1 + share), join_equal(levels)

@@ -19,6 +19,7 @@ def test_a_range_set_behaves_as_a_set_of_times(steps, start, end, at):
     assert (at in ranges) == (at in model)
     missing = {time for left, right in ranges.missing(start, end) for time in range(left, right)}
     assert missing == set(range(start, end)) - model
+    assert ranges.total_within(start, end) == len(model & set(range(start, end)))
     first = at
     while first - 1 in model:
         first -= 1
