@@ -53,7 +53,7 @@ PROBLEMS: Mapping[str, tuple[Severity, str]] = {
     "CandledClockWrong": ("warning", "The exchange's clock and that of this machine differ by {time}."),
     "CandledMinutesMissing": ("warning", "{count} minutes are missing, and are being fetched."),
     "CandledParityLow": ("warning", "Only {percent} of the minutes agree with the exchange's REST API."),
-    "CandledSymbolsUnhealthy": ("warning", "{count} of {of} markets have a problem."),
+    "CandledSymbolsUnhealthy": ("warning", "Markets with a problem: {count} of {of}."),
     "CandledLoopBlocked": ("warning", "The event loop is late by more than 0.1 s: updates and answers are late too."),
     "CandledPluginBlocks": ("warning", "The plugin blocked the event loop in the last 15 minutes."),
     "CandledCertificateExpires": ("warning", "The certificate expires in {time}."),

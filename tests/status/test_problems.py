@@ -40,7 +40,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "CandledClockWrong": ({"exchanges": exchange({"skew_ms": -2500})}, "differ by 2.5 s"),
     "CandledMinutesMissing": ({"exchanges": exchange({"gap_minutes": {"missing": 6}})}, "6 minutes are missing"),
     "CandledParityLow": ({"exchanges": exchange({"differing": 11})}, "Only 99.98 % of the minutes"),
-    "CandledSymbolsUnhealthy": ({"exchanges": exchange(unhealthy=2)}, "2 of 5 markets have a problem"),
+    "CandledSymbolsUnhealthy": ({"exchanges": exchange(unhealthy=2)}, "Markets with a problem: 2 of 5."),
     "CandledLoopBlocked": ({"late_share": 0.011}, "The event loop is late"),
     "CandledPluginBlocks": ({"blocks": {"bitget": 1}}, "The plugin blocked the event loop"),
     "CandledCertificateExpires": ({"certificate_s": 13 * 86_400}, "expires in 13 days"),
