@@ -176,6 +176,9 @@ class ManyMemories(defaultdict[Symbol, Memory]):
     async def flush_market(self, market: Any) -> None: ...
     async def register_feed(self, markets: Any, epoch: str) -> None: ...
 
+    async def kept_from(self) -> int:
+        return 0
+
     async def unpublished(self, exchange: str) -> dict[Symbol, Any]:
         return {}
 
