@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from functools import partial
@@ -194,6 +195,7 @@ def compare(options: argparse.Namespace, ports: dict[str, int], symbol: str) -> 
             lives["`/health/live`"][-1].append(load(ports["candled"], "/health/live"))
             tag = _tag(f"http://127.0.0.1:{ports['candled']}{closed}")
             lives["304"][-1].append(load(ports["candled"], closed, f"If-None-Match: {tag}"))
+            _check_known(f"http://127.0.0.1:{ports['candled']}{closed}", tag)
         header = [f"{connections} connections", *(f"{limit:,} bars" for limit in options.limits)]
         print_table(header, [[label, *(_rates(results[label, limit]) for limit in options.limits)] for label in asked])
     rows = [[label, *map(_rates, columns)] for label, columns in lives.items()]
@@ -296,6 +298,17 @@ def _tag(url: str) -> str:
         with urllib.request.urlopen(url) as answer:
             tag = answer.headers["Etag"]
     return str(tag)
+
+
+def _check_known(url: str, tag: str) -> None:
+    """Raises: RuntimeError if the answer is not 304. `wrk` does not distinguish it from 200."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"If-None-Match": tag})) as answer:
+            status = answer.status
+    except urllib.error.HTTPError as error:
+        status = error.code
+    if status != 304:
+        raise RuntimeError(f"{url}: {status} for a tag that should be known")
 
 
 def _wait_for(url: str) -> None:
