@@ -322,7 +322,7 @@ class ExchangeIngest:
             await self._clock.sleep(0)
 
     def _begin_market(self, market: MarketIngest, newest_ms: int | None) -> None:
-        symbol, began = market.key.symbol, self._clock.monotonic()
+        symbol = market.key.symbol
         self._opening.pop(symbol)
         market.presence.connected = symbol in self._connected
         if symbol in self._feeds.surplus:
@@ -335,7 +335,6 @@ class ExchangeIngest:
             self._on_market_event(event, self._time.now_ms() if received_ms is None else received_ms)
         if self._listing.is_urgent(market.key):  # the others wait until the stream has given the time as well
             self._repair.enqueue_request(market, self._time.now_ms())
-        self._feeds.turns.add_time(self._clock.monotonic() - began)  # frames wait meanwhile
 
     # ------------------------------------------------------------ FeedSink
 

@@ -53,8 +53,7 @@ class FeedPool:
         self._counts = counts
         per_minute = exchange.limits.attempts_per_minute / shards
         self._attempts = TokenBucket(per_minute / 60, per_minute * _ATTEMPTS_AT_ONCE)
-        #: The time that events may use in one pass of the event loop.
-        self.turns = LoopBudget()
+        self._turns = LoopBudget()
         self._feeds: dict[FeedRunner, asyncio.Task[None]] = {}
         self._by_symbol: dict[Symbol, FeedRunner] = {}
         #: Feeds that the exchange will close, with those that will replace them as soon as they are connected.
@@ -122,7 +121,7 @@ class FeedPool:
             self,
             self._clock,
             self._attempts,
-            self.turns,
+            self._turns,
             self._proxies,
             self._exchange.limits,
             self._http,
