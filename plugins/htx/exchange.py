@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from candled import (
     MINUTE_MS,
@@ -42,6 +42,14 @@ class HtxSettings(Settings):
     symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
 
 
+class HtxUsdtSettings(Settings):
+    """Settings of HTX's contracts in USDT."""
+
+    ws_url: WebSocketUrl = setting("wss://api.hbdm.com/linear-swap-ws", "the WebSocket for contracts in USDT")
+    rest_url: HttpUrl = setting("https://api.hbdm.com", "the REST API for contracts, without a path")
+    symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
+
+
 class HtxFeed(SocketFeed):
     """One connection to HTX's WebSocket, whose frames are compressed.
 
@@ -74,13 +82,13 @@ class Htx(Exchange):
     name = "htx"
     evidence = Evidence(markets="spot", stream="recorded", rest="documented")
     bypass_reasons = skip_without("markets", "refusal", "together", "boundary")
-    Settings = HtxSettings
+    Settings: ClassVar[type[Any]] = HtxSettings
     requests_per_s = 5.0  # HTX allows ten a second and address
     max_history_minutes = 1000
-    history_minutes = _NEWEST - 10
+    history_minutes: ClassVar[int | None] = _NEWEST - 10
     publishes_empty_candles = True
 
-    def __init__(self, settings: HtxSettings, clock: Clock) -> None:
+    def __init__(self, settings: Any, clock: Clock) -> None:
         super().__init__(settings, clock)
         self.limits = ConnectionLimits(symbols_per_connection=settings.symbols_per_connection)
 
@@ -114,10 +122,47 @@ class Htx(Exchange):
         """Return the bars that open in `[start_ms, end_ms)`. HTX takes a number of rows, up to the present."""
         size = (self.now_ms() - start_ms) // bar_ms + 2
         query = {"symbol": messages.name_of(symbol), "period": period, "size": str(max(1, min(_NEWEST, size)))}
-        data, now_ms = messages.read_envelope(await self._fetch_path(http, "/market/history/kline", query))
+        return await self._read_kline(http, "/market/history/kline", query, start_ms, end_ms)
+
+    async def _read_kline(
+        self, http: Http, path: str, query: Mapping[str, str], start_ms: int, end_ms: int
+    ) -> list[Candle | InvalidRow]:
+        data, now_ms = messages.read_envelope(await self._fetch_path(http, path, query))
         read = partial(messages.read_row, as_of_ms=now_ms)
         rows = await read_rows_in_slices(data, read, self.clock, open_ms=messages.opening_of)
         return rows_within(rows, start_ms, end_ms)
 
     async def _fetch_path(self, http: Http, path: str, query: Mapping[str, str]) -> Any:
         return await http.get_json(self.settings.rest_url.rstrip("/") + path, query)
+
+
+class HtxUsdt(Htx):
+    """HTX's perpetual contracts that are settled in USDT. REST takes a range of time, and has older minutes too."""
+
+    name = "htx-usdt"
+    evidence = Evidence(markets="perpetual contracts in USDT", stream="documented", rest="documented")
+    bypass_reasons = skip_without("markets", "refusal", "together", "frames", "versions", "boundary", "pages")
+    Settings = HtxUsdtSettings
+    history_minutes = None
+    publishes_empty_candles = False
+
+    async def fetch_markets(self, http: Http) -> list[Market]:
+        """Return the listed contracts."""
+        infos = await self._fetch_path(http, "/linear-swap-api/v1/swap_contract_info", {})
+        merged = await self._fetch_path(http, "/linear-swap-ex/market/detail/batch_merged", {})
+        return messages.read_contracts(infos, merged)
+
+    async def _fetch_kline(
+        self, http: Http, symbol: Symbol, period: str, bar_ms: int, start_ms: int, end_ms: int
+    ) -> list[Candle | InvalidRow]:
+        """Return the bars that open in `[start_ms, end_ms)`, 2,000 at most.
+
+        Whether `from` is inclusive is not documented, so the request begins a bar earlier.
+        """
+        query = {
+            "contract_code": messages.name_of(symbol),
+            "period": period,
+            "from": str((start_ms - bar_ms) // 1000),
+            "to": str((end_ms - 1) // 1000),
+        }
+        return await self._read_kline(http, "/linear-swap-ex/market/history/kline", query, start_ms, end_ms)

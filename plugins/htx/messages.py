@@ -1,7 +1,8 @@
-"""HTX's public spot API as text: frames and rows to candles and back, without sockets or clocks.
+"""HTX's public API as text: frames and rows to candles and back, without sockets or clocks.
 
 Sources: huobiapi/docs (v1_en: "Heartbeat and Connection", "Market Candlestick", "Get Klines", "Get all Supported
-Trading Symbol"); recorded frames, listed in tests/plugins/htx/frames/README.md.
+Trading Symbol"); the types and samples of JKorf/HTX.Net and ccxt for contracts; recorded frames, listed in
+tests/plugins/htx/frames/README.md.
 """
 
 import json
@@ -31,12 +32,19 @@ PERIODS: Mapping[str, str] = {
 }
 
 _STATES: Mapping[str, MarketState] = {"online": "trading", "pre-online": "upcoming", "offline": "delisted"}
-_CELLS = ("open", "high", "low", "close", "amount", "vol")  # `amount` is the base volume, `vol` the quote volume
+# of contracts, as HTX numbers them; the others are suspended, or settled at the moment
+_CONTRACT_STATES: Mapping[int, MarketState] = {0: "delisted", 1: "trading", 2: "upcoming"}
+_CELLS = ("open", "high", "low", "close", "amount")  # `amount` is the base volume, also of contracts
 
 
 def name_of(symbol: Symbol) -> str:
-    """Return HTX's name of a spot pair, `btcusdt`. A contract keeps its own text, which HTX refuses."""
-    return f"{symbol.base}{symbol.quote}".lower() if not symbol.settle else str(symbol)
+    """Return HTX's name of a spot pair, `btcusdt`, or of a perpetual contract in USDT, `BTC-USDT`.
+
+    Other contracts keep their own text, which HTX refuses.
+    """
+    if symbol.settle:
+        return f"{symbol.base}-USDT" if (symbol.quote, symbol.settle) == ("USDT", "USDT") else str(symbol)
+    return f"{symbol.base}{symbol.quote}".lower()
 
 
 # ---------------------------------------------------------------- WebSocket
@@ -94,11 +102,15 @@ def _whole(number: Any) -> int:
 def read_row(row: Mapping[str, Any], as_of_ms: int) -> Candle:
     """Return the candle in a row, whose numbers are JSON numbers with all their digits.
 
+    The quote volume is `vol` of a spot pair. For a contract this is the number of contracts, and `trade_turnover` is
+    the quote volume.
+
     Raises:
         InvalidCandle: the row is not a possible candle.
     """
-    opened, high, low, close, amount, vol = (row[name] for name in _CELLS)
-    return Candle.parse(opening_of(row), opened, high, low, close, amount, vol, as_of_ms=as_of_ms)
+    opened, high, low, close, amount = (row[name] for name in _CELLS)
+    quote = row["trade_turnover"] if "trade_turnover" in row else row["vol"]
+    return Candle.parse(opening_of(row), opened, high, low, close, amount, quote, as_of_ms=as_of_ms)
 
 
 def opening_of(row: Mapping[str, Any]) -> int:
@@ -142,4 +154,29 @@ def _read_market(entry: Mapping[str, Any], volumes: Mapping[str, Decimal]) -> Ma
         volume_decimals=int(entry["amount-precision"]),
         status=_STATES.get(entry["state"], "suspended"),
         quote_volume_24h=volumes.get(entry["symbol"]),
+    )
+
+
+def read_contracts(infos: Any, merged: Any) -> list[Market]:
+    """Return the perpetual contracts in the answers of `swap_contract_info` and `market/detail/batch_merged`.
+
+    Raises:
+        ExchangeError: as `read_envelope`; an entry without the documented fields.
+    """
+    try:
+        volumes = {one["contract_code"]: Decimal(one.get("trade_turnover") or 0) for one in merged["ticks"]}
+        entries = [one for one in read_envelope(infos)[0] if one.get("business_type", "swap") == "swap"]
+        return [_read_contract(one, volumes) for one in entries]
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise ExchangeError(f"a contract is not as documented: {error!r}") from error
+
+
+def _read_contract(entry: Mapping[str, Any], volumes: Mapping[str, Decimal]) -> Market:
+    base, _, quote = entry["contract_code"].rpartition("-")
+    return Market(
+        symbol=Symbol(base, quote, quote),
+        tick_size=Decimal(entry["price_tick"]),
+        volume_decimals=max(0, -int(Decimal(entry["contract_size"]).normalize().as_tuple().exponent)),
+        status=_CONTRACT_STATES.get(entry["contract_status"], "suspended"),
+        quote_volume_24h=volumes.get(entry["contract_code"]),
     )

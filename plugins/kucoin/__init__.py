@@ -1,13 +1,13 @@
-"""The KuCoin plugin: spot pairs."""
+"""The KuCoin plugin: spot pairs, and contracts in USDT."""
 
 from collections.abc import Sequence
 
 from candled import Exchange, hookimpl
 
-from .exchange import Kucoin
+from .exchange import Kucoin, KucoinUsdt
 
 
 @hookimpl
 def candled_exchanges() -> Sequence[type[Exchange]]:
-    """Return the KuCoin exchange."""
-    return [Kucoin]
+    """Return KuCoin's exchanges."""
+    return [Kucoin, KucoinUsdt]

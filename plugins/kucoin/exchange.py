@@ -1,10 +1,12 @@
 """KuCoin: its addresses, tokens and budget."""
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from functools import partial
 from typing import Any, ClassVar
 
 from candled import (
+    MINUTE_MS,
     Candle,
     Clock,
     ConnectionLimits,
@@ -17,6 +19,7 @@ from candled import (
     Interval,
     InvalidRow,
     Market,
+    MarketTable,
     RequestBudget,
     Settings,
     SocketFeed,
@@ -41,6 +44,15 @@ class KucoinSettings(Settings):
     symbols_per_connection: int = setting(
         100, "symbols on one connection; KuCoin ignores those above 300 in silence", ge=1, le=300
     )
+
+
+class KucoinUsdtSettings(Settings):
+    """Settings of KuCoin's contracts in USDT."""
+
+    rest_url: HttpUrl = setting(
+        "https://api-futures.kucoin.com", "the REST API for contracts, without a path; it names the WebSocket"
+    )
+    symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=300)
 
 
 class KucoinFeed(SocketFeed):
@@ -90,6 +102,27 @@ class KucoinFeed(SocketFeed):
         return messages.read_frame(frame, self._by_name, self._requests)
 
 
+class KucoinUsdtFeed(KucoinFeed):
+    """One connection for contracts. It reads their sizes before it connects, because KuCoin counts contracts."""
+
+    def __init__(self, rest_url: str, symbols: Sequence[Symbol], sizes: MarketTable[str, Decimal]) -> None:
+        super().__init__(rest_url, symbols)
+        self._sizes = sizes
+
+    async def prepare_connection(self, http: Http) -> str:
+        """Return the address of the next connection, once the sizes of the contracts are known.
+
+        Raises:
+            Unavailable, ExchangeError: as `KucoinFeed.prepare_connection`.
+        """
+        await self._sizes.load(http)
+        return await super().prepare_connection(http)
+
+    def read_frame(self, frame: str | bytes) -> list[Event]:
+        """Return the events of a frame."""
+        return messages.read_frame(frame, self._by_name, self._requests, self._sizes.known)
+
+
 class Kucoin(Exchange):
     """KuCoin's spot market. It has no candle for a minute without trades."""
 
@@ -102,11 +135,11 @@ class Kucoin(Exchange):
         answers={"finality": "socket.txt", "empty minutes": "socket.txt", "currency": "rest_hours.json"},
     )
     bypass_reasons = skip_without("markets", "refusal", "together")
-    Settings = KucoinSettings
+    Settings: ClassVar[type[Any]] = KucoinSettings
     request_budgets: ClassVar[Mapping[str, RequestBudget]] = {"weight": RequestBudget(limit=2000, period_s=30)}
     max_history_minutes = 1490  # a page has 1,500 rows
 
-    def __init__(self, settings: KucoinSettings, clock: Clock) -> None:
+    def __init__(self, settings: Any, clock: Clock) -> None:
         super().__init__(settings, clock)
         self.limits = ConnectionLimits(
             symbols_per_connection=settings.symbols_per_connection, frames_per_s=5.0, attempts_per_minute=15.0
@@ -161,3 +194,66 @@ class Kucoin(Exchange):
         if messages.is_too_many(body):
             http.pause_requests(url, _PAUSE_S)
         return messages.read_envelope(body)
+
+
+class KucoinUsdt(Kucoin):
+    """KuCoin's perpetual contracts that are settled in USDT. They have no candle for a minute without trades."""
+
+    name = "kucoin-usdt"
+    evidence = Evidence(markets="perpetual contracts in USDT", stream="documented", rest="documented")
+    bypass_reasons = skip_without("markets", "refusal", "together", "frames", "versions", "boundary", "pages")
+    Settings = KucoinUsdtSettings
+    max_history_minutes = 190  # the page says 500, and 200 come
+
+    def __init__(self, settings: Any, clock: Clock) -> None:
+        super().__init__(settings, clock)
+        #: The base coins in one contract of each market, by KuCoin's names.
+        self._sizes = MarketTable(self._fetch_sizes)
+
+    async def fetch_markets(self, http: Http) -> list[Market]:
+        """Return the listed contracts."""
+        contracts = await self._fetch_data(http, "/api/v1/contracts/active", {}, 3.0)
+        self._sizes.known |= messages.read_sizes(contracts)
+        return messages.read_contracts(contracts)
+
+    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
+        """Return the feed of one connection."""
+        return KucoinUsdtFeed(self.settings.rest_url, symbols, self._sizes)
+
+    async def fetch_history(
+        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
+    ) -> Sequence[Candle | InvalidRow]:
+        """Return the minutes in `[start_ms, end_ms)`."""
+        return await self._fetch_klines(http, symbol, Interval.parse("1m"), start_ms, end_ms)
+
+    async def fetch_bars(
+        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
+    ) -> list[Candle] | None:
+        """Return KuCoin's bars.
+
+        Raises:
+            ExchangeError: as `Exchange.fetch_bars`; KuCoin's days do not begin at 00:00 UTC.
+        """
+        if str(interval) not in messages.CONTRACT_INTERVALS:
+            return None
+        fetch = partial(self._fetch_klines, http, symbol, interval)
+        return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=self.max_history_minutes)
+
+    async def _fetch_klines(
+        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
+    ) -> list[Candle | InvalidRow]:
+        """Return the bars that open in `[start_ms, end_ms)`. KuCoin excludes `from`, so it is a bar earlier."""
+        name = messages.name_of(symbol)
+        size = await self._sizes.find(http, name)
+        query = {
+            "symbol": name,
+            "granularity": str(interval.ms // MINUTE_MS),
+            "from": str(start_ms - interval.ms),
+            "to": str(end_ms - 1),
+        }
+        data = messages.rows_of(await self._fetch_data(http, "/api/v1/kline/query", query, 3.0))
+        rows = await read_rows_in_slices(data, partial(messages.read_contract_row, size=size), self.clock)
+        return rows_within(rows, start_ms, end_ms)
+
+    async def _fetch_sizes(self, http: Http) -> dict[str, Decimal]:
+        return messages.read_sizes(await self._fetch_data(http, "/api/v1/contracts/active", {}, 3.0))

@@ -1,6 +1,7 @@
 """KuCoin's classic public API as text: frames and rows to candles and back, without sockets or clocks.
 
-Sources: Kucoin/kucoin-api-docs ("Apply connect token", "Klines" of WebSocket and REST, "Get Symbols List"); recorded
+Sources: Kucoin/kucoin-api-docs ("Apply connect token", "Klines" of WebSocket and REST, "Get Symbols List"),
+Kucoin/kucoin-universal-sdk (futures_public, futures market) and ccxt's samples for contracts; recorded
 frames, listed in tests/plugins/kucoin/frames/README.md.
 """
 
@@ -22,6 +23,7 @@ from candled import (
     SubscribeRequests,
     Symbol,
     Unavailable,
+    base_volume,
     parse_object,
     read_candles,
 )
@@ -34,13 +36,16 @@ INTERVALS: Mapping[str, str] = {
     **{"1h": "1hour", "2h": "2hour", "4h": "4hour", "6h": "6hour", "8h": "8hour", "12h": "12hour", "1D": "1day"},
 }
 
+#: The intervals of contracts, which have no names. Weeks are left out.
+CONTRACT_INTERVALS = frozenset({"1m", "5m", "15m", "30m", "1h", "2h", "4h", "8h", "12h", "1D"})
+
 _SUCCESS = "200000"
 TOO_MANY = "429000"
 _RETRY_LATER = frozenset({TOO_MANY, "500000", "503000"})
-_TOPIC = "/market/candles:"
+_TOPIC, _CONTRACT_TOPIC = "/market/candles:", "/contractMarket/limitCandle:"
 _SUFFIX = "_1min"
 _EXPIRED = "token is expired"
-_COLUMNS = 7
+_COLUMNS, _CONTRACT_COLUMNS = 7, 6
 _YEAR_5138_MS = 10**14  # times above are in finer units
 
 
@@ -53,8 +58,15 @@ class Connection(NamedTuple):
 
 
 def name_of(symbol: Symbol) -> str:
-    """Return KuCoin's name of a spot pair, `BTC-USDT`. A contract keeps its own text, which KuCoin refuses."""
-    return f"{symbol.base}-{symbol.quote}" if not symbol.settle else str(symbol)
+    """Return KuCoin's name of a spot pair, `BTC-USDT`, or of a perpetual contract in USDT, `ETHUSDTM` or `XBTUSDTM`.
+
+    Other contracts keep their own text, which KuCoin refuses.
+    """
+    if not symbol.settle:
+        return f"{symbol.base}-{symbol.quote}"
+    if (symbol.quote, symbol.settle) != ("USDT", "USDT"):
+        return str(symbol)
+    return f"{'XBT' if symbol.base == 'BTC' else symbol.base}USDTM"
 
 
 # ---------------------------------------------------------------- WebSocket
@@ -80,10 +92,11 @@ def read_connection(answer: Any) -> Connection:
 def command_frames(kind: str, symbols: Sequence[Symbol], requests: SubscribeRequests) -> list[str]:
     """Return the frames that `subscribe` to or `unsubscribe` from (the `kind`) the minute candles of `symbols`."""
     frames = []
-    for first in range(0, len(symbols), MOST_SYMBOLS):
-        group = symbols[first : first + MOST_SYMBOLS]
+    prefix, most = (_CONTRACT_TOPIC, 1) if symbols and symbols[0].settle else (_TOPIC, MOST_SYMBOLS)
+    for first in range(0, len(symbols), most):
+        group = symbols[first : first + most]
         number = requests.add_request(group if kind == "subscribe" else ())
-        topic = _TOPIC + ",".join(name_of(symbol) + _SUFFIX for symbol in group)
+        topic = prefix + ",".join(name_of(symbol) + _SUFFIX for symbol in group)
         # without `response`, KuCoin does not answer
         message = {"id": str(number), "type": kind, "topic": topic, "response": True}
         frames.append(json.dumps(message, separators=(",", ":")))
@@ -95,10 +108,16 @@ def ping_frame(requests: SubscribeRequests) -> str:
     return json.dumps({"id": str(requests.add_request()), "type": "ping"}, separators=(",", ":"))
 
 
-def read_frame(frame: str | bytes, symbols: Mapping[str, Symbol], requests: SubscribeRequests) -> list[Event]:
+def read_frame(
+    frame: str | bytes,
+    symbols: Mapping[str, Symbol],
+    requests: SubscribeRequests,
+    sizes: Mapping[str, Decimal] | None = None,
+) -> list[Event]:
     """Return the events of one frame. `symbols` are the subscribed markets, by KuCoin's names.
 
-    A candle's `as_of_ms` is the frame's send time. KuCoin marks no minute as closed.
+    `sizes` are the base coins in a contract; None for spot pairs. A candle's `as_of_ms` is the frame's send time.
+    KuCoin marks no minute as closed.
 
     Raises:
         ExchangeError: the frame is not as documented, or is about a market that was not subscribed.
@@ -115,12 +134,19 @@ def read_frame(frame: str | bytes, symbols: Mapping[str, Symbol], requests: Subs
         reason = f"{message.get('code')} {message.get('data')}"
         return [FeedError(reason, reconnect=True)] if _EXPIRED in reason else requests.reject(number, reason)
     data, topic = message.get("data"), str(message.get("topic"))
-    if kind != "message" or not isinstance(data, dict) or not topic.startswith(_TOPIC) or not topic.endswith(_SUFFIX):
+    prefix = _TOPIC if sizes is None else _CONTRACT_TOPIC
+    if kind != "message" or not isinstance(data, dict) or not topic.startswith(prefix) or not topic.endswith(_SUFFIX):
         raise ExchangeError(f"expected a candle of a minute, got {frame[:200]!r}")
     symbol = symbols.get(str(data.get("symbol")))
     if symbol is None:
         raise ExchangeError(f"got a candle of {data.get('symbol')!r}, which was not subscribed")
-    read = partial(read_row, as_of_ms=_read_ms(data.get("time")))
+    sent_ms = _read_ms(data.get("time"))
+    if sizes is None:
+        read = partial(read_row, as_of_ms=sent_ms)
+    elif data["symbol"] in sizes:
+        read = partial(_read_contract_push, size=sizes[data["symbol"]], as_of_ms=sent_ms)
+    else:
+        raise ExchangeError(f"the size of a contract of {data['symbol']} is unknown")
     return [read_candles(symbol, [data.get("candles")], read, open_ms=opening_of)]
 
 
@@ -144,6 +170,28 @@ def read_row(row: Any, as_of_ms: int = 0) -> Candle:
         raise InvalidCandle(f"expected a row of {_COLUMNS} columns, got {str(row)[:200]}")
     _, opened, close, high, low, volume, quote = row[:_COLUMNS]
     return Candle.parse(opening_of(row), opened, high, low, close, volume, quote, as_of_ms=as_of_ms)
+
+
+def _read_contract_push(row: Any, size: Decimal, as_of_ms: int) -> Candle:
+    """Return the candle of a contract in a frame. Its sixth column is wrong, and the seventh has the contracts."""
+    if not isinstance(row, list) or len(row) < _COLUMNS:
+        raise InvalidCandle(f"expected a row of {_COLUMNS} columns, got {str(row)[:200]}")
+    _, opened, close, high, low, _, contracts = row[:_COLUMNS]
+    return Candle.parse(
+        opening_of(row), opened, high, low, close, base_volume(contracts, size), None, as_of_ms=as_of_ms
+    )
+
+
+def read_contract_row(row: Any, size: Decimal) -> Candle:
+    """Return the candle of a contract in a row of REST: opening time in ms, open, high, low, close, contracts.
+
+    Raises:
+        InvalidCandle: the row has another form, or is not a possible candle.
+    """
+    if not isinstance(row, list) or len(row) < _CONTRACT_COLUMNS:
+        raise InvalidCandle(f"expected a row of {_CONTRACT_COLUMNS} columns, got {str(row)[:200]}")
+    open_ms, opened, high, low, close, contracts = row[:_CONTRACT_COLUMNS]
+    return Candle.parse(open_ms, opened, high, low, close, base_volume(contracts, size))
 
 
 def opening_of(row: Sequence[Any]) -> int:
@@ -210,4 +258,44 @@ def _read_market(entry: Mapping[str, Any], volumes: Mapping[str, Decimal]) -> Ma
         status="trading" if entry["enableTrading"] else "suspended",
         listed_ms=int(entry.get("tradingStartTime") or 0) or None,
         quote_volume_24h=volumes.get(entry["symbol"]),
+    )
+
+
+def read_sizes(contracts: Any) -> dict[str, Decimal]:
+    """Return the base coins in one contract of each market in the data of `contracts/active`.
+
+    Raises:
+        ExchangeError: an entry without the documented fields.
+    """
+    try:
+        return {one["symbol"]: Decimal(one["multiplier"]) for one in rows_of(contracts) if _is_perpetual(one)}
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise ExchangeError(f"a contract is not as documented: {error!r}") from error
+
+
+def read_contracts(contracts: Any) -> list[Market]:
+    """Return the perpetual contracts in USDT in the data of `contracts/active`.
+
+    Raises:
+        ExchangeError: an entry without the documented fields.
+    """
+    try:
+        return [_read_contract(one) for one in rows_of(contracts) if _is_perpetual(one)]
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise ExchangeError(f"a contract is not as documented: {error!r}") from error
+
+
+def _is_perpetual(entry: Mapping[str, Any]) -> bool:
+    return entry["settleCurrency"] == "USDT" and not entry.get("expireDate") and not entry.get("isInverse")
+
+
+def _read_contract(entry: Mapping[str, Any]) -> Market:
+    base = "BTC" if entry["baseCurrency"] == "XBT" else entry["baseCurrency"]
+    return Market(
+        symbol=Symbol(base, entry["quoteCurrency"], "USDT"),
+        volume_decimals=max(0, -int(Decimal(entry["multiplier"]).normalize().as_tuple().exponent)),
+        tick_size=Decimal(entry["tickSize"]),
+        status="trading" if entry["status"] == "Open" else "suspended",
+        listed_ms=int(entry.get("firstOpenDate") or 0) or None,
+        quote_volume_24h=Decimal(entry.get("turnoverOf24h") or 0),
     )

@@ -1,7 +1,8 @@
-"""MEXC's public spot API (V3) as frames and rows to candles and back, without sockets or clocks.
+"""MEXC's public APIs (spot V3, contract V1) as frames and rows to candles and back, without sockets or clocks.
 
 Sources: mexcdevelop/apidocs (spot_v3_en: "Websocket Market Streams", "Kline/Candlestick Data", "Exchange
-Information"). No recorded frame was found.
+Information"; contract_v1_en: "K-line Data", "Contract
+Information"), ccxt's samples of contracts. No recorded frame was found.
 """
 
 import json
@@ -23,10 +24,14 @@ from candled import (
     Subscribed,
     SubscriptionRejected,
     Symbol,
+    Unavailable,
+    base_volume,
     parse_object,
+    read_candles,
 )
 
 PING = '{"method":"PING"}'
+CONTRACT_PING = '{"method":"ping"}'
 MOST_CHANNELS = 10  # per frame
 
 #: MEXC's names of intervals. Its weeks are left out, because their first day is not documented.
@@ -34,6 +39,15 @@ INTERVALS: Mapping[str, str] = {
     **{"1m": "1m", "5m": "5m", "15m": "15m", "30m": "30m", "1h": "60m", "4h": "4h", "1D": "1d"},
 }
 
+#: MEXC's names of intervals of contracts, without weeks.
+CONTRACT_INTERVALS: Mapping[str, str] = {
+    **{"1m": "Min1", "5m": "Min5", "15m": "Min15", "30m": "Min30", "1h": "Min60", "4h": "Hour4", "8h": "Hour8"},
+    "1D": "Day1",
+}
+
+_TOO_OFTEN = 510
+_CONTRACT_COLUMNS = ("time", "open", "high", "low", "close", "vol", "amount")
+_CONTRACT_STATES: Mapping[int, MarketState] = {0: "trading", 2: "delisted", 3: "delisted"}
 _PREFIX, _SUFFIX = "spot@public.kline.v3.api.pb@", "@Min1"
 _STATES: Mapping[str, MarketState] = {"1": "trading", "2": "suspended", "3": "delisted"}
 _COLUMNS = 8
@@ -154,3 +168,137 @@ def _read_market(entry: Mapping[str, Any], volume: Any) -> Market:
         status=_STATES.get(str(entry["status"]), "suspended"),
         quote_volume_24h=None if volume is None else Decimal(volume),
     )
+
+
+# ---------------------------------------------------------------- contracts
+
+
+def contract_name(symbol: Symbol) -> str:
+    """Return MEXC's name of a perpetual contract in USDT, `BTC_USDT`. Others keep a text that MEXC refuses."""
+    return f"{symbol.base}_USDT" if (symbol.quote, symbol.settle) == ("USDT", "USDT") else str(symbol)
+
+
+def contract_frames(method: str, symbols: Sequence[Symbol]) -> list[str]:
+    """Return the frames of `method`, `sub.kline` or `unsub.kline`, one for each market."""
+    return [
+        json.dumps(
+            {"method": method, "param": {"symbol": contract_name(symbol), "interval": "Min1"}}, separators=(",", ":")
+        )
+        for symbol in symbols
+    ]
+
+
+def read_contract_frame(frame: str | bytes, symbols: Mapping[str, Symbol], sizes: Mapping[str, Decimal]) -> list[Event]:
+    """Return the events of a frame about contracts. `symbols` are the subscribed markets, by MEXC's names.
+
+    `sizes` are the base coins in a contract. Acknowledgements may name no market, and errors name none.
+
+    Raises:
+        ExchangeError: the frame is not as documented, or is about a market that was not subscribed.
+    """
+    message = parse_object(frame)
+    channel, data = message.get("channel"), message.get("data")
+    if channel == "pong":
+        return [Pong()]
+    if channel == "rs.error":
+        return [FeedError(str(data))]
+    if channel in ("rs.sub.kline", "rs.unsub.kline"):
+        param = message.get("param")
+        named = symbols.get(str(param.get("symbol"))) if isinstance(param, dict) else None
+        return [Subscribed(named)] if named is not None and channel == "rs.sub.kline" else []
+    name, sent_ms = str(message.get("symbol")), message.get("ts")
+    is_candle = channel == "push.kline" and isinstance(data, dict) and data.get("interval") == "Min1"
+    if not is_candle or not isinstance(sent_ms, int):
+        raise ExchangeError(f"expected a candle of a minute, got {frame[:200]!r}")
+    if name not in symbols or name not in sizes:
+        raise ExchangeError(f"got a candle of {name!r}, which was not subscribed, or whose size is unknown")
+
+    def read(row: Mapping[str, Any]) -> Candle:
+        volume = base_volume(row["q"], sizes[name])
+        opened, high, low, close = (row[key] for key in "ohlc")
+        return Candle.parse(open_ms(row), opened, high, low, close, volume, row["a"], as_of_ms=sent_ms)
+
+    def open_ms(row: Mapping[str, Any]) -> int:
+        return int(row["t"]) * 1000
+
+    return [read_candles(symbols[name], [data], read, open_ms=open_ms)]
+
+
+def read_contract_envelope(body: Any) -> Any:
+    """Return the `data` of an answer about contracts.
+
+    Raises:
+        Unavailable: there were too many requests.
+        ExchangeError: MEXC refuses the request, or the body is not as documented.
+    """
+    if not isinstance(body, dict) or body.get("success") is not True or "data" not in body:
+        problem = f"expected an answer with data, got {str(body)[:200]}"
+        raise Unavailable(problem) if is_too_often(body) else ExchangeError(problem)
+    return body["data"]
+
+
+def is_too_often(body: Any) -> bool:
+    """Return whether an answer means that the address sent too many requests."""
+    return isinstance(body, dict) and body.get("code") == _TOO_OFTEN
+
+
+def contract_rows(data: Any) -> list[tuple[Any, ...]]:
+    """Return the rows of an answer that has columns.
+
+    Raises:
+        ExchangeError: a column is missing, or shorter than another one.
+    """
+    try:
+        return list(zip(*(data[name] for name in _CONTRACT_COLUMNS), strict=True))
+    except (LookupError, TypeError, ValueError) as error:
+        raise ExchangeError(f"expected columns of the same length, got {str(data)[:200]}") from error
+
+
+def read_contract_row(row: Sequence[Any], size: Decimal) -> Candle:
+    """Return the candle in a row: opening time in s, open, high, low, close, contracts, quote volume.
+
+    Raises:
+        InvalidCandle: the row is not a possible candle.
+    """
+    _, opened, high, low, close, contracts, quote = row
+    return Candle.parse(contract_row_ms(row), opened, high, low, close, base_volume(contracts, size), quote)
+
+
+def contract_row_ms(row: Sequence[Any]) -> int:
+    """Return the opening time of a row about a contract, UTC epoch milliseconds."""
+    return int(row[0]) * 1000
+
+
+def read_sizes(contracts: Any) -> dict[str, Decimal]:
+    """Return the base coins in one contract of each market in the data of `contract/detail`.
+
+    Raises:
+        ExchangeError: an entry without the documented fields.
+    """
+    try:
+        return {one["symbol"]: Decimal(one["contractSize"]) for one in contracts}
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise ExchangeError(f"a contract is not as documented: {error!r}") from error
+
+
+def read_contracts(contracts: Any, tickers: Any) -> list[Market]:
+    """Return the contracts in USDT in the data of `contract/detail` and `contract/ticker`.
+
+    Raises:
+        ExchangeError: an entry without the documented fields.
+    """
+    try:
+        volumes = {one["symbol"]: Decimal(one.get("amount24") or 0) for one in tickers}
+        return [
+            Market(
+                symbol=Symbol(one["baseCoin"], one["quoteCoin"], "USDT"),
+                tick_size=Decimal(one["priceUnit"]),
+                volume_decimals=max(0, -int(Decimal(one["contractSize"]).normalize().as_tuple().exponent)),
+                status=_CONTRACT_STATES.get(one["state"], "suspended"),
+                quote_volume_24h=volumes.get(one["symbol"]),
+            )
+            for one in contracts
+            if one["settleCoin"] == "USDT"
+        ]
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise ExchangeError(f"a contract is not as documented: {error!r}") from error

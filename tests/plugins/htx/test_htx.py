@@ -22,7 +22,7 @@ from candled import (
 from candled.exchange import Compression
 from candled.ingest.connection import FeedConnection
 from candled.ingest.decompression import TooLarge, decompress
-from candled_plugins.htx.exchange import Htx, HtxFeed, HtxSettings
+from candled_plugins.htx.exchange import Htx, HtxFeed, HtxSettings, HtxUsdt, HtxUsdtSettings
 from tests import deadlines
 from tests.clocks import START_MS, ManualClock
 from tests.plugins.local import NOT_FRAMES, FakeHttp, opening_times, recorded, running, socket_server, window
@@ -218,3 +218,54 @@ async def test_markets_with_their_facts():
     data["/v1/common/symbols"] = [{}]
     with pytest.raises(ExchangeError, match="not as documented"):
         await htx().fetch_markets(answer)
+
+
+# ---------------------------------------------------------------- contracts
+
+CONTRACT = Symbol("BTC", "USDT", "USDT")
+
+
+def htx_usdt() -> HtxUsdt:
+    return HtxUsdt(HtxUsdtSettings(), ManualClock(START_MS + 30_000))
+
+
+def test_of_a_documented_contract_the_turnover_is_the_quote_volume_and_vol_a_number_of_contracts():
+    tick = {"id": 1603707120, "mrid": 131592424, "open": 13067.7, "close": 13067.7, "high": 13067.7, "low": 13067.7,
+            "amount": 0.004, "vol": 4, "trade_turnover": 52.2708, "count": 1}  # fmt: skip
+    frame = json.dumps({"ch": "market.BTC-USDT.kline.1min", "ts": 1603707124366, "tick": tick})
+    (event,) = htx_usdt().make_feed([CONTRACT]).read_frame(frame)
+    (candle,) = event.candles
+    assert (event.symbol, str(candle.volume), str(candle.quote_volume)) == (CONTRACT, "0.004", "52.2708")
+    assert candle.quote_volume / candle.volume == candle.close
+
+
+@pytest.mark.parametrize("is_inclusive", [True, False])
+async def test_every_minute_of_a_range_of_a_contract_is_found(is_inclusive):
+    def answer(path, query):
+        assert (path, query["contract_code"]) == ("/linear-swap-ex/market/history/kline", "BTC-USDT")
+        first = int(query["from"]) + (0 if is_inclusive else 1)
+        times = range(-(-first // 60) * 60, min(int(query["to"]), START_MS // 1000) + 1, 60)
+        assert len(times) <= 2000
+        row = {"open": 10, "close": 11, "low": 9, "high": 12, "amount": 3, "vol": 300, "trade_turnover": 33}
+        return {"status": "ok", "ts": START_MS, "data": [{"id": at, **row} for at in times]}
+
+    start_ms, end_ms = window(100, 1000, HtxUsdt.max_history_minutes)
+    rows = await htx_usdt().fetch_history(FakeHttp(answer), CONTRACT, start_ms, end_ms)
+    assert opening_times(rows) == list(range(start_ms, end_ms, MINUTE_MS))
+
+
+async def test_contracts_that_expire_are_not_listed():
+    entry = {"symbol": "BTC", "contract_code": "BTC-USDT", "contract_size": Decimal("0.001"), "business_type": "swap",
+             "price_tick": Decimal("0.1"), "contract_status": 1}  # fmt: skip
+    future = {**entry, "contract_code": "BTC-USDT-211231", "business_type": "futures"}
+    merged = {"status": "ok", "ticks": [{"contract_code": "BTC-USDT", "trade_turnover": "7.5"}]}
+    infos = {"status": "ok", "data": [entry, future, {**entry, "contract_code": "X-USDT", "contract_status": 3}]}
+    http = FakeHttp(lambda path, query: merged if "merged" in path else infos)
+    found, halted = await htx_usdt().fetch_markets(http)
+    assert (found.symbol, found.tick_size, found.volume_decimals, found.status, found.quote_volume_24h) == (
+        CONTRACT, Decimal("0.1"), 3, "trading", Decimal("7.5"),
+    )  # fmt: skip
+    assert (halted.symbol, halted.status) == (Symbol("X", "USDT", "USDT"), "suspended")
+    merged["ticks"] = None
+    with pytest.raises(ExchangeError, match="not as documented"):
+        await htx_usdt().fetch_markets(http)

@@ -21,7 +21,7 @@ from candled import (
     Symbol,
     Unavailable,
 )
-from candled_plugins.kucoin.exchange import Kucoin, KucoinFeed, KucoinSettings
+from candled_plugins.kucoin.exchange import Kucoin, KucoinFeed, KucoinSettings, KucoinUsdt, KucoinUsdtSettings
 from tests import deadlines
 from tests.clocks import START_MS, ManualClock
 from tests.plugins.local import (
@@ -260,3 +260,69 @@ async def test_a_renamed_market_keeps_the_name_that_kucoin_knows():
     data["/api/v2/symbols"] = [{"symbol": "A-B-C"}]
     with pytest.raises(ExchangeError, match="not as documented"):
         await kucoin().fetch_markets(FakeHttp(lambda path, query: {"code": "200000", "data": data[path]}))
+
+
+# ---------------------------------------------------------------- contracts
+
+CONTRACT = Symbol("BTC", "USDT", "USDT")
+ACTIVE = [{"symbol": "XBTUSDTM", "baseCurrency": "XBT", "quoteCurrency": "USDT", "settleCurrency": "USDT",
+           "expireDate": None, "isInverse": False, "multiplier": Decimal("0.001"), "tickSize": Decimal("0.1"),
+           "status": "Open", "firstOpenDate": 1585555200000, "turnoverOf24h": Decimal("7.5")}]  # fmt: skip
+
+
+def kucoin_usdt() -> KucoinUsdt:
+    return KucoinUsdt(KucoinUsdtSettings(), ManualClock(START_MS + 30_000))
+
+
+def contracts(path: str, query):
+    """KuCoin's rows of contracts: `from` excluded, 200 at most."""
+    if path.endswith("active"):
+        return {"code": "200000", "data": ACTIVE}
+    if path.endswith("bullet-public"):
+        server = {"endpoint": "wss://x.example/endpoint", "pingInterval": 18_000, "pingTimeout": 10_000}
+        return {"code": "200000", "data": {"token": "t", "instanceServers": [server]}}
+    assert (query["symbol"], query["granularity"]) == ("XBTUSDTM", "1")
+    times = range(
+        int(query["from"]) // MINUTE_MS * MINUTE_MS + MINUTE_MS, min(int(query["to"]), START_MS) + 1, MINUTE_MS
+    )
+    return {"code": "200000", "data": [[at, 10, 12, 9, 11, 3000] for at in times[:200]]}
+
+
+async def test_of_a_documented_frame_of_a_contract_the_last_column_is_the_number_of_contracts():
+    feed = kucoin_usdt().make_feed([CONTRACT])
+    assert await feed.prepare_connection(FakeHttp(contracts)) == "wss://x.example/endpoint?token=t&connectId=1"
+    (command,) = map(json.loads, feed.subscribe([CONTRACT]))
+    assert command["topic"] == "/contractMarket/limitCandle:XBTUSDTM_1min"
+    assert feed.read_frame(json.dumps({"id": command["id"], "type": "ack"})) == [Subscribed(CONTRACT)]
+    data = {"symbol": "XBTUSDTM", "candles": ["1715470980", "81.38", "81.4", "81.5", "81.3", "99.0", "61"],
+            "time": 1715470994801}  # fmt: skip
+    frame = {"topic": command["topic"], "type": "message", "data": data, "subject": "candle.stick"}
+    (event,) = feed.read_frame(json.dumps(frame))
+    (candle,) = event.candles
+    assert (candle.open_ms, candle.as_of_ms, candle.quote_volume) == (1715470980000, 1715470994801, None)
+    assert [str(one) for one in candle[1:6]] == ["81.38", "81.5", "81.3", "81.4", "0.061"]
+    for topic in ("/market/candles:XBTUSDTM_1min", "/contractMarket/limitCandle:XBTUSDTM_5min"):
+        with pytest.raises(ExchangeError, match="expected a candle of a minute"):
+            feed.read_frame(json.dumps({**frame, "topic": topic}))
+
+
+async def test_every_minute_of_a_range_of_a_contract_is_found_in_base_coins():
+    exchange = kucoin_usdt()
+    start_ms, end_ms = window(50, 500, exchange.max_history_minutes)
+    http = FakeHttp(contracts)
+    rows = await exchange.fetch_history(http, CONTRACT, start_ms, end_ms)
+    assert opening_times(rows) == list(range(start_ms, end_ms, MINUTE_MS))
+    assert {(row.volume, row.quote_volume) for row in rows} == {(3, None)}
+    with pytest.raises(ExchangeError, match="the exchange has no market ETHUSDTM"):
+        await exchange.fetch_history(http, Symbol("ETH", "USDT", "USDT"), start_ms, end_ms)
+    assert await exchange.fetch_bars(http, CONTRACT, Interval.parse("1W"), 0, 10) is None
+
+
+async def test_contracts_have_the_usual_name_of_their_coin():
+    (found,) = await kucoin_usdt().fetch_markets(FakeHttp(contracts))
+    assert (found.symbol, found.tick_size, found.volume_decimals, found.status) == (
+        CONTRACT, Decimal("0.1"), 3, "trading",
+    )  # fmt: skip
+    assert (found.listed_ms, found.quote_volume_24h) == (1585555200000, Decimal("7.5"))
+    with pytest.raises(ExchangeError, match="not as documented"):
+        await kucoin_usdt().fetch_markets(FakeHttp(lambda path, query: {"code": "200000", "data": [{}]}))

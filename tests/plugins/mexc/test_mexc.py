@@ -24,7 +24,7 @@ from candled import (
     Symbol,
     Unavailable,
 )
-from candled_plugins.mexc.exchange import Mexc, MexcFeed, MexcSettings
+from candled_plugins.mexc.exchange import Mexc, MexcFeed, MexcSettings, MexcUsdt, MexcUsdtSettings
 from candled_plugins.mexc.messages import channel_of
 from candled_plugins.mexc.pushes import make_push_class
 from tests.clocks import START_MS, ManualClock
@@ -183,3 +183,108 @@ async def test_markets_with_their_facts():
         await mexc().fetch_markets(http)
     with pytest.raises(ExchangeError, match="expected a list"):
         await mexc().fetch_history(FakeHttp(lambda path, query: {}), BTC, START_MS, START_MS + MINUTE_MS)
+
+
+# ---------------------------------------------------------------- contracts
+
+CONTRACT = Symbol("BTC", "USDT", "USDT")
+DETAIL = [{"symbol": "BTC_USDT", "baseCoin": "BTC", "quoteCoin": "USDT", "settleCoin": "USDT", "state": 0,
+           "contractSize": Decimal("0.0001"), "priceUnit": Decimal("0.5"), "priceScale": 2},
+          {"symbol": "BTC_USD", "baseCoin": "BTC", "quoteCoin": "USD", "settleCoin": "BTC", "state": 0,
+           "contractSize": 100, "priceUnit": Decimal("0.5"), "priceScale": 2}]  # fmt: skip
+
+
+def mexc_usdt() -> MexcUsdt:
+    return MexcUsdt(MexcUsdtSettings(), ManualClock(START_MS + 30_000))
+
+
+def contracts(is_inclusive: bool = True):
+    """MEXC's columns of contracts, 2,000 rows at most."""
+
+    def answer(path: str, query):
+        if path.endswith("detail"):
+            return {"success": True, "code": 0, "data": DETAIL}
+        if path.endswith("ticker"):
+            return {"success": True, "code": 0, "data": [{"symbol": "BTC_USDT", "amount24": Decimal("7.5")}]}
+        assert (path, query["interval"]) == ("/api/v1/contract/kline/BTC_USDT", "Min1")
+        first = int(query["start"]) + (0 if is_inclusive else 1)
+        times = list(range(-(-first // 60) * 60, min(int(query["end"]), START_MS // 1000) + 1, 60))
+        assert len(times) <= 2000
+        row = {"open": 10, "close": 11, "high": 12, "low": 9, "vol": 30000, "amount": 33}
+        columns = {name: [value] * len(times) for name, value in row.items()}
+        return {"success": True, "code": 0, "data": {"time": times, **columns}}
+
+    return answer
+
+
+async def contract_feed():
+    feed = mexc_usdt().make_feed([CONTRACT])
+    await feed.prepare_connection(FakeHttp(contracts()))
+    return feed
+
+
+PUSH = {"channel": "push.kline", "symbol": "BTC_USDT", "ts": 1651230713067, "data": {
+    "a": 325653.3287, "c": 38839, "h": 38909.5, "interval": "Min1", "l": 38833, "o": 38901.5, "q": 83808, "rc": 38839,
+    "rh": 38909.5, "rl": 38833, "ro": 38909.5, "symbol": "BTC_USDT", "t": 1651230660}}  # fmt: skip
+
+
+async def test_a_documented_candle_of_a_contract_is_in_base_coins():
+    (event,) = (await contract_feed()).read_frame(json.dumps(PUSH))
+    (candle,) = event.candles
+    assert (event.symbol, candle.open_ms, candle.as_of_ms) == (CONTRACT, 1651230660000, 1651230713067)
+    assert [str(one) for one in candle.values] == ["38901.5", "38909.5", "38833", "38839", "8.3808", "325653.3287"]
+    assert candle.low < candle.quote_volume / candle.volume < candle.high
+
+
+async def test_answers_about_contracts():
+    feed = await contract_feed()
+    assert [json.loads(frame) for frame in feed.subscribe([CONTRACT])] == [
+        {"method": "sub.kline", "param": {"symbol": "BTC_USDT", "interval": "Min1"}}
+    ]
+    for message, events in (
+        ({"channel": "pong", "data": 1}, [Pong()]),
+        ({"channel": "rs.sub.kline", "param": {"symbol": "BTC_USDT"}}, [Subscribed(CONTRACT)]),
+        ({"channel": "rs.sub.kline", "data": "success", "ts": 1}, []),
+        ({"channel": "rs.unsub.kline", "param": {"symbol": "BTC_USDT"}}, []),
+        ({"channel": "rs.error", "data": "Contract does not exist!", "ts": 1}, [FeedError("Contract does not exist!")]),
+    ):
+        assert feed.read_frame(json.dumps(message)) == events
+    (bad,) = feed.read_frame(json.dumps({**PUSH, "data": {**PUSH["data"], "q": None}}))
+    assert (bad.candles, bad.invalid[0].open_ms) == ((), 1651230660000)
+    for change in ({"symbol": "ETH_USDT"}, {"channel": "push.deal"}, {"ts": None}, {"data": {"interval": "Min5"}}):
+        with pytest.raises(ExchangeError):
+            feed.read_frame(json.dumps({**PUSH, **change}))
+
+
+@pytest.mark.parametrize("is_inclusive", [True, False])
+async def test_every_minute_of_a_range_of_a_contract_is_found(is_inclusive):
+    exchange = mexc_usdt()
+    start_ms, end_ms = window(100, 1990, exchange.max_history_minutes)
+    rows = await exchange.fetch_history(FakeHttp(contracts(is_inclusive)), CONTRACT, start_ms, end_ms)
+    assert opening_times(rows) == list(range(start_ms, end_ms, MINUTE_MS))
+    assert {(row.volume, row.quote_volume) for row in rows} == {(3, 33)}
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "paused"),
+    [
+        ({"success": False, "code": 510, "message": "Requests are too frequent"}, Unavailable, True),
+        ({"success": False, "code": 1001, "message": "Contract does not exist!"}, ExchangeError, False),
+        ([], ExchangeError, False),
+        ({"success": True, "data": {"time": [1], "open": []}}, ExchangeError, False),
+    ],
+)
+async def test_answers_about_contracts_without_candles(body, error, paused):
+    http = FakeHttp(lambda path, query: contracts()(path, query) if path.endswith("detail") else body)
+    with pytest.raises(error):
+        await mexc_usdt().fetch_history(http, CONTRACT, START_MS, START_MS + MINUTE_MS)
+    assert bool(http.paused) == paused
+
+
+async def test_only_contracts_in_usdt_are_listed_and_their_tick_size_is_not_the_scale():
+    (found,) = await mexc_usdt().fetch_markets(FakeHttp(contracts()))
+    assert (found.symbol, found.tick_size, found.volume_decimals, found.status, found.quote_volume_24h) == (
+        CONTRACT, Decimal("0.5"), 4, "trading", Decimal("7.5"),
+    )  # fmt: skip
+    with pytest.raises(ExchangeError, match="not as documented"):
+        await mexc_usdt().fetch_markets(FakeHttp(lambda path, query: {"success": True, "data": [{}]}))
