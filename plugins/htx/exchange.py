@@ -141,7 +141,7 @@ class HtxUsdt(Htx):
 
     name = "htx-usdt"
     evidence = Evidence(markets="perpetual contracts in USDT", stream="documented", rest="documented")
-    bypass_reasons = skip_without("markets", "refusal", "together", "frames", "versions", "boundary", "pages")
+    bypass_reasons = skip_without("markets", "refusal", "together", "boundary")
     Settings = HtxUsdtSettings
     history_minutes = None
     publishes_empty_candles = False

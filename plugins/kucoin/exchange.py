@@ -201,7 +201,7 @@ class KucoinUsdt(Kucoin):
 
     name = "kucoin-usdt"
     evidence = Evidence(markets="perpetual contracts in USDT", stream="documented", rest="documented")
-    bypass_reasons = skip_without("markets", "refusal", "together", "frames", "versions", "boundary", "pages")
+    bypass_reasons = skip_without("markets", "refusal", "together", "boundary")
     Settings = KucoinUsdtSettings
     max_history_minutes = 190  # the page says 500, and 200 come
 

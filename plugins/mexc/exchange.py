@@ -211,7 +211,7 @@ class MexcUsdt(Exchange):
 
     name = "mexc-usdt"
     evidence = Evidence(markets="perpetual contracts in USDT", stream="documented", rest="documented")
-    bypass_reasons = skip_without("markets", "refusal", "together", "frames", "versions", "boundary", "pages")
+    bypass_reasons = skip_without("markets", "refusal", "together", "boundary", "pages")
     Settings = MexcUsdtSettings
     requests_per_s = 5.0  # MEXC allows 20 in two seconds
     max_history_minutes = 1990  # a page has 2,000 rows
