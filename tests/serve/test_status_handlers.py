@@ -54,6 +54,7 @@ async def test_after_an_error_the_data_is_made_again():
     assert (await page.find()).body == b"well"
 
 
+@pytest.mark.usefixtures("daemon")
 @pytest.mark.parametrize(
     ("setting", "ports"), [("internal", {"internal"}), ("public", {"internal", "public"}), ("off", set())]
 )
@@ -116,6 +117,7 @@ async def status_of(deployment: Any, **how: Any) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.usefixtures("daemon")
 async def test_a_daemon_describes_its_markets_itself_and_its_last_hour(tmp_path):
     async with running(tmp_path, status="public") as deployment:
         await deployment.until("feed_state", 1, exchange="replay", state="live")
@@ -135,6 +137,7 @@ async def test_a_daemon_describes_its_markets_itself_and_its_last_hour(tmp_path)
         assert max(document["lastHour"]["candlesPerSecond"]) > 0
 
 
+@pytest.mark.usefixtures("daemon")
 async def test_strangers_see_words_and_no_error_texts(tmp_path):
     async with running(tmp_path, status="public") as deployment:
         deployment.daemon.health.is_reading = False
