@@ -91,6 +91,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_configure(config: pytest.Config) -> None:
     for name, reason in tiers.NEEDS.items():
         config.addinivalue_line("markers", f"{name}: {reason}")
+    if config.option.quick:
+        tiers.use_memory()
     tiers.watch_programs()
     collector.install()
     asyncio.set_event_loop(None)  # otherwise a request for the current loop makes one that is never closed

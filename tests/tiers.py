@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import hypothesis
@@ -26,6 +27,7 @@ NEEDS = {
 NO_CHROMIUM = "needs Chromium: apt-get install --no-install-recommends chromium fonts-liberation"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
+_MEMORY, _ENOUGH_BYTES = Path("/dev/shm"), 1 << 30
 _running: pytest.Item | None = None
 
 LONG = "CANDLED_TEST_LONG" in os.environ
@@ -94,6 +96,12 @@ def require(*needs: str) -> None:
         return
     name = _running.nodeid
     raise AssertionError(f"{name} needs {needs[0]}: take that fixture, or pytest.mark.usefixtures({needs[0]!r})")
+
+
+def use_memory() -> None:
+    """Put the folders of tests in memory: hundreds of stores would wait for the disk, which none of them tests."""
+    if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ENOUGH_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
 
 def watch_programs() -> None:

@@ -70,7 +70,9 @@ class Doctor:
 
     def _print_environment(self) -> None:
         self._print("candled", f"{__version__}, Python {platform.python_version()} at {sys.executable}")
-        self._print("system", f"{platform.platform()}, {os.cpu_count()} processors, time zone of this page: UTC")
+        # platform.platform() starts a program to learn the processor
+        system = f"{platform.system()} {platform.release()} {platform.machine()}"
+        self._print("system", f"{system}, {os.cpu_count()} processors, time zone of this page: UTC")
         found = []
         for name in _LIBRARIES:
             try:
