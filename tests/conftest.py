@@ -80,12 +80,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run a worker for each core with `--quick`; otherwise more, as tests of programs wait for more than half the time.
+    """Run a worker for each core with `--quick`; otherwise two more, as tests of programs wait half the time.
 
-    With three for each of two cores the processors are busy to the end. Each takes about 0.4 GB.
+    More than that make the run longer: with six on two cores, programs wait for each other. Each takes about 0.4 GB.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if config.option.quick else 2 * cores + 2
+    return cores if config.option.quick else cores + 2
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -130,7 +130,7 @@ SYMBOL = re.compile(r"BTC|ETH|[A-Z]{2,10}[/-]?(?:USDT|USDC|USD|EUR)")
 # The only places where one is a value: defaults, which settings replace.
 DEFAULTS = {"candled/config/sections.py", "plugins/replay/exchange.py"}
 # Kraken has other names for two coins.
-RENAMED_COINS = {"plugins/kraken/messages.py"}
+RENAMED_COINS = {"plugins/kraken/messages.py", "plugins/kucoin/messages.py"}
 
 
 @pytest.mark.slow

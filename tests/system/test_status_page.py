@@ -46,7 +46,7 @@ async def browser() -> AsyncIterator[Any]:
 async def opened(browser: Any, width: int, scheme: str) -> AsyncIterator[tuple[Any, list[str], list[str]]]:
     """A page with the addresses that it asked for, and its complaints."""
     page = await browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    page.set_default_timeout(WAIT_MS * deadlines.rate())
+    page.set_default_timeout(WAIT_MS / deadlines.rate())
     asked: list[str] = []
     complaints: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
