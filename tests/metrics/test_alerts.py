@@ -203,8 +203,8 @@ async def test_faults_of_a_site_raise_their_alerts(tmp_path):
             await drill.begin()
             down = alerts("ingest0", "CandledStoreUnavailable") | alerts("serve0", "CandledStoreUnreadable")
             await drill.fault(down, lambda: lose_database(them, targets["serve0"]), in_thread(them.postgres.start))
-            away = alerts("ingest0", "CandledBusDown") | alerts("serve0", "CandledBusDown")
-            await drill.fault(away, in_thread(them.redis.kill), in_thread(them.redis.start))
+            bus_down = alerts("ingest0", "CandledBusDown") | alerts("serve0", "CandledBusDown")
+            await drill.fault(bus_down, in_thread(them.redis.kill), in_thread(them.redis.start))
             frozen = alerts("ingest0", "CandledDown") | alerts("serve0", "CandledLeaderSilent")
             reader = them.reader
             await drill.fault(frozen, lambda: reader.signal(signal.SIGSTOP), lambda: reader.signal(signal.SIGCONT))

@@ -1,4 +1,4 @@
-"""The status page in Chromium: a real daemon whose exchange goes away, and a thousand markets."""
+"""The status page in Chromium: a real daemon whose exchange stops, and a thousand markets."""
 
 import json
 from collections.abc import AsyncIterator
@@ -63,7 +63,7 @@ async def is_overflowing(page: Any) -> bool:
     return bool(await page.evaluate(f"{root}.scrollWidth > {root}.clientWidth"))
 
 
-async def test_an_exchange_that_goes_away_is_shown_in_words_and_so_is_the_end_of_the_process(
+async def test_an_exchange_that_stops_is_shown_in_words_and_so_is_the_end_of_the_process(
     browser: Any, tmp_path: Path
 ) -> None:
     fake = FakeBitget(SystemClock(), [FakeMarket(symbol=Symbol("BTC", "USDT"), tape=Synthetic(7))], push_interval_s=0.5)
