@@ -65,6 +65,11 @@ class _Span(NamedTuple):
         return self.times[self.first : self.stop]
 
 
+def day_interval(intervals: Iterable[Interval]) -> Interval:
+    """Return the longest of `intervals` whose bars make a UTC day."""
+    return max((one for one in intervals if one.ms <= DAY.ms), default=MINUTE)
+
+
 class BarReader:
     """Reads pages of bars. A page costs a bounded number of bounded reads of the store.
 
@@ -356,7 +361,7 @@ class BarReader:
         Returns:
             None if no bars exist.
         """
-        interval = max((one for one in intervals if one.ms <= DAY.ms), default=MINUTE)
+        interval = day_interval(intervals)
         newest = await self.read_page(market, interval, limit=1)
         if not newest.bars:
             return None

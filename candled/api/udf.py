@@ -10,7 +10,7 @@ from math import inf
 from typing import Any, ClassVar
 
 from candled.api.queries import BarQuery, Headers, HistoryRequest, PrintedPage
-from candled.model import DAY_MS, END_OF_TIME_MS, MINUTE_MS, REASONS, Gap, Interval, MarketKey, Range, iso_ms
+from candled.model import DAY, DAY_MS, END_OF_TIME_MS, MINUTE_MS, REASONS, Gap, Interval, MarketKey, Range, iso_ms
 from candled.serve.hot_path import HotRequest
 from candled.transport.work_budget import SEARCHED
 
@@ -20,6 +20,7 @@ from .context import ApiContext
 from .errors import ApiError, UnknownSymbol, shown
 from .formats import json_number
 from .handler import Handler, NotFound
+from .pages import day_interval
 from .parameters import Parameter, numbers, read_query, seconds, text, whole
 from .printers import udf_printer
 
@@ -338,7 +339,8 @@ class Quotes(UdfHandler):
             return {"s": "error", "n": name[:64], "errmsg": str(refusal), "v": {}}
         intervals = self.source.catalog.intervals
         if self.source.note_request(market) and self.source.wait_for_bars is not None:
-            await self.source.wait_for_bars(market, next(iter(intervals.values())), 1)
+            interval = day_interval(intervals.values())
+            await self.source.wait_for_bars(market, interval, DAY.ms // interval.ms + 1)
         self.charge_read(0)
         quote = await self.source.pages.read_day(market, intervals.values())
         if quote is None:

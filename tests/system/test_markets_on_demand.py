@@ -114,9 +114,12 @@ async def test_charts_find_listed_markets_and_start_them_by_quotes_and_by_their_
         }
         assert running(rig) == {BTC}
         assert (await fetch(rig, "/udf/symbols?symbol=BITGET:ETHUSDT"))["ticker"] == "BITGET:ETHUSDT"
+        rig.fake.rest_delay_s = 0.3  # the newest minutes are there before those of the day
         quotes = (await fetch(rig, "/udf/quotes?symbols=BITGET:SOLUSDT,BITGET:NOUSDT"))["d"]
         assert [(one["s"], one.get("errmsg")) for one in quotes] == [("ok", None), ("error", "unknown_symbol")]
         assert running(rig) == {BTC, ETH, SOL}
+        day = await fetch(rig, "/udf/history?symbol=BITGET:SOLUSDT&resolution=1D&from=0&to=4102444800&countback=1")
+        assert quotes[0]["v"]["open_price"] == day["o"][0]  # of the whole day, not of the minutes that came first
 
 
 async def test_binance_streams_start_markets_by_request_and_by_address(tmp_path):
