@@ -19,7 +19,7 @@ RECHECK_MS = 24 * 60 * MINUTE_MS
 # If no other source has evidence of the beginning of history, this many answers, over at least eleven minutes, are
 # believed.
 _LOOKS = 3
-_EXPLAINED = ("exchange_outage", "no_trades", "invalid")
+_EXPLAINED = {"exchange_outage", "no_trades", "invalid"}
 _NOTHING = RangeSet()
 _START = attrgetter("start_ms")
 
@@ -86,11 +86,10 @@ class Coverage:
         self.unconfirmed = UnconfirmedMinutes(absence)
         self._changed: Range | None = None
         self.version = 0  # incremented with every change
-        self._gap_version = 0  # incremented when known gaps change
-        self._gap_counts: tuple[int, Mapping[str, tuple[int, int]]] = (
-            -1,
-            {},
-        )  # their version, and the counts by reason
+        # the known gaps and their minutes by reason, kept with every change: a thin market has tens of thousands
+        self._gap_numbers: Counter[str] = Counter()
+        self._gap_minutes: Counter[str] = Counter()
+        self._count_gaps(self._known_gaps, 1)
         self._beginning: Gap | None = None  # the value at version `_beginning_of`
         self._beginning_of = -1
         self._lower_since()
@@ -105,13 +104,7 @@ class Coverage:
     @property
     def gap_counts(self) -> Mapping[str, tuple[int, int]]:
         """The number of known gaps and of their minutes, by reason."""
-        if self._gap_counts[0] != self._gap_version:
-            counts: dict[str, tuple[int, int]] = {}
-            for gap in self._known_gaps:
-                count, minutes = counts.get(gap.reason, (0, 0))
-                counts[gap.reason] = count + 1, minutes + gap.minute_count
-            self._gap_counts = self._gap_version, counts
-        return self._gap_counts[1]
+        return {reason: (count, self._gap_minutes[reason]) for reason, count in self._gap_numbers.items() if count}
 
     def known_gaps_within(self, start_ms: int, end_ms: int) -> list[Gap]:
         """Return the parts of known gaps that lie in `[start_ms, end_ms)`, oldest first."""
@@ -225,7 +218,7 @@ class Coverage:
             # History is older than believed, so all minutes that were taken not to exist may exist.
             disproved = [known_gap for known_gap in reached if known_gap.reason == "beyond_history"]
             kept = [known_gap for known_gap in reached if known_gap.reason != "beyond_history"]
-            self._known_gaps[first:last] = [piece for gap in kept for piece in cut_gap(gap, start_ms, end_ms)]
+            self._put_slice(first, last, [piece for gap in kept for piece in cut_gap(gap, start_ms, end_ms)])
             self._record_change(start_ms, end_ms)
             for known_gap in disproved:
                 self._covered.remove(known_gap.start_ms, known_gap.end_ms)
@@ -312,6 +305,7 @@ class Coverage:
         self.version += 1
         reopened = [known_gap for known_gap in self._known_gaps if known_gap.reason == "unconfirmed"]
         self._known_gaps = [known_gap for known_gap in self._known_gaps if known_gap.reason != "unconfirmed"]
+        self._count_gaps(reopened, -1)
         for known_gap in reopened:
             self._record_change(known_gap.start_ms, known_gap.end_ms)
 
@@ -326,7 +320,8 @@ class Coverage:
         """Record that the minutes from `at_ms` on lie in the future: the clock was ahead."""
         self.version += 1
         future = Range(at_ms, END_OF_TIME_MS)
-        self._known_gaps = [piece for known_gap in self._known_gaps for piece in cut_gap(known_gap, *future)]
+        first, last = self._gap_indexes(*future)
+        self._put_slice(first, last, [piece for gap in self._known_gaps[first:last] for piece in cut_gap(gap, *future)])
         self._covered.remove(*future)
         for start_ms, end_ms in self._have.common(RangeSet([future])):
             self._covered.add(start_ms, end_ms)
@@ -460,7 +455,19 @@ class Coverage:
         """Replace a slice of the known gaps, joining the new ones with their neighbours."""
         before = max(0, first - 1)
         neighbours = [*self._known_gaps[before:first], *self._known_gaps[last : last + 1]]
-        self._known_gaps[before : last + 1] = join_gaps([*neighbours, *known_gaps])
+        self._put_slice(before, last + 1, join_gaps([*neighbours, *known_gaps]))
+
+    def _put_slice(self, first: int, last: int, known_gaps: list[Gap]) -> None:
+        """Replace a slice of the known gaps."""
+        self._count_gaps(self._known_gaps[first:last], -1)
+        self._count_gaps(known_gaps, 1)
+        self._known_gaps[first:last] = known_gaps
+
+    def _count_gaps(self, known_gaps: Iterable[Gap], factor: int) -> None:
+        """Add gaps to the counts, or subtract them with the factor -1."""
+        for gap in known_gaps:
+            self._gap_numbers[gap.reason] += factor
+            self._gap_minutes[gap.reason] += factor * gap.minute_count
 
     def _mark_examined(self, known_gap: Gap, is_credible: bool, now_ms: int) -> Gap:
         """Return a gap as it is after a request for its newest part.
@@ -478,10 +485,10 @@ class Coverage:
         History begins after them if another source confirms it, or if the exchange repeated its answer often enough.
         """
         first_ms, known_gaps = self.first_ms, []
-        if all(
-            known_gap.reason in _EXPLAINED and first_ms is not None and known_gap.start_ms > first_ms
-            for known_gap in self._known_gaps
-        ):
+        if not self._known_gaps:
+            return False
+        is_after = first_ms is not None and self._known_gaps[0].start_ms > first_ms
+        if is_after and self.gap_counts.keys() <= _EXPLAINED:
             return False
         for known_gap in self._known_gaps:
             if known_gap.reason == "invalid":  # the exchange has data there
@@ -516,9 +523,11 @@ class Coverage:
 
     def _replace_gaps(self, known_gaps: list[Gap]) -> bool:
         """Replace all known gaps by others that cover the same minutes or fewer."""
-        changed = RangeSet()
-        for known_gap in set(self._known_gaps) ^ set(known_gaps):
+        changed, before, after = RangeSet(), set(self._known_gaps), set(known_gaps)
+        for known_gap in before ^ after:
             changed.add(known_gap.start_ms, known_gap.end_ms)
+        self._count_gaps(before - after, -1)
+        self._count_gaps(after - before, 1)
         self._known_gaps = known_gaps
         for start_ms, end_ms in changed:
             self._covered.remove(start_ms, end_ms)
@@ -532,7 +541,6 @@ class Coverage:
 
     def _record_change(self, start_ms: int, end_ms: int) -> None:
         self._changed = Range(start_ms, end_ms).hull(self._changed)
-        self._gap_version += 1
 
     def _lower_since(self) -> None:
         """Move `since_ms` back over everything that is covered without interruption, at most to `from_ms`."""

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from candled.health import is_healthy
 from candled.ingest.coverage import Coverage, Urgency, Window
+from candled.ingest.evidence import Evidence
 from candled.ingest.measures import IngestMeasures
-from candled.model import MINUTE_MS, Range
+from candled.model import MINUTE_MS, Gap, Range
 from tests.ingest.virtual import Harness, started
 from tests.rows import MONDAY_MS
 
@@ -63,15 +64,19 @@ async def test_they_agree_in_every_state(options):
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, 40), st.integers(1, 12), st.sampled_from(["answer", "stored", "lost", "reopen"])),
+        st.tuples(
+            st.integers(0, 40),
+            st.integers(1, 12),
+            st.sampled_from(["answer", "stored", "lost", "reopen", "evidence", "ahead"]),
+        ),
         max_size=12,
     )
 )
 def test_known_gaps_are_counted_by_reason_after_any_change(changes):
-    """The counts are kept until known gaps change, so every change has to be noticed."""
+    """The counts are kept, and not counted again, so every change has to be applied to them."""
     coverage = Coverage(
         present=[Range(MONDAY_MS + 50 * MINUTE_MS, MONDAY_MS + 60 * MINUTE_MS)],
-        known_gaps=[],
+        known_gaps=[Gap(start_ms=MONDAY_MS, end_ms=MONDAY_MS + 2 * MINUTE_MS, reason="unconfirmed", attempts=2)],
         since_ms=None,
         from_ms=MONDAY_MS,
         absence="no_trades",
@@ -85,6 +90,10 @@ def test_known_gaps_are_counted_by_reason_after_any_change(changes):
             coverage.add_stored(*span)
         elif change == "lost":
             coverage.mark_not_stored(*span)
+        elif change == "evidence":
+            coverage.apply_evidence(Evidence(begins_ms=span.start_ms), now_ms)
+        elif change == "ahead":
+            coverage.drop_after(span.start_ms)
         else:
             coverage.reopen_unconfirmed()
         expected: dict[str, tuple[int, int]] = {}
