@@ -42,16 +42,9 @@ if TYPE_CHECKING:
         SubscriptionRejected,
         read_rows,
         read_rows_in_slices,
-    )
-    from .frames import (
-        SubscribeRequests,
-        base_volume,
-        fetch_bar_pages,
-        parse_object,
-        read_candles,
         rows_within,
-        strict_candles,
     )
+    from .frames import SubscribeRequests, base_volume, parse_object, read_candles
     from .hookspecs import RouteContext, hookimpl
     from .market_table import MarketTable
     from .model import (
@@ -132,7 +125,6 @@ __all__ = [
     "Unavailable",
     "WebSocketUrl",
     "base_volume",
-    "fetch_bar_pages",
     "hookimpl",
     "merge_iterators",
     "parse_iso_ms",
@@ -143,7 +135,6 @@ __all__ = [
     "rows_within",
     "setting",
     "skip_without",
-    "strict_candles",
 ]
 
 _SOURCES = (

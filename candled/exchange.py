@@ -6,13 +6,13 @@ the request budget, ordering, duplicates and the repair of gaps.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 from candled.errors import ExchangeError, InvalidCandle
 from candled.evidence import Evidence
-from candled.model import Candle, Interval, Market, Symbol
+from candled.model import MINUTE, Candle, Interval, Market, Symbol
 
 # ---------------------------------------------------------------- rows
 
@@ -71,6 +71,27 @@ async def read_rows_in_slices(
             await clock.sleep(0)
         found += read_rows(rows[start : start + _SLICE], read, open_ms=open_ms)
     return found
+
+
+def rows_within(rows: Iterable[Candle | InvalidRow], start_ms: int, end_ms: int) -> list[Candle | InvalidRow]:
+    """Return the rows that open in `[start_ms, end_ms)`, and those whose time could not be read."""
+    return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
+
+
+def _strict_candles(rows: Iterable[Candle | InvalidRow], interval: Interval) -> list[Candle]:
+    """Return the bars of an answer, oldest first, if every row is one that opens on a boundary of `interval` in UTC.
+
+    Raises:
+        ExchangeError: a row is not a valid candle, or the exchange's days begin at another hour.
+    """
+    candles: list[Candle] = []
+    for row in rows:
+        if isinstance(row, InvalidRow):
+            raise ExchangeError(row.reason)
+        if row.open_ms != interval.floor(row.open_ms):
+            raise ExchangeError(f"expected bars of {interval} on their boundaries in UTC, got one at {row.open_ms}")
+        candles.append(row)
+    return sorted(candles)
 
 
 def _check_count(rows: Sequence[Any]) -> None:
@@ -421,8 +442,11 @@ class Exchange(ABC):
     limits: ConnectionLimits = ConnectionLimits()
     #: The class of a feed, which `make_feed` creates with the setting `ws_url`.
     feed_class: ClassVar[type[SocketFeed] | None] = None
-    #: The longest range, in minutes, that `fetch_history` accepts.
+    #: The longest range, in minutes, that `fetch_history` accepts, and in bars, that `fetch_rows` accepts.
     max_history_minutes: ClassVar[int] = 200
+    #: The exchange's names of the intervals that `fetch_rows` can fetch, by candled's (`1m`, `1h`, `1D`), where days
+    #: begin at 00:00 UTC, and weeks on Monday.
+    intervals: ClassVar[Mapping[str, str]] = {}
     #: How far back the exchange's minutes go, in minutes before the present; None: to the listing of each market. Older
     #: minutes are not requested: those that are missing count as an outage of the exchange.
     history_minutes: ClassVar[int | None] = None
@@ -480,7 +504,6 @@ class Exchange(ABC):
             raise NotImplementedError(f"{type(self).__name__} has no feed_class and does not implement make_feed")
         return self.feed_class(self.settings.ws_url, symbols)
 
-    @abstractmethod
     async def fetch_history(
         self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
     ) -> Sequence[Candle | InvalidRow]:
@@ -493,11 +516,28 @@ class Exchange(ABC):
         candle's `as_of_ms` is the exchange's clock when it answered, or 0 if the answer does not contain it: the daemon
         then uses its own clock.
 
+        The default takes them from `fetch_rows`.
+
         Raises:
             Unavailable: the request may succeed later.
             ExchangeError: the response does not have the documented form (another window than requested, another
                 interval).
         """
+        return rows_within(await self.fetch_rows(http, symbol, MINUTE, start_ms, end_ms), start_ms, end_ms)
+
+    async def fetch_rows(
+        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
+    ) -> Sequence[Candle | InvalidRow]:
+        """Return the exchange's bars of 1 minute or of another one of `intervals`, in any order.
+
+        Implement it in place of `fetch_history` if the exchange has longer bars, and name those in `intervals`. What
+        `fetch_history` says about rows and minutes is true of these bars too. Bars that open outside of the range are
+        dropped.
+
+        Raises:
+            Unavailable, ExchangeError: as in `fetch_history`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} implements neither fetch_history nor fetch_rows")
 
     async def fetch_bars(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
@@ -505,11 +545,22 @@ class Exchange(ABC):
         """Return the exchange's own bars of `interval` with `start_ms <= open_ms < end_ms`, oldest first.
 
         The daemon uses these bars to confirm where history begins, because an empty answer from `fetch_history` alone
-        is not enough evidence. `candled verify` compares them with bars made from minutes. Days must therefore begin at
-        00:00 UTC and weeks on Monday at 00:00 UTC; both ends of the range are such boundaries. Return None, the
-        default, if the exchange has no such bars.
+        is not enough evidence. `candled verify` compares them with bars made from minutes. Both ends of the range are
+        boundaries of `interval`, which begin at 00:00 UTC for days, and on Monday at 00:00 UTC for weeks.
+
+        The default takes the bars from `fetch_rows`, page by page. It returns None if `intervals` does not have the
+        interval.
 
         Raises:
-            Unavailable, ExchangeError: as in `fetch_history`.
+            Unavailable, ExchangeError: as in `fetch_history`; also if a row is not a valid candle, or if the exchange's
+                days begin at another hour.
         """
-        return None
+        if str(interval) not in self.intervals:
+            return None
+        page_ms = self.max_history_minutes * interval.ms
+        found: list[Candle] = []
+        for from_ms in range(start_ms, end_ms, page_ms):
+            until_ms = min(end_ms, from_ms + page_ms)
+            rows = await self.fetch_rows(http, symbol, interval, from_ms, until_ms)
+            found += _strict_candles(rows_within(rows, from_ms, until_ms), interval)
+        return found

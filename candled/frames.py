@@ -1,7 +1,7 @@
 """Steps that plugins share when they read frames: JSON, rows of candles, and answers to numbered requests."""
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -9,7 +9,7 @@ import msgspec
 
 from candled.errors import ExchangeError, InvalidCandle
 from candled.exchange import Candles, Event, FeedError, InvalidRow, Subscribed, SubscriptionRejected, read_rows
-from candled.model import Candle, Interval, Symbol
+from candled.model import Candle, Symbol
 
 _decoder = msgspec.json.Decoder(float_hook=Decimal)  # a number keeps its digits
 _EXCERPT = 200
@@ -51,49 +51,6 @@ def read_candles(
     found = read_rows(rows, read, open_ms=open_ms)
     candles = sorted(row for row in found if isinstance(row, Candle))
     return Candles(symbol, tuple(candles), snapshot, tuple(row for row in found if isinstance(row, InvalidRow)))
-
-
-def strict_candles(rows: Iterable[Candle | InvalidRow], interval: Interval) -> list[Candle]:
-    """Return the bars of an answer, oldest first, if every row is one that opens on a boundary of `interval` in UTC.
-
-    Raises:
-        ExchangeError: a row is not a valid candle, or the exchange's days begin at another hour.
-    """
-    candles: list[Candle] = []
-    for row in rows:
-        if isinstance(row, InvalidRow):
-            raise ExchangeError(row.reason)
-        if row.open_ms != interval.floor(row.open_ms):
-            raise ExchangeError(f"expected bars of {interval} on their boundaries in UTC, got one at {row.open_ms}")
-        candles.append(row)
-    return sorted(candles)
-
-
-async def fetch_bar_pages(
-    fetch: Callable[[int, int], Awaitable[Iterable[Candle | InvalidRow]]],
-    interval: Interval,
-    start_ms: int,
-    end_ms: int,
-    *,
-    page_rows: int,
-) -> list[Candle]:
-    """Fetch the bars that open in `[start_ms, end_ms)`, oldest first, for `Exchange.fetch_bars`.
-
-    `fetch(from_ms, until_ms)` returns a page, for a range of at most `page_rows` bars.
-
-    Raises:
-        ExchangeError: as `strict_candles`; and whatever `fetch` raises.
-    """
-    found: list[Candle] = []
-    for from_ms in range(start_ms, end_ms, page_rows * interval.ms):
-        page = await fetch(from_ms, min(end_ms, from_ms + page_rows * interval.ms))
-        found += strict_candles(page, interval)
-    return found
-
-
-def rows_within(rows: Iterable[Candle | InvalidRow], start_ms: int, end_ms: int) -> list[Candle | InvalidRow]:
-    """Return the rows that open in `[start_ms, end_ms)`, and those whose time could not be read."""
-    return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
 
 
 def base_volume(contracts: Any, size: Decimal) -> str:

@@ -325,6 +325,8 @@ def check_exchange(exchange: type[Exchange]) -> None:
     """
     if missing := sorted(getattr(exchange, "__abstractmethods__", ())):
         raise PluginError(f"{exchange.__name__} does not implement {', '.join(missing)}")
+    if exchange.fetch_history is Exchange.fetch_history and exchange.fetch_rows is Exchange.fetch_rows:
+        raise PluginError(f"{exchange.__name__} implements neither fetch_history nor fetch_rows")
     name = getattr(exchange, "name", None)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise PluginError(f"{exchange.__name__}.name is {name!r}, expected lower-case letters, digits, - and _")

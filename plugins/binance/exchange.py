@@ -1,7 +1,6 @@
 """Binance: its addresses, budgets and weights."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 from candled import (
@@ -25,9 +24,7 @@ from candled import (
     Symbol,
     Unavailable,
     WebSocketUrl,
-    fetch_bar_pages,
     read_rows_in_slices,
-    rows_within,
     setting,
     skip_without,
 )
@@ -111,6 +108,7 @@ class Binance(Exchange):
         "weight": RequestBudget(limit=6000, used_header=_USED_WEIGHT)
     }
     max_history_minutes = 1000
+    intervals = messages.INTERVALS
     publishes_empty_candles = True
     #: The path before the name of an endpoint.
     api: ClassVar[str] = "/api/v3"
@@ -141,36 +139,19 @@ class Binance(Exchange):
         """Return the feed of one connection."""
         return BinanceFeed(self.settings.ws_url, symbols)
 
-    async def fetch_history(
-        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
-    ) -> Sequence[Candle | InvalidRow]:
-        """Return the minutes in `[start_ms, end_ms)`."""
-        return await self._fetch_klines(http, symbol, "1m", start_ms, end_ms)
-
-    async def fetch_bars(
+    async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle] | None:
-        """Return Binance's bars, whose days begin at 00:00 UTC."""
-        name = messages.INTERVALS.get(str(interval))
-        if name is None:
-            return None
-        fetch = partial(self._fetch_klines, http, symbol, name)
-        return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=self.max_history_minutes)
-
-    async def _fetch_klines(
-        self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
-        """Return the bars that open in `[start_ms, end_ms)`. Binance compares both bounds with opening times."""
+        """Return Binance's bars. It compares both bounds with opening times."""
         query = {
             "symbol": messages.name_of(symbol),
-            "interval": interval,
+            "interval": self.intervals[str(interval)],
             "startTime": str(start_ms),
             "endTime": str(end_ms - 1),
             "limit": str(self.max_history_minutes),
         }
         body = await self._fetch_endpoint(http, "klines", query, self.candles_weight)
-        rows = await read_rows_in_slices(messages.read_rows_of(body), messages.read_row, self.clock)
-        return rows_within(rows, start_ms, end_ms)
+        return await read_rows_in_slices(messages.read_rows_of(body), messages.read_row, self.clock)
 
     async def _fetch_endpoint(self, http: Http, endpoint: str, query: Mapping[str, str], weight: float) -> Any:
         url = f"{self.settings.rest_url.rstrip('/')}{self.api}/{endpoint}"

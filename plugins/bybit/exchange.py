@@ -24,9 +24,7 @@ from candled import (
     Symbol,
     Unavailable,
     WebSocketUrl,
-    fetch_bar_pages,
     read_rows_in_slices,
-    rows_within,
     setting,
     skip_without,
 )
@@ -103,6 +101,7 @@ class Bybit(Exchange):
     Settings: ClassVar[type[Any]] = BybitSettings
     requests_per_s = 20.0
     max_history_minutes = _PAGE
+    intervals = messages.INTERVALS
     category: ClassVar[Category] = "spot"
 
     def __init__(self, settings: Any, clock: Clock) -> None:
@@ -131,38 +130,21 @@ class Bybit(Exchange):
         """Return the feed of one connection."""
         return BybitFeed(self.settings.ws_url, symbols, self.category)
 
-    async def fetch_history(
-        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
-    ) -> Sequence[Candle | InvalidRow]:
-        """Return the minutes in `[start_ms, end_ms)`."""
-        return await self._fetch_kline(http, symbol, "1", start_ms, end_ms)
-
-    async def fetch_bars(
+    async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle] | None:
-        """Return Bybit's bars, whose days begin at 00:00 UTC."""
-        name = messages.INTERVALS.get(str(interval))
-        if name is None:
-            return None
-        fetch = partial(self._fetch_kline, http, symbol, name)
-        return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=_PAGE)
-
-    async def _fetch_kline(
-        self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
-        """Return the bars that open in `[start_ms, end_ms)`. Bybit includes both bounds."""
+        """Return Bybit's bars. Both bounds are inclusive."""
         query = {
             "category": self.category,  # without it, Bybit answers about linear contracts
             "symbol": messages.name_of(symbol),
-            "interval": interval,
+            "interval": self.intervals[str(interval)],
             "start": str(start_ms),
             "end": str(end_ms - 1),
             "limit": str(_PAGE),
         }
         result, now_ms = messages.read_envelope(await self._fetch_market_data(http, "kline", query))
         read = partial(messages.read_row, category=self.category, now_ms=now_ms)
-        rows = await read_rows_in_slices(result["list"], read, self.clock)
-        return rows_within(rows, start_ms, end_ms)
+        return await read_rows_in_slices(result["list"], read, self.clock)
 
     async def _fetch_market_data(self, http: Http, endpoint: str, query: Mapping[str, str]) -> Any:
         url = f"{self.settings.rest_url.rstrip('/')}/v5/market/{endpoint}"

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from candled import (
-    MINUTE_MS,
     Candle,
     Clock,
     ConfigError,
@@ -23,7 +22,6 @@ from candled import (
     read_rows,
     rows_within,
     setting,
-    strict_candles,
 )
 
 from . import messages
@@ -68,6 +66,7 @@ class Ccxt(Exchange):
         # they differ by exchange: class variables for every other plugin
         self.request_budgets = {BUDGET: RequestBudget(limit=60_000 / rate_limit_ms)}  # type: ignore[misc]
         self.max_history_minutes = self._page  # type: ignore[misc]
+        self.intervals = {messages.INTERVALS.get(name, name): name for name in self._client.timeframes}  # type: ignore[misc]
         self.limits = ConnectionLimits(symbols_per_connection=settings.symbols_per_connection)
         #: The rows of the longest answer so far.
         self._most = 0
@@ -134,26 +133,12 @@ class Ccxt(Exchange):
         except Exception as error:
             raise translate_error(error, self._client.errors) from error
 
-    async def fetch_history(
-        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
-    ) -> Sequence[Candle | InvalidRow]:
-        """Return the minutes in `[start_ms, end_ms)`."""
-        await self._load_markets(http)
-        return await self._fetch_ohlcv(symbol, "1m", MINUTE_MS, start_ms, end_ms)
-
-    async def fetch_bars(
+    async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle] | None:
-        """Return the exchange's bars.
-
-        Raises:
-            ExchangeError: as `Exchange.fetch_bars`; the exchange's days do not begin at 00:00 UTC.
-        """
-        timeframe = messages.TIMEFRAMES.get(str(interval), str(interval))
-        if timeframe not in self._client.timeframes:
-            return None
+    ) -> list[Candle | InvalidRow]:
+        """Return the exchange's bars."""
         await self._load_markets(http)
-        return strict_candles(await self._fetch_ohlcv(symbol, timeframe, interval.ms, start_ms, end_ms), interval)
+        return await self._fetch_ohlcv(symbol, self.intervals[str(interval)], interval.ms, start_ms, end_ms)
 
     async def _fetch_ohlcv(
         self, symbol: Symbol, timeframe: str, bar_ms: int, start_ms: int, end_ms: int

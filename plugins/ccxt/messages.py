@@ -9,8 +9,8 @@ from typing import Any, Self
 
 from candled import Candle, ExchangeError, InvalidCandle, Market, Symbol
 
-#: ccxt's names of intervals that differ from candled's.
-TIMEFRAMES: Mapping[str, str] = {"1D": "1d", "1W": "1w"}
+#: candled's names of intervals that differ from ccxt's.
+INTERVALS: Mapping[str, str] = {"1d": "1D", "1w": "1W"}
 
 _CELLS = 6
 _DECIMAL_PLACES, _TICK_SIZE = 2, 4  # ccxt's `precisionMode`

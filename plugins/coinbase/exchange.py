@@ -1,7 +1,6 @@
 """Coinbase: its addresses, and candles made from trades."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from candled import (
@@ -26,9 +25,7 @@ from candled import (
     Symbol,
     TradeBars,
     WebSocketUrl,
-    fetch_bar_pages,
     read_rows_in_slices,
-    rows_within,
     setting,
     skip_without,
 )
@@ -123,6 +120,7 @@ class Coinbase(Exchange):
     Settings = CoinbaseSettings
     requests_per_s = 5.0  # Coinbase allows ten a second and address
     max_history_minutes = _PAGE
+    intervals = messages.INTERVALS
 
     def __init__(self, settings: CoinbaseSettings, clock: Clock) -> None:
         super().__init__(settings, clock)
@@ -138,36 +136,19 @@ class Coinbase(Exchange):
         """Return the feed of one connection."""
         return CoinbaseFeed(self.settings.ws_url, symbols)
 
-    async def fetch_history(
-        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
-    ) -> Sequence[Candle | InvalidRow]:
-        """Return the minutes in `[start_ms, end_ms)`."""
-        return await self._fetch_product_candles(http, symbol, "ONE_MINUTE", start_ms, end_ms)
-
-    async def fetch_bars(
+    async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle] | None:
-        """Return Coinbase's bars.
-
-        Raises:
-            ExchangeError: as `Exchange.fetch_bars`; its days do not begin at 00:00 UTC.
-        """
-        name = messages.GRANULARITIES.get(str(interval))
-        if name is None:
-            return None
-        fetch = partial(self._fetch_product_candles, http, symbol, name)
-        return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=_PAGE)
-
-    async def _fetch_product_candles(
-        self, http: Http, symbol: Symbol, granularity: str, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
-        """Return the bars that open in `[start_ms, end_ms)`. Rows before the start may come, and are dropped."""
-        query = {"start": str(start_ms // 1000), "end": str(end_ms // 1000 - 1), "granularity": granularity}
+        """Return Coinbase's bars. Some from before the start may come."""
+        query = {
+            "start": str(start_ms // 1000),
+            "end": str(end_ms // 1000 - 1),
+            "granularity": self.intervals[str(interval)],
+        }
         body = await self._fetch_products(http, f"/{messages.product_of(symbol)}/candles", query)
-        rows = await read_rows_in_slices(
+        return await read_rows_in_slices(
             messages.rows_of(body), messages.read_row, self.clock, open_ms=messages.opening_of
         )
-        return rows_within(rows, start_ms, end_ms)
 
     async def _fetch_products(self, http: Http, path: str, query: Mapping[str, str]) -> Any:
         return await http.get_json(

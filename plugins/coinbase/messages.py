@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from candled import Candle, ExchangeError, FeedError, Market, Symbol, parse_object
 
 #: Coinbase's names of intervals. It has no weeks.
-GRANULARITIES: Mapping[str, str] = {
+INTERVALS: Mapping[str, str] = {
     **{"1m": "ONE_MINUTE", "5m": "FIVE_MINUTE", "15m": "FIFTEEN_MINUTE", "30m": "THIRTY_MINUTE"},
     **{"1h": "ONE_HOUR", "2h": "TWO_HOUR", "6h": "SIX_HOUR", "1D": "ONE_DAY"},
 }

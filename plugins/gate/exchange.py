@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from functools import partial
 from typing import Any, ClassVar
 
 from candled import (
@@ -25,9 +24,7 @@ from candled import (
     SubscribeRequests,
     Symbol,
     WebSocketUrl,
-    fetch_bar_pages,
     read_rows_in_slices,
-    rows_within,
     setting,
     skip_without,
 )
@@ -122,6 +119,7 @@ class Gateio(Exchange):
     request_budgets: ClassVar[Mapping[str, RequestBudget]] = {"candles": RequestBudget(limit=200, period_s=10)}
     max_history_minutes = 999  # both bounds count, and a page has 1,000 rows
     history_minutes = 9990
+    intervals = messages.INTERVALS
 
     def __init__(self, settings: Any, clock: Clock) -> None:
         super().__init__(settings, clock)
@@ -136,43 +134,22 @@ class Gateio(Exchange):
         """Return the feed of one connection."""
         return GateioFeed(self.settings.ws_url, symbols, self.now_ms)
 
-    async def fetch_history(
-        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
-    ) -> Sequence[Candle | InvalidRow]:
-        """Return the minutes in `[start_ms, end_ms)`. Gate refuses those that it does not keep any more."""
-        return await self._fetch_candlesticks(http, symbol, "1m", start_ms, end_ms)
-
-    async def fetch_bars(
+    async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle] | None:
-        """Return Gate's bars.
-
-        Raises:
-            ExchangeError: as `Exchange.fetch_bars`; Gate's days do not begin at 00:00 UTC.
-        """
-        name = messages.INTERVALS.get(str(interval))
-        if name is None:
-            return None
-        fetch = partial(self._fetch_candlesticks, http, symbol, name)
-        return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=self.max_history_minutes)
-
-    async def _fetch_candlesticks(
-        self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
-        """Return the bars that open in `[start_ms, end_ms)`."""
+        """Return Gate's bars. It refuses minutes that it does not keep any more."""
         body = await self._fetch_path(
             http, "spot/candlesticks", self._query(symbol, interval, start_ms, end_ms), "candles"
         )
-        rows = await read_rows_in_slices(
+        return await read_rows_in_slices(
             messages.rows_of(body), messages.read_spot_row, self.clock, open_ms=messages.spot_row_ms
         )
-        return rows_within(rows, start_ms, end_ms)
 
-    def _query(self, symbol: Symbol, interval: str, start_ms: int, end_ms: int) -> dict[str, str]:
+    def _query(self, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int) -> dict[str, str]:
         """Return the query for a range. Both bounds are inclusive; a `limit` beside them is refused."""
         return {
             "currency_pair": messages.name_of(symbol),
-            "interval": interval,
+            "interval": self.intervals[str(interval)],
             "from": str(start_ms // 1000),
             "to": str((end_ms - 1) // 1000),
         }
@@ -213,17 +190,17 @@ class GateioUsdt(Gateio):
         """Return the feed of one connection."""
         return GateioUsdtFeed(self.settings.ws_url, symbols, self.now_ms, self._sizes)
 
-    async def _fetch_candlesticks(
-        self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
+    async def fetch_rows(
+        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
+        """Return Gate's bars, with volumes in base currency."""
         size = await self._sizes.find(http, messages.name_of(symbol))
         query = self._query(symbol, interval, start_ms, end_ms)
         query["contract"] = query.pop("currency_pair")
         body = await self._fetch_path(http, "futures/usdt/candlesticks", query, "candles")
-        rows = await read_rows_in_slices(
+        return await read_rows_in_slices(
             messages.rows_of(body),
             lambda row: messages.read_futures_row(row, size),
             self.clock,
             open_ms=messages.opening_of,
         )
-        return rows_within(rows, start_ms, end_ms)

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 from candled import (
-    MINUTE_MS,
     Candle,
     Clock,
     ConnectionLimits,
@@ -23,10 +22,8 @@ from candled import (
     Symbol,
     WebSocketUrl,
     read_rows_in_slices,
-    rows_within,
     setting,
     skip_without,
-    strict_candles,
 )
 
 from . import messages
@@ -87,6 +84,7 @@ class Htx(Exchange):
     max_history_minutes = 1000
     history_minutes: ClassVar[int | None] = _NEWEST - 10
     publishes_empty_candles = True
+    intervals = messages.INTERVALS
 
     def __init__(self, settings: Any, clock: Clock) -> None:
         super().__init__(settings, clock)
@@ -101,36 +99,21 @@ class Htx(Exchange):
         """Return the feed of one connection."""
         return HtxFeed(self.settings.ws_url, symbols)
 
-    async def fetch_history(
-        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
-    ) -> Sequence[Candle | InvalidRow]:
-        """Return the minutes in `[start_ms, end_ms)`, as far as HTX still has them."""
-        return await self._fetch_kline(http, symbol, "1min", MINUTE_MS, start_ms, end_ms)
-
-    async def fetch_bars(
+    async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle] | None:
-        """Return HTX's bars up to four hours, the newest 2,000 of each interval."""
-        period = messages.PERIODS.get(str(interval))
-        if period is None:
-            return None
-        return strict_candles(await self._fetch_kline(http, symbol, period, interval.ms, start_ms, end_ms), interval)
+    ) -> list[Candle | InvalidRow]:
+        """Return HTX's bars, of the newest 2,000. It takes a number of rows, up to the present."""
+        size = (self.now_ms() - start_ms) // interval.ms + 2
+        query = {"symbol": messages.name_of(symbol), "size": str(max(1, min(_NEWEST, size)))}
+        return await self._fetch_kline(http, "/market/history/kline", interval, query)
 
     async def _fetch_kline(
-        self, http: Http, symbol: Symbol, period: str, bar_ms: int, start_ms: int, end_ms: int
+        self, http: Http, path: str, interval: Interval, query: Mapping[str, str]
     ) -> list[Candle | InvalidRow]:
-        """Return the bars that open in `[start_ms, end_ms)`. HTX takes a number of rows, up to the present."""
-        size = (self.now_ms() - start_ms) // bar_ms + 2
-        query = {"symbol": messages.name_of(symbol), "period": period, "size": str(max(1, min(_NEWEST, size)))}
-        return await self._read_kline(http, "/market/history/kline", query, start_ms, end_ms)
-
-    async def _read_kline(
-        self, http: Http, path: str, query: Mapping[str, str], start_ms: int, end_ms: int
-    ) -> list[Candle | InvalidRow]:
-        data, now_ms = messages.read_envelope(await self._fetch_path(http, path, query))
+        answer = await self._fetch_path(http, path, {**query, "period": self.intervals[str(interval)]})
+        data, now_ms = messages.read_envelope(answer)
         read = partial(messages.read_row, as_of_ms=now_ms)
-        rows = await read_rows_in_slices(data, read, self.clock, open_ms=messages.opening_of)
-        return rows_within(rows, start_ms, end_ms)
+        return await read_rows_in_slices(data, read, self.clock, open_ms=messages.opening_of)
 
     async def _fetch_path(self, http: Http, path: str, query: Mapping[str, str]) -> Any:
         return await http.get_json(self.settings.rest_url.rstrip("/") + path, query)
@@ -152,17 +135,13 @@ class HtxUsdt(Htx):
         merged = await self._fetch_path(http, "/linear-swap-ex/market/detail/batch_merged", {})
         return messages.read_contracts(infos, merged)
 
-    async def _fetch_kline(
-        self, http: Http, symbol: Symbol, period: str, bar_ms: int, start_ms: int, end_ms: int
+    async def fetch_rows(
+        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
-        """Return the bars that open in `[start_ms, end_ms)`, 2,000 at most.
-
-        Whether `from` is inclusive is not documented, so the request begins a bar earlier.
-        """
+        """Return HTX's bars. Whether `from` is inclusive is not documented, so the request begins a bar earlier."""
         query = {
             "contract_code": messages.name_of(symbol),
-            "period": period,
-            "from": str((start_ms - bar_ms) // 1000),
+            "from": str((start_ms - interval.ms) // 1000),
             "to": str((end_ms - 1) // 1000),
         }
-        return await self._read_kline(http, "/linear-swap-ex/market/history/kline", query, start_ms, end_ms)
+        return await self._fetch_kline(http, "/linear-swap-ex/market/history/kline", interval, query)

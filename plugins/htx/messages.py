@@ -27,7 +27,7 @@ from candled import (
 )
 
 #: HTX's names of intervals. Its days and weeks are left out: they begin in UTC+8.
-PERIODS: Mapping[str, str] = {
+INTERVALS: Mapping[str, str] = {
     **{"1m": "1min", "5m": "5min", "15m": "15min", "30m": "30min", "1h": "60min", "4h": "4hour"},
 }
 

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 from candled import (
-    MINUTE_MS,
     Candle,
     Clock,
     ConnectionLimits,
@@ -24,10 +23,8 @@ from candled import (
     Symbol,
     WebSocketUrl,
     read_rows_in_slices,
-    rows_within,
     setting,
     skip_without,
-    strict_candles,
 )
 
 from . import messages
@@ -82,6 +79,7 @@ class Hyperliquid(Exchange):
     request_budgets: ClassVar[Mapping[str, RequestBudget]] = {"weight": RequestBudget(limit=1200)}
     max_history_minutes = 1500
     history_minutes = _NEWEST - 10
+    intervals = messages.INTERVALS
 
     def __init__(self, settings: HyperliquidSettings, clock: Clock) -> None:
         super().__init__(settings, clock)
@@ -97,38 +95,17 @@ class Hyperliquid(Exchange):
         """Return the feed of one connection."""
         return HyperliquidFeed(self.settings.ws_url, symbols)
 
-    async def fetch_history(
-        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
-    ) -> Sequence[Candle | InvalidRow]:
-        """Return the minutes in `[start_ms, end_ms)`, as far as Hyperliquid still has them."""
-        return await self._fetch_candle_snapshot(http, symbol, "1m", MINUTE_MS, start_ms, end_ms)
-
-    async def fetch_bars(
+    async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle] | None:
-        """Return Hyperliquid's bars, the newest 5,000 of each interval.
-
-        Raises:
-            ExchangeError: as `Exchange.fetch_bars`; its days do not begin at 00:00 UTC.
-        """
-        name = messages.INTERVALS.get(str(interval))
-        if name is None:
-            return None
-        return strict_candles(
-            await self._fetch_candle_snapshot(http, symbol, name, interval.ms, start_ms, end_ms), interval
-        )
-
-    async def _fetch_candle_snapshot(
-        self, http: Http, symbol: Symbol, interval: str, bar_ms: int, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
-        """Return the bars that open in `[start_ms, end_ms)`. Hyperliquid includes both bounds."""
-        request = {"coin": messages.coin_of(symbol), "interval": interval, "startTime": start_ms, "endTime": end_ms - 1}
-        most = min(_NEWEST, (end_ms - start_ms) // bar_ms)
+        """Return Hyperliquid's bars, of the newest 5,000. Both bounds are inclusive."""
+        name = self.intervals[str(interval)]
+        request = {"coin": messages.coin_of(symbol), "interval": name, "startTime": start_ms, "endTime": end_ms - 1}
+        most = min(_NEWEST, (end_ms - start_ms) // interval.ms)
         body = {"type": "candleSnapshot", "req": request}
         answer = messages.rows_of(await self._post(http, body, _WEIGHT + most / _ROWS_PER_WEIGHT))
-        read = partial(messages.read_row, interval=interval)
-        rows = await read_rows_in_slices(answer, read, self.clock, open_ms=messages.opening_of)
-        return rows_within(rows, start_ms, end_ms)
+        read = partial(messages.read_row, interval=name)
+        return await read_rows_in_slices(answer, read, self.clock, open_ms=messages.opening_of)
 
     async def _post(self, http: Http, body: Mapping[str, Any], weight: float) -> Any:
         return await http.post_json(f"{self.settings.rest_url.rstrip('/')}/info", body, weight=weight, budget="weight")

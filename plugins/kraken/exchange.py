@@ -21,10 +21,8 @@ from candled import (
     Symbol,
     WebSocketUrl,
     read_rows_in_slices,
-    rows_within,
     setting,
     skip_without,
-    strict_candles,
 )
 
 from . import messages
@@ -85,6 +83,7 @@ class Kraken(Exchange):
     requests_per_s = 0.8  # Kraken allows one a second and address
     max_history_minutes = _NEWEST - 20
     history_minutes = _NEWEST - 20
+    intervals = messages.INTERVALS
 
     def __init__(self, settings: KrakenSettings, clock: Clock) -> None:
         super().__init__(settings, clock)
@@ -103,29 +102,17 @@ class Kraken(Exchange):
         """Return the feed of one connection."""
         return KrakenFeed(self.settings.ws_url, symbols)
 
-    async def fetch_history(
-        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
-    ) -> Sequence[Candle | InvalidRow]:
-        """Return the minutes in `[start_ms, end_ms)`, as far as Kraken still has them."""
-        return await self._fetch_ohlc(http, symbol, "1", start_ms, end_ms)
-
-    async def fetch_bars(
+    async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle] | None:
-        """Return Kraken's bars, the newest 720 of each interval, with days from 00:00 UTC."""
-        name = messages.INTERVALS.get(str(interval))
-        if name is None:
-            return None
-        return strict_candles(await self._fetch_ohlc(http, symbol, name, start_ms, end_ms), interval)
-
-    async def _fetch_ohlc(
-        self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
-        """Return the bars that open in `[start_ms, end_ms)`. Kraken returns those after `since`, up to the present."""
-        query = {"pair": messages.pair_of(symbol), "interval": interval, "since": str(start_ms // 1000 - 1)}
+        """Return Kraken's bars: those after `since`, up to the present, of the newest 720."""
+        query = {
+            "pair": messages.pair_of(symbol),
+            "interval": self.intervals[str(interval)],
+            "since": str(start_ms // 1000 - 1),
+        }
         rows = messages.rows_of(await self._fetch_public(http, "OHLC", query))
-        found = await read_rows_in_slices(rows, messages.read_row, self.clock, open_ms=messages.row_ms)
-        return rows_within(found, start_ms, end_ms)
+        return await read_rows_in_slices(rows, messages.read_row, self.clock, open_ms=messages.row_ms)
 
     async def _fetch_public(self, http: Http, endpoint: str, query: Mapping[str, str]) -> dict[str, Any]:
         url = f"{self.settings.rest_url.rstrip('/')}/0/public/{endpoint}"

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 from candled import (
-    MINUTE_MS,
     Candle,
     Clock,
     ConnectionLimits,
@@ -25,9 +24,7 @@ from candled import (
     SocketFeed,
     SubscribeRequests,
     Symbol,
-    fetch_bar_pages,
     read_rows_in_slices,
-    rows_within,
     setting,
     skip_without,
 )
@@ -138,6 +135,7 @@ class Kucoin(Exchange):
     Settings: ClassVar[type[Any]] = KucoinSettings
     request_budgets: ClassVar[Mapping[str, RequestBudget]] = {"weight": RequestBudget(limit=2000, period_s=30)}
     max_history_minutes = 1490  # a page has 1,500 rows
+    intervals = messages.INTERVALS
 
     def __init__(self, settings: Any, clock: Clock) -> None:
         super().__init__(settings, clock)
@@ -154,39 +152,18 @@ class Kucoin(Exchange):
         """Return the feed of one connection."""
         return KucoinFeed(self.settings.rest_url, symbols)
 
-    async def fetch_history(
-        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
-    ) -> Sequence[Candle | InvalidRow]:
-        """Return the minutes in `[start_ms, end_ms)`."""
-        return await self._fetch_market_candles(http, symbol, "1min", start_ms, end_ms)
-
-    async def fetch_bars(
+    async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle] | None:
-        """Return KuCoin's bars.
-
-        Raises:
-            ExchangeError: as `Exchange.fetch_bars`; KuCoin's days do not begin at 00:00 UTC.
-        """
-        name = messages.INTERVALS.get(str(interval))
-        if name is None:
-            return None
-        fetch = partial(self._fetch_market_candles, http, symbol, name)
-        return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=self.max_history_minutes)
-
-    async def _fetch_market_candles(
-        self, http: Http, symbol: Symbol, kind: str, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
-        """Return the bars that open in `[start_ms, end_ms)`. KuCoin includes `startAt` and excludes `endAt`."""
+        """Return KuCoin's bars. `startAt` is inclusive, `endAt` exclusive."""
         query = {
             "symbol": messages.name_of(symbol),
-            "type": kind,
+            "type": self.intervals[str(interval)],
             "startAt": str(start_ms // 1000),
             "endAt": str(end_ms // 1000),
         }
         data = messages.rows_of(await self._fetch_data(http, "/api/v1/market/candles", query, 3.0))
-        rows = await read_rows_in_slices(data, messages.read_row, self.clock, open_ms=messages.opening_of)
-        return rows_within(rows, start_ms, end_ms)
+        return await read_rows_in_slices(data, messages.read_row, self.clock, open_ms=messages.opening_of)
 
     async def _fetch_data(self, http: Http, path: str, query: Mapping[str, str], weight: float) -> Any:
         url = self.settings.rest_url.rstrip("/") + path
@@ -204,6 +181,7 @@ class KucoinUsdt(Kucoin):
     bypass_reasons = skip_without("markets", "refusal", "together", "boundary")
     Settings = KucoinUsdtSettings
     max_history_minutes = 190  # the page says 500, and 200 come
+    intervals = messages.CONTRACT_INTERVALS
 
     def __init__(self, settings: Any, clock: Clock) -> None:
         super().__init__(settings, clock)
@@ -220,40 +198,20 @@ class KucoinUsdt(Kucoin):
         """Return the feed of one connection."""
         return KucoinUsdtFeed(self.settings.rest_url, symbols, self._sizes)
 
-    async def fetch_history(
-        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
-    ) -> Sequence[Candle | InvalidRow]:
-        """Return the minutes in `[start_ms, end_ms)`."""
-        return await self._fetch_klines(http, symbol, Interval.parse("1m"), start_ms, end_ms)
-
-    async def fetch_bars(
-        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle] | None:
-        """Return KuCoin's bars.
-
-        Raises:
-            ExchangeError: as `Exchange.fetch_bars`; KuCoin's days do not begin at 00:00 UTC.
-        """
-        if str(interval) not in messages.CONTRACT_INTERVALS:
-            return None
-        fetch = partial(self._fetch_klines, http, symbol, interval)
-        return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=self.max_history_minutes)
-
-    async def _fetch_klines(
+    async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
-        """Return the bars that open in `[start_ms, end_ms)`. KuCoin excludes `from`, so it is a bar earlier."""
+        """Return KuCoin's bars. `from` is exclusive, so it is a bar earlier."""
         name = messages.name_of(symbol)
         size = await self._sizes.find(http, name)
         query = {
             "symbol": name,
-            "granularity": str(interval.ms // MINUTE_MS),
+            "granularity": self.intervals[str(interval)],
             "from": str(start_ms - interval.ms),
             "to": str(end_ms - 1),
         }
         data = messages.rows_of(await self._fetch_data(http, "/api/v1/kline/query", query, 3.0))
-        rows = await read_rows_in_slices(data, partial(messages.read_contract_row, size=size), self.clock)
-        return rows_within(rows, start_ms, end_ms)
+        return await read_rows_in_slices(data, partial(messages.read_contract_row, size=size), self.clock)
 
     async def _fetch_sizes(self, http: Http) -> dict[str, Decimal]:
         return messages.read_sizes(await self._fetch_data(http, "/api/v1/contracts/active", {}, 3.0))

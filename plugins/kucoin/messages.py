@@ -36,8 +36,11 @@ INTERVALS: Mapping[str, str] = {
     **{"1h": "1hour", "2h": "2hour", "4h": "4hour", "6h": "6hour", "8h": "8hour", "12h": "12hour", "1D": "1day"},
 }
 
-#: The intervals of contracts, which have no names. Weeks are left out.
-CONTRACT_INTERVALS = frozenset({"1m", "5m", "15m", "30m", "1h", "2h", "4h", "8h", "12h", "1D"})
+#: The intervals of contracts, in minutes. Weeks are left out.
+CONTRACT_INTERVALS: Mapping[str, str] = {
+    **{"1m": "1", "5m": "5", "15m": "15", "30m": "30"},
+    **{"1h": "60", "2h": "120", "4h": "240", "8h": "480", "12h": "720", "1D": "1440"},
+}
 
 _SUCCESS = "200000"
 TOO_MANY = "429000"

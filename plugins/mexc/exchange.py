@@ -27,9 +27,7 @@ from candled import (
     Symbol,
     Unavailable,
     WebSocketUrl,
-    fetch_bar_pages,
     read_rows_in_slices,
-    rows_within,
     setting,
     skip_without,
 )
@@ -105,6 +103,7 @@ class Mexc(Exchange):
         "weight": RequestBudget(limit=500, period_s=10, share=0.2)
     }
     max_history_minutes = 500  # the page says 1,000, and 500 come
+    intervals = messages.INTERVALS
 
     def __init__(self, settings: MexcSettings, clock: Clock) -> None:
         super().__init__(settings, clock)
@@ -120,40 +119,19 @@ class Mexc(Exchange):
         """Return the feed of one connection."""
         return MexcFeed(self.settings.ws_url, symbols, self._push_class)
 
-    async def fetch_history(
-        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
-    ) -> Sequence[Candle | InvalidRow]:
-        """Return the minutes in `[start_ms, end_ms)`."""
-        return await self._fetch_klines(http, symbol, "1m", start_ms, end_ms)
-
-    async def fetch_bars(
+    async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle] | None:
-        """Return MEXC's bars.
-
-        Raises:
-            ExchangeError: as `Exchange.fetch_bars`; its days do not begin at 00:00 UTC.
-        """
-        name = messages.INTERVALS.get(str(interval))
-        if name is None:
-            return None
-        fetch = partial(self._fetch_klines, http, symbol, name)
-        return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=self.max_history_minutes)
-
-    async def _fetch_klines(
-        self, http: Http, symbol: Symbol, interval: str, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
-        """Return the bars that open in `[start_ms, end_ms)`. MEXC takes both bounds or none, and excludes the end."""
+        """Return MEXC's bars. It takes both bounds or none, and excludes the end."""
         query = {
             "symbol": messages.name_of(symbol),
-            "interval": interval,
+            "interval": self.intervals[str(interval)],
             "startTime": str(start_ms),
             "endTime": str(end_ms),
             "limit": str(self.max_history_minutes),
         }
         body = await self._fetch_endpoint(http, "klines", query, 1.0)
-        rows = await read_rows_in_slices(messages.rows_of(body), messages.read_row, self.clock)
-        return rows_within(rows, start_ms, end_ms)
+        return await read_rows_in_slices(messages.rows_of(body), messages.read_row, self.clock)
 
     async def _fetch_endpoint(self, http: Http, endpoint: str, query: Mapping[str, str], weight: float) -> Any:
         url = f"{self.settings.rest_url.rstrip('/')}/api/v3/{endpoint}"
@@ -215,6 +193,7 @@ class MexcUsdt(Exchange):
     Settings = MexcUsdtSettings
     requests_per_s = 5.0  # MEXC allows 20 in two seconds
     max_history_minutes = 1990  # a page has 2,000 rows
+    intervals = messages.CONTRACT_INTERVALS
 
     def __init__(self, settings: MexcUsdtSettings, clock: Clock) -> None:
         super().__init__(settings, clock)
@@ -232,43 +211,20 @@ class MexcUsdt(Exchange):
         """Return the feed of one connection."""
         return MexcUsdtFeed(self.settings.ws_url, symbols, self._sizes)
 
-    async def fetch_history(
-        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
-    ) -> Sequence[Candle | InvalidRow]:
-        """Return the minutes in `[start_ms, end_ms)`."""
-        return await self._fetch_klines(http, symbol, Interval.parse("1m"), start_ms, end_ms)
-
-    async def fetch_bars(
-        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle] | None:
-        """Return MEXC's bars.
-
-        Raises:
-            ExchangeError: as `Exchange.fetch_bars`; its days do not begin at 00:00 UTC.
-        """
-        if str(interval) not in messages.CONTRACT_INTERVALS:
-            return None
-        fetch = partial(self._fetch_klines, http, symbol, interval)
-        return await fetch_bar_pages(fetch, interval, start_ms, end_ms, page_rows=self.max_history_minutes)
-
-    async def _fetch_klines(
+    async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
-        """Return the bars that open in `[start_ms, end_ms)`.
-
-        Whether `start` is inclusive is not documented, so the request begins a bar earlier.
-        """
+        """Return MEXC's bars. Whether `start` is inclusive is not documented, so the request begins a bar earlier."""
         name = messages.contract_name(symbol)
         size = await self._sizes.find(http, name)
         query = {
-            "interval": messages.CONTRACT_INTERVALS[str(interval)],
+            "interval": self.intervals[str(interval)],
             "start": str((start_ms - interval.ms) // 1000),
             "end": str((end_ms - 1) // 1000),
         }
         data = messages.contract_rows(await self._fetch_data(http, f"kline/{name}", query))
         read = partial(messages.read_contract_row, size=size)
-        rows = await read_rows_in_slices(data, read, self.clock, open_ms=messages.contract_row_ms)
-        return rows_within(rows, start_ms, end_ms)
+        return await read_rows_in_slices(data, read, self.clock, open_ms=messages.contract_row_ms)
 
     async def _fetch_sizes(self, http: Http) -> dict[str, Decimal]:
         return messages.read_sizes(await self._fetch_data(http, "detail", {}))

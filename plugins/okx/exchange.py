@@ -29,7 +29,6 @@ from candled import (
     rows_within,
     setting,
     skip_without,
-    strict_candles,
 )
 
 from . import messages
@@ -100,6 +99,7 @@ class Okx(Exchange):
         "history": RequestBudget(limit=20, period_s=2),
     }
     max_history_minutes = _PAGE
+    intervals = messages.INTERVALS
 
     def __init__(self, settings: OkxSettings, clock: Clock) -> None:
         super().__init__(settings, clock)
@@ -125,37 +125,22 @@ class Okx(Exchange):
         """Return the feed of one connection."""
         return OkxFeed(self.settings.ws_url, symbols)
 
-    async def fetch_history(
-        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
-    ) -> Sequence[Candle | InvalidRow]:
-        """Return the minutes in `[start_ms, end_ms)`: of the last day from `candles`, others from `history-candles`."""
-        is_recent = start_ms >= self.now_ms() - _RECENT_BARS * MINUTE_MS
-        return await self._fetch_pages(http, symbol, "1m", start_ms, end_ms, is_recent=is_recent)
-
-    async def fetch_bars(
+    async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle] | None:
-        """Return bars in UTC (`1Dutc`, `1Wutc`) from `history-candles`."""
-        bar = messages.BARS.get(str(interval))
-        if bar is None:
-            return None
-        rows = await self._fetch_pages(http, symbol, bar, start_ms, end_ms, is_recent=False)
-        return strict_candles(rows, interval)
-
-    async def _fetch_pages(
-        self, http: Http, symbol: Symbol, bar: str, start_ms: int, end_ms: int, *, is_recent: bool
     ) -> list[Candle | InvalidRow]:
-        """Page back from `end_ms`, because some clients got 100 rows of `history-candles` where others got 300.
+        """Return OKX's bars: minutes of the last day from `candles`, others from `history-candles`.
 
-        `before` and `after` are both exclusive, and mean newer than and older than.
+        Page back from `end_ms`, because some clients got 100 rows of `history-candles` where others got 300. `before`
+        and `after` are both exclusive, and mean newer than and older than.
         """
+        is_recent = interval.ms == MINUTE_MS and start_ms >= self.now_ms() - _RECENT_BARS * MINUTE_MS
         read = partial(messages.read_row, inst_type=messages.inst_type_of(symbol))
         path, budget = ("candles", "candles") if is_recent else ("history-candles", "history")
         found: list[Candle | InvalidRow] = []
         while end_ms > start_ms:
             query = {
                 "instId": messages.inst_id_of(symbol),
-                "bar": bar,
+                "bar": self.intervals[str(interval)],
                 "before": str(start_ms - 1),
                 "after": str(end_ms),
                 "limit": str(_PAGE),

@@ -35,7 +35,7 @@ CHANNEL = "candle1m"
 MOST_ARGS = 100  # per frame of at most 64 KB
 
 #: OKX's names of intervals with boundaries in UTC. From six hours on, names without `utc` mean UTC+8.
-BARS: Mapping[str, str] = {
+INTERVALS: Mapping[str, str] = {
     **{name: name for name in ("1m", "3m", "5m", "15m", "30m")},
     **{"1h": "1H", "2h": "2H", "4h": "4H", "6h": "6Hutc", "12h": "12Hutc", "1D": "1Dutc", "1W": "1Wutc"},
 }
