@@ -107,6 +107,35 @@ export interface Subscription<N extends number | string = number> {
   unsubscribe(): void;
 }
 
+export interface ClosedBarsRequest {
+  /** Default `*`, all markets. See docs/reference/protocol.md. */
+  pattern?: string;
+  /** Default `1m`. */
+  interval?: string;
+  /** Default: the server's first exchange. */
+  exchange?: string | null;
+}
+
+export interface ClosedBarsListeners<N extends number | string = number> {
+  /** A bar of a market became final: once for each, in the order of time of each market. */
+  onBar?(symbol: string, bar: Bar<N>): void;
+  /** A bar was revised, or became final after a newer one. */
+  onCorrection?(symbol: string, bar: Bar<N>): void;
+  /** Markets were added and removed: at first all of them are added. */
+  onMarkets?(added: readonly string[], removed: readonly string[]): void;
+  /** `live` once the server has accepted the subscription. */
+  onStatus?(status: Status): void;
+  onError?(error: CandledError): void;
+}
+
+export interface ClosedBarsSubscription {
+  /** The symbols of the selected markets. The array is replaced when they change. */
+  readonly markets: readonly string[];
+  readonly status: Status;
+  /** End this subscription. Later subscriptions are not affected, even if you call this late. */
+  unsubscribe(): void;
+}
+
 export interface ClientOptions {
   /** A WebSocket class, for instance of the package `ws`. Default: the global one. */
   WebSocket?: unknown;
@@ -138,6 +167,7 @@ export class CandledClient<N extends number | string = number> {
   readonly state: ClientState;
   defaultExchange: string | null;
   subscribe(request: SubscribeRequest, listeners?: Listeners<N>): Subscription<N>;
+  closedBars(request?: ClosedBarsRequest, listeners?: ClosedBarsListeners<N>): ClosedBarsSubscription;
   history(request: HistoryRequest): Promise<HistoryPage<N>>;
   /** End all streams and requests, and close the socket. */
   close(): void;

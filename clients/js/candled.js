@@ -8,11 +8,11 @@
  *       onStatus: ({ state }) => label.textContent = state,
  *     });
  *
- * The bars in memory are always those that a new subscription would get. You only need this file, connection.js and
- * series.js. It works in browsers, and in Node with the built-in WebSocket or the one of the package `ws`.
+ * The bars in memory are always those that a new subscription would get. You only need this file, connection.js,
+ * streams.js and series.js. It works in browsers, and in Node with the built-in WebSocket or the one of the package `ws`.
  */
 import { ServerConnection } from "./connection.js";
-import { Series } from "./series.js";
+import { MarketStream, MarketSubscription, PatternStream, PatternSubscription } from "./streams.js";
 
 const DEFAULT_BARS = 100;
 const FIELDS = ["final", "seq", "rev", "src"];
@@ -34,6 +34,7 @@ export class CandledClient {
   #options;
   #form; // the optional fields and the number format of requests
   #streams = new Set();
+  #patterns = new Set();
   #requests = new Map();
   #nextId = 1;
   #state = { state: "idle" };
@@ -61,18 +62,27 @@ export class CandledClient {
   /** Follow one interval of one market. Your listeners are called from the next microtask on. */
   subscribe({ symbol, interval, exchange = null, bars = DEFAULT_BARS }, listeners = {}) {
     this.#open();
-    const named = exchange === this.defaultExchange ? null : exchange;
-    let stream = [...this.#streams].find((one) => one.isOn(symbol, interval, named));
-    if (!stream) {
-      stream = new Stream(this, { symbol, interval, exchange: named }, bars, this.#options.keep);
-      this.#streams.add(stream);
-      this.#ask(stream);
-    } else if (bars > stream.wanted) {
+    const make = (topic) => new MarketStream(this, topic, bars, this.#options.keep);
+    const stream = this.#follow(this.#streams, { symbol, interval, exchange }, make);
+    if (bars > stream.wanted) {
       stream.wanted = bars;
       stream.reset();
       this.#ask(stream);
     }
-    return new Subscription(stream, listeners);
+    return new MarketSubscription(stream, listeners);
+  }
+
+  /**
+   * Follow the closed bars of all markets that a pattern selects, such as `*` or `!*UP/USDT`.
+   *
+   * `onBar(symbol, bar)` is called once for each bar, in the order of time of each market. Bars that close while the
+   * connection is lost are not delivered afterwards: read them with `history`.
+   */
+  closedBars({ pattern = "*", interval = "1m", exchange = null } = {}, listeners = {}) {
+    this.#open();
+    const make = (topic) => new PatternStream(this, topic);
+    const stream = this.#follow(this.#patterns, { symbol: pattern, interval, exchange }, make);
+    return new PatternSubscription(stream, listeners);
   }
 
   /** Return `{ bars, end }`: a page before `before` (ISO text, epoch ms or Date; default now), oldest first. */
@@ -90,11 +100,12 @@ export class CandledClient {
     clearInterval(this.#watch);
     for (const id of [...this.#requests.keys()]) this.#resolveRequest(id, new CandledError("the client was closed", "closed"));
     this.#streams.clear();
+    this.#patterns.clear();
   }
 
   /** Unsubscribe a stream whose last subscription has ended. */
   leave(stream) {
-    if (!this.#streams.delete(stream)) return;
+    if (!this.#streams.delete(stream) && !this.#patterns.delete(stream)) return;
     this.#connection.send({ type: "unsubscribe", ...stream.topic });
   }
 
@@ -106,8 +117,24 @@ export class CandledClient {
     }
   }
 
+  get #all() {
+    return [...this.#streams, ...this.#patterns];
+  }
+
+  /** Return the stream of a topic, after making and requesting it if there is none. */
+  #follow(streams, { symbol, interval, exchange }, make) {
+    const named = exchange === this.defaultExchange ? null : exchange;
+    let stream = [...streams].find((one) => one.isOn(symbol, interval, named));
+    if (!stream) {
+      stream = make({ symbol, interval, exchange: named });
+      streams.add(stream);
+      this.#ask(stream);
+    }
+    return stream;
+  }
+
   #opened() {
-    for (const stream of this.#streams) {
+    for (const stream of this.#all) {
       stream.refusal = null;
       this.#ask(stream);
     }
@@ -119,20 +146,15 @@ export class CandledClient {
     stream.askedAt = Date.now();
     stream.isAcknowledged = false;
     stream.isInitialized = false;
-    const { position, series } = stream;
-    const request = { type: "subscribe", id: stream.askedId, ...stream.topic, initialBars: stream.wanted };
-    Object.assign(request, { ...this.#form, status: true, corrections: true });
-    if (position && series.last) request.resume = { ...position, time: series.last.time };
-    this.#connection.send(request);
+    this.#connection.send({ type: "subscribe", id: stream.askedId, ...stream.topic, ...this.#form, ...stream.request });
     stream.notifyStatus();
   }
 
   /** Repeat subscriptions that were never answered: they were lost, for instance to the server's limit on messages. */
   #askAgain() {
     const before = Date.now() - ASK_AGAIN_MS;
-    for (const stream of this.#streams) {
-      const isOpen = stream.isInitialized || stream.isAcknowledged || stream.refusal;
-      if (this.#connection.state === "open" && !isOpen && stream.askedAt < before) this.#ask(stream);
+    for (const stream of this.#all) {
+      if (this.#connection.state === "open" && !stream.isAnswered && stream.askedAt < before) this.#ask(stream);
     }
   }
 
@@ -157,6 +179,10 @@ export class CandledClient {
   }
 
   #onMessage(message) {
+    if (message.pattern !== undefined) {
+      this.#onPatternMessage(message);
+      return;
+    }
     switch (message.type) {
       case "initial":
       case "resumed":
@@ -182,11 +208,17 @@ export class CandledClient {
     }
   }
 
+  #onPatternMessage(message) {
+    const named = { ...message, symbol: message.pattern };
+    for (const stream of this.#patterns) if (stream.isAbout(named, this.defaultExchange)) stream.take(message);
+  }
+
   #acknowledged({ id, exchange }) {
-    const stream = [...this.#streams].find((one) => one.askedId === id);
+    const stream = this.#all.find((one) => one.askedId === id);
     if (!stream) return;
     stream.isAcknowledged = true;
     if (exchange === undefined && stream.topic.exchange) this.defaultExchange = stream.topic.exchange;
+    stream.notifyStatus();
   }
 
   /** Return a message's stream. Messages name the exchange only if it is not the default, which may be learned here. */
@@ -210,7 +242,7 @@ export class CandledClient {
       for (const waiting of [...this.#requests.keys()]) this.#resolveRequest(waiting, new CandledError(message, "unsupported"));
       return;
     }
-    const stream = [...this.#streams].find((one) => (id === undefined ? one.isMeantBy(message) : one.askedId === id));
+    const stream = this.#all.find((one) => (id === undefined ? one.isMeantBy(message) : one.askedId === id));
     stream?.refuse(new CandledError(message, code, temporary));
   }
 
@@ -221,234 +253,7 @@ export class CandledClient {
 
   #setState(state) {
     this.#state = state;
-    for (const stream of this.#streams) stream.onConnectionState();
+    for (const stream of this.#all) stream.onConnectionState();
     this.#options.onState(state);
-  }
-}
-
-/** The stream of one interval of one market, shared by all subscriptions of this client to it. */
-class Stream {
-  followers = new Set();
-  position = null;
-  askedId = null;
-  askedAt = 0;
-  isAcknowledged = false;
-  isInitialized = false; // true once `initial` or `resumed` has arrived on this connection
-  refusal = null;
-  #client;
-  #feed = null;
-  #loading = null;
-  #missed = [];
-  #end = false;
-
-  constructor(client, { symbol, interval, exchange }, wanted, keep) {
-    this.#client = client;
-    this.topic = exchange === null ? { symbol, interval } : { symbol, interval, exchange };
-    this.wanted = wanted;
-    this.series = new Series(Math.max(keep, wanted));
-    this.status = this.#describe();
-  }
-
-  isOn(symbol, interval, exchange) {
-    const { topic } = this;
-    return topic.symbol === symbol && topic.interval === interval && (topic.exchange ?? null) === exchange;
-  }
-
-  isAbout({ symbol, interval, exchange }, defaultExchange) {
-    const { topic } = this;
-    const isSameExchange = (exchange ?? defaultExchange) === (topic.exchange ?? defaultExchange);
-    return topic.symbol === symbol && (interval ?? topic.interval) === topic.interval && isSameExchange;
-  }
-
-  /** Return true if an error without an id can only mean this subscription. */
-  isMeantBy(text) {
-    const { symbol, interval, exchange } = this.topic;
-    const names = [`Invalid symbol: ${symbol}.`, `Invalid interval: ${interval}.`, `Invalid exchange: ${exchange}.`];
-    return !this.isInitialized && (names.some((name) => text.startsWith(name)) || text.startsWith("Too many subscriptions"));
-  }
-
-  /** True if no bars older than the first one exist. */
-  get end() {
-    return this.#end;
-  }
-
-  /** Request all bars the next time, not only the changes. */
-  reset() {
-    this.position = null;
-  }
-
-  take(message) {
-    const { type, epoch, seq } = message;
-    if (type === "initial" || type === "resumed") this.#onInitialized();
-    else if (!this.isInitialized) return; // from an earlier subscription
-    if (epoch !== undefined) this.position = { epoch, seq };
-    else if (type === "initial") this.position = null;
-    switch (type) {
-      case "initial":
-        this.#replace(message);
-        break;
-      case "resumed":
-        this.#changed(this.series.merge(message.bars), { recovered: true });
-        break;
-      case "update":
-        this.#changed(this.series.update(message.bar));
-        break;
-      default:
-        if (this.#loading) this.#missed.push(message.bar);
-        this.#changed(this.series.correct(message.bar));
-    }
-    this.notifyStatus();
-  }
-
-  /** Leave the client: the last subscription has ended. */
-  ended() {
-    this.#client.leave(this);
-  }
-
-  setFeedState({ state, since, reason }) {
-    this.#feed = reason === undefined ? { state, since } : { state, since, reason };
-    this.notifyStatus();
-  }
-
-  onConnectionState() {
-    if (this.#client.state.state !== "open") {
-      this.#feed = null;
-      this.isInitialized = false;
-    }
-    this.notifyStatus();
-  }
-
-  notifyStatus() {
-    const status = this.#describe();
-    if (JSON.stringify(status) === JSON.stringify(this.status)) return;
-    this.status = status;
-    this.emit("onStatus", status);
-  }
-
-  refuse(error) {
-    if (error.temporary) this.askedAt = 0; // requested again soon
-    else this.refusal = error;
-    this.notifyStatus();
-    this.emit("onError", error);
-  }
-
-  /** Load the page of history before the first bar; return `{ added, end }`. */
-  async loadOlder(limit) {
-    if (this.#end || !this.series.first) return { added: 0, end: this.#end };
-    this.#loading ??= this.#load(limit).finally(() => {
-      this.#loading = null;
-      this.#missed = [];
-    });
-    return this.#loading;
-  }
-
-  async #load(limit) {
-    const { first } = this.series;
-    const { bars, end } = await this.#client.history({ ...this.topic, before: first.time, limit });
-    if (this.series.first.time !== first.time) return { added: 0, end: false }; // the bars were replaced
-    const change = this.series.prepend(bars);
-    for (const bar of this.#missed) this.series.correct(bar);
-    this.#end = end;
-    this.#changed(change);
-    return { added: change.changed.length, end };
-  }
-
-  #onInitialized() {
-    this.isInitialized = true;
-    this.refusal = null;
-  }
-
-  #replace({ bars, recovered = false }) {
-    const isFirst = !this.series.last;
-    this.#end = false;
-    this.#changed(this.series.replace(bars), { isFirst, recovered });
-  }
-
-  #changed(change, more = {}) {
-    if (change?.bar && !change.isOld && this.series.trim()) this.#end = false;
-    if (change?.reason) this.emit("onBars", this.series.bars, { ...change, ...more });
-    else if (change?.isOld) this.emit("onCorrection", change.bar);
-    else if (change) this.emit("onBar", change.bar, change.isNew);
-    for (const bar of this.series.takeFinal()) this.emit("onFinal", bar);
-  }
-
-  #describe() {
-    const { state, retryAt, message } = this.#client.state;
-    if (state === "lost") return { state, retryAt };
-    if (state === "refused") return { state, message };
-    if (state === "closed") return { state };
-    if (this.refusal) return { state: "refused", message: this.refusal.message };
-    if (state !== "open") return { state: "connecting" };
-    if (!this.isInitialized && (this.#feed?.state ?? "live") === "live") return { state: "loading" };
-    return this.#feed ?? { state: "live" };
-  }
-
-  emit(name, ...values) {
-    for (const follower of [...this.followers]) follower.notify(name, values);
-  }
-}
-
-/** One subscription to a stream, with its listeners. */
-class Subscription {
-  #stream;
-  #listeners;
-  #isOver = false;
-
-  constructor(stream, listeners) {
-    this.#stream = stream;
-    this.#listeners = listeners;
-    stream.followers.add(this);
-    queueMicrotask(() => this.#greet());
-  }
-
-  /** All bars in memory, oldest first. The array is replaced when a bar changes. */
-  get bars() {
-    return this.#stream.series.bars;
-  }
-
-  /** The newest bar, or null. */
-  get bar() {
-    return this.#stream.series.last ?? null;
-  }
-
-  /**
-   * `{ state }`: connecting, loading, live, quiet, polling, stale, warming, recovering (with `since` and `reason` if
-   * the server sends them), lost (with `retryAt` in epoch ms), refused (with `message`) or closed.
-   */
-  get status() {
-    return this.#isOver ? { state: "closed" } : this.#stream.status;
-  }
-
-  /** True if history was loaded back to its beginning. */
-  get end() {
-    return this.#stream.end;
-  }
-
-  /** Load the bars before the first one, over the same socket; return `{ added, end }`. `end`: no older bars exist. */
-  loadOlder(limit = 500) {
-    return this.#stream.loadOlder(limit);
-  }
-
-  /** End this subscription. Later subscriptions are not affected, even if you call this late. */
-  unsubscribe() {
-    if (this.#isOver) return;
-    this.#isOver = true;
-    this.#stream.followers.delete(this);
-    if (!this.#stream.followers.size) this.#stream.ended();
-  }
-
-  notify(name, values) {
-    if (this.#isOver) return;
-    try {
-      this.#listeners[name]?.(...values);
-    } catch (error) {
-      queueMicrotask(() => { throw error; }); // reported like any other error, without stopping the other listeners
-    }
-  }
-
-  /** Call the listeners with the status and the bars that the stream already has. */
-  #greet() {
-    this.notify("onStatus", [this.status]);
-    if (this.bar) this.notify("onBars", [this.bars, { reason: "initial", changed: this.bars, isFirst: true, recovered: false }]);
   }
 }

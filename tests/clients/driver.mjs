@@ -11,17 +11,18 @@ const streams = new Map();
 
 const listeners = (name) =>
   Object.fromEntries(
-    ["onBars", "onBar", "onCorrection", "onFinal", "onStatus"]
+    ["onBars", "onBar", "onCorrection", "onFinal", "onStatus", "onMarkets"]
       .map((event) => [event, (...facts) => say(name, event, facts)])
       .concat([["onError", ({ message, code }) => say(name, "onError", [{ message, code }])]]),
   );
 
 const actions = {
   subscribe: ({ name, request }) => streams.set(name, client.subscribe(request, listeners(name))),
+  closedBars: ({ name, request }) => streams.set(name, client.closedBars(request, listeners(name))),
   unsubscribe: ({ name }) => streams.get(name).unsubscribe(),
   report: ({ name }) => {
-    const { bars, bar, status, end } = streams.get(name);
-    say(name, "report", [{ bars, bar, status, end }]);
+    const { bars, bar, status, end, markets } = streams.get(name);
+    say(name, "report", [{ bars, bar, status, end, markets }]);
   },
   older: async ({ name, limit }) => say(name, "older", [await streams.get(name).loadOlder(limit)]),
   history: async ({ request }) => say("", "history", [await client.history(request)]),
