@@ -107,13 +107,16 @@ class Aggregator:
     ) -> list[BarChange]:
         """Merge the stored bars of all intervals that overlap `[start_ms, end_ms)`; return the changed ones.
 
-        A minute in memory that is newer than the stored one is kept.
+        A minute in memory that is newer than the stored one is kept. The same version may be stored with a larger `rev`
+        than its writer sent: see `unknown_revisions` in candled/store/batch.py.
         """
         changes: list[BarChange] = []
         minutes = self._minutes
         for row in rows.get(MINUTE, ()):
             cached = minutes.get_bar(row.open_ms)
-            if row.open_ms < minutes.since_ms or (cached is not None and not row.supersedes(cached)):
+            if row.open_ms < minutes.since_ms:
+                continue
+            if cached is not None and not row.supersedes(cached) and not _has_more_revisions(row, cached):
                 continue
             if cached is None or not _looks_equal(cached, row):
                 minutes.put_bar(row, change_id)
@@ -160,6 +163,11 @@ class Aggregator:
         self._whole_ms = -1
         for rollup in self._rollups.values():
             rollup.reset()
+
+
+def _has_more_revisions(row: Candle, cached: Candle) -> bool:
+    """Return whether a stored minute is the version in memory, with more revisions."""
+    return row.rev > cached.rev and not cached.supersedes(row)
 
 
 def _looks_equal(one: Candle, other: Candle) -> bool:

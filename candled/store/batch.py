@@ -9,6 +9,8 @@ from itertools import groupby
 from candled.errors import StoreRejected
 from candled.model import MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol, fold, sources
 
+from .interface import SEQ_UNPUBLISHED
+
 # The values of `Candle.src`. A store saves the position in this list, so append new ones at the end.
 SOURCES = ("", "live", "rest", "backfill", "agg", "trades")
 
@@ -80,6 +82,20 @@ def merge_changes(batch: Mapping[int, Candle], stored: Mapping[int, Candle]) -> 
     """Return the minutes of `batch` that are new or change stored ones, as they are to be stored, oldest first."""
     merged = (batch[open_ms].merged_with(stored.get(open_ms)) for open_ms in sorted(batch))
     return [candle for candle in merged if candle is not stored.get(candle.open_ms)]
+
+
+def unknown_revisions(batch: Mapping[int, Candle], stored: Iterable[tuple[int, int]]) -> list[tuple[int, Range]]:
+    """Return the changes to log for minutes that were stored with more revisions than their writer had counted.
+
+    The writer did not know the version that it replaced, such as one of a process that had ended. So the writer's
+    messages have a smaller `rev` than the store. Ingest finds the changes in the log, and readers read them again.
+
+    Args:
+        batch: the minutes as they were sent, by opening time.
+        stored: opening times of changed minutes, and their `rev`.
+    """
+    times = [open_ms for open_ms, rev in stored if rev > batch[open_ms].rev]
+    return [(SEQ_UNPUBLISHED, span) for span in minute_ranges(times)]
 
 
 def fold_bars(parts: Sequence[Candle], interval: Interval) -> list[Candle]:

@@ -60,6 +60,8 @@ class Store(Protocol):
 
         `rev` and `src` of minutes are stored. If a version with other values replaces a final minute, `rev` increases
         by at least one; rows that are written again count once. A version with the same values does not change `src`.
+        If more revisions are stored than the row says, its writer did not know the version that it replaced: the minute
+        is logged with `SEQ_UNPUBLISHED`, so that readers of the writer's messages read it again.
         """
 
     def intervals(self) -> Sequence[Interval]:

@@ -211,6 +211,20 @@ def test_another_source_of_the_same_values_is_published():
     assert [bars.series_of(interval).revision for interval in bars.levels] == [2, 0, 0, 0, 0, 0, 0]
 
 
+def test_the_version_in_memory_takes_the_larger_number_of_revisions_from_the_store():
+    """Its writer did not know that it replaced another final version: the store does."""
+    bars = aggregator()
+    sent, stored = minute(0, as_of=90_000, final=True), minute(0, as_of=90_000, final=True)._replace(rev=2)
+    bars.apply_minute(sent, 2)
+    changes = bars.merge_stored({MINUTE: [stored]}, MONDAY_MS, MONDAY_MS + MINUTE_MS, 4)
+    assert [(str(change.interval), change.bar.rev) for change in changes] == [
+        (name, 2) for name in ("1m", "5m", "15m", "1h", "4h", "1D", "1W")
+    ]
+    assert bars.merge_stored({MINUTE: [sent]}, MONDAY_MS, MONDAY_MS + MINUTE_MS, 6) == []
+    older = minute(0, "12", as_of=80_000, final=True)._replace(rev=9)
+    assert bars.merge_stored({MINUTE: [older]}, MONDAY_MS, MONDAY_MS + MINUTE_MS, 8) == []
+
+
 def test_an_older_copy_never_undoes_a_revision():
     bars = aggregator()
     bars.apply_minute(minute(0, "11", as_of=70_000, final=True))

@@ -307,6 +307,18 @@ class StoreContract:
             store.write_minutes(batch)
             assert [bar.rev for bar in everything(store, BTC, MINUTE)] == [1]
 
+    def test_a_revision_that_its_writer_did_not_count_is_logged_for_the_readers_of_its_messages(self, store):
+        store.register_feed([BTC, ETH], "a")
+        store.write_minutes([(market, minute(at)) for market in (BTC, ETH) for at in range(4)])
+        assert store.unpublished("bitget") == {}
+        revised = [minute(at, "5", as_of_ms=MONDAY_MS + 5 * MINUTE_MS) for at in (1, 2)]
+        known = minute(3, "5", as_of_ms=MONDAY_MS + 5 * MINUTE_MS, rev=1)
+        logged = [Range(revised[0].open_ms, revised[1].open_ms + MINUTE_MS)]
+        for _ in range(2):
+            store.write_minutes([(BTC, one) for one in (*revised, known, minute(4))] + [(ETH, known)])
+            assert store.unpublished("bitget") == {BTC.symbol: logged}
+        assert store.changes_since(BTC, "a", 900) == logged
+
     # ------------------------------------------------------------ real minutes
 
     @pytest.mark.slow

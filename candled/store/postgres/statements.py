@@ -138,15 +138,17 @@ JSON_OF_MINUTES = f"{_AS_JSON} {_MINUTES_OF_RANGE}"
 LAST_MINUTES = f"""{_MINUTES} FROM candled.candles
     WHERE market = %s AND time >= {_AT} AND time < {_AT} ORDER BY time DESC LIMIT %s"""
 
-# Store a batch of minutes, with one revision more if the stored version had other values. Return the range that
-# changed, for each market with changes.
+# Store a batch of minutes, with one revision more if the stored version had other values. Return for each market with
+# changes the range that changed, and the times and numbers of revisions of the changed minutes that were revised.
 PUT_MINUTES = f"""WITH changed AS (
         INSERT INTO candled.candles AS old (market, time, {_listed(_MINUTE)})
         SELECT * FROM ({_BATCH}) AS batch (market, time, {_listed(_MINUTE)})
             WHERE time >= (SELECT kept_from FROM candled.state)
         {_merge("1")}
-        RETURNING market, time)
-    SELECT market, {_ms("min(time)")}, {_ms("max(time)")} FROM changed GROUP BY market ORDER BY market"""
+        RETURNING market, time, rev)
+    SELECT market, {_ms("min(time)")}, {_ms("max(time)")},
+        array_agg({_ms("time")}) FILTER (WHERE rev > 0), array_agg(rev) FILTER (WHERE rev > 0)
+    FROM changed GROUP BY market ORDER BY market"""
 
 # The ranges of stored minutes. Adjacent minutes have the same difference of time and position.
 STORED_RANGES = f"""SELECT {_ms("min(time)")}, {_ms("max(time)")} + {MINUTE_MS} FROM (

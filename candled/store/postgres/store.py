@@ -26,7 +26,7 @@ from candled.model import (
 )
 from candled.model.gaps import replace_gaps
 from candled.store.bar_texts import bar_texts
-from candled.store.batch import group_by_market
+from candled.store.batch import group_by_market, unknown_revisions
 from candled.store.interface import FORMING_KEPT_MS, SEQ_UNPUBLISHED, BadRow
 from candled.store.sql_store import SqlStore, as_known_gaps
 
@@ -226,12 +226,17 @@ class PostgresStore(SqlStore):
         changed = connection.fetch_rows(sql.PUT_MINUTES, columns)
         if not changed:
             return
-        connection.execute(sql.WIDEN_SPANS, [as_array(map(str, column)) for column in zip(*changed, strict=True)])
+        spans = [row[:3] for row in changed]
+        connection.execute(sql.WIDEN_SPANS, [as_array(map(str, column)) for column in zip(*spans, strict=True)])
         changes = {
             id: sorted_ranges([open_ms for open_ms in times[id] if first_ms <= open_ms <= last_ms])
-            for id, first_ms, last_ms in changed
+            for id, first_ms, last_ms in spans
         }
         fold_changes(connection, changes)
+        for id, _, _, revised, revs in changed:
+            unknown = unknown_revisions(minutes[id], zip(revised or (), revs or (), strict=True))
+            if unknown:
+                _log_changes(connection, id, None, unknown)
 
     def rebuild_rollups(self, market: MarketKey, spans: Sequence[Range]) -> None:
         """See `Store.rebuild_rollups`."""
@@ -285,18 +290,8 @@ class PostgresStore(SqlStore):
         """See `Store.log_changes`."""
         with self._borrow_to_write() as connection:
             market_id = lock_markets(connection, [market])[market]
-            feeds = connection.fetch_rows(sql.FEED, (market_id, epoch, epoch))
-            if not feeds and epoch is None:
-                return
-            if not feeds:
+            if not _log_changes(connection, market_id, epoch, changes) and epoch is not None:
                 raise StoreRejected(f"{market} does not have the feed {epoch}, or no longer has it")
-            rows = [(seq, *span) for seq, span in changes]
-            arrays = [as_array(map(str, column)) for column in zip(*rows, strict=True)]
-            if arrays:
-                connection.execute(
-                    sql.DROP_UNPUBLISHED, (*arrays, market_id, *feeds[0], SEQ_UNPUBLISHED, SEQ_UNPUBLISHED)
-                )
-                connection.execute(sql.LOG_CHANGES, (market_id, *feeds[0], *arrays))
 
     # ------------------------------------------------------------ reading
 
@@ -499,6 +494,19 @@ class PostgresStore(SqlStore):
             yield connection
         finally:
             connection.close()
+
+
+def _log_changes(
+    connection: DatabaseConnection, market_id: int, epoch: str | None, changes: Sequence[tuple[int, Range]]
+) -> bool:
+    """Log changes as `Store.log_changes` does; return False if the market does not have this feed."""
+    feeds = connection.fetch_rows(sql.FEED, (market_id, epoch, epoch))
+    if feeds and changes:
+        arrays = [as_array(map(str, column)) for column in zip(*((seq, *span) for seq, span in changes), strict=True)]
+        unpublished = *arrays, market_id, *feeds[0], SEQ_UNPUBLISHED, SEQ_UNPUBLISHED
+        connection.execute(sql.DROP_UNPUBLISHED, unpublished)
+        connection.execute(sql.LOG_CHANGES, (market_id, *feeds[0], *arrays))
+    return bool(feeds)
 
 
 def _name(version: int) -> str:

@@ -31,6 +31,7 @@ from candled.store.batch import (
     group_by_market,
     merge_changes,
     minute_ranges,
+    unknown_revisions,
 )
 from candled.store.interface import FEED_DAYS, FEEDS_KEPT, FORMING_KEPT_MS, SEQ_UNPUBLISHED, BadRow, Table
 from candled.store.sql_store import FOLD_CHUNK_MS, SqlStore, as_known_gaps, log_progress, log_unused
@@ -57,6 +58,19 @@ APPLICATION_ID = 0x63616E64  # "cand": distinguishes candled's files from those 
 def schema_version(connection: sqlite3.Connection) -> int:
     """Return the version of the schema that a file has; 0 for a new one."""
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _log_changes(
+    connection: sqlite3.Connection, market_id: int, epoch: str | None, changes: Sequence[tuple[int, Range]]
+) -> bool:
+    """Log changes as `Store.log_changes` does; return False if the market does not have this feed."""
+    feed = connection.execute(sql.FEED, (market_id, epoch)).fetchone()
+    if feed is None:
+        return False
+    published = [(market_id, feed[0], SEQ_UNPUBLISHED, *span) for seq, span in changes if seq < SEQ_UNPUBLISHED]
+    connection.executemany(sql.DROP_UNPUBLISHED, published)
+    connection.executemany(sql.LOG_CHANGE, [(market_id, feed[0], seq, *span) for seq, span in changes])
+    return True
 
 
 def _kept_from(connection: sqlite3.Connection) -> int:
@@ -297,14 +311,8 @@ class SqliteStore(SqlStore):
         """See `Store.log_changes`."""
         with self._file.begin_transaction() as connection:
             market_id = self._add_market(connection, market)
-            feed = connection.execute(sql.FEED, (market_id, epoch)).fetchone()
-            if feed is None and epoch is None:
-                return
-            if feed is None:
+            if not _log_changes(connection, market_id, epoch, changes) and epoch is not None:
                 raise StoreRejected(f"{self._path.name}: {market} does not have the feed {epoch}, or no longer has it")
-            published = [(market_id, feed[0], SEQ_UNPUBLISHED, *span) for seq, span in changes if seq < SEQ_UNPUBLISHED]
-            connection.executemany(sql.DROP_UNPUBLISHED, published)
-            connection.executemany(sql.LOG_CHANGE, [(market_id, feed[0], seq, *span) for seq, span in changes])
 
     def cancel_read(self, thread: int) -> None:
         """See `Store.cancel_read`."""
@@ -475,6 +483,9 @@ class SqliteStore(SqlStore):
         fold_levels(
             connection, market_id, minute_ranges(candle.open_ms for candle in changed), read_fold_sources(connection)
         )
+        unknown = unknown_revisions(minutes, ((candle.open_ms, candle.rev) for candle in changed))
+        if unknown:
+            _log_changes(connection, market_id, None, unknown)
 
     def _delete_bad_rows(self, batches: Mapping[MarketKey, MarketBatch]) -> bool:
         """Delete invalid rows in the weeks of some minutes; return whether there were any.
