@@ -17,13 +17,10 @@ _TEN_S_MS = 10_000
 
 
 def open_feed(exchange: Exchange, symbols: Iterable[Symbol]) -> SocketFeed | None:
-    """Return a feed that has subscribed; None if the plugin's feed is no `SocketFeed`."""
+    """Return a feed that has not subscribed yet; None if the plugin's feed is no `SocketFeed`."""
     exchange.resume_after(None)
     feed = exchange.make_feed(list(symbols))
-    if not isinstance(feed, SocketFeed):
-        return None
-    feed.subscribe(feed.symbols)
-    return feed
+    return feed if isinstance(feed, SocketFeed) else None
 
 
 def candles_in(events: Iterable[Event], symbol: Symbol) -> list[Candle]:

@@ -66,6 +66,7 @@ class Stage:
         if feed is None:
             raise NotShown("the feed is no SocketFeed")
         self.runner.run(prepare_feed(feed, self.recording))
+        feed.subscribe(feed.symbols)
         for frame, events in self.material.frames:
             if not candles_in(events, self.recording.symbol):
                 read_quietly(feed, frame)
@@ -103,6 +104,7 @@ class Stage:
         if feed is None:
             return Material(())
         self.runner.run(prepare_feed(feed, self.recording))
+        feed.subscribe(feed.symbols)
         return read_material(self.recording, feed)
 
     @cached_property

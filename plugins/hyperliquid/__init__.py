@@ -1,4 +1,4 @@
-"""The Hyperliquid plugin: perpetual contracts."""
+"""The Hyperliquid plugin: perpetual contracts and spot pairs."""
 
 from collections.abc import Sequence
 

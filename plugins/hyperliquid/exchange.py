@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from candled import (
     Candle,
     Clock,
     ConnectionLimits,
+    Distinct,
     Event,
     Evidence,
     Exchange,
@@ -17,6 +18,7 @@ from candled import (
     Interval,
     InvalidRow,
     Market,
+    MarketTable,
     RequestBudget,
     Settings,
     SocketFeed,
@@ -31,11 +33,15 @@ from . import messages
 
 _NEWEST = 5000  # rows that exist
 _WEIGHT, _ROWS_PER_WEIGHT = 20.0, 60
+_ALL_PAIRS = {"type": "spotMetaAndAssetCtxs"}
 
 
 class HyperliquidSettings(Settings):
     """Settings of the Hyperliquid exchange."""
 
+    markets: Distinct[Literal["perpetual", "spot"]] = setting(
+        ("perpetual",), "the kinds of markets to list: perpetual contracts, and spot pairs", min_length=1
+    )
     ws_url: WebSocketUrl = setting("wss://api.hyperliquid.xyz/ws", "the WebSocket")
     rest_url: HttpUrl = setting("https://api.hyperliquid.xyz", "the REST API, without a path")
     symbols_per_connection: int = setting(
@@ -44,22 +50,44 @@ class HyperliquidSettings(Settings):
 
 
 class HyperliquidFeed(SocketFeed):
-    """One connection to Hyperliquid, which closes one without a message for 60 seconds."""
+    """One connection to Hyperliquid, which closes one without a message for 60 seconds.
+
+    Before it connects, it reads the names of spot pairs if it has some.
+    """
 
     ping = messages.PING
+
+    def __init__(self, url: str, symbols: Sequence[Symbol], pairs: MarketTable[Symbol, str]) -> None:
+        self._pairs = pairs
+        super().__init__(url, symbols)
 
     def set_symbols(self, symbols: Sequence[Symbol]) -> None:
         """Carry `symbols`, and keep a table of their coins."""
         super().set_symbols(symbols)
-        self._by_coin = {messages.coin_of(symbol): symbol for symbol in symbols}
+        self._by_coin = self._coins_of(symbols)
+
+    async def prepare_connection(self, http: Http) -> str:
+        """Return the address, once the names of spot pairs are known.
+
+        Raises:
+            Unavailable, ExchangeError: as `Http.post_json`.
+        """
+        if not all(symbol.settle for symbol in self.symbols):
+            await self._pairs.load(http)
+        return self.url
 
     def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
         """Return the frames that subscribe."""
-        return messages.command_frames("subscribe", symbols)
+        coins = self._coins_of(symbols)
+        self._by_coin |= coins
+        return messages.command_frames("subscribe", coins)
 
     def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
         """Return the frames that unsubscribe."""
-        return messages.command_frames("unsubscribe", symbols)
+        return messages.command_frames("unsubscribe", self._coins_of(symbols))
+
+    def _coins_of(self, symbols: Sequence[Symbol]) -> dict[str, Symbol]:
+        return {messages.coin_of(symbol, self._pairs.known): symbol for symbol in symbols}
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
@@ -67,13 +95,15 @@ class HyperliquidFeed(SocketFeed):
 
 
 class Hyperliquid(Exchange):
-    """Hyperliquid's perpetual contracts.
+    """Hyperliquid's perpetual contracts and spot pairs.
 
     It keeps the newest 5,000 candles. A minute without trades may be missing at first, and appear later as a flat row.
     """
 
     name = "hyperliquid"
-    evidence = Evidence(markets="perpetual contracts", stream="recorded", rest="recorded")
+    evidence = Evidence(
+        markets="perpetual contracts (frames recorded), spot (rows recorded)", stream="recorded", rest="recorded"
+    )
     bypass_reasons = skip_without("markets", "refusal", "together", "boundary")
     Settings = HyperliquidSettings
     request_budgets: ClassVar[Mapping[str, RequestBudget]] = {"weight": RequestBudget(limit=1200)}
@@ -86,21 +116,35 @@ class Hyperliquid(Exchange):
         self.limits = ConnectionLimits(
             symbols_per_connection=settings.symbols_per_connection, connections=10, attempts_per_minute=15.0
         )
+        #: Hyperliquid's names of spot pairs.
+        self._pairs = MarketTable(self._fetch_pairs)
 
     async def fetch_markets(self, http: Http) -> list[Market]:
-        """Return the listed contracts."""
-        return messages.read_markets(await self._post(http, {"type": "metaAndAssetCtxs"}, _WEIGHT))
+        """Return the listed markets of all configured kinds."""
+        found: list[Market] = []
+        if "perpetual" in self.settings.markets:
+            found += messages.read_markets(await self._post(http, {"type": "metaAndAssetCtxs"}, _WEIGHT))
+        if "spot" in self.settings.markets:
+            pairs = messages.read_pairs(await self._post(http, _ALL_PAIRS, _WEIGHT))
+            self._pairs.known |= {market.symbol: coin for coin, market in pairs.items()}
+            found += pairs.values()
+        return found
+
+    async def _fetch_pairs(self, http: Http) -> dict[Symbol, str]:
+        pairs = messages.read_pairs(await self._post(http, _ALL_PAIRS, _WEIGHT))
+        return {market.symbol: coin for coin, market in pairs.items()}
 
     def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
         """Return the feed of one connection."""
-        return HyperliquidFeed(self.settings.ws_url, symbols)
+        return HyperliquidFeed(self.settings.ws_url, symbols, self._pairs)
 
     async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
         """Return Hyperliquid's bars, of the newest 5,000. Both bounds are inclusive."""
         name = self.intervals[str(interval)]
-        request = {"coin": messages.coin_of(symbol), "interval": name, "startTime": start_ms, "endTime": end_ms - 1}
+        coin = messages.coin_of(symbol, {}) if symbol.settle else await self._pairs.find(http, symbol)
+        request = {"coin": coin, "interval": name, "startTime": start_ms, "endTime": end_ms - 1}
         most = min(_NEWEST, (end_ms - start_ms) // interval.ms)
         body = {"type": "candleSnapshot", "req": request}
         answer = messages.rows_of(await self._post(http, body, _WEIGHT + most / _ROWS_PER_WEIGHT))

@@ -1,12 +1,13 @@
 """Hyperliquid's public API as text: frames and rows to candles and back, without sockets or clocks.
 
-Sources: hyperliquid.gitbook.io ("WebSocket", "Info endpoint", "Rate limits"), hyperliquid-python-sdk; recorded frames,
-listed in tests/plugins/hyperliquid/frames/README.md.
+Sources: hyperliquid.gitbook.io ("WebSocket", "Info endpoint", "Spot", "Rate limits"); hyperliquid-python-sdk, whose
+issue 308 says how facts of spot pairs are matched; richkuo/go-trader issue 831 about pairs without tokens; recorded
+frames, listed in tests/plugins/hyperliquid/frames/README.md.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -38,22 +39,27 @@ _HARMLESS = "Already subscribed"
 _USDC = "USDC"
 
 
-def coin_of(symbol: Symbol) -> str:
-    """Return Hyperliquid's name of a perpetual contract: its base coin. Others keep a text that it refuses."""
-    return symbol.base if (symbol.quote, symbol.settle) == (_USDC, _USDC) else str(symbol)
+def coin_of(symbol: Symbol, pairs: Mapping[Symbol, str]) -> str:
+    """Return Hyperliquid's name of a market: the base coin of a perpetual contract, or the text in `pairs`.
+
+    Others keep a text that it refuses.
+    """
+    if (symbol.quote, symbol.settle) == (_USDC, _USDC):
+        return symbol.base
+    return pairs.get(symbol, str(symbol))
 
 
 # ---------------------------------------------------------------- WebSocket
 
 
-def command_frames(method: str, symbols: Sequence[Symbol]) -> list[str]:
+def command_frames(method: str, coins: Iterable[str]) -> list[str]:
     """Return the frames that `subscribe` or `unsubscribe` (the `method`), one for each market."""
     return [
         json.dumps(
-            {"method": method, "subscription": {"type": "candle", "coin": coin_of(symbol), "interval": "1m"}},
+            {"method": method, "subscription": {"type": "candle", "coin": coin, "interval": "1m"}},
             separators=(",", ":"),
         )
-        for symbol in symbols
+        for coin in coins
     ]
 
 
@@ -149,3 +155,33 @@ def read_markets(body: Any) -> list[Market]:
         ]
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise ExchangeError(f"a market is not as documented: {error!r}") from error
+
+
+def read_pairs(body: Any) -> dict[str, Market]:
+    """Return the spot pairs in an answer to `spotMetaAndAssetCtxs`, by Hyperliquid's names: `PURR/USDC`, `@107`.
+
+    A pair has the indexes of its tokens, which are not their places; one whose tokens are not listed is left out, as is
+    a second pair of the same tokens' names. The facts of a pair have its name, or else the place that is its index.
+
+    Raises:
+        ExchangeError: the answer is not as documented.
+    """
+    try:
+        meta, contexts = body
+        tokens = {token["index"]: token for token in meta["tokens"]}
+        facts = {context.get("coin", place): context for place, context in enumerate(contexts)}
+        found: dict[Symbol, tuple[str, Market]] = {}
+        for pair in meta["universe"]:
+            base, quote = (tokens.get(index) for index in pair["tokens"])
+            if base is None or quote is None:
+                continue
+            symbol, fact = Symbol(base["name"], quote["name"]), facts.get(pair["name"]) or facts.get(pair["index"])
+            market = Market(
+                symbol=symbol,
+                volume_decimals=int(base["szDecimals"]),
+                quote_volume_24h=None if fact is None else Decimal(fact["dayNtlVlm"]),
+            )
+            found.setdefault(symbol, (pair["name"], market))
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise ExchangeError(f"a spot pair is not as documented: {error!r}") from error
+    return dict(found.values())

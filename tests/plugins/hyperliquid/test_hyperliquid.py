@@ -1,7 +1,9 @@
-"""Hyperliquid: everything over POST, candles without a time of sending, and weights by the rows of an answer."""
+"""Hyperliquid: everything over POST, candles without a time of sending, weights by rows, spot pairs with numbers."""
 
+import asyncio
 import json
 from decimal import Decimal
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -15,12 +17,15 @@ from candled import (
     HttpRejected,
     Interval,
     Pong,
+    Subscribed,
     SubscriptionRejected,
     Symbol,
     Unavailable,
 )
 from candled.clock import SystemClock
 from candled.ingest.http import HttpClient
+from candled.testing.recording import read_recording
+from candled.testing.stage import Stage
 from candled_plugins.hyperliquid.exchange import Hyperliquid, HyperliquidFeed, HyperliquidSettings
 from tests.clocks import START_MS, ManualClock
 from tests.plugins.local import (
@@ -38,14 +43,39 @@ from tests.plugins.local import (
 from tests.tiers import few_examples
 
 BTC, HOUR = Symbol("BTC", "USDC", "USDC"), Interval.parse("1h")
+HYPE, PURR, HPENGU = (Symbol(base, "USDC") for base in ("HYPE", "PURR", "HPENGU"))
+# tokens have indexes that are not their places, and the facts have more entries than the pairs
+PAIRS = [
+    {
+        "tokens": [
+            {"name": "USDC", "szDecimals": 8, "index": 0},
+            {"name": "PURR", "szDecimals": 0, "index": 1},
+            {"name": "HYPE", "szDecimals": 2, "index": 150},
+            {"name": "HPENGU", "szDecimals": 1, "index": 290},
+            {"name": "HYPE", "szDecimals": 5, "index": 300},
+        ],
+        "universe": [
+            {"name": "PURR/USDC", "tokens": [1, 0], "index": 0},
+            {"name": "@107", "tokens": [150, 0], "index": 107},
+            {"name": "@184", "tokens": [290, 0], "index": 184},
+            {"name": "@367", "tokens": [479, 0], "index": 367},
+            {"name": "@368", "tokens": [300, 0], "index": 368},
+        ],
+    },
+    [
+        {"coin": "PURR/USDC", "dayNtlVlm": "8906.0"},
+        {"coin": "@1", "dayNtlVlm": "1.0"},
+        {"coin": "@107", "dayNtlVlm": "160771600.5"},
+    ],
+]
 
 
 def made(**settings) -> Hyperliquid:
     return Hyperliquid(HyperliquidSettings(**settings), ManualClock(START_MS + 30_000))
 
 
-def feed(*symbols: Symbol) -> HyperliquidFeed:
-    return HyperliquidFeed("ws://localhost", symbols or (BTC,))
+def feed(*symbols: Symbol, url: str = "ws://localhost") -> HyperliquidFeed:
+    return made(ws_url=url).make_feed(symbols or (BTC,))
 
 
 async def test_recorded_frames_become_candles():
@@ -55,7 +85,7 @@ async def test_recorded_frames_become_candles():
             await peer.send(message)
         await peer.wait_closed()
 
-    async with socket_server(handle) as url, running(HyperliquidFeed(url, [BTC])) as (sink, _):
+    async with socket_server(handle) as url, running(feed(url=url)) as (sink, _):
         first, last = await sink.candles(2)
     assert (first.open_ms, str(first.close), first.as_of_ms) == (1786539540000, "64099.0", 0)
     assert (str(last.volume), last.quote_volume) == ("6.392", None)
@@ -78,10 +108,13 @@ def test_an_error_names_its_market_in_its_text(text, events):
     assert [type(one) for one in found] == ([] if events is None else [events])
 
 
-def test_frames_have_one_market_each_and_spot_pairs_keep_a_text_that_is_refused():
-    one, spot = feed(), Symbol("PURR", "USDC")
-    names = [json.loads(frame)["subscription"]["coin"] for frame in one.subscribe([BTC, spot])]
-    assert names == ["BTC", "PURR/USDC"]
+def coins(frames):
+    return [json.loads(frame)["subscription"]["coin"] for frame in frames]
+
+
+def test_frames_have_one_market_each_and_unknown_ones_keep_a_text_that_is_refused():
+    one = feed()
+    assert coins(one.subscribe([BTC, HYPE, Symbol("BTC", "USDT", "USDT")])) == ["BTC", "HYPE/USDC", "BTC/USDT:USDT"]
     assert [json.loads(frame)["method"] for frame in one.unsubscribe([BTC])] == ["unsubscribe"]
     assert one.read_frame('{"channel":"pong"}') == [Pong()]
     gone = {"channel": "subscriptionResponse", "data": {"method": "unsubscribe", "subscription": {"coin": "BTC"}}}
@@ -101,6 +134,45 @@ def test_a_bad_row_is_none(change):
 def test_other_frames_are_errors(frame):
     with pytest.raises(ExchangeError):
         feed().read_frame(frame)
+
+
+async def test_the_numbers_of_spot_pairs_are_read_before_a_connection_that_has_some():
+    asked = FakeHttp(lambda path, body: PAIRS)
+    exchange = made()
+    one = exchange.make_feed([BTC])
+    assert await one.prepare_connection(asked) == one.url
+    assert asked.requests == []
+    one.set_symbols([BTC, HYPE, PURR])
+    await one.prepare_connection(asked)
+    assert [(body, weight, budget) for _, body, weight, budget in asked.requests] == [
+        ({"type": "spotMetaAndAssetCtxs"}, 20.0, "weight")
+    ]
+    assert coins(one.subscribe([BTC, HYPE, PURR])) == ["BTC", "@107", "PURR/USDC"]
+    assert coins(one.unsubscribe([HYPE])) == ["@107"]
+    (event,) = one.read_frame(json.dumps({**PUSH, "data": {**PUSH["data"], "s": "@107"}}))
+    assert (event.symbol, len(event.candles)) == (HYPE, 1)
+
+
+async def test_a_spot_pair_that_is_added_to_a_connection_is_found_by_its_number():
+    exchange, http = (
+        made(markets=("perpetual", "spot")),
+        FakeHttp(lambda path, body: PAIRS if body["type"].startswith("spot") else [{"universe": []}, []]),
+    )
+    one = exchange.make_feed([BTC])
+    await exchange.fetch_markets(http)
+    one.set_symbols([BTC, HYPE])
+    assert coins(one.subscribe([HYPE])) == ["@107"]
+    acknowledged = {"method": "subscribe", "subscription": {"type": "candle", "coin": "@107", "interval": "1m"}}
+    assert one.read_frame(json.dumps({"channel": "subscriptionResponse", "data": acknowledged})) == [Subscribed(HYPE)]
+    error = json.dumps({"channel": "error", "data": f"Invalid subscription {json.dumps(acknowledged)}"})
+    (event,) = one.read_frame(error)
+    assert (type(event), event.symbol) == (SubscriptionRejected, HYPE)
+
+
+def test_the_conformance_kit_subscribes_to_a_spot_pair_by_its_number():
+    recording = read_recording(Path(__file__).with_name("hyperliquid-spot-documented.jsonl"))
+    with asyncio.Runner() as runner:
+        assert Stage(Hyperliquid, recording, (), runner).form.symbol == HYPE
 
 
 # ---------------------------------------------------------------- REST
@@ -145,6 +217,36 @@ async def test_markets_and_their_facts_are_matched_by_their_places():
     answer[1].pop()
     with pytest.raises(ExchangeError, match="not as documented"):
         await made().fetch_markets(FakeHttp(lambda path, body: answer))
+
+
+async def test_spot_pairs_are_named_by_their_tokens_and_their_facts_by_their_numbers():
+    found = await made(markets=("spot",)).fetch_markets(FakeHttp(lambda path, body: PAIRS))
+    assert [(one.symbol, one.volume_decimals, one.quote_volume_24h) for one in found] == [
+        (PURR, 0, Decimal("8906.0")),
+        (HYPE, 2, Decimal("160771600.5")),  # the second pair of this name is another token
+        (HPENGU, 1, None),
+    ]
+    meta, facts = PAIRS
+    without_names = [meta, [{"dayNtlVlm": one["dayNtlVlm"]} for one in facts]]
+    purr, *others = await made(markets=("spot",)).fetch_markets(FakeHttp(lambda path, body: without_names))
+    assert (purr.quote_volume_24h, others[0].quote_volume_24h) == (Decimal("8906.0"), None)
+
+
+@pytest.mark.parametrize("answer", [[], {}, [{"tokens": [], "universe": [{"name": "@1"}]}, []], [{"tokens": [1]}, []]])
+async def test_a_list_of_spot_pairs_that_is_not_documented_is_an_error(answer):
+    with pytest.raises(ExchangeError, match="not as documented"):
+        await made(markets=("spot",)).fetch_markets(FakeHttp(lambda path, body: answer))
+
+
+async def test_the_recorded_hours_of_a_spot_pair_are_asked_for_by_its_number():
+    rows = recorded_answer("hyperliquid/rest_hours.json")
+    http = FakeHttp(lambda path, body: PAIRS if "req" not in body else [{**row, "t": int(row["t"])} for row in rows])
+    exchange = made()
+    bars = await exchange.fetch_bars(http, HPENGU, HOUR, 1761728400000, 1761735600000)
+    assert [str(one.close) for one in bars] == ["0.020704", "0.020765"]
+    assert [body["req"]["coin"] for _, body, _, _ in http.requests[1:]] == [rows[0]["s"]] == ["@184"]
+    with pytest.raises(ExchangeError, match="no market NONE/USDC"):
+        await exchange.fetch_history(http, Symbol("NONE", "USDC"), 0, MINUTE_MS)
 
 
 class Info(RequestHandler):
