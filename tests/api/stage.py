@@ -64,6 +64,7 @@ class Stage:
         self.hub: Hub
         self.universe: Universe
         self.server: Server
+        self.rate_limits: RateLimits
         self.bus = MemoryBus("one")
         self.bus.add_listener(bars.on_feed_message)
 
@@ -150,6 +151,7 @@ async def open_stage(
     one = Stage(bars, store, pages, clock)
     one.hub = hub
     one.universe = universe
+    one.rate_limits = rate_limits
     one.server = Server(
         config.server,
         hub=hub,

@@ -8,7 +8,7 @@ import pytest
 from candled.config.sections import LimitSettings, ServerSettings
 from candled.model import MINUTE_MS
 from tests.api.raw import ask_all
-from tests.api.stage import open_stage
+from tests.api.stage import BTC, open_stage
 from tests.rows import MONDAY_MS, minute
 
 PATH = "/api/intervals"
@@ -92,6 +92,22 @@ async def test_a_preflight_costs_nothing(http_port):
     assert {answer.status for answer in asked} == {204}
     answers = await ask_all(http_port, [(PATH, {})] * 3)
     assert [answer.status for answer in answers] == [200, 200, 429]
+
+
+@pytest.mark.stage(minutes={BTC: [minute(0, final=True)]}, limits=LimitSettings(api_requests=0))
+async def test_an_answer_kept_without_a_limit_is_counted_by_the_limit_of_a_reload_and_not_after_the_next(
+    stage, http_port
+):
+    path = "/api/candles?symbol=BTC/USDT&interval=1m&limit=1"
+    (first,) = await ask_all(http_port, [(path, {})])
+    asked = (path, {"If-None-Match": first.headers["etag"]})
+    assert [answer.status for answer in await ask_all(http_port, [asked] * 3)] == [304] * 3
+    stage.rate_limits.set_limits(LimitSettings(api_requests=2))
+    assert [answer.status for answer in await ask_all(http_port, [asked] * 3)] == [304, 304, 429]
+    stage.rate_limits.set_limits(LimitSettings(api_requests=0))
+    answers = await ask_all(http_port, [asked] * 3)
+    assert [answer.status for answer in answers] == [304] * 3
+    assert not any("ratelimit" in name for answer in answers for name in answer.headers)
 
 
 # ---------------------------------------------------------------- promise 21

@@ -124,6 +124,25 @@ def test_a_damaged_file_is_reported_not_read_as_empty(path, open_store):
         everything(damaged, BTC, MINUTE)
 
 
+def test_a_file_overwritten_while_it_is_open_is_named_by_every_call_and_by_the_next_start(path, open_store):
+    store = open_store(*DEFAULT_INTERVALS)
+    store.write_minutes([(BTC, minute(at)) for at in range(300)])
+    other = sqlite3.connect(path)
+    assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)  # nothing is left in its log
+    other.close()
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    for call in (
+        lambda: store.write_minutes([(BTC, minute(400))]),
+        lambda: everything(store, BTC, MINUTE),
+        lambda: everything(store, BTC, H1),
+    ):
+        with pytest.raises(StoreRejected, match=r"candled\.db: file is not a database"):
+            call()
+    store.close()
+    assert "candled.db: file is not a database" in refusal(path)
+
+
 def test_a_closed_store_raises_that_error(open_store):
     store = open_store(MINUTE)
     store.close()
