@@ -8,7 +8,7 @@ import pytest
 from candled.config.sections import LimitSettings, ServerSettings
 from candled.model import MINUTE_MS
 from tests.api.raw import ask_all
-from tests.api.stage import BTC, open_stage
+from tests.api.stage import open_stage
 from tests.rows import MONDAY_MS, minute
 
 PATH = "/api/intervals"
@@ -92,22 +92,6 @@ async def test_a_preflight_costs_nothing(http_port):
     assert {answer.status for answer in asked} == {204}
     answers = await ask_all(http_port, [(PATH, {})] * 3)
     assert [answer.status for answer in answers] == [200, 200, 429]
-
-
-@pytest.mark.stage(minutes={BTC: [minute(0, final=True)]}, limits=LimitSettings(api_requests=0))
-async def test_an_answer_kept_without_a_limit_is_counted_by_the_limit_of_a_reload_and_not_after_the_next(
-    stage, http_port
-):
-    path = "/api/candles?symbol=BTC/USDT&interval=1m&limit=1"
-    (first,) = await ask_all(http_port, [(path, {})])
-    asked = (path, {"If-None-Match": first.headers["etag"]})
-    assert [answer.status for answer in await ask_all(http_port, [asked] * 3)] == [304] * 3
-    stage.rate_limits.set_limits(LimitSettings(api_requests=2))
-    assert [answer.status for answer in await ask_all(http_port, [asked] * 3)] == [304, 304, 429]
-    stage.rate_limits.set_limits(LimitSettings(api_requests=0))
-    answers = await ask_all(http_port, [asked] * 3)
-    assert [answer.status for answer in answers] == [304] * 3
-    assert not any("ratelimit" in name for answer in answers for name in answer.headers)
 
 
 # ---------------------------------------------------------------- promise 21
@@ -218,3 +202,18 @@ async def test_answers_that_clients_and_caches_keep_count_unless_they_are_exempt
         assert ["ratelimit-remaining" in answer.headers for answer in answers[:7]] == [False] * 6 + [True]
     else:
         assert statuses == [304] + [429] * 10
+
+
+async def test_an_answer_kept_without_a_limit_counts_after_a_reload_that_sets_one(tmp_path):
+    (tmp_path / "own").mkdir()
+    async with open_stage(tmp_path / "own", 10, limits=LimitSettings(api_requests=0)) as one:
+        port, path = one.server.listen(), "/api/candles?symbol=BTC/USDT&interval=1m&limit=5"
+        (first,) = await ask_all(port, [(path, {})])
+        asked = [(path, {"If-None-Match": first.headers["etag"]})] * 3
+        statuses = []
+        for limits in (LimitSettings(api_requests=0), LimitSettings(api_requests=2), LimitSettings(api_requests=0)):
+            one.rate_limits.set_limits(limits)
+            answers = await ask_all(port, asked)
+            statuses.append([answer.status for answer in answers])
+    assert statuses == [[304] * 3, [304, 304, 429], [304] * 3]
+    assert not any("ratelimit" in name for answer in answers for name in answer.headers)
