@@ -19,13 +19,14 @@ from candled.ingest.market_listing import ListOptions
 from candled.ingest.market_loader import IngestOptions
 from candled.ingest.measures import IngestMeasures, SymbolMeasures
 from candled.model import Market, MarketKey, Symbol
-from candled.on_demand import DemandBook, MemoryBook
+from candled.on_demand import RENEW_S, DemandBook, MemoryBook
 from candled.plugins import one_line
 from candled.reload import ExchangeChanges
 from candled.settings import redacted
 from candled.store.ingest_store import IngestStore
 from candled.tasks import TaskSet
 from candled.universe import MarketsChanged, Universe
+from candled.universe_choice import REPORTED_S
 
 if TYPE_CHECKING:
     from candled.bus.redis.leases import Lease, Leases
@@ -39,8 +40,9 @@ class ShardedIngest:
     """An `ExchangeIngest` per configured exchange and shard. Without `leases`, this process reads all shards.
 
     `budget` returns the request budgets of hosts that are shared with other processes. Exchanges on one host share its
-    budget in any case. A delisted market is read as long as it `is_used` by clients of this process. The markets of
-    `book` are read in addition to those of the settings. `on_list` is called with every list of an exchange.
+    budget in any case. A delisted market is read as long as it `is_used` by clients of this process, or `book` has a
+    report that clients of another one use it. The markets on demand of `book` are read in addition to those of the
+    settings. `on_list` is called with every list of an exchange.
 
     Raises:
         ConfigError: an exchange cannot be created from its settings.
@@ -68,6 +70,10 @@ class ShardedIngest:
         self._universe = universe
         self._is_used = is_used
         self._book = book or MemoryBook(clock)
+        #: The delisted markets that clients of all processes use, by exchange. Absent while they are not known.
+        self._used_delisted: dict[str, frozenset[Symbol]] = {}
+        #: When they could first be read, monotonic seconds. Absent while an exchange has no delisted markets.
+        self._delisted_read_at: dict[str, float] = {}
         self._on_list = on_list
         #: The newest lists of exchanges with markets on demand that were not shared yet.
         self._unshared: dict[str, list[Symbol]] = {}
@@ -88,6 +94,7 @@ class ShardedIngest:
         """Begin to read, or to wait for leases."""
         await self._read_demand()  # a new leader goes on with the markets of the former one
         self._tasks.start_periodic(self._read_demand, self._clock, _DEMAND_S)
+        self._tasks.start_periodic(self._read_delisted, self._clock, RENEW_S)
         if self._leases is None:
             await self._start_shard(0)
             return
@@ -187,6 +194,29 @@ class ShardedIngest:
             running = [symbol for symbol in chooser.extras if symbol in wanted]
             chooser.set_extras(list(dict.fromkeys([*running, *wanted]))[: one.on_demand.most])
 
+    async def _read_delisted(self) -> None:
+        """Read the delisted markets that clients of any process use. Every process has reported them after a while."""
+        for name in self._universe.exchanges:
+            used = await self._try_read_delisted(name) if self._universe.delisted(name) else None
+            if used is None:
+                self._delisted_read_at.pop(name, None)
+                self._used_delisted.pop(name, None)
+            elif (
+                self._clock.monotonic() - self._delisted_read_at.setdefault(name, self._clock.monotonic()) > REPORTED_S
+            ):
+                self._used_delisted[name] = used
+
+    async def _try_read_delisted(self, exchange: str) -> frozenset[Symbol] | None:
+        try:
+            return frozenset(await self._book.read_delisted(exchange))
+        except Unavailable:  # the book logs it; until it answers, no feed ends
+            return None
+
+    def _is_used_anywhere(self, market: MarketKey) -> bool:
+        """Return whether clients of any process use a delisted market, or may use it."""
+        used = self._used_delisted.get(market.exchange)
+        return used is None or market.symbol in used or self._is_used(market)
+
     def _is_urgent(self, market: MarketKey) -> bool:
         """Return whether clients wait for a market, here or in another process."""
         return self._is_used(market) or market.symbol in self._choosers[market.exchange].extras
@@ -262,7 +292,7 @@ class ShardedIngest:
                     self._start_ingest(ingest)
 
     def _make_chooser(self, one: ExchangeConfig) -> MarketChooser:
-        return MarketChooser(one.name, one.choice, self._universe, self._clock, self._is_used)
+        return MarketChooser(one.name, one.choice, self._universe, self._clock, self._is_used_anywhere)
 
     def _make_http(self, one: ExchangeConfig, exchange: Exchange) -> HttpClient:
         budgets = exchange.request_budgets
@@ -343,7 +373,7 @@ class ShardedIngest:
                 refresh_s=one.refresh.total_seconds(),
                 on_list=on_list,
                 on_list_failed=lambda error: chooser.on_list_failed(redacted(one_line(error))),
-                is_used=self._is_used,
+                is_used=self._is_used_anywhere,
                 is_urgent=self._is_urgent,
             ),
             counts=self.counts[one.name],

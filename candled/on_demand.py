@@ -8,7 +8,7 @@ from candled.errors import ClientError, Unavailable
 from candled.exchange import Clock
 from candled.model import MarketKey, Symbol
 from candled.universe import Universe
-from candled.universe_choice import DemandRules
+from candled.universe_choice import REPORTED_S, DemandRules
 
 #: How long a client waits for a market to belong to the universe.
 START_S = 5.0
@@ -59,6 +59,20 @@ class DemandBook(Protocol):
             Unavailable: the book cannot be reached.
         """
 
+    async def report_delisted(self, exchange: str, symbols: Sequence[Symbol]) -> None:
+        """Record that clients still use delisted markets, on demand or not, so that their feeds go on.
+
+        Raises:
+            Unavailable: the book cannot be reached.
+        """
+
+    async def read_delisted(self, exchange: str) -> list[Symbol]:
+        """Return the delisted markets of an exchange that were reported in the last `REPORTED_S` seconds.
+
+        Raises:
+            Unavailable: the book cannot be reached.
+        """
+
 
 class MemoryBook:
     """The book of a process that shares nothing with others. A restart empties it."""
@@ -67,6 +81,8 @@ class MemoryBook:
         self._clock = clock
         #: By exchange: when each market was used last, monotonic seconds.
         self._used_at: dict[str, dict[Symbol, float]] = {}
+        #: The same for delisted markets.
+        self._delisted_at: dict[str, dict[Symbol, float]] = {}
         self._listed: dict[str, list[Symbol]] = {}
 
     async def request_market(self, market: MarketKey, rules: DemandRules) -> bool:
@@ -84,10 +100,7 @@ class MemoryBook:
 
     async def read_markets(self, exchange: str, rules: DemandRules) -> list[Symbol]:
         """See `DemandBook`."""
-        since, used_at = self._clock.monotonic() - rules.keep_s, self._used_at.get(exchange, {})
-        kept = {symbol: at for symbol, at in sorted(used_at.items(), key=lambda one: one[1]) if at > since}
-        self._used_at[exchange] = kept
-        return list(kept)
+        return self._forget_unused(self._used_at, exchange, rules.keep_s)
 
     async def write_listed(self, exchange: str, symbols: Iterable[Symbol]) -> None:
         """See `DemandBook`."""
@@ -96,6 +109,21 @@ class MemoryBook:
     async def read_listed(self, exchange: str) -> list[Symbol]:
         """See `DemandBook`."""
         return self._listed.get(exchange, [])
+
+    async def report_delisted(self, exchange: str, symbols: Sequence[Symbol]) -> None:
+        """See `DemandBook`."""
+        self._delisted_at.setdefault(exchange, {}).update(dict.fromkeys(symbols, self._clock.monotonic()))
+
+    async def read_delisted(self, exchange: str) -> list[Symbol]:
+        """See `DemandBook`."""
+        return self._forget_unused(self._delisted_at, exchange, REPORTED_S)
+
+    def _forget_unused(self, book: dict[str, dict[Symbol, float]], exchange: str, keep_s: float) -> list[Symbol]:
+        """Remove the markets that were unused for long; return the others, least recently used first."""
+        since, used_at = self._clock.monotonic() - keep_s, book.get(exchange, {})
+        kept = {symbol: at for symbol, at in sorted(used_at.items(), key=lambda one: one[1]) if at > since}
+        book[exchange] = kept
+        return list(kept)
 
 
 class MarketsOnDemand:
@@ -217,10 +245,19 @@ class MarketsOnDemand:
             raise Unavailable(f"{market} cannot be started: the leader has not added it within {START_S:g} s")
 
     async def renew(self) -> None:
-        """Keep the markets that are used, and forget those that have ended."""
+        """Keep the markets that are used, and forget those that have ended. Report delisted ones that are used."""
+        for exchange in self._universe.exchanges:
+            with contextlib.suppress(Unavailable):
+                await self._report_delisted(exchange)
         for exchange, rules in list(self._rules.items()):
             with contextlib.suppress(Unavailable):  # the book logs it; the markets are kept for long enough
                 await self._renew(exchange, rules)
+
+    async def _report_delisted(self, exchange: str) -> None:
+        """Report the delisted markets that clients of this process use. A day later, the leader ends the others."""
+        delisted = self._universe.delisted(exchange)
+        if used := [symbol for symbol in delisted if self._is_used(MarketKey(exchange, symbol))]:
+            await self._book.report_delisted(exchange, used)
 
     async def _renew(self, exchange: str, rules: DemandRules) -> None:
         self.on_list(exchange, await self._book.read_listed(exchange))

@@ -61,6 +61,11 @@ class Universe:
         """Return the newest facts from the exchange's list; None if it has not listed the market so far."""
         return self._facts.get(key)
 
+    def delisted(self, exchange: str) -> list[Symbol]:
+        """Return the markets of an exchange that are not traded any more and keep their history."""
+        known = ((symbol, self._facts[MarketKey(exchange, symbol)]) for symbol in self.symbols(exchange))
+        return [symbol for symbol, facts in known if facts is not None and facts.status == "delisted"]
+
     def add_listener(self, listener: Listener) -> None:
         """Call `listener` for every later change, after the earlier listeners. It must not change the universe."""
         self._listeners.append(listener)

@@ -11,6 +11,8 @@ from candled.symbol_pattern import SymbolPattern
 
 #: How long a chosen market may miss the conditions before it leaves.
 LEAVES_AFTER_MS = DAY_MS
+#: How long a delisted market counts as used after a process has reported it, seconds.
+REPORTED_S = 60.0
 # A chosen market stays until its place by volume is beyond this multiple of `top`.
 _STAYS_WITHIN = Decimal("1.2")
 

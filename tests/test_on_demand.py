@@ -7,11 +7,11 @@ import pytest
 from candled.api.errors import UnknownSymbol
 from candled.api.offered_markets import OfferedMarkets
 from candled.errors import Unavailable
-from candled.model import MarketKey, Symbol
+from candled.model import Market, MarketKey, Symbol
 from candled.on_demand import START_S, DemandRefused, MarketsOnDemand, MemoryBook
 from candled.symbol_pattern import SymbolPattern
 from candled.universe import Universe
-from candled.universe_choice import DemandRules
+from candled.universe_choice import REPORTED_S, DemandRules
 from tests.clocks import ManualClock
 
 BTC, ETH, SOL, UP, PERP = map(Symbol.parse, ("BTC/USDT", "ETH/USDT", "SOL/USDT", "XUP/USDT", "BTC/USDT:USDT"))
@@ -140,3 +140,18 @@ async def test_clients_that_ask_together_start_a_market_together():
     await bench.clock.advance(0.1)
     await asyncio.gather(*starting)
     assert await bench.pass_time(5) == {ETH}
+
+
+async def test_delisted_markets_that_are_used_are_reported_on_demand_or_not():
+    bench = Bench()
+    delisted = {symbol: Market(symbol=symbol, status="delisted") for symbol in (BTC, ETH)}
+    bench.universe.set_markets("okx", [BTC, ETH, SOL], {**delisted, SOL: Market(symbol=SOL)})
+    bench.used |= {MarketKey("okx", BTC), MarketKey("okx", SOL)}
+    await bench.demand.renew()
+    assert await bench.book.read_delisted("okx") == [BTC]
+    assert await bench.book.read_delisted("bitget") == []
+    bench.used.clear()
+    await bench.pass_time(REPORTED_S - 5)
+    assert await bench.book.read_delisted("okx") == [BTC]
+    await bench.pass_time(5)
+    assert await bench.book.read_delisted("okx") == []

@@ -119,6 +119,10 @@ class Names:
         """Return the key of the markets on demand of an exchange, a sorted set by the time of their last use."""
         return f"{self._prefix}candled:demand:{exchange}"
 
+    def delisted_key(self, exchange: str) -> str:
+        """Return the key of the delisted markets that clients use, a sorted set by the time of their last use."""
+        return f"{self._prefix}candled:demand:{exchange}:delisted"
+
     def listed_key(self, exchange: str) -> str:
         """Return the key of the symbols that an exchange lists, a line each."""
         return f"{self._prefix}candled:listed:{exchange}"

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from candled import ingest_side, universe_choice
+from candled.bus.redis import shared_limits
 from candled.config import Config, ExchangeConfig
 from candled.ingest.feeds import FeedRunner
 from candled.ingest_side import ShardedIngest
 from candled.model import MarketKey
 from candled.on_demand import DemandRefused, MarketsOnDemand
 from candled.symbol_pattern import SymbolPattern
+from candled.tasks import TaskSet
 from candled.universe_choice import ChoiceRules, DemandRules
 from tests.bus.rig import CLOCK, new_prefix, process, until
 from tests.ingest.many_markets import SYMBOLS, ManyMarkets, ManyMemories, World, run_without_socket
@@ -25,16 +28,16 @@ RULES = DemandRules(most=2, keep_s=8.0, most_per_address=2)
 
 
 @asynccontextmanager
-async def reading(url: str, prefix: str, world: World) -> Any:
+async def reading(url: str, prefix: str, world: World, choice: ChoiceRules = ONE) -> Any:
     options: dict[str, Any] = {"ingests": True, "serves": False}
-    markets = (MarketKey("bitget", S0),)
+    markets = tuple(MarketKey("bitget", symbol) for symbol in choice.named)
     async with process(url, prefix, markets=markets, follows=False, lease_s=3.0, **options) as one:
         exchange = ExchangeConfig(
             name="bitget",
             plugin=ManyMarkets,
-            symbols=(S0,),
+            symbols=choice.named,
             settings=world,
-            choice=ONE,
+            choice=choice,
             on_demand=RULES,
             refresh=timedelta(seconds=1),
         )
@@ -95,3 +98,34 @@ async def test_a_process_that_only_serves_starts_markets_and_they_outlive_the_le
         tasks: set[Any] = set()
         await until(has_ended, within_s=40)
         assert set(removed) == {S2}  # S1 is used, and never left
+
+
+@pytest.mark.usefixtures("redis")
+async def test_delisted_markets_are_read_while_clients_of_another_process_use_them(monkeypatch):
+    monkeypatch.setattr(FeedRunner, "_run_socket", run_without_socket)
+    monkeypatch.setattr(universe_choice, "LEAVES_AFTER_MS", 1_000)
+    monkeypatch.setattr(shared_limits, "REPORTED_S", 3.0)
+    monkeypatch.setattr(ingest_side, "REPORTED_S", 3.0)
+    monkeypatch.setattr(ingest_side, "RENEW_S", 0.5)
+    world, url, prefix = World(), shared_redis(), new_prefix()
+    world.begins_ms = dict.fromkeys(SYMBOLS, time.time_ns() // 1_000_000)
+    world.list_markets([S0, S1, S2])
+    rules = ChoiceRules(patterns=(SymbolPattern.parse("S1/USDT"), SymbolPattern.parse("/S[02]/")))
+    markets = [MarketKey("bitget", symbol) for symbol in (S0, S1, S2)]
+    async with process(url, prefix, markets=tuple(markets)) as serving:
+        used = set(markets)
+        demand = MarketsOnDemand(serving.universe, CLOCK, serving.parts.book, used.__contains__, {})
+        async with reading(url, prefix, world, rules):
+            await until(lambda: world.subscribed() == [S0, S1, S2])
+            tasks = TaskSet()
+            tasks.start_periodic(demand.renew, CLOCK, 0.5)
+            world.stopped = {S1, S2}
+            world.list_markets([S0])
+            await until(lambda: serving.universe.delisted("bitget") == [S1, S2], within_s=20)
+            reads = world.list_reads
+            await until(lambda: world.list_reads >= reads + 4, within_s=20)  # by now, the unused ones have ended
+            assert world.subscribed() == [S0, S1, S2]
+            used.clear()
+            await until(lambda: world.subscribed() == [S0], within_s=20)
+            assert set(serving.universe.symbols("bitget")) == {S0, S1}  # a named market keeps its history
+            await tasks.cancel()

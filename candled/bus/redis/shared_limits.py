@@ -6,14 +6,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from candled.bus.codec import MAX_LIST_BYTES, Names
+from candled.bus.codec import MAX_LIST_BYTES, MAX_LISTED, Names
 from candled.bus.failures import FailureLog, FailureRecord
 from candled.errors import Unavailable
 from candled.exchange import Clock
 from candled.model import MarketKey, Symbol
 from candled.tasks import Backoff, TaskSet, retry
 from candled.token_bucket import MOST_CLOSED_S, TokenBucket
-from candled.universe_choice import DemandRules
+from candled.universe_choice import REPORTED_S, DemandRules
 
 from .connections import Call, Caller, reason_of
 from .lua import BUDGET
@@ -126,10 +126,7 @@ class RedisBook:
     async def read_markets(self, exchange: str, rules: DemandRules) -> list[Symbol]:
         """See `DemandBook`."""
         key, since_ms = self._names.demand_key(exchange), self._clock.now_ms() - rules.keep_s * 1000
-        _, found = await self._call(
-            key, ("ZREMRANGEBYSCORE", key, "-inf", f"({since_ms}"), ("ZRANGE", key, 0, rules.most * 2)
-        )
-        return [symbol for symbol in map(_symbol_of, found) if symbol is not None]
+        return await self._read_recent(key, since_ms, rules.most * 2)
 
     async def write_listed(self, exchange: str, symbols: Iterable[Symbol]) -> None:
         """See `DemandBook`."""
@@ -141,6 +138,22 @@ class RedisBook:
         key = self._names.listed_key(exchange)
         (text,) = await self._call(key, ("GETRANGE", key, 0, MAX_LIST_BYTES))
         return [symbol for symbol in map(_symbol_of, text.split(b"\n")) if symbol is not None]
+
+    async def report_delisted(self, exchange: str, symbols: Sequence[Symbol]) -> None:
+        """See `DemandBook`."""
+        key, now_ms = self._names.delisted_key(exchange), self._clock.now_ms()
+        pairs = [word for symbol in symbols for word in (now_ms, str(symbol))]
+        await self._call(key, ("ZADD", key, *pairs), ("PEXPIRE", key, round(REPORTED_S * 1000)))
+
+    async def read_delisted(self, exchange: str) -> list[Symbol]:
+        """See `DemandBook`."""
+        key, since_ms = self._names.delisted_key(exchange), self._clock.now_ms() - REPORTED_S * 1000
+        return await self._read_recent(key, since_ms, MAX_LISTED)
+
+    async def _read_recent(self, key: str, since_ms: float, most: int) -> list[Symbol]:
+        """Return the symbols of a sorted set that were used since a time, oldest first, and remove the others."""
+        _, found = await self._call(key, ("ZREMRANGEBYSCORE", key, "-inf", f"({since_ms}"), ("ZRANGE", key, 0, most))
+        return [symbol for symbol in map(_symbol_of, found) if symbol is not None]
 
     async def _call(self, key: str, *commands: tuple[Any, ...]) -> list[Any]:
         calls = [Call(key, command) for command in commands]
