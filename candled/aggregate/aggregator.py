@@ -54,7 +54,7 @@ class Aggregator:
             for interval, source in new._sources.items():
                 if interval in stored:
                     span = Range(new._series[source].since_ms, newest.open_ms + 1)
-                    new._merge_level(interval, source, {}, span, 0)
+                    new._merge_level(interval, {}, span, 0)
             new._reset_rollups()
         return new
 
@@ -74,8 +74,7 @@ class Aggregator:
 
     def seed_bars(self, interval: Interval, bars: Sequence[Candle], since_ms: int) -> None:
         """Add the newest bars of one interval from the store. `since_ms` is as in `Series`."""
-        for bar in bars:
-            self._series[interval].put_bar(bar)
+        self._series[interval].put_bars(bars)
         self._series[interval].since_ms = since_ms
         self._reset_rollups()
 
@@ -110,8 +109,7 @@ class Aggregator:
         A minute in memory that is newer than the stored one is kept. The same version may be stored with a larger `rev`
         than its writer sent: see `unknown_revisions` in candled/store/batch.py.
         """
-        changes: list[BarChange] = []
-        minutes = self._minutes
+        minutes, changed = self._minutes, []
         for row in rows.get(MINUTE, ()):
             cached = minutes.get_bar(row.open_ms)
             if row.open_ms < minutes.since_ms:
@@ -119,35 +117,35 @@ class Aggregator:
             if cached is not None and not row.supersedes(cached) and not _has_more_revisions(row, cached):
                 continue
             if cached is None or not _looks_equal(cached, row):
-                minutes.put_bar(row, change_id)
-                changes.append(BarChange(MINUTE, row))
+                changed.append(row)
             else:
                 minutes.put_bar(row.copied_over(cached))
-        for interval, source in self._sources.items():
+        minutes.put_bars(changed, change_id)
+        changes = [BarChange(MINUTE, row) for row in changed]
+        for interval in self._sources:
             stored = {row.open_ms: row for row in rows.get(interval, ())}
-            changes += self._merge_level(interval, source, stored, Range(start_ms, end_ms), change_id)
+            changes += self._merge_level(interval, stored, Range(start_ms, end_ms), change_id)
         self._reset_rollups()
         return changes
 
     def _merge_level(
-        self, interval: Interval, source: Interval, stored: Mapping[int, Candle], span: Range, change_id: int
+        self, interval: Interval, stored: Mapping[int, Candle], span: Range, change_id: int
     ) -> list[BarChange]:
-        series, parts, rollup = self._series[interval], self._series[source], self._rollups[interval]
+        series = self._series[interval]
         first_ms, end_ms = interval.floor(span.start_ms), interval.floor(span.end_ms - 1) + interval.ms
-        folded = {interval.floor(part.open_ms) for part in parts.bars_between(first_ms, end_ms)}
-        changes = []
-        for open_ms in sorted(folded | stored.keys()):
-            whole = open_ms >= parts.since_ms and open_ms in folded
-            bar = rollup.fold_bar(open_ms) if whole else stored.get(open_ms)
-            cached = series.get_bar(open_ms)
-            if bar is None or open_ms < series.since_ms or bar == cached:
+        bars = dict(stored)
+        bars |= self._rollups[interval].fold_bars(first_ms, end_ms)
+        changed = []
+        for open_ms in sorted(bars):
+            bar, cached = bars[open_ms], series.get_bar(open_ms)
+            if open_ms < series.since_ms or bar == cached:
                 continue
             if cached is None or not _looks_equal(cached, bar):
-                series.put_bar(bar, change_id)
-                changes.append(BarChange(interval, bar))
+                changed.append(bar)
             else:
                 series.put_bar(bar)
-        return changes
+        series.put_bars(changed, change_id)
+        return [BarChange(interval, bar) for bar in changed]
 
     def _is_whole(self, open_ms: int) -> bool:
         """Return whether the minute lies in the range in memory and all of its bars have all their parts."""

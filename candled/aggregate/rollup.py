@@ -1,8 +1,9 @@
 """The fold of one interval's bars from the bars of a shorter one."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from candled.model import BarChange, Candle, fold
+from candled.model import BarChange, Candle, fold, group_parts
 from candled.model.decimals import add_exactly
 
 if TYPE_CHECKING:
@@ -62,7 +63,16 @@ class Rollup:
 
     def fold_bar(self, start_ms: int) -> Candle:
         """Return the bar that begins at `start_ms`, folded from all of its parts. There must be at least one."""
-        parts = self._parts.bars_between(start_ms, start_ms + self._series.interval.ms)
+        return self._fold_parts(self._parts.bars_between(start_ms, start_ms + self._series.interval.ms), start_ms)
+
+    def fold_bars(self, start_ms: int, end_ms: int) -> dict[int, Candle]:
+        """Return the bars of `[start_ms, end_ms)` with all their parts in memory, by opening time."""
+        interval = self._series.interval
+        start_ms = max(start_ms, interval.floor(self._parts.since_ms - 1) + interval.ms)
+        groups = group_parts(self._parts.bars_between(start_ms, end_ms), interval)
+        return {open_ms: self._fold_parts(parts, open_ms) for open_ms, parts in groups}
+
+    def _fold_parts(self, parts: Sequence[Candle], start_ms: int) -> Candle:
         return fold(parts, start_ms, final=parts[-1].final and self._is_last(parts[-1]))
 
     def _fold_again(self, start_ms: int) -> Candle:

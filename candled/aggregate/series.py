@@ -3,6 +3,8 @@
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from itertools import repeat
+from operator import attrgetter
 
 from candled.model import END_OF_TIME_MS, Candle, Decimals, Interval
 
@@ -10,6 +12,7 @@ from .packed import PackedBars, digits_after_point
 
 _RECENT = 2  # the forming bar, and the one before it, which may still get a last version
 _CHANGES_KEPT = 16
+_OPEN = attrgetter("open_ms")
 
 
 class Series:
@@ -129,12 +132,32 @@ class Series:
             if change_id:
                 self._change_ids[-1] = change_id
         elif bar.open_ms > newest_ms:
-            self._append_bar(bar, change_id)
-            if len(self._times) > self._capacity + self._capacity // 8:
-                self.drop_before(self._times[-self._capacity])
+            self._append_bars((bar,), change_id)
         else:
             # drops nothing, because it might drop the bar that it adds
             self._put_late(bar, change_id)
+
+    def put_bars(self, bars: Sequence[Candle], change_id: int = 0) -> None:
+        """Add or replace bars, oldest first, as `put_bar` does. Adjoining ones that are new are added in one step."""
+        done = 0
+        while done < len(bars):
+            index = bisect_left(self._times, bars[done].open_ms)
+            if index == len(self._times):
+                self._append_bars(bars[done:], change_id)
+                return
+            if index > len(self._packed) or self._times[index] == bars[done].open_ms:
+                self.put_bar(bars[done], change_id)
+                done += 1
+                continue
+            end = bisect_left(bars, self._times[index], done, key=_OPEN)
+            new = bars[done:end]
+            self._times[index:index] = times = array("q", map(_OPEN, new))
+            self._change_ids[index:index] = array("q", [change_id]) * len(new)
+            self._packed.insert_bars(index, new)
+            self.revision += len(new) - 1
+            self._changes += times[:-1]
+            self._revise(times[-1])
+            done = end
 
     def prepend_bars(self, older: Iterable[Candle], since_ms: int) -> None:
         """Add bars older than `since_ms`: all existing ones from the new `since_ms` on."""
@@ -144,8 +167,7 @@ class Series:
             self._change_ids[:0] = array("q", [0]) * len(older)
             self._packed.insert_bars(0, older)
         else:
-            for bar in older:
-                self._append_bar(bar, 0)
+            self._add_newest(older, 0)
         self.since_ms = since_ms
         self._revise(0)
 
@@ -179,10 +201,16 @@ class Series:
         bars = self._packed.get_bars(first, self._times[first : min(last, packed)])
         return bars + self._recent[: last - packed] if last > packed else bars
 
-    def _append_bar(self, bar: Candle, change_id: int) -> None:
-        self._times.append(bar.open_ms)
-        self._change_ids.append(change_id)
-        self._recent.append(bar)
+    def _append_bars(self, bars: Sequence[Candle], change_id: int) -> None:
+        """Add bars that are newer than all others, and drop old ones beyond the capacity."""
+        self._add_newest(bars, change_id)
+        if len(self._times) > self._capacity + self._capacity // 8:
+            self.drop_before(self._times[-self._capacity])
+
+    def _add_newest(self, bars: Sequence[Candle], change_id: int) -> None:
+        self._times.extend(map(_OPEN, bars))
+        self._change_ids.extend(repeat(change_id, len(bars)))
+        self._recent += bars
         self._pack_oldest()
 
     def _put_late(self, bar: Candle, change_id: int) -> None:
@@ -214,5 +242,7 @@ class Series:
         del self._changes[:-_CHANGES_KEPT]
 
     def _pack_oldest(self) -> None:
-        if len(self._recent) > _RECENT:
-            self._packed.append_bar(self._recent.pop(0))
+        old = self._recent[:-_RECENT]
+        if old:
+            self._packed.insert_bars(len(self._packed), old)
+            del self._recent[:-_RECENT]

@@ -134,7 +134,7 @@ class Coverage:
 
     def was_missing(self, open_ms: int) -> bool:
         """Return whether the exchange did not have a minute when it was asked."""
-        return open_ms in self._covered and open_ms not in self._have
+        return bool(self._known_gaps) and open_ms in self._covered and open_ms not in self._have
 
     def covered_within(self, start_ms: int, end_ms: int) -> RangeSet:
         """Return the final minutes of `[start_ms, end_ms)` that are stored."""

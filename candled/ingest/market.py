@@ -112,10 +112,10 @@ class MarketIngest:
         flag = self._rules.closed_flag
         for pushed in candles:
             is_flagged = pushed.final and flag != "ignored"
-            candle = pushed._replace(final=False) if pushed.final and flag != "final" else pushed
+            candle = pushed.with_finality(False) if pushed.final and flag != "final" else pushed
             # A row of a snapshot is the last version of its minute if the snapshot contains the next minute too.
             if event.snapshot and candle.open_ms < newest_ms and self._rules.has_ended(candle) and not candle.final:
-                candle = candle._replace(final=True)
+                candle = candle.with_finality(True)
             if self._is_live_edge(candle, newest_ms, now_ms):
                 self._apply_pushed(candle, now_ms, outcome)
                 if is_flagged:
@@ -129,7 +129,7 @@ class MarketIngest:
                 and (outcome.past or self._admits_revision(candle.open_ms, now_ms))
             ):
                 self._apply_past(candle, outcome)
-        self._cover_past(outcome, confirmed=False)
+        self._cover_minutes([one.open_ms for one in outcome.past], confirmed=False)
         outcome.repaired = outcome.past_range
         return outcome
 
@@ -166,7 +166,7 @@ class MarketIngest:
         unreadable = answer.unreadable_within(span)
         src = "backfill" if window.urgency is Urgency.HISTORY else "rest"
         self._update_credibility(window, bool(rows), now_ms)
-        candles = self.rows.valid_candles(answer.candles, src, asked_ms, now_ms)
+        candles = self.rows.stamped_candles(answer.candles, src, asked_ms, now_ms)
         missing = self._count_repairable(window, now_ms)
         known = {candle.open_ms: candle for candle in stored} | self._in_memory(candles)
         outcome, outdated = Outcome(), self.comparison.find_outdated(candles, known, now_ms)
@@ -175,10 +175,13 @@ class MarketIngest:
         )
         is_dead = window.urgency is Urgency.PRESENT and self._check_silence(window, candles, now_ms)
         newest_ms = candles[-1].open_ms if candles else 0
-        for candle in candles:
-            if candle.open_ms not in outdated:  # otherwise it stays unconfirmed and is requested once more
-                self._apply_answered(candle, known.get(candle.open_ms), newest_ms, asked_ms, now_ms, outcome)
-        self._cover_past(outcome, confirmed=True)
+        confirmed = [
+            candle.open_ms
+            for candle in candles
+            if candle.open_ms not in outdated  # otherwise it stays unconfirmed and is requested once more
+            and self._apply_answered(candle, known.get(candle.open_ms), newest_ms, asked_ms, now_ms, outcome)
+        ]
+        self._cover_minutes(confirmed, confirmed=True)
         if not self.presence.is_moving(now_ms):  # the stream will not show how the forming minute ends
             self.minutes.mark_interrupted()
         outcome.is_subscription_dead, outcome.repaired = is_dead, outcome.past_range
@@ -445,32 +448,42 @@ class MarketIngest:
 
     def _apply_answered(
         self, candle: Candle, known: Candle | None, newest_ms: int, asked_ms: int, now_ms: int, outcome: Outcome
-    ) -> None:
-        """Process a minute from REST. `known` is the version in memory or in the store."""
+    ) -> bool:
+        """Process a minute from REST. `known` is the version in memory or in the store.
+
+        Returns:
+            True if the minute is older than the live edge, and stored or in `outcome.past`: `_cover_minutes` must
+            follow.
+        """
         has_ended = self._rules.has_ended(candle)
         if known is not None and has_ended:
             if changed_during_request(known, candle, asked_ms, now_ms):
-                return  # it stays unconfirmed and is requested once more
+                return False  # it stays unconfirmed and is requested once more
             candle = candle.confirmed_over(known)
-        proven = candle if candle.final is has_ended else candle._replace(final=has_ended)
         if self._is_live_edge(candle, newest_ms, now_ms):
-            self._apply_version(proven, now_ms, outcome, confirmed=has_ended)
-        elif has_ended and known is not None and known.final and known.values == candle.values:
-            self._coverage_of(candle.open_ms).add_minute(candle.open_ms, confirmed=True)
-        elif has_ended and (known is not None or self._is_wanted(candle.open_ms)):
-            self.revisions += known is not None and known.final
-            self._apply_past(proven, outcome)
+            self._apply_version(candle.with_finality(has_ended), now_ms, outcome, confirmed=has_ended)
+            return False
+        if not has_ended:
+            return False
+        if known is not None and known.final and known[1:7] == candle[1:7]:
+            return True
+        if known is None and not self._is_wanted(candle.open_ms):
+            return False
+        self.revisions += known is not None and known.final
+        self._apply_past(candle.with_finality(True), outcome)
+        return True
 
     def _apply_past(self, candle: Candle, outcome: Outcome) -> None:
-        """Process a final minute that is older than the live edge. `_cover_past` must follow."""
-        outcome.past.append(candle._replace(rev=self._revision_of_missing(candle)))
+        """Process a final minute that is older than the live edge. `_cover_minutes` must follow."""
+        rev = self._revision_of_missing(candle)
+        outcome.past.append(candle if candle.rev == rev else candle._replace(rev=rev))
         self.minutes.drop_minute(candle.open_ms)
 
-    def _cover_past(self, outcome: Outcome, *, confirmed: bool) -> None:
-        """Record that all minutes of `outcome.past` are stored: range by range, which takes a third of the time."""
-        past = RangeSet((one.open_ms, one.open_ms + MINUTE_MS) for one in outcome.past)
+    def _cover_minutes(self, times: Sequence[int], *, confirmed: bool) -> None:
+        """Record that minutes are stored: range by range, which takes a third of the time."""
+        covered = RangeSet((open_ms, open_ms + MINUTE_MS) for open_ms in times)
         for half in (Range(0, self._older_until_ms), Range(self._older_until_ms, END_OF_TIME_MS)):
-            for start_ms, end_ms in past.common(RangeSet([half])):
+            for start_ms, end_ms in covered.common(RangeSet([half])):
                 self._coverage_of(start_ms).add_minutes(start_ms, end_ms, confirmed=confirmed)
 
     def _is_live_edge(self, candle: Candle, newest_ms: int, now_ms: int) -> bool:

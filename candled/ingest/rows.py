@@ -28,6 +28,8 @@ class Answer:
 
         If the time of a row is unreadable, it may belong to any minute without a candle.
         """
+        if not self.invalid:
+            return RangeSet()
         minutes = RangeSet((candle.open_ms, candle.open_ms + MINUTE_MS) for candle in self.candles)
         if any(row.open_ms is None for row in self.invalid):
             return minutes.missing(*span)
@@ -60,6 +62,9 @@ def sift(rows: Iterable[Candle | InvalidRow], span: Range) -> Answer:
             continue
         versions.setdefault(candle.open_ms, []).append(candle)
     for open_ms in sorted(versions):
+        if len(versions[open_ms]) == 1:
+            answer.candles += versions[open_ms]
+            continue
         newest_ms = max(candle.as_of_ms for candle in versions[open_ms])
         newest = [candle for candle in versions[open_ms] if candle.as_of_ms == newest_ms]
         if any(candle.values != newest[0].values for candle in newest):
@@ -96,27 +101,37 @@ class RowFilter:
     def valid_candles(
         self, candles: Sequence[Candle], src: str, received_ms: int, now_ms: int, *, is_update: bool = False
     ) -> list[Candle]:
-        """Return the valid candles, oldest first, each with a plausible timestamp.
+        """Return the valid candles, oldest first, as `stamped_candles`."""
+        valid = []
+        for candle in candles:
+            try:
+                valid.append(candle.checked())
+            except InvalidCandle as error:
+                self.drop_row(InvalidRow(candle.open_ms, str(error)), now_ms)
+        return self.stamped_candles(valid, src, received_ms, now_ms, is_update=is_update)
+
+    def stamped_candles(
+        self, candles: Sequence[Candle], src: str, received_ms: int, now_ms: int, *, is_update: bool = False
+    ) -> list[Candle]:
+        """Return those of some valid candles whose minute has begun, oldest first, each with a plausible timestamp.
 
         If a candle has no timestamp, or an implausible one, it gets `received_ms`. If it is an update from the stream,
         its timestamp then lies before the end of the minute, so that it replaces no version from after the end.
         """
-        valid = []
+        stamped = []
+        newest_ms = now_ms + TOLERANCE_MS
         for candle in candles:
-            end_ms = candle.open_ms + MINUTE_MS
-            try:
-                candle.checked()
-                if candle.open_ms > now_ms + TOLERANCE_MS:
-                    raise InvalidCandle(f"expected a minute that has begun by {now_ms}, got {candle}")
-            except InvalidCandle as error:
-                self.drop_row(InvalidRow(candle.open_ms, str(error)), now_ms)
+            open_ms, as_of_ms = candle.open_ms, candle.as_of_ms
+            end_ms = open_ms + MINUTE_MS
+            if open_ms > newest_ms:
+                problem = f"expected a minute that has begun by {now_ms}, got {candle}"
+                self.drop_row(InvalidRow(open_ms, problem), now_ms)
                 continue
-            as_of_ms = candle.as_of_ms
-            if candle.open_ms - TOLERANCE_MS <= as_of_ms <= now_ms + TOLERANCE_MS:
+            if open_ms - TOLERANCE_MS <= as_of_ms <= newest_ms:
                 as_of_ms = min(as_of_ms, now_ms)
             else:
                 self.implausible_timestamps += as_of_ms != 0
                 as_of_ms = min(received_ms, end_ms - 1) if is_update else received_ms
             final = candle.final and now_ms >= end_ms  # a single frame cannot end a minute early
-            valid.append(Candle(*candle[:7], as_of_ms, final, candle.rev, src))
-        return sorted(valid) if len(valid) > 1 else valid
+            stamped.append(Candle._make((*candle[:7], as_of_ms, final, candle.rev, src)))
+        return sorted(stamped) if len(stamped) > 1 else stamped

@@ -1,6 +1,6 @@
 """Value types: candles, symbols, intervals, markets and ranges. This package imports only `candled.errors`."""
 
-from .candle import BarChange, BarTexts, Candle, fold
+from .candle import BarChange, BarTexts, Candle, fold, group_parts
 from .decimals import MAX_DIGITS, decimal_text
 from .gaps import REASONS, Gap
 from .interval import DAY, DAY_MS, DEFAULT_INTERVALS, MINUTE, MINUTE_MS, WEEK, Interval, sources
@@ -68,6 +68,7 @@ __all__ = [
     "Topic",
     "decimal_text",
     "fold",
+    "group_parts",
     "iso_ms",
     "parse_iso_ms",
     "sources",

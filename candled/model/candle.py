@@ -1,15 +1,20 @@
 """The candle: exact OHLCV values of one bar, and the only function that folds several candles into a longer one."""
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal, DecimalException
+from functools import reduce
+from itertools import repeat
+from operator import attrgetter, is_not
 from typing import NamedTuple, Self
 
 from candled.errors import InvalidCandle
 
-from .decimals import MAX_DIGITS, MAX_PLACES, add_exactly, decimal_text, is_bounded
+from .decimals import MAX_DIGITS, MAX_PLACES, add_exactly, are_bounded, decimal_text
 from .interval import MINUTE_MS, Interval
 from .times import YEAR_10000_MS
 
+_OPEN = attrgetter("open_ms")
 _EXCERPT = 200  # characters of a candle in an error text
 
 
@@ -84,11 +89,11 @@ class Candle(NamedTuple):
                 the bounds, low and high do not enclose open and close, a price is not positive, or a volume is
                 negative.
         """
-        open_ms, opened, high, low, close, volume, quote, *_ = self
+        open_ms, opened, high, low, close, volume, quote = self[:7]
         problem = ""
         if not 0 <= open_ms < YEAR_10000_MS or open_ms % grid_ms:
             raise InvalidCandle(f"expected an opening time on a boundary of {grid_ms} ms, got {open_ms}")
-        if not all(map(is_bounded, self.values)):
+        if not are_bounded(self[1:6] if quote is None else (*self[1:6], quote)):
             problem = f"expected finite numbers of at most {MAX_DIGITS} digits, {MAX_PLACES} after the point"
         elif not (low <= opened <= high and low <= close <= high):
             problem = "expected low <= open, close <= high"
@@ -99,6 +104,10 @@ class Candle(NamedTuple):
         if problem:
             raise InvalidCandle(f"{problem}, got {str(self)[:_EXCERPT]}")
         return self
+
+    def with_finality(self, final: bool) -> "Candle":
+        """Return this candle with another value of `final`."""
+        return self if self.final is final else Candle._make((*self[:8], final, *self[9:]))
 
     @property
     def values(self) -> tuple[Decimal, Decimal, Decimal, Decimal, Decimal, Decimal | None]:
@@ -195,21 +204,23 @@ def fold(candles: Sequence[Candle], open_ms: int, *, final: bool = False) -> Can
 
     Volumes and revisions are summed exactly. The quote volume is None if any candle has none.
     """
-    first = candles[0]
-    rev = first.rev
-    high, low, volume, quote, as_of_ms = first.high, first.low, first.volume, first.quote_volume, first.as_of_ms
-    for candle in candles[1:]:
-        if candle.high > high:
-            high = candle.high
-        if candle.low < low:
-            low = candle.low
-        if candle.as_of_ms > as_of_ms:
-            as_of_ms = candle.as_of_ms
-        volume = add_exactly(volume, candle.volume)
-        rev += candle.rev
-        if quote is not None:
-            quote = None if candle.quote_volume is None else add_exactly(quote, candle.quote_volume)
-    return Candle(open_ms, first.open, high, low, candles[-1].close, volume, quote, as_of_ms, final, rev, "agg")
+    # column by column, which takes half the time of one after the other
+    _, opens, highs, lows, closes, volumes, quotes, stamps, _, revs, _ = zip(*candles, strict=True)
+    quote = reduce(add_exactly, quotes) if all(map(is_not, quotes, repeat(None))) else None
+    volume = reduce(add_exactly, volumes)
+    return Candle(
+        open_ms, opens[0], max(highs), min(lows), closes[-1], volume, quote, max(stamps), final, sum(revs), "agg"
+    )
+
+
+def group_parts(parts: Sequence[Candle], interval: Interval) -> Iterator[tuple[int, Sequence[Candle]]]:
+    """Yield the opening time and the parts of each bar of `interval`, given the sorted bars of a shorter interval."""
+    first, most = 0, interval.ms // MINUTE_MS
+    while first < len(parts):
+        open_ms = interval.floor(parts[first].open_ms)
+        end = bisect_left(parts, open_ms + interval.ms, first, min(first + most, len(parts)), key=_OPEN)
+        yield open_ms, parts[first:end]
+        first = end
 
 
 class BarChange(NamedTuple):

@@ -31,8 +31,13 @@ class RangeSet:
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
+        last_ms = -1  # the end of the last range
         for start_ms, end_ms in ranges:
-            self.add(start_ms, end_ms)
+            if start_ms == last_ms and end_ms > start_ms:  # most are adjacent
+                self._ends[-1] = end_ms
+            else:
+                self.add(start_ms, end_ms)
+            last_ms = self._ends[-1] if self._ends else -1
 
     def __iter__(self) -> Iterator[Range]:
         return map(Range, self._starts, self._ends)

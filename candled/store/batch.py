@@ -4,10 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
-from itertools import groupby
 
 from candled.errors import StoreRejected
-from candled.model import MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol, fold, sources
+from candled.model import MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol, fold, group_parts, sources
 
 from .interface import SEQ_UNPUBLISHED
 
@@ -100,10 +99,7 @@ def unknown_revisions(batch: Mapping[int, Candle], stored: Iterable[tuple[int, i
 
 def fold_bars(parts: Sequence[Candle], interval: Interval) -> list[Candle]:
     """Fold the sorted bars of a shorter interval into bars of `interval`, which they fill completely."""
-    return [
-        fold(list(group), open_ms, final=True)
-        for open_ms, group in groupby(parts, key=lambda part: interval.floor(part.open_ms))
-    ]
+    return [fold(group, open_ms, final=True) for open_ms, group in group_parts(parts, interval)]
 
 
 @lru_cache(maxsize=8)

@@ -51,6 +51,11 @@ class Plain:
         self.bars[bar.open_ms] = bar, seq
         self.series.put_bar(bar, seq)
 
+    def put_all(self, added: list[Candle], seq: int) -> None:
+        added = [bar for bar in added if bar.open_ms >= self.series.since_ms]
+        self.bars |= {bar.open_ms: (bar, seq) for bar in added}
+        self.series.put_bars(added, seq)
+
     def reach_back(self, minutes: int) -> None:
         since_ms = max(0, self.series.since_ms - minutes * MINUTE_MS)
         older = [open_ms for open_ms in self.bars if since_ms <= open_ms < self.series.since_ms]
@@ -95,7 +100,9 @@ def test_a_series_gives_back_what_was_put_whatever_the_order_and_the_digits(data
     plain = Plain()
     at = 0
     for seq in range(1, data.draw(st.integers(1, 30), label="steps")):
-        step = data.draw(st.sampled_from(["next", "next", "next", "newest", "late", "forget", "back", "widen"]))
+        step = data.draw(
+            st.sampled_from(["next", "next", "next", "newest", "late", "several", "forget", "back", "widen"])
+        )
         if step == "next":
             at += data.draw(st.integers(1, 3))
             plain.put(data.draw(bars(at)), seq)
@@ -103,6 +110,10 @@ def test_a_series_gives_back_what_was_put_whatever_the_order_and_the_digits(data
             plain.put(data.draw(bars(at)), seq)
         elif step == "late":
             plain.put(data.draw(bars(data.draw(st.integers(0, at)))), seq)
+        elif step == "several":
+            slots = sorted(data.draw(st.sets(st.integers(0, at + 8), max_size=12)))
+            plain.put_all([data.draw(bars(slot)) for slot in slots], seq)
+            at = max([at, *slots])
         elif step == "forget":
             plain.series.drop_before(MONDAY_MS + data.draw(st.integers(0, at + 2)) * MINUTE_MS)
         elif step == "back":
@@ -162,8 +173,8 @@ def test_a_statement_that_shows_clients_nothing_new_is_no_revision():
 def test_a_quote_volume_of_twelve_digits_after_the_point_is_packed_even_for_a_week():
     packed = PackedBars()
     whole = minute(0)._replace(quote_volume=Decimal("13345678901.352892715820"))
-    packed.append_bar(whole)
-    packed.append_bar(minute(1))
+    packed.insert_bars(len(packed), [whole])
+    packed.insert_bars(len(packed), [minute(1)])
     assert packed.get_bars(0, [minute(0).open_ms, minute(1).open_ms]) == [whole, minute(1)]
     assert not packed._odd
 
@@ -172,10 +183,10 @@ def test_a_quote_volume_of_twelve_digits_after_the_point_is_packed_even_for_a_we
 def test_a_bar_of_too_many_digits_costs_the_others_nothing(number):
     packed = PackedBars()
     for at in range(100):
-        packed.append_bar(minute(at))
+        packed.insert_bars(len(packed), [minute(at)])
     before = len(packed._rows)
-    packed.append_bar(minute(100, volume=number))
-    packed.append_bar(minute(101))
+    packed.insert_bars(len(packed), [minute(100, volume=number)])
+    packed.insert_bars(len(packed), [minute(101)])
     assert len(packed) == 102
     assert len(packed._rows) == before // 100 * 102
     times = [minute(at).open_ms for at in range(102)]
