@@ -10,14 +10,14 @@ from candled.errors import StoreRejected
 from candled.model import ALL_TIME, DAY_MS, MINUTE, Candle, Gap, Interval, MarketKey, Range, RangeSet, Symbol
 
 from .batch import group_by_symbol
-from .interface import SEQ_UNPUBLISHED
+from .interface import SEQ_UNPUBLISHED, Store
 
 logger = logging.getLogger(__name__)
 
 FOLD_CHUNK_MS = 28 * DAY_MS
 
 
-class SqlStore(ABC):
+class SqlStore(Store, ABC):
     """The reads of a `Store` by the statements of its module `_sql`. Those about a market begin with its parameters."""
 
     _sql: ModuleType
@@ -67,6 +67,25 @@ class SqlStore(ABC):
     def drop_old_minutes(self, now_ms: int) -> Iterator[None]:
         """See `Store.drop_old_minutes`. Most servers delete rows without holding up other writers: see `tidy_up`."""
         yield from ()
+
+    @abstractmethod
+    def put_bars(self, market: MarketKey, interval: Interval, bars: Sequence[Candle]) -> None:
+        """Store longer bars as they are, in one transaction: those whose minutes are not kept any more."""
+
+    @abstractmethod
+    def set_kept_from(self, since_ms: int) -> None:
+        """Refuse minutes before a time (UTC epoch ms) from now on. The time only moves forward."""
+
+    def markets(self) -> list[MarketKey]:
+        """List all markets that the store knows."""
+        return [MarketKey(exchange, Symbol.parse(symbol)) for exchange, symbol in self._fetch_rows(self._sql.MARKETS)]
+
+    def feed_log(self, market: MarketKey) -> dict[str, list[tuple[int, Range]]]:
+        """Return the changes of each feed of a market, by epoch, in the order of the feeds; see `log_changes`."""
+        log: dict[str, list[tuple[int, Range]]] = {}
+        for epoch, seq, *span in self._fetch_of_market(self._sql.FEED_LOG, market):
+            log.setdefault(epoch, []).extend([] if seq is None else [(seq, Range(*span))])
+        return log
 
     def read_forming(self, market: MarketKey) -> list[Candle]:
         """See `Store.read_forming`."""

@@ -29,6 +29,13 @@ Exit status:
   1  some minutes were not fetched yet (missing)
   2  a mistake in settings or arguments
 """
+_MOVE_STATUS = """\
+\b
+Exit status:
+  0  both stores have the same
+  1  some bars differ
+  2  a mistake in settings or arguments, or a store failed: run it again
+"""
 _FETCH_STATUS = """\
 \b
 Exit status:
@@ -108,6 +115,29 @@ def restore(
     from .backup import restore
 
     return restore(opt.load_config(config), file)
+
+
+@declare(app, _STORE, _MOVE_STATUS)
+def move(
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="The address of the new store, as in store.url, without password.")
+    ],
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="URL", show_default="store.url of the settings", help="The store to copy from."),
+    ] = None,
+    quiet: opt.Quiet = False,
+    config: ConfigFile = None,
+) -> Outcome:
+    """Copy the store to another one, SQLite or PostgreSQL, while the daemon runs.
+
+    Copies all markets with all that is stored about them, compares both stores, and repeats the newest part until
+    nothing is behind. It only reads the source. If you stop it, run it again: it continues. At the end it prints how to
+    switch over.
+    """
+    from .move import move
+
+    return move(opt.load_config(config), target, source, opt.make_clock(), quiet=quiet)
 
 
 @declare(app, _STORE, _GAPS_NOTES + _GAPS_STATUS)

@@ -45,7 +45,7 @@ COMMANDS = [
 
 def test_the_list_of_commands_on_stored_history_is_complete():
     names = {command.name or command.callback.__name__.strip("_") for command in commands.app.registered_commands}
-    assert {arguments[0] for arguments in COMMANDS} == names - {"init-db", "init_db", "backup", "restore"}
+    assert {arguments[0] for arguments in COMMANDS} == names - {"init-db", "init_db", "backup", "restore", "move"}
 
 
 @pytest.fixture

@@ -85,6 +85,7 @@ LOCK_MARKETS = """SELECT id, markets.exchange, markets.symbol
         ON markets.exchange = batch.exchange AND markets.symbol = batch.symbol
     ORDER BY id FOR NO KEY UPDATE OF markets"""
 LOCK_MARKET = "SELECT FROM candled.markets WHERE id = %s FOR NO KEY UPDATE"
+MARKETS = "SELECT exchange, symbol FROM candled.markets ORDER BY exchange, symbol"
 LOCK_ALL_MARKETS = "SELECT FROM candled.markets ORDER BY id FOR NO KEY UPDATE"
 
 # The first and the last minute of a market.
@@ -171,6 +172,11 @@ BARS_BEFORE = f"""{_BARS} FROM candled.rollups
     WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) AND minutes = %s
         AND time < {_AT} ORDER BY time DESC LIMIT %s"""
 
+# Store bars whose minutes are not kept.
+PUT_BARS = f"""INSERT INTO candled.rollups (market, minutes, time, {_listed(_BAR)})
+    SELECT market, %s, time, {_listed(_BAR)} FROM ({_BATCH}) AS batch (market, time, {_listed(_MINUTE)})
+    ON CONFLICT (market, minutes, time) DO UPDATE SET {_all_new(_BAR)}"""
+
 
 def _fold(source: str, condition: str) -> str:
     """Return SQL that folds parts into longer bars. The parts lie in ranges of complete bars of some markets.
@@ -251,6 +257,11 @@ CHANGES_SINCE = f"""SELECT {_ms("start_time")}, {_ms("end_time")}
     FROM (SELECT feeds.* FROM candled.markets JOIN candled.feeds ON market = id
             WHERE exchange = %s AND symbol = %s AND epoch = %s) AS feed
         LEFT JOIN candled.changes ON changes.market = feed.market AND (changes.feed, changes.seq) > (feed.number, %s)"""
+
+FEED_LOG = f"""SELECT epoch, seq, {_ms("start_time")}, {_ms("end_time")}
+    FROM candled.markets JOIN candled.feeds ON feeds.market = id
+        LEFT JOIN candled.changes ON changes.market = feeds.market AND changes.feed = number
+    WHERE exchange = %s AND symbol = %s ORDER BY number, seq, start_time, end_time"""
 
 # Feeds that are new to `tidy_up`, and the oldest feed to keep per market. Once a feed is old enough, no client resumes
 # from those before it. The newest is always kept.

@@ -244,6 +244,19 @@ class PostgresStore(SqlStore):
             market_id = lock_markets(connection, [market])[market]
             rebuild_rollups(connection, market_id, RangeSet(spans), read_kept_from(connection))
 
+    def put_bars(self, market: MarketKey, interval: Interval, bars: Sequence[Candle]) -> None:
+        """See `SqlStore.put_bars`."""
+        if not bars:
+            return
+        with self._borrow_to_write() as connection:
+            market_id = lock_markets(connection, [market])[market]
+            connection.execute(sql.PUT_BARS, (in_minutes(interval), *as_columns([market_id] * len(bars), bars)))
+
+    def set_kept_from(self, since_ms: int) -> None:
+        """See `SqlStore.set_kept_from`."""
+        with self._borrow_to_write() as connection:
+            connection.execute(sql.SET_KEPT_FROM, (since_ms, since_ms))
+
     def discard_rows(self, market: MarketKey, rows: Sequence[BadRow]) -> None:
         """See `Store.discard_rows`."""
         bars = [(row.table, row.interval, row.time) for row in rows if isinstance(row.time, int)]

@@ -96,6 +96,7 @@ UNDO_LAST_STEP = ("DROP TABLE retention",)
 
 # The number of a market, and all markets.
 MARKET_ID = "SELECT id FROM markets WHERE exchange = ? AND symbol = ?"
+MARKETS = "SELECT exchange, symbol FROM markets ORDER BY exchange, symbol"
 MARKET_IDS = "SELECT id FROM markets ORDER BY id"
 ADD_MARKET = "INSERT INTO markets (exchange, symbol) VALUES (?, ?) ON CONFLICT DO NOTHING"
 
@@ -224,6 +225,10 @@ UNPUBLISHED = """SELECT symbol, start_ms, end_ms FROM markets JOIN changes ON ch
 CHANGES_SINCE = """SELECT start_ms, end_ms FROM feeds LEFT JOIN changes
         ON changes.market = feeds.market AND (changes.feed, changes.seq) > (feeds.number, ?3)
     WHERE feeds.market = ?1 AND epoch = ?2"""
+
+FEED_LOG = """SELECT epoch, seq, start_ms, end_ms FROM feeds LEFT JOIN changes
+        ON changes.market = feeds.market AND changes.feed = feeds.number
+    WHERE feeds.market = ? ORDER BY number, seq, start_ms, end_ms"""
 
 # Feeds that are new to `tidy_up`, and the oldest feed to keep per market. Once a feed is old enough, no client resumes
 # from those before it. The newest is always kept.

@@ -47,7 +47,7 @@ from .rollups import (
     rebuild_rollups,
     rows_between,
 )
-from .rows import UnreadableRow, as_candles, minute_row, problem, time_text
+from .rows import UnreadableRow, as_candles, bar_row, minute_row, problem, time_text
 
 logger = logging.getLogger(__name__)
 
@@ -201,6 +201,17 @@ class SqliteStore(SqlStore):
         """See `Store.rebuild_rollups`."""
         with self._file.begin_transaction() as connection:
             rebuild_rollups(connection, self._add_market(connection, market), RangeSet(spans), _kept_from(connection))
+
+    def put_bars(self, market: MarketKey, interval: Interval, bars: Sequence[Candle]) -> None:
+        """See `SqlStore.put_bars`."""
+        with self._file.begin_transaction() as connection:
+            market_id = self._add_market(connection, market)
+            connection.executemany(sql.PUT_BAR, [(market_id, interval.ms, *bar_row(bar)) for bar in bars])
+
+    def set_kept_from(self, since_ms: int) -> None:
+        """See `SqlStore.set_kept_from`."""
+        with self._file.begin_transaction() as connection:
+            connection.execute(sql.SET_KEPT_FROM, (since_ms,))
 
     def discard_rows(self, market: MarketKey, rows: Sequence[BadRow]) -> None:
         """See `Store.discard_rows`."""
