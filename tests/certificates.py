@@ -9,6 +9,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+# Python 3.13 checks certificates strictly (ssl.VERIFY_X509_STRICT): RFC 5280 asks for key identifiers and usages.
+_SIGNS = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
 
 class Authority:
     """Signs certificates; everything is written to `directory` as PEM."""
@@ -20,6 +33,8 @@ class Authority:
         signed = _builder(self._name, self._name, self._key.public_key()).add_extension(
             x509.BasicConstraints(ca=True, path_length=None), critical=True
         )
+        self._identifier = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
+        signed = signed.add_extension(self._identifier, critical=False).add_extension(_SIGNS, critical=True)
         self.certificate = directory / f"{name}.crt"
         self.certificate.write_bytes(_pem(signed.sign(self._key, hashes.SHA256())))
 
@@ -32,6 +47,8 @@ class Authority:
             is_for = x509.DNSName(host)
         builder = _builder(_name(host), self._name, key.public_key(), days)
         signed = builder.add_extension(x509.SubjectAlternativeName([is_for]), critical=False)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(self._identifier)
+        signed = signed.add_extension(issuer, critical=False)
         certificate, key_file = self._directory / f"{host}.crt", self._directory / f"{host}.key"
         certificate.write_bytes(_pem(signed.sign(self._key, hashes.SHA256())))
         key_file.write_bytes(

@@ -265,10 +265,10 @@ def _pages(span: Range) -> Iterator[Range]:
 
 
 def _differing(given: Bars, stored: Bars) -> set[object]:
-    """Return the bars that the second store lacks, and the times of those that only it has."""
-    lacking = {(interval, bar) for interval, bars in given.items() for bar in set(bars) - set(stored[interval])}
+    """Return the bars that are missing from the second store, and the times of those that only it has."""
+    missing = {(interval, bar) for interval, bars in given.items() for bar in set(bars) - set(stored[interval])}
     times = {(interval, bar.open_ms) for interval, bars in given.items() for bar in bars}
-    return lacking | ({(interval, bar.open_ms) for interval, bars in stored.items() for bar in bars} - times)
+    return missing | ({(interval, bar.open_ms) for interval, bars in stored.items() for bar in bars} - times)
 
 
 def _slots(span: Range) -> int:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from http import HTTPStatus
 
 import pytest
 
@@ -201,7 +202,7 @@ ANY_PATH = [
     Row(
         "an impossible range",
         b"GET /static/page.css HTTP/1.1\r\nHost: x\r\nRange: bytes=9" + b"9" * 30 + b"-\r\n\r\n",
-        ("416 Requested Range Not Satisfiable",),
+        (f"416 {HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE.phrase}",),  # another phrase since Python 3.13
     ),
     Row(
         "a body that is no form",

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def refusal(path):
 
 def test_a_newer_schema_is_refused_and_left_alone(path, open_store):
     open_store(MINUTE).close()
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
     before = path.read_bytes()
@@ -89,7 +90,7 @@ def test_a_newer_schema_is_refused_and_left_alone(path, open_store):
 
 
 def test_a_file_of_another_program_is_refused_and_left_alone(path):
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE bookmarks (url TEXT)")
     connection.close()
     before = path.read_bytes()
@@ -349,7 +350,7 @@ def test_one_file_is_left_after_closing(path, open_store):
 
 def test_decimals_are_kept_as_text_with_their_zeros(path, open_store):
     open_store(*DEFAULT_INTERVALS).write_minutes([(BTC, minute(0, volume="0.00000010"))])
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         kept = [connection.execute(f"SELECT volume FROM {table}").fetchone() for table in ("candles", "rollups")]
     connection.close()
     assert kept == [("0.00000010",), ("0.00000010",)]
@@ -359,7 +360,7 @@ def test_decimals_are_kept_as_text_with_their_zeros(path, open_store):
 def test_a_value_that_is_no_number_is_not_printed(path, open_store, value):
     store = open_store(M5)
     store.write_minutes([(BTC, minute(0)), (BTC, minute(1))])
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute(f"UPDATE candles SET close = {value} WHERE time_ms = {minute(1).open_ms}")
     with pytest.raises(StoreRejected, match=r"a stored bar cannot be read: 2025-06-02T00:01.*close"):
         store.read_texts_between(BTC, MINUTE, 0, minute(2).open_ms)

@@ -3,6 +3,7 @@
 import sqlite3
 import subprocess
 import threading
+from contextlib import closing
 
 import pytest
 import yaml
@@ -128,12 +129,12 @@ def _damage(path):
 
 def _other_program(path):
     path.unlink()
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE notes (text)")
 
 
 def _newer(path):
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("PRAGMA user_version = 99")
 
 

@@ -126,9 +126,14 @@ DROP_OLD_FORMING = """DELETE FROM forming WHERE time_ms <
 IS_FINAL = "SELECT 1 FROM candles WHERE market = ? AND time_ms = ?"
 
 # The first and the last minute or bar of a market: one lookup at either end of the key, not a scan.
-SPAN = f"""SELECT (SELECT min(time_ms) FROM candles WHERE market = ?1 AND time_ms >= 0 AND time_ms < {END_OF_TIME_MS}),
-    (SELECT max(time_ms) FROM candles WHERE market = ?1 AND time_ms >= 0 AND time_ms < {END_OF_TIME_MS})"""
-BARS_SPAN = SPAN.replace("candles", "rollups").replace("?1", "?1 AND interval_ms = ?2")
+_WITHIN_TIME = f"market = asked.id AND time_ms >= 0 AND time_ms < {END_OF_TIME_MS}"
+SPAN = f"""SELECT (SELECT min(time_ms) FROM candles WHERE {_WITHIN_TIME}),
+    (SELECT max(time_ms) FROM candles WHERE {_WITHIN_TIME}) FROM (SELECT ? AS id) AS asked"""
+BARS_SPAN = (
+    SPAN.replace("candles", "rollups")
+    .replace("asked.id", "asked.id AND interval_ms = asked.length_ms")
+    .replace("? AS id", "? AS id, ? AS length_ms")
+)
 NEWEST = f"""SELECT symbol, newest FROM (
         SELECT symbol, (SELECT max(time_ms) FROM candles WHERE market = id AND time_ms < {END_OF_TIME_MS}) AS newest
         FROM markets WHERE exchange = ?
@@ -187,12 +192,14 @@ SERVED_FROM = """SELECT min(coalesce(complete_from_ms, oldest), coalesce(oldest,
             (SELECT min(time_ms) FROM candles WHERE market = id AND time_ms >= (SELECT kept_from_ms FROM retention))
                 AS oldest
         FROM markets WHERE id = ?)"""
-SET_COMPLETE_FROM = "UPDATE markets SET complete_from_ms = min(coalesce(complete_from_ms, ?1), ?1) WHERE id = ?2"
+SET_COMPLETE_FROM = "UPDATE markets SET complete_from_ms = min(coalesce(complete_from_ms, ?), ?) WHERE id = ?"
 # Gaps do not overlap: of those that begin before a range, only the last can reach into it.
-KNOWN_GAPS = """SELECT start_ms, end_ms, reason, attempts, retry_ms FROM holes WHERE market = ?1
-        AND start_ms >= coalesce((SELECT max(start_ms) FROM holes WHERE market = ?1 AND start_ms < ?2), ?2)
-        AND start_ms <= ?3 AND end_ms >= ?2
-    ORDER BY start_ms"""
+KNOWN_GAPS = """SELECT holes.start_ms, holes.end_ms, reason, attempts, retry_ms
+    FROM (SELECT ? AS id, ? AS start_ms, ? AS end_ms) AS asked CROSS JOIN holes ON market = asked.id
+    WHERE holes.start_ms >= coalesce(
+            (SELECT max(start_ms) FROM holes WHERE market = asked.id AND start_ms < asked.start_ms), asked.start_ms)
+        AND holes.start_ms <= asked.end_ms AND holes.end_ms >= asked.start_ms
+    ORDER BY holes.start_ms"""
 DROP_KNOWN_GAP = "DELETE FROM holes WHERE market = ? AND start_ms = ?"
 PUT_KNOWN_GAP = "INSERT INTO holes (market, start_ms, end_ms, reason, attempts, retry_ms) VALUES (?, ?, ?, ?, ?, ?)"
 
@@ -213,19 +220,18 @@ DELETE_MINUTES = "DELETE FROM candles WHERE market = ? AND time_ms < ?"
 # The feeds of a market, and the changes after a message of one of them. A known feed yields at least one row, perhaps
 # with NULL.
 REGISTER_FEED = """INSERT INTO feeds (market, number, epoch)
-    SELECT ?1, coalesce(max(number), 0) + 1, ?2 FROM feeds WHERE market = ?1
+    SELECT id, 1 + coalesce((SELECT max(number) FROM feeds WHERE market = id), 0), epoch
+    FROM (SELECT ? AS id, ? AS epoch) WHERE true
     ON CONFLICT (market, epoch) DO NOTHING"""
-FEED = """SELECT number FROM feeds WHERE market = ?1 AND (epoch = ?2 OR ?2 IS NULL)
-    ORDER BY number DESC LIMIT 1"""
+FEED = "SELECT number FROM feeds WHERE market = ? AND epoch = coalesce(?, epoch) ORDER BY number DESC LIMIT 1"
 DROP_UNPUBLISHED = "DELETE FROM changes WHERE market = ? AND feed = ? AND seq = ? AND start_ms >= ? AND end_ms <= ?"
 LOG_CHANGE = "INSERT INTO changes (market, feed, seq, start_ms, end_ms) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 UNPUBLISHED = """SELECT symbol, start_ms, end_ms FROM markets JOIN changes ON changes.market = id
     WHERE exchange = ? AND feed = (SELECT max(number) FROM feeds WHERE feeds.market = id) AND seq = ?
     ORDER BY symbol, start_ms"""
-CHANGES_SINCE = """SELECT start_ms, end_ms FROM feeds LEFT JOIN changes
-        ON changes.market = feeds.market AND (changes.feed, changes.seq) > (feeds.number, ?3)
-    WHERE feeds.market = ?1 AND epoch = ?2"""
-
+CHANGES_SINCE = """SELECT start_ms, end_ms
+    FROM (SELECT market, number FROM feeds WHERE market = ? AND epoch = ?) AS feed
+    LEFT JOIN changes ON changes.market = feed.market AND (changes.feed, changes.seq) > (feed.number, ?)"""
 FEED_LOG = """SELECT epoch, seq, start_ms, end_ms FROM feeds LEFT JOIN changes
         ON changes.market = feeds.market AND changes.feed = feeds.number
     WHERE feeds.market = ? ORDER BY number, seq, start_ms, end_ms"""
@@ -234,7 +240,7 @@ FEED_LOG = """SELECT epoch, seq, start_ms, end_ms FROM feeds LEFT JOIN changes
 # from those before it. The newest is always kept.
 SEE_FEEDS = "UPDATE feeds SET seen_ms = ? WHERE seen_ms IS NULL"
 OLD_FEEDS = """SELECT market,
-        max(max(number) - ?1 + 1, coalesce(max(CASE WHEN seen_ms <= ?2 THEN number END), 0)) AS kept
+        max(max(number) - ? + 1, coalesce(max(CASE WHEN seen_ms <= ? THEN number END), 0)) AS kept
     FROM feeds GROUP BY market HAVING min(number) < kept"""
 DROP_CHANGES = "DELETE FROM changes WHERE market = ? AND feed < ?"
 DROP_FEEDS = "DELETE FROM feeds WHERE market = ? AND number < ?"

@@ -296,7 +296,7 @@ class SqliteStore(SqlStore):
     def set_complete_from(self, market: MarketKey, since_ms: int) -> None:
         """See `Store.set_complete_from`."""
         with self._file.begin_transaction() as connection:
-            connection.execute(sql.SET_COMPLETE_FROM, (since_ms, self._add_market(connection, market)))
+            connection.execute(sql.SET_COMPLETE_FROM, (since_ms, since_ms, self._add_market(connection, market)))
 
     def save_known_gaps(self, market: MarketKey, known_gaps: Sequence[Gap], within: Range = ALL_TIME) -> None:
         """See `Store.save_known_gaps`."""
