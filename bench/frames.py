@@ -8,6 +8,7 @@ of all plugins alternate, so that the ratios of a round are of the same moment.
 """
 
 import argparse
+import asyncio
 import gc
 import gzip
 import json
@@ -15,22 +16,24 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from candled.clock import SystemClock
 from candled.exchange import Candles, Exchange, SocketFeed
 from candled.ingest.decompression import decompress
-from candled.model import Symbol
+from candled.model import MINUTE_MS, Symbol
 from candled_plugins.binance.exchange import Binance, BinanceUsdm
 from candled_plugins.bitget.exchange import Bitget
-from candled_plugins.bybit.exchange import Bybit
+from candled_plugins.bybit.exchange import Bybit, BybitLinear
 from candled_plugins.coinbase.exchange import Coinbase
-from candled_plugins.gate.exchange import Gateio
-from candled_plugins.htx.exchange import Htx
+from candled_plugins.gate.exchange import Gateio, GateioUsdt
+from candled_plugins.htx.exchange import Htx, HtxUsdt
 from candled_plugins.hyperliquid.exchange import Hyperliquid
 from candled_plugins.kraken.exchange import Kraken
-from candled_plugins.kucoin.exchange import Kucoin
-from candled_plugins.mexc.exchange import Mexc
+from candled_plugins.kucoin.exchange import Kucoin, KucoinUsdt
+from candled_plugins.kucoin.messages import name_of as kucoin_name
+from candled_plugins.mexc.exchange import Mexc, MexcUsdt
 from candled_plugins.okx.exchange import Okx
 
 START_MS = 1_786_538_760_000  # 2026-08-12T12:46Z
@@ -39,12 +42,16 @@ _MOST_BYTES = 1024 * 1024
 
 
 class Form(NamedTuple):
-    """A plugin, and its frame of a market with a close and a volume, sent at a time in ms."""
+    """A plugin, and its frame of a market with a close and a volume, sent at a time in ms.
+
+    `listing` is the answer that the plugin reads before it connects: contracts of 0.001 coins each.
+    """
 
     exchange: type[Exchange]
     frame: Callable[[Symbol, str, str, int], Any]
     settle: str = ""
     pack: Callable[[str], str | bytes] = str
+    listing: Callable[[Sequence[Symbol]], Any] | None = None
 
 
 def _binance(symbol: Symbol, close: str, volume: str, at_ms: int) -> Any:
@@ -93,6 +100,67 @@ def _kraken(symbol: Symbol, close: str, volume: str, at_ms: int) -> Any:
     return {"channel": "ohlc", "type": "update", "timestamp": sent, "data": [row]}
 
 
+def _bybit(symbol: Symbol, close: str, volume: str, at_ms: int) -> Any:
+    row = {
+        "start": START_MS, "end": START_MS + 59_999, "interval": "1", "open": "64049.3", "close": close,
+        "high": "64949.3", "low": "64025.6", "volume": volume, "turnover": "2069200.98", "confirm": False,
+        "timestamp": at_ms,
+    }  # fmt: skip
+    return {"type": "snapshot", "topic": f"kline.1.{symbol.base}{symbol.quote}", "ts": at_ms, "data": [row]}
+
+
+def _contracts(volume: str) -> int:
+    return int(float(volume) * 1000)
+
+
+def _opened_s(at_ms: int) -> int:
+    return at_ms // MINUTE_MS * MINUTE_MS // 1000
+
+
+def _gate_usdt(symbol: Symbol, close: str, volume: str, at_ms: int) -> Any:
+    row = {
+        "t": _opened_s(at_ms), "v": _contracts(volume), "c": close, "h": "64949.3", "l": "64025.6", "o": "64049.3",
+        "n": f"1m_{symbol.base}_{symbol.quote}", "a": volume, "w": False,
+    }  # fmt: skip
+    return {
+        "time": at_ms // 1000, "time_ms": at_ms, "channel": "futures.candlesticks", "event": "update", "result": [row],
+    }  # fmt: skip
+
+
+def _htx_usdt(symbol: Symbol, close: str, volume: str, at_ms: int) -> Any:
+    tick = {
+        "id": _opened_s(at_ms), "mrid": 131599726, "open": 64049.3, "close": float(close), "high": 64949.3,
+        "low": 64025.6, "amount": float(volume), "vol": _contracts(volume), "trade_turnover": 2069200.98, "count": 924,
+    }  # fmt: skip
+    return {"ch": f"market.{symbol.base}-{symbol.quote}.kline.1min", "ts": at_ms, "tick": tick}
+
+
+def _kucoin_usdt(symbol: Symbol, close: str, volume: str, at_ms: int) -> Any:
+    name = kucoin_name(symbol)
+    cells = [str(_opened_s(at_ms)), "64049.3", close, "64949.3", "64025.6", "2069200.98", str(_contracts(volume))]
+    return {
+        "topic": f"/contractMarket/limitCandle:{name}_1min", "type": "message", "subject": "candle.stick",
+        "data": {"symbol": name, "candles": cells, "time": at_ms},
+    }  # fmt: skip
+
+
+def _kucoin_contracts(symbols: Sequence[Symbol]) -> Any:
+    contract = {
+        "quoteCurrency": "USDT", "settleCurrency": "USDT", "expireDate": None, "isInverse": False, "multiplier": 0.001,
+    }  # fmt: skip
+    return {"code": "200000", "data": [{**contract, "symbol": kucoin_name(one)} for one in symbols]}
+
+
+def _mexc_usdt(symbol: Symbol, close: str, volume: str, at_ms: int) -> Any:
+    name = f"{symbol.base}_{symbol.quote}"
+    row = {
+        "symbol": name, "interval": "Min1", "t": _opened_s(at_ms), "o": 64049.3, "c": float(close), "h": 64949.3,
+        "l": 64025.6, "a": 2069200.98, "q": _contracts(volume), "ro": 64049.3, "rc": float(close), "rh": 64949.3,
+        "rl": 64025.6,
+    }  # fmt: skip
+    return {"channel": "push.kline", "symbol": name, "ts": at_ms, "data": row}
+
+
 FORMS: dict[str, Form] = {
     "bitget": Form(Bitget, lambda symbol, close, volume, at_ms: {
         "action": "update",
@@ -106,14 +174,8 @@ FORMS: dict[str, Form] = {
     }),
     "binance": Form(Binance, _binance),
     "binance-usdm": Form(BinanceUsdm, _binance, "USDT"),
-    "bybit": Form(Bybit, lambda symbol, close, volume, at_ms: {
-        "type": "snapshot", "topic": f"kline.1.{symbol.base}{symbol.quote}", "ts": at_ms,
-        "data": [{
-            "start": START_MS, "end": START_MS + 59_999, "interval": "1", "open": "64049.3", "close": close,
-            "high": "64949.3", "low": "64025.6", "volume": volume, "turnover": "2069200.98", "confirm": False,
-            "timestamp": at_ms,
-        }],
-    }),
+    "bybit": Form(Bybit, _bybit),
+    "bybit-linear": Form(BybitLinear, _bybit, "USDT"),
     "kraken": Form(Kraken, _kraken),
     "gate": Form(Gateio, lambda symbol, close, volume, at_ms: {
         "time": at_ms // 1000, "time_ms": at_ms, "channel": "spot.candlesticks", "event": "update",
@@ -145,6 +207,15 @@ FORMS: dict[str, Form] = {
     }, "USDC"),
     "coinbase": Form(Coinbase, _coinbase),
     "mexc": Form(Mexc, _mexc),
+    "gate-usdt": Form(GateioUsdt, _gate_usdt, "USDT", listing=lambda symbols: [
+        {"name": f"{one.base}_{one.quote}", "quanto_multiplier": "0.001"} for one in symbols
+    ]),
+    "htx-usdt": Form(HtxUsdt, _htx_usdt, "USDT", pack=lambda text: gzip.compress(text.encode())),
+    "kucoin-usdt": Form(KucoinUsdt, _kucoin_usdt, "USDT", listing=_kucoin_contracts),
+    "mexc-usdt": Form(MexcUsdt, _mexc_usdt, "USDT", listing=lambda symbols: {
+        "success": True, "code": 0,
+        "data": [{"symbol": f"{one.base}_{one.quote}", "contractSize": 0.001} for one in symbols],
+    }),
 }  # fmt: skip
 
 
@@ -155,7 +226,7 @@ class Plugin:
         self.name, form = name, FORMS[name]
         self._exchange = form.exchange(form.exchange.Settings(), SystemClock())
         quote = "USDC" if name == "hyperliquid" else "USDT"
-        symbols = [Symbol(f"C{number}", quote, form.settle) for number in range(markets)]
+        self._symbols = symbols = [Symbol(f"C{number}", quote, form.settle) for number in range(markets)]
         size = self._exchange.limits.symbols_per_connection or markets
         self._carried = [symbols[first : first + size] for first in range(0, markets, size)]
         self._frames = [
@@ -163,23 +234,43 @@ class Plugin:
             for carried in self._carried
         ]
 
+    def _make_feed(self, carried: Sequence[Symbol]) -> SocketFeed:
+        feed = self._exchange.make_feed(carried)
+        assert isinstance(feed, SocketFeed)
+        if (listing := FORMS[self.name].listing) is not None:
+            asyncio.run(feed.prepare_connection(_Listing(listing(self._symbols))))  # type: ignore[arg-type]
+        return feed
+
     def cpu_per_frame(self) -> float:
         """The processor time of a frame, in µs, on feeds that are new.
 
         Raises:
             RuntimeError: a frame had no candle.
         """
-        feeds = [self._exchange.make_feed(carried) for carried in self._carried]
+        feeds = [self._make_feed(carried) for carried in self._carried]
         count, candles = sum(map(len, self._frames)), 0
         started = time.process_time()
         for feed, frames in zip(feeds, self._frames, strict=True):
-            assert isinstance(feed, SocketFeed)
             for frame in frames:
                 candles += sum(len(event.candles) for event in _events(feed, frame) if isinstance(event, Candles))
         spent_s = time.process_time() - started
         if candles < count:
             raise RuntimeError(f"{self.name} read {candles} candles in {count} frames")
         return 1e6 * spent_s / count
+
+
+class _Listing:
+    """An `Http` that answers every request with the list of markets."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = json.loads(json.dumps(answer), parse_float=Decimal)
+
+    async def get_json(self, url: str, params: Any = None, **_: Any) -> Any:
+        return self._answer
+
+    async def post_json(self, url: str, body: Any = None, **_: Any) -> Any:
+        server = {"endpoint": "ws://localhost", "pingInterval": 18_000, "pingTimeout": 10_000}
+        return {"code": "200000", "data": {"token": "t", "instanceServers": [server]}}
 
 
 def frame_of(form: Form, symbol: Symbol, number: int) -> str | bytes:

@@ -5,7 +5,7 @@ from decimal import Context, Decimal, DecimalException
 
 from candled.errors import InvalidCandle
 from candled.exchange import Candles, InvalidRow
-from candled.model import MINUTE, MINUTE_MS, Candle, Symbol
+from candled.model import MINUTE_MS, YEAR_10000_MS, Candle, Symbol
 from candled.model.decimals import add_exactly, is_bounded
 
 _KEPT_MS = 3 * MINUTE_MS  # trades that arrive later than this are left to REST
@@ -61,7 +61,7 @@ class TradeBars:
         price, size = _positive(price), _positive(size)
         if self._complete_ms is None:
             self.begin_at(at_ms)
-        open_ms = MINUTE.floor(at_ms)
+        open_ms = at_ms - at_ms % MINUTE_MS
         if open_ms < max(self._complete_ms or 0, self._newest_ms - _KEPT_MS):
             return
         place = at_ms, number, price
@@ -70,13 +70,20 @@ class TradeBars:
             bar = self._bars[open_ms] = _Bar(place, place, price, price)
         elif number in bar.known:
             return
-        bar.first, bar.last = min(bar.first, place), max(bar.last, place)
-        bar.high, bar.low = max(bar.high, price), min(bar.low, price)
+        if place > bar.last:
+            bar.last = place
+        elif place < bar.first:
+            bar.first = place
+        if price > bar.high:
+            bar.high = price
+        elif price < bar.low:
+            bar.low = price
         bar.volume = add_exactly(bar.volume, size)
         bar.quote_volume = add_exactly(bar.quote_volume, _EXACT.multiply(price, size))
         bar.known.add(number)
         self._changed.add(open_ms)
-        self._drop_old(open_ms)
+        if open_ms > self._newest_ms:
+            self._drop_old(open_ms)
         if len(bar.known) > _MOST_TRADES:
             self.begin_at(open_ms + MINUTE_MS)
 
@@ -102,16 +109,16 @@ class TradeBars:
 
     def _candle(self, open_ms: int, as_of_ms: int) -> Candle:
         bar = self._bars[open_ms]
-        return Candle(
-            open_ms, bar.first[2], bar.high, bar.low, bar.last[2], bar.volume, bar.quote_volume, as_of_ms
-        ).checked()
+        candle = Candle(open_ms, bar.first[2], bar.high, bar.low, bar.last[2], bar.volume, bar.quote_volume, as_of_ms)
+        # the prices of trades were checked one by one, so only the sums and the time may be beyond the bounds
+        is_valid = is_bounded(bar.volume) and is_bounded(bar.quote_volume) and 0 <= open_ms < YEAR_10000_MS
+        return candle if is_valid else candle.checked()
 
     def _drop_old(self, open_ms: int) -> None:
-        if open_ms > self._newest_ms:
-            self._newest_ms = open_ms
-            for old_ms in [one for one in self._bars if one < open_ms - _KEPT_MS]:
-                del self._bars[old_ms]
-                self._changed.discard(old_ms)
+        self._newest_ms = open_ms
+        for old_ms in [one for one in self._bars if one < open_ms - _KEPT_MS]:
+            del self._bars[old_ms]
+            self._changed.discard(old_ms)
 
 
 def _positive(number: str | Decimal) -> Decimal:

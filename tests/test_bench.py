@@ -52,7 +52,7 @@ OUTPUT = {
     "rooms": "initial of 1000 bars: warm",
     "latency": "2 markets together, through Redis: p50",
     "bus": "takeover from one that stopped in order",
-    "frames": "| mexc | ",
+    "frames": "| mexc-usdt | ",
     "ingest": "fake, 2 symbols, 2 clients",
     "memory": "1 symbols, 1 clients",
     "outage": "the database away: p50",

@@ -170,9 +170,9 @@ async def socket_server(handle: Callable[[ServerConnection], Awaitable[None]]) -
 
 
 @asynccontextmanager
-async def web_server(*routes: tuple[str, type[RequestHandler]]) -> AsyncIterator[str]:
+async def web_server(*routes: tuple[str, type[RequestHandler]], address: str = "127.0.0.1") -> AsyncIterator[str]:
     """Serve handlers of HTTP; yield the address, without a slash at the end."""
-    socket, port = bind_unused_port()
+    socket, port = bind_unused_port(address=address)
     server = HTTPServer(Application(list(routes), log_function=lambda _: None))
     server.add_socket(socket)
     yield f"http://127.0.0.1:{port}"
