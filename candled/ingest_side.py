@@ -24,7 +24,7 @@ from candled.plugins import one_line
 from candled.reload import ExchangeChanges
 from candled.settings import redacted
 from candled.store.ingest_store import IngestStore
-from candled.tasks import TaskSet
+from candled.tasks import Pace, TaskSet
 from candled.universe import MarketsChanged, Universe
 from candled.universe_choice import REPORTED_S
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MEASURED_US = 40  # to measure a market, on a slow machine
 _DEMAND_S = 0.1  # between two looks at the markets that clients ask for
 
 
@@ -137,10 +138,19 @@ class ShardedIngest:
         """Return the present state of each exchange in numbers, combining all shards that are read here."""
         result: dict[str, IngestMeasures] = {}
         for ingest in self.running:
-            measures = ingest.measure()
-            known = result.setdefault(ingest.name, measures)
-            if known is not measures:
-                known.add_shard(measures)
+            _add_measures(result, ingest.name, ingest.measure())
+        return result
+
+    async def measure_in_slices(self, pace: Pace) -> dict[str, IngestMeasures]:
+        """Do the same in several passes of the loop."""
+        result: dict[str, IngestMeasures] = {}
+        for ingest in self.running:
+            measures, silent = ingest.measure_feeds(), ingest.silent_symbols
+            for symbol in list(ingest.symbols):
+                await pace.spend(_MEASURED_US)
+                if symbol in ingest.symbols:  # it may have been removed meanwhile
+                    ingest.measure_market(symbol, measures, silent)
+            _add_measures(result, ingest.name, measures)
         return result
 
     @property
@@ -384,6 +394,14 @@ class ShardedIngest:
             if shard_of_exchange(name, self._shards) == shard:
                 chooser.stop_choosing()
         await asyncio.gather(*map(self._stop_ingest, self._running.pop(shard, [])))
+
+
+def _add_measures(known: dict[str, IngestMeasures], exchange: str, measures: IngestMeasures) -> None:
+    """Add the numbers of one shard of an exchange."""
+    if exchange in known:
+        known[exchange].add_shard(measures)
+    else:
+        known[exchange] = measures
 
 
 def _options(config: Config) -> IngestOptions:

@@ -16,6 +16,22 @@ T = TypeVar("T")
 
 _CANCEL_AGAIN_S = 0.5
 _RESTART_S = 1.0
+_PASS_US = 3_000  # of work in one pass of the loop, on a slow machine
+
+
+class Pace:
+    """Lets other tasks run as soon as the work of one pass of the loop is done."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._spent = 0
+
+    async def spend(self, work: int) -> None:
+        """Add work that was done, in microseconds of a slow machine."""
+        self._spent += work
+        if self._spent >= _PASS_US:
+            self._spent = 0
+            await self._clock.sleep(0)
 
 
 class Backoff:

@@ -276,9 +276,11 @@ class ExchangeIngest:
         return self._time.now_ms()
 
     def measure_symbols(self) -> Iterator[SymbolMeasures]:
-        """Yield the present state of each symbol in numbers."""
+        """Yield the present state of each symbol in numbers. The symbols may change meanwhile."""
         now_ms = self._time.now_ms()
-        for symbol in self._symbols:
+        for symbol in list(self._symbols):
+            if symbol not in self._symbols:
+                continue
             market = self._markets.get(symbol)
             if market is None:
                 yield SymbolMeasures(symbol, "warming")

@@ -7,12 +7,15 @@ from candled.ingest.counts import IngestCounts
 from candled.ingest.feeds import INTERRUPTION_KINDS
 from candled.ingest.measures import IngestMeasures
 from candled.model import REASONS, STATES, StateCounts
+from candled.tasks import Pace
 
 from .samples import Samples
 
 if TYPE_CHECKING:
     from candled.ingest.http import HttpClient
     from candled.ingest_side import ShardedIngest
+
+_SYMBOL_US = 40  # to add the series of a symbol, on a slow machine
 
 
 def collect_states(samples: Samples, exchange: str, counts: StateCounts) -> None:
@@ -30,8 +33,8 @@ def collect_ingest(samples: Samples, ingest: "ShardedIngest", measures: Mapping[
         _collect_requests(samples, exchange, ingest.clients[exchange])
 
 
-def collect_symbols(samples: Samples, ingest: "ShardedIngest") -> None:
-    """Add the series of single symbols."""
+async def collect_symbols(samples: Samples, ingest: "ShardedIngest", pace: Pace) -> None:
+    """Add the series of single symbols, in several passes of the loop."""
     for exchange, one in ingest.measure_symbols():
         name = str(one.symbol)
         samples.add("symbol_state", 1, exchange, name, one.state)
@@ -39,6 +42,7 @@ def collect_symbols(samples: Samples, ingest: "ShardedIngest") -> None:
         samples.add("symbol_revisions", one.revisions, exchange, name)
         if one.pushed_ms is not None:
             samples.add("feed_last_candle_timestamp_seconds", one.pushed_ms / 1000, exchange, name)
+        await pace.spend(_SYMBOL_US)
 
 
 def _collect_feeds(samples: Samples, exchange: str, measures: IngestMeasures, counts: IngestCounts) -> None:

@@ -30,15 +30,16 @@ Route = tuple[str, type[OwnHandler], dict[str, Any]]
 class MetricsHandler(OwnHandler):
     """`/metrics`: all metrics in Prometheus's text format."""
 
-    def initialize(self, render: Callable[[], bytes]) -> None:
+    def initialize(self, render: Callable[[], Awaitable[bytes]]) -> None:
         """Store the function that returns the text."""
         self.render_metrics = render
 
-    def get(self) -> None:
+    async def get(self) -> None:
         """Answer with the metrics of this moment."""
+        text = await self.render_metrics()
         self.set_header("Content-Type", METRICS_TYPE)
         self.set_header("Cache-Control", "no-store")
-        self.finish(self.render_metrics())
+        self.finish(text)
 
     head = get
 
@@ -56,7 +57,7 @@ class InternalServer:
         self,
         settings: ServerSettings,
         reports: HealthReports,
-        metrics: Callable[[], bytes],
+        metrics: Callable[[], Awaitable[bytes]],
         clock: Clock,
         render_status: Callable[[], Awaitable[bytes]] | None = None,
     ) -> None:

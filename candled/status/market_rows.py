@@ -7,6 +7,7 @@ from candled.exchange import Clock
 from candled.ingest.market import MarketIngest
 from candled.ingest.measures import IngestMeasures
 from candled.model import FeedState, MarketKey
+from candled.tasks import Pace
 
 from .days import FULL, grade_day, join_equal, last_days
 
@@ -15,24 +16,9 @@ if TYPE_CHECKING:
     from candled.bus import Bus
     from candled.ingest_side import ShardedIngest
 
-# The work of one pass of the loop, and of its parts, in microseconds of a slow machine.
-_PASS, _MARKET, _FEED, _DAY, _UNEVEN_DAY = 3_000, 100, 10, 1, 50
+# The work of the parts of a row, in microseconds of a slow machine.
+_MARKET, _FEED, _DAY, _UNEVEN_DAY = 100, 10, 1, 50
 _DAYS_LAST_S = 30.0  # how long the days of a market are kept
-
-
-class Pace:
-    """Lets other tasks run as soon as the work of one pass of the loop is done."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._spent = 0
-
-    async def spend(self, work: int) -> None:
-        """Add work that was done, in microseconds."""
-        self._spent += work
-        if self._spent >= _PASS:
-            self._spent = 0
-            await self._clock.sleep(0)
 
 
 class MarketRows:
@@ -56,6 +42,8 @@ class MarketRows:
             unpublished = self._bus.unpublished_markets()
             for symbol in list(ingest.symbols):
                 await pace.spend(_MARKET)
+                if symbol not in ingest.symbols:  # removed meanwhile
+                    continue
                 key = MarketKey(ingest.name, symbol)
                 market = ingest.measure_market(symbol, own, silent)
                 row = _describe_market(key, market, ingest.now_ms, shows_details=shows_details)

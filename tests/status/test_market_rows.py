@@ -11,7 +11,8 @@ from candled.ingest.market import MarketIngest
 from candled.ingest.market_status import Rules
 from candled.ingest.measures import IngestMeasures
 from candled.model import DAY_MS, MINUTE_MS, Gap, MarketKey, Range, Symbol
-from candled.status.market_rows import MarketRows, Pace
+from candled.status.market_rows import MarketRows
+from candled.tasks import Pace
 from tests.clocks import START_MS, ManualClock
 
 RULES = Rules(
