@@ -36,6 +36,13 @@ def number_text(number: Decimal) -> str:
     return format(number, "f")
 
 
+def number_texts(numbers: Iterable[Decimal]) -> list[str]:
+    """Return `number_text` of many numbers."""
+    numbers = list(numbers)
+    texts = list(map(str, numbers))
+    return list(map(number_text, numbers)) if "E" in "".join(texts) else texts
+
+
 _FARTHEST_DIGIT = 300
 
 

@@ -1,51 +1,112 @@
 """Longer bars in the file, folded from stored ones."""
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+import msgspec
 
 from candled.errors import StoreRejected
 from candled.model import MINUTE, Candle, Interval, RangeSet
 from candled.store.batch import fold_bars, fold_sources, touched_bars
 
 from . import statements as sql
-from .rows import as_candles, bar_row
+from .file import primary_code
+from .rows import as_candles, bar_rows, minute_rows
+
+_decode_rows = msgspec.json.Decoder(list[tuple[int, str, str, str, str, str, str | None, int, int, int]]).decode
+_ROWS_AT_ONCE = (64, 16, 4, 1)  # at most 999 values, the limit of an old SQLite
+
+
+class KnownBars:
+    """One market's bars during a transaction. Those that were read or folded before are not read again."""
+
+    def __init__(self, connection: sqlite3.Connection, market_id: int) -> None:
+        self._connection = connection
+        self._market_id = market_id
+        #: By interval: the ranges whose bars are known, and these bars by opening time.
+        self._known: dict[Interval, tuple[RangeSet, dict[int, Candle]]] = {}
+
+    def bars_between(self, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
+        """Return the bars that begin in `[start_ms, end_ms)`, oldest first."""
+        spans, bars = self._known.setdefault(interval, (RangeSet(), {}))
+        unread = list(spans.missing(start_ms, end_ms))
+        if unread:
+            first_ms, last_ms = unread[0].start_ms, unread[-1].end_ms
+            read = bars_between(self._connection, self._market_id, interval, first_ms, last_ms)
+            for bar in read:
+                bars.setdefault(bar.open_ms, bar)
+            spans.add(first_ms, last_ms)
+        return [bars[open_ms] for open_ms in sorted(bars) if start_ms <= open_ms < end_ms]
+
+    def put_minutes(self, minutes: Sequence[Candle]) -> None:
+        """Write minutes."""
+        put_rows(self._connection, sql.PUT_MINUTE, [(self._market_id, *row) for row in minute_rows(minutes)])
+        self._known.setdefault(MINUTE, (RangeSet(), {}))[1].update((one.open_ms, one) for one in minutes)
+
+    def fold_level(self, interval: Interval, source: Interval, changed: RangeSet) -> None:
+        """Recompute every bar of `interval` that overlaps `changed` from bars of `source`."""
+        spans, bars = self._known.setdefault(interval, (RangeSet(), {}))
+        folded = []
+        for start_ms, end_ms in touched_bars(changed, interval):
+            folded += fold_bars(self.bars_between(source, start_ms, end_ms), interval)
+            spans.add(start_ms, end_ms)
+        bars.update((bar.open_ms, bar) for bar in folded)
+        rows = [(self._market_id, interval.ms, *row) for row in bar_rows(folded)]
+        put_rows(self._connection, sql.PUT_BAR, rows)
+
+
+def put_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[int | str | None, ...]]) -> None:
+    """Execute a statement for all rows, many of them at once: after each, the thread may wait for the others."""
+    first = 0
+    for count in _ROWS_AT_ONCE:
+        while first + count <= len(rows):
+            connection.execute(sql.of_rows(statement, count), tuple(chain(*rows[first : first + count])))
+            first += count
 
 
 def bars_between(
     connection: sqlite3.Connection, market_id: int, interval: Interval, start_ms: int, end_ms: int
 ) -> list[Candle]:
     """Return the bars that begin in `[start_ms, end_ms)`, oldest first."""
-    return as_candles(rows_between(connection, market_id, interval, start_ms, end_ms))
+    text = json_between(connection, market_id, interval, start_ms, end_ms, sql.MINUTES_AS_JSON, sql.BARS_AS_JSON)
+    try:
+        return as_candles(_decode_rows(text))
+    except msgspec.DecodeError:  # perhaps values of other types
+        statement = sql.MINUTES_BETWEEN if interval == MINUTE else sql.BARS_BETWEEN
+        return as_candles(connection.execute(statement, _range_of(market_id, interval, start_ms, end_ms)))
 
 
-def rows_between(
+def json_between(
     connection: sqlite3.Connection,
     market_id: int,
     interval: Interval,
     start_ms: int,
     end_ms: int,
-    *,
-    as_json: bool = False,
-) -> sqlite3.Cursor:
-    """Return the rows of the bars that begin in `[start_ms, end_ms)`, oldest first, or one row with their JSON."""
-    if interval == MINUTE:
-        statement = sql.JSON_OF_MINUTES if as_json else sql.MINUTES_BETWEEN
-        return connection.execute(statement, (market_id, start_ms, end_ms))
-    statement = sql.JSON_OF_BARS if as_json else sql.BARS_BETWEEN
-    return connection.execute(statement, (market_id, interval.ms, start_ms, end_ms))
+    of_minutes: str = sql.JSON_OF_MINUTES,
+    of_bars: str = sql.JSON_OF_BARS,
+) -> str:
+    """Return the JSON of the bars that begin in `[start_ms, end_ms)`, oldest first; "" if JSON cannot hold a value."""
+    statement = of_minutes if interval == MINUTE else of_bars
+    try:
+        cursor = connection.execute(statement, _range_of(market_id, interval, start_ms, end_ms))
+        return str(cursor.fetchone()[0])
+    except sqlite3.OperationalError as error:
+        if primary_code(error) != sqlite3.SQLITE_ERROR:
+            raise
+        return ""
 
 
-def fold_levels(
-    connection: sqlite3.Connection, market_id: int, changed: RangeSet, levels: Mapping[Interval, Interval]
-) -> None:
+def _range_of(market_id: int, interval: Interval, start_ms: int, end_ms: int) -> tuple[int, ...]:
+    """Return the parameters of a statement that reads a range."""
+    kind = () if interval == MINUTE else (interval.ms,)
+    return (market_id, *kind, start_ms, end_ms)
+
+
+def fold_levels(known: KnownBars, changed: RangeSet, levels: Mapping[Interval, Interval]) -> None:
     """Recompute every bar of `levels` (each with the interval it is folded from) that overlaps `changed`."""
     for interval, source in levels.items():
-        bars = [
-            bar
-            for start_ms, end_ms in touched_bars(changed, interval)
-            for bar in fold_bars(bars_between(connection, market_id, source, start_ms, end_ms), interval)
-        ]
-        connection.executemany(sql.PUT_BAR, [(market_id, interval.ms, *bar_row(bar)) for bar in bars])
+        known.fold_level(interval, source, changed)
 
 
 def rebuild_rollups(connection: sqlite3.Connection, market_id: int, changed: RangeSet, kept_from_ms: int) -> None:
@@ -58,7 +119,7 @@ def rebuild_rollups(connection: sqlite3.Connection, market_id: int, changed: Ran
     for interval in kept:
         rows = [(market_id, interval.ms, *span) for span in touched_bars(changed, interval)]
         connection.executemany(sql.DROP_BARS_BETWEEN, rows)
-    fold_levels(connection, market_id, changed, kept)
+    fold_levels(KnownBars(connection, market_id), changed, kept)
 
 
 def read_fold_sources(connection: sqlite3.Connection) -> Mapping[Interval, Interval]:

@@ -1,13 +1,13 @@
 """Conversions between candles and the rows of SQLite's tables."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import Decimal, DecimalException
 from functools import partial
 from itertools import repeat
 from typing import Any
 
 from candled.model import END_OF_TIME_MS, Candle, iso_ms
-from candled.store.batch import SOURCES, number_text, source_number
+from candled.store.batch import SOURCES, number_texts, source_number
 
 _new_candle = partial(tuple.__new__, Candle)
 _NUMBERS = ("open", "high", "low", "close", "volume", "quote_volume")
@@ -18,25 +18,21 @@ class UnreadableRow(Exception):
     """A row contains a value that no bar can have. This is possible because the file checks no types."""
 
 
-def bar_row(candle: Candle) -> tuple[int, str, str, str, str, str, str | None, int, int]:
-    """Return the columns of a longer bar: decimals as text, with all digits and without an exponent."""
-    quote = candle.quote_volume
-    return (
-        candle.open_ms,
-        number_text(candle.open),
-        number_text(candle.high),
-        number_text(candle.low),
-        number_text(candle.close),
-        number_text(candle.volume),
-        None if quote is None else number_text(quote),
-        candle.as_of_ms,
-        candle.rev,
-    )
+def minute_rows(candles: Sequence[Candle]) -> list[tuple[int | str | None, ...]]:
+    """Return the columns of minutes: those of bars, and their source."""
+    sources = map(source_number, (candle.src for candle in candles))
+    return [(*row, source) for row, source in zip(bar_rows(candles), sources, strict=True)]
 
 
-def minute_row(candle: Candle) -> tuple[int | str | None, ...]:
-    """Return the columns of a minute: those of a bar, and its source."""
-    return (*bar_row(candle), source_number(candle.src))
+def bar_rows(candles: Sequence[Candle]) -> list[tuple[int | str | None, ...]]:
+    """Return the columns of longer bars: decimals as text, with all digits and without an exponent."""
+    if not candles:
+        return []
+    # column by column, at half the cost of row by row
+    times, *numbers, quotes, stamps, _, revs, _ = zip(*candles, strict=True)
+    printed = iter(number_texts(quote for quote in quotes if quote is not None))
+    quote_texts = (None if quote is None else next(printed) for quote in quotes)
+    return list(zip(times, *map(number_texts, numbers), quote_texts, stamps, revs, strict=True))
 
 
 def as_candles(rows: Iterable[Any], *, final: bool = True) -> list[Candle]:

@@ -11,7 +11,7 @@ END_OF_TIME_MS = END_OF_TIME_MS
 # `src` is the number of a source, see `batch.SOURCES`; it is the same for all longer bars.
 _BAR = "time_ms, open, high, low, close, volume, quote_volume, as_of_ms, rev"
 _MINUTE = f"{_BAR}, src"
-_FOLDED = f"{_BAR}, {SOURCES.index('agg')}"
+_FOLDED = f"{_BAR}, {SOURCES.index('agg')} AS src"
 _VALUE_COLUMNS = """
     time_ms INTEGER NOT NULL,
     open TEXT NOT NULL,
@@ -110,12 +110,22 @@ BARS_BETWEEN = f"""SELECT {_FOLDED} FROM rollups
     WHERE market = ? AND interval_ms = ? AND time_ms >= ? AND time_ms < ? ORDER BY time_ms"""
 BARS_BEFORE = f"""SELECT {_FOLDED} FROM rollups
     WHERE market = ? AND interval_ms = ? AND time_ms < ? ORDER BY time_ms DESC LIMIT ?"""
-# One row with the JSON that `bar_texts` reads. For each row, a thread may have to wait for the interpreter's lock.
-_AS_JSON = "SELECT json_group_array(json_array(time_ms, open, high, low, close, volume, quote_volume)) FROM ({})"
-JSON_OF_MINUTES, JSON_OF_BARS = _AS_JSON.format(MINUTES_BETWEEN), _AS_JSON.format(BARS_BETWEEN)
+# One row with the JSON of all rows. For each row, a thread may have to wait for the interpreter's lock.
+_AS_JSON = "SELECT json_group_array(json_array({})) FROM ({})"
+MINUTES_AS_JSON, BARS_AS_JSON = (_AS_JSON.format(_MINUTE, rows) for rows in (MINUTES_BETWEEN, BARS_BETWEEN))
+# The same in the form that `bar_texts` reads.
+_TEXTS = "time_ms, open, high, low, close, volume, quote_volume"
+JSON_OF_MINUTES, JSON_OF_BARS = (_AS_JSON.format(_TEXTS, rows) for rows in (MINUTES_BETWEEN, BARS_BETWEEN))
 PUT_BAR = f"REPLACE INTO rollups (market, interval_ms, {_BAR}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 DROP_BARS_BETWEEN = "DELETE FROM rollups WHERE market = ? AND interval_ms = ? AND time_ms >= ? AND time_ms < ?"
 DROP_BARS = "DELETE FROM rollups WHERE market = ? AND interval_ms = ?"
+
+
+def of_rows(statement: str, count: int) -> str:
+    """Return a statement that writes `count` rows, given one that writes a single row."""
+    head, values, row = statement.partition("VALUES ")
+    return head + values + ", ".join([row] * count)
+
 
 # Minutes without a final version, and those too old to become final.
 FORMING = f"SELECT {_MINUTE} FROM forming WHERE market = ? ORDER BY time_ms"

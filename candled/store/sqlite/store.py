@@ -31,6 +31,7 @@ from candled.store.batch import (
     group_by_market,
     merge_changes,
     minute_ranges,
+    touched_bars,
     unknown_revisions,
 )
 from candled.store.interface import FEED_DAYS, FEEDS_KEPT, FORMING_KEPT_MS, SEQ_UNPUBLISHED, BadRow, Table
@@ -40,14 +41,16 @@ from . import statements as sql
 from .file import WRONG_FILE, DatabaseFile, primary_code
 from .retention import drop_minutes
 from .rollups import (
+    KnownBars,
     bars_between,
     fold_levels,
+    json_between,
     parse_interval,
+    put_rows,
     read_fold_sources,
     rebuild_rollups,
-    rows_between,
 )
-from .rows import UnreadableRow, as_candles, bar_row, minute_row, problem, time_text
+from .rows import UnreadableRow, as_candles, bar_rows, minute_rows, problem, time_text
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +209,7 @@ class SqliteStore(SqlStore):
         """See `SqlStore.put_bars`."""
         with self._file.begin_transaction() as connection:
             market_id = self._add_market(connection, market)
-            connection.executemany(sql.PUT_BAR, [(market_id, interval.ms, *bar_row(bar)) for bar in bars])
+            put_rows(connection, sql.PUT_BAR, [(market_id, interval.ms, *row) for row in bar_rows(bars)])
 
     def set_kept_from(self, since_ms: int) -> None:
         """See `SqlStore.set_kept_from`."""
@@ -242,8 +245,11 @@ class SqliteStore(SqlStore):
         Raises:
             StoreRejected: bars of `interval` are not stored.
         """
+        market_id = self._id_for(market, interval)
+        if market_id is None:
+            return []
         with self._file.errors_translated():
-            return as_candles(self._rows_between(market, interval, start_ms, end_ms))
+            return bars_between(self._file.thread_connection(), market_id, interval, start_ms, end_ms)
 
     def read_texts_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> BarTexts:
         """See `Store.read_texts_between`.
@@ -251,23 +257,17 @@ class SqliteStore(SqlStore):
         Raises:
             StoreRejected: bars of `interval` are not stored.
         """
+        market_id = self._id_for(market, interval)
+        if market_id is None:
+            return BarTexts()
         with self._file.errors_translated():
-            try:
-                [(rows,)] = self._rows_between(market, interval, start_ms, end_ms, as_json=True) or [("[]",)]
-            except sqlite3.OperationalError as error:
-                if primary_code(error) != sqlite3.SQLITE_ERROR:
-                    raise
-                rows = ""  # a value that JSON cannot hold
+            rows = json_between(self._file.thread_connection(), market_id, interval, start_ms, end_ms)
         return bar_texts(rows, partial(self.read_bars_between, market, interval, start_ms, end_ms))
 
-    def _rows_between(
-        self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int, *, as_json: bool = False
-    ) -> Iterable[Any]:
+    def _id_for(self, market: MarketKey, interval: Interval) -> int | None:
+        """Return the number of a market, for a read of bars of `interval`; None if it has none."""
         self._check_interval(interval)
-        market_id = self._market_id(market)
-        if market_id is None:
-            return ()
-        return rows_between(self._file.thread_connection(), market_id, interval, start_ms, end_ms, as_json=as_json)
+        return self._market_id(market)
 
     def kept_from(self) -> int:
         """See `Store.kept_from`."""
@@ -474,7 +474,7 @@ class SqliteStore(SqlStore):
         # A bar cut by the edge of two chunks is folded with both, the second time from all its parts.
         for start_ms in range(oldest_ms, newest_ms + 1, FOLD_CHUNK_MS):
             with self._file.begin_transaction() as connection:
-                fold_levels(connection, market_id, RangeSet([(start_ms, start_ms + FOLD_CHUNK_MS)]), fresh)
+                fold_levels(KnownBars(connection, market_id), RangeSet([(start_ms, start_ms + FOLD_CHUNK_MS)]), fresh)
             yield
 
     # ------------------------------------------------------------ writing
@@ -482,18 +482,18 @@ class SqliteStore(SqlStore):
     def _write_minutes(self, connection: sqlite3.Connection, market_id: int, minutes: Mapping[int, Candle]) -> None:
         kept_ms = _kept_from(connection)
         minutes = {open_ms: candle for open_ms, candle in minutes.items() if open_ms >= kept_ms}
+        levels, known = read_fold_sources(connection), KnownBars(connection, market_id)
+        shortest = next(iter(levels), MINUTE)  # the minutes of its bars are needed to fold them
         stored = {
             candle.open_ms: candle
-            for start_ms, end_ms in minute_ranges(minutes)
-            for candle in bars_between(connection, market_id, MINUTE, start_ms, end_ms)
+            for start_ms, end_ms in touched_bars(minute_ranges(minutes), shortest)
+            for candle in known.bars_between(MINUTE, start_ms, end_ms)
         }
         changed = merge_changes(minutes, stored)
         if not changed:
             return
-        connection.executemany(sql.PUT_MINUTE, [(market_id, *minute_row(candle)) for candle in changed])
-        fold_levels(
-            connection, market_id, minute_ranges(candle.open_ms for candle in changed), read_fold_sources(connection)
-        )
+        known.put_minutes(changed)
+        fold_levels(known, minute_ranges(candle.open_ms for candle in changed), levels)
         unknown = unknown_revisions(minutes, ((candle.open_ms, candle.rev) for candle in changed))
         if unknown:
             _log_changes(connection, market_id, None, unknown)
@@ -529,7 +529,7 @@ class SqliteStore(SqlStore):
             if kept is known or open_ms in batch.minutes:
                 continue
             if known is not None or not connection.execute(sql.IS_FINAL, (market_id, open_ms)).fetchone():
-                connection.execute(sql.PUT_FORMING, (market_id, *minute_row(kept)))
+                connection.execute(sql.PUT_FORMING, (market_id, *minute_rows([kept])[0]))
         ended = stored.keys() & batch.minutes.keys()
         connection.executemany(sql.DROP_FORMING, [(market_id, open_ms) for open_ms in ended])
 
