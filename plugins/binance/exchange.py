@@ -30,6 +30,7 @@ from candled import (
 )
 
 from . import messages
+from .messages import Kind
 
 _USED_WEIGHT = "X-MBX-USED-WEIGHT-1M"
 _FIREWALL_PAUSE_S = 300.0
@@ -64,22 +65,23 @@ class BinanceFeed(SocketFeed):
 
     lifetime_s = 23.5 * 3600
 
-    def __init__(self, url: str, symbols: Sequence[Symbol]) -> None:
+    def __init__(self, url: str, symbols: Sequence[Symbol], kind: Kind) -> None:
+        self._kind: Kind = kind
         super().__init__(url, symbols)
         self._requests = SubscribeRequests()
 
     def set_symbols(self, symbols: Sequence[Symbol]) -> None:
         """Carry `symbols`, and keep a table of Binance's names."""
         super().set_symbols(symbols)
-        self._by_name = {messages.name_of(symbol): symbol for symbol in symbols}
+        self._by_name = {messages.name_of(symbol, self._kind): symbol for symbol in symbols}
 
     def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
         """Return the frames that subscribe."""
-        return messages.command_frames("SUBSCRIBE", symbols, self._requests)
+        return messages.command_frames("SUBSCRIBE", symbols, self._kind, self._requests)
 
     def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
         """Return the frames that unsubscribe."""
-        return messages.command_frames("UNSUBSCRIBE", symbols, self._requests)
+        return messages.command_frames("UNSUBSCRIBE", symbols, self._kind, self._requests)
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
@@ -110,6 +112,7 @@ class Binance(Exchange):
     max_history_minutes = 1000
     intervals = messages.INTERVALS
     publishes_empty_candles = True
+    kind: ClassVar[Kind] = "spot"
     #: The path before the name of an endpoint.
     api: ClassVar[str] = "/api/v3"
     #: The weight of a request for candles, with any number of rows up to `max_history_minutes`.
@@ -137,14 +140,14 @@ class Binance(Exchange):
 
     def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
         """Return the feed of one connection."""
-        return BinanceFeed(self.settings.ws_url, symbols)
+        return BinanceFeed(self.settings.ws_url, symbols, self.kind)
 
     async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
         """Return Binance's bars. It compares both bounds with opening times."""
         query = {
-            "symbol": messages.name_of(symbol),
+            "symbol": messages.name_of(symbol, self.kind),
             "interval": self.intervals[str(interval)],
             "startTime": str(start_ms),
             "endTime": str(end_ms - 1),
@@ -182,6 +185,7 @@ class BinanceUsdm(Binance):
         "weight": RequestBudget(limit=2400, used_header=_USED_WEIGHT)
     }
     max_history_minutes = 499  # the most rows for a weight of 2; up to 1,000 weigh 5
+    kind = "usdm"
     api = "/fapi/v1"
     frames_per_s = 5.0
     info_query: ClassVar[Mapping[str, str]] = {}

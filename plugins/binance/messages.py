@@ -7,7 +7,7 @@ Sources: binance/binance-spot-api-docs (web-socket-streams.md, rest-api.md, filt
 import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from candled import (
     Candle,
@@ -25,6 +25,8 @@ from candled import (
 
 MOST_STREAMS = 50  # per frame
 
+Kind = Literal["spot", "usdm"]
+
 #: Binance's names of intervals. Days and weeks begin at 00:00 UTC, weeks on Monday.
 INTERVALS: Mapping[str, str] = {
     **{name: name for name in ("1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "8h", "12h")},
@@ -40,23 +42,23 @@ _COLUMNS = 8
 _STREAM = "kline_1m"
 
 
-def name_of(symbol: Symbol) -> str:
+def name_of(symbol: Symbol, kind: Kind) -> str:
     """Return Binance's name of a market, which is the same for a spot pair and for its perpetual contract: `BTCUSDT`.
 
-    A contract that expires, or that is settled in its base coin, keeps its own text: Binance has no such name.
+    Markets of another kind keep their own text, and so do contracts that expire: Binance has no such name.
     """
-    return f"{symbol.base}{symbol.quote}" if symbol.settle in ("", symbol.quote) else str(symbol)
+    return f"{symbol.base}{symbol.quote}" if symbol.settle == ("" if kind == "spot" else symbol.quote) else str(symbol)
 
 
 # ---------------------------------------------------------------- WebSocket
 
 
-def command_frames(method: str, symbols: Sequence[Symbol], requests: SubscribeRequests) -> list[str]:
+def command_frames(method: str, symbols: Sequence[Symbol], kind: Kind, requests: SubscribeRequests) -> list[str]:
     """Return the frames of `method`, `SUBSCRIBE` or `UNSUBSCRIBE`, for the minute candles of `symbols`."""
     frames = []
     for first in range(0, len(symbols), MOST_STREAMS):
         group = symbols[first : first + MOST_STREAMS]
-        streams = [f"{name_of(symbol).lower()}@{_STREAM}" for symbol in group]
+        streams = [f"{name_of(symbol, kind).lower()}@{_STREAM}" for symbol in group]
         number = requests.add_request(group if method == "SUBSCRIBE" else ())
         frames.append(json.dumps({"method": method, "params": streams, "id": number}, separators=(",", ":")))
     return frames
@@ -144,7 +146,7 @@ def read_markets(info: Any, tickers: Any) -> list[Market]:
 
 def _read_market(entry: Mapping[str, Any], volumes: Mapping[str, Decimal]) -> Market | None:
     symbol = Symbol(entry["baseAsset"], entry["quoteAsset"], entry.get("marginAsset", ""))
-    if name_of(symbol) != entry["symbol"]:
+    if name_of(symbol, "usdm" if symbol.settle else "spot") != entry["symbol"]:
         return None
     filters = {one["filterType"]: one for one in entry["filters"]}
     return Market(

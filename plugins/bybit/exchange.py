@@ -68,22 +68,22 @@ class BybitFeed(SocketFeed):
     ping = messages.PING
 
     def __init__(self, url: str, symbols: Sequence[Symbol], category: Category) -> None:
-        super().__init__(url, symbols)
         self._category: Category = category
+        super().__init__(url, symbols)
         self._requests = SubscribeRequests()
 
     def set_symbols(self, symbols: Sequence[Symbol]) -> None:
         """Carry `symbols`, and keep a table of Bybit's names."""
         super().set_symbols(symbols)
-        self._by_name = {messages.name_of(symbol): symbol for symbol in symbols}
+        self._by_name = {messages.name_of(symbol, self._category): symbol for symbol in symbols}
 
     def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
         """Return the frames that subscribe."""
-        return messages.command_frames("subscribe", symbols, self._requests)
+        return messages.command_frames("subscribe", symbols, self._category, self._requests)
 
     def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
         """Return the frames that unsubscribe."""
-        return messages.command_frames("unsubscribe", symbols, self._requests)
+        return messages.command_frames("unsubscribe", symbols, self._category, self._requests)
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
@@ -136,7 +136,7 @@ class Bybit(Exchange):
         """Return Bybit's bars. Both bounds are inclusive."""
         query = {
             "category": self.category,  # without it, Bybit answers about linear contracts
-            "symbol": messages.name_of(symbol),
+            "symbol": messages.name_of(symbol, self.category),
             "interval": self.intervals[str(interval)],
             "start": str(start_ms),
             "end": str(end_ms - 1),

@@ -46,29 +46,27 @@ _TOPIC = "kline.1."
 _COLUMNS = 7
 
 
-def name_of(symbol: Symbol) -> str:
+def name_of(symbol: Symbol, category: Category) -> str:
     """Return Bybit's name of a market: `BTCUSDT`, or `BTCPERP` for a contract settled in USDC.
 
-    The names of spot pairs and linear contracts are the same. A contract that expires keeps its own text, which Bybit
-    refuses.
+    The names of spot pairs and linear contracts are the same. Markets of another category keep their own text, which
+    Bybit refuses, and so do contracts that expire.
     """
-    if symbol.settle == "USDC" and symbol.quote == "USDC":
-        return f"{symbol.base}PERP"
-    if symbol.settle not in ("", symbol.base, symbol.quote):
+    if symbol.settle != {"spot": "", "linear": symbol.quote, "inverse": symbol.base}[category]:
         return str(symbol)
-    return f"{symbol.base}{symbol.quote}"
+    return f"{symbol.base}PERP" if symbol.settle == "USDC" else f"{symbol.base}{symbol.quote}"
 
 
 # ---------------------------------------------------------------- WebSocket
 
 
-def command_frames(op: str, symbols: Sequence[Symbol], requests: SubscribeRequests) -> list[str]:
+def command_frames(op: str, symbols: Sequence[Symbol], category: Category, requests: SubscribeRequests) -> list[str]:
     """Return the frames that `subscribe` to or `unsubscribe` from (the `op`) the minute candles of `symbols`."""
     frames = []
     for first in range(0, len(symbols), MOST_ARGS):
         group = symbols[first : first + MOST_ARGS]
         number = requests.add_request(group if op == "subscribe" else ())
-        args = [_TOPIC + name_of(symbol) for symbol in group]
+        args = [_TOPIC + name_of(symbol, category) for symbol in group]
         frames.append(json.dumps({"op": op, "req_id": str(number), "args": args}, separators=(",", ":")))
     return frames
 
@@ -181,7 +179,7 @@ def read_markets(entries: Sequence[Any], tickers: Sequence[Any], category: Categ
 def _read_market(entry: Mapping[str, Any], category: Category, volumes: Mapping[str, Decimal]) -> Market | None:
     settle = "" if category == "spot" else entry["settleCoin"]
     symbol = Symbol(entry["baseCoin"], entry["quoteCoin"], settle)
-    if name_of(symbol) != entry["symbol"]:
+    if name_of(symbol, category) != entry["symbol"]:
         return None
     lots = entry["lotSizeFilter"]
     # the step of an inverse contract is in dollars

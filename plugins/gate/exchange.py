@@ -65,7 +65,7 @@ class GateioFeed(SocketFeed):
     def set_symbols(self, symbols: Sequence[Symbol]) -> None:
         """Carry `symbols`, and keep a table of Gate's names."""
         super().set_symbols(symbols)
-        self._by_name = {messages.name_of(symbol): symbol for symbol in symbols}
+        self._by_name = {messages.name_of(symbol, self.kind): symbol for symbol in symbols}
 
     def make_ping(self) -> str:
         """Return the next ping, which has the time."""
@@ -119,6 +119,7 @@ class Gateio(Exchange):
     request_budgets: ClassVar[Mapping[str, RequestBudget]] = {"candles": RequestBudget(limit=200, period_s=10)}
     max_history_minutes = 999  # both bounds count, and a page has 1,000 rows
     history_minutes = 9990
+    kind: ClassVar[Kind] = "spot"
     intervals = messages.INTERVALS
 
     def __init__(self, settings: Any, clock: Clock) -> None:
@@ -148,7 +149,7 @@ class Gateio(Exchange):
     def _query(self, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int) -> dict[str, str]:
         """Return the query for a range. Both bounds are inclusive; a `limit` beside them is refused."""
         return {
-            "currency_pair": messages.name_of(symbol),
+            "currency_pair": messages.name_of(symbol, self.kind),
             "interval": self.intervals[str(interval)],
             "from": str(start_ms // 1000),
             "to": str((end_ms - 1) // 1000),
@@ -171,6 +172,7 @@ class GateioUsdt(Gateio):
     )
     bypass_reasons = skip_without("markets", "refusal", "together", "versions", "boundary")
     Settings = GateioUsdtSettings
+    kind = "futures"
 
     def __init__(self, settings: Any, clock: Clock) -> None:
         super().__init__(settings, clock)
@@ -194,7 +196,7 @@ class GateioUsdt(Gateio):
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
         """Return Gate's bars, with volumes in base currency."""
-        size = await self._sizes.find(http, messages.name_of(symbol))
+        size = await self._sizes.find(http, messages.name_of(symbol, self.kind))
         query = self._query(symbol, interval, start_ms, end_ms)
         query["contract"] = query.pop("currency_pair")
         body = await self._fetch_path(http, "futures/usdt/candlesticks", query, "candles")

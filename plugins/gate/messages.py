@@ -36,12 +36,12 @@ _PREFIX = "1m_"
 _COLUMNS = 7
 
 
-def name_of(symbol: Symbol) -> str:
+def name_of(symbol: Symbol, kind: Kind) -> str:
     """Return Gate's name of a market, the same for a spot pair and its contract in USDT: `BTC_USDT`.
 
-    A contract that expires, or that is settled in another coin, keeps its own text, which Gate refuses.
+    Markets of another kind keep their own text, which Gate refuses, and so do contracts that expire.
     """
-    return f"{symbol.base}_{symbol.quote}" if symbol.settle in ("", "USDT") else str(symbol)
+    return f"{symbol.base}_{symbol.quote}" if symbol.settle == ("" if kind == "spot" else "USDT") else str(symbol)
 
 
 # ---------------------------------------------------------------- WebSocket
@@ -58,7 +58,7 @@ def command_frames(
                 "id": requests.add_request([symbol] if event == "subscribe" else ()),
                 "channel": f"{kind}.candlesticks",
                 "event": event,
-                "payload": ["1m", name_of(symbol)],
+                "payload": ["1m", name_of(symbol, kind)],
             },
             separators=(",", ":"),
         )

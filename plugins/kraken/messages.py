@@ -47,7 +47,12 @@ _COLUMNS = 7
 
 
 def pair_of(symbol: Symbol) -> str:
-    """Return the name of a pair for REST: `XBTUSD`. The WebSocket calls it `BTC/USD`, as `str(symbol)` does."""
+    """Return the name of a pair for REST: `XBTUSD`. The WebSocket calls it `BTC/USD`, as `str(symbol)` does.
+
+    A contract keeps its own text, which Kraken refuses.
+    """
+    if symbol.settle:
+        return str(symbol)
     return f"{_REST_COINS.get(symbol.base, symbol.base)}{_REST_COINS.get(symbol.quote, symbol.quote)}"
 
 

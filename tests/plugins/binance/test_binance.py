@@ -43,7 +43,7 @@ BTC, LTC, PERPETUAL = Symbol("BTC", "USDT"), Symbol("LTC", "BRL"), Symbol("BTC",
 
 
 def feed(*symbols: Symbol) -> BinanceFeed:
-    return BinanceFeed("ws://localhost", symbols or (BTC,))
+    return BinanceFeed("ws://localhost", symbols or (BTC,), "usdm" if symbols and symbols[0].settle else "spot")
 
 
 def spot() -> Binance:

@@ -82,18 +82,20 @@ def test_the_last_version_of_a_minute_is_marked_and_may_come_twice():
     [("spot", BTC, (300, 3)), ("linear", LINEAR, (300, 3)), ("inverse", INVERSE, (3, 300))],
 )
 def test_the_volume_of_an_inverse_contract_is_in_dollars(category, symbol, volumes):
-    (event,) = feed(symbol, category=category).read_frame(push(f"kline.1.{name_of(symbol)}"))
+    (event,) = feed(symbol, category=category).read_frame(push(f"kline.1.{name_of(symbol, category)}"))
     assert event.symbol == symbol
     assert (event.candles[0].volume, event.candles[0].quote_volume) == volumes
 
 
 @pytest.mark.parametrize(
-    ("symbol", "name"),
-    [(LINEAR, "BTCUSDT"), (INVERSE, "BTCUSD"), (Symbol("BTC", "USDC", "USDC"), "BTCPERP"),
-     (Symbol("BTC", "USDC"), "BTCUSDC"), (Symbol("BTC", "USDT", "USDT-261225"), "BTC/USDT:USDT-261225")],
+    ("symbol", "category", "name"),
+    [(LINEAR, "linear", "BTCUSDT"), (INVERSE, "inverse", "BTCUSD"), (Symbol("BTC", "USDC"), "spot", "BTCUSDC"),
+     (Symbol("BTC", "USDC", "USDC"), "linear", "BTCPERP"),
+     (Symbol("BTC", "USDT", "USDT-261225"), "linear", "BTC/USDT:USDT-261225"),
+     (LINEAR, "spot", "BTC/USDT:USDT"), (BTC, "linear", "BTC/USDT"), (INVERSE, "linear", "BTC/USD:BTC")],
 )  # fmt: skip
-def test_names(symbol, name):
-    assert name_of(symbol) == name
+def test_names(symbol, category, name):
+    assert name_of(symbol, category) == name
 
 
 def test_frames_have_at_most_ten_markets_and_a_refusal_of_one_names_it():
