@@ -78,8 +78,8 @@ setup(
             "zstandard>=0.23",
             "polars>=1",
             "pandas>=2.2.3",
-            "pytest>=8.4",
-            "pytest-asyncio>=1.1",
+            "pytest>=9",
+            "pytest-asyncio>=1.3",
             "pytest-tornado>=0.8.1",
             "pytest-timeout>=2.3.1",
             "pytest-xdist>=3.6.1",
@@ -114,7 +114,7 @@ setup(
             "codespell==2.4.1",
             "ruff==0.17.6",
             "mypy==2.4.1",
-            "pytest>=8.4",  # mypy reads its types for candled.testing
+            "pytest>=9",  # mypy reads its types for candled.testing
             "types-PyYAML",
             "types-psycopg2",
             "types-setuptools<81",

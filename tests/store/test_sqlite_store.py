@@ -449,6 +449,7 @@ def test_of_daemons_that_start_together_one_upgrades_the_file_and_has_it(path):
         [store] = [store for store in threads.map(start, range(4)) if store]
     assert everything(store, BTC, MINUTE) == [minute(0)]
     store.close()
+    store.close()
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 

@@ -1,6 +1,8 @@
 """`candled gaps` and `candled repair` with a real SQLite file; repair against the fake Bitget."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -59,24 +61,33 @@ def running_week_only(config: Config) -> Config:
     return config.model_copy(update={"ingest": IngestSettings(backfill=timedelta(0))})
 
 
-def shop(tmp_path) -> Shop:
-    one = Shop(tmp_path / "candled.db")
+@contextmanager
+def open_shop(directory: Path) -> Iterator[Shop]:
+    one = Shop(directory / "candled.db")
     one.config = running_week_only(one.config)
-    return one
+    try:
+        yield one
+    finally:
+        one.store.close()  # a test may have opened another one
 
 
-def test_every_missing_minute_is_listed_with_its_reason_attempts_and_next_try(tmp_path, capsys):
-    one = shop(tmp_path)
-    one.put((60, 100), (110, 200), (203, 300))
+@pytest.fixture
+def shop(tmp_path) -> Iterator[Shop]:
+    with open_shop(tmp_path) as one:
+        yield one
+
+
+def test_every_missing_minute_is_listed_with_its_reason_attempts_and_next_try(shop, capsys):
+    shop.put((60, 100), (110, 200), (203, 300))
     known_gaps = [
         known_gap(0, 60, "beyond_history", 1),
         known_gap(100, 105),
         known_gap(105, 110, "no_trades", 3),
         known_gap(200, 202, attempts=2, retry_ms=ms(400)),
     ]
-    one.store.save_known_gaps(MARKET, known_gaps)
-    one.store.set_complete_from(MARKET, ms(0))
-    assert one.gaps("--json", now_ms=ms(302)) == 1
+    shop.store.save_known_gaps(MARKET, known_gaps)
+    shop.store.set_complete_from(MARKET, ms(0))
+    assert shop.gaps("--json", now_ms=ms(302)) == 1
     (report,) = json.loads(capsys.readouterr().out)["markets"]
     assert report["missing"] == {
         "beyond_history": 60,
@@ -95,83 +106,77 @@ def test_every_missing_minute_is_listed_with_its_reason_attempts_and_next_try(tm
     ]
 
 
-def test_in_words_minutes_without_trades_are_only_counted_unless_asked_for(tmp_path, capsys):
-    one = shop(tmp_path)
-    one.put((0, 100), (101, 200), (210, 300))
-    one.store.save_known_gaps(
+def test_in_words_minutes_without_trades_are_only_counted_unless_asked_for(shop, capsys):
+    shop.put((0, 100), (101, 200), (210, 300))
+    shop.store.save_known_gaps(
         MARKET, [known_gap(100, 101, "no_trades", 3), known_gap(200, 210, attempts=1, retry_ms=ms(400))]
     )
-    assert one.gaps(now_ms=ms(302)) == 0
+    assert shop.gaps(now_ms=ms(302)) == 0
     text = capsys.readouterr().out
     assert "exchange_outage 10 min, no_trades 1 min" in text
     assert f"{iso(ms(200))} to {iso(ms(210))}" in text
     assert f"asked once, again at {iso(ms(400))}" in text
     assert iso(ms(100)) not in text
-    one.gaps("--all", now_ms=ms(302))
+    shop.gaps("--all", now_ms=ms(302))
     assert iso(ms(100)) in capsys.readouterr().out
 
 
-def test_minutes_since_the_daemon_stopped_are_missing_because_of_us(tmp_path, capsys):
-    one = shop(tmp_path)
-    one.put((0, 100))
-    assert one.gaps(now_ms=ms(162)) == 1
+def test_minutes_since_the_daemon_stopped_are_missing_because_of_us(shop, capsys):
+    shop.put((0, 100))
+    assert shop.gaps(now_ms=ms(162)) == 1
     assert "missing 60 min" in capsys.readouterr().out
 
 
-def test_a_complete_market_has_no_gaps(tmp_path, capsys):
-    one = shop(tmp_path)
-    one.put((0, 100))
-    assert one.gaps(now_ms=ms(102)) == 0
+def test_a_complete_market_has_no_gaps(shop, capsys):
+    shop.put((0, 100))
+    assert shop.gaps(now_ms=ms(102)) == 0
     assert "nothing is missing" in capsys.readouterr().out
 
 
-def test_minutes_that_the_store_has_dropped_are_not_missing(tmp_path, capsys):
-    one = shop(tmp_path)
-    one.put((0, 10))
-    one.store.set_complete_from(MARKET, ms(0))
-    one.store.close()
-    one.store = SqliteStore(tmp_path / "candled.db", DEFAULT_INTERVALS, retention_days=1)
-    one.store.open()
+def test_minutes_that_the_store_has_dropped_are_not_missing(shop, tmp_path, capsys):
+    shop.put((0, 10))
+    shop.store.set_complete_from(MARKET, ms(0))
+    shop.store.close()
+    shop.store = SqliteStore(tmp_path / "candled.db", DEFAULT_INTERVALS, retention_days=1)
+    shop.store.open()
     week = 7 * DAY_MS // MINUTE_MS
-    assert len([*one.store.drop_old_minutes(ms(2 * week))]) >= 1
-    one.put((2 * week, 2 * week + 10))
-    assert one.gaps("--json", now_ms=ms(2 * week + 12)) == 1
+    assert len([*shop.store.drop_old_minutes(ms(2 * week))]) >= 1
+    shop.put((2 * week, 2 * week + 10))
+    assert shop.gaps("--json", now_ms=ms(2 * week + 12)) == 1
     (report,) = json.loads(capsys.readouterr().out)["markets"]
     assert (report["from"], report["missing"]) == (iso(ms(week)), {"missing": week})
 
 
-def test_a_market_of_which_nothing_is_stored_lacks_what_the_settings_want(tmp_path, capsys):
-    one = shop(tmp_path)
-    assert one.gaps("--json", now_ms=ms(62)) == 1
+def test_a_market_of_which_nothing_is_stored_lacks_what_the_settings_want(shop, capsys):
+    assert shop.gaps("--json", now_ms=ms(62)) == 1
     (report,) = json.loads(capsys.readouterr().out)["markets"]
     assert report["missing"] == {"missing": 60}
 
 
-def test_holes_that_were_filled_since_are_no_gaps(tmp_path, capsys):
-    one = shop(tmp_path)
-    one.put((0, 100))
-    one.store.save_known_gaps(MARKET, [known_gap(40, 50)])
-    assert one.gaps(now_ms=ms(102)) == 0
+def test_holes_that_were_filled_since_are_no_gaps(shop, capsys):
+    shop.put((0, 100))
+    shop.store.save_known_gaps(MARKET, [known_gap(40, 50)])
+    assert shop.gaps(now_ms=ms(102)) == 0
     assert "nothing is missing" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 @given(st.data())
 def test_minutes_and_gaps_together_are_all_minutes_each_once(tmp_path_factory, data):
-    one = shop(tmp_path_factory.mktemp("gaps"))
-    page = 4 * 7 * 1440  # what is read at once
-    edges = data.draw(st.lists(st.integers(-30, 30), min_size=2, max_size=8, unique=True).map(sorted))
-    numbers = [page + edge for edge in edges]
-    one.put(*zip(numbers[::2], numbers[1::2], strict=False))
-    first, length = data.draw(st.integers(-20, 20)), data.draw(st.integers(1, 15))
-    one.store.save_known_gaps(MARKET, [known_gap(page + first, page + first + length)])
-    span = Range(ms(page - 40), ms(page + 40))
-    gaps = list(read_gaps(one.store, MARKET, Range(ms(0), span.end_ms)))
-    there = [(start_ms, end_ms) for start_ms, end_ms in one.store.stored_ranges(MARKET, *span)]
-    pieces = sorted([*((gap.start_ms, gap.end_ms) for gap in gaps), *there])
-    assert (pieces[0][0], pieces[-1][1]) == (ms(0), span.end_ms)
-    assert all(left[1] == right[0] for left, right in pairwise(pieces))
-    assert all(_differ(left, right) for left, right in pairwise(gaps))
+    with open_shop(tmp_path_factory.mktemp("gaps")) as one:
+        page = 4 * 7 * 1440  # what is read at once
+        edges = data.draw(st.lists(st.integers(-30, 30), min_size=2, max_size=8, unique=True).map(sorted))
+        numbers = [page + edge for edge in edges]
+        one.put(*zip(numbers[::2], numbers[1::2], strict=False))
+        first, length = data.draw(st.integers(-20, 20)), data.draw(st.integers(1, 15))
+        one.store.save_known_gaps(MARKET, [known_gap(page + first, page + first + length)])
+        span = Range(ms(page - 40), ms(page + 40))
+        gaps = list(read_gaps(one.store, MARKET, Range(ms(0), span.end_ms)))
+        there = [(start_ms, end_ms) for start_ms, end_ms in one.store.stored_ranges(MARKET, *span)]
+        pieces = sorted([*((gap.start_ms, gap.end_ms) for gap in gaps), *there])
+        assert (pieces[0][0], pieces[-1][1]) == (ms(0), span.end_ms)
+        assert all(left[1] == right[0] for left, right in pairwise(pieces))
+        assert all(_differ(left, right) for left, right in pairwise(gaps))
 
 
 def _differ(left: Gap, right: Gap) -> bool:
