@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests start hundreds of programs: without compiled files each of them would compile candled again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run check test lint bench soak chaos autobahn bots install
+.PHONY: run check test lowest lint bench soak chaos autobahn bots install
 
 run: $(VENV)/.run  ## install and start the demo: recorded market data, a chart on http://localhost:7000/
 	$(BIN)/candled demo
@@ -15,6 +15,9 @@ check: lint $(VENV)/.test  ## a change so far: lint, types, and the tests that n
 
 test: $(VENV)/.test  ## install the test extra and run the whole suite, in parallel
 	$(BIN)/python -m pytest -n auto --dist worksteal --cov
+
+lowest: .lowest/.test  ## the tests that need nothing but Python, with the lowest versions of all requirements
+	.lowest/bin/python -m pytest -q -n auto --dist worksteal --quick
 
 lint: $(VENV)/.lint  ## formatting, lint, spelling and types
 	$(BIN)/ruff format --check .
@@ -57,6 +60,11 @@ $(VENV)/.run: $(VENV)/.venv setup.py
 
 $(VENV)/.test: $(VENV)/.venv setup.py
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+.lowest/.test: setup.py constraints-lowest.txt
+	$(PYTHON) -m venv .lowest
+	.lowest/bin/python -m pip install --quiet --editable ".[test]" --constraint constraints-lowest.txt
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.venv setup.py

@@ -165,7 +165,7 @@ def test_the_image_gets_all_that_its_build_reads_and_nothing_else():
     packages = {"candled", "plugins", "clients"}  # of setup.py
     files = set(re.findall(r'HERE / "(\w+\.\w+)"', read(ROOT / "setup.py")))
     assert files
-    assert kept == packages | files | {"setup.py", "pyproject.toml", "LICENSE"}
+    assert kept == packages | files | {"setup.py", "pyproject.toml", "LICENSE", "constraints.txt"}
     assert all((ROOT / name).exists() for name in kept)
 
 

@@ -2,10 +2,15 @@
 
 import re
 import runpy
+from collections.abc import Iterator
 from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"candled": "candled", "candled_plugins": "plugins", "candled_clients": "clients"}
@@ -17,6 +22,38 @@ def read_setup() -> dict[str, Any]:
     with patch("setuptools.setup") as setup:
         runpy.run_path(str(ROOT / "setup.py"))
     return setup.call_args.kwargs
+
+
+def requirements() -> Iterator[Requirement]:
+    """The requirements of setup.py, but those of the benchmarks, and of the linters, which have one version each."""
+    facts = read_setup()
+    groups = {"": facts["install_requires"], **facts["extras_require"]}
+    for extra, texts in groups.items():
+        if extra not in ("bench", "lint"):
+            yield from map(Requirement, texts)
+
+
+def pins(name: str) -> dict[str, Version]:
+    """The versions of a file of constraints, by name."""
+    lines = [line for line in (ROOT / name).read_text("utf-8").splitlines() if not line.startswith("#")]
+    found = {canonicalize_name(package): Version(version) for package, version in (line.split("==") for line in lines)}
+    assert len(found) == len(lines)
+    return found
+
+
+def test_the_tested_versions_are_within_the_bounds_of_setup():
+    tested = pins("constraints.txt")
+    assert [str(one) for one in requirements() if tested[canonicalize_name(one.name)] not in one.specifier] == []
+
+
+def test_the_lowest_versions_are_the_bounds_of_setup():
+    bounds = {
+        canonicalize_name(one.name): Version(bound.version)
+        for one in requirements()
+        for bound in one.specifier
+        if bound.operator == ">="
+    }
+    assert pins("constraints-lowest.txt") == bounds
 
 
 def test_a_wheel_has_every_file_that_the_packages_read():

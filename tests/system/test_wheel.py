@@ -38,7 +38,7 @@ def project_files() -> set[str]:
     if (ROOT / ".git").exists():
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         return {name for name in listed.split("\0") if name and (ROOT / name).is_file()}
-    made = {"__pycache__", ".venv", "build", "dist", "candled.egg-info", "PKG-INFO", "setup.cfg"}
+    made = {"__pycache__", ".venv", ".lowest", "build", "dist", "candled.egg-info", "PKG-INFO", "setup.cfg"}
     paths = {path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file()}
     return {path.as_posix() for path in paths if made.isdisjoint(path.parts) and path.suffix != ".db"}
 
