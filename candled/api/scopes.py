@@ -13,6 +13,7 @@ T = TypeVar("T")
 _API = frozenset({"/api/candles", "/api/pages", "/api/coverage", "/api/gaps"})
 _UDF = frozenset({"/udf/history", "/udf/quotes", "/udf/marks", "/udf/timescale_marks"})
 _KLINES = ("/api/v3/klines", "/api/v3/uiKlines")
+_SITE = frozenset({"/status.json", "/health/ws-stats"})  # the states and the rooms of all markets
 
 
 class Scopes:
@@ -38,6 +39,8 @@ class Scopes:
                 [str(one) for one in _found(arguments, "interval", self._catalog.intervals.get)],
                 needs_symbol=path == "/api/gaps",
             )
+        if path in _SITE:
+            return Asked((), (), needs_symbol=True)
         if path in _UDF:
             return self._find_of_udf(path, arguments)
         names = self._klines.get(path)

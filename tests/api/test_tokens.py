@@ -254,6 +254,17 @@ async def test_a_request_for_more_than_the_claims_is_refused_in_the_words_of_its
 
 
 @pytest.mark.gen_test
+@pytest.mark.parametrize(("path", "status"), [("/status.json", 404), ("/health/ws-stats", 200)])  # the one is off here
+async def test_what_describes_all_markets_is_only_for_tokens_without_symbols(guarded, path, status):
+    for token in (guarded.tokens["btc"], guarded.sign(symbols=["BTC/USDT"]), guarded.sign(symbols=["*"])):
+        answer = await guarded.get(path, token)
+        assert (answer.status, answer.headers["www-authenticate"]) == (403, SCOPE)
+        assert json.loads(answer.body)["error"]["message"] == "Not allowed with this token: all symbols"
+    for token in (guarded.tokens["all"], guarded.sign(intervals=["5m"])):
+        assert (await guarded.get(path, token)).status == status
+
+
+@pytest.mark.gen_test
 async def test_every_value_of_a_parameter_is_checked(guarded):
     token = guarded.tokens["btc"]
     for path in (

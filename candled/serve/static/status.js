@@ -83,6 +83,7 @@ async function fetchStatus() {
   } catch {
     throw new Error("It has stopped, it is blocked, or the network is down.");
   }
+  if (answer.status === 403) throw new Error("The token is not for all symbols.");
   if (!answer.ok) throw new Error(`It answers with the error ${answer.status}.`);
   return answer.json();
 }
