@@ -139,6 +139,8 @@ SERVE = (
     _counter("ws_refused_total", "handshakes that a limit or the origin policy refused", "status"),
     _counter("ws_messages_sent_total", "messages given to connections; of the updates for a slow client only the "
              "newest are sent", "type"),
+    _counter("ws_sent_bytes_total", "their bytes with the heads of frames, before TLS; of an event stream those of the "
+             "same messages"),
     _counter("ws_messages_received_total", "messages from clients; `invalid` ones got an error, `refused` ones were "
              "over `server.max_messages_per_second`", "type"),
     _counter("ws_resume_total", "subscriptions continued after a lost connection: `recovered`, or `full` if all bars "

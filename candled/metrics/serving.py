@@ -22,6 +22,7 @@ def collect_clients(samples: Samples, server: "Server", hub: "Hub") -> None:
     samples.add_all("ws_closed_total", counts.closes.items())
     samples.add_all("ws_refused_total", counts.refusals.items())
     samples.add_all("ws_messages_sent_total", {"update": messages.updates, **messages.sent}.items())
+    samples.add("ws_sent_bytes_total", server.sent_bytes)
     samples.add_all("ws_messages_received_total", messages.received.items())
     samples.add_all("ws_resume_total", ((result, messages.resumes[result]) for result in ("recovered", "full")))
     samples.add("ws_slow_clients", server.slow_count)

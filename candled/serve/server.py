@@ -247,6 +247,11 @@ class Server:
         return len(self._context.transport.blocked)
 
     @property
+    def sent_bytes(self) -> int:
+        """The bytes of all frames given to WebSockets and event streams since the start."""
+        return self._context.broadcaster.given_bytes
+
+    @property
     def queued_bytes(self) -> int:
         """The bytes that are queued for them."""
         return self._context.transport.queued_bytes

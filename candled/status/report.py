@@ -38,6 +38,7 @@ class StatusReport:
         messages, server = parts.hub.counts, parts.server
         counters: dict[str, float] = {
             "messages": messages.updates + messages.sent.total(),
+            "bytes": server.sent_bytes,
             "requests": server.counts.requests.total(),
             "refusals": server.describe()["work"]["refused"],
             "rejected": parts.writer.describe()["rejected"],
@@ -166,6 +167,7 @@ class StatusReport:
         hour = self._hour
         lists = {
             "messagesPerSecond": hour.list_rates("messages"),
+            "bytesPerSecond": hour.list_rates("bytes"),
             "requestsPerSecond": hour.list_rates("requests"),
             "clients": hour.list_gauge("clients"),
             "loopLagMs": hour.list_gauge("lag_ms"),

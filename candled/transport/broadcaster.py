@@ -141,6 +141,8 @@ class Broadcaster:
         self._soon = soon
         self._later = later
         self._seconds = seconds
+        #: The bytes of all frames given to connections since the start.
+        self.given_bytes = 0
         self._is_due = False  # True while a pass is scheduled
         self._is_resting = False  # True while heavy clients rest
         self._began = 0.0  # start of the current pass
@@ -178,6 +180,7 @@ class Broadcaster:
         stop = len(recipients)
         if not stop:
             return
+        self.given_bytes += stop * len(frame)  # once for all connections: `send_all` does nothing but send
         recipients.sending += 1
         at = 0
         if recipients.sending == 1:

@@ -85,6 +85,7 @@ class ClientConnection:
     def send_update(self, frame: bytes) -> int:
         """Send a frame, or queue it in place of an older state of its bar; return its size."""
         size = len(frame)
+        self._broadcaster.given_bytes += size
         try:
             taken = self.write(frame)
         except BlockingIOError:
@@ -101,8 +102,9 @@ class ClientConnection:
         frame = self.encode_frame(frame)
         if self.blocked_since is None:
             self.send_update(frame)
-        elif self.is_open and not self.outbox.put_reply(frame):
-            self.disconnect(3008, "too many answers wait to be read")
+        else:
+            self._broadcaster.given_bytes += len(frame)
+            self._queue_reply(frame)
 
     def request_snapshot(self, topic: Topic) -> None:
         """Call `client.make_initial` and send its frame when the socket can take it, perhaps now."""
@@ -205,7 +207,7 @@ class ClientConnection:
     def queue_frame(self, frame: bytes) -> int:
         """Queue a frame: `write` while a frame is partly sent. Keeps the newest state of a few bars."""
         if not isinstance(frame, Frame) or frame.topic is None or not frame.open_ms:
-            self.send_reply(frame)
+            self._queue_reply(self.encode_frame(frame))
         elif not self.outbox.put_update(
             frame.topic, frame.open_ms, frame, corrects=frame.corrects, most=frame.most_waiting
         ):
@@ -217,9 +219,13 @@ class ClientConnection:
         """Queue buffered frames. A bar's state from before an `initial` must not be sent after it."""
         last = max((at for at, frame in enumerate(frames) if not getattr(frame, "open_ms", 0)), default=-1)
         for frame in frames[: last + 1]:
-            self.send_reply(frame)
+            self._queue_reply(self.encode_frame(frame))
         for frame in frames[last + 1 :]:
             self.queue_frame(frame)
+
+    def _queue_reply(self, frame: bytes) -> None:
+        if self.is_open and not self.outbox.put_reply(frame):
+            self.disconnect(3008, "too many answers wait to be read")
 
     def next_frame(self) -> bytes | None:
         """Return the next queued frame, rendering an `initial` now; None if the queue is empty."""
@@ -232,7 +238,9 @@ class ClientConnection:
             else:
                 frame = self.client.make_initial(item)
                 if frame is not None:
-                    return self.encode_frame(frame)
+                    encoded = self.encode_frame(frame)
+                    self._broadcaster.given_bytes += len(encoded)
+                    return encoded
                 if self._outbox is not None and self._outbox.has_initial(item):  # it needs more turns
                     self._outbox.drop_topic(item)
                     self._broadcaster.request_turn(self, item)

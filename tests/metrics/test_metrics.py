@@ -91,6 +91,7 @@ async def test_the_numbers_of_a_client_are_counted(tmp_path):
         assert received == {"subscribe": 2, "ping": 2, "list": 1, "invalid": 1}
         sent = {kind: of("ws_messages_sent_total", type=kind) for kind in ("initial", "pong", "list", "error")}
         assert sent == {"initial": 2, "pong": 2, "list": 1, "error": 1}
+        assert of("ws_sent_bytes_total") > 1000
         assert of("ws_connects_total") == 1
         assert of("ws_connections") == 0
 

@@ -132,7 +132,7 @@ async def test_a_daemon_describes_its_markets_itself_and_its_last_hour(tmp_path)
         assert document["process"]["roles"] == ["ingest", "serve"]
         assert document["store"]["state"] == "ok"
         lists = [values for name, values in document["lastHour"].items() if name != "everySeconds"]
-        assert len(lists) == 5
+        assert len(lists) == 6
         assert len({len(values) for values in lists}) == 1
         assert max(document["lastHour"]["candlesPerSecond"]) > 0
 

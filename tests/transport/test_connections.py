@@ -94,6 +94,25 @@ async def read_until(peer: socket.socket, reader: Reader, payload: bytes) -> Non
 
 @pytest.mark.slow
 @WAYS
+async def test_the_bytes_given_to_connections_are_those_that_arrive(own_sockets):
+    """Broadcasts, replies and snapshots, sent immediately or after a large frame that the socket cannot take."""
+    async with echo_harness(own_sockets=own_sockets) as harness:
+        peers = [await harness.connect() for _ in range(2)]
+        await harness.client(1)
+        for number, size in enumerate((10, 500, 3_000_000, 200)):
+            harness.broadcaster.broadcast(harness.recipients, update(number, 60_000 * (number + 1), size=size))
+        client = harness.clients[0]
+        client.initials[TWO] = lambda: update(9, 0, TWO, 2_000)
+        client.connection.send_reply(Frame.from_text("queued"))
+        client.connection.request_snapshot(TWO)
+        peers[1].send(frame(TEXT, b"hello"))
+        arrived = 0
+        for peer, count in zip(peers, (6, 5), strict=True):
+            arrived += sum([len(frame(TEXT, (await peer.receive(20))[1], masked=False)) for _ in range(count)])
+        assert harness.server.sent_bytes == arrived
+
+
+@WAYS
 async def test_a_client_that_stops_reading_is_sent_the_newest_state_of_each_bar_when_it_reads_again(own_sockets):
     """Fault 9: a client that stops reading growing the server's memory."""
     async with echo_harness(own_sockets=own_sockets) as harness:

@@ -11,6 +11,7 @@ const number = new Intl.NumberFormat("en-US", { maximumFractionDigits: 1 });
 
 const CHARTS = [
   ["messagesPerSecond", "Messages sent", (value) => `${number.format(value)}/s`],
+  ["bytesPerSecond", "Bytes sent", (value) => `${bytesText(value)}/s`],
   ["candlesPerSecond", "Candles received", (value) => `${number.format(value)}/s`],
   ["clients", "Clients", (value) => number.format(value)],
   ["loopLagMs", "Loop delay, longest", (value) => (value < 1000 ? `${number.format(value)} ms` : `${number.format(value / 1000)} s`)],
@@ -120,7 +121,7 @@ function showTiles({ markets, clients, store, bus, process, lastHour }) {
   fill(byId("tiles"), [
     tile("Markets live or quiet", `${number.format(isWell)} of ${number.format(markets.length)}`, statesText(counts), isWell < markets.length && "warn"),
     tile("Clients", number.format(clients.connections) + limit, `${countText(clients.rooms, "room")}, ${countText(clients.subscriptions, "subscription")}${clients.slow ? `, ${clients.slow} slow` : ""}`),
-    tile("Sent now", `${number.format(lastHour.messagesPerSecond.at(-1) ?? 0)}/s`, `messages; ${number.format(lastHour.requestsPerSecond.at(-1) ?? 0)}/s HTTP requests`),
+    tile("Sent now", `${number.format(lastHour.messagesPerSecond.at(-1) ?? 0)}/s`, `messages, ${bytesText(lastHour.bytesPerSecond.at(-1) ?? 0)}/s; ${number.format(lastHour.requestsPerSecond.at(-1) ?? 0)}/s HTTP requests`),
     tile("Database", { ok: "OK", unavailable: "Unavailable", rejecting: "Refuses rows" }[store.state], storeText(store), store.state !== "ok" && "bad"),
     bus.kind === "memory" || tile("Redis", bus.connected ? "Connected" : "Not connected", bus.error ?? (bus.lagMs === null ? "" : `${number.format(bus.lagMs)} ms on the way`), !bus.connected && "bad"),
     tile(process.stopping ? "Stopping" : "Running for", durationText(process.uptimeSeconds), process.roles.join(" and "), process.stopping && "warn"),
@@ -131,6 +132,11 @@ function tile(title, value, note, tone) {
   const one = make("div", "tile", make("span", "label", title), make("strong", "", value), make("p", "", note));
   if (tone) one.dataset.tone = tone;
   return one;
+}
+
+function bytesText(value) {
+  const [unit, size] = [["MB", 1e6], ["kB", 1e3]].find(([, size]) => value >= size) ?? ["B", 1];
+  return `${number.format(value / size)} ${unit}`;
 }
 
 function statesText(counts) {
