@@ -20,7 +20,7 @@ from tests.system.daemon import free_port
 
 ROOT = Path(__file__).parents[1]
 MONDAY_MS = 1_759_708_800_000  # 2025-10-06T00:00Z
-_NO_LIMITS = {
+NO_LIMITS = {
     "max_connections": 0,
     "max_connections_per_ip": 0,
     "max_handshakes_per_second": 0,
@@ -102,7 +102,7 @@ class Daemon(Process):
         exchanges: Mapping[str, Any],
         start_ms: int,
         blocks: Path | None = None,
-        server: Mapping[str, Any] = _NO_LIMITS,
+        server: Mapping[str, Any] = NO_LIMITS,
         **more: Any,
     ) -> None:
         self.port = free_port()
@@ -111,7 +111,7 @@ class Daemon(Process):
             "exchanges": exchanges,
             "store": {"url": f"sqlite:///{directory / 'candled.db'}", "journal": str(directory / "journal")},
             "log": {"level": "warning"},
-            **({"limits": UNLIMITED} if server is _NO_LIMITS else {}),
+            **({"limits": UNLIMITED} if server is NO_LIMITS else {}),
             **more,
         }
         path = directory / "candled.yaml"

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from tests.ports import free_port
 from tests.redis_servers import own_redis
 from tests.servers import own_postgres
 from tests.system.daemon import Daemon
@@ -13,11 +14,21 @@ from tests.system.daemon import Daemon
 class Several:
     """One `ingest` process on the replay exchange and as many `serving` ones as wanted; a context manager.
 
-    `more` are further sections of the settings of all. With an environment, they are programs of their own.
+    `more` are further sections of the settings of all. With an environment, they are programs of their own. With
+    `shares_port`, the serving processes share `ws_port`, and the port of each is its internal one.
     """
 
-    def __init__(self, directory: Path, serving: int, env: dict[str, str] | None = None, **more: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        serving: int,
+        env: dict[str, str] | None = None,
+        *,
+        shares_port: bool = False,
+        **more: Any,
+    ) -> None:
         self._env = env
+        self.ws_port = free_port() if shares_port else 0
         self._directory = directory
         self._more = more
         self._serving = serving
@@ -52,6 +63,9 @@ class Several:
             "bus": {"url": self._bus},
             **self._more,
         }
+        if self.ws_port and "serve" in roles:
+            shared = {"port": self.ws_port, "reuse_port": True, "internal_port": daemon.port}
+            config["server"] = {**self._more.get("server", {}), **shared}
         daemon.start(config, within_s=40, env=self._env)
 
     def _start(self, name: str, roles: Sequence[str]) -> Daemon:
