@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 NAMES = (
     "fanout", "connections", "rooms", "aggregation", "latency", "bus", "frames", "ingest", "memory", "scale",
     "store_sqlite", "store_postgres", "journal", "outage", "startup", "http", "fairness", "scrape", "abuse",
-    "refusals", "tls", "workers", "markets", "sizes",
+    "refusals", "tls", "workers", "restarts", "markets", "sizes",
 )  # fmt: skip
 
 

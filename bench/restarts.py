@@ -80,10 +80,11 @@ class Node:
         return [(float(wall), float(cpu)) for wall, cpu in map(str.split, lines)]
 
     def _is_ready(self) -> bool:
-        with contextlib.suppress(OSError):
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._internal}/readyz", timeout=5):
-                return True
-        return False
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{self._internal}/readyz", timeout=5).close()
+        except OSError:  # it does not listen yet, or answers 503
+            return False
+        return True
 
 
 class Sampler(threading.Thread):

@@ -41,6 +41,7 @@ TINY = {
     "scrape": ["--symbols", "2", "--clients", "2", "--scrapes", "2"],
     "refusals": ["--requests", "20", "--rounds", "1"],
     "markets": ["--markets", "10", "--minutes", "130", "--starts", "1", "--settle", "1"],
+    "restarts": ["--serving", "2", "--clients", "8", "--markets", "1", "--drain", "0.5", "--settle", "1"],
     "scale": ["--symbols", "2", "--clients", "14", "--stored", "20", "--seconds", "2", "--settle", "0.5"],
 }  # fmt: skip
 OUTPUT = {
@@ -63,13 +64,14 @@ OUTPUT = {
     "scrape": "| `/metrics` with series of every symbol | ",
     "refusals": "| 404, an unknown path | ",
     "markets": "on demand, from the subscription",
+    "restarts": "final bars that differ from a fresh `initial` | ",
     "scale": "14 clients in 14 rooms",
 }
 
 # Those that take longest start what the others start too.
 RARE = {
-    "abuse", "bus", "connections", "fairness", "http", "ingest", "latency", "memory", "outage", "refusals", "scale",
-    "scrape",
+    "abuse", "bus", "connections", "fairness", "http", "ingest", "latency", "memory", "outage", "refusals", "restarts",
+    "scale", "scrape",
 }  # fmt: skip
 
 
