@@ -13,7 +13,7 @@ T = TypeVar("T")
 _API = frozenset({"/api/candles", "/api/pages", "/api/coverage", "/api/gaps"})
 _UDF = frozenset({"/udf/history", "/udf/quotes", "/udf/marks", "/udf/timescale_marks"})
 _KLINES = ("/api/v3/klines", "/api/v3/uiKlines")
-_SITE = frozenset({"/status.json", "/health/ws-stats"})  # the states and the rooms of all markets
+_ALL_MARKETS = frozenset({"/status.json", "/health/ws-stats"})  # the states and the rooms of all markets
 
 
 class Scopes:
@@ -39,7 +39,7 @@ class Scopes:
                 [str(one) for one in _found(arguments, "interval", self._catalog.intervals.get)],
                 needs_symbol=path == "/api/gaps",
             )
-        if path in _SITE:
+        if path in _ALL_MARKETS:
             return Asked((), (), needs_symbol=True)
         if path in _UDF:
             return self._find_of_udf(path, arguments)
