@@ -31,10 +31,10 @@ async def until_ready(daemon: Daemon) -> None:
 
 async def test_clients_of_restarted_processes_resume_and_show_every_bar(tmp_path):
     record = Record()
-    with Several(tmp_path, 2, shares_port=True, exchanges=REPLAY, server=SERVER) as site:
-        for one in (site.ingest, *site.serving):
+    with Several(tmp_path, 2, shares_port=True, exchanges=REPLAY, server=SERVER) as deployment:
+        for one in (deployment.ingest, *deployment.serving):
             await until_ready(one)
-        url = f"ws://127.0.0.1:{site.ws_port}/"
+        url = f"ws://127.0.0.1:{deployment.ws_port}/"
         clients = [ResumingClient(url, ROOMS[number % 2], 20, record) for number in range(CLIENTS)]
         async with AsyncExitStack() as stack:
             for client in clients:
@@ -42,9 +42,9 @@ async def test_clients_of_restarted_processes_resume_and_show_every_bar(tmp_path
             async with deadlines.timeout(30):
                 while not all(client.bars for client in clients):
                     await asyncio.sleep(0.02)
-            for one in site.serving:
+            for one in deployment.serving:
                 assert await asyncio.to_thread(one.stop) == 0
-                await asyncio.to_thread(site.start, one)
+                await asyncio.to_thread(deployment.start, one)
                 await until_ready(one)
             assert await wait_until_equal(clients, url, ROOMS, 1000, 20) == []
     # each client was at one of them: it has been disconnected once, and perhaps again at the other one
