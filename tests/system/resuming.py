@@ -29,6 +29,8 @@ class Reconnect:
     #: When the bars came, and whether they were only those that had changed.
     answered: float = 0.0
     is_resumed: bool = False
+    #: Why the connection ended, in words.
+    reason: str = ""
 
 
 @dataclass
@@ -112,7 +114,7 @@ class ResumingClient:
             return
         at, delay_ms = self._bye or (time.monotonic(), None)
         self._bye = None
-        self._lost = Reconnect(at, delay_ms)
+        self._lost = Reconnect(at, delay_ms, reason=str(error))
         self._record.reconnects.append(self._lost)
 
 
