@@ -76,6 +76,7 @@ logger = logging.getLogger(__name__)
 _STOP_S = 5.0  # for each step of the shutdown
 _STOP_EARLY_S = 0.25  # the same during startup: the daemon may then wait for something that never comes
 _HANGS_S = 120.0  # the writer's longest pause is 30 s, and statements that hang end within a minute
+_ACCEPT_S = 10.0  # then a process accepts connections anyway: the store may be unavailable
 _LOOKUPS = 4  # concurrent lookups of host names
 
 
@@ -244,7 +245,7 @@ class Daemon:
         self._catalog = self._make_catalog(symbols)
         self._client_limits = ClientLimits.of(config.server)
         self._rate_limits = self._make_rate_limits()
-        self._is_started = self._is_stopping = False
+        self._started, self._is_stopping = asyncio.Event(), False
         self._server = self._make_server(self._catalog, broadcaster, texts)
         self._lag = LoopLag(clock)
         #: The internal port; None if the settings have none.
@@ -402,7 +403,11 @@ class Daemon:
         if self.internal is not None or self._config.server.status == "public":
             self._tasks.start_periodic(self._lag.tick, self._clock, EVERY_S)
             self._tasks.start_periodic(self.status.take_sample, self._clock, SAMPLE_S)
-        self.port = self._server.listen()  # before the store is opened, because another candled may be running
+        shares_port = self._config.server.reuse_port
+        # before the store is opened, because another candled may be running
+        self.port = self._server.listen(accepts=not shares_port)
+        if shares_port:
+            self._tasks.start(self._accept_later())
         with contextlib.suppress(StoreUnavailable):  # `open_later` tries again
             await self._upkeep.open_store()
         address = in_browser(self._config.server.hosts, self.port)
@@ -416,6 +421,11 @@ class Daemon:
             await self._start_reading()
         else:
             self._tasks.start(self._start_later())
+
+    async def _accept_later(self) -> None:
+        """Accept connections once the bars are loaded: until then, other processes on the port serve clients better."""
+        await first_of(self._started.wait(), self._clock.sleep(_ACCEPT_S))
+        self._server.accept_clients()
 
     async def apply(self, plan: ReloadPlan) -> None:
         """Change the settings that apply while running. No client is disconnected.
@@ -470,9 +480,9 @@ class Daemon:
 
     async def stop(self) -> int:
         """Stop every part in order; return how many candles could be neither stored nor journaled."""
-        within_s = _STOP_S if self._is_started else _STOP_EARLY_S
+        within_s = _STOP_S if self._started.is_set() else _STOP_EARLY_S
         self._is_stopping = True
-        if self._is_started and self._is_serving:
+        if self._started.is_set() and self._is_serving:
             await self._server.drain(self._config.server.shutdown_seconds)
         self._server.stop_accepting()
         await self._tasks.cancel()
@@ -510,7 +520,7 @@ class Daemon:
             self._shared.start()  # messages received before the bars are loaded wait for them
         steps = [self._bars.start] if self._ingest is None else [self._bars.start, self._ingest.start]
         await in_parallel(len(steps), steps, lambda start: start())  # exchanges are read while bars are loaded
-        self._is_started = True
+        self._started.set()
 
     async def _wait_for_bars(self, market: MarketKey, interval: Interval, count: int) -> None:
         with contextlib.suppress(Unavailable):  # answered with the bars there are

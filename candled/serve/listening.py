@@ -19,12 +19,13 @@ class _TakenError(ConfigError):
 
 
 def listen(
-    hosts: Sequence[str], port: int, backlog: int, *, shared: bool = False, name: str = "server"
+    hosts: Sequence[str], port: int, backlog: int | None, *, shared: bool = False, name: str = "server"
 ) -> list[socket.socket]:
     """Return sockets on all addresses of `hosts`. An empty host means all addresses of this machine.
 
     With port 0 the system chooses one port for all of them. `shared` lets other processes of the same user listen on
-    the port too. `name` is the setting that an error names.
+    the port too. Without a `backlog`, the sockets only have the port: the system gives them no connections until you
+    call `listen` of each. `name` is the setting that an error names.
 
     Raises:
         ConfigError: an address cannot be listened on; the text names it. No socket stays open.
@@ -41,7 +42,7 @@ def in_browser(hosts: Sequence[str], port: int) -> str:
     return with_port("localhost" if host in _OWN else host, port)
 
 
-def _listen(hosts: Sequence[str], port: int, backlog: int, shared: bool, name: str) -> list[socket.socket]:
+def _listen(hosts: Sequence[str], port: int, backlog: int | None, shared: bool, name: str) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     with ExitStack() as opened:
         for host in hosts:
@@ -76,7 +77,7 @@ def _addresses(host: str, setting: str) -> list[tuple[socket.AddressFamily, Any]
 
 
 def _listening(
-    family: socket.AddressFamily, address: tuple[str | int, ...], backlog: int, shared: bool
+    family: socket.AddressFamily, address: tuple[str | int, ...], backlog: int | None, shared: bool
 ) -> socket.socket:
     one = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -87,7 +88,8 @@ def _listening(
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         one.setblocking(False)
         one.bind(address)
-        one.listen(backlog)
+        if backlog is not None:
+            one.listen(backlog)
     except BaseException:
         one.close()
         raise

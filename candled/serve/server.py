@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -96,6 +97,7 @@ class Server:
         #: The certificate; None without TLS.
         self.tls = ServerTls(settings.tls_certificate, settings.tls_key) if settings.tls_certificate else None
         self._slow_s = settings.slow_client_timeout.total_seconds()
+        self._bound: list[socket.socket] = []  # these have the port, and accept no connections yet
         self._tasks = TaskSet()
         self._limiter, self._connections, self._budgets = _make_limits(settings, limits)
         self._descriptors = Descriptors()
@@ -193,21 +195,34 @@ class Server:
             self.tls,
         )
 
-    def listen(self) -> int:
+    def listen(self, *, accepts: bool = True) -> int:
         """Start listening; return the port, which the system chose if the settings have 0.
+
+        Without `accepts`, call `accept_clients` later. On a shared port, other processes get the connections until then.
 
         Raises:
             ConfigError: an address or the port cannot be listened on.
         """
         settings = self._settings
-        sockets = listen(settings.hosts, settings.port, _BACKLOG, shared=settings.reuse_port)
+        backlog = _BACKLOG if accepts else None
+        sockets = listen(settings.hosts, settings.port, backlog, shared=settings.reuse_port)
         bound: int = sockets[0].getsockname()[1]
         if len(sockets) > 1:
             addresses = ", ".join(with_port(*one.getsockname()[:2]) for one in sockets)
             logger.info("listening on %s", addresses)
-        self._acceptor.start_accepting(sockets)
+        if accepts:
+            self._acceptor.start_accepting(sockets)
+        else:
+            self._bound = sockets
         self.start()
         return bound
+
+    def accept_clients(self) -> None:
+        """Accept connections after `listen` without `accepts`, unless the server is stopping."""
+        sockets, self._bound = self._bound, []
+        for one in sockets:
+            one.listen(_BACKLOG)
+        self._acceptor.start_accepting(sockets)
 
     def set_limits(self, settings: ServerSettings, limits: LimitSettings) -> None:
         """Take the limits of new settings. No connection is closed."""
@@ -264,6 +279,9 @@ class Server:
         """Accept no new connections; existing ones continue."""
         self._context.draining = True
         self._acceptor.stop_accepting()
+        for one in self._bound:
+            one.close()
+        self._bound = []
 
     async def drain(self, seconds: float) -> None:
         """Close all clients in slices within some seconds, while everything else still works.

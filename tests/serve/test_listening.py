@@ -1,5 +1,6 @@
 """IPv4 and IPv6: where the server listens, what it prints, and which address is named when it cannot."""
 
+import asyncio
 import errno
 import logging
 import socket
@@ -192,6 +193,33 @@ def test_hosts_that_cannot_work_are_refused(tmp_path, written, problem):
         load(path, {}, discover())
     (only,) = refused.value.problems
     assert only.endswith(f": {problem}")
+
+
+async def test_a_process_that_loads_its_bars_takes_no_connections_from_others_on_its_port(tmp_path):
+    shared = ServerSettings(host=(V4,), port=free_port(), reuse_port=True)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    async with open_stage(tmp_path / "one", server=shared) as one, open_stage(tmp_path / "two", server=shared) as two:
+        assert one.server.listen() == two.server.listen(accepts=False) == shared.port
+        first = [await websockets.connect(f"ws://{V4}:{shared.port}/ws") for _ in range(20)]
+        assert (one.server.connection_count, two.server.connection_count) == (20, 0)
+        two.server.accept_clients()
+        one.server.stop_accepting()
+        later = [await websockets.connect(f"ws://{V4}:{shared.port}/ws") for _ in range(5)]
+        assert two.server.connection_count == 5
+        for connection in (*first, *later):
+            await connection.close()
+        two.server.stop_accepting()
+
+
+async def test_a_process_that_stops_early_accepts_no_connections(tmp_path):
+    shared = ServerSettings(host=(V4,), port=free_port(), reuse_port=True)
+    async with open_stage(tmp_path, server=shared) as one:
+        one.server.listen(accepts=False)
+        one.server.stop_accepting()
+        one.server.accept_clients()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(V4, shared.port)
 
 
 @pytest.mark.slow
