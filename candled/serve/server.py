@@ -97,8 +97,7 @@ class Server:
         #: The certificate; None without TLS.
         self.tls = ServerTls(settings.tls_certificate, settings.tls_key) if settings.tls_certificate else None
         self._slow_s = settings.slow_client_timeout.total_seconds()
-        self._bound: list[socket.socket] = []  # these have the port, and accept no connections yet
-        self._tasks = TaskSet()
+        self._tasks, self._bound = TaskSet(), list[socket.socket]()  # `_bound` have the port, and accept nothing yet
         self._limiter, self._connections, self._budgets = _make_limits(settings, limits)
         self._descriptors = Descriptors()
         self._wheel = PingWheel(settings.ping_interval.total_seconds(), settings.ping_timeout.total_seconds())
@@ -198,7 +197,7 @@ class Server:
     def listen(self, *, accepts: bool = True) -> int:
         """Start listening; return the port, which the system chose if the settings have 0.
 
-        Without `accepts`, call `accept_clients` later. On a shared port, other processes get the connections until then.
+        Without `accepts`, call `accept_clients` later. On a shared port, other processes get connections until then.
 
         Raises:
             ConfigError: an address or the port cannot be listened on.
