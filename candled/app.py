@@ -6,10 +6,10 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from candled import __version__, signals, workers
 from candled.aggregate.live_bars import LiveBars
@@ -38,6 +38,7 @@ from candled.on_demand import RENEW_S, DemandBook, MarketsOnDemand, MemoryBook
 from candled.parts import Parts
 from candled.plugin_hooks import PluginHooks
 from candled.plugins import Plugins
+from candled.process_list import ProcessList
 from candled.protocol.requests import RequestCodec
 from candled.reload import ExchangeChanges, ReloadPlan, compare_exchanges
 from candled.reloader import Reloader
@@ -62,7 +63,7 @@ from candled.store.journal import Journal
 from candled.store.threads import StoreThreads
 from candled.store.upkeep import StoreUpkeep
 from candled.store.writer import Writer
-from candled.tasks import TaskSet, first_of, in_parallel
+from candled.tasks import TaskSet, at_most, first_of, in_parallel
 from candled.transport.broadcaster import Broadcaster
 from candled.transport.descriptors import raise_limit, shortage
 from candled.transport.pass_clock import PassClock
@@ -215,7 +216,7 @@ class Daemon:
         self._upkeep = StoreUpkeep(self._store, self._threads, self._history, clock)
         #: The markets of all exchanges. Every part that has markets follows its changes.
         self.universe = _make_universe(config)
-        symbols = _symbols_by_exchange(self.universe)
+        symbols = self.universe.symbols_by_exchange
         self._shared = _shared(config, self.universe, clock)
         self._bus: Bus = MemoryBus() if self._shared is None else self._shared.bus
         self._bars = LiveBars(self.universe.markets if self._keeps_bars else [], config.intervals, self._history, clock)
@@ -247,11 +248,13 @@ class Daemon:
         self._rate_limits = self._make_rate_limits()
         self._started, self._is_stopping = asyncio.Event(), False
         self._server = self._make_server(self._catalog, broadcaster, texts)
+        registry = None if self._shared is None else self._shared.processes
+        self._processes = ProcessList(config, clock, self._server, self._hub, self._name.get("process", ""), registry)
         self._lag = LoopLag(clock)
         #: The internal port; None if the settings have none.
         parts = self._make_parts(texts)
         #: The data of the status page.
-        self.status = StatusReport(parts, self._name.get("process"))
+        self.status = StatusReport(parts, self._processes, self._name.get("process"))
         self.internal = self._make_internal(parts)
         self._tasks = TaskSet()
         self._reading, self._adding_intervals = asyncio.Event(), asyncio.Lock()
@@ -279,7 +282,7 @@ class Daemon:
         """
         catalog = MarketCatalog(symbols, self._config.intervals)
         self.universe.add_listener(self._codec.on_markets_changed)
-        self.universe.add_listener(lambda change: catalog.set_markets(_symbols_by_exchange(self.universe)))
+        self.universe.add_listener(lambda change: catalog.set_markets(self.universe.symbols_by_exchange))
         self.universe.add_listener(self._hub.on_markets_changed)
         if self._keeps_bars:
             self.universe.add_listener(self._bars.on_markets_changed)
@@ -376,7 +379,7 @@ class Daemon:
     def _make_reports(self) -> HealthReports:
         return HealthReports(
             summarize=lambda: {**self.health.summarize(), **self._name},
-            report=lambda: {**self.health.report(), **self._name},
+            report=lambda: {**self.health.report(), **self._name, **self._processes.describe(shows_details=True)},
             check_readiness=self.health.report_readiness,
             count_clients=lambda: {
                 "broadcaster": self._hub.describe(),
@@ -458,7 +461,7 @@ class Daemon:
         names = [one.name for one in config.exchanges]
         self.universe.set_exchanges(names, _simulated(config))
         self._codec.set_exchanges(names)
-        self._catalog.set_markets(_symbols_by_exchange(self.universe))
+        self._catalog.set_markets(self.universe.symbols_by_exchange)
         for one in changes.added:
             self.universe.set_markets(one.name, one.symbols)
         if self._ingest is not None:  # a process that only serves follows the markets of the leader
@@ -492,7 +495,7 @@ class Daemon:
         left = await self._writer.close(within_s=within_s if has_journal else _STOP_S) if self.health.is_reading else 0
         if self._shared is not None and self.health.is_reading:
             # another process that takes over now finds everything stored
-            await _at_most(within_s, self._shared.stop(), "Redis does not answer and is left as it is")
+            await at_most(within_s, self._shared.stop(), "Redis does not answer and is left as it is")
         await self._server.stop()
         await self._bars.stop()
         await self._hooks.stop(within_s)
@@ -518,6 +521,7 @@ class Daemon:
         if self._shared is not None:
             await self._shared.load_markets()
             self._shared.start()  # messages received before the bars are loaded wait for them
+            self._shared.processes.start(self._processes.describe_own)
         steps = [self._bars.start] if self._ingest is None else [self._bars.start, self._ingest.start]
         await in_parallel(len(steps), steps, lambda start: start())  # exchanges are read while bars are loaded
         self._started.set()
@@ -556,15 +560,6 @@ class Daemon:
         )
 
 
-async def _at_most(seconds: float, work: Coroutine[Any, Any, None], otherwise: str) -> None:
-    """Wait for work with a time limit, and log `otherwise` if it is exceeded."""
-    try:
-        async with asyncio.timeout(seconds):
-            await work
-    except TimeoutError:
-        logger.warning("%s", otherwise)
-
-
 def _journal(config: Config) -> Journal | None:
     """Return the journal for candles while the store is unavailable, if the settings enable it."""
     settings = config.store
@@ -580,10 +575,6 @@ def _make_universe(config: Config) -> Universe:
 
 def _simulated(config: Config) -> set[str]:
     return {one.name for one in config.exchanges if one.plugin.is_simulated}
-
-
-def _symbols_by_exchange(universe: Universe) -> dict[str, tuple[Symbol, ...]]:
-    return {name: universe.symbols(name) for name in universe.exchanges}
 
 
 def _shared(config: Config, universe: Universe, clock: Clock) -> "RedisParts | None":

@@ -110,6 +110,15 @@ async def first_of(*works: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def at_most(seconds: float, work: Coroutine[Any, Any, None], otherwise: str) -> None:
+    """Wait for work with a time limit, and log `otherwise` if it is exceeded."""
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except TimeoutError:
+        logger.warning("%s", otherwise)
+
+
 async def in_parallel(most: int, items: Iterable[T], work: Callable[[T], Awaitable[object]]) -> None:
     """Run `work` for every item, at most `most` at a time. The first error cancels all work and is raised."""
     waiting = iter(items)

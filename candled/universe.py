@@ -54,6 +54,11 @@ class Universe:
         """Return the markets of an exchange, in order of choice; none for an unknown exchange."""
         return self._symbols.get(exchange, ())
 
+    @property
+    def symbols_by_exchange(self) -> dict[str, tuple[Symbol, ...]]:
+        """The markets of each exchange, in order of choice."""
+        return {name: self.symbols(name) for name in self.exchanges}
+
     def __contains__(self, key: MarketKey) -> bool:
         return key in self._facts
 

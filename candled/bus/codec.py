@@ -107,6 +107,15 @@ class Names:
         """The key of the set of processes that ingest."""
         return f"{self._prefix}candled:processes"
 
+    @property
+    def processes_list_key(self) -> str:
+        """The key of the list of all processes, a sorted set by the time of their last announcement."""
+        return self.process_key("list")
+
+    def process_key(self, process: str) -> str:
+        """Return the key of the facts that a process announces about itself. All are stored where their list is."""
+        return f"{self._prefix}candled:{{processes}}:{process}"
+
     def budget_key(self, host: str) -> str:
         """Return the key of the request budget of an exchange's host."""
         return f"{self._prefix}candled:budget:{host}"

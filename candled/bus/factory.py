@@ -16,6 +16,7 @@ from .redis.bus import RedisBus
 from .redis.connections import Caller, Servers, check_files
 from .redis.leases import Leases
 from .redis.market_lists import MarketLists
+from .redis.processes import ProcessRegistry
 from .redis.shared_limits import RedisBook, RedisBudgets, RedisCounter
 
 
@@ -29,6 +30,7 @@ class RedisParts:
     budgets: RedisBudgets
     counter: RedisCounter
     book: RedisBook
+    processes: ProcessRegistry
     callers: tuple[Caller, ...]
 
     async def load_markets(self) -> None:
@@ -45,6 +47,7 @@ class RedisParts:
     async def stop(self) -> None:
         """Publish queued messages, release the leases and close all connections. Stop ingest before calling this."""
         await self.bus.stop()
+        await self.processes.stop()
         await self.lists.stop()
         if self.leases is not None:
             await self.leases.stop()
@@ -124,4 +127,5 @@ def make_redis_parts(
     universe.add_listener(bus.on_markets_changed)
     budgets = RedisBudgets(caller, names, clock, failures, lambda: 0 if leases is None else leases.processes)
     counter, book = RedisCounter(caller, names, clock, failures), RedisBook(caller, names, clock, failures)
-    return RedisParts(bus, lists, leases, budgets, counter, book, (lease_caller, caller))
+    processes = ProcessRegistry(caller, names, clock, failures, process)
+    return RedisParts(bus, lists, leases, budgets, counter, book, processes, (lease_caller, caller))

@@ -14,6 +14,7 @@ from .problems import ExchangeReadings, Readings, find_problems
 
 if TYPE_CHECKING:
     from candled.parts import Parts
+    from candled.process_list import ProcessList
 
 _LATE_S = 0.1
 _HOUR_S, _QUARTER_S, _FIVE_MINUTES_S = 3600.0, 900.0, 300.0
@@ -21,13 +22,14 @@ _UNREAD = IngestMeasures()
 
 
 class StatusReport:
-    """The document of the status page. `process` names the process among those of its machine.
+    """The document of the status page. `process` names this one of the `processes` if several share its port.
 
     Call `take_sample` every `EVERY_S` seconds.
     """
 
-    def __init__(self, parts: "Parts", process: str | None) -> None:
+    def __init__(self, parts: "Parts", processes: "ProcessList", process: str | None) -> None:
         self._parts = parts
+        self._processes = processes
         self._process = process
         self._hour = LastHour()
         self._markets = MarketRows(parts.ingest, parts.bus, parts.bars, parts.clock)
@@ -86,6 +88,7 @@ class StatusReport:
             "exchanges": exchanges,
             "store": self._describe_store(writer, shows_details=shows_details),
             "bus": self._describe_bus(bus, shows_details=shows_details),
+            **self._processes.describe(shows_details=shows_details),
             "clients": self._describe_clients(),
             "lastHour": self._describe_hour(),
         }

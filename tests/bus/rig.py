@@ -10,6 +10,7 @@ from typing import Any
 
 from candled.bus import FeedMetadata, Message, MessagesLost, MinuteChanged, StateChanged
 from candled.bus.factory import RedisParts, make_redis_parts
+from candled.bus.processes import ProcessFacts
 from candled.bus.redis.leases import Lease, LeaseState
 from candled.clock import SystemClock
 from candled.exchange import Clock
@@ -49,6 +50,12 @@ CLOCK = FastClock()
 def new_prefix() -> str:
     """Parts the tests of one run on a Redis they share."""
     return f"test-{next(_prefixes)}-{time.monotonic_ns()}:"
+
+
+def make_facts(process: str, **more: Any) -> ProcessFacts:
+    """What a process announces about itself."""
+    facts = {"host": "one", "roles": ("serve",), "version": "1.0", "since": "2025-10-06T08:00:00.000Z"}
+    return ProcessFacts(process=process, **{**facts, "clients": 1, "rooms": 2, **more})
 
 
 def universe_of(markets: Iterable[MarketKey]) -> Universe:

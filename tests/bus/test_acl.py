@@ -12,7 +12,7 @@ from candled.bus.factory import make_redis_parts
 from candled.bus.redis.leases import LeaseState
 from candled.clock import SystemClock
 from candled.universe_choice import DemandRules
-from tests.bus.rig import BTC, CLOCK, MARKETS, process, universe_of, until
+from tests.bus.rig import BTC, CLOCK, MARKETS, make_facts, process, universe_of, until
 from tests.redis_servers import NO_RETRY, RedisCluster, RedisServer, own_redis, program
 
 pytestmark = pytest.mark.usefixtures("redis")
@@ -96,6 +96,9 @@ async def test_requests_are_counted_and_budgets_shared(server, user):
         await parts.book.renew_markets("bitget", [BTC.symbol])
         assert await parts.book.read_markets("bitget", rules) == [BTC.symbol]
         await parts.book.read_listed("bitget")
+        parts.processes.start(lambda: make_facts(parts.processes.process))
+        own = NAMES.process_key(parts.processes.process)
+        await until(lambda: server.client_of("candled-ingest").getrange(own, 0, 9))
         assert parts.bus.describe().get("trouble") is None
     finally:
         await parts.stop()

@@ -12,6 +12,7 @@ from redis import asyncio as aioredis
 
 from candled.bus import HistoryChanged, MinuteChanged, StateChanged
 from candled.bus.codec import Names, decode_heartbeat, decode_market_list, decode_message, decode_newest, decode_notice
+from candled.bus.processes import decode_process
 from candled.bus.redis.leases import LeaseState
 from candled.model import STATES
 from tests import deadlines
@@ -88,6 +89,11 @@ def test_the_messages_of_the_page_are_messages():
     assert decode_heartbeat(heartbeat[1].encode()).seqs == {NAMES.candles_channel(BTC): 9}
 
 
+def test_the_announcement_of_the_page_is_one():
+    (text,) = blocks("text")
+    assert decode_process(text.encode()).process == "5f0c2ab19d3e"
+
+
 def test_the_names_of_the_page_are_the_names():
     documented = set(re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE))
     names = {
@@ -98,7 +104,14 @@ def test_the_names_of_the_page_are_the_names():
         NAMES.token_key(0),
     }
     names |= {NAMES.markets_channel("bitget"), NAMES.markets_key("bitget")}
-    names |= {NAMES.heartbeat_channel(0), NAMES.processes_key, NAMES.budget_key("HOST"), NAMES.count_key("…")}
+    names |= {
+        NAMES.heartbeat_channel(0),
+        NAMES.processes_key,
+        NAMES.processes_list_key,
+        NAMES.process_key("PROCESS"),
+        NAMES.budget_key("HOST"),
+        NAMES.count_key("…"),
+    }
     assert names <= documented
     assert all(f"`{state}`" in PAGE for state in STATES)
 

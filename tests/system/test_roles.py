@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import websockets
 
+from candled import __version__
 from tests import deadlines
 from tests.redis_servers import shared_redis
 from tests.system.daemon import Daemon
@@ -97,6 +99,19 @@ def test_each_shows_in_its_status_what_it_knows(deployment):
     assert serving["markets"][0].keys() == {"exchange", "symbol", "state"}
     assert "connections" not in serving["exchanges"]["replay"]
     assert "candlesPerSecond" not in serving["lastHour"]
+
+
+def test_each_process_knows_all_of_them(deployment):
+    deadline = deadlines.now() + 30
+    for number, daemon in enumerate((deployment.ingest, deployment.serving[0])):
+        while len(known := status_of(daemon)["processes"]) < 2:
+            assert deadlines.now() < deadline, known
+            time.sleep(0.2)
+        assert [one["roles"] for one in known] == [["ingest"], ["serve"]]
+        assert known[number]["process"] == status_of(daemon)["bus"]["process"]
+        assert all(one["host"] == socket.gethostname() and one["version"] == __version__ for one in known)
+        details = daemon.get("/health?verbose")["processes"]
+        assert [one["process"] for one in details] == [one["process"] for one in known]
 
 
 async def test_the_process_beside_it_serves_what_it_reads(deployment):

@@ -1,6 +1,7 @@
 """The status page in Chromium: a real daemon whose exchange stops, and a thousand markets."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -157,12 +158,24 @@ async def test_of_a_thousand_markets_the_worst_come_first_and_all_are_found(
 
 async def test_a_process_that_only_serves_shows_what_it_knows(browser: Any, well: tuple[str, dict[str, Any]]) -> None:
     address, document = well
-    shard = {"shard": 0, "state": None, "leader": None, "heartbeatAgeMs": 21_000}
+    shard = {"shard": 0, "state": None, "leader": "a1", "heartbeatAgeMs": 21_000}
+    counts = {"version": "1.0", "since": document["time"], "clients": 1840, "rooms": 7}
     lists = {name: values for name, values in document["lastHour"].items() if name != "candlesPerSecond"}
     changed = document | {
         "markets": [{"exchange": "replay", "symbol": "BTC/USDT", "state": "stale", "reason": "leader_silent"}],
         "exchanges": {"replay": {"status": "warn", "symbols": 1, "states": {"stale": 1}}},
-        "bus": {"kind": "redis", "connected": True, "lagMs": 1.2, "ingestProcesses": None, "shards": [shard]},
+        "bus": {
+            "kind": "redis",
+            "connected": True,
+            "lagMs": 1.2,
+            "ingestProcesses": None,
+            "shards": [shard],
+            "process": "b1",
+        },
+        "processes": [
+            {"process": "a1", "name": "ingest", "roles": ["ingest"], "host": "one", **counts},
+            {"process": "b1", "name": "", "roles": ["serve"], "stopping": True, **counts},
+        ],
         "lastHour": lists,
     }
     async with opened(browser, 360, "light") as (page, _, complaints):
@@ -170,8 +183,13 @@ async def test_a_process_that_only_serves_shows_what_it_knows(browser: Any, well
         await page.goto(address)
         await page.locator("#shards", has_text="21 s ago").wait_for()
         assert "only serves" in await page.inner_text("#shards")
+        rows = await page.locator("#process-rows tbody tr").all_inner_texts()
+        assert [re.sub(r"\s+", " ", row) for row in rows] == [
+            "ingest one ingest 0 1,840 7 0 s 1.0",
+            "b1 this process serve stopping – 1,840 7 0 s 1.0",
+        ]
         assert "The process that reads the exchange sends nothing." in await page.inner_text("#markets")
         assert await page.locator("#markets .days").count() == 0
-        assert await page.locator("#charts figure").count() == 3
+        assert await page.locator("#charts figure").count() == 4
         assert complaints == []
         assert not await is_overflowing(page)

@@ -139,6 +139,7 @@ class RedisBus:
             "kind": "redis",
             "connected": (subscriber is None or subscriber.is_connected) and not self._failures.is_vital,
             "servers": str(self._servers.address),
+            "process": self._process,
         }
         if subscriber is not None:
             lag_s = subscriber.lag_s
@@ -160,7 +161,6 @@ class RedisBus:
                 "leases": self.leases.describe(),
                 "leaseChanges": self.leases.transitions,
                 "processes": self.leases.processes,
-                "process": self._process,
             }
         return {**facts, "trouble": problem} if problem else facts
 

@@ -52,6 +52,7 @@ class StatusPage {
     showTiles(status);
     this.showCharts(status.lastHour);
     showExchanges(exchanges);
+    showProcesses(status);
     showLeaders(status.bus);
     this.markets.show(status.markets, Object.keys(exchanges)[0]);
     setText(byId("version"), `candled ${process.version}`);
@@ -202,6 +203,18 @@ function gapCells(gaps) {
   if (!all.length) return ["none"];
   return all.map(([reason, { count, minutes }]) =>
     make("span", reason === "missing" ? "warn sub" : "sub", `${countText(minutes, "minute")} in ${countText(count, "gap")}: ${reasonText(reason)}`));
+}
+
+function showProcesses({ processes, bus, time }) {
+  byId("processes").hidden = processes.length < 2;
+  setText(byId("processes-title"), `Processes: ${number.format(processes.length)}`);
+  fill(byId("process-rows").tBodies[0], processes.map(({ process, name, host, roles, clients, rooms, since, version, stopping }) => {
+    const led = bus.shards.filter(({ leader }) => leader === process).map(({ shard }) => shard);
+    const where = [host, process === bus.process ? "this process" : ""].filter(Boolean).join(", ");
+    return row([["Process", name || process, make("span", "sub", where)], ["Roles", roles.join(" and "), stopping ? make("span", "sub bad", "stopping") : ""],
+      ["Leads shards", led.join(", ") || "–"], ["Clients", number.format(clients)], ["Rooms", number.format(rooms)],
+      ["Running for", durationText((Date.parse(time) - Date.parse(since)) / 1000)], ["Version", version]]);
+  }));
 }
 
 function showLeaders({ kind, shards, ingestProcesses, process }) {

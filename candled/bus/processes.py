@@ -1,0 +1,52 @@
+"""The facts that each process of a site announces to the others."""
+
+from typing import Annotated
+
+import msgspec
+
+from candled.bus.codec import BadMessage
+
+MAX_BYTES = 4096
+
+_Text = Annotated[str, msgspec.Meta(max_length=256)]
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+
+
+class ProcessFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One running process."""
+
+    #: Its name in leases, which is new with each start.
+    process: _Text
+    #: Its name among the processes that share a port, such as `serve-1`; empty if it shares none.
+    name: _Text = ""
+    #: The name of its machine.
+    host: _Text
+    roles: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=8)]
+    version: _Text
+    #: When it started, ISO 8601.
+    since: _Text
+    #: Connected clients, and rooms with subscribers.
+    clients: _Count
+    rooms: _Count
+    #: True while it disconnects its clients.
+    stopping: bool = False
+
+
+def encode_process(facts: ProcessFacts) -> bytes:
+    """Encode the facts for announcing them."""
+    return msgspec.json.encode(facts)
+
+
+def decode_process(data: bytes) -> ProcessFacts:
+    """Decode an announcement.
+
+    Raises:
+        BadMessage: it does not have the documented form.
+    """
+    try:
+        return _decode(data)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise BadMessage(str(error)) from error
+
+
+_decode = msgspec.json.Decoder(ProcessFacts).decode

@@ -1,0 +1,70 @@
+"""The processes of a site, for the status page and `/health?verbose`."""
+
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from candled import __version__
+from candled.bus.processes import ProcessFacts
+from candled.model import iso_ms
+
+if TYPE_CHECKING:
+    from candled.bus.redis.processes import ProcessRegistry
+    from candled.config import Config
+    from candled.exchange import Clock
+    from candled.rooms.hub import Hub
+    from candled.serve.server import Server
+
+
+class ProcessList:
+    """This process, and those that `registry` knows. Without one, it is alone.
+
+    `name` is the name of this process among those that share its port, or empty.
+    """
+
+    def __init__(
+        self,
+        config: "Config",
+        clock: "Clock",
+        server: "Server",
+        hub: "Hub",
+        name: str,
+        registry: "ProcessRegistry | None",
+    ) -> None:
+        self._server = server
+        self._hub = hub
+        self._registry = registry
+        self._own = ProcessFacts(
+            process="" if registry is None else registry.process,
+            name=name,
+            host=socket.gethostname(),
+            roles=tuple(config.roles),
+            version=__version__,
+            since=iso_ms(clock.now_ms()),
+            clients=0,
+            rooms=0,
+        )
+
+    def describe_own(self) -> ProcessFacts:
+        """Return this process as it is now."""
+        return msgspec.structs.replace(
+            self._own,
+            clients=self._server.connection_count,
+            rooms=self._hub.room_count,
+            stopping=self._server.reports.is_stopping(),
+        )
+
+    def list_all(self) -> Sequence[ProcessFacts]:
+        """Return all processes, those that ingest first."""
+        others = () if self._registry is None else self._registry.others
+        return sorted([self.describe_own(), *others], key=lambda one: (one.roles, one.host, one.name, one.process))
+
+    def describe(self, *, shows_details: bool) -> dict[str, list[dict[str, Any]]]:
+        """Return all processes as JSON has them; without details, the names of machines are left out."""
+        found: list[dict[str, Any]] = [msgspec.to_builtins(one) for one in self.list_all()]
+        for one in found:
+            if not shows_details:
+                del one["host"]
+        return {"processes": found}
