@@ -38,7 +38,6 @@ from candled.on_demand import RENEW_S, DemandBook, MarketsOnDemand, MemoryBook
 from candled.parts import Parts
 from candled.plugin_hooks import PluginHooks
 from candled.plugins import Plugins
-from candled.process_list import ProcessList
 from candled.protocol.requests import RequestCodec
 from candled.reload import ExchangeChanges, ReloadPlan, compare_exchanges
 from candled.reloader import Reloader
@@ -248,13 +247,11 @@ class Daemon:
         self._rate_limits = self._make_rate_limits()
         self._started, self._is_stopping = asyncio.Event(), False
         self._server = self._make_server(self._catalog, broadcaster, texts)
-        registry = None if self._shared is None else self._shared.processes
-        self._processes = ProcessList(config, clock, self._server, self._hub, self._name.get("process", ""), registry)
         self._lag = LoopLag(clock)
-        #: The internal port; None if the settings have none.
         parts = self._make_parts(texts)
-        #: The data of the status page.
-        self.status = StatusReport(parts, self._processes, self._name.get("process"))
+        #: The data of the status page, and the internal port; None if the settings have none.
+        registry = None if self._shared is None else self._shared.processes
+        self.status = StatusReport(parts, self._name.get("process"), registry)
         self.internal = self._make_internal(parts)
         self._tasks = TaskSet()
         self._reading, self._adding_intervals = asyncio.Event(), asyncio.Lock()
@@ -379,7 +376,11 @@ class Daemon:
     def _make_reports(self) -> HealthReports:
         return HealthReports(
             summarize=lambda: {**self.health.summarize(), **self._name},
-            report=lambda: {**self.health.report(), **self._name, **self._processes.describe(shows_details=True)},
+            report=lambda: {
+                **self.health.report(),
+                **self._name,
+                **self.status.processes.describe(shows_details=True),
+            },
             check_readiness=self.health.report_readiness,
             count_clients=lambda: {
                 "broadcaster": self._hub.describe(),
@@ -521,7 +522,7 @@ class Daemon:
         if self._shared is not None:
             await self._shared.load_markets()
             self._shared.start()  # messages received before the bars are loaded wait for them
-            self._shared.processes.start(self._processes.describe_own)
+            self._shared.processes.start(self.status.processes.describe_own)
         steps = [self._bars.start] if self._ingest is None else [self._bars.start, self._ingest.start]
         await in_parallel(len(steps), steps, lambda start: start())  # exchanges are read while bars are loaded
         self._started.set()

@@ -11,10 +11,11 @@ from candled.model import iso_ms
 from .last_hour import EVERY_S, LastHour
 from .market_rows import MarketRows, encode
 from .problems import ExchangeReadings, Readings, find_problems
+from .processes import ProcessList
 
 if TYPE_CHECKING:
+    from candled.bus.redis.processes import ProcessRegistry
     from candled.parts import Parts
-    from candled.process_list import ProcessList
 
 _LATE_S = 0.1
 _HOUR_S, _QUARTER_S, _FIVE_MINUTES_S = 3600.0, 900.0, 300.0
@@ -22,14 +23,15 @@ _UNREAD = IngestMeasures()
 
 
 class StatusReport:
-    """The document of the status page. `process` names this one of the `processes` if several share its port.
+    """The document of the status page. `process` names this one if several share its port; `registry` knows the others.
 
     Call `take_sample` every `EVERY_S` seconds.
     """
 
-    def __init__(self, parts: "Parts", processes: "ProcessList", process: str | None) -> None:
+    def __init__(self, parts: "Parts", process: str | None, registry: "ProcessRegistry | None") -> None:
         self._parts = parts
-        self._processes = processes
+        #: This process and the others.
+        self.processes = ProcessList(parts, process, registry)
         self._process = process
         self._hour = LastHour()
         self._markets = MarketRows(parts.ingest, parts.bus, parts.bars, parts.clock)
@@ -88,7 +90,7 @@ class StatusReport:
             "exchanges": exchanges,
             "store": self._describe_store(writer, shows_details=shows_details),
             "bus": self._describe_bus(bus, shows_details=shows_details),
-            **self._processes.describe(shows_details=shows_details),
+            **self.processes.describe(shows_details=shows_details),
             "clients": self._describe_clients(),
             "lastHour": self._describe_hour(),
         }

@@ -1,6 +1,6 @@
 """The processes of a site, for the status page and `/health?verbose`."""
 
-import socket
+import platform
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,37 +12,26 @@ from candled.model import iso_ms
 
 if TYPE_CHECKING:
     from candled.bus.redis.processes import ProcessRegistry
-    from candled.config import Config
-    from candled.exchange import Clock
-    from candled.rooms.hub import Hub
-    from candled.serve.server import Server
+    from candled.parts import Parts
 
 
 class ProcessList:
     """This process, and those that `registry` knows. Without one, it is alone.
 
-    `name` is the name of this process among those that share its port, or empty.
+    `name` is the name of this process among those that share its port; None if there are none.
     """
 
-    def __init__(
-        self,
-        config: "Config",
-        clock: "Clock",
-        server: "Server",
-        hub: "Hub",
-        name: str,
-        registry: "ProcessRegistry | None",
-    ) -> None:
-        self._server = server
-        self._hub = hub
+    def __init__(self, parts: "Parts", name: str | None, registry: "ProcessRegistry | None") -> None:
+        self._server = parts.server
+        self._hub = parts.hub
         self._registry = registry
         self._own = ProcessFacts(
             process="" if registry is None else registry.process,
-            name=name,
-            host=socket.gethostname(),
-            roles=tuple(config.roles),
+            name=name or "",
+            host=platform.node(),
+            roles=tuple(parts.config.roles),
             version=__version__,
-            since=iso_ms(clock.now_ms()),
+            since=iso_ms(parts.clock.now_ms()),
             clients=0,
             rooms=0,
         )
