@@ -34,6 +34,24 @@ class Pace:
             await self._clock.sleep(0)
 
 
+class LoopTurns:
+    """Turns for steps of several milliseconds: in each pass of the event loop, one of the tasks has its turn.
+
+    Without turns, the steps of all tasks whose data came together would run in one pass, and block the loop.
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    async def __aenter__(self) -> None:
+        """Wait for a turn. Tasks have theirs in the order in which they ask."""
+        await self._lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        """End the turn with this pass of the loop."""
+        asyncio.get_running_loop().call_soon(self._lock.release)
+
+
 class Backoff:
     """Exponential backoff with jitter: each failure doubles the limit, and the wait is drawn below it.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from candled.model import MINUTE, BarChange, Candle, Interval, Range, sources
+from candled.model import END_OF_TIME_MS, MINUTE, BarChange, Candle, Interval, Range, sources
 
 from .rollup import Rollup
 from .series import Series
@@ -54,7 +54,7 @@ class Aggregator:
             for interval, source in new._sources.items():
                 if interval in stored:
                     span = Range(new._series[source].since_ms, newest.open_ms + 1)
-                    new._merge_level(interval, {}, span, 0)
+                    new._merge_level(interval, (), (), span, 0)
             new._reset_rollups()
         return new
 
@@ -71,6 +71,13 @@ class Aggregator:
         """Return how many bars to load so that every forming bar can be folded from memory."""
         longest = max((longer.ms for longer, source in self._sources.items() if source == interval), default=0)
         return max(at_least, longest // interval.ms + 1)
+
+    def folded_from(self, interval: Interval) -> int:
+        """Return the time from which bars of an interval are folded from bars in memory, which `merge_stored` prefers.
+
+        This is never for 1m.
+        """
+        return END_OF_TIME_MS if interval == MINUTE else self._series[self._sources[interval]].since_ms
 
     def seed_bars(self, interval: Interval, bars: Sequence[Candle], since_ms: int) -> None:
         """Add the newest bars of one interval from the store. `since_ms` is as in `Series`."""
@@ -121,20 +128,21 @@ class Aggregator:
             else:
                 minutes.put_bar(row.copied_over(cached))
         minutes.put_bars(changed, change_id)
-        changes = [BarChange(MINUTE, row) for row in changed]
-        for interval in self._sources:
-            stored = {row.open_ms: row for row in rows.get(interval, ())}
-            changes += self._merge_level(interval, stored, Range(start_ms, end_ms), change_id)
+        levels: dict[Interval, list[Candle]] = {MINUTE: changed}
+        for interval, source in self._sources.items():
+            span = Range(start_ms, end_ms)
+            levels[interval] = self._merge_level(interval, rows.get(interval, ()), levels[source], span, change_id)
         self._reset_rollups()
-        return changes
+        return [BarChange(interval, bar) for interval, bars in levels.items() for bar in bars]
 
     def _merge_level(
-        self, interval: Interval, stored: Mapping[int, Candle], span: Range, change_id: int
-    ) -> list[BarChange]:
+        self, interval: Interval, stored: Sequence[Candle], fresh: Sequence[Candle], span: Range, change_id: int
+    ) -> list[Candle]:
+        """Merge the bars of one interval, and return the changed ones. `fresh` are those of its source."""
         series = self._series[interval]
         first_ms, end_ms = interval.floor(span.start_ms), interval.floor(span.end_ms - 1) + interval.ms
-        bars = dict(stored)
-        bars |= self._rollups[interval].fold_bars(first_ms, end_ms)
+        bars = {row.open_ms: row for row in stored}
+        bars |= self._rollups[interval].fold_bars(first_ms, end_ms, fresh)
         changed = []
         for open_ms in sorted(bars):
             bar, cached = bars[open_ms], series.get_bar(open_ms)
@@ -145,7 +153,7 @@ class Aggregator:
             else:
                 series.put_bar(bar)
         series.put_bars(changed, change_id)
-        return [BarChange(interval, bar) for bar in changed]
+        return changed
 
     def _is_whole(self, open_ms: int) -> bool:
         """Return whether the minute lies in the range in memory and all of its bars have all their parts."""

@@ -65,11 +65,14 @@ class Rollup:
         """Return the bar that begins at `start_ms`, folded from all of its parts. There must be at least one."""
         return self._fold_parts(self._parts.bars_between(start_ms, start_ms + self._series.interval.ms), start_ms)
 
-    def fold_bars(self, start_ms: int, end_ms: int) -> dict[int, Candle]:
-        """Return the bars of `[start_ms, end_ms)` with all their parts in memory, by opening time."""
+    def fold_bars(self, start_ms: int, end_ms: int, fresh: Sequence[Candle]) -> dict[int, Candle]:
+        """Return the bars of `[start_ms, end_ms)` with all their parts in memory, by opening time.
+
+        `fresh` are the parts that were just put, oldest first.
+        """
         interval = self._series.interval
         start_ms = max(start_ms, interval.floor(self._parts.since_ms - 1) + interval.ms)
-        groups = group_parts(self._parts.bars_between(start_ms, end_ms), interval)
+        groups = group_parts(self._parts.bars_with(fresh, start_ms, end_ms), interval)
         return {open_ms: self._fold_parts(parts, open_ms) for open_ms, parts in groups}
 
     def _fold_parts(self, parts: Sequence[Candle], start_ms: int) -> Candle:

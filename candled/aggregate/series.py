@@ -110,6 +110,15 @@ class Series:
         first = bisect_left(self._times, start_ms)
         return self._bars_at(first, bisect_left(self._times, end_ms, first))
 
+    def bars_with(self, fresh: Sequence[Candle], start_ms: int, end_ms: int) -> list[Candle]:
+        """Return `bars_between`. `fresh` are bars that were just put, oldest first, so they need not be decoded."""
+        first = bisect_left(self._times, fresh[0].open_ms) if fresh else 0
+        last = bisect_left(self._times, fresh[-1].open_ms + 1, first) if fresh else 0
+        if not fresh or last - first != len(fresh) or fresh[0].open_ms < start_ms or fresh[-1].open_ms >= end_ms:
+            return self.bars_between(start_ms, end_ms)
+        before = self._bars_at(bisect_left(self._times, start_ms, 0, first), first)
+        return [*before, *fresh, *self._bars_at(last, bisect_left(self._times, end_ms, last))]
+
     def oldest_revised(self, revision: int) -> int:
         """Return the opening time of the oldest bar that changed since a revision, or a time after all bars."""
         count = self.revision - revision

@@ -1,14 +1,16 @@
 """Reads bars from the store into memory: at startup, after changes of the past, and after lost messages."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 
 from candled.bus import FeedMetadata
 from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock
 from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, Candle, Interval, Position, Range, RangeSet
 from candled.store.history import HistoryReader
-from candled.tasks import TaskSet, in_parallel
+from candled.tasks import LoopTurns, TaskSet, in_parallel
 
 from .aggregator import Aggregator
 from .market_bars import AT_FIRST, MarketBars, new_aggregator
@@ -34,6 +36,8 @@ class StoreReader:
         self._clock = clock
         self._on_loaded = on_loaded
         self._tasks = TaskSet()
+        #: For work with many bars.
+        self._turns = LoopTurns()
         #: How often lost messages were recovered.
         self.recovered = 0
 
@@ -50,10 +54,13 @@ class StoreReader:
         try:
             complete_from_ms = await self._history.complete_from(market.key)
             served_from_ms = await self._history.served_from(market.key)
-            loaded = {}
+            loaded: dict[Interval, tuple[int, Sequence[Candle]]] = {}
             for interval in market.aggregator.levels:
                 count = market.aggregator.parts_needed(interval, AT_FIRST)
-                loaded[interval] = (count, await self._history.read_bars(market.key, interval, END_OF_TIME_MS, count))
+                if interval == MINUTE or served_from_ms is not None or loaded[MINUTE][1]:
+                    loaded[interval] = count, await self._history.read_bars(market.key, interval, END_OF_TIME_MS, count)
+                else:  # a new market
+                    loaded[interval] = count, ()
             forming = await self._select_adjoining(
                 market, loaded[MINUTE][1], await self._history.read_forming(market.key)
             )
@@ -62,6 +69,19 @@ class StoreReader:
             logger.log(level, "%s: bars cannot be loaded: %s; trying again", market.key, error)
             self._tasks.start(self._load_later(market))
             return
+        async with self._turns:
+            self._seed_market(market, loaded, forming, gap, complete_from_ms, served_from_ms)
+
+    def _seed_market(
+        self,
+        market: MarketBars,
+        loaded: Mapping[Interval, tuple[int, Sequence[Candle]]],
+        forming: Sequence[Candle],
+        gap: Range | None,
+        complete_from_ms: int | None,
+        served_from_ms: int | None,
+    ) -> None:
+        """Add the loaded bars: by interval, the number requested, and the bars."""
         for interval, (count, bars) in loaded.items():
             market.aggregator.seed_bars(interval, bars, bars[0].open_ms if len(bars) >= count else 0)
         if market.complete_from_ms is None:
@@ -233,23 +253,38 @@ class StoreReader:
             if interval.floor(stale.start_ms) < keep_ms and series.since_ms < keep_ms:
                 series.drop_before(keep_ms)  # read no more than can be kept, however long the range is
             start_ms = max(interval.floor(stale.start_ms), series.since_ms)
-            if start_ms < stale.end_ms:
-                rows[interval] = await self._history.read_bars_between(market.key, interval, start_ms, stale.end_ms)
+            end_ms = min(stale.end_ms, market.aggregator.folded_from(interval))
+            if start_ms < end_ms:
+                rows[interval] = await self._history.read_bars_between(market.key, interval, start_ms, end_ms)
+        async with self._turns:
+            self._merge_rows(market, rows, stale, complete_from_ms, served_from_ms)
+
+    def _merge_rows(
+        self,
+        market: MarketBars,
+        rows: Mapping[Interval, Sequence[Candle]],
+        stale: Range,
+        complete_from_ms: int | None,
+        served_from_ms: int | None,
+    ) -> None:
+        """Merge the stored bars of a range. History was complete and served from these times before they were read."""
         change_id = market.feed_log.change_id + 1
         changes = market.aggregator.merge_stored(rows, stale.start_ms, stale.end_ms, change_id)
         if complete_from_ms is not None:  # only now: before, bars would be shown without the missing minutes
             market.complete_from_ms = complete_from_ms
         known = (market.served_from_ms, served_from_ms, complete_from_ms)
         market.served_from_ms = min((one for one in known if one is not None), default=None)
-        changed = [change.bar.open_ms for change in changes if change.interval == MINUTE]
-        if changed:
-            market.feed_log.log_change(change_id, changed[0], changed[-1] + MINUTE_MS)
+        bars = {
+            interval: [change.bar for change in group] for interval, group in groupby(changes, attrgetter("interval"))
+        }
+        if minutes := bars.get(MINUTE):
+            market.feed_log.log_change(change_id, minutes[0].open_ms, minutes[-1].open_ms + MINUTE_MS)
         memory_from_ms = market.aggregator.series_of(MINUTE).since_ms
         if stale.start_ms < memory_from_ms:  # its changes are unknown, because it is not in memory
             market.feed_log.log_change(change_id, stale.start_ms, min(stale.end_ms, memory_from_ms))
-        shown = [one for one in changes if one.bar.open_ms >= (market.served_from_ms or 0)]
+        shown_ms = market.served_from_ms or 0
         for interval in market.aggregator.intervals:
-            market.notify_history_changed(interval, [one.bar for one in shown if one.interval == interval])
+            market.notify_history_changed(interval, [bar for bar in bars.get(interval, ()) if bar.open_ms >= shown_ms])
 
     # ------------------------------------------------------------ lost messages
 

@@ -120,9 +120,9 @@ class IngestPublisher:
         published = self._published[market.key.symbol]
         if repairing is not None:
             published.repairing.append(repairing)
-        for number, candle in enumerate(candles, 1):
+        for candle, following in zip(candles, _following(market, candles), strict=True):
             is_past = published.watermark_ms is not None and candle.open_ms < published.watermark_ms
-            metadata = _metadata(market, published, candles[number:])
+            metadata = _metadata(market, published, following)
             position = self._record_position(published, self._bus.publish(MinuteChanged(market.key, candle, metadata)))
             if metadata.watermark_ms is not None:
                 published.watermark_ms = metadata.watermark_ms
@@ -263,16 +263,25 @@ class IngestPublisher:
         return position
 
 
-def _metadata(market: "MarketIngest", published: _Published, following: Sequence[Candle] = ()) -> FeedMetadata:
+def _metadata(market: "MarketIngest", published: _Published, following: Range | None = None) -> FeedMetadata:
     """Return the metadata for the market's next message. Minutes that only later messages contain count as missing."""
     metadata = market.feed_metadata(_logged_seq(published))
-    if not published.repairing and not following:
-        return metadata
-    spans = [*published.repairing, *(Range(candle.open_ms, candle.open_ms + MINUTE_MS) for candle in following)]
-    for span in spans:
+    gap = metadata.gap if following is None else following.hull(metadata.gap)
+    for span in published.repairing:
         if metadata.watermark_ms is not None and span.start_ms < metadata.watermark_ms:
-            metadata = replace(metadata, gap=span.hull(metadata.gap))
-    return metadata
+            gap = span.hull(gap)
+    return metadata if gap == metadata.gap else replace(metadata, gap=gap)
+
+
+def _following(market: "MarketIngest", candles: Sequence[Candle]) -> list[Range | None]:
+    """Return, for each candle, the range before the watermark from the first to the last candle that follows it."""
+    watermark_ms, following = market.minutes.watermark_ms, None
+    spans: list[Range | None] = []
+    for candle in reversed(candles):
+        spans.append(following)
+        if watermark_ms is not None and candle.open_ms < watermark_ms:
+            following = Range(candle.open_ms, candle.open_ms + MINUTE_MS).hull(following)
+    return spans[::-1]
 
 
 def _logged_seq(published: _Published) -> int:

@@ -11,7 +11,7 @@ from candled.errors import CandledError, ExchangeError, StoreRejected, StoreUnav
 from candled.exchange import Clock, Exchange
 from candled.model import MINUTE_MS, Candle, Range, Symbol
 from candled.model.texts import printable
-from candled.tasks import Backoff
+from candled.tasks import Backoff, LoopTurns
 
 from .coverage import Urgency, Window
 from .evidence import find_evidence
@@ -74,6 +74,8 @@ class RepairScheduler:
         self._order = itertools.count()
         #: Set when the queue is not empty.
         self._queued = asyncio.Event()
+        #: For work with the rows of an answer.
+        self._turns = LoopTurns()
         #: The workers that make a request. The others save answers, which may take long.
         self._requesting = asyncio.Semaphore(_REQUESTS_AT_ONCE)
         #: Markets that are in the queue or being requested.
@@ -206,13 +208,14 @@ class RepairScheduler:
         except (StoreUnavailable, StoreRejected) as error:
             self._on_failure(market, f"the stored minutes cannot be read to compare them: {error}")
             return None
-        if not self._publisher.is_open(market):
-            return None
-        now_ms = max(asked_ms, self._time.now_ms())
-        outcome = market.on_history(window, rows, now_ms, asked_ms=asked_ms, stored=stored)
-        self.parity.count_checked(self._time.now_ms(), outcome.checked, outcome.mismatched)
-        self._on_answer(market, outcome)
-        return outcome
+        async with self._turns:
+            if not self._publisher.is_open(market):
+                return None
+            now_ms = max(asked_ms, self._time.now_ms())
+            outcome = market.on_history(window, rows, now_ms, asked_ms=asked_ms, stored=stored)
+            self.parity.count_checked(self._time.now_ms(), outcome.checked, outcome.mismatched)
+            self._on_answer(market, outcome)
+            return outcome
 
     async def _read_stored(self, market: MarketIngest, window: Window) -> Sequence[Candle]:
         """Return the stored minutes that a response is compared with and that are not in memory."""

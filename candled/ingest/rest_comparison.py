@@ -96,13 +96,15 @@ class RestComparison:
         )
         for open_ms in awaiting | answered.keys():
             streamed, row = known.get(open_ms) or self._minutes.get_minute(open_ms), answered.get(open_ms)
-            if streamed is None or not streamed.final or open_ms in unreadable:
+            if streamed is None or not streamed.final:
+                continue
+            differs = row is None or row[1:7] != streamed[1:7]
+            if (not differs and open_ms not in awaiting) or open_ms in unreadable:
                 continue
             if self._coverage.unconfirmed.was_deferred(open_ms) and open_ms not in self._lesser:  # already counted
                 continue
             if row is not None and changed_during_request(streamed, row, asked_ms, now_ms):
                 continue
-            differs = row is None or row.values != streamed.values
             checked += differs or open_ms in awaiting
             mismatched += differs
         return checked, mismatched
@@ -110,4 +112,4 @@ class RestComparison:
 
 def changed_during_request(known: Candle, candle: Candle, asked_ms: int, now_ms: int) -> bool:
     """Return whether another version of a minute was pushed during the REST request and may therefore be newer."""
-    return known.values != candle.values and asked_ms < known.as_of_ms <= now_ms
+    return asked_ms < known.as_of_ms <= now_ms and known.values != candle.values
