@@ -44,7 +44,7 @@ class LoopTurns:
         self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> None:
-        """Wait for a turn. Tasks have theirs in the order in which they ask."""
+        """Wait for a turn, in the order of the calls."""
         await self._lock.acquire()
 
     async def __aexit__(self, *_: object) -> None:
