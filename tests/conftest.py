@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import textwrap
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from decimal import Decimal
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import hypothesis
 import pytest
+import pytest_asyncio
 import websockets
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 from tornado.httpserver import HTTPServer
@@ -72,6 +73,16 @@ def browser() -> None:
     """Need Chromium."""
     if tiers.CHROMIUM is None:
         pytest.skip(tiers.NO_CHROMIUM)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def chromium(browser: None) -> AsyncIterator[Any]:
+    """Give Playwright's Chromium on the loop of the module."""
+    playwright = pytest.importorskip("playwright.async_api", reason="needs Playwright: pip install -e '.[test]'")
+    async with playwright.async_playwright() as driver:
+        chromium = await driver.chromium.launch(**tiers.CHROMIUM_OPTIONS)
+        yield chromium
+        await chromium.close()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -26,6 +26,8 @@ NEEDS = {
 }
 NO_CHROMIUM = "needs Chromium: apt-get install --no-install-recommends chromium fonts-liberation"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+#: how Playwright launches it
+CHROMIUM_OPTIONS = {"executable_path": CHROMIUM, "args": ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]}
 
 _MEMORY, _ENOUGH_BYTES = Path("/dev/shm"), 1 << 30
 _running: pytest.Item | None = None

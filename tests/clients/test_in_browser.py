@@ -13,24 +13,10 @@ from candled.model import iso_ms
 from tests import deadlines
 from tests.clients.market import BTC, ETH, calm, fault, plain, serving
 from tests.clients.scripted import Scripted
-from tests.tiers import CHROMIUM, NO_CHROMIUM
 
-playwright = pytest.importorskip("playwright.async_api", reason="needs Playwright: pip install -e '.[test]'")
-
-pytestmark = [pytest.mark.usefixtures("browser"), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 XRP = ("XRP/USDT", "1m")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip(NO_CHROMIUM)
-    async with playwright.async_playwright() as driver:
-        flags = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        browser = await driver.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield browser
-        await browser.close()
 
 
 @pytest_asyncio.fixture(params=[True, False], ids=["extended", "plain"], loop_scope="module")
@@ -48,8 +34,8 @@ async def extended() -> AsyncIterator[Scripted]:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def page(browser: Any) -> AsyncIterator[Any]:
-    page = await browser.new_page()
+async def page(chromium: Any) -> AsyncIterator[Any]:
+    page = await chromium.new_page()
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     yield page

@@ -8,7 +8,7 @@ import pytest
 
 from tests import deadlines
 from tests.system.daemon import Daemon
-from tests.tiers import CHROMIUM
+from tests.tiers import CHROMIUM_OPTIONS
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install -e '.[test]'")
 
@@ -40,7 +40,7 @@ def test_an_event_source_comes_back_by_itself_and_says_where_it_was(tmp_path: Pa
     }
     with Daemon(tmp_path) as daemon, playwright.sync_playwright() as driver:
         daemon.start(config)
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        browser = driver.chromium.launch(**CHROMIUM_OPTIONS)
         page = browser.new_page()
         page.goto(daemon.url)
         page.evaluate(LISTEN)

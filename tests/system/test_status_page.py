@@ -17,11 +17,8 @@ from tests import deadlines
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
 from tests.metrics.scrape import running
-from tests.tiers import CHROMIUM, NO_CHROMIUM
 
-playwright = pytest.importorskip("playwright.async_api", reason="needs Playwright: pip install -e '.[test]'")
-
-pytestmark = [pytest.mark.usefixtures("browser", "daemon"), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.usefixtures("daemon"), pytest.mark.asyncio(loop_scope="module")]
 
 WAIT_MS = 30_000
 GROUND = {"light": "rgb(255, 255, 255)", "dark": "rgb(15, 20, 26)"}
@@ -32,21 +29,10 @@ def daemon() -> None:
     """The need of this module: it runs a daemon in the process of the tests."""
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip(NO_CHROMIUM)
-    async with playwright.async_playwright() as driver:
-        flags = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        browser = await driver.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield browser
-        await browser.close()
-
-
 @asynccontextmanager
-async def opened(browser: Any, width: int, scheme: str) -> AsyncIterator[tuple[Any, list[str], list[str]]]:
+async def opened(chromium: Any, width: int, scheme: str) -> AsyncIterator[tuple[Any, list[str], list[str]]]:
     """A page with the addresses that it asked for, and its complaints."""
-    page = await browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page = await chromium.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page.set_default_timeout(WAIT_MS / deadlines.rate())
     asked: list[str] = []
     complaints: list[str] = []
@@ -65,7 +51,7 @@ async def is_overflowing(page: Any) -> bool:
 
 
 async def test_an_exchange_that_stops_is_shown_in_words_and_so_is_the_end_of_the_process(
-    browser: Any, tmp_path: Path
+    chromium: Any, tmp_path: Path
 ) -> None:
     fake = FakeBitget(SystemClock(), [FakeMarket(symbol=Symbol("BTC", "USDT"), tape=Synthetic(7))], push_interval_s=0.5)
     await fake.start()
@@ -73,7 +59,7 @@ async def test_an_exchange_that_stops_is_shown_in_words_and_so_is_the_end_of_the
     ingest = {"ingest": {"backfill": "0s", "quiet_after": "3s"}}
     async with (
         running(tmp_path, exchanges, sections=ingest, status="public") as deployment,
-        opened(browser, 1200, "dark") as opening,
+        opened(chromium, 1200, "dark") as opening,
     ):
         page, asked, complaints = opening
         address = f"http://127.0.0.1:{deployment.daemon.port}"
@@ -121,10 +107,10 @@ MARKETS[700] |= {"symbol": "<img src=x>/USDT", "state": "recovering", "reason": 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1200, "light")])
 async def test_of_a_thousand_markets_the_worst_come_first_and_all_are_found(
-    browser: Any, well: tuple[str, dict[str, Any]], width: int, scheme: str
+    chromium: Any, well: tuple[str, dict[str, Any]], width: int, scheme: str
 ) -> None:
     address, document = well
-    async with opened(browser, width, scheme) as (page, _, complaints):
+    async with opened(chromium, width, scheme) as (page, _, complaints):
         await serve(page, document | {"markets": MARKETS})
         await page.goto(address)
         rows = page.locator("#markets tbody tr")
@@ -156,7 +142,7 @@ async def test_of_a_thousand_markets_the_worst_come_first_and_all_are_found(
         assert complaints == []
 
 
-async def test_a_process_that_only_serves_shows_what_it_knows(browser: Any, well: tuple[str, dict[str, Any]]) -> None:
+async def test_a_process_that_only_serves_shows_what_it_knows(chromium: Any, well: tuple[str, dict[str, Any]]) -> None:
     address, document = well
     shard = {"shard": 0, "state": None, "leader": "a1", "heartbeatAgeMs": 21_000}
     counts = {"version": "1.0", "since": document["time"], "clients": 1840, "rooms": 7}
@@ -178,7 +164,7 @@ async def test_a_process_that_only_serves_shows_what_it_knows(browser: Any, well
         ],
         "lastHour": lists,
     }
-    async with opened(browser, 360, "light") as (page, _, complaints):
+    async with opened(chromium, 360, "light") as (page, _, complaints):
         await serve(page, changed)
         await page.goto(address)
         await page.locator("#shards", has_text="21 s ago").wait_for()
