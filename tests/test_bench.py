@@ -70,8 +70,8 @@ OUTPUT = {
 
 # Those that take longest start what the others start too.
 RARE = {
-    "abuse", "bus", "connections", "fairness", "http", "ingest", "latency", "memory", "outage", "refusals", "restarts",
-    "scale", "scrape",
+    "abuse", "bus", "connections", "fairness", "http", "ingest", "latency", "markets", "memory", "outage", "refusals",
+    "restarts", "scale", "scrape", "tls",
 }  # fmt: skip
 
 

@@ -214,9 +214,9 @@ async def test_after_each_fault_the_store_and_the_charts_hold_the_truth(tmp_path
         for fault in FAULTS[group]:
             try:
                 fault(one)
-                await one.minutes(1.5)  # a boundary of a minute at least
+                await one.minutes(1.1)  # a boundary of a minute at least
                 calm(one)
-                await one.minutes(0.8)
+                await one.minutes(0.5)
                 assert await one.check() > 700
             except AssertionError as error:
                 error.add_note(f"after {fault.__name__}, or before it")  # minutes are compared when they are 3 old
