@@ -27,7 +27,8 @@ from tests import collector, redis_servers, servers, tiers
 
 T = TypeVar("T")
 
-NOT_QUICK = {"chaos", "system", "test_ccxt.py"}
+# What needs programs, a library that takes seconds to import, or the conformance kit for each of many exchanges.
+NOT_QUICK = {"chaos", "system", "ccxt", "test_ccxt.py", "test_conformance.py", "test_planted_mistakes.py"}
 
 # A shell that starts the run in the background has it ignore Ctrl-C, and `nohup` the end of the terminal. The programs
 # that tests start would ignore them too.
@@ -114,7 +115,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out of the quick tier the folders that need programs, and a library that takes seconds to import."""
+    """Leave the folders and files of `NOT_QUICK` out of the quick tier, without importing them."""
     return True if config.option.quick and collection_path.name in NOT_QUICK else None
 
 

@@ -379,6 +379,7 @@ async def test_pages_that_cannot_be_shared_are_printed_in_slices_two_at_a_time(s
     assert (most, passes) == (2, [25, 25, 25, 25, 10, 10] * 3)
 
 
+@pytest.mark.slow
 @pytest.mark.stage(minutes=COUNT)
 async def test_bars_of_memory_are_not_encoded_again_for_older_ones_that_are_not_cached(stage, monkeypatch):
     async def none(*_):

@@ -417,6 +417,7 @@ def fuzzed(source: random.Random, token: str) -> str:
     return ".".join("".join(source.choices(signs, k=source.randrange(0, 60))) for _ in range(3))
 
 
+@pytest.mark.slow
 @pytest.mark.gen_test
 @pytest.mark.parametrize(
     "count", [pytest.param(300, id="short"), pytest.param(10_000, id="long", marks=[pytest.mark.long])]

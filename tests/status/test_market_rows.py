@@ -82,6 +82,7 @@ def rows_of(ingest: Any, clock: ManualClock) -> MarketRows:
     return MarketRows(ingest, MemoryBus(), LiveBars([], [], None, clock), clock)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 async def test_a_thousand_markets_take_fifty_bytes_each_beside_their_names_and_many_passes_of_the_loop():
     symbols = [Symbol(f"COIN{number:04}", "USDT") for number in range(1000)]
     clock = CountingClock()
@@ -103,6 +104,7 @@ async def test_a_thousand_markets_take_fifty_bytes_each_beside_their_names_and_m
     assert 30 < clock.passes - whole < whole  # the days were kept
 
 
+@pytest.mark.slow
 async def test_markets_with_very_many_gaps_are_read_in_slices_too():
     gaps = [Range(at_ms, at_ms + MINUTE_MS) for at_ms in range(FROM_MS + MINUTE_MS, START_MS, 4 * MINUTE_MS)]
     clock = CountingClock()

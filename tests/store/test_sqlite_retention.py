@@ -89,6 +89,7 @@ def test_an_interval_added_later_has_the_bars_of_kept_minutes(store):
     assert everything(store, BTC, fresh)[0].open_ms == KEPT_MS
 
 
+@pytest.mark.slow
 def test_the_file_gets_smaller(tmp_path, store):
     store.write_minutes([(BTC, minute(at)) for at in range(WEEK_MINUTES)])
     before = store.describe()["bytes"] + store.describe()["walBytes"]

@@ -305,7 +305,7 @@ async def test_a_quiet_market_is_quiet_not_stale_and_has_every_minute(tmp_path):
     async with rig(tmp_path, (BTC, THIN)) as one:
         one.fake.push_quiet_minutes = False
         await one.until(lambda: one.health(THIN)["state"] == "quiet")
-        await one.minutes(5)
+        await one.minutes(3)
         assert await one.check() > 700
         assert one.health(THIN)["state"] in ("quiet", "live", "recovering")
 
@@ -331,7 +331,7 @@ async def test_a_restart_after_minutes_away_shows_no_half_bar_and_repairs_the_re
         await live(one)
         await one.minutes(2)
         await one.stop()
-        await one.minutes(12)
+        await one.minutes(6)
         await one.start()
         chart = one.open_chart(BTC, "1m", 30)
         await live(one)

@@ -177,6 +177,7 @@ def test_a_request_that_was_not_recorded_is_a_problem(recorded):
     assert "the recording has no answer to GET /api/v2/spot/market/candles?" in replay.problems[0]
 
 
+@pytest.mark.slow
 def test_the_command_tests_a_plugin_with_a_recording(recorded, capsys):
     main(["plugin", "test", "bitget", "--recording", str(recorded[0])])
     lines = capsys.readouterr().out.splitlines()

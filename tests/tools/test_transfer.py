@@ -314,6 +314,7 @@ def test_an_export_of_longer_bars_is_not_taken_for_minutes(config, tmp_path, int
     assert f"the rows are {interval.ms // MINUTE_MS} minutes apart" in problems
 
 
+@pytest.mark.slow
 def test_parquet_of_longer_bars_is_not_taken_for_minutes(config, tmp_path):
     pytest.importorskip("pyarrow", reason="no pyarrow: install candled[parquet]")
     load(config, EWZ)
