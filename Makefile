@@ -47,7 +47,7 @@ bots: .bots/freqtrade/.installed .bots/nautilus_trader/.installed  ## programs t
 
 .bots/%/.installed:
 	$(PYTHON) -m venv .bots/$*
-	.bots/$*/bin/python -m pip install --quiet $*
+	.bots/$*/bin/python -m pip install --quiet --no-compile $*  # most of it is never imported
 	touch $@
 
 $(VENV)/.venv:

@@ -4,6 +4,8 @@ import json
 from collections.abc import Collection
 from typing import Any
 
+import pytest
+
 from candled.aggregate.live_bars import LiveBars
 from candled.bus.memory_bus import MemoryBus
 from candled.ingest.coverage import Coverage
