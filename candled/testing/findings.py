@@ -140,7 +140,9 @@ def _has_base_volume(evidence: _Evidence) -> _Result:
     far = [one for one in odd if not one.low * 99 / 100 <= (one.quote_volume or 0) / one.volume <= one.high * 101 / 100]
     if len(far) > _RARE * len(given):
         one = far[0]
-        return False, f"{one.quote_volume} / {one.volume} is no price between {one.low} and {one.high}"
+        problem = f"{one.quote_volume} / {one.volume} is no price between {one.low} and {one.high}"
+        is_other = one.low <= one.volume / (one.quote_volume or 1) <= one.high
+        return False, f"{problem}: the two volumes are interchanged" if is_other else problem
     return True, ""
 
 
@@ -203,8 +205,13 @@ def _equals_history(evidence: _Evidence) -> _Result:
     if not both:
         return None, "the recording has no whole minute with both"
     differ = [at for at, one in both.items() if _values(one) != _values(answered[at])]
-    equal = f"{len(both) - len(differ)} of {len(both)}"
-    return not differ, f"{equal}, not {_list_minutes(differ)}" if differ else equal
+    equal = f"{len(both) - len(differ)} of {len(both)} minutes"
+    if not differ:
+        return True, equal
+    one, other = both[differ[0]], answered[differ[0]]
+    names = [name for name, a, b in zip(Candle._fields[1:6], _values(one), _values(other), strict=True) if a != b]
+    values = ", ".join(f"{name} {getattr(one, name)} and over REST {getattr(other, name)}" for name in names)
+    return False, f"{equal}, not {_list_minutes(differ)}. The first has in the stream {values}"
 
 
 def _keeps_range(evidence: _Evidence) -> _Result:

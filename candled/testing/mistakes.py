@@ -101,12 +101,12 @@ def judge_volumes(versions: Mapping[int, Sequence[Candle]], minutes: Mapping[int
     ]
     if not both:
         return None, "no traded minute comes from both the stream and REST"
-    for name, pairs in (("stream", both), ("REST", [(rest, live) for live, rest in both])):
+    for name, pairs in (("the stream", both), ("REST", [(rest, live) for live, rest in both])):
         quoted = [
             one for one, other in pairs if one.volume != other.volume and _is_within(one.volume, other.volume, other)
         ]
         if len(quoted) * 2 > len(both):
-            return False, f"the volume of the {name} is in quote currency ({len(quoted)} of {len(both)} minutes)"
+            return False, f"the volume of {name} is in quote currency ({len(quoted)} of {len(both)} minutes)"
     return True, f"{len(both)} minutes"
 
 

@@ -394,5 +394,6 @@ def name_missing(missing: Sequence[int], span: tuple[int, int], asked: Sequence[
     if len(missing) > 1 and len(missing) >= (end_ms - start_ms) // MINUTE_MS - 1:
         return f"the plugin finds no minute: does it ask for times in another unit, or read them so? ({seen})"
     if (end_ms - start_ms) // MINUTE_MS > most:
-        return f"a page has at most {most} rows, and the plugin does not ask for the others ({seen})"
+        kept = "newest" if rule.is_newest_kept else "oldest"
+        return f"a page has the {kept} {most} rows, and the plugin does not ask for the others ({seen})"
     return f"a minute is missing where two pages meet, or at an end ({rule}; {seen})"

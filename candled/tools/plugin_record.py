@@ -14,6 +14,7 @@ from candled.proxies import Proxies
 from candled.testing.conversion import convert_files
 from candled.testing.modules import choose_exchange, make_exchange
 from candled.testing.recording import (
+    COMPLETE,
     VERSION,
     Call,
     Header,
@@ -116,13 +117,18 @@ def _environment_proxies() -> Proxies:
 def _report(path: Path, recorder: Recorder, has_frames: bool) -> int:
     """Print the end of a recording; return the exit status."""
     problems = [f"failed: {one}" for one in recorder.failures]
-    if not recorder.candle_events and has_frames:
-        reasons = "; ".join(dict.fromkeys(recorder.interruptions))
-        problems.append(f"no frame with a candle arrived: {reasons}")
+    is_refusal = bool(recorder.rejections) and not recorder.candle_events
+    if is_refusal:
+        problems.append(
+            f"the exchange refused the symbol, and the recording shows it: {'; '.join(recorder.rejections)}"
+        )
+    elif not recorder.candle_events and has_frames:
+        reasons = "; ".join(one for one in dict.fromkeys(recorder.interruptions) if one != COMPLETE)
+        problems.append("no frame with a candle arrived" + (f": {reasons}" if reasons else ""))
     for problem in problems:
         print_remark(problem)
     print(f"wrote {path}")
-    return 1 if problems else 0
+    return 1 if problems and not is_refusal else 0
 
 
 async def reread_minutes(path: Path, clock: Clock, assignments: Iterable[str] = ()) -> int:

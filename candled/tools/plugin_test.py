@@ -41,6 +41,8 @@ def check_plugin(
             outcomes[result.outcome] += 1
             print(format_result(result))
     print(", ".join(f"{outcomes[one]} {one}" for one in ("passed", "failed", "skipped")))
+    if outcomes["failed"] > 1:
+        print("Mend the first failure first: others may follow from it.")
     return 1 if outcomes["failed"] else 0
 
 

@@ -10,7 +10,7 @@ from websockets.typing import Data
 
 from candled.budget import LocalBudgets, part_of
 from candled.errors import CandledError, ExchangeError
-from candled.exchange import Candles, Clock, Event, Exchange, Feed, SocketFeed
+from candled.exchange import Candles, Clock, Event, Exchange, Feed, SocketFeed, SubscriptionRejected
 from candled.ingest.feeds import FeedRunner, LoopBudget
 from candled.ingest.http import HttpClient
 from candled.ingest.retention import kept_since
@@ -70,6 +70,8 @@ class Recorder:
         #: The number of events with candles that arrived, and the reasons for which the feed was interrupted.
         self.candle_events = 0
         self.interruptions: list[str] = []
+        #: The reasons for which the exchange refused the subscription.
+        self.rejections: list[str] = []
         #: The calls that failed, and the errors of `read_frame`, in words.
         self.failures: list[str] = []
         #: True once Ctrl-C has ended the stream.
@@ -217,8 +219,10 @@ class Recorder:
         """Do nothing: the first use of a connection opens it in the recording."""
 
     def on_event(self, event: Event) -> None:
-        """Count an event of the feed."""
+        """Count an event of the feed, and note a refusal."""
         self.candle_events += isinstance(event, Candles)
+        if isinstance(event, SubscriptionRejected) and event.reason not in self.rejections:
+            self.rejections.append(event.reason)
 
     def on_interrupted(self, feed: Feed, reason: str) -> None:
         """Write the end of a connection."""

@@ -172,7 +172,7 @@ def test_a_page_that_is_smaller_than_described():
         return replace(request, answer=json.dumps({**answer, "candles": answer["candles"][:50]}))
 
     found = failures(Plumline, edited(Request, half))["every range is complete"]
-    assert "a page has at most 50 rows, and the plugin does not ask for the others (1 of 51 minutes" in found
+    assert "a page has the newest 50 rows, and the plugin does not ask for the others (1 of 51 minutes" in found
 
 
 def test_a_market_that_is_seldom_traded_is_no_mistake():

@@ -183,7 +183,7 @@ def test_the_command_tests_a_plugin_with_a_recording(recorded, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"bitget: {recorded[0]}"
     assert lines[1] == "passed  every frame and answer is read"
-    assert "passed  the minutes of the stream are those of REST: 2 of 2" in lines
+    assert "passed  the minutes of the stream are those of REST: 2 of 2 minutes" in lines
     corrected = "note    REST has the same minutes an hour later: the exchange changed 1 of 2: 2025-"
     assert any(line.startswith(corrected) for line in lines)
     print(lines)
