@@ -279,7 +279,9 @@ class Daemon:
         """
         catalog = MarketCatalog(symbols, self._config.intervals)
         self.universe.add_listener(self._codec.on_markets_changed)
-        self.universe.add_listener(lambda change: catalog.set_markets(self.universe.symbols_by_exchange))
+        universe = self.universe
+        universe.add_listener(lambda change: self._codec.set_renamed(universe.renamed))
+        universe.add_listener(lambda change: catalog.set_markets(universe.symbols_by_exchange, universe.renamed))
         self.universe.add_listener(self._hub.on_markets_changed)
         if self._keeps_bars:
             self.universe.add_listener(self._bars.on_markets_changed)
@@ -462,7 +464,7 @@ class Daemon:
         names = [one.name for one in config.exchanges]
         self.universe.set_exchanges(names, _simulated(config))
         self._codec.set_exchanges(names)
-        self._catalog.set_markets(self.universe.symbols_by_exchange)
+        self._catalog.set_markets(self.universe.symbols_by_exchange, self.universe.renamed)
         for one in changes.added:
             self.universe.set_markets(one.name, one.symbols)
         if self._ingest is not None:  # a process that only serves follows the markets of the leader

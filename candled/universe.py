@@ -66,6 +66,13 @@ class Universe:
         """Return the newest facts from the exchange's list; None if it has not listed the market so far."""
         return self._facts.get(key)
 
+    @property
+    def renamed(self) -> dict[MarketKey, MarketKey]:
+        """The markets that have former symbols which are not served any more, by these."""
+        known = ((key, facts) for key, facts in self._facts.items() if facts is not None and facts.former is not None)
+        by_former = {MarketKey(key.exchange, facts.former): key for key, facts in known if facts.former is not None}
+        return {former: key for former, key in by_former.items() if former not in self._facts}
+
     def delisted(self, exchange: str) -> list[Symbol]:
         """Return the markets of an exchange that are not traded any more and keep their history."""
         known = ((symbol, self._facts[MarketKey(exchange, symbol)]) for symbol in self.symbols(exchange))

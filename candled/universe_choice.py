@@ -32,7 +32,7 @@ class ChoiceRules:
 
     @cached_property
     def named(self) -> tuple[Symbol, ...]:
-        """The symbols that are named one by one. They are always chosen, listed or not."""
+        """The symbols that are named one by one. They are always chosen, listed or not, unless they were renamed."""
         return tuple(one.symbol for one in self.patterns if one.symbol is not None and not one.is_exclusion)
 
     @cached_property
@@ -85,7 +85,7 @@ class MarketChoice:
     symbols: tuple[Symbol, ...]
     #: The chosen markets that miss the conditions, with the UTC epoch milliseconds since which each misses them.
     leaving: Mapping[Symbol, int] = field(default_factory=dict)
-    #: The new symbols of named markets that the exchange has renamed. They are chosen too.
+    #: The new symbols of named markets that the exchange has renamed. They are chosen instead.
     renamed: Mapping[Symbol, Symbol] = field(default_factory=dict)
     #: Patterns and exclusions that match no listed market.
     unmatched: tuple[str, ...] = ()
@@ -109,16 +109,16 @@ def choose_markets(
     A market is chosen while it trades, is old enough, and has one of the `top` largest volumes. It leaves after
     24 hours in which it was delisted, missing from the list, or not among the first 1.2 * `top`. One that is not traded
     any more stays longer while clients use it, according to `is_used`. A market that the rules do not match any more
-    leaves immediately. An empty list is no evidence, so the former choice stays.
+    leaves immediately. A renamed one is replaced by its new symbol, and stays too while clients use it. An empty list
+    is no evidence, so the former choice stays.
     """
     former = former or MarketChoice(symbols=())
     facts = {market.symbol: market for market in listed}
     if not facts:
         kept = [symbol for symbol in former.symbols if rules.matches(symbol)]
         renamed = _renamed(rules, facts, former)
-        return MarketChoice(
-            symbols=_unique(rules.named, renamed.values(), kept), leaving=former.leaving, renamed=renamed
-        )
+        first = _first(rules, renamed, is_used)
+        return MarketChoice(symbols=_unique(first, kept), leaving=former.leaving, renamed=renamed)
     matching = [market for market in facts.values() if rules.matches(market.symbol)]
     ranks, lacks_volumes = _ranks(market for market in matching if market.status in ("trading", "suspended"))
     top = None if lacks_volumes else rules.top
@@ -140,7 +140,7 @@ def choose_markets(
         if (top is None or rank < top) and _is_open(facts[symbol], rules.min_age, now_ms)
     ]
     renamed = _renamed(rules, facts, former)
-    first = _unique(rules.named, renamed.values())
+    first = _first(rules, renamed, is_used)
     wanted = _unique(first, kept, new)
     most = max(rules.most, len(first))
     chosen = dict.fromkeys(wanted[:most])
@@ -162,11 +162,22 @@ def _renamed(rules: ChoiceRules, facts: Mapping[Symbol, Market], former: MarketC
     return {old: renamed[old] for old in rules.named if old in renamed and old not in traded}
 
 
+def _first(
+    rules: ChoiceRules, renamed: Mapping[Symbol, Symbol], is_used: Callable[[Symbol], bool]
+) -> tuple[Symbol, ...]:
+    """Return the markets that are chosen in any case: the named ones, under their new symbols if they have some."""
+    named = (symbol for symbol in rules.named if symbol not in renamed or is_used(symbol))
+    return _unique(named, renamed.values())
+
+
 def follow_life(known: Market | None, listed: Market | None, now_ms: int) -> Market | None:
     """Return the facts of a market after a list that contains it as `listed`, given those `known` before.
 
-    A market that was listed and is missing now is delisted. None: it was never listed.
+    A market that was listed and is missing now is delisted. One that was renamed keeps its former symbol, because the
+    exchange may tell it only for a while. None: it was never listed.
     """
+    if listed is not None and listed.former is None and known is not None:
+        listed = replace(listed, former=known.former)
     if listed is None:
         if known is None or known.status == "delisted":
             return known

@@ -71,3 +71,14 @@ def test_an_unknown_exchange_is_rejected():
     with pytest.raises(ValueError, match="expected one of the exchanges okx, got 'kraken'"):
         Universe(["okx"]).set_markets("kraken", [BTC])
     assert Universe(["okx"]).symbols("kraken") == ()
+
+
+def test_a_former_symbol_means_the_renamed_market_unless_it_is_served():
+    universe = Universe(["bitget"])
+    old, new = Symbol("OLD", "USDT"), Symbol("NEW", "USDT")
+    universe.set_markets("bitget", [old, new], {new: Market(symbol=new, former=old)})
+    assert universe.renamed == {}
+    universe.set_markets("bitget", [new])
+    assert universe.renamed == {MarketKey("bitget", old): MarketKey("bitget", new)}
+    universe.set_markets("bitget", [])
+    assert universe.renamed == {}

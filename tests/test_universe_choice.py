@@ -123,14 +123,16 @@ def test_more_than_the_limit_are_left_out_and_earlier_choices_stay():
     assert names(chosen) == ["Z/USDT", "C1/USDT"]
 
 
-def test_the_new_symbol_of_a_renamed_market_is_chosen_if_the_former_one_was_named():
+def test_the_new_symbol_of_a_renamed_market_is_chosen_and_the_former_one_while_it_is_used():
     named, former = rules("A/USDT"), Symbol("A", "USDT")
     listed = [market("B/USDT", former=former), market("C/USDT"), market("A/USDT", status="delisted")]
-    chosen = choose_markets(named, listed, NOW_MS)
-    assert names(chosen) == ["A/USDT", "B/USDT"]
+    used = choose_markets(named, listed, NOW_MS, is_used=lambda symbol: symbol == former)
+    assert names(used) == ["A/USDT", "B/USDT"]
+    chosen = choose_markets(named, listed, NOW_MS, used)
+    assert names(chosen) == ["B/USDT"]
     for later in ([market("B/USDT"), market("C/USDT")], []):  # the list lacks it soon
         chosen = choose_markets(named, later, NOW_MS, chosen)
-        assert names(chosen) == ["A/USDT", "B/USDT"]
+        assert names(chosen) == ["B/USDT"]
     again = [market("A/USDT"), *listed[:2]]
     assert names(choose_markets(named, again, NOW_MS, chosen)) == ["A/USDT"]
     assert names(choose_markets(rules("C/USDT"), listed, NOW_MS, chosen)) == ["C/USDT"]

@@ -39,17 +39,25 @@ class MarketCatalog:
         self.intervals.update((str(interval), interval) for interval in served)
         self.resolutions = {resolution(interval): interval for interval in served}
 
-    def set_markets(self, markets: Mapping[str, Sequence[Symbol]]) -> None:
-        """Replace the markets and the exchanges. The first exchange stays the same."""
+    def set_markets(
+        self, markets: Mapping[str, Sequence[Symbol]], renamed: Mapping[MarketKey, MarketKey] | None = None
+    ) -> None:
+        """Replace the markets and the exchanges. The first exchange stays the same.
+
+        `renamed` are markets that the exchange has renamed, by their former names, which none has now. Requests with
+        these are answered too.
+        """
         self.version += 1
+        self.renamed = dict(renamed or {})
         self.exchanges = tuple(markets)
         self.markets = tuple(MarketKey(name, symbol) for name, symbols in markets.items() for symbol in symbols)
         self._by_symbol = {(key.exchange, str(key.symbol)): key for key in self.markets}
+        self._by_symbol |= {(former.exchange, str(former.symbol)): key for former, key in self.renamed.items()}
         self._tickers = self._make_tickers()
         self._by_ticker = {name: key for key, name in self._tickers.items()}
         #: each market with the names that a search compares
         self.spellings = [(key, (*_spellings(key.symbol), self.ticker_of(key).upper())) for key in self.markets]
-        for key in self.markets:
+        for key in (*self.markets, *self.renamed):
             for name in _spellings(key.symbol):
                 self._spelling_owners.setdefault(name, key)
                 self._spelling_owners.setdefault(f"{key.exchange}:{name}".upper(), key)
@@ -110,7 +118,7 @@ class MarketCatalog:
         `tradingview_name`.
         """
         found = self._by_ticker.get(name) or self._spelling_owners.get(name.upper())
-        return found if found in self._tickers else None
+        return found if found is None or found in self._tickers else self.renamed.get(found)
 
     def _make_tickers(self) -> dict[MarketKey, str]:
         tickers: dict[MarketKey, str] = {}
@@ -141,7 +149,21 @@ class BinanceMarkets:
         self._stream_names: dict[str, str] = {}
         #: the markets that own the names in lower case; served now or formerly
         self._owners: dict[str, MarketKey] = {}
+        #: the markets by their former names, which no market has now
+        self._renamed: dict[str, MarketKey] = {}
         self._intervals: dict[str, Interval] = {}
+
+    def find_market(self, name: str) -> MarketKey | None:
+        """Return the market of a name, or of the former name of a market that was renamed; None if there is none."""
+        return self.markets.get(name) or self._renamed.get(name)
+
+    def find_stream(self, name: str) -> tuple[MarketKey, str] | None:
+        """Return the market of a stream's name, and the symbol in its events; None if there is none."""
+        symbol = self.stream_names.get(name)
+        if symbol is not None:
+            return self.markets[symbol], symbol
+        former = self._renamed.get(name.upper()) if name == name.lower() else None
+        return None if former is None else (former, name.upper())
 
     @property
     def intervals(self) -> Mapping[str, Interval]:
@@ -169,6 +191,12 @@ class BinanceMarkets:
             for market in self._catalog.markets:
                 if market.exchange == self.exchange:
                     self._add_market(market)
+            renamed = {former: key for former, key in self._catalog.renamed.items() if former.exchange == self.exchange}
+            for former in renamed:
+                self._owners.setdefault(binance_name(former.symbol).lower(), former)
+            # the names that no other market has taken; a symbol with a slash is not found by former names
+            owned = ((name, owner) for name, owner in self._owners.items() if owner in renamed and "/" not in name)
+            self._renamed = {name.upper(): renamed[owner] for name, owner in owned}
 
     def _add_market(self, market: MarketKey) -> None:
         signs = ("", "-", "_", ".")  # the characters that Binance allows in a name besides letters and digits

@@ -266,8 +266,8 @@ class KlineStreams:
     def _find_topic(self, name: str) -> tuple[Topic, str] | None:
         """Return the topic of a stream, and the symbol in its events; None if the stream does not exist."""
         stream, _, interval_name = name.rpartition("@kline_")
-        symbol, interval = self._markets.stream_names.get(stream), self._markets.intervals.get(interval_name)
-        return None if symbol is None or interval is None else (Topic(self._markets.markets[symbol], interval), symbol)
+        found, interval = self._markets.find_stream(stream), self._markets.intervals.get(interval_name)
+        return None if found is None or interval is None else (Topic(found[0], interval), found[1])
 
     def on_markets_changed(self, change: MarketsChanged) -> None:
         """End the streams of removed markets, and notify their subscribers."""

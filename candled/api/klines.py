@@ -141,7 +141,7 @@ class KlinesParameters:
         Raises:
             ApiError: the symbol is not served.
         """
-        market = self._markets.markets.get(name)
+        market = self._markets.find_market(name)
         if market is None:
             exchange = self._markets.exchange
             raise UnknownSymbol(400, "-1121", "Invalid symbol.", kind="binance", name=name, exchange=exchange)
@@ -269,7 +269,7 @@ class ExchangeInfo(KlinesHandler):
         return list(dict.fromkeys(names))
 
     def _describe_symbol(self, name: str) -> dict[str, Any]:
-        market = self.markets.markets[name]
+        market = self.parameters.market_parameter(name)
         tick, step = map(_unit, self.source.likely_decimals(market))
         return {
             "symbol": name,

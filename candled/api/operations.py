@@ -82,6 +82,7 @@ class Symbol(_Answer):
     quote_volume24h: Annotated[str | None, _about("the volume of the last 24 hours in quote currency")] = field(
         name="quoteVolume24h"
     )
+    former: Annotated[str | None, _about("its symbol before the exchange renamed it")] = None
 
 
 def describe_symbol(market: MarketKey, ticker: str, decimals: Decimals, facts: Market | None) -> Symbol:
@@ -90,7 +91,8 @@ def describe_symbol(market: MarketKey, ticker: str, decimals: Decimals, facts: M
         return Symbol(market.exchange, str(market.symbol), ticker, *decimals, None, None, None, None)
     tick, volume = (None if fact is None else decimal_text(fact) for fact in (facts.tick_size, facts.quote_volume_24h))
     listed = None if facts.listed_ms is None else iso_ms(facts.listed_ms)
-    return Symbol(market.exchange, str(market.symbol), ticker, *decimals, facts.status, tick, listed, volume)
+    former = None if facts.former is None else str(facts.former)
+    return Symbol(market.exchange, str(market.symbol), ticker, *decimals, facts.status, tick, listed, volume, former)
 
 
 class Symbols(_Answer):

@@ -1,6 +1,6 @@
 """The candles that a request to one of the dialects asks for, to compare them with a token's claims."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from candled.model import DAY_MS, Interval, Symbol
@@ -26,16 +26,18 @@ class Scopes:
         self._catalog = catalog
         self._klines = {} if klines is None else {f"{klines[1]}{path}": klines[0] for path in _KLINES}
         self._version = -1  # of the catalog
-        self._symbols: Mapping[str, Symbol] = {}
+        self._symbols: dict[str, set[Symbol]] = {}
 
     def find_asked(self, path: str, arguments: Arguments) -> Asked | None:
         """Return the candles that a request asks for; None if it asks for none, as for the list of markets."""
         if path in _API:
             if self._version != self._catalog.version:
                 self._version = self._catalog.version
-                self._symbols = {str(market.symbol): market.symbol for market in self._catalog.markets}
+                self._symbols = {str(market.symbol): {market.symbol} for market in self._catalog.markets}
+                for former, market in self._catalog.renamed.items():  # another exchange may still have that symbol
+                    self._symbols.setdefault(str(former.symbol), set()).add(market.symbol)
             return Asked(
-                _found(arguments, "symbol", self._symbols.get),
+                [symbol for found in _found(arguments, "symbol", self._symbols.get) for symbol in found],
                 [str(one) for one in _found(arguments, "interval", self._catalog.intervals.get)],
                 needs_symbol=path == "/api/gaps",
             )
@@ -46,7 +48,7 @@ class Scopes:
         names = self._klines.get(path)
         if names is None:
             return None
-        markets = _found(arguments, "symbol", names.markets.get)
+        markets = _found(arguments, "symbol", names.find_market)
         intervals = _found(arguments, "interval", names.intervals.get)
         return Asked([market.symbol for market in markets], [str(one) for one in intervals])
 

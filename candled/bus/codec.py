@@ -251,6 +251,7 @@ class _ListedMarket(Struct, rename="camel", omit_defaults=True):
     listed: _Time | None = None
     delisted: _Time | None = None
     quote_volume_24h: Decimal | None = field(default=None, name="quoteVolume24h")
+    former: Annotated[str, Meta(max_length=128)] | None = None
 
 
 class _MarketList(Struct, rename="camel"):
@@ -342,6 +343,7 @@ def _listed_form(symbol: Symbol, facts: Market | None) -> _ListedMarket:
         form.tick_size, form.quote_volume_24h = _number_form(facts.tick_size), _number_form(facts.quote_volume_24h)
         form.listed = None if facts.listed_ms is None else iso_ms(facts.listed_ms)
         form.delisted = None if facts.delisted_ms is None else iso_ms(facts.delisted_ms)
+        form.former = None if facts.former is None else str(facts.former)
     return form
 
 
@@ -461,6 +463,7 @@ def _listed_market(form: _ListedMarket) -> tuple[Symbol, Market | None]:
         status=form.status,
         listed_ms=None if form.listed is None else _ms(form.listed),
         delisted_ms=None if form.delisted is None else _ms(form.delisted),
+        former=None if form.former is None else Symbol.parse(form.former),
         quote_volume_24h=form.quote_volume_24h,
     )
 

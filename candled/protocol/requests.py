@@ -58,9 +58,10 @@ class UnknownMarket(RequestError):
         self.read_again: Callable[[], Request] | None = None
 
 
-def market_removed(market: MarketKey) -> RequestError:
-    """Return the error for the subscribers of a market that is not served any more."""
-    return RequestError(f"Market removed: {market.symbol} is not served any more", code=UNKNOWN)
+def market_removed(market: MarketKey, new: Symbol | None) -> RequestError:
+    """Return the error for the subscribers of a market that is not served any more, with its `new` symbol if any."""
+    more = "" if new is None else f"; the exchange has renamed it to {new}"
+    return RequestError(f"Market removed: {market.symbol} is not served any more{more}", code=UNKNOWN)
 
 
 def not_allowed(text: object) -> RequestError:
@@ -177,6 +178,8 @@ class RequestCodec:
         self._markets = {name: {str(symbol): symbol for symbol in symbols} for name, symbols in markets.items()}
         self._default = next(iter(self._markets))
         self._intervals = {str(interval): interval for interval in intervals}
+        #: The new symbols of markets that were renamed, by exchange and former symbol. None has that symbol now.
+        self._renamed: dict[tuple[str, str], Symbol] = {}
         self._decoder = msgspec.json.Decoder(_Message)
         self._topics: dict[Any, Topic] = {}
         for name, symbols in self._markets.items():
@@ -205,6 +208,14 @@ class RequestCodec:
         for symbol in change.added:
             symbols[str(symbol)] = symbol
             self._topics |= self._topics_of(MarketKey(change.exchange, symbol))
+
+    def set_renamed(self, renamed: Mapping[MarketKey, MarketKey]) -> None:
+        """Name the new symbol in errors about a former one. `renamed` are the markets by their former names."""
+        self._renamed = {(former.exchange, str(former.symbol)): market.symbol for former, market in renamed.items()}
+
+    def new_symbol(self, market: MarketKey) -> Symbol | None:
+        """Return the new symbol of a market that was renamed and is not served any more; None if it was not."""
+        return self._renamed.get((market.exchange, str(market.symbol)))
 
     def _topics_of(self, market: MarketKey) -> dict[Any, Topic]:
         """Return the topics of a market by the keys of messages that name them."""
@@ -388,8 +399,10 @@ class RequestCodec:
             raise RequestError(f"Invalid exchange: {_shown(exchange)}. Valid: {', '.join(self._markets)}", code=UNKNOWN)
         symbols = self._markets[exchange]
         if symbol not in symbols:
+            renamed = self._renamed.get((exchange, symbol))
+            hint = f"The exchange has renamed it to {renamed}." if renamed else choice_text(list(symbols))
             raise UnknownMarket(
-                f"Invalid symbol: {_shown(symbol)}. {choice_text(list(symbols))}",
+                f"Invalid symbol: {_shown(symbol)}. {hint}",
                 exchange,
                 symbol,
                 self._intervals.get(interval),

@@ -122,9 +122,12 @@ async def open_stage(
     pages = BarReader(bars, history, texts, clock)
     catalog = MarketCatalog(symbols, intervals)
     universe.add_listener(codec.on_markets_changed)
-    universe.add_listener(
-        lambda change: catalog.set_markets({name: universe.symbols(name) for name in universe.exchanges})
-    )
+
+    def name_markets(change: object) -> None:
+        codec.set_renamed(universe.renamed)
+        catalog.set_markets({name: universe.symbols(name) for name in universe.exchanges}, universe.renamed)
+
+    universe.add_listener(name_markets)
     universe.add_listener(hub.on_markets_changed)
     universe.add_listener(bars.on_markets_changed)
     source = ApiContext(

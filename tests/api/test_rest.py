@@ -441,7 +441,7 @@ async def test_what_is_served(fetch, get):
     wrong = await fetch("/api/symbols?exchange=x")
     assert symbols[0] == {
         "exchange": "replay", "symbol": "BTC/USDT", "ticker": "REPLAY:BTCUSDT", "priceDecimals": 2, "volumeDecimals": 6,
-        "status": None, "tickSize": None, "listed": None, "quoteVolume24h": None,
+        "status": None, "tickSize": None, "listed": None, "quoteVolume24h": None, "former": None,
     }  # fmt: skip
     assert [(one["exchange"], one["symbol"]) for one in symbols] == [
         (key[0], str(key[1])) for key in (BTC, ETH, FUTURE)

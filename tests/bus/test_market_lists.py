@@ -243,6 +243,7 @@ listed = st.builds(
             "listed_ms": st.none() | st.integers(0, 253_402_300_799_999),
             "delisted_ms": st.none() | st.integers(0, 253_402_300_799_999),
             "quote_volume_24h": st.none() | amounts,
+            "former": st.none() | st.just(Symbol("OLD", "USDT", "USDT")),
         }
     ),
 )
@@ -260,7 +261,7 @@ def test_a_list_is_read_back_exactly_and_in_its_order(chosen):
         if market is None:
             assert again is None
             continue
-        shown = ("status", "tick_size", "listed_ms", "delisted_ms", "quote_volume_24h", "decimals")
+        shown = ("status", "tick_size", "listed_ms", "delisted_ms", "quote_volume_24h", "former", "decimals")
         assert [getattr(again, name) for name in shown] == [getattr(market, name) for name in shown]
 
 

@@ -66,6 +66,18 @@ async def test_a_delisted_market_of_a_pattern_stays_while_it_is_used():
     assert bench.list_markets(SOL) == ()
 
 
+def test_a_renamed_market_replaces_its_former_symbol_once_no_client_uses_that():
+    bench, key = Bench("BTC/USDT"), MarketKey("bitget", ETH)
+    bench.list_markets(BTC)
+    bench.used = {BTC}
+    bench.chooser.on_list([Market(symbol=ETH, former=BTC)])
+    assert bench.universe.symbols("bitget") == (BTC, ETH)
+    bench.used = set()
+    assert bench.list_markets(ETH) == (ETH,)  # the exchange names the former symbol only for a while
+    assert bench.universe.renamed == {MarketKey("bitget", BTC): key}
+    assert bench.list_markets() == (ETH,)
+
+
 def test_named_symbols_alone_stay_and_get_their_facts():
     bench = Bench("BTC/USDT", "X/USDT")
     assert bench.list_markets(ETH, BTC) == (BTC, X)
