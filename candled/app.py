@@ -520,11 +520,11 @@ class Daemon:
             await self._writer.flush()
         self._tasks.start(self._writer.run())
         self._upkeep.start(self._tasks)
-        self._tasks.start_periodic(self._demand.renew, self._clock, RENEW_S)
         if self._shared is not None:
             await self._shared.load_markets()
             self._shared.start()  # messages received before the bars are loaded wait for them
             self._shared.processes.start(self.status.processes.describe_own)
+        self._tasks.start_periodic(self._demand.renew, self._clock, RENEW_S)
         steps = [self._bars.start] if self._ingest is None else [self._bars.start, self._ingest.start]
         await in_parallel(len(steps), steps, lambda start: start())  # exchanges are read while bars are loaded
         self._started.set()

@@ -1,6 +1,7 @@
 """The `ingest` role of a process: reads the markets that it leads from their exchanges."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from candled.budget import LocalBudgets, MakeBudget
 from candled.bus import Bus
 from candled.bus.shards import shard_of, shard_of_exchange
 from candled.config import Config, ExchangeConfig, make_exchange, make_exchanges
-from candled.errors import Unavailable
+from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock, Exchange
 from candled.ingest.counts import IngestCounts
 from candled.ingest.exchange_ingest import ExchangeIngest
@@ -26,7 +27,7 @@ from candled.settings import redacted
 from candled.store.ingest_store import IngestStore
 from candled.tasks import Pace, TaskSet
 from candled.universe import MarketsChanged, Universe
-from candled.universe_choice import REPORTED_S
+from candled.universe_choice import REPORTED_S, recall_markets
 
 if TYPE_CHECKING:
     from candled.bus.redis.leases import Lease, Leases
@@ -91,8 +92,19 @@ class ShardedIngest:
         self._starting: dict[ExchangeIngest, asyncio.Task[None]] = {}
         self._tasks = TaskSet()
 
+    async def _recall_markets(self) -> None:
+        """Begin with the stored markets of the time before a restart, until the exchanges have listed theirs."""
+        for one in self._config.exchanges:
+            if one.choice.wildcards or one.on_demand.most:
+                with contextlib.suppress(StoreUnavailable, StoreRejected):  # the history logs it
+                    newest = await self._store.newest_minutes(one.name)
+                    self._universe.set_markets(one.name, recall_markets(one.choice, newest))
+                    self._on_list(one.name, [Market(symbol=symbol) for symbol in newest])
+
     async def start(self) -> None:
         """Begin to read, or to wait for leases."""
+        if self._leases is None:  # otherwise the other processes have published theirs
+            await self._recall_markets()
         await self._read_demand()  # a new leader goes on with the markets of the former one
         self._tasks.start_periodic(self._read_demand, self._clock, _DEMAND_S)
         self._tasks.start_periodic(self._read_delisted, self._clock, RENEW_S)

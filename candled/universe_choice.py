@@ -13,6 +13,7 @@ from candled.symbol_pattern import SymbolPattern
 LEAVES_AFTER_MS = DAY_MS
 #: How long a delisted market counts as used after a process has reported it, seconds.
 REPORTED_S = 60.0
+_RECALLED_MS = DAY_MS // 24
 # A chosen market stays until its place by volume is beyond this multiple of `top`.
 _STAYS_WITHIN = Decimal("1.2")
 
@@ -160,6 +161,19 @@ def _renamed(rules: ChoiceRules, facts: Mapping[Symbol, Market], former: MarketC
     renamed = {**former.renamed, **{one.former: one.symbol for one in facts.values() if one.former is not None}}
     traded = {symbol for symbol, one in facts.items() if one.status != "delisted"}
     return {old: renamed[old] for old in rules.named if old in renamed and old not in traded}
+
+
+def recall_markets(rules: ChoiceRules, newest: Mapping[Symbol, int]) -> tuple[Symbol, ...]:
+    """Return the markets with which a process begins after a restart, until the exchange has listed its markets.
+
+    `newest` are the newest stored minutes of all stored markets, UTC epoch milliseconds. Besides the named markets,
+    those that the patterns match are recalled if they were read up to the last hour before the restart.
+    """
+    if not rules.wildcards:
+        return rules.named
+    since_ms = max(newest.values(), default=0) - _RECALLED_MS
+    recalled = sorted(symbol for symbol, at_ms in newest.items() if at_ms >= since_ms and rules.matches(symbol))
+    return _unique(rules.named, recalled)[: max(rules.most, len(rules.named))]
 
 
 def _first(

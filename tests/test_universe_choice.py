@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from candled.model import Market, Symbol
 from candled.symbol_pattern import SymbolPattern
-from candled.universe_choice import LEAVES_AFTER_MS, ChoiceRules, MarketChoice, choose_markets
+from candled.universe_choice import LEAVES_AFTER_MS, ChoiceRules, MarketChoice, choose_markets, recall_markets
 
 HOUR_MS, NOW_MS = 3_600_000, 1_800_000_000_000
 BTC, ETH, UP = Symbol("BTC", "USDT"), Symbol("ETH", "USDT"), Symbol("BTCUP", "USDT")
@@ -107,6 +107,15 @@ def test_delisted_and_missing_markets_leave_after_a_day_and_suspended_ones_stay(
     assert names(chosen) == ["A/B", "C/D", "E/F", "G/H"]
     chosen = choose_markets(every, listed, NOW_MS + LEAVES_AFTER_MS, chosen)
     assert names(chosen) == ["C/D", "G/H"]
+
+
+def test_a_restarted_process_begins_with_the_markets_that_were_read_until_the_end():
+    newest = {ETH: NOW_MS, BTC: NOW_MS - HOUR_MS, UP: NOW_MS, Symbol("SOL", "USDT"): NOW_MS - HOUR_MS - 1}
+    named = Symbol("NEW", "USDT")
+    assert recall_markets(rules(str(named), "*/USDT", "!*UP/*"), newest) == (named, BTC, ETH)
+    assert recall_markets(rules(str(named), "*", most=2), newest) == (named, BTC)
+    assert recall_markets(rules(str(BTC)), newest) == (BTC,)
+    assert recall_markets(rules("*"), {}) == ()
 
 
 def test_a_changed_rule_removes_immediately():

@@ -259,8 +259,7 @@ class ClientSession:
         """End a subscription with an error, because its market is not served any more."""
         if self._memberships.get(membership.topic) is membership:
             self._unsubscribe_topic(membership.topic)
-            market = membership.topic.market
-            error = market_removed(market, self._codec.new_symbol(market))
+            error = market_removed(membership.topic.market, self._codec.new_symbol(membership.topic.market))
             error.request_id = membership.request_id
             self._send_error(error)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,18 @@ UP = Symbol("BTCUP", "USDT")
 
 @asynccontextmanager
 async def deployment(
-    directory: Path, speed: float = 1.0, more: dict[str, Any] | None = None, **rules: Any
+    directory: Path,
+    speed: float = 1.0,
+    more: dict[str, Any] | None = None,
+    symbols: Sequence[str] = ("BTC/USDT", "!*UP/USDT"),
+    **rules: Any,
 ) -> AsyncIterator[Rig]:
     clock = ScaledClock(speed, MONDAY_MORNING_MS)
     listed = [BTC, ETH, SOL, XRP, UP]
     markets = [FakeMarket(symbol=symbol, tape=Synthetic(number)) for number, symbol in enumerate(listed)]
     async with FakeBitget(clock, markets) as fake:
         fake.enforce_limits = False
-        bitget = {"symbols": ["BTC/USDT", "!*UP/USDT"], "markets": ["spot"], "on_demand": {"most": 3, **rules}}
+        bitget = {"symbols": list(symbols), "markets": ["spot"], "on_demand": {"most": 3, **rules}}
         sections = {"klines": {"enabled": True}, "limits": {"api_requests": 0}, **(more or {})}
         rig = Rig(directory, fake, clock, [BTC], bitget=bitget, sections=sections)
         try:
@@ -198,3 +202,25 @@ async def test_a_token_starts_only_the_markets_that_it_allows(tmp_path):
         assert (answer["type"], running(rig)) == ("error", {BTC})
         assert (await fetch(rig, candles + tokens["all"]))["bars"]
         assert running(rig) == {BTC, ETH}
+
+
+async def test_after_a_restart_stored_markets_have_all_their_names_before_the_exchange_answers(tmp_path):
+    async with deployment(tmp_path, symbols=["BTC/USDT", "/^ETH/"]) as rig:
+        await rig.until(lambda: rig.health(ETH)["state"] == "live", within_minutes=1)
+        (first,) = await answers(rig, subscribe(SOL, initialBars=100))
+        assert first["type"] == "initial"
+        await rig.until(lambda: not rig.health(SOL)["missingMinutes"], within_minutes=1)
+        await rig.stop()
+        rig.fake.html_instead_of_json(status=503)
+        rig.fake.drop_all()
+        await rig.start()
+        assert running(rig) == {BTC, ETH}
+        assert len(await fetch(rig, "/api/v3/klines?symbol=ETHUSDT&interval=1m&limit=50")) == 50
+        assert (await fetch(rig, "/udf/symbols?symbol=BITGET:ETHUSDT"))["description"] == "ETH/USDT"
+        past = await fetch(rig, "/udf/history?symbol=BITGET:SOLUSDT&resolution=1&from=0&to=4102444800&countback=50")
+        assert len(past["t"]) == 50
+        assert len(await fetch(rig, "/api/v3/klines?symbol=SOLUSDT&interval=1m&limit=50")) == 50
+        assert running(rig) == {BTC, ETH, SOL}
+        (again,) = await answers(rig, subscribe(SOL, initialBars=100))
+        assert len(again["bars"]) >= 50
+        assert (await refused(rig, "/api/v3/klines?symbol=XRPUSDT&interval=1m"))[0] == 400  # it was never read
