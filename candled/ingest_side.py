@@ -93,7 +93,7 @@ class ShardedIngest:
         self._tasks = TaskSet()
 
     async def _recall_markets(self) -> None:
-        """Begin with the stored markets of the time before a restart, until the exchanges have listed theirs."""
+        """Begin with the stored markets of the time before a restart, until the exchanges have listed them all."""
         for one in self._config.exchanges:
             if one.choice.wildcards or one.on_demand.most:
                 with contextlib.suppress(StoreUnavailable, StoreRejected):  # the history logs it
@@ -103,7 +103,7 @@ class ShardedIngest:
 
     async def start(self) -> None:
         """Begin to read, or to wait for leases."""
-        if self._leases is None:  # otherwise the other processes have published theirs
+        if self._leases is None:  # otherwise the markets are those that a process has published
             await self._recall_markets()
         await self._read_demand()  # a new leader goes on with the markets of the former one
         self._tasks.start_periodic(self._read_demand, self._clock, _DEMAND_S)
