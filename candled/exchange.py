@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from candled.errors import ExchangeError, InvalidCandle
 from candled.evidence import Evidence
-from candled.model import MINUTE, Candle, Interval, Market, Symbol
+from candled.model import MINUTE, Candle, Interval, Market, Symbol, are_valid
 
 # ---------------------------------------------------------------- rows
 
@@ -35,17 +35,27 @@ class InvalidRow:
 MAX_ROWS = 5000
 
 
+ReadAll = Callable[[Sequence[Any]], list[Candle] | None]
+
+
 def read_rows(
-    rows: Sequence[Any], read: Callable[[Any], Candle], *, open_ms: Callable[[Any], int] | None = None
+    rows: Sequence[Any],
+    read: Callable[[Any], Candle],
+    *,
+    open_ms: Callable[[Any], int] | None = None,
+    read_all: ReadAll | None = None,
 ) -> list[Candle | InvalidRow]:
     """Read each row of a page or frame, turning every row that `read` rejects into an `InvalidRow`.
 
-    `open_ms` extracts the opening time of such a row. By default, this is the row's first cell.
+    `open_ms` extracts the opening time of such a row. By default, this is the row's first cell. `read_all` may read all
+    rows in a faster way, without checking them. It returns the same candles as `read`, or None if a row is unusual.
 
     Raises:
         ExchangeError: there are more than `MAX_ROWS` rows.
     """
     _check_count(rows)
+    if read_all is not None and (candles := read_all(rows)) is not None and are_valid(candles):
+        return list(candles)
     found: list[Candle | InvalidRow] = []
     for row in rows:
         try:
@@ -57,7 +67,12 @@ def read_rows(
 
 
 async def read_rows_in_slices(
-    rows: Sequence[Any], read: Callable[[Any], Candle], clock: "Clock", *, open_ms: Callable[[Any], int] | None = None
+    rows: Sequence[Any],
+    read: Callable[[Any], Candle],
+    clock: "Clock",
+    *,
+    open_ms: Callable[[Any], int] | None = None,
+    read_all: ReadAll | None = None,
 ) -> list[Candle | InvalidRow]:
     """Do the same as `read_rows` for a page of many rows, and let other tasks run in between.
 
@@ -69,7 +84,7 @@ async def read_rows_in_slices(
     for start in range(0, len(rows), _SLICE):
         if start:
             await clock.sleep(0)
-        found += read_rows(rows[start : start + _SLICE], read, open_ms=open_ms)
+        found += read_rows(rows[start : start + _SLICE], read, open_ms=open_ms, read_all=read_all)
     return found
 
 

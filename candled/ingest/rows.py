@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from candled.errors import InvalidCandle
 from candled.exchange import InvalidRow
-from candled.model import MINUTE, MINUTE_MS, Candle, MarketKey, Range, RangeSet
+from candled.model import MINUTE, MINUTE_MS, Candle, MarketKey, Range, RangeSet, are_valid
 
 from .error_counter import ErrorCounter
 from .exchange_clock import TOLERANCE_MS
@@ -49,6 +49,8 @@ def sift(rows: Iterable[Candle | InvalidRow], span: Range) -> Answer:
     """
     answer = Answer()
     versions: dict[int, list[Candle]] = {}
+    rows = list(rows)
+    is_checked = are_valid([row for row in rows if isinstance(row, Candle)])
     for row in rows:
         if row.open_ms is not None and not span.start_ms <= row.open_ms < span.end_ms:
             continue
@@ -56,7 +58,7 @@ def sift(rows: Iterable[Candle | InvalidRow], span: Range) -> Answer:
             answer.invalid.append(row)
             continue
         try:
-            candle = row.checked()
+            candle = row if is_checked else row.checked()
         except InvalidCandle as error:
             answer.invalid.append(InvalidRow(row.open_ms, str(error)))
             continue
@@ -102,8 +104,8 @@ class RowFilter:
         self, candles: Sequence[Candle], src: str, received_ms: int, now_ms: int, *, is_update: bool = False
     ) -> list[Candle]:
         """Return the valid candles, oldest first, as `stamped_candles`."""
-        valid = []
-        for candle in candles:
+        valid = list(candles) if are_valid(candles) else []
+        for candle in () if valid else candles:
             try:
                 valid.append(candle.checked())
             except InvalidCandle as error:

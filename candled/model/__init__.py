@@ -1,6 +1,6 @@
 """Value types: candles, symbols, intervals, markets and ranges. This package imports only `candled.errors`."""
 
-from .candle import BarChange, BarTexts, Candle, fold, group_parts
+from .candle import BarChange, BarTexts, Candle, are_valid, fold, group_parts
 from .decimals import MAX_DIGITS, decimal_text
 from .gaps import REASONS, Gap
 from .interval import DAY, DAY_MS, DEFAULT_INTERVALS, MINUTE, MINUTE_MS, WEEK, Interval, sources
@@ -66,6 +66,7 @@ __all__ = [
     "StateReason",
     "Symbol",
     "Topic",
+    "are_valid",
     "decimal_text",
     "fold",
     "group_parts",

@@ -4,8 +4,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal, DecimalException
 from functools import reduce
-from itertools import repeat
-from operator import attrgetter, is_not
+from itertools import chain, repeat
+from operator import attrgetter, is_not, le, mod
 from typing import NamedTuple, Self
 
 from candled.errors import InvalidCandle
@@ -174,6 +174,26 @@ class Candle(NamedTuple):
         if self.as_of_ms >= self.open_ms + MINUTE_MS:
             return 1, self.as_of_ms, self.volume, *rest
         return 0, self.volume, self.as_of_ms, *rest
+
+
+def are_valid(candles: Sequence[Candle], grid_ms: int = MINUTE_MS) -> bool:
+    """Return whether `checked` accepts all candles, in half the time that it takes for each."""
+    if not candles:
+        return True
+    times, opens, highs, lows, closes, volumes, quotes, *_ = zip(*candles, strict=True)
+    known = [quote for quote in quotes if quote is not None]
+    try:
+        return (
+            min(times) >= 0
+            and max(times) < YEAR_10000_MS
+            and not any(map(mod, times, repeat(grid_ms)))
+            and are_bounded(chain(opens, highs, lows, closes, volumes, known))
+            and all(map(le, chain(lows, opens, lows, closes), chain(opens, highs, closes, highs)))
+            and min(lows) > 0
+            and min(chain(volumes, known)) >= 0
+        )
+    except TypeError:
+        return False
 
 
 class BarTexts(NamedTuple):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 from typing import Any, NamedTuple
 
 from candled import (
@@ -204,7 +204,8 @@ def _read_push(message: Mapping[str, Any], symbols: Mapping[InstrumentKey, Symbo
         raise ExchangeError(f"expected rows and a send time for {symbol}, got {_shorten(str(message))}")
     as_of_ms = read_ms(sent_ms)
     read = partial(read_row, quote_columns=_SOCKET_QUOTE_COLUMN, as_of_ms=as_of_ms)
-    found = read_rows(rows, read, open_ms=_opening_of)
+    read_all = partial(_read_plain_rows, quote_columns=_SOCKET_QUOTE_COLUMN, as_of_ms=as_of_ms)
+    found = read_rows(rows, read, open_ms=_opening_of, read_all=read_all)
     candles = sorted((row for row in found if isinstance(row, Candle)), key=lambda candle: candle.open_ms)
     invalid = tuple(row for row in found if isinstance(row, InvalidRow))
     return [Candles(symbol, tuple(candles), snapshot, invalid)] if found or snapshot else []
@@ -271,7 +272,8 @@ async def read_page(
     """
     rows, as_of_ms = read_envelope(body)
     read = partial(read_row, quote_columns=product.quote_columns, as_of_ms=as_of_ms)
-    page = _without_repeated(await read_rows_in_slices(rows, read, clock, open_ms=_opening_of))
+    read_all = partial(_read_plain_rows, quote_columns=product.quote_columns, as_of_ms=as_of_ms)
+    page = _without_repeated(await read_rows_in_slices(rows, read, clock, open_ms=_opening_of, read_all=read_all))
     times = sorted({row.open_ms for row in page if isinstance(row, Candle)})
     late = [open_ms for open_ms in times if open_ms > end_ms]
     if late and (len(late) > 1 or len(times) <= 2):
@@ -355,6 +357,27 @@ def read_row(row: Any, quote_columns: Sequence[int], as_of_ms: int) -> Candle:
     except ArithmeticError as error:
         raise InvalidCandle(f"expected finite numbers, got {str(row)[:200]}") from error
     return Candle(_whole(row[0]), opened, high, low, close, volume, quote, as_of_ms).checked()
+
+
+def _read_plain_rows(rows: Sequence[Any], quote_columns: Sequence[int], as_of_ms: int) -> list[Candle] | None:
+    """Return the unchecked candles of rows of texts with one quote volume, in a third of the time of `read_row`.
+
+    Returns:
+        None if a row has another form.
+    """
+    try:
+        columns = list(zip(*rows, strict=True))
+        quotes = {columns[column] for column in quote_columns if column < len(columns)}
+        texts = [*columns[:_COLUMNS], *quotes]
+        is_plain = max(map(len, chain(*texts))) <= _MOST_DIGITS and "".join(columns[0]).isdecimal()
+        if not is_plain or len(quotes) != 1 or {*map(type, rows)} != {list} or {*map(type, chain(*texts))} != {str}:
+            return None
+        times, *numbers = texts
+        values = [map(Decimal, column) for column in numbers]
+        rest = (repeat(as_of_ms), repeat(False), repeat(0), repeat(""))
+        return [Candle._make(row) for row in zip(map(int, times), *values, *rest, strict=False)]
+    except (TypeError, ValueError, LookupError, ArithmeticError):
+        return None
 
 
 _COLUMNS = 6  # in every row: the opening time, four prices, the base volume

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.errors import InvalidCandle
-from candled.model import MINUTE_MS, Candle, Market, Symbol, decimal_text, fold, iso_ms, parse_iso_ms
+from candled.model import MINUTE_MS, Candle, Market, Symbol, are_valid, decimal_text, fold, iso_ms, parse_iso_ms
 from tests.rows import minute
 
 PRICES = st.decimals("0.00000001", "1000000", places=8)
@@ -172,3 +172,31 @@ def test_times_have_milliseconds_and_z():
     assert iso_ms(1_729_814_340_000) == "2024-10-24T23:59:00.000Z"
     assert parse_iso_ms("2024-10-24T12:00:00.5+02:00") == 1_729_764_000_500
     assert parse_iso_ms("2024-10-24") == parse_iso_ms("2024-10-24T00:00:00Z")
+
+
+ANY_NUMBERS = st.one_of(
+    st.sampled_from(["0", "1", "2", "-1", "NaN", "sNaN", "Infinity", "1E+50", "1E-49", "1E-50", "0." + 50 * "7"]),
+    st.decimals().map(str),
+).map(Decimal)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0, MINUTE_MS, 1, -MINUTE_MS, 10**15]),
+            st.lists(ANY_NUMBERS | st.sampled_from([Decimal(1), Decimal(2)]), min_size=5, max_size=5),
+            st.none() | ANY_NUMBERS,
+        ),
+        max_size=3,
+    )
+)
+def test_candles_are_valid_together_if_each_of_them_is(rows):
+    candles = [Candle(open_ms, *numbers, quote) for open_ms, numbers, quote in rows]
+
+    def is_accepted(candle):
+        try:
+            return candle.checked() is candle
+        except InvalidCandle:
+            return False
+
+    assert are_valid(candles) is all(map(is_accepted, candles))

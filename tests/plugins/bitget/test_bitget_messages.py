@@ -2,6 +2,7 @@
 
 import json
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from candled import (
     SubscriptionRejected,
     Symbol,
     Unavailable,
+    read_rows,
 )
 from candled.model import MINUTE_MS, decimal_text
 from candled_plugins.bitget import messages
@@ -227,6 +229,24 @@ def as_row(candle):
 def test_a_row_gives_back_the_candle_it_was_printed_from(candle):
     for columns, cells in ((SPOT.quote_columns, 8), (USDT_FUTURES.quote_columns, 7)):
         assert messages.read_row(as_row(candle)[:cells], columns, candle.as_of_ms) == candle
+
+
+CELLS = st.one_of(
+    st.sampled_from(
+        ["1", "2", "60000", "1.50", "1e3", " 1", "1_0", "", "NaN", "-1", 1, 2.5, None, [0, [1], 0], "9" * 61]
+    ),
+    st.text(max_size=2),
+)
+
+
+@given(st.lists(st.lists(CELLS, min_size=7, max_size=8), max_size=3), st.lists(candles(), max_size=3))
+def test_rows_are_read_together_as_they_are_one_by_one(strange, plain):
+    for rows in (strange, [*map(as_row, plain), *strange], [*map(as_row, plain)]):
+        read = partial(messages.read_row, quote_columns=SPOT.quote_columns, as_of_ms=5)
+        read_all = partial(messages._read_plain_rows, quote_columns=SPOT.quote_columns, as_of_ms=5)
+        one_by_one = read_rows(rows, read)
+        assert read_rows(rows, read, read_all=read_all) == one_by_one
+        assert not rows or rows != [*map(as_row, plain)] or read_all(rows) == one_by_one
 
 
 def test_captured_rest_rows_of_spot_keep_every_digit():
