@@ -146,10 +146,13 @@ class Page:
     #: How far the time in a row is after the opening time: a minute where rows have their closing times.
     after_open_ms: int = 0
 
-    def with_opening_times(self, read: Collection[int]) -> "Page":
-        """Return the page with opening times, if the minutes that the plugin read show that rows have closing times."""
+    def with_opening_times(self, read: Collection[int] | None = None) -> "Page":
+        """Return the page with opening times, if the minutes that the plugin read show that rows have closing times.
+
+        None stands for minutes that show it.
+        """
         opening = tuple(at - MINUTE_MS for at in self.times)
-        if sum(at in read for at in opening) <= sum(at in read for at in self.times):
+        if read is not None and sum(at in read for at in opening) <= sum(at in read for at in self.times):
             return self
         return replace(self, times=opening, after_open_ms=MINUTE_MS)
 

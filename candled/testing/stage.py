@@ -129,7 +129,10 @@ class Stage:
     def pages(self) -> list[Page]:
         """The recorded pages of minutes."""
         read = {call.number: {row.open_ms for row in rows} for call, rows in self.replay.pages}
-        return [page.with_opening_times(read.get(page.call.number, ())) for page in list_pages(self.recording)]
+        pages = [page.with_opening_times(read.get(page.call.number, ())) for page in list_pages(self.recording)]
+        if any(page.after_open_ms for page in pages):  # those that the plugin could not read have closing times too
+            pages = [page if read.get(page.call.number) else page.with_opening_times() for page in pages]
+        return pages
 
     @property
     def page(self) -> Page:
