@@ -249,9 +249,10 @@ class Daemon:
         self._server = self._make_server(self._catalog, broadcaster, texts)
         self._lag = LoopLag(clock)
         parts = self._make_parts(texts)
-        #: The data of the status page, and the internal port; None if the settings have none.
         registry = None if self._shared is None else self._shared.processes
+        #: The data of the status page.
         self.status = StatusReport(parts, self._name.get("process"), registry)
+        #: The internal port; None if the settings have none.
         self.internal = self._make_internal(parts)
         self._tasks = TaskSet()
         self._reading, self._adding_intervals = asyncio.Event(), asyncio.Lock()
