@@ -292,7 +292,7 @@ class Daemon:
         return catalog
 
     def _make_server(self, catalog: MarketCatalog, broadcaster: Broadcaster, texts: EncodedBarCache) -> Server:
-        config, clock = self._config, self._clock
+        config, clock, is_public = self._config, self._clock, self._config.server.status == "public"
         pages = BarReader(self._bars, self._history, texts, clock)
         source = ApiContext(
             catalog=catalog,
@@ -338,8 +338,8 @@ class Daemon:
             ),
             limits=config.limits,
             serves=self._is_serving,
-            guard=make_guard(config, catalog, clock) if self._is_serving else None,
-            status=self._render_status if config.server.status == "public" else None,
+            guard=make_guard(config, catalog, clock) if self._is_serving or is_public else None,
+            status=self._render_status if is_public else None,
         )
 
     def _make_parts(self, texts: EncodedBarCache) -> Parts:

@@ -331,6 +331,27 @@ async def test_requests_are_counted_per_minute(guarded):
 
 
 @pytest.mark.gen_test
+async def test_each_process_of_several_counts_for_itself(tmp_path):
+    """They share the file of tokens, not the counts: with two processes a token may have twice its requests."""
+    directories = [tmp_path / "one", tmp_path / "two"]
+    for directory in directories:
+        directory.mkdir()
+    async with open_guarded(directories[0]) as one, open_guarded(directories[1]) as two:
+        two.path.write_bytes(one.path.read_bytes())
+        await two.stage.clock.leap(1)  # a changed file is read within a second
+        token = one.tokens["one"]
+        for process in (one, two, one, two):
+            assert (await process.get(CANDLES, token)).status == 200
+        assert [(await process.get(CANDLES, token)).status for process in (one, two)] == [429, 429]
+        for process in (one, two):
+            await process.stage.clock.leap(61)
+        async with one.connect(f"/ws?token={token}"), two.connect(f"/ws?token={token}"):
+            for process in (one, two):
+                with pytest.raises(websockets.InvalidStatus):
+                    await process.connect(f"/ws?token={token}")
+
+
+@pytest.mark.gen_test
 async def test_connections_rooms_and_messages_have_the_limits_of_the_token(guarded):
     token = guarded.tokens["one"]
     path = f"/ws?token={token}"

@@ -7,6 +7,7 @@ that no alert with a longer `for` follows.
 
 import asyncio
 import json
+import re
 import resource
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,6 +27,7 @@ from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
 from tests.metrics.prometheus import INTERVAL_S, Firing, Prometheus, Target
 from tests.metrics.scrape import running
+from tests.sources import ROOT
 
 BTC = Symbol.parse("BTC/USDT")
 SPEED = 60.0
@@ -222,3 +224,10 @@ async def lose_database(them: Several, server: Target) -> None:
 
 def in_thread(step: Callable[[], None]) -> Step:
     return lambda: asyncio.to_thread(step)
+
+
+def test_the_drill_has_the_faults_of_the_page_and_no_others():
+    table = (ROOT / "docs" / "how-to" / "alerts.md").read_text("utf-8").partition("| fault | alert |")[2]
+    documented = set(re.findall(r"`(Candled\w+)`", table.partition("\n\n")[0]))
+    injected = set(re.findall(r"\"(Candled\w+)\"", Path(__file__).read_text("utf-8")))
+    assert injected - IGNORED == documented

@@ -6,8 +6,15 @@ import re
 from typing import Any
 
 import pytest
+import yaml
+from tornado.httpclient import AsyncHTTPClient
 
+from candled.access.token_file import Entry, digest_of, make_token, write_entries
+from candled.app import Daemon
+from candled.clock import SystemClock
+from candled.config import load
 from candled.config.sections import ServerSettings
+from candled.plugins import discover
 from candled.serve.internal import InternalServer
 from candled.serve.status_handlers import SharedPage
 from tests.clocks import ManualClock
@@ -150,3 +157,24 @@ async def test_strangers_see_words_and_no_error_texts(tmp_path):
         assert SECRET not in json.dumps(outside)
         assert "hosts" in inside["exchanges"]["replay"]
         assert "hosts" not in outside["exchanges"]["replay"]
+
+
+async def test_a_process_that_only_ingests_shows_its_page_to_tokens_too(tmp_path):
+    token = make_token("all")
+    write_entries(tmp_path / "tokens.yaml", {"all": Entry(sha256=digest_of(token))})
+    document = {
+        "server": {"host": "127.0.0.1", "port": 0, "status": "public"},
+        "exchanges": {"replay": {"symbols": ["BTC/USDT"]}},
+        "store": {"url": f"sqlite:///{tmp_path}/candled.db", "journal": ""},
+        "access": {"tokens_file": str(tmp_path / "tokens.yaml")},
+    }
+    (tmp_path / "candled.yaml").write_text(yaml.safe_dump(document))
+    settings = load(tmp_path / "candled.yaml", {}, plugins := discover())
+    daemon = Daemon(settings.model_copy(update={"roles": ("ingest",)}), plugins, SystemClock())
+    try:
+        await daemon.start()
+        for query, status in (("", 401), (f"?token={token}", 200)):
+            address = f"http://127.0.0.1:{daemon.port}/status.json{query}"
+            assert (await AsyncHTTPClient().fetch(address, raise_error=False)).code == status
+    finally:
+        await daemon.stop()
