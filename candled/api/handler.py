@@ -20,6 +20,7 @@ from candled.serve.grants import grant_of, private, refusal_of
 from candled.serve.hot_path import HotReply, HotRequest, implements
 from candled.serve.kept_pages import KeptPages
 from candled.serve.rate_limit import HEADERS, TOO_MANY, UNLIMITED, RateLimit, RateLimitResult
+from candled.serve.request_ids import HEADER, find_id, is_logged
 from candled.transport.hot_stream import HotStream
 from candled.transport.http_connections import REFUSED_S
 from candled.transport.library_internals import break_off, error_reason, peer_address, stream_of
@@ -359,6 +360,8 @@ class Handler(RequestHandler):
         self._reject(ApiError(status_code, _NAMES.get(status_code, "internal"), error_reason(self)))
         if status_code == 405:
             self.set_header("Allow", METHODS)
+        if is_logged(status_code):
+            self.set_header(HEADER, find_id(self.request))
         self.finish()
 
     def _reject(self, refusal: ApiError) -> None:

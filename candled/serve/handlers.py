@@ -39,6 +39,7 @@ from .grants import SUBPROTOCOL, grant_of, refusal_of
 from .hot_path import HotReply, HotRequest, implements
 from .kept_pages import KeptPage, KeptPages
 from .rate_limit import TOO_MANY
+from .request_ids import HEADER, find_id, is_logged
 
 if TYPE_CHECKING:
     from .access import AccessGuard
@@ -228,6 +229,8 @@ class OwnHandler(RequestHandler):
         """Write an error as JSON."""
         if status_code == 405:
             self.set_header("Allow", _allowed_methods(type(self)))
+        if is_logged(status_code):
+            self.set_header(HEADER, find_id(self.request))
         self.finish_json({"error": {"code": status_code, "message": error_reason(self)}})
 
     @classmethod

@@ -47,6 +47,7 @@ from .health_handlers import HealthContext, HealthReports, make_health_routes
 from .hot_path import HotPath, Route, find_resource
 from .listening import listen
 from .prefix import PrefixedApplication
+from .request_ids import find_id, is_logged
 from .static_files import make_clients_route, make_static_route
 from .status_handlers import make_status_routes
 
@@ -62,7 +63,6 @@ _RECONNECT_MS = (1_000, 10_000)  # clients are asked to reconnect at a random ti
 _RECONNECT_DRAINED_MS = (100, 2_000)  # the same if they are disconnected one after the other
 _NOTICE_S = 5.0
 _SLICE_S = 0.1
-_REQUEST_ID = 64  # characters of it in the log
 
 
 class Server:
@@ -371,9 +371,8 @@ class Server:
         """Count a request that a handler has answered, and log errors of the server."""
         request, status = handler.request, handler.get_status()
         self.counts.count_request(request.path, status, request.request_time())
-        if status >= 500 and status not in (501, 503):  # these two are not candled's errors
-            given = request.headers.get("X-Request-Id", "")[:_REQUEST_ID]
-            logger.error("%s %s: %d%s", request.method, request.path, status, given and f" (request {given})")
+        if is_logged(status):
+            logger.error("%s %s: %d (request %s)", request.method, request.path, status, find_id(request))
 
     def _first_decides(self, path: str) -> MakeNamedClient | None:
         """Return the client factory for a path shared by two protocols; None if the path is candled's alone."""

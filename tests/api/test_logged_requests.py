@@ -58,3 +58,21 @@ async def test_a_request_that_fails_leaves_none(stage, fetch, lines, monkeypatch
     found = lines()
     assert not [line for line in found if "s3cret" in line]
     assert status == 503 or any("/udf/history" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("given", "is_taken"), [("", False), ("f00-1", True), ("x" * 100, True), ("caf\xe9", False), ("a\tb", False)]
+)
+async def test_a_fault_has_an_id_in_the_log_and_in_the_answer(stage, fetch, lines, monkeypatch, given, is_taken):
+    def fail(*_, **__):
+        raise LookupError("a bug")
+
+    monkeypatch.setattr(stage.pages, "written_now", fail)
+    headers = {"X-Request-Id": given} if given else {}
+    answers = [await fetch(f"/api/candles?{KNOWN}", headers=headers) for _ in range(2)]
+    ids = [answer.headers["X-Request-Id"] for answer in answers]
+    assert [answer.code for answer in answers] == [500, 500]
+    assert ids == [given[:64]] * 2 if is_taken else len(set(ids)) == 2
+    logged = [line for line in lines() if f"/api/candles: 500 (request {ids[0]})" in line]
+    assert logged
+    assert "X-Request-Id" not in (await fetch("/nowhere", headers=headers)).headers

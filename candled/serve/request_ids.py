@@ -1,0 +1,26 @@
+"""The id of a request that failed by candled's fault: it is in the log and in the header of the answer.
+
+Other requests have none: their answers are often made before anything but the path and the query was read.
+"""
+
+import secrets
+
+from tornado.httputil import HTTPServerRequest
+
+HEADER = "X-Request-Id"
+_LONGEST = 64
+
+
+def is_logged(status: int) -> bool:
+    """Return True if an answer with this status is logged. 501 and 503 are not candled's faults."""
+    return status >= 500 and status not in (501, 503)
+
+
+def find_id(request: HTTPServerRequest) -> str:
+    """Return the id that a proxy sent with a request, or a new one."""
+    known: str | None = getattr(request, "log_id", None)
+    if known is None:
+        given = request.headers.get(HEADER, "")[:_LONGEST]
+        known = given if given.isascii() and given.isprintable() and given else secrets.token_hex(8)
+        request.log_id = known  # type: ignore[attr-defined]
+    return known
