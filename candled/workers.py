@@ -26,6 +26,7 @@ MISTAKE = 2  # the exit status of a process that only the operator can help
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
 _STEADY_S = 60.0  # a process that ran for so long failed for another reason than the last time
+_LEAD_S = 5.0  # beside server.shutdown_seconds: the process that ingests is asked to stop this much later at most
 _STOP_S = 30.0  # beside server.shutdown_seconds: a process that stops limits each of its steps to 5 s
 
 
@@ -145,7 +146,7 @@ class Supervisor:
     def __init__(
         self, names: Sequence[str], spawn: Callable[[str], Process], clock: Clock, drain_s: float = 0.0
     ) -> None:
-        self._stop_s = _STOP_S + drain_s
+        self._lead_s, self._stop_s = _LEAD_S + drain_s, _STOP_S + drain_s
         self._names = names
         self._spawn = spawn
         self._clock = clock
@@ -169,8 +170,7 @@ class Supervisor:
         await self._stopping.wait()
         on_stop()
         await self._tasks.cancel()
-        self.send_signal(signal.SIGTERM)
-        statuses = await first_of(self._wait_for_ends(), self._kill_late())
+        statuses = await first_of(self._end_in_order(), self._kill_late())
         return MISTAKE if self._has_mistake else int(any(statuses))
 
     def stop(self) -> None:
@@ -211,14 +211,25 @@ class Supervisor:
         how = f"ended with status {status}" if status >= 0 else f"was ended by signal {-status}"
         raise _EndedError(f"{name} {how}")
 
-    async def _wait_for_ends(self) -> list[int]:
-        return [await process.wait() for process in self._running.values()]
+    async def _end_in_order(self) -> list[int]:
+        """End the processes that serve first: clients that are not disconnected yet still get updates meanwhile."""
+        serving = [process for name, process in self._running.items() if name != INGEST]
+        for process in serving:
+            process.send_signal(signal.SIGTERM)
+        await first_of(_wait_for_ends(serving), self._clock.sleep(self._lead_s))
+        if INGEST in self._running:
+            self._running[INGEST].send_signal(signal.SIGTERM)
+        return await _wait_for_ends(self._running.values())
 
     async def _kill_late(self) -> list[int]:
         await self._clock.sleep(self._stop_s)
         logger.warning("killing the processes that have not stopped within %.0f s", self._stop_s)
         self.send_signal(signal.SIGKILL)
-        return await self._wait_for_ends()
+        return await _wait_for_ends(self._running.values())
+
+
+async def _wait_for_ends(processes: Iterable[Process]) -> list[int]:
+    return [await process.wait() for process in processes]
 
 
 def _report(error: Exception, wait_s: float) -> None:

@@ -41,12 +41,12 @@ class FakeProcess:
 class Stage:
     """A supervisor of an ingest process and two serve processes; `stops` is the status of each when asked to stop."""
 
-    def __init__(self, stops: int | None = 0) -> None:
+    def __init__(self, stops: int | None = 0, drain_s: float = 0.0) -> None:
         self.clock = ManualClock()
         self.started: list[FakeProcess] = []
         self.fails: list[OSError] = []
         self._stops = stops
-        self.supervisor = Supervisor(["ingest", "serve-1", "serve-2"], self._spawn, self.clock)
+        self.supervisor = Supervisor(["ingest", "serve-1", "serve-2"], self._spawn, self.clock, drain_s)
         self.running = asyncio.create_task(self.supervisor.run())
 
     def _spawn(self, name: str) -> FakeProcess:
@@ -148,7 +148,34 @@ async def test_a_second_stop_kills_and_other_signals_are_passed_on():
     stage.supervisor.stop()
     await stage.clock.advance(0)
     assert await stage.running == 1
-    assert {tuple(one.signals) for one in stage.started} == {(signal.SIGHUP, signal.SIGTERM, signal.SIGKILL)}
+    ingest, *serving = [tuple(one.signals) for one in stage.started]
+    assert ingest[:2] == (signal.SIGHUP, signal.SIGKILL)
+    assert set(serving) == {(signal.SIGHUP, signal.SIGTERM, signal.SIGKILL)}
+
+
+async def test_the_process_that_ingests_is_asked_to_stop_after_those_that_serve():
+    stage = Stage(stops=None, drain_s=10.0)
+    await stage.clock.advance(0)
+    stage.supervisor.stop()
+    await stage.clock.advance(14)
+    ingest, *serving = stage.started
+    assert [one.signals for one in stage.started] == [[], [signal.SIGTERM], [signal.SIGTERM]]
+    for one in serving:
+        one.end(0)
+    await stage.clock.advance(0)
+    assert ingest.signals == [signal.SIGTERM]
+    ingest.end(0)
+    assert await stage.running == 0
+
+
+async def test_a_process_that_serves_and_hangs_does_not_keep_the_other_from_storing():
+    stage = Stage(stops=None, drain_s=10.0)
+    await stage.clock.advance(0)
+    stage.supervisor.stop()
+    await stage.clock.advance(15)
+    assert stage.started[0].signals == [signal.SIGTERM]
+    await stage.clock.advance(25)
+    assert await stage.running == 1
 
 
 # ---------------------------------------------------------------- settings

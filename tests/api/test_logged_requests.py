@@ -61,7 +61,7 @@ async def test_a_request_that_fails_leaves_none(stage, fetch, lines, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("given", "is_taken"), [("", False), ("f00-1", True), ("x" * 100, True), ("caf\xe9", False), ("a\tb", False)]
+    ("given", "is_taken"), [("", False), ("f00-1", True), ("x" * 100, True), ("\xe9", False), ("a\tb", False)]
 )
 async def test_a_fault_has_an_id_in_the_log_and_in_the_answer(stage, fetch, lines, monkeypatch, given, is_taken):
     def fail(*_, **__):
