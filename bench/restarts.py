@@ -233,6 +233,7 @@ def print_results(
     rows = [
         ["clients; reconnects", f"{options.clients}; {len(reconnects)}, {len(reconnects) - len(answered)} unanswered"],
         ["of them with a `bye`; failed attempts", f"{len(waits)}; {sum(result['failures'] for result in results)}"],
+        ["temporary errors", f"{sum(sum(result['errors'].values()) for result in results)}"],
         ["of them resumed with only the changes", f"{sum(one['is_resumed'] for one in answered)}"],
         ["from `bye` to the bars, p50 / p99 / maximum", f"{percentiles(waits)} s"],
         ["reconnects in a second, most", f"{max(per_s.values(), default=0)}"],

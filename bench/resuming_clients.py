@@ -37,6 +37,7 @@ async def main(url: str, count: int, bars: int, symbols: Sequence[str]) -> None:
         found = {
             "reconnects": [asdict(one) for one in record.reconnects],
             "failures": record.failures,
+            "errors": record.errors,
             "bars": sum(len(client.bars) for client in clients),
             "differences": differences,
         }

@@ -410,10 +410,9 @@ class Daemon:
         if self.internal is not None or self._config.server.status == "public":
             self._tasks.start_periodic(self._lag.tick, self._clock, EVERY_S)
             self._tasks.start_periodic(self.status.take_sample, self._clock, SAMPLE_S)
-        shares_port = self._config.server.reuse_port
         # before the store is opened, because another candled may be running
-        self.port = self._server.listen(accepts=not shares_port)
-        if shares_port:
+        self.port = self._server.listen(accepts=not self._config.server.reuse_port)
+        if self._config.server.reuse_port:
             self._tasks.start(self._accept_later())
         with contextlib.suppress(StoreUnavailable):  # `open_later` tries again
             await self._upkeep.open_store()

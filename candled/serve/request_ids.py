@@ -4,8 +4,10 @@ Other requests have none: their answers are often made before anything but the p
 """
 
 import secrets
+from typing import TYPE_CHECKING
 
-from tornado.httputil import HTTPServerRequest
+if TYPE_CHECKING:
+    from tornado.httputil import HTTPServerRequest
 
 HEADER = "X-Request-Id"
 _LONGEST = 64
@@ -16,7 +18,7 @@ def is_logged(status: int) -> bool:
     return status >= 500 and status not in (501, 503)
 
 
-def find_id(request: HTTPServerRequest) -> str:
+def find_id(request: "HTTPServerRequest") -> str:
     """Return the id that a proxy sent with a request, or a new one."""
     known: str | None = getattr(request, "log_id", None)
     if known is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,8 @@ from candled.client.stream import BarSubscription
 from candled.client.values import Bar, Status
 from candled.clock import SystemClock
 from candled.tasks import Backoff, TaskSet
+
+_AGAIN_S = 1.0
 
 Room = tuple[str, str]
 """A symbol and an interval."""
@@ -40,6 +43,8 @@ class Record:
     reconnects: list[Reconnect] = field(default_factory=list)
     #: Attempts to connect that failed.
     failures: int = 0
+    #: Temporary errors, by their text.
+    errors: Counter[str] = field(default_factory=Counter)
 
 
 class ResumingClient:
@@ -88,6 +93,15 @@ class ResumingClient:
     def _on_open(self) -> None:
         if self._lost is not None:
             self._lost.opened = time.monotonic()
+        self._subscribe()
+
+    async def _subscribe_later(self) -> None:
+        """Subscribe again after a temporary error, as candled's client does."""
+        await asyncio.sleep(_AGAIN_S)
+        if not self.subscription.has_bars:
+            self._subscribe()
+
+    def _subscribe(self) -> None:
         self._asked += 1
         self._connection.send(self.subscription.subscribe_message(self._asked))
 
@@ -100,6 +114,10 @@ class ResumingClient:
                 delay_ms = int(message["reconnectAfterMs"])
                 self._bye = time.monotonic(), delay_ms
                 self._connection.expect_end(delay_ms / 1000)
+            case "error":
+                assert message.get("temporary"), message
+                self._record.errors[str(message["message"])] += 1
+                self._tasks.start(self._subscribe_later())
 
     def _on_bars(self, message: Mapping[str, Any]) -> None:
         if self._lost is not None and message["type"] in ("initial", "resumed"):
