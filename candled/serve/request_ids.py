@@ -4,10 +4,7 @@ Other requests have none: their answers are often made before anything but the p
 """
 
 import secrets
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from tornado.httputil import HTTPServerRequest
+from typing import Any
 
 HEADER = "X-Request-Id"
 _LONGEST = 64
@@ -18,11 +15,11 @@ def is_logged(status: int) -> bool:
     return status >= 500 and status not in (501, 503)
 
 
-def find_id(request: "HTTPServerRequest") -> str:
-    """Return the id that a proxy sent with a request, or a new one."""
+def find_id(request: Any) -> str:
+    """Return the id that a proxy sent with a request of Tornado, or a new one, which the request keeps."""
     known: str | None = getattr(request, "log_id", None)
     if known is None:
         given = request.headers.get(HEADER, "")[:_LONGEST]
         known = given if given.isascii() and given.isprintable() and given else secrets.token_hex(8)
-        request.log_id = known  # type: ignore[attr-defined]
+        request.log_id = known
     return known
