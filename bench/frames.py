@@ -25,7 +25,7 @@ from candled.ingest.decompression import decompress
 from candled.model import MINUTE_MS, Symbol
 from candled_plugins.binance.exchange import Binance, BinanceUsdm
 from candled_plugins.bitget.exchange import Bitget
-from candled_plugins.bybit.exchange import Bybit, BybitLinear
+from candled_plugins.bybit.exchange import Bybit, BybitInverse, BybitLinear
 from candled_plugins.coinbase.exchange import Coinbase
 from candled_plugins.gate.exchange import Gateio, GateioUsdt
 from candled_plugins.htx.exchange import Htx, HtxUsdt
@@ -49,7 +49,7 @@ class Form(NamedTuple):
 
     exchange: type[Exchange]
     frame: Callable[[Symbol, str, str, int], Any]
-    settle: str = ""
+    symbol: str = "{base}/USDT"
     pack: Callable[[str], str | bytes] = str
     listing: Callable[[Sequence[Symbol]], Any] | None = None
 
@@ -173,10 +173,11 @@ FORMS: dict[str, Form] = {
         "data": [[str(START_MS), "64049.3", "64949.3", "64025.6", close, volume, "2069200.98", "2069200.98", "0"]],
     }),
     "binance": Form(Binance, _binance),
-    "binance-usdm": Form(BinanceUsdm, _binance, "USDT"),
+    "binance-usdm": Form(BinanceUsdm, _binance, "{base}/USDT:USDT"),
     "bybit": Form(Bybit, _bybit),
-    "bybit-linear": Form(BybitLinear, _bybit, "USDT"),
-    "kraken": Form(Kraken, _kraken),
+    "bybit-linear": Form(BybitLinear, _bybit, "{base}/USDT:USDT"),
+    "bybit-inverse": Form(BybitInverse, _bybit, "{base}/USD:{base}"),
+    "kraken": Form(Kraken, _kraken, "{base}/USD"),
     "gate": Form(Gateio, lambda symbol, close, volume, at_ms: {
         "time": at_ms // 1000, "time_ms": at_ms, "channel": "spot.candlesticks", "event": "update",
         "result": {
@@ -204,15 +205,15 @@ FORMS: dict[str, Form] = {
             "t": START_MS, "T": START_MS + 59_999, "s": symbol.base, "i": "1m", "o": "64049.3", "c": close,
             "h": "64949.3", "l": "64025.6", "v": volume, "n": 924,
         },
-    }, "USDC"),
+    }, "{base}/USDC:USDC"),
     "coinbase": Form(Coinbase, _coinbase),
     "mexc": Form(Mexc, _mexc),
-    "gate-usdt": Form(GateioUsdt, _gate_usdt, "USDT", listing=lambda symbols: [
+    "gate-usdt": Form(GateioUsdt, _gate_usdt, "{base}/USDT:USDT", listing=lambda symbols: [
         {"name": f"{one.base}_{one.quote}", "quanto_multiplier": "0.001"} for one in symbols
     ]),
-    "htx-usdt": Form(HtxUsdt, _htx_usdt, "USDT", pack=lambda text: gzip.compress(text.encode())),
-    "kucoin-usdt": Form(KucoinUsdt, _kucoin_usdt, "USDT", listing=_kucoin_contracts),
-    "mexc-usdt": Form(MexcUsdt, _mexc_usdt, "USDT", listing=lambda symbols: {
+    "htx-usdt": Form(HtxUsdt, _htx_usdt, "{base}/USDT:USDT", pack=lambda text: gzip.compress(text.encode())),
+    "kucoin-usdt": Form(KucoinUsdt, _kucoin_usdt, "{base}/USDT:USDT", listing=_kucoin_contracts),
+    "mexc-usdt": Form(MexcUsdt, _mexc_usdt, "{base}/USDT:USDT", listing=lambda symbols: {
         "success": True, "code": 0,
         "data": [{"symbol": f"{one.base}_{one.quote}", "contractSize": 0.001} for one in symbols],
     }),
@@ -225,8 +226,7 @@ class Plugin:
     def __init__(self, name: str, markets: int, times: int) -> None:
         self.name, form = name, FORMS[name]
         self._exchange = form.exchange(form.exchange.Settings(), SystemClock())
-        quote = "USDC" if name == "hyperliquid" else "USDT"
-        self._symbols = symbols = [Symbol(f"C{number}", quote, form.settle) for number in range(markets)]
+        self._symbols = symbols = [symbol_of(name, f"C{number}") for number in range(markets)]
         size = self._exchange.limits.symbols_per_connection or markets
         self._carried = [symbols[first : first + size] for first in range(0, markets, size)]
         self._frames = [
@@ -271,6 +271,11 @@ class _Listing:
     async def post_json(self, url: str, body: Any = None, **_: Any) -> Any:
         server = {"endpoint": "ws://localhost", "pingInterval": 18_000, "pingTimeout": 10_000}
         return {"code": "200000", "data": {"token": "t", "instanceServers": [server]}}
+
+
+def symbol_of(name: str, base: str) -> Symbol:
+    """The market of a coin on an exchange."""
+    return Symbol.parse(FORMS[name].symbol.format(base=base))
 
 
 def frame_of(form: Form, symbol: Symbol, number: int) -> str | bytes:

@@ -47,14 +47,15 @@ def read_rows(
 ) -> list[Candle | InvalidRow]:
     """Read each row of a page or frame, turning every row that `read` rejects into an `InvalidRow`.
 
-    `open_ms` extracts the opening time of such a row. By default, this is the row's first cell. `read_all` may read all
-    rows in a faster way, without checking them. It returns the same candles as `read`, or None if a row is unusual.
+    `open_ms` extracts the opening time of such a row. By default, this is the row's first cell. `read_all` may read
+    many rows in a faster way, without checking them. It returns the same candles as `read`, or None if a row is
+    unusual.
 
     Raises:
         ExchangeError: there are more than `MAX_ROWS` rows.
     """
     _check_count(rows)
-    if read_all is not None and (candles := read_all(rows)) is not None and are_valid(candles):
+    if read_all is not None and len(rows) >= _MANY and (candles := read_all(rows)) is not None and are_valid(candles):
         return list(candles)
     found: list[Candle | InvalidRow] = []
     for row in rows:
@@ -115,6 +116,7 @@ def _check_count(rows: Sequence[Any]) -> None:
 
 
 _SLICE = 50  # rows; about 1 ms
+_MANY = 4  # rows; fewer are read faster one by one
 
 _UNREADABLE = (InvalidCandle, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
 

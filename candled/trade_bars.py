@@ -100,9 +100,10 @@ class TradeBars:
                 candles.append(self._candle(open_ms, as_of_ms))
             except InvalidCandle as error:  # a sum beyond the bounds
                 invalid.append(InvalidRow(open_ms, str(error)))
-        invalid += (InvalidRow(open_ms, "some of its trades were missed") for open_ms in sorted(self._interrupted))
         self._changed.clear()
-        self._interrupted.clear()
+        if self._interrupted:
+            invalid += (InvalidRow(open_ms, "some of its trades were missed") for open_ms in sorted(self._interrupted))
+            self._interrupted.clear()
         if not candles and not invalid:
             return []
         return [Candles(self._symbol, tuple(candles), invalid=tuple(invalid), from_trades=True)]

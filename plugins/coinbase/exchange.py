@@ -91,7 +91,9 @@ class CoinbaseFeed(SocketFeed):
                 bars.begin_at(message.sent_ms)  # earlier trades of the minute were not seen
                 events.append(Subscribed(symbol))
         changed = self._add_trades(message) or [bars for _, bars in self._bars.values()]
-        return events + [event for bars in changed for event in bars.take_candles(message.sent_ms)]
+        for bars in changed:
+            events += bars.take_candles(message.sent_ms)
+        return events
 
     def _add_trades(self, message: Message) -> list[TradeBars]:
         """Add the trades of a frame, and return the bars that they belong to.
@@ -99,16 +101,18 @@ class CoinbaseFeed(SocketFeed):
         Raises:
             ExchangeError: none of them is of a subscribed product.
         """
-        known = [trade for trade in message.trades if trade.product_id in self._bars]
-        if message.trades and not known:
-            raise ExchangeError(f"got trades of {message.trades[0].product_id!r}, which was not subscribed")
-        for trade in known:
-            bars = self._bars[trade.product_id][1]
+        changed: dict[str, TradeBars] = {}
+        for name, at_ms, price, size, number in message.trades:
+            if name not in self._bars:
+                continue
+            bars = changed[name] = self._bars[name][1]
             try:
-                bars.add_trade(trade.at_ms, trade.price, trade.size, trade.number)
+                bars.add_trade(at_ms, price, size, number)
             except InvalidCandle:  # the minute lacks a trade now
                 bars.begin_at(message.sent_ms)
-        return [self._bars[name][1] for name in dict.fromkeys(trade.product_id for trade in known)]
+        if message.trades and not changed:
+            raise ExchangeError(f"got trades of {message.trades[0].product_id!r}, which was not subscribed")
+        return list(changed.values())
 
 
 class Coinbase(Exchange):

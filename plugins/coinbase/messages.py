@@ -71,7 +71,9 @@ def read_frame(frame: str | bytes) -> Message | FeedError:
         channel, events = message["channel"], message["events"]
         if channel == "market_trades":
             trades = [_read_trade(one) for event in events for one in event["trades"]]
-            return Message(sequence, sent_ms, sorted(trades, key=lambda one: (one.at_ms, one.number)))
+            if len(trades) > 1:
+                trades.sort(key=lambda one: (one.at_ms, one.number))
+            return Message(sequence, sent_ms, trades)
         if channel == "subscriptions":
             names = [name for event in events for name in event["subscriptions"].get("market_trades", ())]
             return Message(sequence, sent_ms, products=names)

@@ -3,11 +3,13 @@
 `python -m tests.plugins.test_conformance` prints the table for docs/reference/exchanges.md.
 """
 
+import time
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from bench.frames import FORMS
 from candled.evidence import CHECKS_WITHOUT, QUESTIONS, Evidence, Parity
 from candled.testing.kit import CHECKS, Result, format_result, run_checks
 from candled.testing.recording import Received, Recording, read_recording
@@ -32,16 +34,33 @@ def recordings() -> dict[str, dict[str, Recording]]:
     return found
 
 
+#: The processor time of the kit, in seconds, by exchange.
+spent_s: dict[str, float] = {}
+
+
 @cache
 def results(name: str) -> list[Result]:
     """The results of the kit."""
-    return list(run_checks(EXCHANGES[name], recordings()[name]))
+    started_s = time.process_time()
+    found = list(run_checks(EXCHANGES[name], recordings()[name]))
+    spent_s[name] = time.process_time() - started_s
+    return found
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_a_bundled_exchange_passes_every_check_that_it_has_no_reason_to_skip(name):
     assert [format_result(one) for one in results(name) if one.outcome == "failed"] == []
     assert len(results(name)) == len(CHECKS)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_kit_of_all_bundled_exchanges_takes_less_than_a_minute(name):
+    assert len(results(name)) == len(CHECKS)
+    assert spent_s[name] < 60 / len(REAL)  # each one's part
+
+
+def test_the_cost_of_a_frame_is_measured_for_every_bundled_exchange():
+    assert FORMS.keys() == REAL.keys()
 
 
 @pytest.mark.parametrize("name", REAL)

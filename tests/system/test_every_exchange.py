@@ -21,6 +21,7 @@ from tornado.httpclient import AsyncHTTPClient
 from tornado.web import RequestHandler
 
 from bench.frames import FORMS, START_MS, frame_of
+from bench.frames import symbol_of as market_of
 from candled import Symbol
 from candled import config as settings
 from candled.app import Daemon
@@ -37,7 +38,7 @@ CONTRACTS = ["gate-usdt", "htx-usdt", "kucoin-usdt", "mexc-usdt"]
 NAMES = [name for name in FORMS if name != "bitget"]
 CANDLES = ("candle", "kline", "OHLC")
 #: The shapes of answers of exchanges that share one.
-SHAPES = {"binance-usdm": "binance", "bybit-linear": "bybit"}
+SHAPES = {"binance-usdm": "binance", "bybit-linear": "bybit", "bybit-inverse": "bybit"}
 BARS = 5
 
 
@@ -76,8 +77,7 @@ def contracts_answer(name: str, rows: Sequence[Row]) -> dict[str, Any] | str:
 
 
 def symbol_of(name: str) -> Symbol:
-    settle = FORMS[name].settle
-    return Symbol("BTC", settle or ("USD" if name == "kraken" else "USDT"), settle)
+    return market_of(name, "BTC")
 
 
 class Rest(RequestHandler):

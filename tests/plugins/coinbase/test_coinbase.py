@@ -267,9 +267,9 @@ def test_subscriptions_name_both_channels_and_an_error_is_one_of_the_connection(
 
 
 def products(path: str, query: dict[str, str]):
-    """Coinbase's rows: newest first, both bounds inclusive, 300 at most."""
+    """Coinbase's rows: newest first, both bounds inclusive, 300 at most, and one from before the start."""
     start_s, end_s = int(query["start"]), min(int(query["end"]), START_MS // 1000)
-    times = range(end_s // 60 * 60, -(-start_s // 60) * 60 - 1, -60)
+    times = range(end_s // 60 * 60, -(-start_s // 60) * 60 - 61, -60)
     assert len(times) <= 300
     row = {"low": "9", "high": "12", "open": "10", "close": "11", "volume": "3"}
     return {"candles": [{"start": str(at), **row} for at in times]}
