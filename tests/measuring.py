@@ -9,10 +9,12 @@ import contextlib
 import importlib
 import pkgutil
 from collections.abc import Iterator
+from threading import Thread
 from typing import Any
 
 import pytest
 from coverage import Coverage
+from coverage.python import PythonFileReporter
 
 import candled
 import plugins
@@ -25,12 +27,13 @@ class Measuring:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         """Measure the import of every module in the process that starts the workers, not in each of them."""
-        if not hasattr(session.config, "workerinput"):
-            remember_analyses()
-            import_all()
+        is_worker = hasattr(session.config, "workerinput")
+        files = [] if is_worker else import_all()
         self.measured = Coverage.current()
         while running := Coverage.current():  # in a worker pytest-cov starts two, and never reads the first
             running.stop()
+        if self.measured is not None and not is_worker:
+            remember_analyses(self.measured, files)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Choose the tests that are measured; every worker chooses the same."""
@@ -66,21 +69,42 @@ def _is_left_out(item: pytest.Item) -> bool:
     return is_search or tiers.is_marked(item, "no_cover", "slow", "daemon", "browser", "redis")
 
 
-def remember_analyses() -> None:
-    """Analyse each file once: pytest-cov makes a report of the total and another of the files, one after the other."""
+def remember_analyses(measuring: Coverage, files: list[str]) -> None:
+    """Read the files beside the tests; after them no more than one core would work on that.
+
+    Analyse each once: pytest-cov makes a report of the total and another of the files, one after the other.
+    """
     analyse, known = Coverage._analyze, {}
+    open_file, opened = Coverage._get_file_reporter, {}
+
+    def open_once(measured: Coverage, morf: Any) -> Any:
+        if morf not in opened:
+            opened[morf] = open_file(measured, morf)
+        return opened[morf]
+
+    def read_files() -> None:
+        for file in files:
+            opened[file] = PythonFileReporter(file, measuring)
+            opened[file].exit_counts()  # parses the file, and keeps the branches that it has
+
+    reading = Thread(target=read_files, name="files for coverage", daemon=True)
+    reading.start()
 
     def analyse_once(measured: Coverage, morf: Any, **options: Any) -> Any:
+        reading.join()
         if (id(measured), morf) not in known:
             known[id(measured), morf] = analyse(measured, morf, **options)
         return known[id(measured), morf]
 
-    Coverage._analyze = analyse_once
+    Coverage._analyze, Coverage._get_file_reporter = analyse_once, open_once
 
 
-def import_all() -> None:
-    """Import every module of candled and its plugins."""
-    for package in (candled, plugins):
-        for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-            if not module.name.endswith("__main__"):
-                importlib.import_module(module.name)
+def import_all() -> list[str]:
+    """Import every module of candled and its plugins; return their files."""
+    modules = [
+        importlib.import_module(module.name)
+        for package in (candled, plugins)
+        for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+        if not module.name.endswith("__main__")
+    ]
+    return [str(module.__file__) for module in modules]

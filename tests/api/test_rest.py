@@ -581,7 +581,7 @@ async def test_a_fuzz_of_queries_gets_no_5xx_and_reaches_sql_only_as_values(fetc
     drawn: list[list[tuple[str, str]]] = []
 
     @given(st.lists(QUERIES, min_size=60, max_size=60))
-    @settings(max_examples=20 if LONG else 8, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=20 if LONG else 5, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     def draw(queries):
         drawn.extend(queries)
 

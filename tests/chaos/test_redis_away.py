@@ -24,7 +24,7 @@ from tests.redis_servers import RedisServer
 pytestmark = pytest.mark.usefixtures("postgres", "redis", "daemon")
 
 LONG = "CANDLED_TEST_LONG" in os.environ
-SPEED, AWAY_S, MARKETS = (6.0, 300.0, 4) if LONG else (20.0, 14.0, 2)
+SPEED, AWAY_S, MARKETS = (6.0, 300.0, 4) if LONG else (20.0, 12.0, 2)
 START_S = 60.0
 WATCHED_S = 5.0  # so long publishing is counted, before and after
 LATENCY_S = 0.05

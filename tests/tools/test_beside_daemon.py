@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("daemon")
 MARKET = MarketKey("replay", Symbol("BTC", "USDT"))
 KEPT = [Interval.parse(text) for text in ("3m", "6m", "1D", "1W")]
 SETTINGS = {
-    "exchanges": {"replay": {"symbols": ["BTC/USDT"], "speed": 240}},
+    "exchanges": {"replay": {"symbols": ["BTC/USDT"], "speed": 480}},
     "intervals": ["1m", *map(str, KEPT)],
     "ingest": {"backfill": "0s", "grace_period": "0s"},
     "store": {"url": "sqlite:///candled.db", "journal": ""},
