@@ -120,7 +120,8 @@ class Bitget(Exchange):
         found: list[Market] = []
         for product in self._products:
             body = await self._get_data(http, product.markets_path, product.markets_query)
-            found += messages.read_markets(body, product)
+            tickers = await self._get_data(http, product.tickers_path, product.markets_query)
+            found += messages.read_markets(body, tickers, product)
         return found
 
     def make_feed(self, symbols: Sequence[Symbol]) -> Feed:

@@ -57,6 +57,8 @@ class ProductType:
     candles_path: str
     history_path: str
     markets_path: str
+    #: The last 24 hours of all markets.
+    tickers_path: str
     #: Sent with every candle request.
     query: Mapping[str, str]
     #: Names of the intervals with boundaries in UTC. From six hours on, Bitget's plain names mean UTC+8, and only
@@ -83,6 +85,7 @@ SPOT = ProductType(
     candles_path="/api/v2/spot/market/candles",
     history_path="/api/v2/spot/market/history-candles",
     markets_path="/api/v2/spot/public/symbols",
+    tickers_path="/api/v2/spot/market/tickers",
     query={},
     # Spot refuses `1m`, the name that futures use.
     granularities={
@@ -105,6 +108,7 @@ USDT_FUTURES = ProductType(
     candles_path="/api/v2/mix/market/candles",
     history_path="/api/v2/mix/market/history-candles",
     markets_path="/api/v2/mix/market/contracts",
+    tickers_path="/api/v2/mix/market/tickers",
     query={"productType": "USDT-FUTURES"},
     granularities={
         **{"1m": "1m", "3m": "3m", "5m": "5m", "15m": "15m", "30m": "30m", "1h": "1H", "2h": "2H", "4h": "4H"},
@@ -434,15 +438,21 @@ def _whole(cell: Any) -> int:
     return int(number)
 
 
-def read_markets(body: Any, product: ProductType) -> list[Market]:
-    """Return the markets of an answer.
+def read_markets(body: Any, tickers: Any, product: ProductType) -> list[Market]:
+    """Return the markets in the answers of the list of markets and of `tickers`.
+
+    The tickers have `symbol` and `quoteVolume`, the volume of 24 hours in quote currency. Source: Bitget's
+    documentation of API v2, "Get Ticker Information" (spot) and "Get All Tickers" (contracts).
 
     Raises:
         Unavailable, ExchangeError: as `read_envelope`; an entry without the documented fields.
     """
-    entries, _ = read_envelope(body)
+    (entries, _), (shown, _) = read_envelope(body), read_envelope(tickers)
     try:
-        return [_read_market(entry, product) for entry in entries if _is_plain(entry, product)]
+        volumes = {one["symbol"]: one["quoteVolume"] for one in shown}
+        return [
+            _read_market(entry, product, volumes.get(entry["symbol"])) for entry in entries if _is_plain(entry, product)
+        ]
     except (KeyError, TypeError, ValueError) as error:
         raise ExchangeError(f"a market is not as documented: {error!r}") from error
 
@@ -456,7 +466,7 @@ def _symbol(entry: Mapping[str, Any], product: ProductType) -> Symbol:
     return Symbol(entry["baseCoin"], entry["quoteCoin"], product.settle)
 
 
-def _read_market(entry: Mapping[str, Any], product: ProductType) -> Market:
+def _read_market(entry: Mapping[str, Any], product: ProductType, volume: str | None) -> Market:
     price_decimals = int(entry[product.price_decimals])
     return Market(
         symbol=_symbol(entry, product),
@@ -465,6 +475,7 @@ def _read_market(entry: Mapping[str, Any], product: ProductType) -> Market:
         tick_size=_tick_size(entry.get(product.tick) or "1", price_decimals),
         status=product.states.get(entry[product.status], "suspended"),
         listed_ms=_listed_ms(entry.get(product.listed)),
+        quote_volume_24h=_finite_number(volume),
     )
 
 

@@ -57,6 +57,7 @@ class FakeMarket:
     listed_ms: int = 0
     names_listing: bool = True
     usdt_per_quote: Decimal = Decimal(1)
+    quote_volume_24h: Decimal = Decimal(0)
 
     @property
     def inst_type(self) -> str:
@@ -446,6 +447,15 @@ class FakeBitget:
             raise _Refused("40034", f"Parameter {wanted} does not exist")
         return found
 
+    def _spot_tickers(self, query: Mapping[str, str]) -> list[dict[str, str]]:
+        return [_ticker(market) for market in self._listed("SPOT")]
+
+    def _mix_tickers(self, query: Mapping[str, str]) -> list[dict[str, str]]:
+        if "productType" not in query:
+            raise _Refused("400172", "Parameter verification failed")
+        usdt = query["productType"].upper() == "USDT-FUTURES"
+        return [_ticker(market) for market in self._listed("USDT-FUTURES")] if usdt else []
+
     def _contracts(self, query: Mapping[str, str]) -> list[dict[str, Any]]:
         if "productType" not in query:
             raise _Refused("400172", "Parameter verification failed")
@@ -594,6 +604,8 @@ _PAGE_REACH_MS = 90 * DAY_MS
 _ENDPOINTS: dict[str, Callable[[FakeBitget, Mapping[str, str]], Any]] = {
     "/api/v2/public/time": FakeBitget._time,
     "/api/v2/spot/public/symbols": FakeBitget._symbols,
+    "/api/v2/spot/market/tickers": FakeBitget._spot_tickers,
+    "/api/v2/mix/market/tickers": FakeBitget._mix_tickers,
     "/api/v2/spot/market/candles": FakeBitget._spot_candles,
     "/api/v2/spot/market/history-candles": FakeBitget._spot_history,
     "/api/v2/mix/market/contracts": FakeBitget._contracts,
@@ -925,6 +937,11 @@ def _spot_entry(market: FakeMarket) -> dict[str, str]:
         "buyLimitPriceRatio": "0.05",
         "sellLimitPriceRatio": "0.05",
     }
+
+
+def _ticker(market: FakeMarket) -> dict[str, str]:
+    volume = str(market.quote_volume_24h)
+    return {"symbol": market.inst_id, "lastPr": "0", "baseVolume": "0", "quoteVolume": volume, "usdtVolume": volume}
 
 
 def _contract_entry(market: FakeMarket) -> dict[str, Any]:

@@ -210,21 +210,22 @@ async def test_an_exchange_that_is_down_is_unavailable(fake, http):
         await bitget_at(fake).fetch_markets(http)
 
 
-CENT = Decimal("0.01")
+CENT, NONE = Decimal("0.01"), Decimal(0)
 
 
 async def test_the_markets_of_spot_and_futures_are_listed_with_their_precision(fake, http):
     assert await bitget_at(fake, "spot").fetch_markets(http) == [
-        Market(symbol=SPOT, price_decimals=2, volume_decimals=4, tick_size=CENT),
-        Market(symbol=CROSS, price_decimals=2, volume_decimals=4, tick_size=CENT),
+        Market(symbol=SPOT, price_decimals=2, volume_decimals=4, tick_size=CENT, quote_volume_24h=NONE),
+        Market(symbol=CROSS, price_decimals=2, volume_decimals=4, tick_size=CENT, quote_volume_24h=NONE),
     ]
     futures = [
-        Market(symbol=FUTURES, price_decimals=2, volume_decimals=4, tick_size=CENT),
+        Market(symbol=FUTURES, price_decimals=2, volume_decimals=4, tick_size=CENT, quote_volume_24h=NONE),
         Market(
             symbol=THIN,
             price_decimals=2,
             volume_decimals=4,
             tick_size=CENT,
+            quote_volume_24h=NONE,
             status="suspended",
             listed_ms=minutes_ago(60 * 24 * 40),
         ),
@@ -265,7 +266,7 @@ def test_a_listing_date_that_is_not_set_is_unknown(text, listed_ms):
         "quantityPrecision": "6",
     }
     body = {"code": "00000", "requestTime": 1, "data": [{**entry, "status": "online", "openTime": text}]}
-    (market,) = messages.read_markets(body, messages.SPOT)
+    (market,) = messages.read_markets(body, {**body, "data": []}, messages.SPOT)
     assert market.listed_ms == listed_ms
 
 

@@ -337,9 +337,17 @@ def test_an_answer_that_is_not_as_documented_is_an_error(body):
         messages.read_envelope(body)
 
 
-def test_captured_spot_symbols_become_markets():
-    assert messages.read_markets(answer(json.loads(captured("symbols_spot"))), SPOT) == [
-        Market(symbol=BTC, price_decimals=2, volume_decimals=6, tick_size=Decimal("0.01")),
+def test_captured_spot_symbols_become_markets_with_the_volumes_of_tickers():
+    # a ticker of the documentation, with another volume; only one market has one
+    ticker = {"symbol": "BTCUSDT", "lastPr": "34413.1", "quoteVolume": "512345678.91", "baseVolume": "14888.1"}
+    assert messages.read_markets(answer(json.loads(captured("symbols_spot"))), answer([ticker]), SPOT) == [
+        Market(
+            symbol=BTC,
+            price_decimals=2,
+            volume_decimals=6,
+            tick_size=Decimal("0.01"),
+            quote_volume_24h=Decimal("512345678.91"),
+        ),
         Market(
             symbol=Symbol("WLFI", "USD1"),
             price_decimals=4,
@@ -359,11 +367,13 @@ def test_dated_contracts_do_not_pose_as_the_perpetual_of_their_coins():
         "symbolStatus": "normal",
     }
     entries = [{"symbol": "BTCUSDT_261225", **perpetual}, {"symbol": "BTCUSDT", **perpetual}]
-    assert messages.read_markets(answer(entries), USDT_FUTURES) == [
+    assert messages.read_markets(answer(entries), answer([]), USDT_FUTURES) == [
         Market(symbol=PERPETUAL, price_decimals=1, volume_decimals=4, tick_size=Decimal("0.1"))
     ]
 
 
 def test_a_market_without_its_precision_is_an_error():
     with pytest.raises(ExchangeError, match="pricePrecision"):
-        messages.read_markets(answer([{"symbol": "AB", "baseCoin": "A", "quoteCoin": "B"}]), SPOT)
+        messages.read_markets(answer([{"symbol": "AB", "baseCoin": "A", "quoteCoin": "B"}]), answer([]), SPOT)
+    with pytest.raises(ExchangeError, match="quoteVolume"):
+        messages.read_markets(answer([]), answer([{"symbol": "AB"}]), SPOT)
