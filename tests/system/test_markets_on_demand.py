@@ -94,6 +94,19 @@ async def test_a_subscription_starts_a_listed_market_and_gets_its_first_screen(t
         assert running(rig) == {BTC, ETH, SOL}
 
 
+async def test_the_first_screen_comes_in_time_from_a_slow_exchange_whose_history_is_being_read(tmp_path):
+    more = {"ingest": {"backfill": "4d"}}
+    async with deployment(tmp_path, more=more, symbols=["BTC/USDT", "/^(SOL|XRP)/"]) as rig:
+        rig.fake.rest_delay_s = 0.1
+        begun = deadlines.now()
+        (first,) = await answers(rig, subscribe(ETH, initialBars=100))
+        took_s = deadlines.now() - begun
+        assert (first["symbol"], len(first["bars"])) == ("ETH/USDT", 100)
+        assert took_s < 1.5
+        waiting = [rig.health(symbol)["missingMinutes"] for symbol in (BTC, SOL, XRP)]
+        assert min(waiting) > 1440  # most of their history comes later, because clients wait for no more of it
+
+
 async def test_http_requests_start_markets_in_every_dialect(tmp_path):
     async with deployment(tmp_path) as rig:
         assert await refused(rig, "/api/candles?symbol=NO/USDT&interval=1m&limit=100") == (
