@@ -31,15 +31,15 @@ async def test_rows_keep_every_digit_that_the_exchange_sent(exchange):
     assert {budget for _, _, _, budget in http.requests} == {"ccxt"}
 
 
-MARKETS_WITHOUT_A_NATIVE_PLUGIN = [
+OTHER_KINDS = [
     ("kucoinfutures", "kucoinfutures", Symbol("BTC", "USDT", "USDT"), "/api/v1/kline/query"),
     ("htx", "htx", Symbol("BTC", "USDT", "USDT"), "/linear-swap-ex/market/history/kline"),
     ("hyperliquid", "hyperliquid", Symbol("BTC", "USDC"), "/info"),
 ]
 
 
-@pytest.mark.parametrize(("exchange", "shape", "symbol", "path"), MARKETS_WITHOUT_A_NATIVE_PLUGIN)
-async def test_markets_that_no_native_plugin_reads_are_read_with_candles_of_a_socket(exchange, shape, symbol, path):
+@pytest.mark.parametrize(("exchange", "shape", "symbol", "path"), OTHER_KINDS)
+async def test_contracts_and_a_spot_pair_are_read_with_candles_of_a_socket(exchange, shape, symbol, path):
     rows, made = rows_from(START_MS, 2), make(exchange, symbol)
     http = FakeHttp(lambda path, query: answer(shape, rows))
     found = await made.fetch_history(http, symbol, START_MS, START_MS + 3 * MINUTE_MS)
