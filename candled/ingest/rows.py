@@ -104,7 +104,7 @@ class RowFilter:
         self, candles: Sequence[Candle], src: str, received_ms: int, now_ms: int, *, is_update: bool = False
     ) -> list[Candle]:
         """Return the valid candles, oldest first, as `stamped_candles`."""
-        valid = list(candles) if are_valid(candles) else []
+        valid = list(candles) if len(candles) > 1 and are_valid(candles) else []
         for candle in () if valid else candles:
             try:
                 valid.append(candle.checked())
