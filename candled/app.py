@@ -25,7 +25,7 @@ from candled.bus.memory_bus import MemoryBus
 from candled.clock import SystemClock
 from candled.config import Config, budget_path, config_warnings, make_store
 from candled.control import ControlSocket
-from candled.daemon_threads import DaemonThreads
+from candled.daemon_threads import DaemonThreads, switch_often
 from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock, Exchange
 from candled.health import Health
@@ -132,9 +132,9 @@ def _run_one(
     log: BoundedHandler,
     worker: str | None = None,
 ) -> int:
-    for warning in (*config_warnings(config), _descriptor_warning(config)):
-        if warning is not None:
-            logger.warning("%s", warning)
+    for warning in filter(None, (*config_warnings(config), _descriptor_warning(config))):
+        logger.warning("%s", warning)
+    switch_often()
     return asyncio.run(_run(config, read, plugins, clock, log, worker))
 
 
