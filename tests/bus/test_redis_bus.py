@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import time
 
 import pytest
 import redis
@@ -389,9 +388,9 @@ async def test_publishing_takes_no_time_whatever_redis_does(prefix):
         await until(lambda: one.state is LeaseState.LEADER)
         took = []
         for number in range(2000):
-            started = time.perf_counter()
+            started = deadlines.now()
             one.publish(MARKETS[number % 2])
-            took.append(time.perf_counter() - started)
+            took.append(deadlines.now() - started)
         assert sorted(took)[1980] < 0.005
 
 

@@ -50,7 +50,7 @@ from candled.testing.recording import (
 )
 from candled.testing.replayed import RecordedClock, Replay, replay_recording
 from candled.tools.plugin_record import record_exchange, reread_minutes
-from tests.clocks import START_MS, ScaledClock
+from tests.clocks import START_MS, FairScaledClock, ScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
 from tests.plugins.local import socket_server, web_server
@@ -70,7 +70,7 @@ def play(recording: Recording) -> tuple[Replay, dict[str, bool | None]]:
 def recorded(tmp_path_factory) -> tuple[Path, FakeBitget]:
     """A recording of the fake Bitget, with an hour later in which one minute has changed."""
     path = tmp_path_factory.mktemp("recording") / "a.jsonl"
-    clock = ScaledClock(120.0, START_MS - 1000)
+    clock = FairScaledClock(120.0, START_MS - 1000)
     fake = FakeBitget(clock, [FakeMarket(symbol=BTC, tape=Synthetic(7))], push_interval_s=5)
     fake.enforce_limits = False
 
@@ -82,7 +82,7 @@ def recorded(tmp_path_factory) -> tuple[Path, FakeBitget]:
                 await reread_minutes(path, clock, settings)
             start_ms = read_recording(path).select(Call)[-1].start_ms
             fake.revise(BTC, start_ms, Synthetic(8).row(start_ms))
-            assert await reread_minutes(path, ScaledClock(120.0, clock.now_ms() + 60 * MINUTE_MS), settings) == 0
+            assert await reread_minutes(path, FairScaledClock(120.0, clock.now_ms() + 60 * MINUTE_MS), settings) == 0
 
     asyncio.run(record())
     return path, fake
@@ -236,7 +236,7 @@ async def test_binary_frames_are_recorded_before_decompression(gzipped, tmp_path
             await connection.send(frame)
             await asyncio.sleep(0.02)
 
-    path, clock = tmp_path / "a.jsonl.gz", ScaledClock(600.0, START_MS - 100)
+    path, clock = tmp_path / "a.jsonl.gz", FairScaledClock(600.0, START_MS - 100)
     async with socket_server(send) as url:
         await record_exchange(gzipped, BTC, clock, minutes=1, path=path, assignments=[f"ws_url={url}"])
     recording = read_recording(path)
@@ -254,7 +254,7 @@ async def test_a_recording_without_a_candle_has_status_1_and_the_reason(gzipped,
     async def refuse(connection: ServerConnection) -> None:
         await connection.close(1008, "go")
 
-    path, clock = tmp_path / "a.jsonl", ScaledClock(600.0, START_MS - 100)
+    path, clock = tmp_path / "a.jsonl", FairScaledClock(600.0, START_MS - 100)
     async with socket_server(refuse) as url:
         status = await record_exchange(gzipped, BTC, clock, minutes=1, path=path, assignments=[f"ws_url={url}"])
     assert status == 1
@@ -262,7 +262,7 @@ async def test_a_recording_without_a_candle_has_status_1_and_the_reason(gzipped,
     assert {one.connection for one in read_recording(path).select(Closed)} >= {1}
 
 
-class SkippingClock(ScaledClock):
+class SkippingClock(FairScaledClock):
     """A clock on which long pauses take no time."""
 
     async def sleep(self, seconds: float) -> None:
@@ -327,7 +327,7 @@ async def test_of_a_feed_without_a_websocket_the_requests_are_recorded(gzipped, 
 
     monkeypatch.setattr(Gzipped, "make_feed", lambda self, symbols: PollingFeed(self, symbols))
     monkeypatch.setattr(Gzipped, "fetch_history", fetch_history)
-    path, clock = tmp_path / "a.jsonl", ScaledClock(600.0, START_MS - 100)
+    path, clock = tmp_path / "a.jsonl", FairScaledClock(600.0, START_MS - 100)
     async with web_server(("/", Rows)) as url:
         assignments = [f"ws_url={url.replace('http', 'ws')}/"]
         await record_exchange(gzipped, BTC, clock, minutes=1, path=path, assignments=assignments)
@@ -342,7 +342,7 @@ async def test_of_a_feed_without_a_websocket_the_requests_are_recorded(gzipped, 
 def test_after_ctrl_c_the_whole_minutes_are_still_read_and_a_second_one_skips_them(
     gzipped, tmp_path, monkeypatch, capsys, signals
 ):
-    path, clock, sent = tmp_path / "a.jsonl", ScaledClock(600.0, START_MS - 100), []
+    path, clock, sent = tmp_path / "a.jsonl", FairScaledClock(600.0, START_MS - 100), []
 
     def send_signal() -> None:
         sent.append(signal.SIGINT)
@@ -392,7 +392,7 @@ async def test_frames_are_recorded_before_the_plugin_can_read_them(gzipped, tmp_
             await asyncio.sleep(0.02)
 
     monkeypatch.setattr(Gzipped, "feed_class", HalfWrittenFeed)
-    path, clock = tmp_path / "a.jsonl", ScaledClock(600.0, START_MS - 100)
+    path, clock = tmp_path / "a.jsonl", FairScaledClock(600.0, START_MS - 100)
     async with socket_server(send) as url:
         status = await record_exchange(gzipped, BTC, clock, minutes=1, path=path, assignments=[f"ws_url={url}"])
     recording = read_recording(path)
