@@ -394,6 +394,10 @@ def test_one_plugin_can_serve_two_exchanges(settings):
          "exchanges.bitget.symbols[0]: "
          f"expected {SYMBOL_PATTERN_FORM}, got '/(/': "
          "no regular expression: missing ), unterminated subpattern at position 0"),
+        ("exchanges: {bitget: {symbols: [BTC/USDT, '/(/'], top: 5, min_age: 1d}}",  # it is the only mistake
+         "exchanges.bitget.symbols[1]: "
+         f"expected {SYMBOL_PATTERN_FORM}, got '/(/': "
+         "no regular expression: missing ), unterminated subpattern at position 0"),
         ("exchanges: {bitget: {symbols: [BTC/USDT], top: 5}}",
          "exchanges.bitget.top: chooses from patterns, and symbols has none, such as */USDT"),
         ("exchanges: {bitget: {symbols: [BTC/USDT], min_age: 1d}}",

@@ -370,7 +370,8 @@ def _read_exchange(
         problems.append(f"{path}: {redacted(one_line(error))}")
         return None
     choice = ChoiceRules(patterns=keys.symbols, top=keys.top, min_age=keys.min_age, most=keys.most)
-    problems += _check_choice(path, choice)
+    if not any(problem.startswith(f"{path}.symbols") for problem in problems):
+        problems += _check_choice(path, choice)
     return ExchangeConfig(
         name=name,
         plugin=plugin,

@@ -50,7 +50,9 @@ def describe_markets(
 ) -> Iterator[str]:
     """Yield the lines about one exchange. `now_ms` is the time in UTC epoch milliseconds."""
     choice = choose_markets(config.choice, listed, now_ms)
-    yield f"{config.name}: {len(choice.symbols):,} of {len(listed):,} listed markets"
+    chosen, unlisted = len(choice.symbols), len(choice.unlisted)
+    more = f", and {unlisted:,} that it does not list" if unlisted else ""
+    yield f"{config.name}: {chosen - unlisted:,} of {len(listed):,} listed markets{more}"
     yield from _describe_rules(config.choice, choice, listed)
     yield from _describe_cost(len(choice.symbols), exchange, backfill, now_ms)
     named = "  ".join(map(str, choice.symbols))

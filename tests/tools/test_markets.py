@@ -47,7 +47,7 @@ async def test_the_page_names_every_rule_the_cost_and_the_markets(tmp_path, caps
         assert await check_markets(settings(f"sqlite:///{tmp_path}/candled.db", config), clock) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:6] == [
-        "bitget: 4 of 4 listed markets",
+        "bitget: 3 of 4 listed markets, and 1 that it does not list",
         "  ETH/EUR  named",
         "  */USDT   matches 3",
         "  !*UP/*   excludes 1",
