@@ -16,7 +16,10 @@ from candled.errors import ConfigError
 from candled.plugins import discover
 from candled.serve import listening
 from candled.serve.listening import in_browser, listen
+from tests import deadlines
 from tests.api.stage import open_stage
+from tests.clocks import ManualClock
+from tests.metrics.scrape import running
 from tests.system.daemon import free_port
 
 V4, V6 = "127.0.0.1", "::1"
@@ -244,3 +247,30 @@ async def test_several_processes_share_a_port_if_all_of_them_want_to(tmp_path):
         async with websockets.connect(f"ws://{with_port(V6, reuse.port)}/ws") as connection:
             await connection.send('{"type":"ping"}')
             assert "pong" in await connection.recv()
+
+
+async def can_connect(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(V4, port)
+    except ConnectionRefusedError:
+        return False
+    writer.close()
+    return True
+
+
+@pytest.mark.parametrize("has_store", [True, False])
+async def test_a_daemon_on_a_shared_port_waits_for_its_bars_but_not_forever(tmp_path, has_store):
+    clock, port = ManualClock(), free_port()
+    stores = {} if has_store else {"store": {"url": "postgresql://candled@127.0.0.1:1/none", "journal": ""}}
+    async with running(tmp_path, clock=clock, sections=stores, port=port, reuse_port=True) as deployment:
+        assert (await deployment.get("/livez")).startswith("ok")
+        if has_store:
+            while not deployment.daemon.health.is_reading:
+                await clock.advance(0.1)
+        else:
+            await clock.advance(9.0)
+            assert not await can_connect(port)
+            await clock.advance(1.5)
+        async with deadlines.timeout(10):
+            while not await can_connect(port):
+                await asyncio.sleep(0.01)
