@@ -53,12 +53,16 @@ def port() -> str:
     return "public"
 
 
+async def render_metrics() -> bytes:
+    return b"candled_up 1\n"
+
+
 @pytest.fixture
 def app(enter, process, port):
     """Give pytest-tornado the handlers of a port."""
     if port == "internal":
         return InternalServer(
-            ServerSettings(internal_port=0), process.reports, lambda: b"candled_up 1\n", ManualClock()
+            ServerSettings(internal_port=0), process.reports, render_metrics, ManualClock()
         ).application
     return enter(echo_harness(health_details=port == "details", reports=process.reports)).server.application
 
