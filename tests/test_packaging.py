@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -115,3 +116,11 @@ def test_the_bill_of_materials_has_every_package_with_its_licence_and_the_vendor
         one = components[script.parent.name]
         assert f"v{one['version']}" in script.read_text("utf-8")[:200]
         assert one["hashes"] == [{"alg": "SHA-256", "content": hashlib.sha256(script.read_bytes()).hexdigest()}]
+
+
+def test_the_classifiers_the_workflow_and_the_readme_name_the_same_versions_of_python():
+    named = [text.rpartition(" ")[2] for text in read_setup()["classifiers"] if re.search(r":: 3\.\d+$", text)]
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "check.yaml").read_text("utf-8"))["jobs"]
+    assert jobs["check"]["strategy"]["matrix"]["python"] == named
+    assert f">={named[0]}" == read_setup()["python_requires"]
+    assert all(one in (ROOT / "README.md").read_text("utf-8") for one in named)
