@@ -14,6 +14,7 @@ from candled.ingest.distribution import distribute
 from candled.ingest.exchange_ingest import ExchangeIngest
 from candled.ingest.feeds import FeedRunner
 from candled.ingest.http import HttpClient
+from candled.ingest.market_listing import ListOptions
 from candled.ingest.market_loader import IngestOptions
 from candled.model import MINUTE, MINUTE_MS, Candle, Symbol
 from tests import tiers
@@ -33,7 +34,7 @@ from tests.rows import MONDAY_MS
 class Harness:
     """An ingest whose markets change."""
 
-    def __init__(self) -> None:
+    def __init__(self, lists: ListOptions | None = None) -> None:
         self.clock = ManualClock(START_MS)
         self.world = World()
         self.exchange = ManyMarkets(self.world, self.clock)
@@ -46,9 +47,8 @@ class Harness:
             backfill_ms=0, grace_period_ms=6000, quiet_after_ms=60_000, checkpoint_ms=5000, confirm=True
         )  # fmt: skip
         http = HttpClient(self.clock, 1000.0)
-        self.ingest = ExchangeIngest(
-            "virtual", self.exchange, [], clock=self.clock, bus=bus, store=self.store, http=http, options=options
-        )
+        parts: dict[str, Any] = {"clock": self.clock, "bus": bus, "store": self.store, "http": http}
+        self.ingest = ExchangeIngest("virtual", self.exchange, [], options=options, lists=lists, **parts)
 
     def _on_message(self, message: Any, _: Any) -> None:
         assert message.market.symbol in self.wanted
@@ -174,3 +174,17 @@ async def test_a_store_that_is_slow_does_not_delay_the_requests_for_other_market
     assert starting.done()
     assert set(harness.world.history_reads) == set(SYMBOLS)
     await harness.ingest.stop()
+
+
+async def test_the_history_of_a_market_that_a_client_waits_for_is_requested_first(monkeypatch):
+    monkeypatch.setattr(FeedRunner, "_run_socket", run_without_socket)
+    for awaited in (SYMBOLS[2], SYMBOLS[4]):
+        harness = Harness(ListOptions(is_urgent=lambda market, awaited=awaited: market.symbol == awaited))
+        starting = asyncio.ensure_future(harness.ingest.start())
+        await harness.clock.advance(10.0)
+        await harness.do("add", SYMBOLS)  # more than are read at the same time
+        await harness.clock.advance(60.0)
+        assert next(iter(harness.world.history_reads)) == awaited  # in the order of the first requests
+        assert set(harness.world.history_reads) == set(SYMBOLS)
+        await harness.ingest.stop()
+        await starting
