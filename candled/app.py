@@ -24,7 +24,7 @@ from candled.bus import Bus
 from candled.bus.memory_bus import MemoryBus
 from candled.clock import SystemClock
 from candled.config import Config, budget_path, config_warnings, make_store
-from candled.control import ControlSocket
+from candled.control import ControlSocket, post_commands
 from candled.daemon_threads import DaemonThreads, switch_often
 from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock, Exchange
@@ -148,6 +148,8 @@ async def _run(
     manager = ServiceManager(os.environ)
     reloader = Reloader(config, read, daemon.apply, clock, manager)
     _listen_to_signals(loop, stopping, reloader.request, is_worker=worker is not None)
+    if daemon.internal is not None:
+        daemon.internal.add_commands(post_commands(reloader.reload, stopping.set))
     collector = GcTuner(keeps_handlers=not config.server.own_sockets)
 
     tasks = TaskSet()
@@ -261,8 +263,9 @@ class Daemon:
         self.internal_port = 0
 
     def _make_writer(self) -> Writer:
-        flush_interval_s = self._config.store.flush_interval.total_seconds()
-        journal = _journal(self._config)
+        settings = self._config.store
+        journal = Journal(Path(settings.journal), limit_bytes=settings.journal_limit) if settings.journal else None
+        flush_interval_s = settings.flush_interval.total_seconds()
         return Writer(self._store, self._threads, self._clock, flush_interval_s=flush_interval_s, journal=journal)
 
     @cached_property
@@ -561,12 +564,6 @@ class Daemon:
             book=self._book,
             on_list=lambda exchange, listed: self._demand.on_list(exchange, [market.symbol for market in listed]),
         )
-
-
-def _journal(config: Config) -> Journal | None:
-    """Return the journal for candles while the store is unavailable, if the settings enable it."""
-    settings = config.store
-    return Journal(Path(settings.journal), limit_bytes=settings.journal_limit) if settings.journal else None
 
 
 def _make_universe(config: Config) -> Universe:

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -28,6 +29,23 @@ _REQUEST_S = 5.0
 
 class NoDaemon(CandledError):
     """No daemon answers at a control socket."""
+
+
+def post_commands(reload: Reload, drain: Callable[[], None]) -> dict[str, Callable[[], Awaitable[tuple[int, Any]]]]:
+    """Return the commands of the internal port by their paths. Each returns a status and an answer.
+
+    `drain` begins the end of the process, as SIGTERM does.
+    """
+
+    async def answer_reload() -> tuple[int, Any]:
+        result = await reload()
+        return 400 if result.problems else 200, result
+
+    async def answer_drain() -> tuple[int, Any]:
+        drain()
+        return 202, {"status": "stopping"}
+
+    return {"/reload": answer_reload, "/drain": answer_drain}
 
 
 class ControlSocket:

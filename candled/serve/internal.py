@@ -1,11 +1,12 @@
-"""The internal port: metrics, and health with all details, for operators and their programs only."""
+"""The internal port: metrics, health with all details, reload and drain, for operators and their programs only."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 from tornado.httpserver import HTTPServer
 from tornado.web import Application
 
@@ -24,6 +25,8 @@ _BACKLOG = 128
 _CLOSE_S = 1.0
 _MOST_BODY = 64 * 1024  # bytes
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+Command = Callable[[], Awaitable[tuple[int, Any]]]
+"""Carries out a command, and returns the status and the answer, to be encoded as JSON."""
 Route = tuple[str, type[OwnHandler], dict[str, Any]]
 
 
@@ -45,6 +48,25 @@ class MetricsHandler(OwnHandler):
 
     def compute_etag(self) -> None:
         """Return no ETag: no two answers are equal."""
+
+
+class CommandHandler(OwnHandler):
+    """A command to the daemon by POST. Requests of browsers are refused: any page that you open could send them."""
+
+    def initialize(self, command: Command) -> None:
+        """Store the command."""
+        self.command = command
+
+    async def post(self) -> None:
+        """Carry out the command, and answer with its result."""
+        if "Origin" in self.request.headers or "Sec-Fetch-Site" in self.request.headers:
+            status, answer = 403, _error("forbidden", "Web pages may not send commands to candled")
+        else:
+            status, answer = await self.command()
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json; charset=utf-8")
+        self.set_header("Cache-Control", "no-store")
+        self.finish(msgspec.json.encode(answer))
 
 
 class InternalServer:
@@ -79,6 +101,11 @@ class InternalServer:
         self.application = Application(routes, default_handler_class=UnknownPathHandler, log_function=_log_nothing)
         self._http = HTTPServer(self.application, max_body_size=_MOST_BODY)
 
+    def add_commands(self, commands: Mapping[str, Command]) -> None:
+        """Take commands by POST, by their paths."""
+        routes: list[Route] = [(path, CommandHandler, {"command": command}) for path, command in commands.items()]
+        self.application.add_handlers(r".*", routes)
+
     def listen(self) -> int:
         """Start listening; return the port, which the system chose if the settings have 0.
 
@@ -97,6 +124,10 @@ class InternalServer:
         self._http.stop()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._http.close_all_connections(), _CLOSE_S)
+
+
+def _error(code: str, message: str) -> dict[str, dict[str, str]]:
+    return {"error": {"code": code, "message": message}}
 
 
 def _log_nothing(handler: object) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 import urllib.error
 import urllib.request
@@ -102,6 +103,42 @@ def test_the_command_reloads_and_prints_the_result(tmp_path):
         status, printed = daemon.reload()
         assert (status, len(printed.splitlines())) == (2, 1)
         assert printed.startswith("candled: no daemon answers at candled.control: No such file or directory; ")
+
+
+def post(daemon: Daemon, path: str, **headers: str) -> tuple[int, Any]:
+    """Status and body of the answer to a POST to the internal port, whose number is in the log."""
+    address = re.search(r"details on (http://\S+)/metrics", daemon.output)
+    assert address is not None
+    request = urllib.request.Request(address[1] + path, b"", headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def test_the_internal_port_reloads_and_drains_and_obeys_no_web_page(tmp_path):
+    def write(**more: Any) -> None:
+        daemon.write(settings(tmp_path, server={"internal_port": 0}, **more))
+
+    with Daemon(tmp_path) as daemon:
+        daemon.start(settings(tmp_path, server={"internal_port": 0}))
+        write(log={"level": "debug"}, udf={"next_time": "ms"})
+        for headers in ({"Origin": "http://localhost:7000"}, {"Sec-Fetch-Site": "cross-site"}):
+            for path in ("/reload", "/drain"):
+                status, answer = post(daemon, path, **headers)
+                assert (status, answer["error"]["code"]) == (403, "forbidden")
+        applied, left = ["log.level"], ["udf.next_time"]
+        assert post(daemon, "/reload") == (200, {"problems": [], "applied": applied, "needs_restart": left})
+        write(log={"level": "loud"})
+        status, answer = post(daemon, "/reload")
+        assert (status, answer["applied"]) == (400, [])
+        assert "log.level: one of debug, info, warning, error, was loud" in answer["problems"][0]
+        assert daemon.running
+        assert post(daemon, "/drain") == (202, {"status": "stopping"})
+        assert deadlines.wait_for_end(daemon.process, 15.0) == 0
+        assert "Traceback" not in daemon.output
 
 
 async def test_an_interval_is_added_while_a_client_stays(tmp_path):
