@@ -258,6 +258,7 @@ async def can_connect(port: int) -> bool:
     return True
 
 
+@pytest.mark.usefixtures("daemon")
 @pytest.mark.parametrize("has_store", [True, False])
 async def test_a_daemon_on_a_shared_port_waits_for_its_bars_but_not_forever(tmp_path, has_store):
     clock, port = ManualClock(), free_port()

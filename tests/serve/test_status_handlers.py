@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tornado.httpclient import AsyncHTTPClient
 
 from candled.access.token_file import Entry, digest_of, make_token, write_entries
 from candled.app import Daemon
@@ -159,7 +158,8 @@ async def test_strangers_see_words_and_no_error_texts(tmp_path):
         assert "hosts" not in outside["exchanges"]["replay"]
 
 
-async def test_a_process_that_only_ingests_shows_its_page_to_tokens_too(tmp_path):
+@pytest.mark.gen_test
+async def test_a_process_that_only_ingests_shows_its_page_to_tokens_too(tmp_path, http_client):
     token = make_token("all")
     write_entries(tmp_path / "tokens.yaml", {"all": Entry(sha256=digest_of(token))})
     document = {
@@ -175,6 +175,6 @@ async def test_a_process_that_only_ingests_shows_its_page_to_tokens_too(tmp_path
         await daemon.start()
         for query, status in (("", 401), (f"?token={token}", 200)):
             address = f"http://127.0.0.1:{daemon.port}/status.json{query}"
-            assert (await AsyncHTTPClient().fetch(address, raise_error=False)).code == status
+            assert (await http_client.fetch(address, raise_error=False)).code == status
     finally:
         await daemon.stop()

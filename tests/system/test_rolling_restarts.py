@@ -22,9 +22,9 @@ async def until_ready(daemon: Daemon) -> None:
     """Wait until a process serves complete bars."""
     async with deadlines.timeout(40):
         while True:
-            market = (await asyncio.to_thread(daemon.get, "/health?verbose"))["exchanges"]["replay"]["symbols"]
+            markets = (await asyncio.to_thread(daemon.get, "/health?verbose"))["exchanges"]["replay"]["symbols"]
             ready = await asyncio.to_thread(daemon.get, "/health/ready")
-            if ready["status"] == "pass" and market["BTC/USDT"]["state"] == "live":
+            if ready["status"] == "pass" and markets.get("BTC/USDT", {}).get("state") == "live":
                 return
             await asyncio.sleep(0.1)
 
