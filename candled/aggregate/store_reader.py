@@ -271,6 +271,9 @@ class StoreReader:
         change_id = market.feed_log.change_id + 1
         changes = market.aggregator.merge_stored(rows, stale.start_ms, stale.end_ms, change_id)
         if complete_from_ms is not None:  # only now: before, bars would be shown without the missing minutes
+            known_from_ms = END_OF_TIME_MS if market.complete_from_ms is None else market.complete_from_ms
+            if complete_from_ms < known_from_ms:  # the bars between were shown, but were not final
+                market.feed_log.log_change(change_id, complete_from_ms, known_from_ms, only_final=True)
             market.complete_from_ms = complete_from_ms
         known = (market.served_from_ms, served_from_ms, complete_from_ms)
         market.served_from_ms = min((one for one in known if one is not None), default=None)

@@ -6,7 +6,18 @@ from candled.aggregate.live_bars import LiveBars
 from candled.aggregate.resume import MOST_RESUMED
 from candled.bus import FeedMetadata, HistoryChanged, Message, MessagesLost, MinuteChanged
 from candled.errors import StoreRejected, StoreUnavailable
-from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, Interval, MarketKey, Position, Range, Symbol
+from candled.model import (
+    DEFAULT_INTERVALS,
+    MINUTE,
+    MINUTE_MS,
+    Candle,
+    Interval,
+    MarketKey,
+    Position,
+    Range,
+    RangeSet,
+    Symbol,
+)
 from tests.clocks import ManualClock
 from tests.rooms.stage import Stored
 from tests.rows import MONDAY_MS, minute
@@ -102,6 +113,20 @@ async def test_more_than_a_chart_can_use_is_not_resumed():
     for number in range(60, 62 + MOST_RESUMED):
         one.minute(minute(number, final=True))
     assert await one.since(seen, 60) is None
+
+
+async def test_bars_become_final_for_a_client_that_was_away_when_history_became_complete():
+    one = Process()
+    one.stored.since = at(40)
+    await one.start()
+    seen = one.minute(minute(60, volume="2", as_of=10_000))
+    one.publish_message(HistoryChanged(BTC, at(0), at(1), at(0), FeedMetadata(at(60), None, 1)))
+    await one.clock.advance(1)
+    assert one.bars.is_range_final(BTC, at(0), at(60))
+    resume = await one.bars.prepare_resume(BTC, MINUTE, seen, at(60))
+    assert resume is not None
+    final = one.bars.became_final(BTC, resume)
+    assert list(final.common(RangeSet([(at(0), at(40))]))) == [Range(at(0), at(40))]
 
 
 async def test_a_position_that_was_not_followed_is_answered_from_the_log():
