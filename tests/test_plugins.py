@@ -301,6 +301,16 @@ def test_the_example_does_not_grow():
     assert len(blocks()["coinfair.py"].splitlines()) <= 102
 
 
+def test_each_native_plugin_is_small_and_the_kit_names_none():
+    native = [path for path in (ROOT / "plugins").iterdir() if (path / "messages.py").exists() and path.name != "ccxt"]
+    assert len(native) == 11
+    for path in native:
+        assert {file.name for file in path.glob("*.py")} <= {"__init__.py", "exchange.py", "messages.py", "pushes.py"}
+        assert len((path / "exchange.py").read_text("utf-8").splitlines()) <= 250, path.name
+    kit = "".join(path.read_text("utf-8").lower() for path in (ROOT / "candled" / "testing").glob("*.py"))
+    assert [path.name for path in native if path.name in kit] == []
+
+
 @pytest.fixture
 def coinfair(install):
     """The example of docs/how-to/plugins.md, installed under the name that its pyproject.toml gives it."""
