@@ -227,12 +227,14 @@ def print_results(
     reconnects = [one for result in results for one in result["reconnects"]]
     answered = [one for one in reconnects if one["answered"]]
     waits = sorted(one["answered"] - one["lost"] for one in answered if one["bye_ms"] is not None)
+    silent = Counter(one["reason"] for one in reconnects if one["bye_ms"] is None)
     per_s = Counter(int(one["opened"]) for one in answered)
     pauses = [pause for node in nodes[1:] for pause in node.pauses_ms()]
     differences = [text for result in results for text in result["differences"]]
     rows = [
         ["clients; reconnects", f"{options.clients}; {len(reconnects)}, {len(reconnects) - len(answered)} unanswered"],
         ["of them with a `bye`; failed attempts", f"{len(waits)}; {sum(result['failures'] for result in results)}"],
+        ["ends without a `bye`", ", ".join(f"{count} × {reason}" for reason, count in silent.most_common(3)) or "0"],
         ["temporary errors", f"{sum(sum(result['errors'].values()) for result in results)}"],
         ["of them resumed with only the changes", f"{sum(one['is_resumed'] for one in answered)}"],
         ["from `bye` to the bars, p50 / p99 / maximum", f"{percentiles(waits)} s"],
