@@ -178,14 +178,13 @@ class IngestPublisher:
         repaired = outcome.repaired or (None if since_ms is None else Range(since_ms, since_ms + MINUTE_MS))
         if repaired is None or not self.is_open(market):
             return
-        completed = _completed(published, since_ms)
         published.complete_from_ms = since_ms
         if outcome.past_range is not None:
             published.repairing.remove(outcome.past_range)
             published.unnumbered.append(outcome.past_range)
         message = HistoryChanged(market.key, repaired.start_ms, repaired.end_ms, since_ms, _metadata(market, published))
         position = self._record_position(published, self._bus.publish(message))
-        for changed in (outcome.past_range, outcome.foreign, completed):
+        for changed in (outcome.past_range, outcome.foreign):
             if changed is not None:
                 await self._log_change(market.key, position, changed)
         if outcome.past_range is not None:
@@ -283,15 +282,6 @@ def _following(market: "MarketIngest", candles: Sequence[Candle]) -> list[Range 
         if watermark_ms is not None and candle.open_ms < watermark_ms:
             following = Range(candle.open_ms, candle.open_ms + MINUTE_MS).hull(following)
     return spans[::-1]
-
-
-def _completed(published: _Published, since_ms: int | None) -> Range | None:
-    """Return the range that becomes complete now, so that its bars become final; None if there is none.
-
-    Clients that are disconnected at this moment may have its bars as bars that are not final.
-    """
-    until_ms = published.watermark_ms if published.complete_from_ms is None else published.complete_from_ms
-    return None if since_ms is None or until_ms is None or since_ms >= until_ms else Range(since_ms, until_ms)
 
 
 def _logged_seq(published: _Published) -> int:

@@ -143,18 +143,6 @@ async def test_a_repaired_past_is_in_the_log_before_it_is_stored_and_published_a
     ]
 
 
-async def test_a_range_whose_bars_become_final_is_logged_for_clients_that_are_away():
-    harness = PublisherHarness()
-    harness.market.coverage.extend_since(MONDAY_MS - 5 * MINUTE_MS)
-    await harness.outlet.publish_repair(harness.market, Outcome())
-    ((message, position),) = [one for one in harness.received if isinstance(one[0], HistoryChanged)]
-    assert message.complete_from_ms == MONDAY_MS - 5 * MINUTE_MS
-    assert harness.keeper.diary[-1] == ("note", "one", [(position.seq, Range(MONDAY_MS - 5 * MINUTE_MS, MONDAY_MS))])
-    harness.keeper.diary.clear()
-    await harness.outlet.publish_repair(harness.market, Outcome(repaired=Range(MONDAY_MS, at(1))))
-    assert not any(entry[0] == "note" for entry in harness.keeper.diary)
-
-
 async def test_healing_can_be_cancelled_while_it_is_logged():
     harness = PublisherHarness()
     reached, never = asyncio.Event(), asyncio.Event()
