@@ -17,8 +17,8 @@ T = TypeVar("T")
 def switch_often() -> None:
     """Let a thread that computes keep the interpreter for one millisecond, instead of Python's five.
 
-    The event loop gives the interpreter away with each read and write of a socket. While another thread folds bars, it
-    would then wait for five milliseconds each time.
+    The event loop releases the interpreter's lock at each read and write of a socket. If another thread is folding
+    bars, the loop would wait five milliseconds each time to get the lock again.
     """
     sys.setswitchinterval(_SWITCH_S)
 

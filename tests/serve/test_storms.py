@@ -288,7 +288,7 @@ def test_what_survived_a_full_collection_is_not_looked_at_again():
     try:
         assert gc.get_freeze_count() > 10_000
         kept = [Node() for _ in range(1000)]
-        began = time.thread_time()  # not the wall's, of which other processes take their part
+        began = time.thread_time()  # not the time by the clock: other processes share the processor
         gc.collect()
         took_s = time.thread_time() - began
         assert took_s < 0.02, "it saw only what came since the start"

@@ -50,7 +50,7 @@ async def test_clients_of_restarted_processes_resume_and_show_every_bar(tmp_path
     # each client was at one of them: it has been disconnected once, and perhaps again at the other one
     assert len(record.reconnects) >= CLIENTS
     assert all(one.bye_ms is not None and 100 <= one.bye_ms <= 2000 for one in record.reconnects)
-    # On a busy machine the log of changes may come too late for a few, which then get all bars, and a connection may be
-    # in the queue of a process that ends.
+    # On a busy machine the log of changes may come too late for a few clients, which then get all bars. A connection
+    # may wait at a process that ends.
     assert sum(one.is_resumed for one in record.reconnects) >= 0.8 * len(record.reconnects)
     assert record.failures <= CLIENTS // 10

@@ -164,7 +164,7 @@ def test_holes_that_were_filled_since_are_no_gaps(shop, capsys):
 @given(st.data())
 def test_minutes_and_gaps_together_are_all_minutes_each_once(tmp_path_factory, data):
     with open_shop(tmp_path_factory.mktemp("gaps")) as one:
-        page = 4 * 7 * 1440  # what is read at once
+        page = 4 * 7 * 1440  # minutes that are read in one step
         edges = data.draw(st.lists(st.integers(-30, 30), min_size=2, max_size=8, unique=True).map(sorted))
         numbers = [page + edge for edge in edges]
         one.put(*zip(numbers[::2], numbers[1::2], strict=False))
