@@ -26,8 +26,8 @@ INTERFACES = {
     "on_event": {"FeedPool", "ExchangeIngest", "Recorder", "_FirstAnswer"},  # the pool passes events on
     "publish": {"MemoryBus", "RedisBus"},
     "write_minutes": {"SqliteStore", "PostgresStore"},
-    "on_client_message": {"ClientSession", "Unauthenticated", "Undecided", "KlineClient", "_DetachedListener"},
-    "make_initial": {"ClientSession", "Unauthenticated", "Undecided", "KlineClient", "_DetachedListener"},
+    "on_client_message": {"ConnectionListener", "ClientSession", "Unauthenticated", "Undecided", "KlineClient"},
+    "make_initial": {"ConnectionListener", "ClientSession", "KlineClient"},
     "request_snapshot": {"ClientConnection", "NullConnection", "KlineRoom"},
     "read_bars": {"HistoryReader", "SqliteStore", "PostgresStore"},  # the reader calls the store's, in a thread
     "on_short_write": {"ClientConnection", "SocketConnection"},

@@ -23,6 +23,7 @@ from candled.rooms.recipients import NullConnection, RecipientConnection, Recipi
 from candled.serve.connection_limiter import ClientLimits
 from candled.serve.market_starts import start_later
 from candled.token_bucket import TokenBucket
+from candled.transport.connection import ConnectionListener
 from candled.transport.work_budget import REFUSED, SUBSCRIBE
 from candled.universe import MarketsChanged
 
@@ -297,7 +298,7 @@ class KlineStreams:
             room.leave_hub()
 
 
-class KlineClient:
+class KlineClient(ConnectionListener):
     """A connection with Binance's protocol."""
 
     __slots__ = ("_budget", "_connection", "_is_closed", "_rooms", "_streams", "_style")

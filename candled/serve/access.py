@@ -13,7 +13,6 @@ from tornado.httputil import HTTPServerRequest
 from candled.access.grant import Grant
 from candled.access.verifier import Expired, InvalidToken, TokenVerifier
 from candled.exchange import Clock
-from candled.model import Topic
 from candled.protocol import messages
 from candled.protocol.frames import Frame
 from candled.protocol.requests import LIMIT, UNAUTHORIZED, RequestError, not_allowed, read_request_id
@@ -258,7 +257,7 @@ class _Auth(msgspec.Struct):
     id: Any = None
 
 
-class Unauthenticated:
+class Unauthenticated(ConnectionListener):
     """The client of a connection that has sent no token yet. The right client replaces it once it has."""
 
     __slots__ = ("_connection", "_guard", "_make_client")
@@ -292,19 +291,6 @@ class Unauthenticated:
             return
         connection.send_reply(Frame.from_text(messages.authenticated(grant.expires_ms, request_id)))
         connection.client = self._make_client(connection)
-
-    def make_initial(self, topic: Topic) -> Frame | None:
-        """Return None: there are no subscriptions."""
-        return None
-
-    def on_fell_behind(self, topic: Topic) -> None:
-        """Do nothing: there are no subscriptions."""
-
-    def notify_shutdown(self, reconnect_after_ms: int) -> None:
-        """Do nothing: the client may use no extension."""
-
-    def on_close(self) -> None:
-        """Do nothing: there are no subscriptions."""
 
 
 def _too_many(message: str, wait_s: float) -> AccessRefused:

@@ -31,16 +31,17 @@ from candled.protocol.requests import (
     Unsubscribe,
     invalid_pattern,
     market_removed,
-    not_allowed,
 )
 from candled.rooms.hub import Hub, Membership, PatternMembership, RecipientConnection
 from candled.tasks import TaskSet
 from candled.token_bucket import TokenBucket
-from candled.transport.work_budget import REFUSED, SUBSCRIBE, initial_cost, page_cost, pattern_cost
+from candled.transport.connection import ConnectionListener
+from candled.transport.work_budget import SUBSCRIBE, initial_cost, page_cost, pattern_cost
 
 from .connection_limiter import ClientLimits
 from .market_starts import about, start_market
 from .pager import TURN, HistoryPages, Pager
+from .request_checks import charge_work, check_pattern, check_room_count, check_topic
 
 if TYPE_CHECKING:
     from candled.aggregate.live_bars import LiveBars
@@ -68,7 +69,7 @@ _TYPES: Mapping[type[Request], str] = {
 _tasks = TaskSet()  # of all sessions; each cancels its own
 
 
-class ClientSession:
+class ClientSession(ConnectionListener):
     """The session of one connected client, a member of rooms.
 
     There may be very many sessions, so parts that only few of them need are created on first use.
@@ -280,15 +281,6 @@ class ClientSession:
             error.request_id = self._codec.name_of(message)
             raise error
 
-    def _charge_work(self, cost: float, request: Subscribe | SubscribePattern | GetHistory) -> float:
-        """Charge a request; return the seconds that its answer has to wait."""
-        delay_s = self._connection.charge_work(cost)
-        if delay_s == REFUSED:
-            error = RequestError("Too much work: ask again later", code=TOO_MANY, temporary=True)
-            error.request_id = request.id
-            raise error
-        return delay_s
-
     def _run_backlog(self) -> None:
         """Handle some of the waiting subscriptions and messages, and request another turn for the rest."""
         for _ in range(_TOGETHER):
@@ -383,36 +375,19 @@ class ClientSession:
         return len(self._memberships) + len(self._patterns or ())
 
     def _check_room_count(self) -> None:
-        grant = self._connection.grant
-        most = self._limits.max_rooms_per_connection
-        if grant is not None and grant.rooms:
-            most = min(most, grant.rooms)
-        if most and self._room_count + len(self._starting or ()) >= most:
-            raise RequestError(f"Too many subscriptions: at most {most} per connection", code=LIMIT)
-
-    def _check_grant(self, topic: Topic) -> None:
-        """Raise an error for candles that the client's token does not allow."""
-        grant = self._connection.grant
-        if grant is not None:
-            if not grant.allows_symbol(topic.market.symbol):
-                raise not_allowed(topic.market.symbol)
-            self._check_interval(topic.interval)
-
-    def _check_interval(self, interval: Interval) -> None:
-        grant = self._connection.grant
-        if grant is not None and not grant.allows_interval(str(interval)):
-            raise not_allowed(interval)
+        count = self._room_count + len(self._starting or ())
+        check_room_count(self._connection.grant, self._limits.max_rooms_per_connection, count)
 
     def _subscribe_topic(self, request: Subscribe) -> None:
         topic = request.topic
-        self._check_grant(topic)
+        check_topic(self._connection.grant, topic)
         former = self._memberships.get(topic)
         if former is None:
             self._check_room_count()
         # other members have the bars loaded
         is_loaded = self._hub.has_room(topic) or self._bars.is_loaded(*topic, request.bars)
         cost = initial_cost(request.bars, is_loaded=is_loaded, resumes=request.resume is not None)
-        delay_s = self._charge_work(cost, request)
+        delay_s = charge_work(self._connection, cost, request)
         if request.options != PLAIN or request.status or request.resume is not None:
             self._is_extended = True
         self._connection.cancel_topic(topic)
@@ -441,10 +416,7 @@ class ClientSession:
     def _subscribe_pattern(self, request: SubscribePattern) -> None:
         """Enter a pattern room. There is no `initial`: its bars begin with the next ones that close."""
         topic, patterns = request.topic, self._patterns or {}
-        grant = self._connection.grant
-        if grant is not None and not grant.allows_pattern(topic.pattern):
-            raise not_allowed(topic.pattern)
-        self._check_interval(topic.interval)
+        check_pattern(self._connection.grant, topic)
         former = patterns.get(topic)
         if former is None:
             self._check_room_count()
@@ -454,7 +426,7 @@ class ClientSession:
                 "Too many patterns: this server has no space for another one", code=LIMIT, temporary=True
             )
         markets = sum(1 for _ in self._codec.symbols(topic.exchange))
-        self._charge_work(SUBSCRIBE if exists else pattern_cost(markets), request)
+        charge_work(self._connection, SUBSCRIBE if exists else pattern_cost(markets), request)
         self._is_extended = True
         try:
             membership = self._hub.join_pattern(self._connection, topic, request.options)
@@ -530,8 +502,9 @@ class ClientSession:
                 self._clock,
             )
         try:
-            self._check_grant(request.topic)
-            self._pager.enqueue_request(request, self._charge_work(page_cost(request.limit), request))
+            check_topic(self._connection.grant, request.topic)
+            delay_s = charge_work(self._connection, page_cost(request.limit), request)
+            self._pager.enqueue_request(request, delay_s)
         except RequestError as error:
             error.request_id = request.id
             raise

@@ -5,8 +5,6 @@ from typing import Any
 
 import msgspec
 
-from candled.model import Topic
-from candled.protocol.frames import Frame
 from candled.transport.connection import ClientConnection, ConnectionListener
 
 MakeClient = Callable[[ClientConnection], ConnectionListener]
@@ -31,7 +29,7 @@ def is_binance_request(message: str | bytes) -> bool | None:
     return None if first.method is msgspec.UNSET else True
 
 
-class Undecided:
+class Undecided(ConnectionListener):
     """The client of a connection that has sent no message of either protocol yet. The right client then replaces it.
 
     Until then, invalid messages get the error replies of candled's protocol.
@@ -53,16 +51,6 @@ class Undecided:
         elif is_binance is False:
             self._connection.client = self._own
         (self._own if is_binance is None else self._connection.client).on_client_message(message)
-
-    def make_initial(self, topic: Topic) -> Frame | None:
-        """Return None: there are no subscriptions."""
-        return None
-
-    def on_fell_behind(self, topic: Topic) -> None:
-        """Do nothing: there are no subscriptions."""
-
-    def notify_shutdown(self, reconnect_after_ms: int) -> None:
-        """Do nothing: without a protocol there is no message to send."""
 
     def on_close(self) -> None:
         """Close the session: the socket is closed."""

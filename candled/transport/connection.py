@@ -1,7 +1,7 @@
 """The outgoing side of a client's connection: frames are sent immediately and in order, or queued in bounded space."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from candled.model import Topic
 from candled.protocol.frames import Frame
@@ -15,14 +15,20 @@ if TYPE_CHECKING:
     from candled.access.grant import Grant
 
 
-class ConnectionListener(Protocol):
-    """The client of a connection, such as `candled.serve.client.ClientSession`."""
+class ConnectionListener:
+    """The client of a connection, such as `candled.serve.client.ClientSession`.
+
+    This class ignores all calls: it is the client of a connection before it has one, and after its end.
+    """
+
+    __slots__ = ()
 
     def on_client_message(self, message: str | bytes) -> None:
         """Handle one message: text, or bytes if it is binary."""
 
     def make_initial(self, topic: Topic) -> Frame | None:
         """Return the requested `initial` as of now; None if there is nothing to send any more."""
+        return None
 
     def on_fell_behind(self, topic: Topic) -> None:
         """Request a new `initial` later: too many bars of a topic were queued, and have been dropped."""
@@ -63,7 +69,7 @@ class ClientConnection:
         # the slots in lists of recipients; maintained by the slots
         self.recipient_slots: tuple[RecipientSlot, ...] = ()
         # set by the server after the handshake, and reset by `finalize`
-        self.client: ConnectionListener = NO_CLIENT
+        self.client = NO_CLIENT
         # the client's IP address, behind trusted proxies too
         self.address = address
         # the budget of its work; set by the server after the handshake
@@ -252,23 +258,4 @@ def drop(frame: bytes) -> int:
     return len(frame)
 
 
-class _DetachedListener:
-    """The client of a connection before it has one, and after its end."""
-
-    def on_client_message(self, message: str | bytes) -> None:
-        pass
-
-    def make_initial(self, topic: Topic) -> Frame | None:
-        return None
-
-    def on_fell_behind(self, topic: Topic) -> None:
-        pass
-
-    def notify_shutdown(self, reconnect_after_ms: int) -> None:
-        pass
-
-    def on_close(self) -> None:
-        pass
-
-
-NO_CLIENT: ConnectionListener = _DetachedListener()
+NO_CLIENT = ConnectionListener()
