@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         read_rows_in_slices,
         rows_within,
     )
-    from .frames import SubscribeRequests, base_volume, parse_object, read_candles
+    from .frames import CommandFeed, SubscribeRequests, base_volume, parse_object, read_candles
     from .hookspecs import RouteContext, hookimpl
     from .market_table import MarketTable
     from .model import (
@@ -79,6 +79,7 @@ __all__ = [
     "Clock",
     "ClosedFlag",
     "ClosingSoon",
+    "CommandFeed",
     "Compression",
     "ConfigError",
     "ConnectionLimits",

@@ -231,9 +231,9 @@ class SocketFeed(ABC):
     The symbols change while the connection is open: the daemon calls `set_symbols`, and sends the frames of `subscribe`
     or `unsubscribe` for the difference.
 
-    It accepts frames of at most 1 MB, also after decompression, and on average at most 1,000 a second plus 50 for each
-    symbol. If the exchange sends more, it replaces the connection. It follows redirects only to the same host, port and
-    scheme.
+    The daemon accepts frames of at most 1 MB, also after decompression, and on average at most 1,000 a second plus 50
+    for each symbol. If the exchange sends more, the daemon replaces the connection. It follows redirects only to the
+    same host, port and scheme.
     """
 
     #: A text frame that the daemon sends as a ping. None: the daemon relies on protocol pings.
@@ -263,8 +263,13 @@ class SocketFeed(ABC):
         self.set_symbols(symbols)
 
     def set_symbols(self, symbols: Sequence[Symbol]) -> None:
-        """Carry `symbols` from now on. Override it to keep a table of the exchange's names for them."""
+        """Carry `symbols` from now on, and keep them by the exchange's names in `by_name`."""
         self.symbols = tuple(symbols)
+        self.by_name: dict[str, Symbol] = {self.name_symbol(symbol): symbol for symbol in symbols}
+
+    def name_symbol(self, symbol: Symbol) -> str:
+        """Return the name that the exchange's frames have for a symbol. The default is candled's (`BTC/USDT`)."""
+        return str(symbol)
 
     async def prepare_connection(self, http: "Http") -> str:
         """Return the address of the next connection. The daemon calls this before each one.

@@ -1,14 +1,24 @@
 """Steps that plugins share when they read frames: JSON, rows of candles, and answers to numbered requests."""
 
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from candled.errors import ExchangeError, InvalidCandle
-from candled.exchange import Candles, Event, FeedError, InvalidRow, Subscribed, SubscriptionRejected, read_rows
+from candled.exchange import (
+    Candles,
+    Event,
+    FeedError,
+    InvalidRow,
+    SocketFeed,
+    Subscribed,
+    SubscriptionRejected,
+    read_rows,
+)
 from candled.model import Candle, Symbol
 
 _decoder = msgspec.json.Decoder(float_hook=Decimal)  # a number keeps its digits
@@ -63,6 +73,25 @@ def base_volume(contracts: Any, size: Decimal) -> str:
         return str(Decimal(contracts) * size)
     except (ArithmeticError, TypeError, ValueError) as error:
         raise InvalidCandle(f"expected a number of contracts, got {str(contracts)[:60]!r}") from error
+
+
+class CommandFeed(SocketFeed):
+    """A feed whose frames that subscribe and unsubscribe differ in one word only."""
+
+    #: The exchange's words for subscribing and unsubscribing.
+    commands: ClassVar[tuple[str, str]] = ("subscribe", "unsubscribe")
+
+    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that subscribe to `symbols`, in order."""
+        return self.make_commands(self.commands[0], symbols)
+
+    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that unsubscribe from `symbols`, in order."""
+        return self.make_commands(self.commands[1], symbols)
+
+    @abstractmethod
+    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames of a command, one of `commands`, for `symbols`, in order."""
 
 
 class SubscribeRequests:

@@ -1,4 +1,4 @@
-"""Steps that plugins share: pages of bars, and the rows of a range."""
+"""Steps that plugins share: names of symbols, commands, pages of bars, and the rows of a range."""
 
 import asyncio
 from collections.abc import Mapping
@@ -8,12 +8,23 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from candled import Candle, Exchange, ExchangeError, Http, InvalidRow, Market, Settings, Symbol, rows_within
+from candled import (
+    Candle,
+    CommandFeed,
+    Exchange,
+    ExchangeError,
+    Http,
+    InvalidRow,
+    Market,
+    Settings,
+    Symbol,
+    rows_within,
+)
 from candled.model import MINUTE, Interval
 from tests.clocks import ManualClock
 from tests.plugins.local import FakeHttp
 
-BTC = Symbol("BTC", "USDT")
+BTC, ETH = Symbol("BTC", "USDT"), Symbol("ETH", "USDT")
 HTTP = FakeHttp(lambda path, query: None)
 M5 = Interval.parse("5m")
 
@@ -54,6 +65,31 @@ def test_a_range_is_fetched_in_pages_that_neither_overlap_nor_leave_a_gap(first,
     found = asyncio.run(exchange.fetch_bars(HTTP, BTC, M5, start_ms, end_ms))
     assert exchange.asked == list(range(first, first + count))
     assert found == [bar(number) for number in exchange.asked]
+
+
+class Plain(CommandFeed):
+    def make_commands(self, command, symbols):
+        return [f"{command} {self.name_symbol(symbol)}" for symbol in symbols]
+
+    def read_frame(self, frame):
+        return []
+
+
+class Lower(Plain):
+    commands = ("sub", "unsub")
+    name_symbol = staticmethod(lambda symbol: f"{symbol.base}{symbol.quote}".lower())
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "commands"),
+    [(Plain, "BTC/USDT", ("subscribe", "unsubscribe")), (Lower, "btcusdt", Lower.commands)],
+)
+def test_a_feed_keeps_its_symbols_by_the_names_of_the_exchange(kind, name, commands):
+    feed = kind("ws://localhost", [BTC, ETH])
+    feed.set_symbols([BTC])
+    assert (feed.symbols, feed.by_name) == ((BTC,), {name: BTC})
+    assert feed.subscribe([BTC]) == [f"{commands[0]} {name}"]
+    assert feed.unsubscribe([BTC]) == [f"{commands[1]} {name}"]
 
 
 async def test_the_minutes_of_a_range_are_those_of_the_rows():

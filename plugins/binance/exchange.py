@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 from candled import (
     Candle,
     Clock,
+    CommandFeed,
     ConnectionLimits,
     Event,
     Evidence,
     Exchange,
-    Feed,
     Http,
     HttpRejected,
     HttpUrl,
@@ -19,7 +19,6 @@ from candled import (
     Market,
     RequestBudget,
     Settings,
-    SocketFeed,
     SubscribeRequests,
     Symbol,
     Unavailable,
@@ -56,7 +55,7 @@ class BinanceUsdmSettings(Settings):
     )
 
 
-class BinanceFeed(SocketFeed):
+class BinanceFeed(CommandFeed):
     """One connection to Binance's market streams.
 
     Binance pings with protocol frames, which the daemon answers. It closes every connection after 24 hours, and
@@ -64,28 +63,30 @@ class BinanceFeed(SocketFeed):
     """
 
     lifetime_s = 23.5 * 3600
+    commands = ("SUBSCRIBE", "UNSUBSCRIBE")
+    kind: ClassVar[Kind] = "spot"
 
-    def __init__(self, url: str, symbols: Sequence[Symbol], kind: Kind) -> None:
-        self._kind: Kind = kind
+    def __init__(self, url: str, symbols: Sequence[Symbol]) -> None:
         super().__init__(url, symbols)
         self._requests = SubscribeRequests()
 
-    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
-        """Carry `symbols`, and keep a table of Binance's names."""
-        super().set_symbols(symbols)
-        self._by_name = {messages.name_of(symbol, self._kind): symbol for symbol in symbols}
+    def name_symbol(self, symbol: Symbol) -> str:
+        """Return Binance's name of a symbol."""
+        return messages.name_of(symbol, self.kind)
 
-    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that subscribe."""
-        return messages.command_frames("SUBSCRIBE", symbols, self._kind, self._requests)
-
-    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that unsubscribe."""
-        return messages.command_frames("UNSUBSCRIBE", symbols, self._kind, self._requests)
+    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames of a command."""
+        return messages.command_frames(command, symbols, self.kind, self._requests)
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
-        return messages.read_frame(frame, self._by_name, self._requests)
+        return messages.read_frame(frame, self.by_name, self._requests)
+
+
+class BinanceUsdmFeed(BinanceFeed):
+    """One connection to the streams of Binance's USD-M contracts."""
+
+    kind = "usdm"
 
 
 class Binance(Exchange):
@@ -106,6 +107,7 @@ class Binance(Exchange):
     )
     bypass_reasons = skip_without("markets", "refusal", "together", "versions")
     Settings: ClassVar[type[Any]] = BinanceSettings
+    feed_class = BinanceFeed
     request_budgets: ClassVar[Mapping[str, RequestBudget]] = {
         "weight": RequestBudget(limit=6000, used_header=_USED_WEIGHT)
     }
@@ -137,10 +139,6 @@ class Binance(Exchange):
         info = await self._fetch_endpoint(http, "exchangeInfo", self.info_query, info_weight)
         tickers = await self._fetch_endpoint(http, "ticker/24hr", self.tickers_query, tickers_weight)
         return messages.read_markets(info, tickers)
-
-    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
-        """Return the feed of one connection."""
-        return BinanceFeed(self.settings.ws_url, symbols, self.kind)
 
     async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
@@ -181,6 +179,7 @@ class BinanceUsdm(Binance):
     )
     bypass_reasons = skip_without("markets", "refusal", "together")
     Settings = BinanceUsdmSettings
+    feed_class = BinanceUsdmFeed
     request_budgets: ClassVar[Mapping[str, RequestBudget]] = {
         "weight": RequestBudget(limit=2400, used_header=_USED_WEIGHT)
     }

@@ -1,11 +1,12 @@
 """Bitget: its addresses, the distribution of symbols over connections, and the paging of history."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from candled import (
     Candle,
     Clock,
+    CommandFeed,
     ConnectionLimits,
     Distinct,
     Event,
@@ -19,7 +20,6 @@ from candled import (
     InvalidRow,
     Market,
     Settings,
-    SocketFeed,
     Symbol,
     WebSocketUrl,
     rows_within,
@@ -50,7 +50,7 @@ class BitgetSettings(Settings):
     )
 
 
-class BitgetFeed(SocketFeed):
+class BitgetFeed(CommandFeed):
     """One connection to Bitget's public WebSocket.
 
     Bitget closes a connection that has not sent the text `ping` for two minutes, even while data flow, and every
@@ -66,24 +66,17 @@ class BitgetFeed(SocketFeed):
     def __init__(self, url: str, symbols: Sequence[Symbol], products: Sequence[ProductType]) -> None:
         super().__init__(url, symbols)
         self._products = products
-        self._symbols = self._by_name(symbols)
+        self._symbols: dict[InstrumentKey, Symbol] = {}
 
-    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that subscribe."""
-        named = self._by_name(symbols)
+    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames of a command. Symbols stay known after they were removed."""
+        named = {messages.find_instrument(symbol, self._products).key: symbol for symbol in symbols}
         self._symbols |= named
-        return messages.command_frames("subscribe", named)
-
-    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that unsubscribe."""
-        return messages.command_frames("unsubscribe", self._by_name(symbols))
+        return messages.command_frames(command, named)
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
         return messages.read_frame(frame, self._symbols)
-
-    def _by_name(self, symbols: Iterable[Symbol]) -> dict[InstrumentKey, Symbol]:
-        return {messages.find_instrument(symbol, self._products).key: symbol for symbol in symbols}
 
 
 class Bitget(Exchange):

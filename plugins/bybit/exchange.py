@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 from candled import (
     Candle,
     Clock,
+    CommandFeed,
     ConnectionLimits,
     Event,
     Evidence,
     Exchange,
-    Feed,
     Http,
     HttpRejected,
     HttpUrl,
@@ -19,7 +19,6 @@ from candled import (
     InvalidRow,
     Market,
     Settings,
-    SocketFeed,
     SubscribeRequests,
     Symbol,
     Unavailable,
@@ -62,32 +61,39 @@ class BybitInverseSettings(Settings):
     symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
 
 
-class BybitFeed(SocketFeed):
+class BybitFeed(CommandFeed):
     """One connection to a public WebSocket of Bybit, which asks for a ping every 20 seconds."""
 
     ping = messages.PING
+    category: ClassVar[Category] = "spot"
 
-    def __init__(self, url: str, symbols: Sequence[Symbol], category: Category) -> None:
-        self._category: Category = category
+    def __init__(self, url: str, symbols: Sequence[Symbol]) -> None:
         super().__init__(url, symbols)
         self._requests = SubscribeRequests()
 
-    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
-        """Carry `symbols`, and keep a table of Bybit's names."""
-        super().set_symbols(symbols)
-        self._by_name = {messages.name_of(symbol, self._category): symbol for symbol in symbols}
+    def name_symbol(self, symbol: Symbol) -> str:
+        """Return Bybit's name of a symbol."""
+        return messages.name_of(symbol, self.category)
 
-    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that subscribe."""
-        return messages.command_frames("subscribe", symbols, self._category, self._requests)
-
-    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that unsubscribe."""
-        return messages.command_frames("unsubscribe", symbols, self._category, self._requests)
+    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames of a command."""
+        return messages.command_frames(command, symbols, self.category, self._requests)
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
-        return messages.read_frame(frame, self._category, self._by_name, self._requests)
+        return messages.read_frame(frame, self.category, self.by_name, self._requests)
+
+
+class BybitLinearFeed(BybitFeed):
+    """One connection to the WebSocket for linear contracts."""
+
+    category = "linear"
+
+
+class BybitInverseFeed(BybitFeed):
+    """One connection to the WebSocket for inverse contracts."""
+
+    category = "inverse"
 
 
 class Bybit(Exchange):
@@ -99,6 +105,7 @@ class Bybit(Exchange):
     )
     bypass_reasons = skip_without("markets", "refusal", "together", "boundary")
     Settings: ClassVar[type[Any]] = BybitSettings
+    feed_class = BybitFeed
     requests_per_s = 20.0
     max_history_minutes = _PAGE
     intervals = messages.INTERVALS
@@ -125,10 +132,6 @@ class Bybit(Exchange):
                 break
         tickers, _ = messages.read_envelope(await self._fetch_market_data(http, "tickers", {"category": self.category}))
         return messages.read_markets(entries, tickers["list"], self.category)
-
-    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
-        """Return the feed of one connection."""
-        return BybitFeed(self.settings.ws_url, symbols, self.category)
 
     async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
@@ -173,6 +176,7 @@ class BybitLinear(Bybit):
     )
     bypass_reasons = skip_without("markets", "refusal", "together", "frames", "versions", "boundary")
     Settings = BybitLinearSettings
+    feed_class = BybitLinearFeed
     category = "linear"
 
 
@@ -189,4 +193,5 @@ class BybitInverse(Bybit):
     )
     bypass_reasons = skip_without("markets", "refusal", "together", "frames", "versions", "boundary")
     Settings = BybitInverseSettings
+    feed_class = BybitInverseFeed
     category = "inverse"

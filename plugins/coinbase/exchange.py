@@ -6,12 +6,12 @@ from typing import Any
 from candled import (
     Candle,
     Clock,
+    CommandFeed,
     ConnectionLimits,
     Event,
     Evidence,
     Exchange,
     ExchangeError,
-    Feed,
     FeedError,
     Http,
     HttpUrl,
@@ -20,7 +20,6 @@ from candled import (
     InvalidRow,
     Market,
     Settings,
-    SocketFeed,
     Subscribed,
     Symbol,
     TradeBars,
@@ -44,7 +43,7 @@ class CoinbaseSettings(Settings):
     symbols_per_connection: int = setting(30, "symbols on one connection", ge=1, le=1000)
 
 
-class CoinbaseFeed(SocketFeed):
+class CoinbaseFeed(CommandFeed):
     """One connection to Coinbase's market data.
 
     Coinbase has live candles of five minutes only, so the candles of a minute are made from its trades. Its frames are
@@ -61,17 +60,14 @@ class CoinbaseFeed(SocketFeed):
     def set_symbols(self, symbols: Sequence[Symbol]) -> None:
         """Carry `symbols`, and keep the trades of those that stay."""
         super().set_symbols(symbols)
-        named = {messages.product_of(symbol): symbol for symbol in symbols}
-        self._subscribed &= named.keys()
-        self._bars = {name: self._bars.get(name, (symbol, TradeBars(symbol))) for name, symbol in named.items()}
+        self._subscribed &= self.by_name.keys()
+        self._bars = {name: self._bars.get(name, (symbol, TradeBars(symbol))) for name, symbol in self.by_name.items()}
 
-    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that subscribe."""
-        return messages.command_frames("subscribe", [messages.product_of(symbol) for symbol in symbols])
+    name_symbol = staticmethod(messages.product_of)
 
-    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that unsubscribe."""
-        return messages.command_frames("unsubscribe", [messages.product_of(symbol) for symbol in symbols])
+    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames of a command."""
+        return messages.command_frames(command, [messages.product_of(symbol) for symbol in symbols])
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
@@ -122,6 +118,7 @@ class Coinbase(Exchange):
     evidence = Evidence(markets="spot", stream="documented", rest="documented")
     bypass_reasons = skip_without("markets", "refusal", "together", "frames", "versions", "boundary")
     Settings = CoinbaseSettings
+    feed_class = CoinbaseFeed
     requests_per_s = 5.0  # Coinbase allows ten a second and address
     max_history_minutes = _PAGE
     intervals = messages.INTERVALS
@@ -135,10 +132,6 @@ class Coinbase(Exchange):
     async def fetch_markets(self, http: Http) -> list[Market]:
         """Return the listed spot pairs."""
         return messages.read_markets(await self._fetch_products(http, "", {"product_type": "SPOT"}))
-
-    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
-        """Return the feed of one connection."""
-        return CoinbaseFeed(self.settings.ws_url, symbols)
 
     async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from candled import (
     Candle,
     Clock,
+    CommandFeed,
     ConnectionLimits,
     Event,
     Evidence,
@@ -20,7 +21,6 @@ from candled import (
     MarketTable,
     RequestBudget,
     Settings,
-    SocketFeed,
     SubscribeRequests,
     Symbol,
     WebSocketUrl,
@@ -51,7 +51,7 @@ class GateioUsdtSettings(Settings):
     symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
 
 
-class GateioFeed(SocketFeed):
+class GateioFeed(CommandFeed):
     """One connection to Gate's WebSocket, which takes one market in a frame."""
 
     ping_every_s = 15.0
@@ -62,26 +62,21 @@ class GateioFeed(SocketFeed):
         self._now_ms = now_ms
         self._requests = SubscribeRequests()
 
-    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
-        """Carry `symbols`, and keep a table of Gate's names."""
-        super().set_symbols(symbols)
-        self._by_name = {messages.name_of(symbol, self.kind): symbol for symbol in symbols}
+    def name_symbol(self, symbol: Symbol) -> str:
+        """Return Gate's name of a symbol."""
+        return messages.name_of(symbol, self.kind)
 
     def make_ping(self) -> str:
         """Return the next ping, which has the time."""
         return messages.ping_frame(self.kind, self._now_ms())
 
-    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that subscribe."""
-        return messages.command_frames("subscribe", self.kind, symbols, self._requests, self._now_ms())
-
-    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that unsubscribe."""
-        return messages.command_frames("unsubscribe", self.kind, symbols, self._requests, self._now_ms())
+    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames of a command."""
+        return messages.command_frames(command, self.kind, symbols, self._requests, self._now_ms())
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
-        return messages.read_frame(frame, self._by_name, self._requests, None)
+        return messages.read_frame(frame, self.by_name, self._requests, None)
 
 
 class GateioUsdtFeed(GateioFeed):
@@ -106,7 +101,7 @@ class GateioUsdtFeed(GateioFeed):
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
-        return messages.read_frame(frame, self._by_name, self._requests, self._sizes.known)
+        return messages.read_frame(frame, self.by_name, self._requests, self._sizes.known)
 
 
 class Gateio(Exchange):

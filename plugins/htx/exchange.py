@@ -7,18 +7,17 @@ from typing import Any, ClassVar
 from candled import (
     Candle,
     Clock,
+    CommandFeed,
     ConnectionLimits,
     Event,
     Evidence,
     Exchange,
-    Feed,
     Http,
     HttpUrl,
     Interval,
     InvalidRow,
     Market,
     Settings,
-    SocketFeed,
     Symbol,
     WebSocketUrl,
     read_rows_in_slices,
@@ -47,30 +46,24 @@ class HtxUsdtSettings(Settings):
     symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
 
 
-class HtxFeed(SocketFeed):
+class HtxFeed(CommandFeed):
     """One connection to HTX's WebSocket, whose frames are compressed.
 
     HTX pings every five seconds, and closes a connection that leaves two pings unanswered.
     """
 
     compression = "gzip"
+    commands = ("sub", "unsub")
 
-    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
-        """Carry `symbols`, and keep a table of HTX's topics."""
-        super().set_symbols(symbols)
-        self._by_topic = {messages.topic_of(symbol): symbol for symbol in symbols}
+    name_symbol = staticmethod(messages.topic_of)
 
-    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that subscribe."""
-        return messages.command_frames("sub", symbols)
-
-    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that unsubscribe."""
-        return messages.command_frames("unsub", symbols)
+    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames of a command."""
+        return messages.command_frames(command, symbols)
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
-        return messages.read_frame(frame, self._by_topic)
+        return messages.read_frame(frame, self.by_name)
 
 
 class Htx(Exchange):
@@ -80,6 +73,7 @@ class Htx(Exchange):
     evidence = Evidence(markets="spot", stream="recorded", rest="documented")
     bypass_reasons = skip_without("markets", "refusal", "together", "boundary")
     Settings: ClassVar[type[Any]] = HtxSettings
+    feed_class = HtxFeed
     requests_per_s = 5.0  # HTX allows ten a second and address
     max_history_minutes = 1000
     history_minutes: ClassVar[int | None] = _NEWEST - 10
@@ -94,10 +88,6 @@ class Htx(Exchange):
         """Return the listed markets."""
         symbols = await self._fetch_path(http, "/v1/common/symbols", {})
         return messages.read_markets(symbols, await self._fetch_path(http, "/market/tickers", {}))
-
-    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
-        """Return the feed of one connection."""
-        return HtxFeed(self.settings.ws_url, symbols)
 
     async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int

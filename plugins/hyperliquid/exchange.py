@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from candled import (
     Candle,
     Clock,
+    CommandFeed,
     ConnectionLimits,
     Distinct,
     Event,
@@ -21,7 +22,6 @@ from candled import (
     MarketTable,
     RequestBudget,
     Settings,
-    SocketFeed,
     Symbol,
     WebSocketUrl,
     read_rows_in_slices,
@@ -49,7 +49,7 @@ class HyperliquidSettings(Settings):
     )
 
 
-class HyperliquidFeed(SocketFeed):
+class HyperliquidFeed(CommandFeed):
     """One connection to Hyperliquid, which closes one without a message for 60 seconds.
 
     Before it connects, it reads the names of spot pairs if it has some.
@@ -61,10 +61,9 @@ class HyperliquidFeed(SocketFeed):
         self._pairs = pairs
         super().__init__(url, symbols)
 
-    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
-        """Carry `symbols`, and keep a table of their coins."""
-        super().set_symbols(symbols)
-        self._by_coin = self._coins_of(symbols)
+    def name_symbol(self, symbol: Symbol) -> str:
+        """Return Hyperliquid's name of a coin, as far as it is known."""
+        return messages.coin_of(symbol, self._pairs.known)
 
     async def prepare_connection(self, http: Http) -> str:
         """Return the address, once the names of spot pairs are known.
@@ -76,22 +75,16 @@ class HyperliquidFeed(SocketFeed):
             await self._pairs.load(http)
         return self.url
 
-    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that subscribe."""
-        coins = self._coins_of(symbols)
-        self._by_coin |= coins
-        return messages.command_frames("subscribe", coins)
-
-    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that unsubscribe."""
-        return messages.command_frames("unsubscribe", self._coins_of(symbols))
-
-    def _coins_of(self, symbols: Sequence[Symbol]) -> dict[str, Symbol]:
-        return {messages.coin_of(symbol, self._pairs.known): symbol for symbol in symbols}
+    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames of a command. Some of the names may have become known after `set_symbols`."""
+        coins = {self.name_symbol(symbol): symbol for symbol in symbols}
+        if command == "subscribe":
+            self.by_name |= coins
+        return messages.command_frames(command, coins)
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
-        return messages.read_frame(frame, self._by_coin)
+        return messages.read_frame(frame, self.by_name)
 
 
 class Hyperliquid(Exchange):

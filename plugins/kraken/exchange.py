@@ -6,18 +6,17 @@ from typing import Any
 from candled import (
     Candle,
     Clock,
+    CommandFeed,
     ConnectionLimits,
     Event,
     Evidence,
     Exchange,
-    Feed,
     Http,
     HttpUrl,
     Interval,
     InvalidRow,
     Market,
     Settings,
-    SocketFeed,
     Symbol,
     WebSocketUrl,
     read_rows_in_slices,
@@ -40,7 +39,7 @@ class KrakenSettings(Settings):
     symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
 
 
-class KrakenFeed(SocketFeed):
+class KrakenFeed(CommandFeed):
     """One connection to Kraken's public WebSocket.
 
     A subscription starts with a snapshot of some minutes. While nothing else comes, Kraken sends a heartbeat every
@@ -51,22 +50,13 @@ class KrakenFeed(SocketFeed):
     pings_when_idle = True
     snapshot = True
 
-    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
-        """Carry `symbols`, and keep a table of Kraken's names."""
-        super().set_symbols(symbols)
-        self._by_name = {str(symbol): symbol for symbol in symbols}
-
-    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that subscribe."""
-        return messages.command_frames("subscribe", list(map(str, symbols)))
-
-    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that unsubscribe."""
-        return messages.command_frames("unsubscribe", list(map(str, symbols)))
+    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames of a command."""
+        return messages.command_frames(command, list(map(str, symbols)))
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
-        return messages.read_frame(frame, self._by_name)
+        return messages.read_frame(frame, self.by_name)
 
 
 class Kraken(Exchange):
@@ -80,6 +70,7 @@ class Kraken(Exchange):
     evidence = Evidence(markets="spot", stream="recorded", rest="recorded")
     bypass_reasons = skip_without("markets", "refusal", "together")
     Settings = KrakenSettings
+    feed_class = KrakenFeed
     requests_per_s = 0.8  # Kraken allows one a second and address
     max_history_minutes = _NEWEST - 20
     history_minutes = _NEWEST - 20
@@ -97,10 +88,6 @@ class Kraken(Exchange):
         """Return the listed markets."""
         pairs = await self._fetch_public(http, "AssetPairs", {})
         return messages.read_markets(pairs, await self._fetch_public(http, "Ticker", {}))
-
-    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
-        """Return the feed of one connection."""
-        return KrakenFeed(self.settings.ws_url, symbols)
 
     async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from candled import (
     Candle,
     Clock,
+    CommandFeed,
     ConnectionLimits,
     Event,
     Evidence,
@@ -21,7 +22,6 @@ from candled import (
     MarketTable,
     RequestBudget,
     Settings,
-    SocketFeed,
     SubscribeRequests,
     Symbol,
     read_rows_in_slices,
@@ -52,7 +52,7 @@ class KucoinUsdtSettings(Settings):
     symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=300)
 
 
-class KucoinFeed(SocketFeed):
+class KucoinFeed(CommandFeed):
     """One connection to KuCoin's public WebSocket.
 
     Each connection needs a token of its own, which KuCoin gives out over REST together with the address and the times
@@ -66,10 +66,7 @@ class KucoinFeed(SocketFeed):
         super().__init__(rest_url, symbols)
         self._requests = SubscribeRequests()
 
-    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
-        """Carry `symbols`, and keep a table of KuCoin's names."""
-        super().set_symbols(symbols)
-        self._by_name = {messages.name_of(symbol): symbol for symbol in symbols}
+    name_symbol = staticmethod(messages.name_of)
 
     async def prepare_connection(self, http: Http) -> str:
         """Return the address of the next connection, with its token.
@@ -86,17 +83,13 @@ class KucoinFeed(SocketFeed):
         """Return the next ping."""
         return messages.ping_frame(self._requests)
 
-    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that subscribe."""
-        return messages.command_frames("subscribe", symbols, self._requests)
-
-    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that unsubscribe."""
-        return messages.command_frames("unsubscribe", symbols, self._requests)
+    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames of a command."""
+        return messages.command_frames(command, symbols, self._requests)
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
-        return messages.read_frame(frame, self._by_name, self._requests)
+        return messages.read_frame(frame, self.by_name, self._requests)
 
 
 class KucoinUsdtFeed(KucoinFeed):
@@ -117,7 +110,7 @@ class KucoinUsdtFeed(KucoinFeed):
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
-        return messages.read_frame(frame, self._by_name, self._requests, self._sizes.known)
+        return messages.read_frame(frame, self.by_name, self._requests, self._sizes.known)
 
 
 class Kucoin(Exchange):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from candled import (
     Candle,
     Clock,
+    CommandFeed,
     ConnectionLimits,
     Event,
     Evidence,
@@ -23,7 +24,6 @@ from candled import (
     MarketTable,
     RequestBudget,
     Settings,
-    SocketFeed,
     Symbol,
     Unavailable,
     WebSocketUrl,
@@ -55,7 +55,7 @@ class MexcUsdtSettings(Settings):
     symbols_per_connection: int = setting(30, "symbols on one connection", ge=1, le=100)
 
 
-class MexcFeed(SocketFeed):
+class MexcFeed(CommandFeed):
     """One connection to MEXC's WebSocket: candles in protobuf, answers in JSON.
 
     MEXC closes a connection without data for a minute, and every one after 24 hours.
@@ -63,33 +63,27 @@ class MexcFeed(SocketFeed):
 
     ping = messages.PING
     lifetime_s = 23.5 * 3600
+    commands = ("SUBSCRIPTION", "UNSUBSCRIPTION")
 
     def __init__(self, url: str, symbols: Sequence[Symbol], push_class: Any) -> None:
         super().__init__(url, symbols)
         self._push_class = push_class
 
-    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
-        """Carry `symbols`, and keep a table of their channels."""
-        super().set_symbols(symbols)
-        self._by_channel = {messages.channel_of(symbol): symbol for symbol in symbols}
+    name_symbol = staticmethod(messages.channel_of)
 
-    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that subscribe."""
-        return messages.command_frames("SUBSCRIPTION", symbols)
-
-    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that unsubscribe."""
-        return messages.command_frames("UNSUBSCRIPTION", symbols)
+    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames of a command."""
+        return messages.command_frames(command, symbols)
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
         if isinstance(frame, str):
-            return messages.read_answer(frame, self._by_channel)
+            return messages.read_answer(frame, self.by_name)
         try:
             push = self._push_class.FromString(frame)
         except Exception as error:  # `DecodeError` of a library that is imported only where it is needed
             raise ExchangeError(f"expected a PushDataV3ApiWrapper, got {frame[:40]!r}") from error
-        return messages.read_push(push, self._by_channel)
+        return messages.read_push(push, self.by_name)
 
 
 class Mexc(Exchange):
@@ -144,7 +138,7 @@ class Mexc(Exchange):
             raise Unavailable("MEXC's firewall refuses requests from this address (403)") from error
 
 
-class MexcUsdtFeed(SocketFeed):
+class MexcUsdtFeed(CommandFeed):
     """One connection for contracts, in JSON. It reads their sizes before it connects, because MEXC counts contracts.
 
     MEXC closes a connection without a ping for a minute.
@@ -152,15 +146,13 @@ class MexcUsdtFeed(SocketFeed):
 
     ping = messages.CONTRACT_PING
     ping_every_s = 15.0
+    commands = ("sub.kline", "unsub.kline")
 
     def __init__(self, url: str, symbols: Sequence[Symbol], sizes: MarketTable[str, Decimal]) -> None:
         super().__init__(url, symbols)
         self._sizes = sizes
 
-    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
-        """Carry `symbols`, and keep a table of MEXC's names."""
-        super().set_symbols(symbols)
-        self._by_name = {messages.contract_name(symbol): symbol for symbol in symbols}
+    name_symbol = staticmethod(messages.contract_name)
 
     async def prepare_connection(self, http: Http) -> str:
         """Return the address, once the sizes of the contracts are known.
@@ -171,17 +163,13 @@ class MexcUsdtFeed(SocketFeed):
         await self._sizes.load(http)
         return self.url
 
-    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that subscribe."""
-        return messages.contract_frames("sub.kline", symbols)
-
-    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that unsubscribe."""
-        return messages.contract_frames("unsub.kline", symbols)
+    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames of a command."""
+        return messages.contract_frames(command, symbols)
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
-        return messages.read_contract_frame(frame, self._by_name, self._sizes.known)
+        return messages.read_contract_frame(frame, self.by_name, self._sizes.known)
 
 
 class MexcUsdt(Exchange):

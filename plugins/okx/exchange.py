@@ -8,13 +8,13 @@ from candled import (
     MINUTE_MS,
     Candle,
     Clock,
+    CommandFeed,
     ConnectionLimits,
     Distinct,
     Event,
     Evidence,
     Exchange,
     ExchangeError,
-    Feed,
     Http,
     HttpUrl,
     Interval,
@@ -22,7 +22,6 @@ from candled import (
     Market,
     RequestBudget,
     Settings,
-    SocketFeed,
     Symbol,
     WebSocketUrl,
     read_rows_in_slices,
@@ -52,7 +51,7 @@ class OkxSettings(Settings):
     symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
 
 
-class OkxFeed(SocketFeed):
+class OkxFeed(CommandFeed):
     """One connection to OKX's business WebSocket.
 
     OKX closes a connection on which nothing was sent for 30 seconds. It allows 480 subscriptions an hour, and three new
@@ -63,22 +62,15 @@ class OkxFeed(SocketFeed):
     ping_every_s = 15.0
     pings_when_idle = True
 
-    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
-        """Carry `symbols`, and keep a table of OKX's names."""
-        super().set_symbols(symbols)
-        self._by_name = {messages.inst_id_of(symbol): symbol for symbol in symbols}
+    name_symbol = staticmethod(messages.inst_id_of)
 
-    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that subscribe."""
-        return messages.command_frames("subscribe", map(messages.inst_id_of, symbols))
-
-    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames that unsubscribe."""
-        return messages.command_frames("unsubscribe", map(messages.inst_id_of, symbols))
+    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames of a command."""
+        return messages.command_frames(command, map(messages.inst_id_of, symbols))
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
-        return messages.read_frame(frame, self._by_name)
+        return messages.read_frame(frame, self.by_name)
 
 
 class Okx(Exchange):
@@ -94,6 +86,7 @@ class Okx(Exchange):
     )
     bypass_reasons = skip_without("markets", "refusal", "together", "boundary")
     Settings = OkxSettings
+    feed_class = OkxFeed
     request_budgets: ClassVar[Mapping[str, RequestBudget]] = {
         "candles": RequestBudget(limit=40, period_s=2),
         "history": RequestBudget(limit=20, period_s=2),
@@ -120,10 +113,6 @@ class Okx(Exchange):
             tickers = await self._fetch_path(http, "/api/v5/market/tickers", query)
             found += messages.read_markets(instruments, tickers, inst_type)
         return found
-
-    def make_feed(self, symbols: Sequence[Symbol]) -> Feed:
-        """Return the feed of one connection."""
-        return OkxFeed(self.settings.ws_url, symbols)
 
     async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int

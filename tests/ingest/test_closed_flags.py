@@ -84,7 +84,7 @@ def test_a_final_minute_that_changes_is_a_revision(flag):
 @pytest.mark.parametrize(("flag", "is_final"), [("final", [True, False]), ("advisory", [False, False])])
 def test_recorded_frames_of_binance(flag, is_final):
     symbol = Symbol("LTC", "BRL")
-    feed = BinanceFeed("ws://localhost", [symbol], "spot")
+    feed = BinanceFeed("ws://localhost", [symbol])
     events = [
         event
         for frame in recorded("binance/boundary_spot.txt")

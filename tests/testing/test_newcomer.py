@@ -35,7 +35,7 @@ FILLED_IN = {
     'raise NotImplementedError("fill in read_frame")': """message = parse_object(frame)
         if message.get("type") == "hb":
             return [Reply(json.dumps({"type": "hb.ack", "n": message["n"]}))]
-        symbol = self._symbols_by_name.get(message.get("id"))
+        symbol = self.by_name.get(message.get("id"))
         if symbol is None:
             raise ExchangeError(f"expected a frame of a market, got {frame[:200]!r}")
         if message["type"] == "sub.ok":

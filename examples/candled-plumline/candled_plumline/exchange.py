@@ -59,10 +59,9 @@ class PlumlineSettings(Settings):
 class PlumlineFeed(SocketFeed):
     """One WebSocket connection. Plumline pings its clients, so candled does not."""
 
-    def set_symbols(self, symbols: Sequence[Symbol]) -> None:
-        """Carry `symbols`, and find them by the names that the exchange has for them."""
-        super().set_symbols(symbols)
-        self._symbols_by_name = {market_name(symbol): symbol for symbol in symbols}
+    def name_symbol(self, symbol: Symbol) -> str:
+        """Return the name that frames have for a symbol. `self.by_name` finds the symbol by this name."""
+        return market_name(symbol)
 
     def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
         """Return the text frames that subscribe to the 1-minute candles of `symbols`."""
@@ -75,7 +74,7 @@ class PlumlineFeed(SocketFeed):
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of one frame from the exchange."""
         message = parse_object(frame)
-        op, symbol = message.get("op"), self._symbols_by_name.get(message.get("market", ""))
+        op, symbol = message.get("op"), self.by_name.get(message.get("market", ""))
         if op == "ping":
             return [Reply(json.dumps({"op": "pong", "id": message.get("id")}))]
         if symbol is None:

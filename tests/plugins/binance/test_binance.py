@@ -23,6 +23,7 @@ from candled_plugins.binance.exchange import (
     BinanceFeed,
     BinanceSettings,
     BinanceUsdm,
+    BinanceUsdmFeed,
     BinanceUsdmSettings,
 )
 from tests.clocks import START_MS, ManualClock
@@ -43,7 +44,7 @@ BTC, LTC, PERPETUAL = Symbol("BTC", "USDT"), Symbol("LTC", "BRL"), Symbol("BTC",
 
 
 def feed(*symbols: Symbol) -> BinanceFeed:
-    return BinanceFeed("ws://localhost", symbols or (BTC,), "usdm" if symbols and symbols[0].settle else "spot")
+    return (BinanceUsdmFeed if symbols and symbols[0].settle else BinanceFeed)("ws://localhost", symbols or (BTC,))
 
 
 def spot() -> Binance:
