@@ -14,7 +14,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 from candled.access.token_file import Entry, digest_of, make_token, write_entries
 from candled.model import Symbol
 from tests import deadlines
-from tests.clocks import ScaledClock
+from tests.clocks import FairScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
 from tests.system.rig import MONDAY_MORNING_MS, Rig
@@ -33,7 +33,7 @@ async def deployment(
     symbols: Sequence[str] = ("BTC/USDT", "!*UP/USDT"),
     **rules: Any,
 ) -> AsyncIterator[Rig]:
-    clock = ScaledClock(speed, MONDAY_MORNING_MS)
+    clock = FairScaledClock(speed, MONDAY_MORNING_MS)
     listed = [BTC, ETH, SOL, XRP, UP]
     markets = [FakeMarket(symbol=symbol, tape=Synthetic(number)) for number, symbol in enumerate(listed)]
     async with FakeBitget(clock, markets) as fake:

@@ -8,7 +8,7 @@ from candled.config import Config, ExchangeConfig
 from candled.model import MINUTE, MINUTE_MS, Candle, MarketKey, Symbol, iso_ms
 from candled.store.sqlite.store import SqliteStore
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
-from tests.clocks import ScaledClock
+from tests.clocks import FairScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
 from tests.tools.command import called, prepare, settings
@@ -27,7 +27,7 @@ def at(days: float = 0, minutes: int = 0) -> int:
 class Bench:
     """One market at the fake, and the store of the settings."""
 
-    def __init__(self, directory: Path, fake: FakeBitget, clock: ScaledClock, plugin: type[Bitget]) -> None:
+    def __init__(self, directory: Path, fake: FakeBitget, clock: FairScaledClock, plugin: type[Bitget]) -> None:
         self.path = directory / "candled.db"
         self.fake = fake
         self.clock = clock
@@ -104,7 +104,7 @@ def values(candles: list[Candle]) -> list[tuple]:
 async def bench(
     directory: Path, *, listed_ms: int = 0, speed: float = 100.0, plugin: type[Bitget] = Bitget
 ) -> AsyncIterator[Bench]:
-    clock = ScaledClock(speed, NOON_MS)
+    clock = FairScaledClock(speed, NOON_MS)
     market = FakeMarket(symbol=BTC, tape=Synthetic(7), listed_ms=listed_ms)
     async with FakeBitget(clock, [market]) as fake:
         fake.enforce_limits = False  # limits per second mean nothing on a fast clock

@@ -16,7 +16,7 @@ from candled.errors import ConfigError
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, WEEK, Range
 from candled.store.postgres.store import PostgresStore
 from candled_plugins.bitget.exchange import Bitget
-from tests.clocks import ScaledClock
+from tests.clocks import FairScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
 from tests.servers import Database, shared_postgres
@@ -246,7 +246,7 @@ async def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path, pages):
 
 @pytest.mark.usefixtures("daemon")
 async def test_beside_a_running_daemon_both_keep_what_they_know_and_the_daemon_learns(tmp_path):
-    clock = ScaledClock(60.0, NOON_MS)
+    clock = FairScaledClock(60.0, NOON_MS)
     fake = FakeBitget(clock, [FakeMarket(symbol=BTC, tape=Synthetic(7), listed_ms=at(-12))], push_interval_s=2.0)
     async with fake:
         fake.enforce_limits = False

@@ -16,7 +16,7 @@ from candled.tools.exchange_check import ExchangeCheck
 from candled.tools.report import Report
 from candled.tools.verify import verify_market
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
-from tests.clocks import FairScaledClock, ScaledClock
+from tests.clocks import FairScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Row, Synthetic
 from tests.system.rig import MONDAY_MORNING_MS, Rig
@@ -34,7 +34,7 @@ AT = NOW_MS - NOW_MS % MINUTE_MS - DAY_MS
 
 @pytest.fixture
 async def fake():
-    async with FakeBitget(ScaledClock(50, NOW_MS), [FakeMarket(symbol=BTC, tape=Synthetic(3))]) as fake:
+    async with FakeBitget(FairScaledClock(50, NOW_MS), [FakeMarket(symbol=BTC, tape=Synthetic(3))]) as fake:
         fake.enforce_limits = False
         yield fake
 

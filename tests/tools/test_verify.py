@@ -16,7 +16,7 @@ from candled.tools.exchange_check import ExchangeCheck
 from candled.tools.report import Report
 from candled.tools.verify import verify_market
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
-from tests.clocks import FairScaledClock, ScaledClock
+from tests.clocks import FairScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Row, Synthetic
 from tests.store.rows import MONDAY_MS, recorded
@@ -297,7 +297,7 @@ BEGUN_MS = LISTED_MS + 3 * DAY_MS + 77 * MINUTE_MS
 @pytest.fixture
 async def fake():
     markets = [FakeMarket(symbol=BTC, tape=Synthetic(3), listed_ms=LISTED_MS)]
-    async with FakeBitget(ScaledClock(50, NOW_MS), markets) as fake:
+    async with FakeBitget(FairScaledClock(50, NOW_MS), markets) as fake:
         yield fake
 
 
@@ -395,7 +395,7 @@ async def test_the_same_seed_asks_for_the_same_windows(fake, stored_history):
     assert asked[0] != asked[2]
 
 
-class Frozen(ScaledClock):
+class Frozen(FairScaledClock):
     """A clock whose wall stands still, for questions that depend on nothing else."""
 
     def __init__(self, clock):
