@@ -1,11 +1,13 @@
 """Background tasks, concurrent work, and calls that are repeated. No other module does these by hand."""
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from candled.errors import Unavailable
 from candled.exchange import Clock
@@ -35,21 +37,41 @@ class Pace:
 
 
 class LoopTurns:
-    """Turns for steps of several milliseconds: in each pass of the event loop, one of the tasks has its turn.
+    """Turns for steps of several milliseconds: in each pass of the event loop, one of all such tasks has its turn.
 
-    Without turns, the steps of all tasks whose data came together would run in one pass, and block the loop.
+    Without turns, the steps of all tasks whose data came together would run in one pass, and block the loop. Each
+    instance has a queue of its own; they take turns.
     """
 
     def __init__(self) -> None:
-        self._lock = asyncio.Lock()
+        #: Locked by the one task of the queue that waits for its turn, so that urgent ones wait for no other.
+        self._first = asyncio.Lock()
+        self._turn: asyncio.Lock | None = None
 
-    async def __aenter__(self) -> None:
-        """Wait for a turn, in the order of the calls."""
-        await self._lock.acquire()
+    @contextlib.asynccontextmanager
+    async def take(self, *, is_urgent: bool = False) -> AsyncIterator[None]:
+        """Wait for a turn, in the order of the calls, urgent ones first. It ends with its pass of the loop."""
+        loop = asyncio.get_running_loop()
+        turn = self._turn = self._turn or _turn_of(loop)
+        async with contextlib.nullcontext() if is_urgent else self._first:
+            await turn.acquire()
+        try:
+            yield
+        finally:
+            loop.call_soon(turn.release)
 
-    async def __aexit__(self, *_: object) -> None:
-        """End the turn with this pass of the loop."""
-        asyncio.get_running_loop().call_soon(self._lock.release)
+
+#: The turn of each event loop.
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, ReferenceType[asyncio.Lock]] = WeakKeyDictionary()
+
+
+def _turn_of(loop: asyncio.AbstractEventLoop) -> asyncio.Lock:
+    known = _turns.get(loop)
+    turn = None if known is None else known()
+    if turn is None:
+        turn = asyncio.Lock()
+        _turns[loop] = ref(turn)
+    return turn
 
 
 class Backoff:

@@ -121,13 +121,14 @@ def choose_markets(
         first = _first(rules, renamed, is_used)
         return MarketChoice(symbols=_unique(first, kept), leaving=former.leaving, renamed=renamed)
     matching = [market for market in facts.values() if rules.matches(market.symbol)]
+    listed_matches = {market.symbol for market in matching}
     ranks, lacks_volumes = _ranks(market for market in matching if market.status in ("trading", "suspended"))
     top = None if lacks_volumes else rules.top
     stays_within = None if top is None else int(top * _STAYS_WITHIN)
     leaving: dict[Symbol, int] = {}
     kept = []
     for symbol in former.symbols:
-        if symbol in rules.named_set or not rules.matches(symbol):
+        if symbol in rules.named_set or not (symbol in listed_matches or rules.matches(symbol)):
             continue
         if symbol not in ranks or (stays_within is not None and ranks[symbol] >= stays_within):
             since_ms = former.leaving.get(symbol, now_ms)

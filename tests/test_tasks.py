@@ -9,7 +9,7 @@ import weakref
 import pytest
 
 from candled.errors import ExchangeError, StoreUnavailable, Unavailable
-from candled.tasks import Backoff, TaskSet, first_of, merge_iterators, retry
+from candled.tasks import Backoff, LoopTurns, TaskSet, first_of, merge_iterators, retry
 from tests import deadlines
 from tests.clocks import ManualClock
 
@@ -276,3 +276,45 @@ async def test_merged_iterators_yield_as_they_come_and_end_together():
     assert {1, 11, 12} <= set(found)
     assert 2 not in found or found.index(11) < found.index(2)
     assert ended == ["slow"]
+
+
+# ---------------------------------------------------------------- LoopTurns
+
+
+async def test_one_task_has_its_turn_in_each_pass_of_the_loop_and_urgent_ones_go_before_those_that_wait():
+    one, other, order = LoopTurns(), LoopTurns(), []
+
+    async def work(turns, name, is_urgent=False):
+        async with turns.take(is_urgent=is_urgent):
+            order.append(name)
+
+    tasks = TaskSet()
+    for number in range(3):
+        tasks.start(work(one, f"one {number}"))
+        tasks.start(work(other, f"other {number}"))
+    await asyncio.sleep(0)
+    assert order == ["one 0"]
+    tasks.start(work(one, "urgent", is_urgent=True))
+    before = 0
+    while tasks:
+        await asyncio.sleep(0)
+        assert len(order) - before <= 1
+        before = len(order)
+    assert order.index("urgent") <= 3
+    assert [name for name in order if name.startswith("one")] == ["one 0", "one 1", "one 2"]
+    assert len(order) == 7
+
+
+async def test_a_task_that_is_cancelled_while_it_waits_for_its_turn_keeps_no_other_from_its_own():
+    turns, order = LoopTurns(), []
+
+    async def work(name):
+        async with turns.take():
+            order.append(name)
+
+    running = [asyncio.create_task(work(name)) for name in "abcd"]
+    await asyncio.sleep(0)
+    running[1].cancel()
+    running[2].cancel()
+    await deadlines.wait_for(running[3], 3)
+    assert order == ["a", "d"]

@@ -273,12 +273,16 @@ class LiveBars:
         market = self._markets[key]
         market.aggregator.series_of(interval).grow_capacity(count)
         deadline, week_ms = self._clock.monotonic() + timeout_s, WEEK.floor(self._clock.now_ms())
-        while (
-            not self.is_warm(key, interval, count)
-            and self._clock.monotonic() < deadline
-            and not await self._reader.is_requested(market, week_ms)
-        ):
-            await self._clock.sleep(0.05)
+        market.waiting += 1
+        try:
+            while (
+                not self.is_warm(key, interval, count)
+                and self._clock.monotonic() < deadline
+                and not await self._reader.is_requested(market, week_ms)
+            ):
+                await self._clock.sleep(0.05)
+        finally:
+            market.waiting -= 1
         await self._reader.load_older(market, interval, count)
 
     def describe(self) -> dict[str, Any]:

@@ -62,6 +62,8 @@ class MarketBars:
         #: Whether each minute of the week is stored or was requested in vain, and the monotonic time of that reading.
         self.is_requested = False
         self.requests_checked_at = float("-inf")
+        #: The number of clients that wait for bars.
+        self.waiting = 0
         #: True once the newest bars are loaded from the store.
         self.is_seeded = False
         #: True while changed ranges are read from the store.

@@ -69,7 +69,7 @@ class StoreReader:
             logger.log(level, "%s: bars cannot be loaded: %s; trying again", market.key, error)
             self._tasks.start(self._load_later(market))
             return
-        async with self._turns:
+        async with self._turns.take(is_urgent=market.waiting > 0):
             self._seed_market(market, loaded, forming, gap, complete_from_ms, served_from_ms)
 
     def _seed_market(
@@ -256,7 +256,7 @@ class StoreReader:
             end_ms = min(stale.end_ms, market.aggregator.folded_from(interval))
             if start_ms < end_ms:
                 rows[interval] = await self._history.read_bars_between(market.key, interval, start_ms, end_ms)
-        async with self._turns:
+        async with self._turns.take(is_urgent=market.waiting > 0):
             self._merge_rows(market, rows, stale, complete_from_ms, served_from_ms)
 
     def _merge_rows(

@@ -144,6 +144,10 @@ class Coverage:
         """Return the minutes that are neither stored nor known not to exist."""
         return self._covered.missing(max(start_ms, self.from_ms), end_ms)
 
+    def unstored_within(self, start_ms: int, end_ms: int) -> RangeSet:
+        """Return the minutes of `[start_ms, end_ms)` that are not stored, for any reason."""
+        return self._have.missing(start_ms, end_ms)
+
     def unasked_within(self, start_ms: int, end_ms: int) -> RangeSet:
         """Return the missing minutes that have not been requested from the exchange yet."""
         gaps = self.missing_within(start_ms, end_ms)
@@ -353,12 +357,11 @@ class Coverage:
         most_ms = most_minutes * MINUTE_MS
         week_ms = WEEK.floor(now_ms)
         recent_ms = MINUTE.floor(now_ms - RECENT_MS)
-        gaps = self._newest_gaps(self.unasked_within(recent_ms, until_ms), most_ms)
+        missing = self.unasked_within(min(recent_ms, week_ms), until_ms)
+        gaps = self._newest_gaps(missing, most_ms)
         if gaps:
-            return Window(Urgency.RECENT, *gaps)
-        gaps = self._newest_gaps(self.unasked_within(week_ms, until_ms), most_ms)
-        if gaps:
-            return Window(Urgency.WEEK, *gaps)
+            urgency = Urgency.RECENT if gaps.end_ms > recent_ms else Urgency.WEEK
+            return Window(urgency, gaps.start_ms, self._reach_unconfirmed(gaps, confirm_until_ms, most_ms))
         due = self._oldest_unconfirmed(confirm_until_ms, most_ms)
         if due:
             return Window(Urgency.CONFIRM, *due)
@@ -379,6 +382,17 @@ class Coverage:
         reach_ms = max(newest.end_ms - most_ms, self._known_gaps[index].end_ms if index >= 0 else 0)
         first_ms = next(start_ms for start_ms, _ in gaps if start_ms >= reach_ms or start_ms == newest.start_ms)
         return Range(max(first_ms, newest.end_ms - most_ms), newest.end_ms)
+
+    def _reach_unconfirmed(self, gaps: Range, before_ms: int, most_ms: int) -> int:
+        """Return the end of a window for some gaps, with the unconfirmed minutes after them that fit into it.
+
+        One request then fills the gaps and confirms what follows them, as after the first answer of a stream.
+        """
+        reach_ms = min(before_ms, gaps.start_ms + most_ms)
+        index = bisect_left(self._known_gaps, gaps.end_ms, key=_START)
+        if index < len(self._known_gaps):
+            reach_ms = min(reach_ms, self._known_gaps[index].start_ms)
+        return max(gaps.end_ms, self.unconfirmed.end_within(gaps.end_ms, reach_ms))
 
     def _oldest_unconfirmed(self, before_ms: int, most_ms: int) -> Range | None:
         """Return a window from the oldest unconfirmed minute up to the next known gap.

@@ -11,7 +11,7 @@ from candled.errors import ExchangeError, StoreRejected, StoreUnavailable, Unava
 from candled.exchange import Candles, Clock, Event, Exchange, Feed, FeedError, SubscriptionRejected
 from candled.model import MINUTE, MarketKey, Symbol
 from candled.proxies import Proxies
-from candled.tasks import TaskSet, in_parallel
+from candled.tasks import LoopTurns, TaskSet, in_parallel
 
 from .counts import IngestCounts
 from .early_events import EarlyEvents
@@ -51,8 +51,8 @@ class _OpeningTurns:
     def __init__(self) -> None:
         #: Those that are read from the store.
         self.reading = asyncio.Semaphore(_OPENED_AT_ONCE)
-        #: One begins in each pass of the event loop: a snapshot may be among its events.
-        self.beginning = asyncio.Lock()
+        #: To begin with one: a snapshot may be among its events.
+        self.beginning = LoopTurns()
 
 
 class ExchangeIngest:
@@ -316,12 +316,12 @@ class ExchangeIngest:
 
     async def _open_market(self, symbol: Symbol, newest_ms: int | None) -> None:
         """Read a market's stored data, then process the events that its feed has delivered since."""
-        turns = self._turns[self._listing.is_urgent(MarketKey(self.name, symbol))]
+        is_urgent = self._listing.is_urgent(MarketKey(self.name, symbol))
+        turns = self._turns[is_urgent]
         async with turns.reading:
             market = await self._loader.load_market(symbol, newest_ms, self._time.now_ms)
-        async with turns.beginning:
+        async with turns.beginning.take(is_urgent=is_urgent):
             self._begin_market(market, newest_ms)
-            await self._clock.sleep(0)
 
     def _begin_market(self, market: MarketIngest, newest_ms: int | None) -> None:
         symbol = market.key.symbol

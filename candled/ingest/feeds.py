@@ -47,7 +47,7 @@ _PREPARE_TIMEOUT_S = 30.0  # for the requests of a plugin before a connection
 _CLOSE_TIMEOUT_S = 0.2  # for the reply to our close frame, from a peer that may be dead
 _SEND_TIMEOUT_S = 5.0
 _HANG_UP_S = 1.0
-_TURN_S = 0.005  # waiting frames are read for this long in one pass of the loop
+_TURN_S, _MOST_TURN_S = 0.005, 0.02  # waiting frames are read for this long in one pass of the loop
 _STEADY_S = 30.0  # a connection that lived this long is not a failure
 _MAX_FRAME_BYTES = 1024 * 1024
 # The frames, or events of a `StreamFeed`, that a feed may deliver each second, and in a row after a pause.
@@ -94,23 +94,29 @@ class FeedSink(Protocol):
 
 
 class LoopBudget:
-    """The time that all feeds together may use in one pass of the event loop. A single snapshot uses all of it."""
+    """The time that all feeds together may use in one pass of the event loop. A single snapshot may use all of it.
+
+    While more frames wait than can be read, they get half of the time: as much as the rest of a pass takes.
+    """
 
     def __init__(self) -> None:
-        self._spent_s = 0.0
+        self._spent_s, self._most_s = 0.0, _TURN_S
+        self._ended_at = 0.0
         self._is_begun = False
 
     @property
     def is_over(self) -> bool:
         """True if the next frame should wait for the next pass."""
-        return self._spent_s > _TURN_S
+        return self._spent_s > self._most_s
 
-    def add_time(self, seconds: float) -> None:
-        """Add the time that was spent on a frame."""
-        self._spent_s += seconds
+    def add_frame(self, began_at: float, ended_at: float) -> None:
+        """Add a frame that was read between two times, monotonic seconds."""
         if not self._is_begun:
             self._is_begun = True
+            self._most_s = max(_TURN_S, min(_MOST_TURN_S, began_at - self._ended_at))
             asyncio.get_running_loop().call_soon(self._end_pass)
+        self._spent_s += ended_at - began_at
+        self._ended_at = ended_at
 
     def _end_pass(self) -> None:
         self._spent_s, self._is_begun = 0.0, False
@@ -401,7 +407,7 @@ class FeedRunner:
                 return FLOODED
             for event in events:
                 self._on_event(event)
-            turns.add_time(self._clock.monotonic() - began)
+            turns.add_frame(began, self._clock.monotonic())
             if connection.has_urgent:  # a reply does not wait for the next tick
                 try:
                     await self._send_due(socket, connection)

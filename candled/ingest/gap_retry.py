@@ -102,6 +102,11 @@ class UnconfirmedMinutes:
         for first_ms, stop_ms in self._due.common(RangeSet([(start_ms, end_ms)])):
             yield from range(first_ms, stop_ms, MINUTE_MS)
 
+    def end_within(self, start_ms: int, end_ms: int) -> int:
+        """Return the end of the newest minutes in `[start_ms, end_ms)`; 0 if there are none."""
+        last = self._due.common(RangeSet([(start_ms, end_ms)])).last
+        return 0 if last is None else last.end_ms
+
     def was_deferred(self, open_ms: int) -> bool:
         """Return whether REST has already answered without confirming this minute."""
         return open_ms in self._deferred

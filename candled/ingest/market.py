@@ -54,6 +54,16 @@ class Outcome:
         """The range from the first to the last candle of `past`; None if there are none."""
         return Range(self.past[0].open_ms, self.past[-1].open_ms + MINUTE_MS) if self.past else None
 
+    def store_together(self) -> Range | None:
+        """Store final minutes of the live edge with the past before them, which is read from the store anyway.
+
+        Published one by one, they would take most of the time of a market's start. Return the new `past_range`.
+        """
+        if self.past:
+            self.past += [candle for candle in self.live if candle.final]
+            self.live = [candle for candle in self.live if not candle.final]
+        return self.past_range
+
 
 class MarketIngest:
     """The order, finality, coverage and state of one market.
@@ -130,7 +140,7 @@ class MarketIngest:
             ):
                 self._apply_past(candle, outcome)
         self._cover_minutes([one.open_ms for one in outcome.past], confirmed=False)
-        outcome.repaired = outcome.past_range
+        outcome.repaired = outcome.store_together()
         return outcome
 
     def stored_span(self, window: Window, now_ms: int) -> Range | None:
@@ -161,30 +171,28 @@ class MarketIngest:
         asked_ms = now_ms if asked_ms is None else asked_ms
         span = Range(window.start_ms, window.end_ms)
         answer = sift(rows, span)
-        for row in answer.invalid:
-            self.rows.drop_row(row, now_ms)
+        self.rows.drop_rows(answer.invalid, now_ms)
         unreadable = answer.unreadable_within(span)
         src = "backfill" if window.urgency is Urgency.HISTORY else "rest"
         self._update_credibility(window, bool(rows), now_ms)
         candles = self.rows.stamped_candles(answer.candles, src, asked_ms, now_ms)
-        missing = self._count_repairable(window, now_ms)
+        missing, unstored = self._count_repairable(window, now_ms), self._unstored_within(window)
         known = {candle.open_ms: candle for candle in stored} | self._in_memory(candles)
         outcome, outdated = Outcome(), self.comparison.find_outdated(candles, known, now_ms)
         outcome.checked, outcome.mismatched = self.comparison.count_differences(
             window, candles, known, RangeSet([*unreadable, *outdated]), asked_ms, now_ms
         )
-        is_dead = window.urgency is Urgency.PRESENT and self._check_silence(window, candles, now_ms)
+        outcome.is_subscription_dead = self._check_silence(window, candles, now_ms)
         newest_ms = candles[-1].open_ms if candles else 0
         confirmed = [
             candle.open_ms
-            for candle in candles
-            if candle.open_ms not in outdated  # otherwise it stays unconfirmed and is requested once more
+            for candle in candles  # an outdated one stays unconfirmed and is requested once more
+            if candle.open_ms not in outdated
             and self._apply_answered(candle, known.get(candle.open_ms), newest_ms, asked_ms, now_ms, outcome)
         ]
         self._cover_minutes(confirmed, confirmed=True)
         if not self.presence.is_moving(now_ms):  # the stream will not show how the forming minute ends
             self.minutes.mark_interrupted()
-        outcome.is_subscription_dead, outcome.repaired = is_dead, outcome.past_range
         gaps_changed = self._coverage_of(window.start_ms).on_answer(
             window,
             self._expected_until(now_ms),
@@ -196,8 +204,10 @@ class MarketIngest:
             kept_ms=kept_since(self._rules.history_minutes, asked_ms),
         )
         outcome.repaired_minutes = missing - self._count_repairable(window, now_ms)
+        outcome.repaired = outcome.store_together()
         if gaps_changed or window.urgency not in (Urgency.CONFIRM, Urgency.PRESENT):
-            outcome.repaired = Range(window.start_ms, window.end_ms).hull(self._join_older())
+            changed = span if gaps_changed else unstored.hull(outcome.past_range)
+            outcome.repaired = changed.hull(self._join_older())
         return outcome
 
     def _in_memory(self, candles: Iterable[Candle]) -> dict[int, Candle]:
@@ -211,6 +221,12 @@ class MarketIngest:
             return 0
         end_ms = min(window.end_ms, self._rules.expected_until(now_ms))
         return self._coverage_of(window.start_ms).count_missing(window.start_ms, end_ms)
+
+    def _unstored_within(self, window: Window) -> Range:
+        """Return the range from the first to the last minute of a window that is not stored; all of it without one."""
+        span = Range(window.start_ms, window.end_ms)
+        unstored = self._coverage_of(window.start_ms).unstored_within(*span)
+        return next(iter(unstored)).hull(unstored.last) if unstored else span
 
     def _update_credibility(self, window: Window, has_rows: bool, now_ms: int) -> None:
         """Judge whether an empty response is evidence. It is not if REST denies minutes that it must have."""
@@ -545,7 +561,9 @@ class MarketIngest:
             self._idle_until_ms = 0
 
     def _check_silence(self, window: Window, rows: list[Candle], now_ms: int) -> bool:
-        """Process REST's response about the present; return whether it shows that the subscription is dead."""
+        """Process a response about the present; return whether it shows that the subscription is dead."""
+        if window.urgency is not Urgency.PRESENT:
+            return False
         activity = self.presence.classify_answer(rows, window.start_ms, self.minutes.get_minute, now_ms)
         if activity == "nothing":
             self.status.problem = "the exchange's REST API does not answer for the present"

@@ -5,10 +5,11 @@ import heapq
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from candled.errors import CandledError, ExchangeError, StoreRejected, StoreUnavailable, Unavailable
-from candled.exchange import Clock, Exchange
+from candled.exchange import Clock, Exchange, InvalidRow
 from candled.model import MINUTE_MS, Candle, Range, Symbol
 from candled.model.texts import printable
 from candled.tasks import Backoff, LoopTurns
@@ -32,12 +33,24 @@ logger = logging.getLogger(__name__)
 _TICK_S = 0.1
 # Requests that are not made yet wait in the queue, so that an urgent one overtakes them.
 _REQUESTS_AT_ONCE = 4
+# While so many answers are being saved, only the requests for which clients wait are made.
+_SAVED_AT_ONCE = 16
 #: The number of tasks that `run`.
 WORKERS = 32
 # While a stream is down, REST is polled for its forming minutes, using at most this share of the request budget.
 _POLL_SHARE = 0.4
 # Other sources are asked about an unconfirmed beginning of history after pauses that grow from one minute to six hours.
 _EVIDENCE_S, _EVIDENCE_MOST_S = 60.0, 21_600.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """The rows of an answer, and when they were requested: on the exchange's clock, and on a steady one."""
+
+    window: Window
+    rows: Sequence[Candle | InvalidRow]
+    asked_ms: int
+    asked_steady_ms: int
 
 
 class RepairScheduler:
@@ -78,6 +91,8 @@ class RepairScheduler:
         self._turns = LoopTurns()
         #: The workers that make a request. The others save answers, which may take long.
         self._requesting = asyncio.Semaphore(_REQUESTS_AT_ONCE)
+        #: The number of answers that are being saved.
+        self._saving = 0
         #: Markets that are in the queue or being requested.
         self._busy: set[MarketIngest] = set()
         #: When to request a market again after a failure, monotonic seconds.
@@ -136,12 +151,12 @@ class RepairScheduler:
                 await self._queued.wait()
             async with self._requesting:
                 market = await self._next_market()
-                outcome = None if market is None else await self._request_market(market)
+                answer = None if market is None else await self._request_market(market)
             if market is None:
                 continue
             try:
-                if outcome is not None:
-                    await self._save_answer(market, outcome)
+                if answer is not None and await self._save_answer(market, answer):
+                    await self._examine_beginning(market)
             finally:
                 self._busy.discard(market)
             if self._publisher.is_open(market):
@@ -156,12 +171,13 @@ class RepairScheduler:
     def _wait_s(self) -> float:
         """Return the seconds until the first request of the queue may be made; 0.0 or less if it may be made now."""
         # requests that are not urgent may use only half of the budget
-        is_patient = bool(self._queue) and self._queue[0][0] >= Urgency.CONFIRM
-        budget_s = _TICK_S if is_patient and self._http.is_busy() else 0.0
-        return max(budget_s, self._paused_until - self._clock.monotonic())
+        urgency, is_awaited = (self._queue[0][0], not self._queue[0][1]) if self._queue else (Urgency.RECENT, True)
+        has_budget = urgency < Urgency.CONFIRM or not self._http.is_busy()
+        has_space = is_awaited or self._saving < _SAVED_AT_ONCE
+        return max(0.0 if has_budget and has_space else _TICK_S, self._paused_until - self._clock.monotonic())
 
-    async def _request_market(self, market: MarketIngest) -> Outcome | None:
-        """Make the next request of a market; return the outcome of the answer."""
+    async def _request_market(self, market: MarketIngest) -> _Answer | None:
+        """Make the next request of a market; return the answer, or None if it cannot be used."""
         try:
             is_open = self._publisher.is_open(market)
             window = market.next_request(self._time.now_ms(), self._poll_ms) if is_open else None
@@ -170,16 +186,7 @@ class RepairScheduler:
             self._busy.discard(market)
             raise
 
-    async def _save_answer(self, market: MarketIngest, outcome: Outcome) -> None:
-        if outcome.past or outcome.repaired is not None or not self._publisher.has_published(market):
-            await self._publisher.publish_repair(market, outcome)
-        if market.coverage.beginning is None:
-            self._searches.pop(market.key.symbol, None)
-            return
-        async with self._requesting:
-            await self._find_beginning(market)
-
-    async def _request_window(self, market: MarketIngest, window: Window) -> Outcome | None:
+    async def _request_window(self, market: MarketIngest, window: Window) -> _Answer | None:
         symbol = market.key.symbol
         asked_ms, asked_steady_ms = self._time.now_ms(), self._time.steady_ms()
         try:
@@ -194,6 +201,31 @@ class RepairScheduler:
             logger.exception("%s: history of %s failed", self._name, symbol)
             self._on_failure(market, repr(error))
             return None
+        return _Answer(window, rows, asked_ms, asked_steady_ms)
+
+    async def _save_answer(self, market: MarketIngest, answer: _Answer) -> bool:
+        """Apply, store and publish an answer; return whether it was used."""
+        self._saving += 1
+        try:
+            outcome = await self._apply_answer(market, answer)
+            if outcome is None:
+                return False
+            if outcome.past or outcome.repaired is not None or not self._publisher.has_published(market):
+                await self._publisher.publish_repair(market, outcome)
+        finally:
+            self._saving -= 1
+        return True
+
+    async def _examine_beginning(self, market: MarketIngest) -> None:
+        if market.coverage.beginning is None:
+            self._searches.pop(market.key.symbol, None)
+            return
+        async with self._requesting:
+            await self._find_beginning(market)
+
+    async def _apply_answer(self, market: MarketIngest, answer: _Answer) -> Outcome | None:
+        """Apply an answer to a market, and publish its live edge; return the outcome, or None if it is not used."""
+        window, rows, asked_ms = answer.window, answer.rows, answer.asked_ms
         if not self._publisher.is_open(market):
             return None
         foreign = market.comparison.find_foreign(rows)
@@ -201,14 +233,14 @@ class RepairScheduler:
             market.rows.drop_row(foreign, self._time.now_ms())
             self._on_failure(market, "the exchange's REST API answers with rows of another market")
             return None
-        self._on_success(symbol)
-        self._time.observe_rows(rows, asked_steady_ms)
+        self._on_success(market.key.symbol)
+        self._time.observe_rows(rows, answer.asked_steady_ms)
         try:
             stored = await self._read_stored(market, window)
         except (StoreUnavailable, StoreRejected) as error:
             self._on_failure(market, f"the stored minutes cannot be read to compare them: {error}")
             return None
-        async with self._turns:
+        async with self._turns.take(is_urgent=self._listing.is_urgent(market.key)):
             if not self._publisher.is_open(market):
                 return None
             now_ms = max(asked_ms, self._time.now_ms())

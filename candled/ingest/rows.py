@@ -94,6 +94,11 @@ class RowFilter:
         if self.invalid.add_error(now_ms):
             logger.warning("%s: dropped an invalid row, counting further ones: %s", self._key, row.reason)
 
+    def drop_rows(self, rows: Iterable[InvalidRow], now_ms: int) -> None:
+        """Count the rows of an answer that are not valid candles."""
+        for row in rows:
+            self.drop_row(row, now_ms)
+
     def log_recovery(self, now_ms: int) -> None:
         """Log the end of a series of invalid rows."""
         dropped = self.invalid.end_series(now_ms)

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from .decimals import MAX_PLACES, is_bounded
@@ -45,8 +46,7 @@ class Symbol(NamedTuple):
     @property
     def is_well_formed(self) -> bool:
         """True if `parse` returns this symbol from its text, and the text has only printable characters."""
-        text = str(self)
-        return text.isprintable() and _SYMBOL.fullmatch(text) is not None and Symbol.parse(text) == self
+        return _is_well_formed(self)
 
     @property
     def settle_coin(self) -> str:
@@ -60,6 +60,12 @@ class Symbol(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.base}/{self.quote}:{self.settle}" if self.settle else f"{self.base}/{self.quote}"
+
+
+@lru_cache(maxsize=10_000)  # the patterns of a reload ask this about every listed market
+def _is_well_formed(symbol: Symbol) -> bool:
+    text = str(symbol)
+    return text.isprintable() and _SYMBOL.fullmatch(text) is not None and Symbol.parse(text) == symbol
 
 
 class MarketKey(NamedTuple):

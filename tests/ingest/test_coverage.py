@@ -37,13 +37,13 @@ def fill(covered: Coverage, window: Window, without=()) -> None:
 
 
 @pytest.mark.slow
-def test_a_fresh_market_asks_for_the_last_hours_first_then_the_week_then_history_newest_first():
+def test_a_fresh_market_asks_for_the_newest_minutes_first_then_the_week_then_history_newest_first():
     covered = coverage()
     windows = []
     while window := want(covered):
         windows.append(window)
         fill(covered, window)
-    assert windows[0] == Window(Urgency.RECENT, NOW_MS - 120 * MINUTE_MS, NOW_MS)
+    assert windows[0] == Window(Urgency.RECENT, NOW_MS - 1000 * MINUTE_MS, NOW_MS)
     assert [window.urgency for window in windows] == sorted(window.urgency for window in windows)
     week = [window for window in windows if window.urgency is Urgency.WEEK]
     assert week == sorted(week, key=lambda window: -window.start_ms)
@@ -54,9 +54,9 @@ def test_a_fresh_market_asks_for_the_last_hours_first_then_the_week_then_history
 def test_history_is_complete_from_the_oldest_minute_reached_without_a_break():
     covered = coverage()
     fill(covered, want(covered))
-    assert covered.since_ms == NOW_MS - 120 * MINUTE_MS
+    assert covered.since_ms == NOW_MS - 1000 * MINUTE_MS
     covered.add_minute(ms(5), confirmed=True)
-    assert covered.since_ms == NOW_MS - 120 * MINUTE_MS
+    assert covered.since_ms == NOW_MS - 1000 * MINUTE_MS
 
 
 def test_a_gap_that_appears_later_does_not_move_the_beginning():
@@ -206,6 +206,42 @@ def test_gaps_that_fit_into_one_request_are_asked_for_together():
     covered = coverage(present=[(0, 100), (101, 200), (205, 300), (310, UNTIL)], since=MONDAY_MS, start=MONDAY_MS)
     assert want(covered) == Window(Urgency.WEEK, ms(100), ms(310))
     assert want(covered, most=150) == Window(Urgency.WEEK, ms(200), ms(310))
+
+
+def streamed() -> Coverage:
+    """A market that got its newest minutes from the stream."""
+    covered = coverage(start=ms(UNTIL - 990))
+    covered.add_minutes(ms(UNTIL - 500), ms(UNTIL), confirmed=False)
+    return covered
+
+
+def test_one_answer_fills_the_week_and_confirms_the_minutes_of_the_stream_that_follow():
+    covered = streamed()
+    window = want(covered, most=999, confirm=True)
+    assert window == Window(Urgency.WEEK, ms(UNTIL - 990), ms(UNTIL))
+    fill(covered, window)
+    assert covered.unconfirmed.minute_count == 0
+    assert want(covered, most=999, confirm=True) is None
+
+
+def test_an_answer_confirms_what_fits_into_it_and_nothing_if_minutes_are_not_confirmed():
+    assert want(streamed(), most=600, confirm=True) == Window(Urgency.WEEK, ms(UNTIL - 990), ms(UNTIL - 390))
+    assert want(streamed(), most=600) == Window(Urgency.WEEK, ms(UNTIL - 990), ms(UNTIL - 500))
+
+
+def test_a_request_for_missing_minutes_reaches_no_known_gap_that_is_not_due():
+    known_gap = Gap(
+        start_ms=ms(UNTIL - 300), end_ms=ms(UNTIL - 299), reason="exchange_outage", attempts=1, retry_ms=NOW_MS + 1
+    )
+    covered = Coverage(
+        present=[Range(ms(UNTIL - 500), ms(UNTIL - 300)), Range(ms(UNTIL - 299), ms(UNTIL))],
+        known_gaps=[known_gap],
+        since_ms=None,
+        from_ms=ms(UNTIL - 990),
+        absence="exchange_outage",
+    )
+    covered.recheck_since(ms(UNTIL - 990))
+    assert want(covered, most=999, confirm=True) == Window(Urgency.WEEK, ms(UNTIL - 990), ms(UNTIL - 300))
 
 
 def test_a_gap_at_the_beginning_is_no_beginning_where_older_candles_are_stored():

@@ -239,12 +239,25 @@ async def test_a_plugin_that_fails_leaves_no_connection_open():
 
 async def test_feeds_share_the_time_of_a_pass():
     turns = LoopBudget()
-    turns.add_time(0.004)
-    assert not turns.is_over
-    turns.add_time(0.004)
-    assert turns.is_over
-    await asyncio.sleep(0)
-    assert not turns.is_over
+    for at in (0.0, 0.01):
+        turns.add_frame(at, at + 0.004)
+        assert not turns.is_over
+        turns.add_frame(at + 0.004, at + 0.008)
+        assert turns.is_over
+        await asyncio.sleep(0)
+        assert not turns.is_over
+
+
+async def test_feeds_with_more_frames_than_can_be_read_get_half_of_the_time():
+    turns, at, spent = LoopBudget(), 100.0, 0.0
+    for _ in range(20):
+        began = at = at + 0.015  # the rest of a pass
+        while not turns.is_over:
+            turns.add_frame(at, at + 0.001)
+            at += 0.001
+        spent += at - began
+        await asyncio.sleep(0)
+    assert 0.4 < spent / (at - 100.0) < 0.6
 
 
 @pytest.mark.slow

@@ -50,14 +50,22 @@ def test_a_running_minute_goes_out_live():
     assert one.status.condition(at(36_010)).state == "live"
 
 
-def test_a_snapshot_after_a_gap_fills_it_the_new_part_live_the_old_part_through_the_store():
+def test_a_snapshot_after_a_long_gap_fills_it_through_the_store_except_the_forming_minute():
     one = market()
     rows = [minute(number, as_of=(700 - number) * 60_000 + 30_000) for number in range(500, 701)]
     outcome = push(one, *rows, seconds=42_030, snapshot=True)
-    assert [candle.open_ms for candle in outcome.live] == [minute(number).open_ms for number in range(641, 701)]
-    assert [candle.open_ms for candle in outcome.past] == [minute(number).open_ms for number in range(600, 641)]
-    assert outcome.repaired == Range(minute(600).open_ms, minute(641).open_ms)
+    assert [candle.open_ms for candle in outcome.live] == [minute(700).open_ms]
+    assert [candle.open_ms for candle in outcome.past] == [minute(number).open_ms for number in range(600, 700)]
+    assert outcome.repaired == Range(minute(600).open_ms, minute(700).open_ms)
     assert all(candle.final for candle in outcome.past)
+
+
+def test_a_snapshot_after_a_short_gap_fills_it_live():
+    one = market()
+    rows = [minute(number, as_of=(640 - number) * 60_000 + 30_000) for number in range(600, 641)]
+    outcome = push(one, *rows, seconds=38_430, snapshot=True)
+    assert [candle.open_ms for candle in outcome.live] == [minute(number).open_ms for number in range(600, 641)]
+    assert outcome.past == []
 
 
 def test_a_snapshot_of_stored_minutes_is_published_and_stored_no_second_time():
@@ -293,11 +301,10 @@ def test_a_minute_that_the_store_has_lost_is_asked_for_and_stored_again():
     )
     window = one.next_request(at(603 * 60 + 20))
     assert (window.urgency, window.end_ms) == (Urgency.RECENT, minute(602).open_ms)
-    outcome = one.on_history(window, [rows[1]], at(603 * 60 + 20))
-    assert [(candle.open_ms, candle.final) for candle in outcome.live] == [(minute(601).open_ms, True)]
-    window = one.next_request(at(603 * 60 + 25))
-    outcome = one.on_history(window, [minute(n, as_of=90_000_000) for n in (100, 101)], at(603 * 60 + 25))
-    assert [candle.open_ms for candle in outcome.past] == [minute(100).open_ms, minute(101).open_ms]
+    answer = [*(minute(number, as_of=90_000_000) for number in (100, 101)), rows[1]]
+    outcome = one.on_history(window, answer, at(603 * 60 + 20))
+    assert [candle.open_ms for candle in outcome.past] == [minute(number).open_ms for number in (100, 101, 601)]
+    assert all(candle.final for candle in outcome.past)
     lost, _ = one.compare_with_store(one.coverage.covered_within(*span), stored, span)
     assert not lost  # a store that does not keep them is not offered them for ever
 
