@@ -5,12 +5,15 @@ BIN := $(VENV)/bin
 # Tests start hundreds of programs: without compiled files each of them would compile candled again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run check test lowest lint bench soak chaos autobahn bots install
+.PHONY: run check quick test lowest lint bench soak chaos autobahn bots install
 
 run: $(VENV)/.run  ## install and start the demo: recorded market data, a chart on http://localhost:7000/
 	$(BIN)/candled demo
 
-check: lint $(VENV)/.test  ## a change so far: lint, types, and the tests that need nothing but Python
+check: $(VENV)/.lint $(VENV)/.test  ## a change so far: lint, types, and the tests that need nothing but Python
+	$(MAKE) --no-print-directory -j2 lint quick
+
+quick: $(VENV)/.test  ## the tests that need nothing but Python
 	$(BIN)/python -m pytest -q -n auto --dist worksteal --quick
 
 test: $(VENV)/.test  ## install the test extra and run the whole suite, in parallel

@@ -23,7 +23,7 @@ from tornado.ioloop import IOLoop
 from tornado.web import Application
 
 from candled.plugins import GROUP
-from tests import collector, redis_servers, servers, tiers
+from tests import collector, compiling, redis_servers, servers, tiers
 
 T = TypeVar("T")
 
@@ -112,6 +112,11 @@ def pytest_configure(config: pytest.Config) -> None:
         from tests.measuring import Measuring
 
         config.pluginmanager.register(Measuring())
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if worker := getattr(session.config, "workerinput", None):
+        compiling.compile_share(session.config, int(worker["workerid"].removeprefix("gw")), worker["workercount"])
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

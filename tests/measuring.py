@@ -24,9 +24,10 @@ from tests import tiers
 class Measuring:
     """Start and stop the measurement that pytest-cov makes."""
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionstart(self, session: pytest.Session) -> None:
-        """Measure the import of every module in the process that starts the workers, not in each of them."""
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> Iterator[None]:
+        """Measure the import of every module in the process that starts the workers, beside them."""
+        yield
         is_worker = hasattr(session.config, "workerinput")
         files = [] if is_worker else import_all()
         self.measured = Coverage.current()

@@ -12,24 +12,21 @@ from typing import Any
 
 import promql_parser
 import pytest
-import yaml
 
 from candled.config import load
 from candled.metrics.families import ALL, PREFIX
 from candled.plugins import discover
 from candled.transport.library_internals import certificate_end
 from tests.metrics.promql import selectors
-from tests.sources import ROOT, read
+from tests.sources import ROOT, read, read_yaml
 from tests.system.daemon import Daemon
 
 DEPLOY = ROOT / "deploy"
 ALERTS_PAGE = ROOT / "docs" / "how-to" / "alerts.md"
-MANIFESTS = [one for one in yaml.safe_load_all(read(DEPLOY / "kubernetes" / "candled.yaml")) if one]
-COMPOSE = yaml.safe_load(read(DEPLOY / "docker" / "compose.yaml"))
+MANIFESTS = [one for one in read_yaml(DEPLOY / "kubernetes" / "candled.yaml") if one]
+[COMPOSE] = read_yaml(DEPLOY / "docker" / "compose.yaml")
 RULES = [
-    rule
-    for group in yaml.safe_load(read(DEPLOY / "prometheus" / "candled.rules.yaml"))["groups"]
-    for rule in group["rules"]
+    rule for group in read_yaml(DEPLOY / "prometheus" / "candled.rules.yaml")[0]["groups"] for rule in group["rules"]
 ]
 PANELS = [one for one in json.loads(read(DEPLOY / "grafana" / "candled.json"))["panels"] if one["type"] != "row"]
 OTHER_METRICS = {  # of Prometheus, and of prometheus-client
@@ -100,7 +97,7 @@ def test_each_panel_of_the_dashboard_reads_metrics_that_exist():
 
 @pytest.mark.usefixtures("daemon")
 def test_prometheus_reads_the_rules_and_the_settings():
-    settings = yaml.safe_load(read(DEPLOY / "prometheus" / "prometheus.yaml"))
+    [settings] = read_yaml(DEPLOY / "prometheus" / "prometheus.yaml")
     assert settings["rule_files"] == ["candled.rules.yaml"]
     assert [job["job_name"] for job in settings["scrape_configs"]] == ["candled"]  # the alerts select it
     done = subprocess.run(

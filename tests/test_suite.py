@@ -4,6 +4,7 @@ import ast
 import asyncio
 import subprocess
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests import tiers
 from tests.servers import start_program
+from tests.sources import nodes
 
 pytestmark = pytest.mark.no_cover
 
@@ -20,16 +22,16 @@ OF_HANDLERS = sorted(path for folder in ("api", "serve") for path in (TESTS / fo
 HAND_MADE = {"AsyncHTTPClient", "SimpleAsyncHTTPClient", "HTTPClient", "HTTPServer", "urlopen", "HTTPConnection"}
 
 
-def find_hand_made(source: str) -> list[str]:
+def find_hand_made(module: Iterable[ast.AST]) -> list[str]:
     """Return the calls that make a client or a server of HTTP, each with its line."""
-    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    calls = [node for node in module if isinstance(node, ast.Call)]
     names = [(node.lineno, ast.unparse(node.func).rpartition(".")[2]) for node in calls]
     return [f"{line}: {name}" for line, name in sorted(names) if name in HAND_MADE]
 
 
-def find_async_fixtures(source: str) -> list[str]:
+def find_async_fixtures(module: Iterable[ast.AST]) -> list[str]:
     """Return the fixtures that pytest-asyncio would run, on a loop of its own."""
-    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.AsyncFunctionDef)]
+    functions = [node for node in module if isinstance(node, ast.AsyncFunctionDef)]
     return [
         node.name
         for node in functions
@@ -39,8 +41,8 @@ def find_async_fixtures(source: str) -> list[str]:
 
 
 def test_handlers_are_asked_by_the_client_of_pytest_tornado():
-    sources = {f"{path.parent.name}/{path.name}": path.read_text("utf-8") for path in OF_HANDLERS}
-    found = {name: find_hand_made(source) + find_async_fixtures(source) for name, source in sources.items()}
+    modules = {f"{path.parent.name}/{path.name}": nodes(path) for path in OF_HANDLERS}
+    found = {name: find_hand_made(module) + find_async_fixtures(module) for name, module in modules.items()}
     assert {name: breaches for name, breaches in found.items() if breaches} == {}
 
 
@@ -53,11 +55,12 @@ def test_handlers_are_asked_by_the_client_of_pytest_tornado():
     ],
 )
 def test_a_client_made_by_hand_is_found(source, found):
-    assert find_hand_made(source) == found
+    assert find_hand_made(ast.walk(ast.parse(source))) == found
 
 
 def test_an_async_fixture_is_found():
-    assert find_async_fixtures("@pytest.fixture(scope='module')\nasync def bars():\n    yield 1") == ["bars"]
+    source = "@pytest.fixture(scope='module')\nasync def bars():\n    yield 1"
+    assert find_async_fixtures(ast.walk(ast.parse(source))) == ["bars"]
 
 
 @pytest.fixture

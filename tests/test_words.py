@@ -1,16 +1,14 @@
 """Prose, texts and names use the field's words: none is retired, and the code has every term of the glossary."""
 
 import ast
-import io
 import re
-import tokenize
 from collections.abc import Iterator, Set
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.sources import PAGES, ROOT, SOURCES, name_of, nodes, read
+from tests.sources import PAGES, ROOT, SOURCES, find_comments, find_names, name_of, nodes, read
 
 pytestmark = pytest.mark.no_cover
 
@@ -62,11 +60,6 @@ def docstrings(path: Path) -> Iterator[tuple[str, str]]:
                 yield getattr(node, "name", path.stem), text
 
 
-def comments(tokens: list[tokenize.TokenInfo]) -> list[tuple[int, str]]:
-    """Each comment of a module, with its line."""
-    return [(token.start[0], token.string) for token in tokens if token.type == tokenize.COMMENT]
-
-
 def sentences(path: Path) -> list[tuple[int, str]]:
     """Each string of a module that has words, with its line."""
     strings = [node for node in nodes(path) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
@@ -79,9 +72,9 @@ def words_of(identifier: str) -> list[str]:
     return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", identifier)]
 
 
-def retired_words(source: str, retired: Set[str] = RETIRED_NAMES) -> set[str]:
-    """Words of a source that are retired as names: they are names, or words of its texts."""
-    return {word for word in set(re.findall(r"[A-Za-z_]\w*", source)) if not retired.isdisjoint(words_of(word))}
+def retired_names(path: Path, retired: Set[str]) -> list[str]:
+    """The names in a module that have a retired word."""
+    return sorted(name for name in find_names(path) if not retired.isdisjoint(words_of(name)))
 
 
 @cache
@@ -142,29 +135,23 @@ def test_every_term_of_the_glossary_occurs_in_the_code():
 def test_comments_log_lines_error_texts_and_names_use_no_retired_word():
     found = []
     for path in SOURCES:
-        source = read(path)
-        if not RETIRED_TEXT.search(source) and not retired_words(source):
-            continue  # reading tokens is slow
-        tokens = [*tokenize.generate_tokens(io.StringIO(source).readline)]
-        found += [
-            f"{name_of(path)}:{line}: {match[0]}"
-            for line, text in [*comments(tokens), *sentences(path)]
-            for match in RETIRED_TEXT.finditer(re.sub(r"`[^`]*`", "", text))
-        ]
-        names = {token.string for token in tokens if token.type == tokenize.NAME}
-        found += [f"{name_of(path)}: {name}" for name in sorted(names & retired_words(source) - PUBLIC_NAMES)]
+        if RETIRED_TEXT.search(read(path)):
+            found += [
+                f"{name_of(path)}:{line}: {match[0]}"
+                for line, text in [*find_comments(path), *sentences(path)]
+                for match in RETIRED_TEXT.finditer(re.sub(r"`[^`]*`", "", text))
+            ]
+        found += [f"{name_of(path)}: {name}" for name in retired_names(path, RETIRED_NAMES) if name not in PUBLIC_NAMES]
     assert found == []
 
 
 def test_helpers_of_tests_use_no_retired_word():
-    found = []
-    for path in sorted((ROOT / "tests").rglob("*.py")):
-        source = path.read_text("utf-8")
-        suspects = retired_words(source, RETIRED_NAMES - REAL_NAMES)
-        if suspects := {word for word in suspects if not word.startswith("test_")}:
-            tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-            names = {token.string for token in tokens if token.type == tokenize.NAME and token.string in suspects}
-            found += [(name_of(path), name) for name in sorted(names)]
+    found = [
+        (name_of(path), name)
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for name in retired_names(path, RETIRED_NAMES - REAL_NAMES)
+        if not name.startswith("test_")
+    ]
     assert found == []
 
 

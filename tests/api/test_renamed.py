@@ -12,6 +12,7 @@ from candled.config.sections import KlinesSettings
 from candled.model import DEFAULT_INTERVALS, MINUTE, Market, MarketKey, Symbol
 from tests import deadlines
 from tests.api.stage import BTC, ETH
+from tests.clocks import ScaledClock
 from tests.rows import minute
 
 SOL = MarketKey("replay", Symbol("SOL", "USDT"))
@@ -74,6 +75,7 @@ async def test_subscriptions_end_and_new_ones_are_refused_with_the_new_symbol(st
     assert refused in events.body.decode()
 
 
+@pytest.mark.stage(clock=ScaledClock(100.0))  # a stream of a running minute has a frame every two seconds
 @pytest.mark.gen_test
 async def test_a_kline_stream_goes_on_under_its_former_name(stage, connect):
     await rename(stage)

@@ -13,7 +13,7 @@ import pytest
 
 from tests import deadlines
 from tests.clients.market import BTC, ETH, calm, fault, plain, serving, times
-from tests.clients.node import JsClient, arguments
+from tests.clients.node import IMPATIENT, JsClient, arguments
 from tests.clients.scripted import Scripted
 
 ROOT = Path(__file__).parents[2]
@@ -142,7 +142,7 @@ async def test_a_position_that_is_no_longer_known_loads_everything_again(extende
 
 
 async def test_a_link_that_is_open_but_dead_is_replaced(server: Scripted) -> None:
-    async with JsClient(server.url) as client:
+    async with JsClient(server.url, IMPATIENT) as client:
         client.send_command("subscribe", "a", request=request())
         await client.until("onBars")
         server.silent = True
@@ -286,7 +286,7 @@ async def test_more_subscriptions_than_messages_a_second_are_all_made(server: Sc
 @pytest.mark.parametrize("seed", range(2))
 async def test_after_any_faults_it_holds_what_a_fresh_load_gets(server: Scripted, seed: int) -> None:
     draw = random.Random(seed)
-    async with JsClient(server.url) as client:
+    async with JsClient(server.url, IMPATIENT) as client:
         client.send_command("subscribe", "a", request=request(bars=40))
         client.send_command("subscribe", "b", request=request(ETH, bars=40))
         await client.until("onBars")

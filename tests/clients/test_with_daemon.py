@@ -53,7 +53,7 @@ async def javascript(request: pytest.FixtureRequest, daemon: Daemon) -> AsyncIte
     if request.param == "ws":
         install_ws()
     library = str(WS) if request.param == "ws" else ""
-    async with JsClient(daemon.ws_url, {"pingEveryMs": 2000, "answerWithinMs": 2000}, library=library) as client:
+    async with JsClient(daemon.ws_url, library=library) as client:
         yield client
 
 

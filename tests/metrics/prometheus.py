@@ -20,10 +20,10 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 from tests import deadlines
 from tests.metrics.promql import NAME, Labels, Scrape, Vector, evaluate, selectors, without
 from tests.metrics.scrape import read_series
-from tests.sources import ROOT, read
+from tests.sources import ROOT, read_yaml
 
 RULES_FILE = ROOT / "deploy" / "prometheus" / "candled.rules.yaml"
-RULES: list[dict[str, Any]] = [rule for group in yaml.safe_load(read(RULES_FILE))["groups"] for rule in group["rules"]]
+RULES: list[dict[str, Any]] = [rule for group in read_yaml(RULES_FILE)[0]["groups"] for rule in group["rules"]]
 INTERVAL_S = 30
 _LONGEST_RANGE_S = 3600
 _TIMEOUT_S = 1.0

@@ -10,7 +10,6 @@ from typing import Any
 import jsonschema
 import pytest
 import websockets
-import yaml
 
 from candled.bus import FeedMetadata, HistoryChanged, MinuteChanged, StateChanged
 from candled.clock import SystemClock
@@ -21,9 +20,9 @@ from tests.api.stage import BTC, ETH, open_stage
 from tests.protocol.test_requests import WRONG, subscribe
 from tests.rows import MONDAY_MS, minute
 from tests.serve.test_server import SUBSCRIBE, receive_json, send_json
+from tests.sources import ROOT, read_yaml
 
-ROOT = Path(__file__).parents[2]
-DOCUMENT = yaml.safe_load((ROOT / "docs" / "reference" / "asyncapi.yaml").read_text("utf-8"))
+[DOCUMENT] = read_yaml(ROOT / "docs" / "reference" / "asyncapi.yaml")
 REQUESTS = {"subscribe": "subscribe", "unsubscribe": "unsubscribe", "ping": "ping", "list": "getList",
             "history": "getHistory"}  # fmt: skip
 ANSWERS = {

@@ -4,15 +4,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.ingest.measures import IngestMeasures
 from candled.status.problems import PROBLEMS, ExchangeReadings, Readings, find_problems
-from tests.sources import ROOT
+from tests.sources import ROOT, read_yaml
 
-RULES = yaml.safe_load((ROOT / "deploy" / "prometheus" / "candled.rules.yaml").read_text("utf-8"))
+[RULES] = read_yaml(ROOT / "deploy" / "prometheus" / "candled.rules.yaml")
 # A process that cannot be asked has no page.
 ALERTS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["rules"] if rule["alert"] != "CandledDown"}
 

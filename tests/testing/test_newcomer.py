@@ -104,14 +104,14 @@ def record(module: str, folder: Path) -> tuple[dict[str, Recording], list[str]]:
     server = Brinemark(clock)
     paths = {name: folder / f"{name}.jsonl" for name in ("BTC", "NOCOIN")}
 
+    async def record_one(name: str, path: Path) -> int:
+        path.unlink(missing_ok=True)
+        symbol = Symbol(name, "USDT")
+        return await record_exchange(module, symbol, clock, minutes=2, path=path, assignments=server.settings)
+
     async def record_both() -> None:
         async with server.serve():
-            for name, path in paths.items():
-                path.unlink(missing_ok=True)
-                status = await record_exchange(
-                    module, Symbol(name, "USDT"), clock, minutes=2, path=path, assignments=server.settings
-                )
-                assert status == 0
+            assert await asyncio.gather(*map(record_one, paths, paths.values())) == [0, 0]
 
     asyncio.run(record_both())
     return {name: read_recording(path) for name, path in paths.items()}, server.settings
@@ -131,6 +131,7 @@ def folder(tmp_path, monkeypatch):
     forget_plugin()
 
 
+@pytest.mark.slow
 def test_the_mistakes_of_a_page_are_named_one_after_the_other(folder):
     module = write_plugin(folder, FILLED_IN)
     recorded = record(module, folder)

@@ -70,7 +70,7 @@ def play(recording: Recording) -> tuple[Replay, dict[str, bool | None]]:
 def recorded(tmp_path_factory) -> tuple[Path, FakeBitget]:
     """A recording of the fake Bitget, with an hour later in which one minute has changed."""
     path = tmp_path_factory.mktemp("recording") / "a.jsonl"
-    clock = FairScaledClock(120.0, START_MS - 1000)
+    clock = FairScaledClock(300.0, START_MS - 1000)
     fake = FakeBitget(clock, [FakeMarket(symbol=BTC, tape=Synthetic(7))], push_interval_s=5)
     fake.enforce_limits = False
 
@@ -82,7 +82,7 @@ def recorded(tmp_path_factory) -> tuple[Path, FakeBitget]:
                 await reread_minutes(path, clock, settings)
             start_ms = read_recording(path).select(Call)[-1].start_ms
             fake.revise(BTC, start_ms, Synthetic(8).row(start_ms))
-            assert await reread_minutes(path, FairScaledClock(120.0, clock.now_ms() + 60 * MINUTE_MS), settings) == 0
+            assert await reread_minutes(path, FairScaledClock(300.0, clock.now_ms() + 60 * MINUTE_MS), settings) == 0
 
     asyncio.run(record())
     return path, fake
