@@ -43,7 +43,7 @@ class MarketChooser:
         self._choice = MarketChoice(symbols=())
         #: The newest list that was not empty, and the same by symbol.
         self._listed: Sequence[Market] = ()
-        self._listed_by_symbol: dict[Symbol, Market] = {}
+        self._listed_symbols: frozenset[Symbol] = frozenset()
         #: The wanted markets of the universe, with their facts; None before this process chooses.
         self._wanted: tuple[tuple[Symbol, ...], dict[Symbol, Market]] | None = None
         #: The steps that lead to them.
@@ -69,7 +69,7 @@ class MarketChooser:
         """Choose from the exchange's newest list, and take its facts."""
         self.problem = None
         if listed:
-            self._listed, self._listed_by_symbol = listed, {market.symbol: market for market in listed}
+            self._listed, self._listed_symbols = listed, frozenset(market.symbol for market in listed)
         if self.is_choosing:
             self._choose(listed)
         else:
@@ -87,10 +87,6 @@ class MarketChooser:
         if self.is_choosing:
             self._choose(self._listed)
 
-    def find_listed(self, symbol: Symbol) -> Market | None:
-        """Return the facts of a market from the newest list, chosen or not; None if it is not listed."""
-        return self._listed_by_symbol.get(symbol)
-
     @property
     def extras(self) -> Collection[Symbol]:
         """The markets that are read although the rules need not choose them, in order."""
@@ -100,7 +96,7 @@ class MarketChooser:
         """Replace the markets that the rules need not choose. New ones that the exchange does not list are left out."""
         wanted = dict.fromkeys(symbols)
         if self._listed:
-            wanted = {one: None for one in wanted if one in self._extra or one in self._listed_by_symbol}
+            wanted = {one: None for one in wanted if one in self._extra or one in self._listed_symbols}
         if wanted.keys() == self._extra.keys():
             return
         chosen = self._chosen

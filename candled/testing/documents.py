@@ -64,19 +64,6 @@ def list_lists(document: Any, path: Path = ()) -> Iterator[tuple[Path, list[Any]
             yield from list_lists(value, (*path, key))
 
 
-def value_at(document: Any, path: Path) -> Any:
-    """Return the value at a place.
-
-    Raises:
-        LookupError: the document has no such place.
-    """
-    for key in path:
-        if not isinstance(document, dict | list):
-            raise LookupError(key)
-        document = document[key]  # type: ignore[index]
-    return document
-
-
 def with_value(document: Any, path: Path, value: Any) -> Any:
     """Return a copy of a document with another value at a place."""
     if not path:

@@ -1,6 +1,6 @@
 """Judges a plugin by a recording that was played to it: each check is a property that a chart depends on."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -312,14 +312,6 @@ CHECKS: dict[str, tuple[Callable[[_Evidence], _Result], str]] = {
     "REST has the same minutes an hour later": (_stays, "the exchange corrects its minutes: this is a note"),
 }
 """The checks by their names, each with the consequence for a chart if it fails."""
-
-FINDINGS = tuple(CHECKS)
-
-
-def judge_replay(recording: Recording, exchange: Exchange, replay: Replay) -> Iterator[Finding]:
-    """Yield the findings about a replay, one for each of `CHECKS`."""
-    for name in CHECKS:
-        yield judge(name, recording, exchange, replay)
 
 
 def judge(name: str, recording: Recording, exchange: Exchange, replay: Replay) -> Finding:

@@ -221,17 +221,6 @@ def _decode(decode: Any, line: bytes, expected: str) -> Any:
         raise RecordingError(f"{expected}, got {line[:80].decode('utf-8', 'replace')!r}: {error}") from None
 
 
-def append_lines(path: Path, lines: Iterable[Line], compression: Compression | None = None) -> None:
-    """Add lines to a recording, as a `RecordingWriter` does.
-
-    Raises:
-        RecordingError: the file cannot be written.
-    """
-    with RecordingWriter(path, "ab", compression) as writer:
-        for line in lines:
-            writer.write(line)
-
-
 class RecordingWriter:
     """Writes a recording line by line, without personal details: `candled.testing.redaction` removes them.
 

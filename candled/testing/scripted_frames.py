@@ -8,7 +8,7 @@ from typing import Any
 from candled.errors import CandledError, ExchangeError
 from candled.exchange import Candles, Event, Exchange, Ready, SocketFeed, SubscriptionRejected
 from candled.ingest.decompression import TooLarge
-from candled.model import MINUTE_MS, Candle, Symbol
+from candled.model import Candle, Symbol
 
 from .documents import Path, Time, list_values, parse_document, read_number, read_time, with_value, write_document
 from .recording import Received, Recording
@@ -158,14 +158,3 @@ def _examine(text: str | bytes, candle: Candle, feed: SocketFeed, symbol: Symbol
             ):
                 volume = path
     return FrameForm(document, symbol, candle, tuple(times), tuple(sent), volume, tuple(values)) if times else None
-
-
-def flagged(candles: Iterable[Candle]) -> list[Candle]:
-    """Return the candles that the exchange marks as closed."""
-    return [candle for candle in candles if candle.final]
-
-
-def has_boundary(times: Iterable[int]) -> bool:
-    """Return whether there are two minutes that follow each other."""
-    found = set(times)
-    return any(at + MINUTE_MS in found for at in found)

@@ -36,7 +36,7 @@ from candled import (
 )
 from candled.cli import main
 from candled.model import MINUTE_MS
-from candled.testing.findings import FINDINGS, judge_replay
+from candled.testing.findings import CHECKS, judge
 from candled.testing.modules import choose_exchange, make_exchange
 from candled.testing.recording import (
     Call,
@@ -63,7 +63,7 @@ def play(recording: Recording) -> tuple[Replay, dict[str, bool | None]]:
     clock = RecordedClock()
     exchange = make_exchange(choose_exchange(recording.header.module), (), clock)
     replay = asyncio.run(replay_recording(recording, exchange, clock))
-    return replay, {one.name: one.is_right for one in judge_replay(recording, exchange, replay)}
+    return replay, {name: judge(name, recording, exchange, replay).is_right for name in CHECKS}
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_a_plugin_reads_its_recording_as_it_read_the_exchange(recorded):
     replay, findings = play(recording)
     assert replay.problems == []
     noted = {"no version follows the final one", "REST has the same minutes an hour later"}
-    assert findings == {name: None if name in noted else True for name in FINDINGS}
+    assert findings == {name: None if name in noted else True for name in CHECKS}
     after, later = replay.minutes["after"], replay.minutes["later"]
     assert [at for at in after if after[at][1:7] != later[at][1:7]] == [min(after)]
     assert len(replay.bars["1h"]) == 24

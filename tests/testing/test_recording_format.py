@@ -24,7 +24,6 @@ from candled.testing.recording import (
     RecordingWriter,
     Request,
     Sent,
-    append_lines,
     read_recording,
     redacted_line,
 )
@@ -55,7 +54,8 @@ def write(path, events=EVENTS, header=HEADER):
 def test_a_recording_is_read_as_it_was_written(tmp_path, name):
     path = tmp_path / name
     write(path, EVENTS[:-1])
-    append_lines(path, EVENTS[-1:])
+    with RecordingWriter(path, "ab") as writer:
+        writer.write(EVENTS[-1])
     read = read_recording(path)
     assert read.header == HEADER
     assert read.events == tuple(EVENTS)
