@@ -1,5 +1,6 @@
 """Answers with bars, the same in every dialect: read the query, print the page, set the headers for caches."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ class StreamedOnly(ApiError):
     """A valid request whose answer is written in parts."""
 
 
-class BarHandler(Handler):
+class BarHandler(Handler, ABC):
     """A resource that answers with bars, if possible from memory and without a handler. Subclasses read the query."""
 
     source: ApiContext
@@ -32,13 +33,13 @@ class BarHandler(Handler):
         return self.parse_query(HotRequest(request.path, request.query_arguments, request.headers), self.sources)
 
     @classmethod
+    @abstractmethod
     def parse_query(cls, request: HotRequest, sources: Mapping[str, Any]) -> BarQuery:
         """Return the request for bars that an HTTP request is for. `sources` are the arguments of the route.
 
         Raises:
             ApiError: it is invalid.
         """
-        raise NotImplementedError
 
     @classmethod
     def answer_now(

@@ -6,6 +6,7 @@ message. So Tornado does HTTP, the origin policy and the limits, and candled doe
 
 import asyncio
 import socket
+from abc import ABC, abstractmethod
 
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 from tornado.websocket import WebSocketHandler
@@ -72,16 +73,16 @@ class SocketDetach:
         """Do nothing: the client disconnected during the handshake."""
 
 
-class DetachedHandler(WebSocketHandler):
+class DetachedHandler(WebSocketHandler, ABC):
     """A WebSocket handler that gives up its connection after the handshake."""
 
+    @abstractmethod
     def on_detached(self, peer: socket.socket | TlsSocket, early: bytes) -> None:
         """Take the socket, and the bytes that the client sent right after its handshake."""
-        raise NotImplementedError
 
+    @abstractmethod
     def without_descriptor(self) -> None:
         """Refuse the handshake because no file descriptor is left."""
-        raise NotImplementedError
 
 
 def read_early(stream: IOStream) -> bytes:
