@@ -278,6 +278,7 @@ async def test_more_subscriptions_than_messages_a_second_are_all_made(server: Sc
         for number in range(30):
             client.send_command("subscribe", str(number), request=request((f"C{number}/USDT", "1m")))
         await client.until("onBars", name="14")
+        # by the client's clock, no second has more than 15; on a busy machine the answers take longer than one
         sent = sum(one["type"] == "subscribe" for one in server.requests)
         assert sent <= 15 * (1 + int(time.monotonic() - begun_s))
         await client.until("onBars", name="29")

@@ -310,6 +310,23 @@ async def test_one_who_comes_back_is_no_reason_to_resync_the_others(cut_s):
     assert texts(again.chart())[-60:] == texts(other.chart())[-60:]
 
 
+@pytest.mark.parametrize("later", [{"fields": ["final", "seq"]}, {"fields": ["seq"]}], ids=["final", "live"])
+async def test_a_client_that_was_disconnected_before_its_first_update_gets_the_bar_that_was_kept_back(later):
+    one, fields = await stage(), {"fields": ["final", "seq"]}
+    for number, second in ((60, 58), (61, 1)):
+        one.push(minute(number, volume="1", as_of=second * 1000), 60)
+        await one.wait(0.02)
+    socket = one.connect()
+    (initial,) = socket.subscribe("1m", 5, **fields)
+    newest = [bar["time"] for bar in initial["bars"]][-1]
+    assert (newest, initial["seq"]) == (iso_ms(minute(60).open_ms), one.bars.feed_position(BTC).seq)
+    socket.client.on_close()
+    again = await reconnect(one, socket.chart(), "1m", 5, **later)
+    assert again.chart().recovered == [True]
+    assert iso_ms(minute(61).open_ms) in {bar["time"] for bar in again.received[0]["bars"]}
+    assert again.chart().bars[-1]["time"] == iso_ms(minute(61).open_ms)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cut_off_s", [0.1, 2.0, 70.0])
 async def test_the_position_of_a_chart_is_sent_also_while_the_end_of_a_bar_is_open(cut_off_s):
