@@ -20,11 +20,11 @@ _HELPERS = ("candled.exchange", "candled.trade_bars", "candled.polling")  # call
 
 @dataclass(slots=True)
 class Blockage:
-    """The times that a plugin has blocked the event loop."""
+    """A summary of the calls in which a plugin has blocked the event loop."""
 
-    #: The number of times.
+    #: The number of these calls.
     count: int = 0
-    #: The longest time, in seconds.
+    #: The longest one, in seconds.
     longest_s: float = 0.0
     #: The last call that blocked, and the line that it was in.
     last_call: str = ""

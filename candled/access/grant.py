@@ -14,7 +14,7 @@ _Texts = Annotated[list[str], msgspec.Meta(min_length=1, max_length=1000)] | Non
 
 
 class Claims(msgspec.Struct, kw_only=True):
-    """The claims that limit a token, as a token file or the payload of a JWT writes them."""
+    """The claims that limit a token, as they are written in a token file or in the payload of a JWT."""
 
     #: Symbols and patterns as in the settings; None allows every market.
     symbols: _Texts = None

@@ -218,7 +218,7 @@ def tradingview_name(symbol: Symbol) -> str:
 
 
 def binance_name(symbol: Symbol, sign: str = "") -> str:
-    """Return a symbol as Binance writes it, with a sign after the base if it is given.
+    """Return Binance's form of a symbol, with `sign` after the base.
 
     Spot pairs and dated contracts are `BTCUSDT` and `BTCUSD_261225`. A perpetual contract is `BTCUSDT_PERP`. Binance
     uses this form if the margin is a coin (`BTCUSD_PERP`); other perpetuals have the spot pair's name, on another host.

@@ -202,7 +202,7 @@ class Handler(RequestHandler):
         self.write_body(body if isinstance(body, bytes) else msgspec.json.encode(body))
 
     def write_kept(self, key: Hashable, make: Callable[[], Any], lasts_s: float = 1.0) -> None:
-        """Write a value as JSON, which is made at most once in `lasts_s` for all requests with this key."""
+        """Write a value as JSON. It is made at most once in `lasts_s`, and all requests with this key share it."""
 
         def encode() -> bytes:
             body = make()

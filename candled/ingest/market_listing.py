@@ -41,7 +41,7 @@ class ListOptions:
 
 
 class MarketListing:
-    """The newest list of markets, which is read regularly, and compared with the markets that are read."""
+    """Reads an exchange's list of markets regularly, and compares it with the markets that candled reads."""
 
     def __init__(
         self, name: str, exchange: Exchange, http: "HttpClient", clock: Clock, options: ListOptions | None = None

@@ -375,7 +375,7 @@ class Server:
             logger.error("%s %s: %d (request %s)", request.method, request.path, status, find_id(request))
 
     def _first_decides(self, path: str) -> MakeNamedClient | None:
-        """Return the client factory for a path shared by two protocols; None if the path is candled's alone."""
+        """Return the client factory of a path that two protocols share; None if the path has only candled's."""
         make_other = self._streams.get(path)
         if make_other is None:
             return None

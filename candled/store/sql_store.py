@@ -135,7 +135,7 @@ class SqlStore(Store, ABC):
 
 
 def as_known_gaps(rows: Iterable[Any]) -> list[Gap]:
-    """Return the known gaps of rows."""
+    """Convert rows to known gaps."""
     return [
         Gap(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
         for start_ms, end_ms, reason, attempts, retry_ms in rows

@@ -1,4 +1,4 @@
-"""A scripted exchange over REST: pages of any minutes, in the form and by the rules of a recorded page."""
+"""A scripted exchange over REST. It makes pages of any minutes, in the format and by the rules of a recorded page."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence

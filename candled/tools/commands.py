@@ -69,7 +69,9 @@ def init_db(
     to: Annotated[
         int | None,
         typer.Option(
-            "--to", metavar="VERSION", help="Only bring the tables to this version, also back by one: see the docs."
+            "--to",
+            metavar="VERSION",
+            help="Only bring the tables to this version, at most one step back: see the docs.",
         ),
     ] = None,
     config: ConfigFile = None,

@@ -152,7 +152,7 @@ def impossible(market: MarketKey, minutes: Iterable[Candle]) -> list[Difference]
 
 
 def contradictions(market: MarketKey, minutes: Iterable[Candle]) -> list[Difference]:
-    """Return the minutes that do not open at the close of the minute before, on an exchange where all do.
+    """Return the minutes that do not open at the previous close, if the exchange promises that all do.
 
     Imported minutes may come from another exchange and are not compared.
     """

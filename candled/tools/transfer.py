@@ -192,7 +192,7 @@ def _minute_pages(rows: Iterable[Candle | BadRow], counts: Counts) -> Iterator[l
 
 
 def put_page(store: Store, market: MarketKey, page: Sequence[Candle], counts: Counts) -> None:
-    """Store the minutes of a page (ascending, each once) that are not stored yet or only in an older version."""
+    """Store the minutes that the store lacks or has in an older version. The page is ascending, without duplicates."""
     span = Range(page[0].open_ms, page[-1].open_ms + MINUTE_MS)
     known = {candle.open_ms: candle for candle in store.read_bars_between(market, MINUTE, *span)}
     changed = merge_changes({candle.open_ms: candle for candle in page}, known)

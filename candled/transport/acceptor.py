@@ -157,8 +157,7 @@ def _received(peer: socket.socket) -> bytes:
 def _refuse_unread(peer: socket.socket, answer: bytes) -> None:
     """Answer without reading the request.
 
-    Received bytes are discarded first. With unread bytes the kernel would reset the connection, and the answer could be
-    lost.
+    Discard the received bytes first: if bytes are unread, the kernel resets the connection, and the answer may be lost.
     """
     with peer, suppress(OSError):
         peer.setblocking(False)

@@ -1,4 +1,4 @@
-"""Binance's public API as text: frames and rows to candles and back, without sockets or clocks.
+"""Write and read the frames and rows of Binance's public API, without sockets or clocks.
 
 Sources: binance/binance-spot-api-docs (web-socket-streams.md, rest-api.md, filters.md), developers.binance.com
 ("USDⓈ-M Futures", market data); recorded frames, listed in tests/plugins/binance/frames/README.md.

@@ -1,4 +1,4 @@
-"""Bitget's classic API (V2) as text: frames and rows to candles and back, without sockets or clocks.
+"""Write and read the frames and rows of Bitget's classic API (V2), without sockets or clocks.
 
 Sources: bitget.com/api-doc, pages "Websocket API", "Candlestick Channel" (spot and contract), "Get Candle Data", "Get
 History Candle Data", "Get Symbols"; and captured frames, listed in tests/plugins/bitget/frames/README.md.

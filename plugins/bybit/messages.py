@@ -1,4 +1,4 @@
-"""Bybit's public API (V5) as text: frames and rows to candles and back, without sockets or clocks.
+"""Write and read the frames and rows of Bybit's public API (V5), without sockets or clocks.
 
 Sources: bybit-exchange/docs (v5: "Kline" of WebSocket and market, "Get Instruments Info", "Rate Limit"); recorded
 frames, listed in tests/plugins/bybit/frames/README.md.

@@ -1,4 +1,4 @@
-"""Gate's public API (V4) as text: frames and rows to candles and back, without sockets or clocks.
+"""Write and read the frames and rows of Gate's public API (V4), without sockets or clocks.
 
 Sources: gateio/gateapi-python (docs: SpotApi, FuturesApi, CurrencyPair, Contract); gate.com, "Spot WebSocket v4" and
 "Futures WebSocket v4", channel candlesticks; recorded frames, listed in tests/plugins/gate/frames/README.md.

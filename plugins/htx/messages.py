@@ -1,4 +1,4 @@
-"""HTX's public API as text: frames and rows to candles and back, without sockets or clocks.
+"""Write and read the frames and rows of HTX's public API, without sockets or clocks.
 
 Sources: huobiapi/docs (v1_en: "Heartbeat and Connection", "Market Candlestick", "Get Klines", "Get all Supported
 Trading Symbol"); the types and samples of JKorf/HTX.Net and ccxt for contracts; recorded frames, listed in

@@ -1,4 +1,4 @@
-"""Hyperliquid's public API as text: frames and rows to candles and back, without sockets or clocks.
+"""Write and read the frames and rows of Hyperliquid's public API, without sockets or clocks.
 
 Sources: hyperliquid.gitbook.io ("WebSocket", "Info endpoint", "Spot", "Rate limits"); hyperliquid-python-sdk, whose
 issue 308 says how facts of spot pairs are matched; richkuo/go-trader issue 831 about pairs without tokens; recorded

@@ -1,4 +1,4 @@
-"""KuCoin's classic public API as text: frames and rows to candles and back, without sockets or clocks.
+"""Write and read the frames and rows of KuCoin's classic public API, without sockets or clocks.
 
 Sources: Kucoin/kucoin-api-docs ("Apply connect token", "Klines" of WebSocket and REST, "Get Symbols List"),
 Kucoin/kucoin-universal-sdk (futures_public, futures market) and ccxt's samples for contracts; recorded

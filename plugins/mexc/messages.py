@@ -1,8 +1,7 @@
-"""MEXC's public APIs (spot V3, contract V1) as frames and rows to candles and back, without sockets or clocks.
+"""Write and read the frames and rows of MEXC's public APIs (spot V3, contract V1), without sockets or clocks.
 
-Sources: mexcdevelop/apidocs (spot_v3_en: "Websocket Market Streams", "Kline/Candlestick Data", "Exchange
-Information"; contract_v1_en: "K-line Data", "Contract
-Information"), ccxt's samples of contracts. No recorded frame was found.
+Sources: mexcdevelop/apidocs (spot_v3_en: "Websocket Market Streams", "Kline/Candlestick Data", "Exchange Information";
+contract_v1_en: "K-line Data", "Contract Information"), ccxt's samples of contracts. No recorded frame was found.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""OKX's public API (V5) as text: frames and rows to candles and back, without sockets or clocks.
+"""Write and read the frames and rows of OKX's public API (V5), without sockets or clocks.
 
 Sources: okx.com/docs-v5, "WS / Candlesticks channel", "Get candlesticks", "Get candlesticks history", "Get
 instruments", "Get tickers", "Error Code"; the order of columns and the meaning of each volume as ccxt 4.5.90 reads

@@ -28,7 +28,7 @@ def test_everything_is_sent_in_order_while_redis_is_available():
     for volume in range(5):
         outgoing.enqueue(running(0, volume))
     assert seqs(outgoing) == [1, 2, 3, 4, 5]
-    outgoing.sent_up_to(3)
+    outgoing.forget_sent(3)
     assert (seqs(outgoing), outgoing.sent_seq) == ([4, 5], 3)
 
 
@@ -61,7 +61,7 @@ def test_what_waits_is_bounded_and_in_order_whatever_happens(events):
         elif event == "sent":
             batch = seqs(outgoing)
             if batch:
-                outgoing.sent_up_to(batch[-1])
+                outgoing.forget_sent(batch[-1])
                 sent = batch[-1]
         elif event == "healed":
             outgoing.enqueue(HistoryChanged(BTC, 0, 60_000, 0, FeedMetadata()))

@@ -73,7 +73,7 @@ class Wire:
         if not batch:
             return
         self._kept = outgoing.newest_state(self._epoch, outgoing.seq)  # as the script in Redis: before anybody hears
-        outgoing.sent_up_to(outgoing.seq)
+        outgoing.forget_sent(outgoing.seq)
         for message, seq in batch:
             if weather.has("bus loses messages") and seq % 3 == 0:
                 continue

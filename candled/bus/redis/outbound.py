@@ -90,10 +90,10 @@ class OutboundQueue:
         self._pending.clear()
 
     def next_batch(self) -> Sequence[Numbered]:
-        """Return the messages to send now, oldest first. They stay queued until `sent_up_to`."""
+        """Return the messages to send now, oldest first. They stay queued until `forget_sent`."""
         return tuple(self._pending)
 
-    def sent_up_to(self, seq: int) -> None:
+    def forget_sent(self, seq: int) -> None:
         """Forget messages that were sent."""
         self.sent_seq = max(self.sent_seq, seq)
         self.is_blocked = self.ignores_number = False

@@ -306,7 +306,7 @@ class RedisPublisher:
             self._leases.on_fenced(lease, int(answer))
         elif lease.epoch == batch.epoch:
             self.published += batch.messages
-            outgoing.sent_up_to(batch.seq)
+            outgoing.forget_sent(batch.seq)
 
     def _on_overtaken(self, batch: "_Batch", number: int) -> None:
         """Handle a higher number in Redis.
@@ -321,7 +321,7 @@ class RedisPublisher:
             self._on_failed([batch.market], Unavailable("another program has written its fence"))
         else:
             self._failures.record_success(batch.market)
-            outgoing.sent_up_to(batch.seq)
+            outgoing.forget_sent(batch.seq)
 
     def _on_failed(self, parts: Sequence[MarketKey | int], error: Exception) -> None:
         """Record that markets, or heartbeats of shards, could not be sent."""
