@@ -39,7 +39,7 @@ PROBLEMS: Mapping[str, tuple[Severity, str]] = {
     "CandledBusDown": ("critical", "Redis does not answer: candles of other processes do not arrive, or none leave."),
     "CandledLeaderSilent": (
         "critical",
-        "No process that reads the exchanges has sent a heartbeat for {time}: charts stand still.",
+        "No process that reads the exchanges has sent a heartbeat for {time}: charts stop.",
     ),
     "CandledFeedDown": (
         "critical",

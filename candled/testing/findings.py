@@ -282,7 +282,7 @@ CHECKS: dict[str, tuple[Callable[[_Evidence], _Result], str]] = {
     "every row is a candle": (_has_candles, "the minutes of these rows are missing"),
     "the list of markets has the symbol": (_is_listed, "no pattern chooses the market, and it counts as delisted"),
     "prices are multiples of the tick size": (_has_steps, "charts round prices, or show too many digits"),
-    "the stream has candles of the symbol": (_delivers, "the bar stands still between two requests"),
+    "the stream has candles of the symbol": (_delivers, "the bar moves only when REST is requested"),
     "candles arrive in their minute": (_is_timely, "every bar is drawn at a wrong time"),
     "the time of a frame is that of the clock": (_is_stamped, "the order of versions is decided by a wrong time"),
     "volumes fit the prices": (_has_base_volume, "the volume is in another unit: in quote currency, or in contracts"),
@@ -307,7 +307,7 @@ CHECKS: dict[str, tuple[Callable[[_Evidence], _Result], str]] = {
     ),
     "each minute opens at the previous close": (
         _opens_at_close,
-        "candled looks for lost pushes that were none, because `opens_at_previous_close` promises it",
+        "candled searches for lost pushes although none was lost, because `opens_at_previous_close` promises it",
     ),
     "REST has the same minutes an hour later": (_stays, "the exchange corrects its minutes: this is a note"),
 }

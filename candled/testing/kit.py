@@ -121,13 +121,13 @@ _REFUSAL = "a refusal names its symbol"
 
 CHECKS = (
     *(Check(name, why, _of_finding(name)) for name, (_, why) in RECORDING_CHECKS.items()),
-    Check("the connection stays open", "the chart stands still until the next connection", _connection),
+    Check("the connection stays open", "the chart stops until the next connection", _connection),
     Check("candles are of one minute", "every bar has the values of a longer time", _interval),
     Check("versions of a minute grow", "a bar shows a range and a volume that the minute never had", _versions),
     Check("volumes of the stream and of REST agree", "volumes are wrong by the factor of the price", _volumes),
     Check("frames may come twice", "a candle disappears after a reconnect", check_duplicates),
     Check("frames may come in any order", "a value is drawn in the wrong minute", check_disorder),
-    Check("a silence ends", "the chart stays still after a quiet hour", check_silence),
+    Check("a silence ends", "the chart does not move after a quiet hour", check_silence),
     Check("a late last version is shown", "the close of a minute is not that of the exchange", check_late_version),
     Check("a wrong clock changes nothing", "candles move when the machine's clock is wrong", check_clock),
     Check("wrong times of sending change nothing", "a candle jumps to another minute", check_time_lies),
