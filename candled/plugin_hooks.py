@@ -119,7 +119,7 @@ def _checked_routes(answer: object) -> list[Route]:
                 try:
                     re.compile(pattern)
                 except re.error as error:
-                    raise PluginError(f"candled_routes: {pattern!r} is no pattern: {error}") from error
+                    raise PluginError(f"candled_routes: {pattern!r} is not a regular expression: {error}") from error
             case _:
                 raise PluginError("candled_routes: expected (pattern, RequestHandler, arguments) for each route")
     return list(answer)

@@ -18,7 +18,7 @@ _BEATS = 3  # per watchdog interval, so that one late beat is no reason for a re
 class ServiceManager:
     """Sends reports to the socket that the environment names.
 
-    `environment` loses the variables of the protocol, so that processes that this one starts report nothing.
+    The variables of the protocol are removed from `environment`, so that child processes report nothing.
     """
 
     def __init__(self, environment: MutableMapping[str, str]) -> None:

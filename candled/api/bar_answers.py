@@ -35,7 +35,7 @@ class BarHandler(Handler, ABC):
     @classmethod
     @abstractmethod
     def parse_query(cls, request: HotRequest, sources: Mapping[str, Any]) -> BarQuery:
-        """Return the request for bars that an HTTP request is for. `sources` are the arguments of the route.
+        """Read the query of an HTTP request for bars. `sources` are the arguments of the route.
 
         Raises:
             ApiError: it is invalid.

@@ -222,7 +222,7 @@ class Handler(RequestHandler):
         self.write(self.coding.encode(body))
 
     def charge_read(self, bars: int) -> None:
-        """Charge a page of bars, or of as much else, that memory does not have ready."""
+        """Charge the work of an answer with so many bars, or as much other data, that is not ready in memory."""
         self.charge_work(page_cost(bars))
 
     def charge_work(self, cost: float) -> None:

@@ -252,7 +252,7 @@ class KlineStreams:
         return self._offered.find_binance(self._markets.exchange, stream)
 
     def start_later(self, market: MarketKey, address: str, on_end: Callable[[str], None]) -> None:
-        """Start a market on demand for a client, then call `on_end` with the reason if it cannot be started, or ""."""
+        """Start a market on demand for a client, then call `on_end`: with "", or with the reason for a failure."""
         assert self._offered is not None, "it was found there"
         start_later(self._offered.demand, market, address, on_end)
 

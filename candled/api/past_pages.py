@@ -85,7 +85,7 @@ class PastPages:
         known: str,
         read: dict[int, _PastPage],
     ) -> PrintedPage | _Missing | None:
-        """Return the answer, or the page it lacks, or None if it cannot be made from pages."""
+        """Return the answer, or the page that it needs first, or None if it cannot be made from pages."""
         found = self._collect(topic, printer, asked, read)
         if found is None or isinstance(found, _Missing):
             return found

@@ -438,9 +438,9 @@ def _weight_of(events: Sequence[Event]) -> float:
 
 
 def may_redirect(source: WebSocketURI, target: WebSocketURI) -> bool:
-    """Return True for the same host, port and scheme.
+    """Return True if both have the same host, port and scheme.
 
-    So none leads to a private address, unless the settings or the plugin name it, in this very notation.
+    A redirect therefore never leads to a private address, unless the settings or the plugin contain that address.
     """
     return (source.secure, source.host, source.port) == (target.secure, target.host, target.port)
 

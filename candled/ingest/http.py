@@ -97,7 +97,7 @@ class HttpClient:
         if response.code >= 500:
             raise Unavailable(f"{_host_of(url)} answered {response.code}: {_excerpt(response.body)}")
         if _is_excessive(response.body):
-            raise ExchangeError(f"{_host_of(url)} answered with more lists or commas than are read")
+            raise ExchangeError(f"{_host_of(url)} sent more lists or commas than candled reads")
         return HttpAnswer(response.code, response.headers, response.body.decode("utf-8", "replace"))
 
     def find_proxy(self, url: str) -> str | None:

@@ -47,7 +47,7 @@ async def _resolve(host: str, port: int, flags: int = 0) -> list[str]:
 
 
 async def _read_numeric(host: str) -> list[str]:
-    """Return a numeric address in its usual notation, also of `localhost`; nothing for other names."""
+    """Return the usual notation of a numeric address or of `localhost`; an empty list for other names."""
     if host.rstrip(".") == "localhost" or host.rstrip(".").endswith(".localhost"):
         return ["127.0.0.1"]
     try:

@@ -202,7 +202,7 @@ def implements(kind: type[RequestHandler], method: str) -> bool:
 
 
 def parse_head(head: bytes, *, upgrades: bool = False) -> HotRequest | None:
-    """Return a request, or None if Tornado must parse it, for example because only one of both `upgrades`."""
+    """Return a request; None if Tornado must parse it. `upgrades` is True if the request must ask for an upgrade."""
     match = _HEAD.fullmatch(head)
     if match is None:
         return None

@@ -86,7 +86,7 @@ def _nearest(where: str, keys: Iterable[str]) -> str | None:
 
 
 def _set_variables(env: Mapping[str, str], prefix: str) -> list[str]:
-    """Return the variables with the prefix that are not empty, those of sections before those of their keys."""
+    """Return the variables with the prefix that are not empty, each section before its keys."""
     mine = [name for name in env if name.upper().startswith(prefix) and env[name].strip()]
     return sorted(mine, key=lambda name: (name.count("__"), name))
 

@@ -111,9 +111,9 @@ def fold_bars(parts: Sequence[Candle], interval: Interval) -> list[Candle]:
 
 @lru_cache(maxsize=8)
 def fold_sources(kept: tuple[tuple[Interval, bool], ...]) -> Mapping[Interval, Interval]:
-    """Map each kept interval to the longest one to fold it from, shortest first.
+    """Map each kept interval, shortest first, to the longest interval that it can be folded from.
 
-    `kept` pairs each interval with whether its past is folded too: only then can it be the source of another.
+    `kept` has each interval, and True if its past is folded too: only then can others be folded from it.
     """
     folded = {interval for interval, is_folded in kept if is_folded}
     return {interval: sources({*folded, interval})[interval] for interval in sorted(one for one, _ in kept)}

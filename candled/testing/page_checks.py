@@ -51,7 +51,7 @@ def _times(rows: Iterable[Any], span: tuple[int, int]) -> list[int]:
 
 
 def check_pages_are_read(stage: Stage) -> str:
-    """Look for a recorded page with minutes of the range, although the plugin reads none of it."""
+    """Require that the plugin reads at least one minute of each recorded page that has minutes of its range."""
     for page in stage.pages:
         start_ms, end_ms = span_of(page.call)
         inside = [at for at in page.times if start_ms <= at < end_ms]

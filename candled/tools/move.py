@@ -240,7 +240,7 @@ class Mover:
         return given
 
     def _copied_bars(self, market: MarketKey, page: Range) -> Bars:
-        """Return the minutes of a page once a target in use has them, or newer versions of its own."""
+        """Copy a page to a target that a daemon uses, which may have newer versions; return the page's minutes."""
         self._copy_page(market, page)
         if self._behind(market, page):
             self.differences.append(f"{market}: minutes from {iso_ms(page.start_ms)} were not stored; run it again")

@@ -242,7 +242,7 @@ class HotStream(IOStream):
         return False
 
     def _send(self, answer: bytes) -> None:
-        """Send an answer while nothing waits to be sent, without the future that Tornado makes for each write."""
+        """Send an answer without the future that Tornado makes for each write. Nothing may be waiting to be sent."""
         try:
             count = self.socket.send(answer)
         except OSError:  # `write` tries again, and handles errors

@@ -142,7 +142,7 @@ def _newer(path):
     ("change", "problem"),
     [
         (_damage, "damaged"),
-        (_other_program, "is no store of candled"),
+        (_other_program, "is not a store of candled"),
         (_newer, "was written by a newer candled (schema 99, and this one has 5)"),
         (lambda path: path.write_text("time,open\n"), "file is not a database"),
         (lambda path: path.unlink(), "there is no such file"),

@@ -86,7 +86,7 @@ def _move_away(path: Path) -> Path:
 def _check_kind(path: Path, connection: sqlite3.Connection) -> None:
     version = schema_version(connection)
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        raise StoreRejected(f"{path}: is no store of candled")
+        raise StoreRejected(f"{path}: is not a store of candled")
     if version > SCHEMA:
         raise StoreRejected(f"{path}: was written by a newer candled (schema {version}, and this one has {SCHEMA})")
 
