@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         read_rows_in_slices,
         rows_within,
     )
-    from .frames import CommandFeed, SubscribeRequests, base_volume, parse_object, read_candles
+    from .frames import CommandFeed, SubscribeRequests, base_volume, find_symbol, parse_object, read_candles
     from .hookspecs import RouteContext, hookimpl
     from .market_table import MarketTable
     from .model import (
@@ -126,6 +126,7 @@ __all__ = [
     "Unavailable",
     "WebSocketUrl",
     "base_volume",
+    "find_symbol",
     "hookimpl",
     "merge_iterators",
     "parse_iso_ms",

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -61,6 +61,18 @@ def read_candles(
     found = read_rows(rows, read, open_ms=open_ms)
     candles = sorted(row for row in found if isinstance(row, Candle))
     return Candles(symbol, tuple(candles), snapshot, tuple(row for row in found if isinstance(row, InvalidRow)))
+
+
+def find_symbol(symbols: Mapping[str, Symbol], name: Any) -> Symbol:
+    """Return the symbol of a market by the name that a frame has for it. `symbols` is `SocketFeed.by_name`.
+
+    Raises:
+        ExchangeError: the feed does not carry it.
+    """
+    symbol = symbols.get(str(name))
+    if symbol is None:
+        raise ExchangeError(f"got a message about {str(name)[:_EXCERPT]!r}, which was not subscribed")
+    return symbol
 
 
 def base_volume(contracts: Any, size: Decimal) -> str:

@@ -18,6 +18,7 @@ from candled import (
     Market,
     Settings,
     Symbol,
+    find_symbol,
     rows_within,
 )
 from candled.model import MINUTE, Interval
@@ -90,6 +91,13 @@ def test_a_feed_keeps_its_symbols_by_the_names_of_the_exchange(kind, name, comma
     assert (feed.symbols, feed.by_name) == ((BTC,), {name: BTC})
     assert feed.subscribe([BTC]) == [f"{commands[0]} {name}"]
     assert feed.unsubscribe([BTC]) == [f"{commands[1]} {name}"]
+
+
+def test_a_name_that_the_feed_does_not_carry_is_an_exchange_error():
+    feed = Lower("ws://localhost", [BTC])
+    assert find_symbol(feed.by_name, "btcusdt") == BTC
+    with pytest.raises(ExchangeError, match="got a message about 'ethusdt', which was not subscribed"):
+        find_symbol(feed.by_name, "ethusdt")
 
 
 async def test_the_minutes_of_a_range_are_those_of_the_rows():

@@ -19,6 +19,7 @@ from candled import (
     MarketState,
     SubscribeRequests,
     Symbol,
+    find_symbol,
     parse_object,
     read_candles,
 )
@@ -81,11 +82,10 @@ def read_frame(frame: str | bytes, symbols: Mapping[str, Symbol], requests: Subs
         raise ExchangeError(f"expected an event, got {frame[:200]!r}")
     if data.get("e") == "serverShutdown":
         return [ClosingSoon("the server is about to shut down")]
-    row, symbol = data.get("k"), symbols.get(str(data.get("s")))
+    row = data.get("k")
     if data.get("e") != "kline" or not isinstance(row, dict) or row.get("i") != "1m":
         raise ExchangeError(f"expected a candle of 1m, got {frame[:200]!r}")
-    if symbol is None:
-        raise ExchangeError(f"got a candle of {data.get('s')!r}, which was not subscribed")
+    symbol = find_symbol(symbols, data.get("s"))
     sent_ms = data.get("E")
     if not isinstance(sent_ms, int):
         raise ExchangeError(f"expected a send time, got {frame[:200]!r}")

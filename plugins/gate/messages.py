@@ -20,6 +20,7 @@ from candled import (
     SubscribeRequests,
     Symbol,
     base_volume,
+    find_symbol,
     parse_object,
     read_candles,
 )
@@ -101,9 +102,7 @@ def read_frame(
         by_name.setdefault(row["n"].removeprefix(_PREFIX), []).append(row)
     events: list[Event] = []
     for name, rows in by_name.items():
-        symbol = symbols.get(name)
-        if symbol is None:
-            raise ExchangeError(f"got a candle of {name!r}, which was not subscribed")
+        symbol = find_symbol(symbols, name)
         size = None if sizes is None else _size_of(name, sizes)
         read = partial(_read_push, size=size, sent_ms=sent_ms)
         events.append(read_candles(symbol, rows, read, open_ms=opening_of))

@@ -22,6 +22,7 @@ from candled import (
     Subscribed,
     SubscriptionRejected,
     Symbol,
+    find_symbol,
     parse_object,
     read_candles,
 )
@@ -76,21 +77,14 @@ def read_frame(frame: str | bytes, symbols: Mapping[str, Symbol]) -> list[Event]
         reason, symbol = f"{message.get('err-code')} {message.get('err-msg')}", symbols.get(str(message.get("id")))
         return [FeedError(reason) if symbol is None else SubscriptionRejected(symbol, reason)]
     if "subbed" in message:
-        return [Subscribed(_symbol_of(message["subbed"], symbols))]
+        return [Subscribed(find_symbol(symbols, message["subbed"]))]
     if "unsubbed" in message:
         return []
     if "ch" not in message:
         raise ExchangeError(f"expected candles or an answer, got {frame[:200]!r}")
-    symbol = _symbol_of(message["ch"], symbols)
+    symbol = find_symbol(symbols, message["ch"])
     read = partial(read_row, as_of_ms=_whole(message.get("ts")))
     return [read_candles(symbol, [message.get("tick")], read, open_ms=opening_of)]
-
-
-def _symbol_of(topic: Any, symbols: Mapping[str, Symbol]) -> Symbol:
-    symbol = symbols.get(str(topic))
-    if symbol is None:
-        raise ExchangeError(f"got a message about {topic!r}, which was not subscribed")
-    return symbol
 
 
 def _whole(number: Any) -> int:

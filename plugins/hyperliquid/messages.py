@@ -22,6 +22,7 @@ from candled import (
     Subscribed,
     SubscriptionRejected,
     Symbol,
+    find_symbol,
     parse_object,
     read_candles,
 )
@@ -81,10 +82,10 @@ def read_frame(frame: str | bytes, symbols: Mapping[str, Symbol]) -> list[Event]
         subscription = data.get("subscription")
         if data.get("method") == "unsubscribe":
             return []
-        return [Subscribed(_symbol_of(subscription.get("coin") if isinstance(subscription, dict) else None, symbols))]
+        return [Subscribed(find_symbol(symbols, subscription.get("coin") if isinstance(subscription, dict) else None))]
     if channel != "candle" or not isinstance(data, dict):
         raise ExchangeError(f"expected a candle or an answer, got {frame[:200]!r}")
-    return [read_candles(_symbol_of(data.get("s"), symbols), [data], read_row, open_ms=opening_of)]
+    return [read_candles(find_symbol(symbols, data.get("s")), [data], read_row, open_ms=opening_of)]
 
 
 def _read_error(reason: str, symbols: Mapping[str, Symbol]) -> list[Event]:
@@ -94,13 +95,6 @@ def _read_error(reason: str, symbols: Mapping[str, Symbol]) -> list[Event]:
     named = _NAMED.search(reason)
     symbol = symbols.get(named[1]) if named else None
     return [FeedError(reason) if symbol is None else SubscriptionRejected(symbol, reason)]
-
-
-def _symbol_of(coin: Any, symbols: Mapping[str, Symbol]) -> Symbol:
-    symbol = symbols.get(str(coin))
-    if symbol is None:
-        raise ExchangeError(f"got a message about {coin!r}, which was not subscribed")
-    return symbol
 
 
 def read_row(row: Mapping[str, Any], interval: str = "1m") -> Candle:

@@ -24,6 +24,7 @@ from candled import (
     SubscriptionRejected,
     Symbol,
     Unavailable,
+    find_symbol,
     parse_object,
     read_candles,
 )
@@ -96,7 +97,7 @@ def read_frame(frame: str | bytes, symbols: Mapping[str, Symbol]) -> list[Event]
         by_name.setdefault(str(row.get("symbol")), []).append(row)
     is_snapshot, read = message.get("type") == "snapshot", partial(_read_candle, sent_ms=sent_ms)
     return [
-        read_candles(_symbol_of(name, symbols), some, read, open_ms=_opening_of, snapshot=is_snapshot)
+        read_candles(find_symbol(symbols, name), some, read, open_ms=_opening_of, snapshot=is_snapshot)
         for name, some in by_name.items()
     ]
 
@@ -108,18 +109,11 @@ def _read_answer(message: Mapping[str, Any], symbols: Mapping[str, Symbol]) -> l
     if method == "unsubscribe":
         return []
     if message.get("success") is True and isinstance(result, dict):
-        return [Subscribed(_symbol_of(str(result.get("symbol")), symbols))]
+        return [Subscribed(find_symbol(symbols, result.get("symbol")))]
     if "error" not in message:
         raise ExchangeError(f"expected candles or an answer, got {str(message)[:200]}")
     reason, symbol = str(message["error"]), symbols.get(str(message.get("symbol")))
     return [FeedError(reason) if symbol is None else SubscriptionRejected(symbol, reason)]
-
-
-def _symbol_of(name: str, symbols: Mapping[str, Symbol]) -> Symbol:
-    symbol = symbols.get(name)
-    if symbol is None:
-        raise ExchangeError(f"got a message about {name!r}, which was not subscribed")
-    return symbol
 
 
 def _read_candle(row: Mapping[str, Any], sent_ms: int) -> Candle:

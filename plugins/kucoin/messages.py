@@ -24,6 +24,7 @@ from candled import (
     Symbol,
     Unavailable,
     base_volume,
+    find_symbol,
     parse_object,
     read_candles,
 )
@@ -140,9 +141,7 @@ def read_frame(
     prefix = _TOPIC if sizes is None else _CONTRACT_TOPIC
     if kind != "message" or not isinstance(data, dict) or not topic.startswith(prefix) or not topic.endswith(_SUFFIX):
         raise ExchangeError(f"expected a candle of a minute, got {frame[:200]!r}")
-    symbol = symbols.get(str(data.get("symbol")))
-    if symbol is None:
-        raise ExchangeError(f"got a candle of {data.get('symbol')!r}, which was not subscribed")
+    symbol = find_symbol(symbols, data.get("symbol"))
     sent_ms = _read_ms(data.get("time"))
     if sizes is None:
         read = partial(read_row, as_of_ms=sent_ms)

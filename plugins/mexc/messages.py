@@ -25,6 +25,7 @@ from candled import (
     Symbol,
     Unavailable,
     base_volume,
+    find_symbol,
     parse_object,
     read_candles,
 )
@@ -105,9 +106,7 @@ def read_push(push: Any, symbols: Mapping[str, Symbol]) -> list[Event]:
     Raises:
         ExchangeError: it is about a market that was not subscribed.
     """
-    symbol = symbols.get(push.channel)
-    if symbol is None:
-        raise ExchangeError(f"got a message about {push.channel!r}, which was not subscribed")
+    symbol = find_symbol(symbols, push.channel)
     row = push.publicSpotKline
     open_ms = row.windowStart * 1000
     try:

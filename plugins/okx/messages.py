@@ -26,6 +26,7 @@ from candled import (
     SubscriptionRejected,
     Symbol,
     Unavailable,
+    find_symbol,
     parse_object,
     read_candles,
 )
@@ -115,10 +116,7 @@ def _read_event(message: Mapping[str, Any], symbols: Mapping[str, Symbol]) -> li
 def _symbol_of(arg: Any, symbols: Mapping[str, Symbol]) -> Symbol:
     if not isinstance(arg, dict) or arg.get("channel") != CHANNEL:
         raise ExchangeError(f"expected an arg of {CHANNEL}, got {str(arg)[:200]}")
-    symbol = symbols.get(str(arg.get("instId")))
-    if symbol is None:
-        raise ExchangeError(f"got a message about {arg.get('instId')!r}, which was not subscribed")
-    return symbol
+    return find_symbol(symbols, arg.get("instId"))
 
 
 def read_row(row: Any, inst_type: InstType) -> Candle:
