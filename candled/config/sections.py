@@ -130,7 +130,7 @@ class ServerSettings(Settings):
         False, "let several processes of this machine listen on the port; the system spreads connections over them"
     )
     internal_host: Annotated[TextOrTexts, AfterValidator(_check_hosts)] = setting(
-        "127.0.0.1", "the address of internal_port, or a list; do not choose one that strangers reach"
+        "127.0.0.1", "the address of internal_port, or a list; strangers must not reach it"
     )
     internal_port: int | None = setting(
         None, "a port for operators, with /metrics and the details of /health; null for none", ge=0, le=65535
@@ -363,10 +363,10 @@ class LogSettings(Settings):
 
 
 class OnDemandSettings(Settings):
-    """The markets that are listed and not chosen, and that run while clients use them."""
+    """Listed markets that are not chosen: they run while clients use them."""
 
     most: int = setting(0, "the most of these markets at a time; 0 for none", ge=0, le=1000)
-    keep: Duration = setting("1h", "how long a market goes on that no client uses", ge=timedelta(minutes=1))
+    keep: Duration = setting("1h", "how long a market runs after its last use", ge=timedelta(minutes=1))
     most_per_address: int = setting(10, "the most of them that clients of one address may have started", ge=1)
 
 
@@ -378,7 +378,7 @@ class ExchangeKeys(Settings):
         "markets, written BASE/QUOTE or BASE/QUOTE:SETTLE, and patterns such as */USDT and /^BTC/; ! excludes",
         min_length=1,
     )
-    top: int | None = setting(None, "of the markets that match, only this number with the largest volume", ge=1)
+    top: int | None = setting(None, "choose only this number of matching markets, by volume", ge=1)
     min_age: Duration = setting("0s", "how long a market that matches a pattern must have been traded", ge=timedelta(0))
     most: int = setting(500, "the most markets that patterns may choose, together with named ones", ge=1)
     on_demand: OnDemandSettings = setting(
