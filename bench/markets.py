@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ RATE = 10.0  # requests a second, the budget of Bitget's plugin
 WATCHED = 50  # rooms of the client
 BARS = 100
 PAGE = 999  # minutes of a request
-POLL_S = 5.0
+POLL_S = 1.0
 BETWEEN_S = 2.0  # from the `initial` of a market on demand to the next one, during the reload
 AFTER_POLL_S = 0.3  # updates that waited for the answer to a poll arrive until then
 
@@ -79,8 +80,10 @@ async def measure(options: argparse.Namespace, stack: contextlib.ExitStack) -> N
     }
     blocks, ingest = directory / "blocks", {"backfill": "0s"}
     daemon = stack.enter_context(Daemon(directory, {"bitget": bitget}, start_ms, blocks, ingest=ingest))
+    store = directory / "candled.db"
     polls, within_s = Polls(), _limit_s(leaving + staying, options)
-    _print("warm", await asyncio.to_thread(_wait_for, daemon, leaving + staying, within_s, polls), daemon, 0)
+    waited = await asyncio.to_thread(_wait_for, daemon, store, "AB", leaving + staying, within_s, polls)
+    _print("warm", waited, daemon, 0)
     watcher = Watcher(daemon.port, [f"B{number:03}/USDT" for number in range(min(WATCHED, staying))], polls)
     watching = asyncio.ensure_future(watcher.run())
     await asyncio.sleep(options.settle)
@@ -92,7 +95,8 @@ async def measure(options: argparse.Namespace, stack: contextlib.ExitStack) -> N
     early, late = symbols[: options.starts // 2], symbols[options.starts // 2 :]
     starting = asyncio.ensure_future(_start_all(daemon.port, early, BETWEEN_S))
     within_s = _limit_s(joining, options)
-    _print("reloaded", await asyncio.to_thread(_wait_for, daemon, staying + joining, within_s, polls), daemon, before)
+    waited = await asyncio.to_thread(_wait_for, daemon, store, "BC", staying + joining, within_s, polls)
+    _print("reloaded", waited, daemon, before)
     print(
         f"  updates of markets that stay were on their way for {spread(watcher.take_late_ms())} ms, longest block "
         f"{_longest(blocks, time.monotonic() - started)}; before the reload {calm}",
@@ -166,22 +170,35 @@ async def _start(port: int, symbol: str) -> float | None:
         return time.monotonic() - started if is_whole else None
 
 
-def _wait_for(daemon: Daemon, count: int, within_s: float, polls: Polls) -> Waited:
-    """Wait until so many markets are read and none misses a minute, or until the time is over."""
-    started, warm, markets = time.monotonic(), 0, 0
-    while time.monotonic() - started < within_s:
+def _wait_for(daemon: Daemon, store: Path, letters: str, count: int, within_s: float, polls: Polls) -> Waited:
+    """Wait until `count` markets of some groups are read and none misses a minute, or until the time is over.
+
+    The daemon is only asked, which blocks its event loop, once its store has the week of so many markets.
+    """
+    started = time.monotonic()
+    while True:
         daemon.check()
-        polls.until = float("inf")
-        with contextlib.suppress(OSError):
-            exchanges: dict[str, Any] = daemon.get("/health?verbose")["exchanges"]
-            all_found = exchanges.get("bitget", {"symbols": {}})["symbols"].items()
-            found = [one for symbol, one in all_found if not symbol.startswith("D")]  # not those on demand
-            markets, warm = len(found), sum(one.get("missingMinutes", 9) <= 1 for one in found)
-        polls.until = time.monotonic() + AFTER_POLL_S
-        if markets == warm == count:
-            break
+        is_over = time.monotonic() - started > within_s
+        if is_over or _count_complete(store, letters) >= count:
+            polls.until = float("inf")
+            symbols = daemon.get("/health?verbose")["exchanges"]["bitget"]["symbols"]
+            found = [one for symbol, one in symbols.items() if symbol[0] in letters]
+            polls.until = time.monotonic() + AFTER_POLL_S
+            warm = sum(one.get("missingMinutes", 9) <= 1 for one in found)
+            if is_over or len(found) == warm == count:
+                return Waited(time.monotonic() - started, warm, len(found))
         time.sleep(POLL_S)
-    return Waited(time.monotonic() - started, warm, markets)
+
+
+def _count_complete(store: Path, letters: str) -> int:
+    """Count the markets of some groups whose history is complete from the start of the week on."""
+    places = ",".join("?" * len(letters))
+    query = f"SELECT count(*) FROM markets WHERE complete_from_ms <= ? AND substr(symbol, 1, 1) IN ({places})"
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as connection:
+            return int(connection.execute(query, (MONDAY_MS, *letters)).fetchone()[0])
+    except sqlite3.OperationalError:  # the daemon has not created it yet
+        return 0
 
 
 def _requests(daemon: Daemon) -> int:

@@ -552,7 +552,7 @@ class Daemon:
         return None if path is None else BudgetFile(path, self._clock).budget
 
     def _make_ingest(self) -> ShardedIngest:
-        return ShardedIngest(
+        ingest = ShardedIngest(
             self._config,
             self._clock,
             self._bus,
@@ -564,6 +564,8 @@ class Daemon:
             book=self._book,
             on_list=lambda exchange, listed: self._demand.on_list(exchange, [market.symbol for market in listed]),
         )
+        self._writer.is_urgent = ingest.is_urgent
+        return ingest
 
 
 def _make_universe(config: Config) -> Universe:

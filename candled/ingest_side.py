@@ -239,9 +239,10 @@ class ShardedIngest:
         used = self._used_delisted.get(market.exchange)
         return used is None or market.symbol in used or self._is_used(market)
 
-    def _is_urgent(self, market: MarketKey) -> bool:
+    def is_urgent(self, market: MarketKey) -> bool:
         """Return whether clients wait for a market, here or in another process."""
-        return self._is_used(market) or market.symbol in self._choosers[market.exchange].extras
+        chooser = self._choosers.get(market.exchange)
+        return self._is_used(market) or (chooser is not None and market.symbol in chooser.extras)
 
     # ------------------------------------------------------------ changes of the settings
 
@@ -396,7 +397,7 @@ class ShardedIngest:
                 on_list=on_list,
                 on_list_failed=lambda error: chooser.on_list_failed(redacted(one_line(error))),
                 is_used=self._is_used_anywhere,
-                is_urgent=self._is_urgent,
+                is_urgent=self.is_urgent,
             ),
             counts=self.counts[one.name],
         )

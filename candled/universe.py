@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from candled.model import Market, MarketKey, Symbol
 
 #: The most markets that one step of a larger change adds, and the most that it removes.
-STEP_MARKETS = 50
+STEP_MARKETS = 25
 
 
 @dataclass(frozen=True, slots=True)

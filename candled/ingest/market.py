@@ -471,18 +471,18 @@ class MarketIngest:
             True if the minute is older than the live edge, and stored or in `outcome.past`: `_cover_minutes` must
             follow.
         """
-        has_ended = self._rules.has_ended(candle)
+        has_ended, is_live = self._rules.has_ended(candle), self._is_live_edge(candle, newest_ms, now_ms)
         if known is not None and has_ended:
+            if not is_live and known.final and known[1:7] == candle[1:7]:
+                return True
             if changed_during_request(known, candle, asked_ms, now_ms):
                 return False  # it stays unconfirmed and is requested once more
             candle = candle.confirmed_over(known)
-        if self._is_live_edge(candle, newest_ms, now_ms):
+        if is_live:
             self._apply_version(candle.with_finality(has_ended), now_ms, outcome, confirmed=has_ended)
             return False
         if not has_ended:
             return False
-        if known is not None and known.final and known[1:7] == candle[1:7]:
-            return True
         if known is None and not self._is_wanted(candle.open_ms):
             return False
         self.revisions += known is not None and known.final

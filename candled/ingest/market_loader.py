@@ -96,12 +96,12 @@ class MarketLoader:
         from_ms = WEEK.floor(wanted_ms if newest_ms is None else min(wanted_ms, newest_ms))
         from_ms = max(from_ms, await self._store.kept_from())
         coverage = Coverage(
-            present=await self._store.stored_ranges(key, from_ms, now_ms),
+            present=() if newest_ms is None else await self._store.stored_ranges(key, from_ms, now_ms),
             known_gaps=[_examined(gap) for gap in await self._known_gaps(key, from_ms, MINUTE.floor(now_ms))],
             since_ms=await self._store.complete_from(key),
             from_ms=from_ms,
             absence=absence_reason(publishes_empty_candles=self._rules.publishes_empty_candles),
-            older=await self._store.has_before(key, from_ms),
+            older=newest_ms is not None and await self._store.has_before(key, from_ms),
         )
         coverage.recheck_since(now_ms - RECHECK_MS)
         recent = () if newest_ms is None else await self._store.read_minutes(key, newest_ms - WINDOW_MS, END_OF_TIME_MS)

@@ -123,9 +123,10 @@ class RepairScheduler:
     def close_market(self, market: MarketIngest) -> None:
         """Forget a market. The answer to a request that is under way is not used."""
         symbol = market.key.symbol
-        self._queue = [one for one in self._queue if one[3] is not market]
-        heapq.heapify(self._queue)
-        self._busy.discard(market)
+        if market in self._busy:
+            self._queue = [one for one in self._queue if one[3] is not market]
+            heapq.heapify(self._queue)
+            self._busy.discard(market)
         self._searches.pop(symbol, None)
         self.retry_now(symbol)
 

@@ -26,6 +26,10 @@ class PendingRows:
         """Return the number of queued rows."""
         return self._count + self._forming_count
 
+    def __contains__(self, market: MarketKey) -> bool:
+        """Return whether rows of a market are queued."""
+        return market in self._minutes or market in self._forming
+
     @property
     def minute_count(self) -> int:
         """The number of queued final minutes."""

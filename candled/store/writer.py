@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections import Counter, deque
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -14,13 +15,14 @@ from candled.tasks import TaskSet
 
 from .interface import Store
 from .journal import Journal
-from .journal_spill import PAGE_ROWS, JournalSpill
+from .journal_spill import JournalSpill
 from .pending_changes import Log, PendingChangeLog, unpublished_changes
 from .pending_rows import PendingRows, Row
 from .threads import StoreThreads
 
 logger = logging.getLogger(__name__)
 
+PAGE_ROWS = 1_000  # a page takes long while the event loop is busy, and all other work of the thread waits for it
 RETRY_AT_MOST_S = 30.0
 JOURNAL_AFTER_S = 5.0
 JOURNAL_LOOK_S = 1.0
@@ -63,6 +65,8 @@ class Writer:
         self._waiting_since = 0.0
         #: Only one page is written at a time.
         self._turn = asyncio.Lock()
+        #: Whether clients wait for a market, so that it is written before others.
+        self.is_urgent: Callable[[MarketKey], bool] = lambda market: False
         #: The markets for which `flush_market` waits, in order, and its task while there are any.
         self._awaited: dict[MarketKey, asyncio.Future[None]] = {}
         self._flushing = TaskSet()
@@ -128,7 +132,8 @@ class Writer:
     async def flush_market(self, market: MarketKey) -> None:
         """Write the rows of one market. On return, those queued before the call are durable.
 
-        Markets that are waited for are written together, first come, first served, and before other markets.
+        Markets that are waited for are written together and before other markets: urgent ones first, then first come,
+        first served.
 
         Raises:
             StoreUnavailable, StoreRejected: as `flush`, but only about rows of this market.
@@ -136,9 +141,13 @@ class Writer:
         if self._spill and not (self._spill.was_tried and self._spill.journal.is_empty):
             await self.flush()
             return
+        if market not in self._waiting:
+            return
         waiting = self._awaited.get(market)
         if waiting is None:
-            waiting = self._awaited[market] = asyncio.get_running_loop().create_future()
+            waiting = asyncio.get_running_loop().create_future()
+            own = {market: waiting}
+            self._awaited = own | self._awaited if self.is_urgent(market) else self._awaited | own
             waiting.add_done_callback(lambda done: done.exception())  # retrieved, even if the caller has left
             if not self._flushing:
                 self._flushing.start(self._flush_awaited())

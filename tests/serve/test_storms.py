@@ -302,6 +302,26 @@ def test_what_survived_a_full_collection_is_not_looked_at_again():
 
 
 @pytest.mark.slow
+def test_no_full_collection_looks_at_many_of_the_containers_that_came_since_the_last_one():
+    collector, visited = GcTuner(), []
+
+    def count(phase, facts):
+        if phase == "start" and facts["generation"] == 2:
+            visited.append(len(gc.get_objects()))
+
+    collector.start()
+    gc.callbacks.append(count)
+    try:
+        kept = [[number] for number in range(1_000_000)]
+        assert len(kept) == 1_000_000
+    finally:
+        gc.callbacks.remove(count)
+        collector.stop()
+    assert len(visited) >= 3
+    assert max(visited) < 300_000
+
+
+@pytest.mark.slow
 def test_with_handlers_that_tornado_keeps_nothing_is_set_aside():
     collector, before = GcTuner(keeps_handlers=True), gc.get_freeze_count()
     collector.start()

@@ -114,6 +114,27 @@ async def test_a_market_that_is_waited_for_does_not_wait_for_the_rows_of_others(
     assert len(everything(store, BTC, MINUTE)) == 200
 
 
+async def test_an_urgent_market_is_written_before_others_that_are_waited_for(writer, store, monkeypatch):
+    monkeypatch.setattr(writer_module, "PAGE_ROWS", 10)
+    writer.is_urgent = ETH.__eq__
+    for at in range(200):
+        writer.enqueue_row(BTC, minute(at))
+    other = asyncio.create_task(writer.flush_market(BTC))
+    await asyncio.sleep(0)
+    writer.enqueue_row(ETH, minute(0))
+    await writer.flush_market(ETH)
+    assert everything(store, ETH, MINUTE) == [minute(0)]
+    assert len(everything(store, BTC, MINUTE)) <= 30
+    await other
+    assert len(everything(store, BTC, MINUTE)) == 200
+
+
+async def test_a_market_with_no_rows_waits_for_no_other(writer, store):
+    writer.enqueue_row(BTC, minute(0))
+    await writer.flush_market(ETH)
+    assert not store.batches
+
+
 async def test_markets_that_are_waited_for_are_written_together_and_hear_of_their_own_rows_only(writer, store):
     writer.enqueue_row(BTC, impossible(0))
     writer.enqueue_row(ETH, minute(0))
@@ -216,7 +237,8 @@ async def test_a_batch_refused_for_good_is_dropped_and_the_next_is_written(write
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bad", [[0], [2999], [7, 1500, 1501, 2998], list(range(100, 110))])
-async def test_of_a_page_only_the_rows_that_the_store_refuses_are_dropped(writer, store, bad, caplog):
+async def test_of_a_page_only_the_rows_that_the_store_refuses_are_dropped(writer, store, bad, caplog, monkeypatch):
+    monkeypatch.setattr(writer_module, "PAGE_ROWS", 3000)
     for at in range(3000):
         writer.enqueue_row(BTC, impossible(at) if at in bad else minute(at))
     with pytest.raises(StoreRejected):
@@ -230,7 +252,8 @@ async def test_of_a_page_only_the_rows_that_the_store_refuses_are_dropped(writer
 
 
 @pytest.mark.slow
-async def test_a_store_that_refuses_everything_is_not_asked_row_by_row(writer, store):
+async def test_a_store_that_refuses_everything_is_not_asked_row_by_row(writer, store, monkeypatch):
+    monkeypatch.setattr(writer_module, "PAGE_ROWS", 3000)
     for at in range(3000):
         writer.enqueue_row(BTC, minute(at))
     store.failure = StoreRejected("the file is damaged")
