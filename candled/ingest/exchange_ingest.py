@@ -58,9 +58,11 @@ class _OpeningTurns:
 class ExchangeIngest:
     """The ingest of one configured exchange, or of one of its `shards`.
 
-    It follows the exchange's list of markets. A delisted market loses its feed after a day.
-    Its markets may change at any time. `start` returns when all markets are open; everything else runs in background
-    tasks. The feeds already run while markets are being opened. Their events for a market wait until it is open.
+    It follows the exchange's list of markets, so its markets may change at any time. A delisted market loses its feed
+    after a day.
+
+    `start` returns when all markets are open; everything else runs in background tasks. The feeds already run while
+    markets are being opened. Their events for a market wait until it is open.
     """
 
     def __init__(

@@ -394,7 +394,7 @@ class Hub:
         if previous is None or self._bars.is_final(*topic, previous):
             group.throttle.start_after(newest, now, final=self._bars.is_final(*topic, newest))
             return
-        # without a newer bar than the client's, which a resume always contains, the snapshot is complete
+        # the snapshot lacks only the newest bar, and a resume always contains bars that are newer than the client's
         group.delivered_position = self._bars.feed_position(topic.market)
         group.throttle.start_after(previous, now)
         group.throttle.queue_bar(newest, now - max(0.0, waited_s), final=self._bars.is_final(*topic, newest))

@@ -97,7 +97,7 @@ class MessageRenderer:
         return self._bars.is_final(*group.room.topic, bar)
 
     def encode_some(self, membership: Membership) -> bool:
-        """Encode some bars of a member's next snapshot; return True if those that lack their texts are few."""
+        """Encode some bars of a member's next snapshot; return True once only few of them lack their texts."""
         group, options, count = membership.group, membership.options, max(1, membership.bars)
         if options.fields & VALUES:
             return True

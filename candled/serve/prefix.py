@@ -74,7 +74,7 @@ class PrefixedApplication(Application):
 class _TurnDelegate(HTTPMessageDelegate):
     """Delays a request whose budget of work is used up, or if this pass of the loop has no time left.
 
-    Tornado handles all requests of one client in one pass.
+    Without this, Tornado would handle all requests of one client in one pass.
     """
 
     def __init__(self, request: HTTPMessageDelegate, turns: Broadcaster, stream: object) -> None:

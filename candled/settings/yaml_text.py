@@ -42,7 +42,7 @@ def read_yaml(text: str, lines: dict[str, int] | None = None) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader that refuses endless documents and duplicate keys, where YAML silently keeps the last."""
+    """A loader that refuses endless documents and duplicate keys. YAML itself would keep the last of these."""
 
     _depth = 0
 

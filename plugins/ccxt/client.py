@@ -97,7 +97,7 @@ class _Client:
 
     @staticmethod
     def safe_float(values: Any, key: Any, default: Any = None) -> Any:
-        """Return a number of an answer as a float that keeps its text. Some of ccxt's classes read candles so."""
+        """Return a number of an answer as a float that keeps its text. Some classes of ccxt read candles with it."""
         try:
             value = values[key]
             return PrintedFloat(value if isinstance(value, str) else str(value))

@@ -167,7 +167,7 @@ def is_too_many(body: Any) -> bool:
 def read_markets(instruments: Any, tickers: Any, inst_type: InstType) -> list[Market]:
     """Return the markets in the answers of `instruments` and `tickers`.
 
-    Contracts that expire, and entries of coming contracts without the usual fields, are left out.
+    Contracts that expire, and entries of upcoming contracts without the usual fields, are left out.
 
     Raises:
         Unavailable, ExchangeError: as `read_envelope`; an entry without the documented fields.

@@ -324,7 +324,7 @@ class PostgresStore(SqlStore):
         )
 
     def _last_minutes(self, market: MarketKey, before_ms: int, limit: int) -> list[Candle]:
-        """Return the last minutes, searching the range they fill if none is missing, then larger and larger ranges.
+        """Return the last minutes. The search begins with the range that they fill if none is missing, and grows.
 
         A search without a lower limit would look into every chunk.
         """
