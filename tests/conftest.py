@@ -92,12 +92,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run a worker for each core with `--quick`; otherwise two more, as tests of programs wait half the time.
+    """Run a worker for each core with `--quick`; otherwise three more, as tests of programs wait half the time.
 
-    More than that make the run longer: with six on two cores, programs wait for each other. Each takes about 0.4 GB.
+    Each takes about 0.4 GB.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if config.option.quick else cores + 2
+    return cores if config.option.quick else cores + 3
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -133,7 +133,7 @@ def pytest_collection() -> Iterator[object]:
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     tiers.mark(items)
-    tiers.put_first(items)
+    tiers.spread(items)
     chosen = tiers.choose_cases(items)
     config.hook.pytest_deselected(items=[*{*items} - {*chosen}])
     items[:] = chosen

@@ -173,6 +173,7 @@ def _main(descriptor: int) -> None:
     for module in _MODULES:
         importlib.import_module(module)
     sys.modules["candled.plugins"].discover()  # imports the plugins
+    sys.modules["candled.cli"].parse([])  # makes the commands, and keeps them
     gc.collect()
     gc.freeze()
     if request := _serve(socket.socket(fileno=descriptor)):

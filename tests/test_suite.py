@@ -6,6 +6,7 @@ import subprocess
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -87,6 +88,15 @@ def test_the_short_form_of_a_slow_test_has_each_value_of_its_parameters(cases):
 def test_the_short_form_of_a_slow_test_has_no_more_cases_than_its_longest_parameters():
     product = {(a, b): frozenset([(0, a), (1, b)]) for a in "wxyz" for b in "123"}
     assert len(tiers.cover(product)) == 4
+
+
+def test_files_that_need_programs_are_among_the_others_and_stay_together():
+    def make(path: str, *markers: str) -> SimpleNamespace:
+        return SimpleNamespace(path=path, iter_markers=lambda: [SimpleNamespace(name=name) for name in markers])
+
+    items = [make(path) for path in "aabbbbcc"] + [make("p", "daemon"), make("p"), make("q", "redis"), make("q")]
+    tiers.spread(items)
+    assert "".join(item.path for item in items) == "aappbbbbqqcc"
 
 
 def test_no_test_is_ended_by_the_wall_before_its_own_deadline(pytestconfig):

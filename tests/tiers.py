@@ -7,6 +7,7 @@ A test that starts a program without any of them fails and names the line to add
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,10 +48,20 @@ def mark(items: list[pytest.Item]) -> None:
                 item.add_marker(need)
 
 
-def put_first(items: list[pytest.Item]) -> None:
-    """Put the files that need programs first: their tests take longest, so that none of them is left for the end."""
+def spread(items: list[pytest.Item]) -> None:
+    """Put the files that need programs evenly among the others.
+
+    The former wait half their time, the latter do not: at any time some workers run each, and no core is idle.
+    """
     needy = {item.path for item in items if is_marked(item, *NEEDS)}
-    items.sort(key=lambda item: item.path not in needy)  # stable: a file's tests stay together
+    totals = Counter(item.path in needy for item in items)
+    before: Counter[bool] = Counter()
+    places: dict[Path, float] = {}
+    for item in items:
+        is_needy = item.path in needy
+        places.setdefault(item.path, before[is_needy] / totals[is_needy])
+        before[is_needy] += 1
+    items.sort(key=lambda item: places[item.path])  # stable: a file's tests stay together
 
 
 def choose_cases(items: list[pytest.Item]) -> list[pytest.Item]:
