@@ -239,6 +239,7 @@ class Plugin:
         assert isinstance(feed, SocketFeed)
         if (listing := FORMS[self.name].listing) is not None:
             asyncio.run(feed.prepare_connection(_Listing(listing(self._symbols))))  # type: ignore[arg-type]
+        feed.subscribe(carried)  # after which it knows the names of its symbols
         return feed
 
     def cpu_per_frame(self) -> float:
