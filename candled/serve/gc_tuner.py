@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 # New containers before a collection, then collections before one that also visits the survivors of the last ones. A
 # container takes up to 1 µs, and 2 if it is garbage. A connection has 60, so hundreds that come together are visited in
 # several collections of a few milliseconds each. The third keeps collections of all containers rare. If the survivors
-# are frozen, each is visited once, so more collections are shorter ones: with this many, 150,000 new containers.
+# are frozen, each is visited once, so more collections are shorter ones: with this many, 50,000 new containers.
 _THRESHOLDS = (1_000, 4, 3_000)
-_THIRD_IF_FROZEN = 30
+_THIRD_IF_FROZEN = 10
 _SLACK = 500_000  # frozen containers on top of the doubling, before a second visit can be worth its time
-_EVERY = 64  # full collections between two counts of the frozen objects, because counting takes milliseconds
+_EVERY = 256  # full collections between two counts of the frozen objects, because counting takes milliseconds
 
 
 class GcTuner:
