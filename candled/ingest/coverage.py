@@ -210,8 +210,13 @@ class Coverage:
         self.add_stored(start_ms, end_ms)
 
     def add_stored(self, start_ms: int, end_ms: int) -> None:
-        """Record that the final minutes of `[start_ms, end_ms)` are in the store."""
+        """Record that the final minutes of `[start_ms, end_ms)` are in the store.
+
+        If they begin before the wanted history, as the live edge does early in a week, their week is wanted too.
+        """
         self.version += 1
+        if start_ms < self.from_ms:
+            self.from_ms = WEEK.floor(start_ms)
         first, last = self._gap_indexes(start_ms, end_ms)
         if self._begins_ms is not None and start_ms < self._begins_ms:  # the source of that beginning was wrong
             self._begins_ms, last = None, max(last, self._gap_indexes(start_ms, END_OF_TIME_MS)[1])

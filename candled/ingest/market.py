@@ -287,7 +287,7 @@ class MarketIngest:
         """Return the minutes that became final because their grace period is over."""
         finalized = self.minutes.finalize_minutes(now_ms)
         for candle in finalized:
-            self.coverage.add_minute(candle.open_ms, confirmed=False)
+            self._cover_minute(candle.open_ms, confirmed=False)
         return finalized
 
     # ------------------------------------------------------------ next requests
@@ -495,6 +495,12 @@ class MarketIngest:
         outcome.past.append(candle if candle.rev == rev else candle._replace(rev=rev))
         self.minutes.drop_minute(candle.open_ms)
 
+    def _cover_minute(self, open_ms: int, *, confirmed: bool) -> None:
+        """Record that a minute of the live edge is stored, which may extend the wanted history over `older`."""
+        self.coverage.add_minute(open_ms, confirmed=confirmed)
+        if self.older is not None and self.coverage.from_ms < self._older_until_ms:
+            self.older = None  # examined again, from the new start of the wanted history
+
     def _cover_minutes(self, times: Sequence[int], *, confirmed: bool) -> None:
         """Record that minutes are stored: range by range, which takes a third of the time."""
         covered = RangeSet((open_ms, open_ms + MINUTE_MS) for open_ms in times)
@@ -530,7 +536,7 @@ class MarketIngest:
         if current is not None and current.final and (confirmed or changed is not None):
             if changed is None and not self.coverage.has_minute(candle.open_ms):
                 changed = current  # lost by the store, so it is stored again
-            self.coverage.add_minute(candle.open_ms, confirmed=confirmed)
+            self._cover_minute(candle.open_ms, confirmed=confirmed)
         if changed is None:
             return
         if known_version is not None and known_version.final and known_version.values != changed.values:

@@ -7,7 +7,7 @@ from candled.exchange import Candles, InvalidRow
 from candled.ingest.coverage import Coverage, Urgency, Window
 from candled.ingest.market import MarketIngest
 from candled.ingest.market_status import Rules
-from candled.model import MINUTE_MS, Gap, MarketKey, Range, RangeSet, Symbol
+from candled.model import MINUTE_MS, WEEK, Gap, MarketKey, Range, RangeSet, Symbol
 from tests.rows import MONDAY_MS, minute
 
 BTC = Symbol.parse("BTC/USDT")
@@ -74,6 +74,23 @@ def test_a_snapshot_of_stored_minutes_is_published_and_stored_no_second_time():
     rows = [minute(number, as_of=36_100_000 - 60_000 * number) for number in range(400, 602)]
     outcome = push(one, *rows, seconds=36_100, snapshot=True)
     assert ([candle.open_ms for candle in outcome.live], outcome.past) == ([minute(601).open_ms], [])
+
+
+def test_a_snapshot_that_reaches_into_the_week_before_is_confirmed_and_that_week_is_asked_for():
+    one = market(present=(), confirm=True)
+    one.examine_older(market(present=()).coverage, MONDAY_MS)
+    rows = [minute(number, as_of=(30 - number) * 60_000 + 30_000) for number in range(-20, 31)]
+    push(one, *rows, seconds=1830, snapshot=True)
+    assert one.coverage.from_ms == MONDAY_MS - WEEK.ms
+    asked = []
+    while (window := one.next_request(at(1840))) is not None:
+        numbers = range((window.start_ms - MONDAY_MS) // MINUTE_MS, (window.end_ms - MONDAY_MS) // MINUTE_MS)
+        answer = [minute(number, as_of=(31 - number) * 60_000) for number in numbers]
+        one.on_history(window, answer, at(1840))
+        asked.append(window)
+        assert len(asked) < 20, "the same is asked for again and again"
+    assert {window.urgency for window in asked} == {Urgency.RECENT, Urgency.HISTORY}
+    assert (one.known_gaps, one.missing_minutes(at(1840)), one.older) == ([], 0, None)
 
 
 def test_minutes_missing_after_a_reconnect_without_snapshot_are_asked_for():
