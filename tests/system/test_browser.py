@@ -171,7 +171,8 @@ def test_the_page_draws_a_moving_chart_from_its_own_server_only(browser: Any, da
         tab.page.wait_for_timeout(3000)  # a market minute
         wait_until_equal(lambda: [len(tab.bars()) > len(before)], lambda _: [True])
         after = tab.bars()
-        assert after[: len(before) - 1] == before[:-1]
+        begins = after.index(before[0])  # older bars may come too, early in a week
+        assert after[begins : begins + len(before) - 1] == before[:-1]
         assert tab.page.locator("#chart").screenshot() != picture
         assert [bar["time"] for bar in after] == sorted({bar["time"] for bar in after})
         wait_until_equal(lambda: drawn(tab.bars()), lambda count: drawn(subscribed(daemon, "1m", count)))

@@ -297,7 +297,7 @@ def test_statistics_over_http_have_exactly_the_specified_keys(watched):
         assert watched.at_ms - 60_000 < room["lastBroadcast"] <= watched.at_ms
     assert {room["key"] for room in broadcaster["rooms"]} == {f"S{number}/USDT:1m" for number in range(4)}
     assert list(facts["aggregator"]) == ["oneMinuteCandlesCount"]
-    assert facts["aggregator"]["oneMinuteCandlesCount"] >= 4 * 100
+    assert facts["aggregator"]["oneMinuteCandlesCount"] >= 4 * 60  # there may be no more early in a week
 
 
 # ---------------------------------------------------------------- the first subscription

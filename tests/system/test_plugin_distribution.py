@@ -117,7 +117,7 @@ async def check_bars_beside_bitget(environment: Environment, folder: Path) -> No
         command = [str(environment.python), "-m", "candled"]
         daemon = await asyncio.create_subprocess_exec(*command, cwd=folder, stderr=asyncio.subprocess.PIPE)
         try:
-            async with deadlines.timeout(30):
+            async with deadlines.timeout(60):
                 for exchange in ("bitget", "plumline"):
                     await read_update(port, exchange)
         finally:
