@@ -184,6 +184,11 @@ class MarketsOnDemand:
 
     def find_market(self, exchange: str, symbol: str) -> MarketKey | None:
         """Return the market of a symbol, as candled writes it, if it can be started."""
+        market = self.find_candidate(exchange, symbol)
+        return market if market is not None and market.symbol in self._listed.get(exchange, ()) else None
+
+    def find_candidate(self, exchange: str, symbol: str) -> MarketKey | None:
+        """Return the market of a symbol, if it can be started or the exchange's list is not known yet."""
         rules = self._rules.get(exchange)
         if rules is None:
             return None
@@ -191,8 +196,14 @@ class MarketsOnDemand:
             parsed = Symbol.parse(symbol)
         except ValueError:
             return None
-        is_offered = parsed in self._listed.get(exchange, ()) and rules.allows(parsed)
-        return MarketKey(exchange, parsed) if is_offered else None
+        is_unlisted = exchange in self._listed and parsed not in self._listed[exchange]
+        return None if is_unlisted or not rules.allows(parsed) else MarketKey(exchange, parsed)
+
+    async def wait_for_list(self, exchange: str) -> None:
+        """Wait, at most `START_S`, until the list of an exchange with markets on demand is known after a start."""
+        deadline = self._clock.monotonic() + START_S
+        while exchange in self._rules and exchange not in self._listed and self._clock.monotonic() < deadline:
+            await self._clock.sleep(_LOOK_S)
 
     def note_request(self, market: MarketKey) -> None:
         """Record a request for a market, which keeps it if it runs on demand."""

@@ -71,6 +71,30 @@ def test_only_listed_markets_that_are_not_excluded_are_found():
     assert find("bitget", "BTC/USDT") is None
 
 
+async def test_a_client_that_asks_before_the_list_is_known_waits_for_it():
+    bench = Bench()
+    demand = MarketsOnDemand(bench.universe, bench.clock, bench.book, bench.used.__contains__, {"bitget": RULES})
+    assert demand.find_candidate("bitget", "ETH/USDT") == key(ETH)
+    assert [demand.find_candidate("bitget", text) for text in ("XUP/USDT", "ethusdt")] == [None] * 2
+    assert demand.find_market("bitget", "ETH/USDT") is None
+    waiting = asyncio.ensure_future(demand.wait_for_list("bitget"))
+    await bench.clock.advance(1)
+    assert not waiting.done()
+    demand.on_list("bitget", [ETH])
+    await bench.clock.advance(0.1)
+    assert waiting.done()
+    assert (demand.find_market("bitget", "ETH/USDT"), demand.find_candidate("bitget", "NO/USDT")) == (key(ETH), None)
+    await demand.wait_for_list("okx")  # it has none on demand
+
+
+async def test_a_client_waits_no_longer_than_for_the_start_of_a_market():
+    bench = Bench()
+    demand = MarketsOnDemand(bench.universe, bench.clock, bench.book, bench.used.__contains__, {"bitget": RULES})
+    waiting = asyncio.ensure_future(demand.wait_for_list("bitget"))
+    await bench.clock.advance(START_S + 0.1)
+    assert waiting.done()
+
+
 def test_every_dialect_finds_them():
     bench = Bench()
     offered = OfferedMarkets(bench.demand)

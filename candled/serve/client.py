@@ -330,7 +330,7 @@ class ClientSession(ConnectionListener):
 
         An `unsubscribe` ends the wait.
         """
-        market = None if self._demand is None else self._demand.find_market(error.exchange, error.symbol)
+        market = None if self._demand is None else self._demand.find_candidate(error.exchange, error.symbol)
         if market is None or error.interval is None:
             return False
         topic = Topic(market, error.interval)

@@ -21,8 +21,11 @@ async def start_market(demand: MarketsOnDemand | None, connection: RecipientConn
     Raises:
         RequestError: it cannot be started; the error itself if the exchange does not list it.
     """
-    market = None if demand is None else demand.find_market(error.exchange, error.symbol)
-    if market is None or demand is None:
+    if demand is None:
+        raise error
+    await demand.wait_for_list(error.exchange)
+    market = demand.find_market(error.exchange, error.symbol)
+    if market is None:
         raise error
     grant = connection.grant
     if grant is not None and not grant.allows_symbol(market.symbol):
