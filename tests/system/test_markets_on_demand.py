@@ -191,7 +191,7 @@ async def test_an_unsubscribe_ends_the_wait(tmp_path):
 
 
 async def test_a_market_ends_when_no_client_has_used_it_for_long_enough(tmp_path):
-    async with deployment(tmp_path, speed=60.0, keep="1m") as rig:
+    async with deployment(tmp_path, speed=20.0, keep="1m") as rig:  # so a market ends if the loop stands for 3 s
         chart = rig.open_chart(ETH)
         await rig.until(lambda: chart.bars, within_minutes=30)
         await fetch(rig, "/api/candles?symbol=SOL/USDT&interval=1m&limit=10")
