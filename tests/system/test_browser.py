@@ -170,11 +170,14 @@ def test_the_page_draws_a_moving_chart_from_its_own_server_only(browser: Any, da
         before, picture = tab.bars(), tab.page.locator("#chart").screenshot()
         tab.page.wait_for_timeout(3000)  # a market minute
         deadline = deadlines.now() + 60
-        while len(after := tab.bars()) <= len(before):
+        while (after := tab.bars())[-1]["time"] <= before[-1]["time"]:
             assert deadlines.now() < deadline, "no new bar"
             tab.page.wait_for_timeout(100)
-        begins = after.index(before[0])  # older bars may come too, early in a week
-        assert after[begins : begins + len(before) - 1] == before[:-1]
+        # early in a week the bars of the week before come too, with an `initial` that may begin elsewhere
+        shown = {bar["time"]: bar for bar in after}
+        both = [bar for bar in before[:-1] if bar["time"] in shown]
+        assert both
+        assert [shown[bar["time"]] for bar in both] == both
         assert tab.page.locator("#chart").screenshot() != picture
         assert [bar["time"] for bar in after] == sorted({bar["time"] for bar in after})
         wait_until_equal(lambda: drawn(tab.bars()), lambda count: drawn(subscribed(daemon, "1m", count)))
