@@ -51,7 +51,7 @@ class _OpeningTurns:
     def __init__(self) -> None:
         #: Those that are read from the store.
         self.reading = asyncio.Semaphore(_OPENED_AT_ONCE)
-        #: To begin with one: a snapshot may be among its events.
+        #: Turns to begin one market, whose waiting events may contain a large snapshot.
         self.beginning = LoopTurns()
 
 

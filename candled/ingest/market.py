@@ -55,7 +55,7 @@ class Outcome:
         return Range(self.past[0].open_ms, self.past[-1].open_ms + MINUTE_MS) if self.past else None
 
     def store_together(self) -> Range | None:
-        """Store final minutes of the live edge with the past before them, which is read from the store anyway.
+        """Move the final minutes of the live edge to `past`, so that they are stored and published with it.
 
         Published one by one, they would take most of the time of a market's start. Return the new `past_range`.
         """
