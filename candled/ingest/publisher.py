@@ -1,10 +1,10 @@
 """The output of ingest: messages on the bus, rows for the store, and the store's log of past changes."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -147,14 +147,22 @@ class IngestPublisher:
                 self._store.enqueue_row(market.key, candle)
         published.checkpointed = forming
 
-    async def publish_repair(self, market: "MarketIngest", outcome: "Outcome") -> None:
-        """Store past minutes and their coverage, then publish that they changed."""
-        if not self.is_open(market):
+    def publish_repair(self, market: "MarketIngest", outcome: "Outcome") -> Coroutine[Any, Any, None]:
+        """Store past minutes and their coverage, then publish that they changed.
+
+        `has_published` counts the repair from the call on, not from the await on: the next event may come before.
+        """
+        published = self._published[market.key.symbol] if self.is_open(market) else None
+        if published is not None:
+            published.saving += 1
+        return self._save_counted(market, outcome, published)
+
+    async def _save_counted(self, market: "MarketIngest", outcome: "Outcome", published: _Published | None) -> None:
+        if published is None:
             return
-        published = self._published[market.key.symbol]
-        published.saving += 1
         try:
-            await self._save_repair(market, outcome, published)
+            if self.is_open(market):  # it may have been closed since
+                await self._save_repair(market, outcome, published)
         finally:
             published.saving -= 1
 

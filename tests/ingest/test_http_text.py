@@ -21,7 +21,7 @@ class Echo(RequestHandler):
 
 @pytest.fixture
 async def client():
-    client = HttpClient(SystemClock(), 100.0, budgets={"weight": RequestBudget(limit=6000)})
+    client = HttpClient(SystemClock(), 100.0, budgets={"weight": RequestBudget(limit=60)})
     yield client
     client.close()
 

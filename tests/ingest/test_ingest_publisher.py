@@ -162,12 +162,17 @@ async def test_healing_can_be_cancelled_while_it_is_logged():
 
 async def test_while_a_store_is_slow_one_save_is_under_way():
     harness, turns = PublisherHarness(), asyncio.Event()
-    harness.keeper.flush = turns.wait
+
+    async def flush_market(market) -> None:
+        await turns.wait()
+
+    harness.keeper.flush_market = flush_market
     harness.market.coverage.extend_since(MONDAY_MS - MINUTE_MS)
     assert not harness.outlet.has_published(harness.market)
     saving = asyncio.ensure_future(harness.outlet.publish_repair(harness.market, Outcome()))
+    assert harness.outlet.has_published(harness.market)  # before the task begins, so no push begins another one
     await asyncio.sleep(0)
-    assert harness.outlet.has_published(harness.market)  # so no push begins another one
+    assert harness.outlet.has_published(harness.market)
     harness.market.coverage.extend_since(MONDAY_MS - 2 * MINUTE_MS)
     turns.set()
     await saving
