@@ -16,8 +16,8 @@ class FeedMetadata(msgspec.Struct, frozen=True):
     watermark_ms: int | None = None
     #: The range that contains all missing minutes before the watermark.
     gap: Range | None = None
-    #: Changes of minutes before the watermark, up to this message, can be read from the store's log of changes; -1:
-    #: none yet.
+    #: The number of a message. The store's log has the changes before the watermark that messages up to this one
+    #: published; -1 if it has none yet.
     logged_seq: int = -1
 
     def is_range_final(self, start_ms: int, end_ms: int) -> bool:
@@ -37,7 +37,7 @@ class MinuteChanged(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class HistoryChanged:
-    """The stored past of a market changed within `[start_ms, end_ms)`. Sent after it is stored, so read it again."""
+    """The stored past of a market changed within `[start_ms, end_ms)`. The store has the change, so read it again."""
 
     market: MarketKey
     start_ms: int
@@ -69,7 +69,7 @@ class MessagesLost:
     """Messages of a market may have been lost. A bus sends this to its listeners; it is never published."""
 
     market: MarketKey
-    #: If set, messages after this position did not belong to the feed: its numbers continue from there.
+    #: If set, the received messages after this position did not belong to the feed. Its numbers continue from there.
     back_to: Position | None = None
 
 

@@ -53,10 +53,10 @@ _ESCAPED = str.maketrans({sign: f"%{ord(sign):02X}" for sign in "%{}:"})
 
 
 class Names:
-    """The names of channels and keys. `prefix` precedes all of them; `default` is the first exchange.
+    """The names of channels and keys. `prefix` precedes all of them; `default` is the default exchange.
 
-    The parts in braces decide where a Redis Cluster stores a key. A market's keys are stored where its channel is, a
-    shard's keys where its heartbeat is.
+    A Redis Cluster chooses the server of a name by its part in braces. So the keys of a market are on the server of its
+    channel, and the keys of a shard on the server of its heartbeat.
     """
 
     def __init__(self, prefix: str, default: str, shards: int) -> None:
@@ -79,11 +79,11 @@ class Names:
         return f"{{{self.candles_channel(market)}}}:fence"
 
     def lease_key(self, shard: int) -> str:
-        """Return the key of a shard's lease: token and process."""
+        """Return the key of a shard's lease, which contains a token and a process."""
         return f"{self._shard_key(shard)}:lease"
 
     def token_key(self, shard: int) -> str:
-        """Return the key of the last token that was assigned."""
+        """Return the key of the last token that was assigned for a shard."""
         return f"{self._shard_key(shard)}:token"
 
     def heartbeat_channel(self, shard: int) -> str:
@@ -99,7 +99,7 @@ class Names:
         return f"{self._markets_key(exchange)}:fence"
 
     def markets_channel(self, exchange: str) -> str:
-        """Return the channel of the notices that the list of markets has changed."""
+        """Return the channel of the notices that an exchange's list of markets has changed."""
         return f"{self._markets_key(exchange)}:changed"
 
     @property
@@ -215,7 +215,7 @@ class _Newest(_State, tag=False):
 
 
 class Heartbeat(Struct, frozen=True, rename="camel", omit_defaults=True, tag="heartbeat"):
-    """The last message number of each channel of a shard's feed, and the newest exchange time in these messages."""
+    """The number of the last message on each channel of a shard, and the newest exchange time in these messages."""
 
     shard: _Count
     epoch: _Epoch
@@ -229,7 +229,7 @@ class Heartbeat(Struct, frozen=True, rename="camel", omit_defaults=True, tag="he
 
 
 class ListNotice(Struct, frozen=True, tag="markets"):
-    """The notice that an exchange's list of markets was published: read its key, unless you have that position."""
+    """The notice that an exchange's list of markets was published. Read its key, unless you have this position."""
 
     exchange: Annotated[str, Meta(max_length=64)]
     epoch: _Epoch
@@ -263,7 +263,7 @@ class _MarketList(Struct, rename="camel"):
 
 @dataclass(frozen=True, slots=True)
 class MarketList:
-    """The markets of an exchange as its leader chose them, in order of choice, with their facts; None: unknown."""
+    """The markets that the leader of an exchange chose, in order of choice, with their facts; None if unknown."""
 
     position: Position
     markets: Mapping[Symbol, Market | None]
@@ -348,7 +348,7 @@ def _listed_form(symbol: Symbol, facts: Market | None) -> _ListedMarket:
 
 
 def _number_form(number: Decimal | None) -> Any:
-    """Return a number without an exponent; None if it is unknown, or none that a receiver would accept."""
+    """Return a number without an exponent; None if it is unknown, or if a receiver would not accept it."""
     return Raw(decimal_text(number).encode()) if number is not None and _is_amount(number) else None
 
 
@@ -381,7 +381,7 @@ def _state_values(message: StateChanged) -> tuple[Any, ...]:
 
 
 def decode_message(market: MarketKey, data: bytes, latest_ms: int = YEAR_10000_MS) -> tuple[Message, Position | None]:
-    """Decode a message from a market's channel. Unknown keys are ignored. Minutes of other programs have no position.
+    """Decode a message from a market's channel. Unknown keys are ignored. A minute of another program has no position.
 
     Raises:
         BadMessage: it does not have the documented form.

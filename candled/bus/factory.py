@@ -1,4 +1,4 @@
-"""Creates the bus for an address, and its companions."""
+"""Creates the bus for the address of a Redis, and the other objects that use the same Redis."""
 
 import secrets
 from collections.abc import AsyncIterator, Collection
@@ -86,10 +86,10 @@ def make_redis_parts(
     timeless: Collection[str] = (),
     chosen: Collection[str] = (),
 ) -> RedisParts:
-    """Return the bus at `url` and its companions, none of them started.
+    """Return the bus at `url` and the other objects that use the same Redis, none of them started.
 
-    A process with clients that cannot reach Redis for `alone_after_s` seconds reads the exchanges itself, for those
-    clients. `timeless` are the exchanges whose clock may run ahead of any other, `chosen` those whose markets are
+    If a process both ingests and serves, and cannot reach Redis for `alone_after_s` seconds, it reads all exchanges
+    itself. `timeless` are the exchanges whose clock may run ahead of any other. `chosen` are those whose markets are
     chosen by patterns.
 
     Raises:

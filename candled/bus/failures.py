@@ -1,4 +1,4 @@
-"""Failures of Redis for this process at present: for `/health`, and a log line whenever they change."""
+"""The work with Redis that fails at present: for `/health`, and for a log line whenever that changes."""
 
 import logging
 import re
@@ -8,7 +8,7 @@ from candled.exchange import Clock
 
 logger = logging.getLogger(__name__)
 
-_RECOVERED_S = 5.0  # work that fails again within this time has not really worked in between
+_RECOVERED_S = 5.0  # work has recovered when it has not failed for this long
 _ALL = "all"
 
 
@@ -74,7 +74,7 @@ class FailureLog:
         self._all: list[FailureRecord] = []
 
     def record_of(self, work: str, *, vital: bool = True) -> FailureRecord:
-        """Add a kind of work."""
+        """Add a kind of work, and return its record."""
         self._all.append(FailureRecord(work, self._clock, vital=vital))
         return self._all[-1]
 

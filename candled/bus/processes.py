@@ -1,4 +1,4 @@
-"""The facts that each process of a site announces to the others."""
+"""The facts that each process of a site announces to the other processes."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ _Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
 class ProcessFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """One running process."""
+    """Facts about one running process."""
 
     #: Its name in leases, which is new with each start.
     process: _Text

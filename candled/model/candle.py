@@ -152,8 +152,8 @@ class Candle(NamedTuple):
         """Return the version to show when a writer's version arrives and `known` has been shown so far.
 
         This is the rule for readers. The writer has already merged, but one that has just started may not know earlier
-        revisions, so the larger `rev` is kept. `src` is taken as sent: a different source for the same values means
-        that a writer ended before it stored them.
+        revisions, so the larger `rev` is kept. `src` is that of the writer's version. If it differs for the same
+        values, an earlier writer ended before it stored them.
         """
         if not self.supersedes(known):
             return known

@@ -115,7 +115,7 @@ MarketState = Literal["upcoming", "trading", "suspended", "delisted"]
 class Market:
     """A market as the exchange lists it. A fact that the exchange does not publish is None.
 
-    A number or time beyond the bounds of candles becomes None too.
+    A `tick_size`, `quote_volume_24h` or `listed_ms` beyond the bounds of candles becomes None too.
     """
 
     symbol: Symbol
@@ -137,7 +137,7 @@ class Market:
     quote_volume_24h: Decimal | None = None
 
     def __post_init__(self) -> None:
-        """Drop facts that are not credible: to print 1e999999999 would take all memory."""
+        """Replace facts that are not credible with None. Printing 1e999999999 would take all memory."""
         for name in ("tick_size", "quote_volume_24h"):
             number = getattr(self, name)
             if number is not None and not (is_bounded(number) and number >= 0):

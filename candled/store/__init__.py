@@ -27,7 +27,7 @@ def make_store(
     """Return the store at `url`, not yet opened. Without `intervals` it is a guest, see `Store`.
 
     Without `upgrade`, opening it changes no tables. `compress_after_days` applies to TimescaleDB only; see
-    `PostgresStore`. Minutes are kept for `retention_days`, or without a limit.
+    `PostgresStore`. Minutes are kept for `retention_days` days; None: forever.
 
     Raises:
         ConfigError: no store has such addresses, or the address is invalid. The text does not repeat the address.

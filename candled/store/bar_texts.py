@@ -13,12 +13,13 @@ _decode_numbers = msgspec.json.Decoder(list[float]).decode
 
 
 def bar_texts(rows: str, read_candles: Callable[[], Iterable[Candle]]) -> BarTexts:
-    """Return the texts of bars, at a quarter of the cost of candles that are printed.
+    """Return the texts of bars, at a quarter of the cost of parsing candles and formatting them.
 
     Args:
         rows: a JSON array of the bars, oldest first, each of them as `[open_ms, "open", "high", "low", "close",
             "volume", "quote volume" or null]`.
-        read_candles: returns the same bars as candles if a number is unusual, or raises if one is invalid.
+        read_candles: returns the same bars as candles. It is called if a number is not plain, and raises if one is
+            invalid.
     """
     try:
         columns = list(zip(*_decode_rows(rows), strict=True))
@@ -32,7 +33,7 @@ def bar_texts(rows: str, read_candles: Callable[[], Iterable[Candle]]) -> BarTex
 
 
 def _check_plain(texts: Sequence[str]) -> None:
-    """Check that each text is a number without a sign and an exponent.
+    """Check that each text is a number with neither a sign nor an exponent.
 
     Raises:
         ValueError, msgspec.DecodeError: one is not.

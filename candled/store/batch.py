@@ -105,7 +105,7 @@ def unknown_revisions(batch: Mapping[int, Candle], stored: Iterable[tuple[int, i
 
 
 def fold_bars(parts: Sequence[Candle], interval: Interval) -> list[Candle]:
-    """Fold the sorted bars of a shorter interval into bars of `interval`, which they fill completely."""
+    """Fold the sorted bars of a shorter interval into bars of `interval`. Pass all stored parts of each bar."""
     return [fold(group, open_ms, final=True) for open_ms, group in group_parts(parts, interval)]
 
 

@@ -19,7 +19,7 @@ from .threads import StoreThreads
 
 logger = logging.getLogger(__name__)
 
-_GAPS_MS = 7 * DAY_MS  # whose gaps are read at a time
+_GAPS_MS = 7 * DAY_MS  # one read of gaps covers this range
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -154,7 +154,7 @@ class HistoryReader:
             del self._under_way[key]
 
     def _on_read(self, subject: object, task: asyncio.Task[Any]) -> None:
-        """Record whether a read failed. The log has the first failure, and the end of the last one."""
+        """Record whether a read failed. Log the first failure, and that reads work again when none fails any more."""
         if task.cancelled():
             return
         error = task.exception()  # retrieved, even if every caller has left

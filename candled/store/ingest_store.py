@@ -19,7 +19,7 @@ class _Coverage:
     """The coverage of a market to be saved."""
 
     since_ms: int | None = None
-    #: The gaps within ranges, oldest change first.
+    #: Ranges with their gaps, in the order of the changes.
     gaps: list[tuple[Range, Sequence[Gap]]] = field(default_factory=list)
 
     def add_gaps(self, known_gaps: Sequence[Gap], within: Range) -> None:
@@ -47,7 +47,7 @@ class IngestStore:
         self.kept_from = history.kept_from
         self.known_gaps = history.known_gaps
         self._tasks = TaskSet()
-        #: Waits for its turn on the writing thread, and then saves all of `_unsaved`.
+        #: The task that waits for `_turn` and then saves all of `_unsaved`; None if there is none.
         self._saving: asyncio.Task[Mapping[MarketKey, Exception]] | None = None
         self._unsaved: dict[MarketKey, _Coverage] = {}
         #: Only one save runs at a time.

@@ -49,9 +49,9 @@ class Journal:
         self._connection: sqlite3.Connection | None = None
         self._size_bytes = 0
         self._page: list[Row] = []
-        #: Of the page, once it was read: the identifier of its last row, and its bytes.
+        #: The identifier of the last row of `_page`, and the size of `_page` in bytes.
         self._page_end = self._page_bytes = 0
-        #: Identifier of the last row that is done and could not be deleted.
+        #: The identifier of the last row that is done but could not be deleted; 0 if there is none.
         self._done_id = 0
         #: 1 since the journal is almost full, 2 since it is full.
         self._alarm = 0
@@ -91,7 +91,7 @@ class Journal:
         self._watch_limit()
 
     def append_rows(self, rows: Sequence[Row]) -> int:
-        """Write rows; return how many had room, counted from the first. These are durable.
+        """Write rows up to the limit; return how many of them, counted from the first, are durable now.
 
         Raises:
             Unavailable: the disk is full or fails, or the journal is not open. No row counts as written.
@@ -123,7 +123,7 @@ class Journal:
         return self._page
 
     def mark_done(self, rejected: Sequence[Row] = ()) -> None:
-        """Continue after the page: its rows are durable elsewhere, except those that were `rejected` by the store."""
+        """Remove the rows of `next_rows`, which are stored now. Those that the store `rejected` move to a file."""
         if not self._page:
             return
         self.row_count -= len(self._page)
@@ -140,7 +140,7 @@ class Journal:
             if not self.row_count:
                 connection.execute("VACUUM")
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        # if rows stay, they are only stored once more
+        # rows that stay are stored again, which changes nothing
         except (OSError, sqlite3.Error) as error:
             logger.error("%s", self._make_error("cannot be emptied", error))
         self._watch_limit()
@@ -219,7 +219,7 @@ class Journal:
             return call(*args)
         except sqlite3.DatabaseError as error:
             code = getattr(error, "sqlite_errorcode", -1)
-            is_format = "unsupported file format" in str(error)  # has the code of any other error
+            is_format = "unsupported file format" in str(error)  # its code stands for other errors too
             if not is_format and not {code, code & 0xFF} & _DAMAGE:
                 raise
             self._replace_file(error)

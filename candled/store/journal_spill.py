@@ -28,7 +28,7 @@ class JournalSpill:
         self._thread = DaemonThreads(1, "store-journal")
         #: True once opening the journal was tried, even without success.
         self.was_tried = False
-        #: True since the last call of the journal failed.
+        #: True if the last call of the journal failed.
         self._is_failing = False
         #: True since rows moved to the journal, until it is empty.
         self._is_used = False
@@ -67,7 +67,10 @@ class JournalSpill:
     async def store_page(
         self, write: Callable[[list[Row]], Awaitable[tuple[list[Row], StoreRejected | None]]]
     ) -> StoreRejected | None:
-        """Pass the oldest page of the journal to `write`, which returns the refused rows and their error."""
+        """Store the oldest page of the journal; return the store's error if it refused rows.
+
+        `write` writes rows to the store, and returns the refused ones and the error.
+        """
         try:
             page = await self._run_on_thread(self.journal.next_rows, PAGE_ROWS)
         except Unavailable as error:

@@ -80,7 +80,7 @@ class Owner:
 
 
 def _lock_path(database: Path) -> Path:
-    """Return the same path for all names of a database."""
+    """Return the path of the lock file. It is the same for all names of a database, such as symbolic links."""
     real = Path(os.path.realpath(database))
     return real.with_name(f"{real.name}-owner")
 

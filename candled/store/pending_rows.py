@@ -12,7 +12,7 @@ _MOST_FORMING = 60  # per market; older ones will no longer become final through
 class PendingRows:
     """Rows that are not stored yet. A row stays until `drop_rows`, so a failed or cancelled write loses nothing.
 
-    The limit applies to final minutes. Forming minutes, until their final versions arrive, come on top.
+    The limit counts only final minutes. Forming minutes are queued beyond it, until their final versions arrive.
     """
 
     def __init__(self, limit: int) -> None:
@@ -54,7 +54,7 @@ class PendingRows:
         return True
 
     def next_rows(self, limit: int, *, forming: bool = True) -> list[Row]:
-        """Return the first `limit` rows by market and time, with or without forming ones. Fewer are all there are.
+        """Return the first `limit` rows by market and time, or all if there are fewer. Forming ones can be left out.
 
         All writers use this order, so two of them never deadlock on each other's rows.
         """
@@ -66,7 +66,7 @@ class PendingRows:
         return rows
 
     def rows_of(self, markets: Iterable[MarketKey], limit: int) -> tuple[list[Row], list[MarketKey]]:
-        """Return the first `limit` rows of some markets, and those of the markets that have no further rows.
+        """Return the first `limit` rows of some markets, and the markets whose rows are all among them.
 
         The rows are in the order of `next_rows`.
         """

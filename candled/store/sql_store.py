@@ -1,4 +1,4 @@
-"""The part that all SQL stores share: reads by statements of the same names, parameters and columns."""
+"""The reads that all SQL stores share. Their statements have the same names, parameters and columns."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -18,7 +18,10 @@ FOLD_CHUNK_MS = 28 * DAY_MS
 
 
 class SqlStore(Store, ABC):
-    """The reads of a `Store` by the statements of its module `_sql`. Those about a market begin with its parameters."""
+    """A `Store` that reads with the statements in the module `_sql`.
+
+    The parameters of a statement about a market begin with the market's: its number, or its exchange and symbol.
+    """
 
     _sql: ModuleType
     #: The names of the steps that make the tables; their number is the version of the schema.
@@ -59,18 +62,18 @@ class SqlStore(Store, ABC):
 
     @abstractmethod
     def migrate(self, version: int) -> None:
-        """Bring the tables to a version: that of this program or an earlier one, or the one before their own.
+        """Upgrade the tables to `version`, or undo their last step if `version` is one lower than now.
 
         The store is not open.
         """
 
     def drop_old_minutes(self, now_ms: int) -> Iterator[None]:
-        """See `Store.drop_old_minutes`. Most servers delete rows without holding up other writers: see `tidy_up`."""
+        """See `Store.drop_old_minutes`. There are no steps: a server deletes in `tidy_up`, without blocking writers."""
         yield from ()
 
     @abstractmethod
     def put_bars(self, market: MarketKey, interval: Interval, bars: Sequence[Candle]) -> None:
-        """Store longer bars as they are, in one transaction: those whose minutes are not kept any more."""
+        """Store longer bars as they are, in one transaction. Use this for bars whose minutes are not kept any more."""
 
     @abstractmethod
     def set_kept_from(self, since_ms: int) -> None:

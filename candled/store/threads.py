@@ -24,7 +24,7 @@ _CLOSE_S = 5.0  # limit for closing a store that responds
 
 
 class _Read:
-    """A read and the thread that runs it; None before and after."""
+    """A read, and the thread that runs it; the thread is None before and after."""
 
     def __init__(self) -> None:
         self.thread: int | None = None
@@ -40,8 +40,8 @@ class _Read:
 class StoreThreads:
     """One thread that writes to `store`, in the order of the calls, and `readers` threads that read from it.
 
-    `writes` counts the writes that have ended, successful or not. A read that starts after it has increased sees their
-    data.
+    `writes` counts the writes that have ended, successful or not. A read that starts after the count has increased sees
+    the data of those writes.
     """
 
     def __init__(self, store: Store, *, readers: int = 2) -> None:

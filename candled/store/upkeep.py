@@ -76,12 +76,12 @@ class StoreUpkeep:
         await retry(fold, self._clock, Backoff(_REOPEN_S), on=(StoreUnavailable, StoreRejected), report=report)
 
     def start(self, tasks: TaskSet) -> None:
-        """Begin with the regular care, in the background."""
+        """Start the regular maintenance in the background."""
         tasks.start_periodic(self._tidy_up, self._clock, _MAINTAIN_S)
         tasks.start_periodic(self._check_in, self._clock, CHECK_IN_S)
 
     async def _tidy_up(self) -> None:
-        """Let the store tidy up. A failure does no harm."""
+        """Let the store tidy up. After a failure, the next run does it."""
         try:
             await self._threads.run_read(self._store.tidy_up, self._clock.now_ms())
             await self._run_steps(self._store.drop_old_minutes(self._clock.now_ms()))

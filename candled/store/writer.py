@@ -26,7 +26,8 @@ PAGE_ROWS = 1_000  # a page takes long while the event loop is busy, and all oth
 RETRY_AT_MOST_S = 30.0
 JOURNAL_AFTER_S = 5.0
 JOURNAL_LOOK_S = 1.0
-# Python's garbage collector scans all rows in memory now and then, which blocks the process
+# More rows than this move to the journal early: Python's garbage collector scans all rows in memory now and then, which
+# blocks the process.
 JOURNAL_FROM_ROWS = 20_000
 _OVERDUE = "queued rows have not been written in time"
 SPLITS_IN_VAIN = 32  # this many refused halves and none accepted: the rows are not the cause
@@ -61,11 +62,11 @@ class Writer:
         self._max_waiting = max_waiting
         self._waiting = PendingRows(max_waiting)
         self._changes = PendingChangeLog()
-        #: Since when rows are waiting without progress, monotonic seconds.
+        #: When rows began to wait without progress, monotonic seconds.
         self._waiting_since = 0.0
         #: Only one page is written at a time.
         self._turn = asyncio.Lock()
-        #: Whether clients wait for a market, so that it is written before others.
+        #: Returns True if clients wait for a market, so that it is written before others.
         self.is_urgent: Callable[[MarketKey], bool] = lambda market: False
         #: The markets for which `flush_market` waits, in order, and its task while there are any.
         self._awaited: dict[MarketKey, asyncio.Future[None]] = {}
@@ -201,7 +202,7 @@ class Writer:
         }
 
     def idle_s(self) -> float:
-        """Return the seconds since an attempt to write ended; 0 before `run`. A store that hangs lets it grow."""
+        """Return the seconds since an attempt to write ended; 0 before `run`. The time grows while the store hangs."""
         return 0.0 if self._attempt_ended_at is None else self._clock.monotonic() - self._attempt_ended_at
 
     # ------------------------------------------------------------ writing to the store

@@ -39,11 +39,11 @@ _CHECK_S = 0.5
 _READ_BATCH = 200
 _MAX_QUEUED = 64  # queued messages of a market while it is read again; the read covers older ones
 _RETRY_S = 0.5
-_MAX_AHEAD_MS = 10_000  # this machine's clock may be this far behind the exchange's, beyond the leader's own knowledge
+_MAX_AHEAD_MS = 10_000  # a minute may be this far ahead of this machine's clock and of the leader's
 
 
 class _QueuedMessage(NamedTuple):
-    """A queued message of a market that is to be read; `is_early` if it arrived before that read began."""
+    """A message that waits until its market was read; `is_early` is True if it arrived before the read began."""
 
     message: Message
     position: Position
@@ -51,11 +51,12 @@ class _QueuedMessage(NamedTuple):
 
 
 class RedisBus:
-    """`redis://` and its variants, at first for `markets`. `leases` is None in a process that only serves.
+    """The bus for `redis://` and the other Redis addresses, which begins with `markets`.
 
-    Messages published here are delivered to the local listeners immediately, whether or not Redis can be reached, and
-    are ignored when they come back. Feeds of other leaders are received once there is a listener. `timeless` are the
-    exchanges whose minutes may lie in the future, such as those of a recording that is played fast.
+    Messages published here are delivered to the local listeners immediately, even if Redis cannot be reached. They are
+    ignored when they come back from Redis. Feeds of other leaders are received if there was a listener at the start.
+    `leases` is None in a process that only serves. `timeless` are the exchanges whose minutes may lie in the future,
+    such as those of a recording that is played fast.
     """
 
     def __init__(
@@ -99,10 +100,10 @@ class RedisBus:
         self._receive_failures = failures.record_of("receiving")
         self._subscriber: Subscriber | None = None
         self._queued: dict[MarketKey, list[_QueuedMessage]] = {}
-        self._from_future: set[MarketKey] = set()  # markets to read again once the leader's clock is known better
+        self._from_future: set[MarketKey] = set()  # markets with a refused time, which the next heartbeat may allow
         self._published_states: dict[MarketKey, StateChanged] = {}  # the last state from the feed
         self._delivered_states: dict[MarketKey, StateChanged] = {}  # the last state delivered to listeners
-        self._overridden: set[MarketKey] = set()  # markets whose delivered state is not the feed's, which is in doubt
+        self._overridden: set[MarketKey] = set()  # markets whose delivered state is `stale` in place of the feed's
         self._delivered_positions: dict[MarketKey, Position] = {}
         self._feedless_seqs: Counter[MarketKey] = Counter()  # numbers messages that belong to no feed
         self._has_missed = asyncio.Event()
@@ -169,7 +170,7 @@ class RedisBus:
         return {} if self._publisher is None else self._publisher.unsent_markets()
 
     def on_markets_changed(self, change: MarketsChanged) -> None:
-        """Publish and receive new markets too, and removed ones no more. The others are not interrupted."""
+        """Begin to publish and receive added markets, and stop for removed ones. The others are not interrupted."""
         for symbol in change.removed:
             self._remove_market(MarketKey(change.exchange, symbol))
         for symbol in change.added:
@@ -232,7 +233,7 @@ class RedisBus:
         self._tasks.start_periodic(self._check_states, self._clock, _CHECK_S)
 
     async def stop(self) -> None:
-        """Publish queued messages if possible now, and close the connections."""
+        """Try once to publish queued messages, and close the connections."""
         if self._publisher is not None:
             await self._publisher.send_pending()
         await self._tasks.cancel()
@@ -318,7 +319,7 @@ class RedisBus:
         del waiting[:-_MAX_QUEUED]
 
     def _deliver(self, message: Message, position: Position) -> None:
-        """Deliver a message of another process's feed. A state is delivered only if it is not in doubt."""
+        """Deliver a message of another process's feed. If the market's state is in doubt, deliver `stale` instead."""
         if isinstance(message, StateChanged):
             self._published_states[message.market] = message
             self._deliver_state(message.market, position)
@@ -336,7 +337,7 @@ class RedisBus:
                 logger.exception("a listener failed on %s", message)
 
     def _count_ignored(self, reason: str, line: str) -> None:
-        """Count an ignored message. Only the first one is logged."""
+        """Count an ignored message. Only the first one with the same reason is logged."""
         if not self.ignored[reason]:
             logger.warning("%s", line)
         self.ignored[reason] += 1
@@ -395,7 +396,7 @@ class RedisBus:
         fence = parse_fence(fence_data)
         self._from_future.discard(market)
         newest = self._read_newest(market, newest_data)
-        is_refused = market in self._from_future  # then the state up to there is not available
+        is_refused = market in self._from_future  # then the messages up to the fence were not read
         known = self._tracker.on_newest_read(
             market, None if newest is None else newest.position, None if is_refused else fence
         )
@@ -403,7 +404,8 @@ class RedisBus:
         if known is not None and delivered is not None and order_of(known) < order_of(delivered):
             self._notify_listeners(MessagesLost(market, back_to=known), known)
         position = known or self._last_position(market)
-        # Send this before the newest state, which has the number of the last message: that message may be the lost one.
+        # Deliver this before the newest state, which has the same position. After it, the listeners would take the
+        # message at that position for received, but that one may be lost.
         self._notify_listeners(MessagesLost(market), position)
         if newest is not None:
             for candle in newest.candles:
@@ -441,7 +443,7 @@ class RedisBus:
     # ------------------------------------------------------------ states
 
     def _check_states(self) -> None:
-        """Publish `stale` for markets in doubt, and their own state once they are not."""
+        """Deliver `stale` for markets whose state is in doubt, and the feed's state once it is not."""
         now = self._clock.monotonic()
         for shard in self._heartbeats.values():
             if self._is_ingested_here(shard):

@@ -1,8 +1,8 @@
 """Connections to Redis: finds the server for a key or channel and runs commands and scripts there, without retries.
 
 redis-py's own retries and reconnects are off, because they hide failures that a bus must know about. A failed client is
-replaced, and the servers are looked up again. TCP keepalive is off too: redis-py takes its timeout for "no message
-yet", asks again without end and blocks the event loop. Heartbeats detect dead connections instead.
+replaced, and the servers are looked up again. TCP keepalive is off too: redis-py mistakes its timeout for "no message
+yet", reads again without end, and blocks the event loop. Loopback messages detect dead connections instead.
 """
 
 import asyncio
@@ -148,7 +148,7 @@ class Servers:
         return self._topology
 
     def suspect_topology(self, suspect: Node | None = None) -> None:
-        """Look up the topology again after a failure, asking `suspect` last."""
+        """Forget the topology after a failure, so that it is looked up again. `suspect` is asked last."""
         if self.is_fixed:
             return
         self._topology = None
@@ -156,7 +156,7 @@ class Servers:
             self._known_nodes = (*(node for node in self._known_nodes if node != suspect), suspect)
 
     def reject_topology(self) -> None:
-        """Look up the topology again, because it named a wrong server. The node that reported it is asked last."""
+        """Forget a topology that named a wrong server. The node that reported it is asked last for the next one."""
         if self._topology_source is not None:
             host = tuple(self._topology_source)
             self._sentinels = tuple(sorted(self._sentinels, key=lambda one: one == host))
@@ -224,7 +224,10 @@ class Servers:
 
 
 def _ranges(slots: Any, asked: Node) -> Iterable[tuple[int, int, Node]]:
-    """Yield the slots from redis-py's reply to CLUSTER SLOTS: a mapping, or rows as the server sent them."""
+    """Yield the first slot, last slot and server of each range in redis-py's reply to CLUSTER SLOTS.
+
+    The reply is a mapping, or has the rows that the server sent.
+    """
     if isinstance(slots, dict):
         for (first, last), owner in slots.items():
             host, port = owner["primary"][:2]
@@ -265,7 +268,7 @@ class Call(NamedTuple):
 
 
 class Caller:
-    """A runner of calls on the servers of their keys. Calls for one server go into one pipeline, in order."""
+    """Runs calls on the servers that have their keys. Calls for one server go into one pipeline, in order."""
 
     def __init__(self, servers: Servers) -> None:
         self._servers = servers
@@ -355,7 +358,7 @@ class Caller:
         return answer
 
     def _drop_client(self, node: Node, client: "_Client") -> None:
-        """Replace a client after a failure: its other connections may be half open too."""
+        """Use a new client for a server from now on: other connections of this one may be half open too."""
         self._servers.suspect_topology(node)
         client.is_dropped = True
         if self._clients.get(node) is client:
@@ -363,7 +366,7 @@ class Caller:
 
 
 class _Client:
-    """A client and the number of its calls in progress. It may still connect until the last of them has ended."""
+    """A client and the number of its calls in progress. Close it only after the last one: each may open connections."""
 
     def __init__(self, redis: "aioredis.Redis") -> None:
         self.redis = redis

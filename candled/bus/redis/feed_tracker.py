@@ -28,7 +28,7 @@ NOT_LISTED = StaleCause("leader_differs", "exchanges and ingest.shards have to b
 
 
 class MessageOrder(Enum):
-    """The decision about a message: deliver it; ignore it; or read the market before trusting it."""
+    """The decision about a message. NEXT: deliver it. REPEATED: ignore it. GAP: read its market first."""
 
     NEXT = "next"
     REPEATED = "repeated"
@@ -42,9 +42,9 @@ class FeedTracker:
     reports messages that did not arrive. Reported messages have until the next heartbeat to arrive, because channels of
     a cluster use different connections.
 
-    No single message moves the position of a feed. A jump counts only if the market's fence confirms it
-    (`confirm_jump`), which only the leader writes. The leader's heartbeats decide in the end: two in a row with less
-    than the known position mean that the known position was wrong.
+    A single message moves the position of a feed by one at most. A jump counts only if the market's fence confirms it
+    (`confirm_jump`): only the leader writes that key. In the end, the leader's heartbeats decide. If two in a row
+    announce less than the known position, the known position was wrong.
     """
 
     def __init__(self, shards: Mapping[int, Iterable[MarketKey]], now: float) -> None:
@@ -79,7 +79,7 @@ class FeedTracker:
     # ------------------------------------------------------------ messages
 
     def on_message(self, market: MarketKey, position: Position) -> MessageOrder:
-        """Judge a message.
+        """Return the decision about a message, and record the message if it is the next one.
 
         If it leaves a gap, its market is read first, and the message is recorded only after that.
         """
@@ -144,7 +144,7 @@ class FeedTracker:
     # ------------------------------------------------------------ heartbeats
 
     def on_heartbeat(self, beat: Heartbeat, channels: Mapping[str, MarketKey], now: float) -> bool:
-        """Record a heartbeat; return whether it counts. That of a replaced leader does not."""
+        """Record a heartbeat; return whether it counts. The heartbeat of a replaced leader does not."""
         shard = self._shards.get(beat.shard)
         if shard is None or not shard.accepts_epoch(beat.epoch):
             return False
@@ -177,7 +177,7 @@ class FeedTracker:
         return True
 
     def leader_ms(self, shard: int, now: float) -> int:
-        """Return the exchange's clock as confirmed by two heartbeats in a row, or 0."""
+        """Return the exchange's time now, as far as the last two heartbeats confirm it; 0 before the second one."""
         beats = self._shards[shard].beats
         return min(as_of_ms + round((now - at) * 1000) for at, as_of_ms in beats) if len(beats) == _TWICE else 0
 
@@ -217,7 +217,7 @@ class FeedTracker:
     # ------------------------------------------------------------ doubts
 
     def update_lateness(self, now: float) -> None:
-        """Update which shards' heartbeats are late, and which other programs have stopped publishing."""
+        """Find the shards whose heartbeats are late, and forget the markets that other programs stopped publishing."""
         for shard in self._shards.values():
             shard.is_late = shard.is_late or now - shard.heartbeat_at > LATE_S
             is_late, times = shard.is_late, shard.external_at.items()
@@ -253,7 +253,7 @@ class FeedTracker:
             self.keep_alive(shard, now)
 
     def on_shard_lost(self, shard: int, now: float) -> None:
-        """Reset a shard that another process leads now: nothing is known about its feed yet."""
+        """Reset a shard that this process does not lead any more: nothing is known about its new feed yet."""
         fresh = self._shards[shard] = _Shard(self._shards[shard].markets, now)
         for market in fresh.markets:
             self._undelivered.pop(market, None)
@@ -271,7 +271,7 @@ class FeedTracker:
     # ------------------------------------------------------------ reading again
 
     def mark_missed(self, markets: Iterable[MarketKey], reason: str) -> None:
-        """Mark markets as missed, so that they are read again."""
+        """Mark markets with missed messages, so that they are read again."""
         for market in markets:
             if market not in self._missed:
                 self._missed[market] = reason
@@ -334,7 +334,7 @@ def order_of(position: Position) -> tuple[int, int]:
 
 
 class _Undelivered:
-    """A message number that the leader announced and that has not arrived, and for how many heartbeats."""
+    """A position that the leader announced but that was not received, and the number of heartbeats since."""
 
     def __init__(self) -> None:
         self.announced = Position("", 0)
@@ -349,9 +349,9 @@ class _Shard:
         self.epoch = ""
         self.beats: list[tuple[float, int]] = []  # when the last two arrived, and the exchange's time in them
         self.announced: dict[MarketKey, int] = {}  # the number in the last heartbeat
-        self.known_positions: dict[MarketKey, Position] = {}  # the known position when it arrived
-        self.lower_counts: dict[MarketKey, int] = {}  # how many in a row were below the known position
-        self.unlisted_counts: dict[MarketKey, int] = {}  # how many in a row did not contain the market
+        self.known_positions: dict[MarketKey, Position] = {}  # the known position when the last heartbeat arrived
+        self.lower_counts: dict[MarketKey, int] = {}  # the heartbeats in a row that were below the known position
+        self.unlisted_counts: dict[MarketKey, int] = {}  # the heartbeats in a row that did not contain the market
         self.external_at: dict[MarketKey, float] = {}
         self._replaced = ""  # the feed of the last heartbeat that did not count
 

@@ -1,9 +1,9 @@
 """Leases: one per shard in Redis, with a growing token. Its holder reads the shard's markets from their exchanges.
 
-A lease protects published messages, not stored ones. Two processes may store the same minutes for a while: a minute is
-written by its version (`Candle.supersedes`), so the order of writing does not matter, and known gaps are saved by
-range. Published messages are numbered, and there two processes would contradict each other. Therefore each market's
-channel records the highest token that has published, and rejects lower ones.
+A lease protects published messages, not stored minutes. Two processes may store the same minutes for a while: the
+version decides which one is kept (`Candle.supersedes`), in any order of writing, and known gaps are saved by range. But
+two processes that publish would number different messages alike. Therefore each market has a fence: the highest token
+that has published. Messages with a lower token are rejected.
 """
 
 import asyncio
@@ -26,11 +26,12 @@ from .lua import LEASE, REGISTER, RELEASE
 logger = logging.getLogger(__name__)
 
 _TURNS = 6  # how often a lease is renewed, and free ones are requested, during its lifetime
-# more than a fair share is kept this long, so that the first process does not lead for only a second
+# A process keeps more than its fair share for this many turns. Otherwise the process that starts first would lead some
+# shards for only a second.
 _TURNS_BEFORE_RELEASE = 3
-_HANDLING_S = 5.0  # how long to wait for the ingest of a shard given up for fairness to stop
-_MOST_NAME = 64  # characters of a process's name, which Redis may have from any program
-_MARGIN = 1 / 12  # of a lease: a leader stops this much earlier than Redis gives its lease to another
+_HANDLING_S = 5.0  # how long to wait until the ingest of a shard that is given up has stopped
+_MOST_NAME = 64  # characters of a process's name in Redis, which any program may have written
+_MARGIN = 1 / 12  # of a lease's time: a leader stops this much before Redis gives the lease to another process
 
 
 class LeaseState(Enum):
@@ -54,7 +55,7 @@ class Lease:
         self.token = 0
         self.epoch = epoch
         self.leader = ""  # the process that has the lease, as of the last turn; empty if none has it
-        self.floor = 0  # the highest token that has published when this one was rejected
+        self.floor = 0  # the highest token that had published when Redis rejected this process's token
         self.is_wanted = True  # False while it is being given up
         self._clock = clock
         self._deadline = 0.0
@@ -71,7 +72,7 @@ class Lease:
         return self.state is LeaseState.LEADER and self._clock.monotonic() < self._deadline
 
     async def watch_states(self) -> AsyncIterator[LeaseState]:
-        """Yield the state now and after each change. A change that was replaced before it was read is skipped.
+        """Yield the state now and after each change. A state that changes again before it is requested is skipped.
 
         When the next state is requested, the previous one counts as handled: its ingest was started or stopped.
         """
@@ -124,9 +125,9 @@ class Lease:
 
 
 class Leases:
-    """The leases of all shards. `process` must differ between starts; `ttl_s` is how long a lease lasts.
+    """The leases of all shards. `process` must differ between starts; a lease lasts for `ttl_s` seconds.
 
-    After `alone_after_s` seconds without Redis, a process ingests anyway; None: never.
+    After `alone_after_s` seconds without Redis, this process ingests without leases; None: never.
     """
 
     def __init__(
@@ -245,7 +246,7 @@ class Leases:
             elif owner and token > lease.floor:
                 self._on_change(lease, lease.acquire(token, asked_at + self._ttl_s * (1 - _MARGIN)))
             else:
-                # this process's, but a higher token has published: a cluster lost a lease that it had given out
+                # free; or this process's, but a higher token has published: a cluster lost a lease that it had assigned
                 if owner:
                     await self._caller.call_all([self._release_call(lease)])
                 if lease.state is LeaseState.LEADER:

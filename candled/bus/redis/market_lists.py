@@ -30,7 +30,7 @@ from .lua import PUBLISH
 
 logger = logging.getLogger(__name__)
 
-_REPEAT_S = 10.0  # the leader publishes its list again, because Redis may lose it, and a notice
+_REPEAT_S = 10.0  # the leader publishes its list this often, because Redis may lose the list or a notice
 _RETRY_S = 1.0
 _TURN_S = 0.1  # between two checks for lists to read or to publish
 _KEY_TTL_S = 7 * 86_400
@@ -38,11 +38,11 @@ _LOAD_S = 3.0
 
 
 class MarketLists:
-    """The lists of markets in Redis, which follow the universes of leaders, and which other universes follow.
+    """Shares the lists of markets through Redis, so that all processes have the same universe.
 
     The leader of `shard_of_exchange` chooses an exchange's markets, and publishes them with their facts whenever its
     universe changes. Every other process applies the list to its universe. `chosen` are the exchanges whose markets are
-    chosen by patterns: until the choice was made, their list is not published. `leases` is None in a process that only
+    chosen by patterns. Their lists are not published before the first choice. `leases` is None in a process that only
     serves.
     """
 
@@ -160,7 +160,7 @@ class MarketLists:
         return None if self._leases is None else self._leases.all[self._shards[exchange]]
 
     def _is_led_here(self, exchange: str) -> bool:
-        """Return whether this process chooses the markets of an exchange, perhaps without knowing the leader."""
+        """Return whether this process chooses an exchange's markets, as the leader or because the leader is unknown."""
         lease = self._lease_of(exchange)
         return lease is not None and lease.must_ingest
 

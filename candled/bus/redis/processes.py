@@ -1,4 +1,4 @@
-"""The processes of a site: each announces itself in Redis, under a key that expires, and reads the others."""
+"""The processes of a site: each announces itself in Redis, in a key that expires, and reads the keys of the others."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ _MOST_READ = 500
 
 
 class ProcessRegistry:
-    """Announces this process, whose name in leases is `process`, and knows the others.
+    """Announces this process, whose name in leases is `process`, and reads the announcements of the others.
 
     It uses plain commands, so that a process that only serves needs no permission to run scripts.
     """
@@ -79,7 +79,7 @@ class ProcessRegistry:
 
 
 def _read(data: bytes) -> ProcessFacts | None:
-    """Return an announcement; None if it has expired, or is another program's text."""
+    """Return the facts of an announcement; None if it has expired, or if another program wrote it."""
     try:
         return decode_process(data) if data else None
     except BadMessage:

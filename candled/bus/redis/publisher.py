@@ -53,8 +53,8 @@ class RedisPublisher:
         self._ended_seqs: dict[MarketKey, int] = {}  # last numbers of removed markets, which continue if they return
         self._epochs: dict[int, str] = {}
         self._known_epochs: set[str] = set()
-        self._due: dict[MarketKey, None] = {}  # in the order of their turn
-        self._to_retry: dict[MarketKey, None] = {}  # could not be sent: again with the next heartbeat
+        self._due: dict[MarketKey, None] = {}  # the markets to send, in order
+        self._to_retry: dict[MarketKey, None] = {}  # the markets that failed; they are sent with the next heartbeat
         self._beats_due: set[int] = set()
         self._wake = asyncio.Event()
         self._pumps: dict[Node, _Pump] = {}
@@ -97,10 +97,7 @@ class RedisPublisher:
         return epoch in self._known_epochs
 
     def on_lease_change(self, lease: Lease) -> None:
-        """Raise the fence of every market of a shard after taking the lead.
-
-        The previous leader is then rejected.
-        """
+        """Begin the shard's feed. A new leader raises the fence of each market, which rejects the previous leader."""
         self._begin_feed(lease)
         if not lease.must_ingest:  # nothing of it is published any more
             self._failures.record_success(lease.shard, *self._markets_of[lease.shard])
@@ -143,7 +140,7 @@ class RedisPublisher:
         self._wake.set()
 
     async def send_pending(self) -> None:
-        """Send due messages if possible now."""
+        """Try once to send due messages."""
         await self._distribute_due()
         await self._sending.wait()
 
@@ -309,9 +306,10 @@ class RedisPublisher:
             outgoing.forget_sent(batch.seq)
 
     def _on_overtaken(self, batch: "_Batch", number: int) -> None:
-        """Handle a higher number in Redis.
+        """Handle a batch that Redis ignored, because it has a higher number.
 
-        If this process has never used it, another program wrote it: overwrite it.
+        If this process has used that number, a later batch has arrived first. Otherwise another program wrote the
+        number, and the next batch overwrites it.
         """
         outgoing = self._markets[batch.market]
         if self._lease_of(batch.market).epoch != batch.epoch:

@@ -26,7 +26,7 @@ _MAX_WAIT_S = 1.0  # then ask again, because another process may have closed or 
 
 
 class _RedisCaller:
-    """A caller of Redis that pauses after a failure."""
+    """Calls Redis, with a pause after each failure."""
 
     def __init__(self, caller: Caller, clock: Clock, failures: FailureRecord) -> None:
         self._caller = caller
@@ -171,8 +171,8 @@ def _symbol_of(text: bytes) -> Symbol | None:
 class RedisBudgets:
     """The budgets of hosts, each shared by all processes of one Redis.
 
-    While Redis is unavailable, each process uses only its share. `processes` returns their number, 0 if unknown. It is
-    None in a command, which runs next to them.
+    While Redis is unavailable, each process uses only its share. `processes` returns the number of processes, 0 if
+    unknown. In a command, which runs next to them, `processes` is None.
     """
 
     def __init__(
@@ -271,7 +271,7 @@ class RedisBudget:
             return self._take_own_share(weight)
 
     def _take_own_share(self, weight: float) -> float:
-        """Take a request from this process's share, assuming that all processes use equally much.
+        """Take a request from this process's share; return the seconds to wait. All processes have equal shares.
 
         If the number of processes is unknown, the share is about half.
         """

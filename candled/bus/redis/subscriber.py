@@ -189,7 +189,7 @@ class _SubscriberConnection:
         self._client, self._loopback_client = (owner.servers.make_client(assigned.node) for _ in range(2))
         self._pubsub = self._client.pubsub()
         self._loopback_error = ""
-        # the channels whose subscription was sent last, and the assignment that they come from
+        # the assignment for which subscriptions were sent last, and its channels
         self._applied = assigned
         self._subscribed = dict.fromkeys(assigned.channels)
         # confirmations that are expected after a change, by kind and channel, and until when

@@ -34,11 +34,12 @@ _PARAMETERS = {
 
 _EXPECTED = "expected postgresql://user:password@host:port/database"
 
-# A connection may die silently between two statements of a transaction. The server then gives it up as soon as this
-# side does; otherwise it would keep row locks for hours. Every statement of the store is an index lookup. New tables
-# have no statistics, and a plan for the 100 rows of yesterday must not scan the million of today; compiling such
-# statements costs more than running them. Corrections of compressed minutes are limited by the size of a batch;
-# TimescaleDB's own limit would refuse some of them permanently.
+# - Timeouts: a connection may die silently between two statements of a transaction. The server then gives it up when
+#   this side does. Otherwise it would keep row locks for hours.
+# - Plans: every statement of the store is an index lookup. New tables have no statistics, and a plan that was made for
+#   yesterday's 100 rows must not scan today's million. To compile such statements (JIT) costs more than to run them.
+# - TimescaleDB: the size of a batch limits corrections of compressed minutes. Its own limit would refuse some of them
+#   permanently.
 _SESSION = """SET TimeZone = 'UTC'; SET client_min_messages = 'warning'; SET jit = off;
     SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET statement_timeout = {0};
     SET idle_in_transaction_session_timeout = {0};

@@ -60,7 +60,7 @@ def fold_history(connection: DatabaseConnection, intervals: Iterable[Interval]) 
     chosen = {interval: source for interval, source in sources(fresh | folded).items() if interval in fresh}
     markets = read_spans(connection)
     for done, (market_id, first_ms, last_ms) in enumerate(markets, start=1):
-        # A bar cut by the edge of two chunks is folded with both, the second time from all its parts.
+        # A bar across the edge of two chunks is folded with each of them. The second time, all its parts exist.
         for start_ms in range(first_ms, last_ms + 1, FOLD_CHUNK_MS):
             connection.execute(sql.LOCK_MARKET, (market_id,))
             _fold(connection, {market_id: RangeSet([(start_ms, start_ms + FOLD_CHUNK_MS)])}, chosen)

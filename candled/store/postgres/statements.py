@@ -11,7 +11,7 @@ _MINUTE = (*_BAR, "src")
 
 
 def _time(ms: str) -> str:
-    """Return SQL that converts milliseconds to a time. Unlike adding an interval, the planner folds it."""
+    """Return SQL that converts milliseconds to a time. The planner takes it for a constant, unlike a sum."""
     return f"to_timestamp({ms} / 1000::float8)"
 
 

@@ -56,9 +56,9 @@ class PostgresStore(SqlStore):
     write and `readers` read at a time, and further calls wait. Each statement ends within `limit_s` seconds, even if
     the connection fails; `open` and `tidy_up` may take longer.
 
-    `compress_after_days` (requires TimescaleDB under its own licence) and `retention_days` control how `tidy_up` treats
-    old minutes; None disables each. Longer bars are never dropped. Without `upgrade`, and always as a guest, `open`
-    refuses a database whose tables are missing or not up to date, and changes none of them.
+    `compress_after_days` (requires TimescaleDB under the Timescale licence) and `retention_days` control how `tidy_up`
+    treats old minutes; None disables each. Longer bars are never dropped. Without `upgrade`, and always as a guest,
+    `open` refuses a database whose tables are missing or not up to date, and changes none of them.
     """
 
     _sql = sql

@@ -16,8 +16,8 @@ _BUSY_S = 30.0
 def copy_database(source: Path, target: Path) -> int:
     """Copy a store to a new file, as it is at one moment; return the number of markets.
 
-    A daemon may write to the source meanwhile: SQLite gives the copy a view of its own. The target appears once the
-    copy is complete, checked and on the disk.
+    A daemon may write to the source meanwhile: the copy does not see those writes. The target appears once the copy is
+    complete, checked and on the disk.
 
     Raises:
         StoreRejected: the source is no store of this version or an earlier one, the copy has damage, or the target

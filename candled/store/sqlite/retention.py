@@ -17,9 +17,9 @@ _VACUUM_PAGES = 500  # 2 MB a step
 def drop_minutes(file: DatabaseFile, before_ms: int) -> Iterator[None]:
     """Delete the minutes of all weeks that end by `before_ms` (UTC epoch milliseconds), step by step.
 
-    No bar loses a part of its minutes, and longer bars stay. From the first step on, older minutes are not stored any
-    more. If the steps are not finished, the next call continues. The last steps return free pages to the file system if
-    the file was created for it.
+    No bar loses a part of its minutes, and longer bars stay. From the first step on, the store ignores new rows of
+    these weeks. If the steps are not finished, the next call continues. The last steps return free pages to the file
+    system, if the file was created with `auto_vacuum`.
     """
     before_ms = WEEK.floor(before_ms)
     if before_ms <= 0:

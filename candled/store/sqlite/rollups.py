@@ -57,7 +57,7 @@ class KnownBars:
 
 
 def put_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[int | str | None, ...]]) -> None:
-    """Execute a statement for all rows, many in one step: after each step, the thread may wait for others."""
+    """Execute a statement for all rows, many of them per call: after each call, the thread may wait for others."""
     first = 0
     for count in _ROWS_AT_ONCE:
         while first + count <= len(rows):

@@ -110,7 +110,7 @@ BARS_BETWEEN = f"""SELECT {_FOLDED} FROM rollups
     WHERE market = ? AND interval_ms = ? AND time_ms >= ? AND time_ms < ? ORDER BY time_ms"""
 BARS_BEFORE = f"""SELECT {_FOLDED} FROM rollups
     WHERE market = ? AND interval_ms = ? AND time_ms < ? ORDER BY time_ms DESC LIMIT ?"""
-# One row with the JSON of all rows. For each row, a thread may have to wait for the interpreter's lock.
+# All rows as JSON in a single row: after each row, a thread may have to wait for the interpreter's lock.
 _AS_JSON = "SELECT json_group_array(json_array({})) FROM ({})"
 MINUTES_AS_JSON, BARS_AS_JSON = (_AS_JSON.format(_MINUTE, rows) for rows in (MINUTES_BETWEEN, BARS_BETWEEN))
 # The same in the form that `bar_texts` reads.
@@ -154,7 +154,7 @@ _NOWHERE = f"(typeof(time_ms) <> 'integer' OR time_ms < 0 OR time_ms >= {END_OF_
 
 
 def _suspect(table: str, interval_ms: str, columns: str) -> str:
-    """Return a query for rows of a range that `rows.problem` must check: with anything but plain digits.
+    """Return a query for the rows of a range with unusual values, which `rows.problem` must check.
 
     The file checks no types, so a column may contain anything.
     """

@@ -470,8 +470,8 @@ class SqliteStore(SqlStore):
         oldest_ms, newest_ms = self._fetch_rows(sql.SPAN, market_id)[0]
         if oldest_ms is None:
             return
-        oldest_ms = max(oldest_ms, self.kept_from())  # a bar of older minutes would lack those that were dropped
-        # A bar cut by the edge of two chunks is folded with both, the second time from all its parts.
+        oldest_ms = max(oldest_ms, self.kept_from())  # an earlier bar would lack the minutes that were dropped
+        # A bar across the edge of two chunks is folded with each of them. The second time, all its parts exist.
         for start_ms in range(oldest_ms, newest_ms + 1, FOLD_CHUNK_MS):
             with self._file.begin_transaction() as connection:
                 fold_levels(KnownBars(connection, market_id), RangeSet([(start_ms, start_ms + FOLD_CHUNK_MS)]), fresh)

@@ -17,7 +17,7 @@ _UNDO_LAST_STEP = Path(__file__).with_name(f"undo_{SCHEMA:04}.sql")
 
 
 def migrate_schema(connection: DatabaseConnection, wanted: int = SCHEMA) -> None:
-    """Apply the steps that are missing in the database, each in a transaction. The caller must have the lock for it.
+    """Apply the steps that are missing in the database, each in a transaction. The caller has the lock `PREPARE`.
 
     If `wanted` is the version before that of the database, undo the last step.
 

@@ -17,9 +17,9 @@ CHUNK = "7 days"
 class Timescale:
     """The TimescaleDB features of this server and database.
 
-    `version` is None without the extension. `hypertable` is set if the minutes are stored in chunks. `licensed` is set
-    if compression may be used (builds under the Apache licence refuse it). `remark` gives the reason if something is
-    missing.
+    `version` is None without the extension. `hypertable` is True if the minutes are stored in chunks. `licensed` is
+    True if compression may be used (builds under the Apache licence refuse it). `remark` gives the reason if something
+    is missing.
     """
 
     version: str | None = None
@@ -116,7 +116,7 @@ def _is_hypertable(connection: DatabaseConnection) -> bool:
 def compress(connection: DatabaseConnection, before_ms: int) -> int:
     """Compress the chunks that end before a time (UTC epoch milliseconds), each in a transaction; return how many.
 
-    Compressed chunks are included, so that corrections in them are compressed again. This runs on our own timer,
+    Compressed chunks are included, so that corrections in them are compressed again. candled's own timer runs this,
     because TimescaleDB's background jobs fail under some pairs of minor versions.
     """
     [(is_enabled,)] = connection.fetch_rows(
