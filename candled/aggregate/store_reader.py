@@ -316,7 +316,14 @@ class StoreReader:
                         market, since, lost_from_ms, everything=is_last and not is_known
                     ):
                         await self._merge_range(market, stale)
-                    is_complete = (is_known or is_last) and await self._is_complete(market, lost_from_ms)
+                    unsure = await self._find_unsure(market, lost_from_ms)
+                    is_complete = (is_known or is_last) and not unsure
+                    if attempt == _MAX_LOG_WAITS + 1 and unsure:
+                        logger.warning(
+                            "%s: messages were lost, and some completed minutes are not final yet: %s",
+                            market.key,
+                            unsure,
+                        )
                 except (StoreUnavailable, StoreRejected) as error:
                     logger.debug("%s: lost changes cannot be read yet: %s", market.key, error)
                     is_complete = False
@@ -375,29 +382,29 @@ class StoreReader:
         newest_ms = max(market.feed_log.metadata.watermark_ms or 0, 0 if newest is None else newest.open_ms)
         return RangeSet([*changes, (lost_from_ms, (newest_ms or self._clock.now_ms()) + 2 * MINUTE_MS)])
 
-    async def _is_complete(self, market: MarketBars, from_ms: int) -> bool:
-        """Return whether every completed minute from `from_ms` on is final in memory or known not to exist.
+    async def _find_unsure(self, market: MarketBars, from_ms: int) -> RangeSet:
+        """Return the completed minutes from `from_ms` on that are not final in memory, and not known not to exist.
 
-        Before history is complete, this applies only to minutes after the gap. Later messages announce the others.
+        Before history is complete, only minutes after the gap count. Later messages announce the others.
         """
         series, metadata = market.aggregator.series_of(MINUTE), market.feed_log.metadata
         if metadata.watermark_ms is None:
-            return True
+            return RangeSet()
         known_ms = market.complete_from_ms
         if known_ms is None:
             if metadata.gap is None:
-                return False
+                return RangeSet([(from_ms, END_OF_TIME_MS)])
             known_ms = metadata.gap.end_ms
         from_ms, watermark_ms = max(from_ms, series.since_ms, known_ms), metadata.watermark_ms
-        missing = RangeSet([(from_ms, watermark_ms)])
+        unsure = RangeSet([(from_ms, watermark_ms)])
         for minute in series.bars_between(from_ms, watermark_ms):
             if minute.final:
-                missing.remove(minute.open_ms, minute.open_ms + MINUTE_MS)
+                unsure.remove(minute.open_ms, minute.open_ms + MINUTE_MS)
         if metadata.gap is not None:
-            missing.remove(*metadata.gap)
-        for known_gap in await self._history.known_gaps(market.key, Range(from_ms, watermark_ms)) if missing else ():
-            missing.remove(known_gap.start_ms, known_gap.end_ms)
-        return not missing
+            unsure.remove(*metadata.gap)
+        for known_gap in await self._history.known_gaps(market.key, Range(from_ms, watermark_ms)) if unsure else ():
+            unsure.remove(known_gap.start_ms, known_gap.end_ms)
+        return unsure
 
 
 def _overlap(gap: Range | None, from_ms: int) -> Range | None:

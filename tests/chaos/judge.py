@@ -113,7 +113,7 @@ class Judge:
                 facts = {key: health[key] for key in ("exchanges", "store", "bus", "bars")}
                 return f"{node.name} is not well: {facts}"
             if health["bars"]["catchingUp"] or not health["bus"]["connected"]:
-                return f"{node.name} is behind: {health['bus']} {health['bars']}"
+                return f"{node.name} is behind: {health['bus']} {health['bars']}: {node.tail(1500)}"
             slots = {key: health["store"][key] for key in _WRITERS_AND_READERS}
             most = self._slots.setdefault(node.name, slots)
             for key, free in slots.items():
