@@ -55,7 +55,7 @@ class Grant:
     def of(
         cls, claims: Claims, *, name: str, label: str, digest: str, expires_ms: int | None, key: str = ""
     ) -> "Grant":
-        """Return the grant of claims.
+        """Return the grant that has these claims.
 
         Raises:
             ValueError: a symbol, pattern or interval has a wrong form.
@@ -82,8 +82,8 @@ class Grant:
     def allows_pattern(self, pattern: str) -> bool:
         """Return True if the token may subscribe to a pattern.
 
-        A room has the bars of all markets that a pattern selects, so that the claims need this pattern, or `*`, and no
-        exclusion.
+        A pattern room has the bars of all markets that its pattern selects. So the claims must have this pattern, or
+        `*`, and no exclusion.
         """
         texts = {one.text for one in self.symbols}
         return not texts or (bool(texts & {pattern, "*"}) and not any(one.is_exclusion for one in self.symbols))

@@ -40,7 +40,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def make_token(name: str) -> str:
-    """Return a new token: its name and a random secret of 256 bits. URLs and headers need no escapes for it.
+    """Return a new token: its name and a random secret of 256 bits. It needs no escapes in URLs and headers.
 
     Raises:
         ConfigError: the name has another form.
@@ -60,7 +60,7 @@ def check_name(name: str) -> None:
 
 
 def name_of(token: str) -> str:
-    """Return the name in a token; any text if it is none."""
+    """Return the name in a token. Of any other text, return a part without a meaning."""
     return token.removeprefix(PREFIX).partition("_")[0]
 
 
@@ -73,7 +73,7 @@ def read_entries(path: Path) -> dict[str, Entry]:
     """Read a file of tokens.
 
     Raises:
-        ConfigError: it cannot be read, or has a mistake. The text repeats no value.
+        ConfigError: it cannot be read, or has a mistake. The error text contains no value of the file.
     """
     try:
         raw = read_yaml(path.read_text("utf-8-sig"))
@@ -101,10 +101,10 @@ def read_grants(path: Path) -> dict[str, Grant]:
 
 
 def make_grants(path: Path, entries: Mapping[str, Entry]) -> dict[str, Grant]:
-    """Return the grants of tokens, by name. `path` is for messages.
+    """Return the grants of tokens, by name. `path` is for error texts.
 
     Raises:
-        ConfigError: a claim has a wrong form; with one line for each.
+        ConfigError: claims have a wrong form; the error text has a line for each.
     """
     grants, problems = {}, []
     for name, entry in entries.items():

@@ -25,7 +25,7 @@ _NO_DIGEST = "0" * 64
 
 
 class InvalidToken(CandledError):
-    """A token that grants nothing. The text does not repeat it."""
+    """A token that grants nothing. The error text does not contain it."""
 
 
 class Expired(InvalidToken):
@@ -100,7 +100,7 @@ class TokenVerifier:
         return grant.expires_ms is not None and grant.expires_ms <= self._clock.now_ms()
 
     def is_current(self, grant: Grant) -> bool:
-        """Return True as long as the token of a grant has the same claims, and the key of a JWT is used."""
+        """Return True while the file has the token with the same claims, or the key that verified a JWT is in use."""
         return grant.key == self._key_digest if grant.key else self._grants.get(grant.name) == grant
 
     # ------------------------------------------------------------ inside

@@ -26,7 +26,7 @@ class MarketCatalog:
         #: the intervals by TradingView's names
         self.resolutions: dict[str, Interval] = {}
         self.add_intervals(intervals)
-        #: the markets that own the tickers, and the other spellings in upper case; served now or formerly
+        #: the owner of each ticker, and of each other spelling in upper case: a market that is or was served
         self._ticker_owners: dict[str, MarketKey] = {}
         self._spelling_owners: dict[str, MarketKey] = {}
         self.set_markets(markets)
@@ -44,8 +44,8 @@ class MarketCatalog:
     ) -> None:
         """Replace the markets and the exchanges. The first exchange stays the same.
 
-        `renamed` are markets that the exchange has renamed, by their former names, which none has now. Requests with
-        these are answered too.
+        `renamed` has the markets that an exchange has renamed, by their former names, which no market has now. Requests
+        with former names are answered too.
         """
         self.version += 1
         self.renamed = dict(renamed or {})
@@ -147,7 +147,7 @@ class BinanceMarkets:
         self._version = -1  # of the catalog
         self._markets: dict[str, MarketKey] = {}
         self._stream_names: dict[str, str] = {}
-        #: the markets that own the names in lower case; served now or formerly
+        #: the owner of each name in lower case: a market that is or was served
         self._owners: dict[str, MarketKey] = {}
         #: the markets by their former names, which no market has now
         self._renamed: dict[str, MarketKey] = {}

@@ -28,24 +28,24 @@ class ApiContext:
     decimals: Callable[[MarketKey], Decimals]
     #: The newest facts about a market from the exchange's list; None if this process has not read it.
     facts: Callable[[MarketKey], Market | None] = lambda market: None
-    #: Whether the candles of an exchange are not those of the market at present.
+    #: Returns True if an exchange's candles are not the present ones of its markets, as in a replay.
     is_simulated: Callable[[str], bool] = lambda exchange: False
     #: The markets that clients may start.
     offered: "OfferedMarkets | None" = None
-    #: Waits for the first bars of a market that was started a moment ago, with its interval and their number.
+    #: Waits for the first bars of a market that has just been started, given the interval and the number of bars.
     wait_for_bars: Callable[[MarketKey, Interval, int], Awaitable[None]] | None = None
     #: The decimals seen in a market's candles.
     seen_decimals: Callable[[MarketKey], Decimals]
 
     def note_request(self, market: MarketKey) -> bool:
-        """Record a request for a market, which keeps it; return whether its first bars may have to be waited for."""
+        """Record a request for a market, which stays started; return True if its first bars may not be loaded yet."""
         if self.offered is None:
             return False
         self.offered.demand.note_request(market)
         return self.offered.demand.is_starting(market)
 
     def finds_offered(self, refusal: UnknownSymbol) -> bool:
-        """Return whether the market of a refused request can be started."""
+        """Return True if the market of a refused request can be started."""
         return self.offered is not None and self.offered.find(refusal) is not None
 
     def likely_decimals(self, market: MarketKey) -> Decimals:

@@ -29,7 +29,7 @@ class Format(Protocol):
         """Return the bytes before the first bar."""
 
     def encode_bars(self, bars: Sequence[Candle]) -> bytes:
-        """Return some bars."""
+        """Return the bytes of some bars."""
 
     def end(self) -> bytes:
         """Return the bytes after the last bar."""

@@ -174,7 +174,7 @@ class Handler(RequestHandler):
     def reply_refusal(
         cls, refusal: ApiError, result: RateLimitResult, headers: Mapping[str, str], access: AccessPolicy
     ) -> HotReply:
-        """Return the answer to a refused request, which is 429 if its result is that."""
+        """Return the answer to a refused request: 429 if the rate limit refuses it, else that of `refusal`."""
         if not result.allowed:
             refusal = TOO_MANY_REQUESTS
         status, error = cls.describe_error(refusal)
@@ -407,7 +407,7 @@ class NotFound(Handler):
 
     @classmethod
     def answer_now(cls, request: HotRequest, peer: str, **route: Any) -> HotReply | None:
-        """Return the same answer."""
+        """Return the 404 of `answer`; None if the handler must answer."""
         if not request.reads:
             return super().answer_now(request, peer, **route)
         if request.query is None:

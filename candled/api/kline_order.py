@@ -6,11 +6,11 @@ MOST_UNCLOSED = 10  # bars whose close may come late; a reader of the stream has
 
 
 class KlineOrder:
-    """Keeps time in a stream ascending, and lets each bar close at most once, in order.
+    """Keeps the bars of a stream in order, and lets each one close at most once.
 
-    A message closes a bar (`x` is true) if the bar is final. A bar that is not final when the next one begins is closed
-    later: no other message may be about a bar older than one already sent. After its close, no more messages follow for
-    a bar.
+    A message closes its bar (`x` is true) if the bar is final. If a bar is not final when the next one begins, its
+    close comes later. That is the only message about a bar older than one already sent. After its close, no more
+    messages follow for a bar.
     """
 
     __slots__ = ("_unclosed", "is_closed", "newest")

@@ -33,7 +33,7 @@ from .offered_markets import OfferedMarkets
 
 MOST_STREAMS = 1024  # per connection, as at Binance
 FINAL_WAIT_S = 2.0  # the longest time that a new bar waits for the one before it to become final
-_BARS = 10  # bars of an `initial`: as many may end before a new one is sent, and none is left out
+_BARS = 10  # bars of an `initial`. If no more bars end before the next `initial`, the stream has no gap.
 _OPTIONS = Options(FINAL | VALUES, corrections=True, final_wait_s=FINAL_WAIT_S)
 _TEXT_ID = re.compile(r"[A-Za-z0-9_-]{1,36}")
 _METHODS = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
@@ -495,7 +495,7 @@ class _Invalid(Exception):
 
 
 class _NotStarted(Exception):
-    """A request for a stream whose market can be started on demand. The text is the error if it cannot."""
+    """A request for a stream whose market can be started on demand. The text is the error if it cannot be started."""
 
     def __init__(self, market: MarketKey, message: str) -> None:
         super().__init__(message)

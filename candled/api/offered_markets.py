@@ -10,7 +10,7 @@ from .errors import UnknownSymbol
 
 
 class OfferedMarkets:
-    """Finds markets that are not served by their names. A name that fits several belongs to the first by symbol."""
+    """Finds, by name, the markets that are not served but can be. A name that fits several belongs to the first."""
 
     def __init__(self, demand: MarketsOnDemand) -> None:
         self.demand = demand

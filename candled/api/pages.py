@@ -36,8 +36,8 @@ T = TypeVar("T")
 
 _ALL = 10**6  # more than memory holds
 _TRUSTED_S = 10.0
-_MOST_SLICES = 250  # in which the bars of a page are encoded, even if they change again and again
-_MOST_UNSHARED = 2  # pages of up to 5,000 bars that are made for one request each, at a time
+_MOST_SLICES = 250  # passes for encoding the bars of a page, even if they change again and again
+_MOST_UNSHARED = 2  # pages made at a time that only one request gets; each has up to 5,000 bars
 _PAGE_OVERHEAD = 600  # bytes of a kept page besides its texts
 
 

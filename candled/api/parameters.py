@@ -28,7 +28,7 @@ class Parameter:
     default: Any = None
     required: bool = False
     example: Any = field(default=None)
-    #: Completes "expected …", if that changes while the parameter exists.
+    #: Returns the end of "expected …", if it changes while the parameter exists.
     describe_expected: Callable[[], str] | None = None
 
 

@@ -60,7 +60,7 @@ class PastPages:
     async def read(
         self, topic: Topic, printer: Printer, asked: HistoryRequest, final_until_ms: int, known: str
     ) -> PrintedPage | None:
-        """Do the same, but read the pages that are not cached. None means that it has to be read without pages."""
+        """Do the same as `find`, but read pages that are not cached; None if the bars must be read without pages."""
         await self._read_served_from(topic.market)
         pages: dict[int, _PastPage] = {}  # so that a small cache cannot drop one before the next is read
         for _ in range(_most_pages(asked)):
@@ -165,7 +165,7 @@ class PastPages:
             return None
         key = topic, printer.name, number
         page: _PastPage | None = self._texts.find_page(key)
-        if page is None or page.past_version != version or page.end_ms < end_ms:  # none that was read at the same time
+        if page is None or page.past_version != version or page.end_ms < end_ms:  # not read by another request
             page = _PastPage(EncodedBars(topic, printer), end_ms, version, next(_numbers))
             page.bars.append_final(rows)  # all bars, which takes as long as `BARS_PER_TURN` bars in memory
             self._texts.keep_page(key, page, page.bars.size_bytes + _PAGE_OVERHEAD)

@@ -57,7 +57,7 @@ class PrintedPage:
     tag: str | None = None
     #: True if the client already has these bytes; `columns` is then empty.
     is_known: bool = False
-    #: True if only a change in memory can change it, and not the time.
+    #: True if it changes only when memory does, not with time.
     is_lasting: bool = False
     #: True if its bars are older than those in memory.
     is_past: bool = False
@@ -81,7 +81,7 @@ class BarQuery:
     content_type: str = "application/json; charset=utf-8"
     #: The part that distinguishes it from queries for the same bars with another body.
     variant: object = None
-    #: Tag final pages by revisions, which are the same in every process, and others by their bytes.
+    #: True if final pages are tagged by revisions, which are the same in every process; others by their bytes.
     has_revision: bool = False
     #: The revision in the query's address, and the address of another one.
     wanted_revision: str | None = None

@@ -124,7 +124,7 @@ def _udf(source: ApiContext, next_time: str, shared: dict[str, Any]) -> list[Rou
     more = {**shared, "source": source, "next_time": next_time}
     return [
         *((f"/udf/{name}", kind, more) for name, kind in resources.items()),
-        ("/udf/search", udf.Search, {**more, "pages": KeptPages(source.clock)}),  # they displace no other page
+        ("/udf/search", udf.Search, {**more, "pages": KeptPages(source.clock)}),  # searches displace no other pages
         (r"/udf(?:/.*)?", udf.UnknownUdfPath, more),
     ]
 

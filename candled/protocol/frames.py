@@ -31,7 +31,7 @@ class Frame(bytes):
     topic: "Topic | None" = None
     open_ms = 0
     corrects = False
-    most_waiting: int | None = None  # frames of its topic that may wait for a slow client, if others than usual
+    most_waiting: int | None = None  # most frames of its topic queued for a slow client; None: the default
     update: BarUpdate | None = None  # its values, if it is about bars
 
     @classmethod

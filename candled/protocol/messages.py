@@ -1,4 +1,4 @@
-"""Messages from the server: bars and answers → texts, exactly as in docs/reference/protocol.md."""
+"""Print the messages from the server: bars and answers, exactly as in docs/reference/protocol.md."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -32,7 +32,7 @@ FINAL_WAIT_S = 30.0  # default of `Options.final_wait_s`
 
 
 class Resume(msgspec.Struct, frozen=True):
-    """A client's position in a feed, and when the newest bar that it has begins."""
+    """A client's position in a feed, and the opening time of its newest bar."""
 
     epoch: str
     seq: int

@@ -1,4 +1,4 @@
-"""Messages from the client → values. The error texts are exactly those of docs/reference/protocol.md."""
+"""Read the messages from clients as values. The error texts are exactly those of docs/reference/protocol.md."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -70,7 +70,7 @@ def not_allowed(text: object) -> RequestError:
 
 
 def invalid_pattern(pattern: str, reason: str) -> RequestError:
-    """Return the error for a pattern that selects no symbols, for a reason in words."""
+    """Return the error for an invalid pattern, with the reason in words."""
     more = "" if reason.startswith("expected") else f"; {reason}"
     return RequestError(
         f"Invalid symbol: {_shown(pattern)}. Expected a symbol, or a pattern such as */USDT or /^BTC/{more}"
@@ -140,7 +140,7 @@ Request = Subscribe | SubscribePattern | SubscribeMany | Unsubscribe | Ping | Li
 
 
 class _Message(msgspec.Struct):
-    """All keys of all messages, of any type, so that the checks below can produce the documented error texts."""
+    """All keys of all messages, with values of any type: the checks below produce the documented error texts."""
 
     type: Any = None
     symbol: Any = None
@@ -178,7 +178,8 @@ class RequestCodec:
         self._markets = {name: {str(symbol): symbol for symbol in symbols} for name, symbols in markets.items()}
         self._default = next(iter(self._markets))
         self._intervals = {str(interval): interval for interval in intervals}
-        #: The new symbols of markets that were renamed, by exchange and former symbol. None has that symbol now.
+        #: The new symbols of markets that were renamed, by exchange and former symbol. No market has the former symbol
+        #: now.
         self._renamed: dict[tuple[str, str], Symbol] = {}
         self._decoder = msgspec.json.Decoder(_Message)
         self._topics: dict[Any, Topic] = {}
@@ -187,7 +188,7 @@ class RequestCodec:
                 self._topics |= self._topics_of(MarketKey(name, symbol))
 
     def set_exchanges(self, names: Iterable[str]) -> None:
-        """Replace the exchanges. New ones have no markets yet; removed ones have none any more. The first one stays."""
+        """Replace the exchanges. New ones have no markets yet; removed ones must have none left. The first stays."""
         self._markets = {name: self._markets.get(name, {}) for name in names}
 
     def add_intervals(self, intervals: Iterable[Interval]) -> None:
@@ -210,11 +211,11 @@ class RequestCodec:
             self._topics |= self._topics_of(MarketKey(change.exchange, symbol))
 
     def set_renamed(self, renamed: Mapping[MarketKey, MarketKey]) -> None:
-        """Name the new symbol in errors about a former one. `renamed` are the markets by their former names."""
+        """Name the new symbol in errors about a former one. `renamed` has the markets by their former names."""
         self._renamed = {(former.exchange, str(former.symbol)): market.symbol for former, market in renamed.items()}
 
     def new_symbol(self, market: MarketKey) -> Symbol | None:
-        """Return the new symbol of a market that was renamed and is not served any more; None if it was not."""
+        """Return the new symbol of a market that was renamed and is not served any more; None if it was not renamed."""
         return self._renamed.get((market.exchange, str(market.symbol)))
 
     def _topics_of(self, market: MarketKey) -> dict[Any, Topic]:

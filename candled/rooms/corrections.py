@@ -1,4 +1,4 @@
-"""Changes of bars that no `update` can show: corrections, or new snapshots for members without them."""
+"""Send changes that no `update` can show: as corrections, or as new snapshots to members without corrections."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -60,13 +60,14 @@ class Corrections:
             group.request_snapshots([one for one in group.initialized_members() if one.options.corrections])
             return
         for open_ms in sorted(group.corrections):
-            group.corrections.discard(open_ms)  # one by one: only the last one's position may cover all of them
+            # one by one: only the last one may have the position that confirms all of them
+            group.corrections.discard(open_ms)
             bar = self._bars.get_bar(*group.room.topic, open_ms)
             if bar is not None and self._may_correct(group, bar):
                 self._send_correction(group, bar)
 
     def _may_correct(self, group: "SubscriberGroup", bar: Candle) -> bool:
-        """Return True if a correction may be sent now. A bar that is not final is corrected again when it is."""
+        """Return True if a correction may be sent now. Note a bar that is not final: it is corrected once it is."""
         if group.mode == "live" or self._renderer.is_final(group, bar):
             return True
         group.pending_final.add(bar.open_ms)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 class MessageCounts:
     """The messages of candled's own protocol, of all clients."""
 
-    #: Updates given to connections. Of a slow client's, only the newest are sent.
+    #: Updates handed to connections. A slow client is sent only the newest of them.
     updates: int = 0
-    #: All other messages given to connections, by type.
+    #: All other messages handed to connections, by type.
     sent: Counter[str] = field(default_factory=Counter)
     #: Messages received, by type: one of the protocol's, `invalid`, or `refused` if a limit refused it unread.
     received: Counter[str] = field(default_factory=Counter)

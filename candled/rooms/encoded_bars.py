@@ -100,7 +100,7 @@ def fields_printer(fields: int) -> Printer:
 class EncodedBars:
     """Encoded bars of one topic and printer, except for the newest bar, which still changes.
 
-    The texts stay valid until the revision of the series changes. With `closed` they are those of final bars only.
+    The texts stay valid until the revision of the series changes. With `closed`, only final bars are encoded.
     """
 
     __slots__ = (
@@ -165,7 +165,7 @@ class EncodedBars:
 
         Args:
             bars: the source of the bars.
-            times: opening times of the newest bars up to the very newest, oldest first.
+            times: opening times of the newest bars, oldest first.
             stop: the number of bars needed.
             finality_count: a number that changes whenever bars may have become final.
             most: the number of bars that this call may encode; None for all of them.
@@ -255,7 +255,7 @@ class EncodedBars:
         return self._times[bisect_left(self._times, start_ms) : bisect_left(self._times, end_ms)]
 
     def append_final(self, bars: BarTexts) -> None:
-        """Append bars that are final, at a fifth of the cost of one after the other."""
+        """Append final bars all together, at a fifth of the cost of one by one."""
         assert self._printer.print_texts is not None, "a printer of pages"
         separator = self._printer.separator.decode()
         for texts, blob, ends in zip(self._printer.print_texts(bars), self._blobs, self._ends, strict=True):
@@ -312,7 +312,7 @@ class EncodedBars:
         self._times.append(bar.open_ms)
 
     def _check_open(self, bars: BarSource) -> None:
-        """Drop the texts from the first bar on that has become final or is gone."""
+        """Drop the texts from the first open bar that has become final or no longer exists."""
         for open_ms in self.open:
             bar = bars.get_bar(*self.topic, open_ms)
             if bar is None or bars.is_final(*self.topic, bar):
@@ -357,7 +357,7 @@ class EncodedBarCache:
         self._pages: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._page_bytes = 0
         self.bytes = 0
-        # requests for encoded bars and for pages, that were answered from the cache or not
+        # requests for encoded bars and for pages: answered from the cache, and not
         self.form_hits = self.form_misses = self.page_hits = self.page_misses = 0
 
     @property
@@ -421,7 +421,7 @@ class EncodedBarCache:
     def keep_page(self, key: Hashable, page: Any, size: int) -> None:
         """Keep an encoded page of the past, of `size` bytes.
 
-        All pages together take at most a quarter of the memory, and never that of the newest bars: a client that reads
+        All pages together take at most a quarter of the memory, and never displace the newest bars: a client that reads
         years of history does not slow down the others.
         """
         if key in self._pages:

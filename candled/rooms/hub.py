@@ -154,7 +154,7 @@ class Hub:
         membership.group.await_initial(membership)
 
     def prepare_snapshot(self, membership: Membership) -> bool:
-        """Do a part of the work of `render_snapshot`; return True if what is left takes a short time."""
+        """Do part of the work of `render_snapshot`; return True if the rest takes little time."""
         return self._renderer.encode_some(membership)
 
     def render_snapshot(self, membership: Membership) -> Frame:
@@ -371,9 +371,10 @@ class Hub:
     # ------------------------------------------------------------ inside: sending
 
     def _start_group(self, group: SubscriberGroup, count: int, now: float, *, resumes: bool) -> None:
-        """Find the newest bar of the snapshot that the group's first member is about to receive.
+        """Choose the last bar of the snapshot that the group's first member is about to receive.
 
-        A member that `resumes` may have received that bar already, so its bar isn't kept back.
+        In mode `final`, the newest bar may have to wait until the one before it is final. If the member `resumes`, it
+        does not wait: the member may have received it already.
         """
         topic = group.room.topic
         group.pending_final.clear()
@@ -394,13 +395,13 @@ class Hub:
         if previous is None or self._bars.is_final(*topic, previous):
             group.throttle.start_after(newest, now, final=self._bars.is_final(*topic, newest))
             return
-        # the snapshot lacks only the newest bar, and a resume always contains bars that are newer than the client's
+        # True without the newest bar too: a resume always contains the bars that are newer than the client's last.
         group.delivered_position = self._bars.feed_position(topic.market)
         group.throttle.start_after(previous, now)
         group.throttle.queue_bar(newest, now - max(0.0, waited_s), final=self._bars.is_final(*topic, newest))
 
     def _render_resumed(self, membership: Membership) -> Snapshot | None:
-        """Return the changes that a returning member missed; None if they are unknown or cannot be proved."""
+        """Return the `resumed` with the changes that a returning member missed; None if it needs an `initial`."""
         resume, prepared = membership.resume, membership.prepared
         if resume is None or prepared is None:
             return None
@@ -416,7 +417,7 @@ class Hub:
             self._schedule.add_group(group, now + _AGAIN_S)
             return
         if group.initialized and group.throttle.take_resync(now):
-            # not now: bars may be final already without having been offered
+            # queued, not requested now: bars may be final that have not been offered to the group yet
             self._snapshot_queue.extend(group.take_stale())
         if not group.initialized:
             return

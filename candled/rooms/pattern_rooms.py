@@ -17,7 +17,7 @@ from .encoded_bars import BarSource
 from .recipients import RecipientConnection, Recipients, RecipientSlot
 
 MOST_PATTERNS = 1000  # rooms of a process; each has a list of its markets
-MOST_TOGETHER = 20  # bars of a market that are sent at the same moment, and that wait for a slow client
+MOST_TOGETHER = 20  # most bars of a market sent at one moment, and most queued for a slow client
 _LOOKED_AT = 128  # newest bars of a market in which closed ones are searched
 
 
@@ -50,7 +50,7 @@ class PatternRoom:
         self._pattern = SymbolPattern.parse(topic.pattern)
         self.topic = topic
         self.name = name
-        # Of the topics of frames: the queue of a slow client must not mix them up with those of other rooms.
+        # The interval in the topics of frames. In a slow client's queue it separates them from frames of other rooms.
         self.slot_interval = Interval(topic.interval.ms, name)
         # the selected markets, in the order in which they were added
         self.symbols: dict[Symbol, None] = {}
@@ -92,8 +92,9 @@ class _ClosedBars:
 class PatternRooms:
     """All pattern rooms of a process. Each bar is encoded once per room and set of optional fields.
 
-    A room is sent each closed bar once, as an `update`, in the order of time of each market. Bars that close or change
-    later than that are sent as `correction` to the members that asked for it.
+    A room is sent each closed bar once, as an `update`. The bars of a market are in the order of time. A bar that
+    changes after that, or becomes final after a newer one was sent, is a `correction` for the members that asked for
+    it.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class PatternRooms:
         return len(self._rooms)
 
     def has_room(self, topic: PatternTopic) -> bool:
-        """Return True if a pattern has members, so that another one costs little."""
+        """Return True if a pattern has members. One more costs little."""
         return topic in self._rooms
 
     def join_pattern(self, connection: RecipientConnection, topic: PatternTopic, options: Options) -> PatternMembership:
@@ -234,9 +235,9 @@ class PatternRooms:
                 del self._followed[market]
 
     def _newest_past(self, topic: Topic, until_ms: int | None) -> int | None:
-        """Return the opening time of the newest bar that was closed before the market was followed.
+        """Return the opening time of the newest bar that closed before the market was followed; None if none is loaded.
 
-        None if no bars are loaded. Of bars that were loaded later, those that end after `until_ms` are not past.
+        If the bars were loaded later, pass the time at which it was followed as `until_ms`.
         """
         times = self._bars.newest_times(*topic, _LOOKED_AT)
         if not times:

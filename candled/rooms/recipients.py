@@ -14,11 +14,10 @@ class RecipientConnection(Protocol):
     """A client's connection. No method raises, and none blocks.
 
     A connection calls its client: `on_client_message` for each message, `make_initial` when the socket can take a
-    requested snapshot, `on_fell_behind` when more bars of a topic are queued than it keeps, and `on_close` once at the
-    end.
+    requested snapshot, `on_fell_behind` when too many bars of a topic are queued, and `on_close` once at the end.
 
-    Only the broadcaster calls `write`. It may raise, and may take only a part of the frame. Code that replaces `write`
-    must call `refresh_write` on each of `recipient_slots`.
+    Only the broadcaster calls `write`, which may raise, and may take only a part of the frame. Code that replaces
+    `write` must call `refresh_write` on each of `recipient_slots`.
     """
 
     #: The connection's slots in lists; maintained by `RecipientSlot`.
@@ -55,7 +54,7 @@ class RecipientConnection(Protocol):
         """Charge a request, in seconds of work; return the seconds that its answer has to wait, `inf` if refused."""
 
     def charge_refusal(self) -> None:
-        """Charge a message that a limit refused; close the connection with 3013 if it goes on for long."""
+        """Charge a message that a limit refused; close the connection with 3013 if there are too many."""
 
     def disconnect(self, code: int, reason: str) -> None:
         """Close the connection with a close code."""
@@ -136,7 +135,7 @@ class Recipients(list[RecipientConnection]):
     replaced by `NULL_CONNECTION` immediately; a member that joins is appended, beyond that length.
 
     `writes` contains the `write` of each connection. With 10,000 members, each object that a broadcast touches is a
-    cache miss that costs as much as the Python code of its turn.
+    cache miss, which costs as much as the Python code for a member.
     """
 
     __slots__ = ("_empty_positions", "_slots", "sending", "writes")
@@ -179,7 +178,7 @@ class Recipients(list[RecipientConnection]):
             self._close_up(position)
 
     def compact(self) -> None:
-        """Remove the places of members that left during a broadcast, unless one is still running."""
+        """Remove the places of members that left during a broadcast, unless a broadcast is running."""
         if self._empty_positions and not self.sending:
             for position in sorted(self._empty_positions, reverse=True):
                 self._close_up(position)

@@ -97,7 +97,7 @@ class MessageRenderer:
         return self._bars.is_final(*group.room.topic, bar)
 
     def encode_some(self, membership: Membership) -> bool:
-        """Encode some bars of a member's next snapshot; return True once only few of them lack their texts."""
+        """Encode some bars of a member's next snapshot; return True once only a few are left."""
         group, options, count = membership.group, membership.options, max(1, membership.bars)
         if options.fields & VALUES:
             return True
@@ -236,10 +236,10 @@ class MessageRenderer:
         return {bar.open_ms: bar for bar in prepared if bar is not None}
 
     def _load_bars(self, group: SubscriberGroup, form: EncodedBars, count: int) -> tuple[int, int | None]:
-        """Encode enough bars to show `count` of them, all but the last.
+        """Encode the bars for a snapshot of `count` bars, except the last one.
 
         Returns:
-            The opening times of the first and the last bar.
+            The opening times of the first and the last bar; 0 and None if there are none.
         """
         topic, sent = group.room.topic, group.throttle.sent
         more = 0 if group.mode == "live" else _NEWER
@@ -276,8 +276,8 @@ class MessageRenderer:
     def _position_text(self, group: SubscriberGroup, known: Position | None = None) -> Position | None:
         """Return the position up to which a group has been sent every change: the feed's, unless something is queued.
 
-        If a group has never been sent everything, a returning member keeps its `known` position, and any other member
-        gets seq 0.
+        If something is queued, it is the last position at which nothing was, or seq 0. A returning member keeps its
+        `known` position if that is newer.
         """
         position = self._bars.feed_position(group.room.topic.market)
         if position is not None and not group.is_clean:

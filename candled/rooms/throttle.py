@@ -14,7 +14,7 @@ class UpdateThrottle:
     change of a bar older than the last one sent can't be an `update`: only a `correction` or a new `initial` can show
     it. The same holds for the last bar itself once it was sent as final, so finality is sent only once.
 
-    With `final_wait_s`, a bar waits until the one before it was sent as final, but no longer than that. With
+    With `final_wait_s`, a bar waits until the one before it was sent as final, but not longer than that time. With
     `revisions`, a new `rev` alone counts as a change.
     """
 

@@ -97,7 +97,7 @@ class AccessGuard:
         return None
 
     def is_admitted(self, request: "HotRequest") -> bool:
-        """Return True if a request may be answered without its handler, which also answers if it is refused."""
+        """Return True if a request may be answered without its handler. The handler answers refused ones."""
         try:
             if request.token is None:
                 request.token = _take_token(request.headers, request.arguments)
@@ -171,7 +171,7 @@ class AccessGuard:
         return is_full
 
     def guard(self, make_client: MakeClient, grant: Grant | None) -> MakeClient:
-        """Return a function that makes the client of a connection. Without a grant, it waits for a token."""
+        """Return a function that makes the client of a connection. Without a grant, the client waits for a token."""
 
         def make(connection: ClientConnection) -> ConnectionListener:
             if grant is None:
@@ -258,7 +258,7 @@ class _Auth(msgspec.Struct):
 
 
 class Unauthenticated(ConnectionListener):
-    """The client of a connection that has sent no token yet. The right client replaces it once it has."""
+    """The client of a connection that has sent no token yet. Once it has, its actual client replaces this one."""
 
     __slots__ = ("_connection", "_guard", "_make_client")
 

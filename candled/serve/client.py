@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
-# Subscriptions of one message that are handled together. The others wait for turns of the connection, and the messages
-# after them, at most so many. The turns are requested like those of a snapshot of this topic.
+# Subscriptions of one message that are handled together. The others wait for turns of the connection, and so do the
+# messages after them, at most `_MOST_WAITING`. A turn is requested as a snapshot of the topic `_BACKLOG`.
 _TOGETHER = 16
 _MOST_WAITING = 100
 _BACKLOG = Topic(MarketKey("", Symbol("", "")), Interval(0, "backlog"))
@@ -196,7 +196,7 @@ class ClientSession(ConnectionListener):
             self._unsubscribe(request)
 
     def make_initial(self, topic: Topic) -> Frame | None:
-        """Return the requested `initial` now that the socket can take it, or start the next page of history."""
+        """Return the requested `initial` now that the socket can take it, or use a turn for history or the backlog."""
         membership = self._memberships.get(topic)
         if membership is not None and self._hub.prepare_snapshot(membership):
             return self._hub.render_snapshot(membership)
@@ -321,7 +321,7 @@ class ClientSession(ConnectionListener):
         """Start the market of a refused request on demand.
 
         Raises:
-            RequestError: it cannot be started; the error itself if the exchange does not list it.
+            RequestError: it cannot be started. This is `error` if the exchange does not list it.
         """
         await start_market(self._demand, self._connection, error)
 
@@ -384,7 +384,7 @@ class ClientSession(ConnectionListener):
         former = self._memberships.get(topic)
         if former is None:
             self._check_room_count()
-        # other members have the bars loaded
+        # a room with members has its bars loaded
         is_loaded = self._hub.has_room(topic) or self._bars.is_loaded(*topic, request.bars)
         cost = initial_cost(request.bars, is_loaded=is_loaded, resumes=request.resume is not None)
         delay_s = charge_work(self._connection, cost, request)
@@ -524,7 +524,7 @@ class ClientSession(ConnectionListener):
             self._connection.request_snapshot(topic)
 
     async def _load_bars(self, topic: Topic, timeout_s: float) -> None:
-        """Load the bars for a member. Send an error to each request once if loading fails, and try again."""
+        """Load the bars for a member. If loading fails, try again, and send one error for each request."""
         notified: Membership | None = None
         while (membership := self._memberships.get(topic)) is not None:
             try:

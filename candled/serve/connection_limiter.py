@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from candled.config.sections import ServerSettings
 
 _LONGEST_WAIT_S = 60.0
-# A customer's own share of the handshakes, per second and in a row. One that has used it up leaves half of a second's
-# handshakes to the others.
+# A customer's share of the handshakes, per second and in a row, and the part of a second's handshakes that is reserved
+# for customers that have not used up theirs.
 _SHARE, _SHARE_IN_A_ROW, _RESERVED = 1 / 8, 1 / 4, 0.5
 _MOST_SHARES = 10_000  # customers, about 4 MB
-_NETWORKS_PER_CUSTOMER = 4  # as many IPv6 networks (/64) of one customer (/56) may reach the limit of an address
+_NETWORKS_PER_CUSTOMER = 4  # IPv6 networks (/64) of one customer (/56) that may reach the limit of an address
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -66,8 +66,9 @@ class _Handshakes:
 class ConnectionLimiter:
     """Counts clients in total and per address, and handshakes per second. A limit of 0 means none.
 
-    An IPv6 address counts for its network (/64), and up to four times the limit for its customer (/56). A customer with
-    more handshakes than its share is rejected while less than half of the handshakes of a second are left.
+    An IPv6 address counts for its network (/64), and for its customer (/56), whose limit is four times as high. A
+    customer with more handshakes than its share is rejected while less than half of the handshakes of a second are
+    left.
     """
 
     def __init__(self, most: int, most_per_address: int, most_per_second: int = 0) -> None:
@@ -163,7 +164,7 @@ def client_address(peer: str, forwarded_for: str | None, trusted: Sequence[Netwo
     """Return the address that a request comes from.
 
     `X-Forwarded-For` counts only if the TCP peer is a trusted proxy. Then the client is the last address in the list
-    that is not a trusted proxy's. A client could forge everything else.
+    that is not a trusted proxy's. A client could forge the others.
     """
     address = peer
     hops = [without_port(hop.strip()) for hop in (forwarded_for or "").split(",") if hop.strip()]

@@ -69,7 +69,7 @@ class EventsHandler(ConnectingHandler):
         self._over = asyncio.Event()
 
     async def get(self) -> None:
-        """Subscribe, then write events until the client disconnects or the server stops. A HEAD gets the header."""
+        """Subscribe, then write events until the client disconnects or the server stops. HEAD gets only headers."""
         origin = self.request.headers.get("Origin")
         if origin is not None and not self.check_origin(origin):
             self.reject(403, "Cross origin requests are not allowed")
@@ -87,7 +87,7 @@ class EventsHandler(ConnectingHandler):
             else:
                 await self._wait_for_end()
         except RequestError as error:
-            self.context.limiter.return_handshake()  # no stream began: others may have it
+            self.context.limiter.return_handshake()  # no stream began: another client may have its handshake
             status = _STATUSES.get(error.code, 400)
             self.set_status(status)
             self.finish_json({"error": {"code": status, "message": str(error)}})

@@ -14,10 +14,11 @@ from collections.abc import Mapping
 
 logger = logging.getLogger(__name__)
 
-# New containers before a collection, then collections before one that also visits the survivors of the last ones. A
-# container takes up to 1 µs, and 2 if it is garbage. A connection has 60, so hundreds that come together are visited in
-# several collections of a few milliseconds each. The third keeps collections of all containers rare. If the survivors
-# are frozen, each is visited once, so more collections are shorter ones: with this many, 50,000 new containers.
+# The first threshold is the number of new containers before a collection. A container takes up to 1 µs, and 2 if it is
+# garbage. A connection has 60, so hundreds that come together are visited in several collections of a few milliseconds
+# each. The second is the number of collections before one that also visits the survivors of the last ones. The third
+# keeps collections of all containers rare. If the survivors are frozen, a full collection visits only newer containers,
+# so it may come more often: after about 50,000 new ones.
 _THRESHOLDS = (1_000, 4, 3_000)
 _THIRD_IF_FROZEN = 10
 _SLACK = 500_000  # frozen containers on top of the doubling, before a second visit can be worth its time
@@ -27,7 +28,7 @@ _EVERY = 256  # full collections between two counts of the frozen objects, becau
 class GcTuner:
     """Tunes the process's collector between `start` and `stop`.
 
-    With handlers kept by Tornado nothing is frozen, because only the collector frees their streams.
+    If Tornado keeps the handlers of connections, nothing is frozen: only the collector frees their streams.
     """
 
     def __init__(self, *, keeps_handlers: bool = False) -> None:

@@ -92,7 +92,7 @@ class ServerContext:
         self.compress_from = compress_from
         self.trusted = trusted
         self.allowed_origins = allowed_origins
-        # of answers that any page may read, if the settings allow any
+        # headers of answers. If the settings allow any origin, all pages may read them.
         self.open_headers = [("Cache-Control", "no-store")]
         if "*" in allowed_origins:
             self.open_headers.append(("Access-Control-Allow-Origin", "*"))
@@ -113,7 +113,8 @@ class ServerContext:
     def has_descriptor(self, peer: str) -> bool:
         """Return True if there is a descriptor for a client from this address.
 
-        Connections that await a request make room for it. Some have a descriptor of the reserve, which is no room yet.
+        Connections that await a request are closed to make room. Closing one with a descriptor of the reserve is not
+        enough.
         """
         now, customer = self.clock.monotonic(), client_of(peer)
         for _ in range(_MOST_CLOSED):
@@ -250,7 +251,7 @@ class OwnHandler(RequestHandler):
             super().log_exception(typ, value, tb)
 
     def finish_json(self, body: Any) -> None:
-        """Answer with JSON that any page may read, if the settings allow any."""
+        """Answer with JSON. If the settings allow any origin, all pages may read it."""
         self.set_json_headers()
         self.finish(encode_json(body))
 
@@ -334,7 +335,7 @@ class ConnectingHandler(_ServerHandler):
         return False
 
     def guarded(self, make_client: MakeClient | None) -> MakeClient | None:
-        """Return a function for clients that need a token, if the settings want one; else the function itself."""
+        """Return a function that makes clients which need a token, if the settings demand one; else `make_client`."""
         guard = self.context.guard
         if guard is None:
             return make_client
@@ -401,7 +402,7 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
 
     @classmethod
     def refuse_handshake(cls, request: HotRequest, peer: str, *, context: ServerContext, **_: Any) -> HotReply | None:
-        """Return the answer to a handshake beyond the limits of connections, without the time that Tornado takes."""
+        """Return the answer to a handshake beyond the limits of connections, in less time than Tornado; else None."""
         if request.method != "GET" or request.headers["upgrade"].lower() != "websocket":
             return None
         address = client_address(peer, request.headers.get("x-forwarded-for"), context.trusted)
@@ -490,7 +491,7 @@ class RootHandler(StreamHandler):
             await super().get(*args, **kwargs)
             return
         if self.context.guard is not None and grant_of(self.request) is None:
-            raise HTTPError(401)  # a handshake needs no token yet, and this one is none after all
+            raise HTTPError(401)  # admitted without a token, as a handshake, but it is none
         path = (self.request.uri or "/").partition("?")[0]
         if not path.endswith("/"):  # the bare `server.prefix`: the page's relative references need the slash
             self.redirect(path.rpartition("/")[2] + "/")

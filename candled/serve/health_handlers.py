@@ -62,7 +62,7 @@ class HealthContext:
         self._reports = reports
 
     async def check_readiness(self) -> dict[str, str | None]:
-        """Return the requirements for serving, each with its problem or None, or `failed` in place of the reason."""
+        """Return the requirements for serving, each with its problem or None. Strangers get `failed` as problem."""
         checks = dict(await self._reports.check_readiness())
         if not self.shows_details:
             checks = {name: problem and _WITHHELD for name, problem in checks.items()}
@@ -111,7 +111,7 @@ class LiveHandler(_HealthHandler):
 
     @classmethod
     def answer_now(cls, request: HotRequest, peer: str, **route: Any) -> HotReply | None:
-        """Return the same answer."""
+        """Return the answer of `get`; None if the handler must answer."""
         if not request.reads:
             return super().answer_now(request, peer, **route)
         if "if-none-match" in request.headers:
@@ -131,7 +131,7 @@ class LivezHandler(_HealthHandler):
 
     @classmethod
     def answer_now(cls, request: HotRequest, peer: str, **route: Any) -> HotReply | None:
-        """Return the same answer."""
+        """Return the answer of `get`; None if the handler must answer."""
         if not request.reads:
             return super().answer_now(request, peer, **route)
         if "if-none-match" in request.headers or "verbose" in request.arguments:

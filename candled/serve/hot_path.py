@@ -45,12 +45,12 @@ class HotRequest:
     arguments: Mapping[str, list[bytes]]
     headers: Mapping[str, str]
     method: str = "GET"
-    #: The query as the resource read it, or the error of an invalid one, and the version of the markets for which it is
-    #: right. The resource sets it.
+    #: The query as the resource has read it, or its error, with the version of the markets for which that is right. The
+    #: resource sets it.
     query: Any = None
-    #: The answer that refuses the request, but for `counted`, and its error. The resource sets it.
+    #: The error of an invalid request, and the answer with it, without `counted`. The resource sets it.
     refusal: tuple[Exception, "HotReply"] | None = None
-    #: A small reply, and a value that is equal to this one as long as the reply is right. The resource sets it.
+    #: A value that stays equal as long as a small reply is right, and that reply. The resource sets it.
     kept: tuple[object, "HotReply"] | None = None
     #: The token, "" without one; None before it was read. The guard of access sets it, and the grant of the token.
     token: str | None = None
@@ -146,7 +146,7 @@ class HotPath:
     def answer_request(self, head: bytes, peer: str, budget: WorkBucket) -> bytes | None:
         """Return the answer to a request with this head, and charge it; None if its handler must answer.
 
-        A handler answers if the budget has to be waited for, unless the request is a probe.
+        The handler answers if the request has to wait for its budget, unless it is a probe.
         """
         upgrades = _UPGRADES in head
         request = self._read(head) if upgrades else self._parse(head)  # each handshake has bytes of its own
@@ -236,7 +236,7 @@ def _lines_of(
     others: tuple[tuple[str, str], ...],
     length: int,
 ) -> tuple[str, str, str]:
-    """Return the lines of a head before the date, up to the numbers, and after them. Many answers have the same."""
+    """Return a head in parts: before the date, up to the counted headers, and after them. Many answers share them."""
     has_body = status not in (204, 304)
     first = f"HTTP/1.1 {status} {_REASONS[status]}\r\nServer: candled\r\n"
     kind, size = (f"Content-Type: {content_type}\r\n", f"Content-Length: {length}\r\n") if has_body else ("", "")

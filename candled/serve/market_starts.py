@@ -19,7 +19,7 @@ async def start_market(demand: MarketsOnDemand | None, connection: RecipientConn
     """Start the market of a refused request for a client.
 
     Raises:
-        RequestError: it cannot be started; the error itself if the exchange does not list it.
+        RequestError: it cannot be started. This is `error` if the exchange does not list it.
     """
     if demand is None:
         raise error
@@ -44,13 +44,13 @@ async def start_market(demand: MarketsOnDemand | None, connection: RecipientConn
 
 
 def about(asked: RequestError, refusal: RequestError) -> RequestError:
-    """Return the error of another one's request."""
+    """Return `refusal` as the error about the request of `asked`."""
     refusal.request_id = asked.request_id
     return refusal
 
 
 def start_later(demand: MarketsOnDemand, market: MarketKey, address: str, on_end: Callable[[str], None]) -> None:
-    """Start a market for a client, then call `on_end` with the reason if it cannot be started, or ""."""
+    """Start a market for a client, then call `on_end` with "", or with the reason if it cannot be started."""
     _tasks.start(_start(demand, market, address, on_end))
 
 

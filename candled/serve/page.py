@@ -11,7 +11,7 @@ from .handlers import STATIC
 
 
 class ChartPage:
-    """The chart page, with the markets of the universe and `intervals` by name in it. Both may change."""
+    """The chart page. It contains the markets of the universe and the names of `intervals`; both may change."""
 
     def __init__(
         self, intervals: Mapping[str, Interval], universe: Universe, decimals: Callable[[MarketKey], Decimals]

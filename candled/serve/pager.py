@@ -18,7 +18,7 @@ from candled.tasks import TaskSet
 logger = logging.getLogger(__name__)
 
 MOST_WAITING = 8
-_PAGES_AT_ONCE = 2  # of all clients: they may wait for the same read, and would all go on in one pass of the loop
+_PAGES_AT_ONCE = 2  # of all clients. More of them could wait for one read, and then all continue in one pass.
 _BARS_AT_ONCE = 100  # encoded before other tasks run
 
 _tasks = TaskSet()  # of all clients; each cancels its own
@@ -39,7 +39,7 @@ class HistoryPages:
 
     @asynccontextmanager
     async def open_page(self, request: GetHistory, before_ms: int) -> AsyncIterator[tuple[Sequence[Candle], bool]]:
-        """Read the requested page. It is to be encoded within the block."""
+        """Read the requested page. Encode it within the block."""
         async with self._turns:
             yield await self._read(*request.topic, before_ms, request.limit)
 

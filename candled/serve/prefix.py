@@ -58,7 +58,7 @@ class PrefixedApplication(Application):
             stream.on_request(payer, request.path)
         found = super().find_handler(request, **kwargs)
         if isinstance(stream, HotStream) and stream.work_wait_s == REFUSED:
-            refuses = hasattr(getattr(found, "handler_class", None), "refuse_too_many")  # in the words of its dialect
+            refuses = hasattr(getattr(found, "handler_class", None), "refuse_too_many")  # in the format of its API
             return found if refuses else self.get_handler_delegate(request, RefusingHandler, {"context": self._context})
         guard = self._context.guard
         if guard is None:
@@ -66,13 +66,13 @@ class PrefixedApplication(Application):
         kind = getattr(found, "handler_class", RequestHandler)
         is_handshake = issubclass(kind, StreamHandler) and request.headers.get("Upgrade", "").lower() == "websocket"
         refusal = guard.admit(request, may_wait=is_handshake)
-        if refusal is None or hasattr(kind, "refuse_too_many"):  # it answers in the words of its dialect
+        if refusal is None or hasattr(kind, "refuse_too_many"):  # it answers in the format of its API
             return found
         return self.get_handler_delegate(request, DeniedHandler, {"context": self._context})
 
 
 class _TurnDelegate(HTTPMessageDelegate):
-    """Delays a request whose budget of work is used up, or if this pass of the loop has no time left.
+    """Delays a request if its budget of work is used up, or if this pass of the loop has no time left.
 
     Without this, Tornado would handle all requests of one client in one pass.
     """

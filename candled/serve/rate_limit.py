@@ -173,7 +173,7 @@ class RateLimit:
         return result
 
     def _refused(self, owner: str) -> RateLimitResult | None:
-        """Return the result for an address whose requests are used up until its window ends, else None."""
+        """Return the result for an address that has used up the requests of its window, else None."""
         found = self._refusals.get(owner)
         if found is None:
             return None

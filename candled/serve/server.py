@@ -234,7 +234,7 @@ class Server:
         self._budgets.set_limits(*_work_limits(limits))
 
     def start(self) -> None:
-        """Drive the rooms, the sweeps and the pings. `listen` does so; call it where others serve `application`."""
+        """Start the rooms, the sweeps and the pings, as `listen` does. Call it if another server runs `application`."""
         if not self._tasks:
             self._tasks.start_periodic(self._run_hub, self._clock, _TICK_S)
             self._tasks.start_periodic(self._sweep_slow, self._clock, _SWEEP_S)
@@ -267,7 +267,7 @@ class Server:
 
     @property
     def queued_bytes(self) -> int:
-        """The bytes that are queued for them."""
+        """The bytes that are queued for slow clients."""
         return self._context.transport.queued_bytes
 
     def describe(self) -> dict[str, dict[str, int]]:

@@ -75,7 +75,7 @@ class Acceptor:
         self._sockets = ()
 
     def close(self) -> None:
-        """Watch no more connections: all of them are closed."""
+        """Stop watching connections, once all of them are closed."""
         self._poller.close()
 
     def _watch_sockets(self) -> None:
@@ -116,7 +116,7 @@ class Acceptor:
     def _has_descriptor(self, descriptor: int, customer: str) -> bool:
         """Return True if a customer's new connection may keep its descriptor.
 
-        Before connections that await a request use the reserve, the least valuable of them is closed.
+        Before it uses the reserve, the least valuable of the connections that await a request is closed.
         """
         now = self._clock.monotonic()
         if self._descriptors.is_reserved(descriptor) and self._connections.close_stale(now, customer):

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 PASS_S = 0.005  # time for broadcasts in one pass of the loop
-READ_S = 0.0015  # time for reading from clients in a pass, from the first of them on
+READ_S = 0.0015  # time for reading from clients in a pass, from the first read on
 WRITE_S = 0.0015  # time for `initial`s, the rest of frames, and the ends of connections, in the same way
 ANSWER_S = 0.001  # time for accepting connections, reading HTTP requests, and answering some from memory
 CLIENTS_S = READ_S + WRITE_S + ANSWER_S  # after a pass that takes longer, the next one has less time for HTTP
@@ -24,7 +24,7 @@ SLICE = 256  # connections between two readings of the clock
 _BROKEN, _FAILED = -1, -2  # results in place of the number of bytes taken
 STARTS = 8  # the most requests that start in a pass: their time is spent after it
 REST_S = 0.002  # pause of heavy clients after a pass that served some: the loop, and the machine, are free for others
-_LOOKED_AT = 128  # waiting reads, and others, that a pass may get to
+_LOOKED_AT = 128  # most pieces of waiting work of one kind that a pass looks at
 
 
 class Sender(Protocol):
@@ -97,7 +97,7 @@ class _Waiting(Generic[_T]):
     def run(self, do: Callable[[_T], None], has_time: Callable[[], bool], *, with_heavy: bool) -> bool:
         """Do as many pieces as there is time for; return True if some were of heavy clients.
 
-        With those, at least one of them is done: none waits forever.
+        With `with_heavy`, at least one of a heavy client is done, so that none waits forever.
         """
         heavy = self._heavy if with_heavy else {}
         if not self._light and not heavy:
@@ -121,15 +121,16 @@ class Broadcaster:
     """Divides the loop's time: up to 5 ms of broadcasts happen immediately, the rest in the next passes.
 
     The lists of connections alternate. Within a list, frames are sent in the order of their publication. All other work
-    for clients has shares of a pass. What finds no time waits: clients that have used little of their budgets of work
-    are light, and go first. At least one piece of each kind is done in each pass. All others are heavy: they rest after
-    each pass that served some of them, so that a flood leaves half of the time to everybody else.
+    for clients has shares of a pass. What finds no time waits. Clients that have used little of their budgets of work
+    are light, and go first. All others are heavy: they rest after each pass that served some of them, so that a flood
+    leaves half of the time to other clients. At least one piece of each kind is done in each pass.
 
     Args:
         soon: the loop's `call_soon`.
         later: the loop's `call_later`.
-        seconds: the clock of the passes. The thread's processor time (`PassClock`) leaves out the time that other
-            processes took: on a busy machine each pass would seem long, and clients would get the least share.
+        seconds: the clock of the passes. The thread's processor time (`PassClock`) leaves out the time of other
+            processes. By the wall clock, each pass would seem long on a busy machine, and clients would get the least
+            share.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class Broadcaster:
         self._starts_per_pass = STARTS
         # the time that the last pass took beyond its share
         self._overrun_s = 0.0
-        # time from which the rest of the loop has the pass
+        # end of the last pass: since then, the rest of the loop has run
         self._others_since = 0.0
 
     # ------------------------------------------------------------ frames
@@ -241,12 +242,12 @@ class Broadcaster:
             self.read_later(work, is_light=is_light)
 
     def read_later(self, work: Callable[[], None], *, is_light: bool) -> None:
-        """Call `work` in the order of such calls, not now."""
+        """Call `work` when there is time, but not now, in the order of such calls."""
         self._reads.add(work, is_light=is_light)
         self._begin_pass()
 
     def write(self, work: Callable[[], None], *, is_light: bool) -> None:
-        """Call `work`, which sends some of a client's queued bytes, in the same way."""
+        """Call `work`, which sends some of a client's queued bytes, in turn as `read` does."""
         if is_light and not self._writes.has_light and self._has_time_to_write():
             self._writes.discard(work)
             work()
@@ -328,11 +329,11 @@ class Broadcaster:
     def _run_waiting(self) -> None:
         """Serve waiting clients, and end connections. Let heavy clients rest after that."""
         serves = not self._is_resting
-        self._has_time_to_write()  # from now on
+        self._has_time_to_write()  # starts the time for writing
         served = self._requested.run(self._run_turn, self._has_time_to_write, with_heavy=serves)
         served |= self._writes.run(_run_work, self._has_time_to_write, with_heavy=serves)
         self._run_ends()
-        self.has_time_to_read()  # from now on
+        self.has_time_to_read()  # starts the time for reading
         served |= self._reads.run(_run_work, self.has_time_to_read, with_heavy=serves)
         if served:
             self._is_resting = True

@@ -153,7 +153,7 @@ class ClientConnection:
         return self.budget.is_light(self.now())
 
     def charge_received(self, cost: float) -> bool:
-        """Charge received frames; close the connection and return False if it goes on long after a refusal."""
+        """Charge received frames; close the connection and return False if the client ignores many refusals."""
         if self.budget.charge(cost, self.now()) != REFUSED:
             return True
         was_open = self.is_open
@@ -211,7 +211,7 @@ class ClientConnection:
         return self._outbox
 
     def queue_frame(self, frame: bytes) -> int:
-        """Queue a frame: `write` while a frame is partly sent. Keeps the newest state of a few bars."""
+        """Queue a frame, in place of `write` while another is partly sent. Keep the newest state of a few bars."""
         if not isinstance(frame, Frame) or frame.topic is None or not frame.open_ms:
             self._queue_reply(self.encode_frame(frame))
         elif not self.outbox.put_update(
@@ -254,7 +254,7 @@ class ClientConnection:
 
 
 def drop(frame: bytes) -> int:
-    """Drop a frame: `write` after the end of a connection."""
+    """Drop a frame, in place of `write` after the end of a connection."""
     return len(frame)
 
 

@@ -1,7 +1,7 @@
 """Answer simple requests where they are read, before Tornado parses them.
 
-A stream of Tornado with two of its documented methods replaced. Tornado needs about 0.2 ms for a request; an answer
-that is ready in memory needs a tenth of it. Any other request reaches Tornado as it was sent.
+`HotStream` is a stream of Tornado with some of its documented methods replaced. Tornado needs about 0.2 ms for a
+request; an answer that is ready in memory needs a tenth of it. Any other request reaches Tornado as it was sent.
 """
 
 import asyncio
@@ -42,13 +42,13 @@ _NO_ROOM = (
     b"HTTP/1.1 503 Service Unavailable\r\nServer: candled\r\nRetry-After: 10\r\nConnection: close\r\n"
     b"Content-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
 ) % (len(_NO_ROOM_BODY), _NO_ROOM_BODY)
-_BY_TORNADO_S = 1800.0  # a request reaches Tornado at least so often, which closes a connection idle for an hour
+_BY_TORNADO_S = 1800.0  # a request reaches Tornado at least this often: it closes idle connections after an hour
 
 
 class HotStream(IOStream):
     """A connection whose requests are answered by `answer` if possible, otherwise by Tornado.
 
-    The socket is read only when `poller` reports it, which takes turns, and Tornado gets complete heads.
+    The socket is read only in its turn, when `poller` reports it. Tornado gets only complete heads.
     """
 
     def __init__(
@@ -133,9 +133,10 @@ class HotStream(IOStream):
         self._connections.remove_connection(self)
 
     def answer_readable(self) -> bool:
-        """Answer the request that has arrived, before Tornado, which needs as much time to read it as the answer takes.
+        """Answer the request that has arrived. To read it, Tornado would need as much time as the answer takes.
 
-        Return False if Tornado has to read: bytes that are no such request, or the end of the connection.
+        Returns:
+            False if Tornado has to read: bytes that are no such request, or the end of the connection.
         """
         if not self._is_idle or not self._awaits_first or self.closed():
             return False
@@ -278,7 +279,10 @@ class HotStream(IOStream):
 
 
 class SecureHotStream(HotStream, SSLIOStream):
-    """The same over TLS. The handshake counts as a part of the first request's header, and is charged as it begins."""
+    """A `HotStream` over TLS.
+
+    The handshake counts as a part of the first request's header, and is charged as it begins.
+    """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

@@ -10,15 +10,16 @@ from candled.token_bucket import TokenBucket
 
 from .work_budget import CONNECT, REFUSAL, REFUSED, UNLIMITED, WorkBucket, WorkBudgets
 
-# Connections beyond the limits of clients, in all and of one address: for probes, and for answers while all are full.
+# Connections beyond the limits of clients, in total and per address: for probes, and for answers while no place is
+# free.
 SPARE = 100
 SPARE_PER_ADDRESS = 50
 _NETWORKS_PER_CUSTOMER = 4
-_FRESH_S = 1.0  # so long a new connection keeps its descriptor
-# Refused requests of an address: as many in a row, and as many a second. Above that they are refused unread.
+_FRESH_S = 1.0  # a new connection keeps its descriptor for this time
+# Refused requests of an address, in a row and per second. Above that, its requests are refused unread.
 _REFUSALS, _REFUSALS_PER_S = 50, 10
 _MOST_REFUSED = 10_000  # buckets
-REFUSED_S = 5  # then its requests are read again
+REFUSED_S = 5  # seconds in which they are refused unread
 # The reserve for probes from an address that has used up its budget: requests in a row, and requests a second.
 _PROBES, _PROBES_PER_S = 20, 10
 PROBES = ("/health/live", "/health/ready", "/livez", "/readyz")
@@ -166,7 +167,7 @@ class HttpConnections:
     # ------------------------------------------------------------ calls from the acceptor
 
     def make_room(self, customer: str, address: str) -> bool:
-        """Make room for a connection; return False if the clients leave none."""
+        """Make room for a connection; return False if clients take all of it."""
         most = self._most_per_address
         if most and not self._is_proxy(address):
             most = most * (_NETWORKS_PER_CUSTOMER if ":" in customer else 1) + SPARE_PER_ADDRESS
@@ -207,9 +208,9 @@ class HttpConnections:
         return self._close_for_room(self._awaiting.oldest_of_heaviest() or self._answered.oldest_of_heaviest())
 
     def close_stale(self, now: float, newcomer: str | None = None) -> bool:
-        """Close the least valuable connection if it is idle, or half-open for a second; return False if it is not.
+        """Close the least valuable connection if it is idle, or half-open for a second; return False if not.
 
-        In favor of a `newcomer`, a customer with fewer connections, it is closed in any case.
+        For a `newcomer`, a customer with fewer connections, it is closed in any case.
         """
         one = self._awaiting.oldest_of_heaviest()
         is_fresh = one is not None and -_FRESH_S < one.deadline - now - self._header_s <= 0
@@ -226,7 +227,7 @@ class HttpConnections:
         one.deadline = now + self._header_s
 
     def remove_connection(self, one: HttpConnection) -> None:
-        """Count the end of a connection, or that it is a client now."""
+        """Stop counting a connection that has ended or is a client now."""
         self._awaiting.remove(one)
         self._answered.remove(one)
         if one in self._is_counted:

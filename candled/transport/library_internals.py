@@ -29,7 +29,7 @@ def has_buffered_bytes(stream: IOStream) -> bool:
 
 
 def buffered_tail(stream: IOStream, most: int) -> tuple[bytes, int]:
-    """Return the last bytes of those that are not parsed yet, at most `most`, and how many there are in all."""
+    """Return the last of the bytes that are not parsed yet, at most `most`, and the number of all of them."""
     return bytes(stream._read_buffer[-most:]), stream._read_buffer_size
 
 

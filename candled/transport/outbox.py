@@ -50,7 +50,7 @@ class Outbox:
     ) -> bool:
         """Queue an update or a correction; return False if more than `most` of its topic are queued.
 
-        They are then dropped. By default, they are so many that an `initial` should replace them.
+        The caller then drops them. Above the default of `most`, an `initial` is better than updates.
 
         A correction goes behind an update of the same bar, because the client must have a bar before it is corrected.
         """

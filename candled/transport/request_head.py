@@ -9,8 +9,8 @@ TAIL = _LONGEST_END - 1  # the most bytes of an end that is not complete yet
 class RequestHead:
     """The bytes of a head that have arrived so far. Each byte is searched once.
 
-    Tornado searches a head from its beginning after each read, so one that arrives byte by byte would cost it quadratic
-    time. It gets the bytes when they contain an empty line, or when they are too many.
+    Tornado searches a head from its beginning after each read, so a head that arrives byte by byte would take quadratic
+    time. It gets the bytes once they contain an empty line, or are too many.
 
     Args:
         tail: the last bytes that Tornado has already.

@@ -27,10 +27,11 @@ PING = b"\x89\x00"
 # Unsent bytes that the kernel buffers for a client; above that the client is slow.
 KERNEL_BUFFER = 16 * 1024
 _READ = 8 * 1024  # bytes read at a time: enough for a complete subscription
-# Bytes parsed at a time, until there are so many frames. An empty one has 6 bytes, so 8 KiB may take 20 ms.
+# Bytes parsed at a time, and the number of frames after which the rest waits. An empty frame has 6 bytes, so all frames
+# of 8 KiB may take 20 ms.
 PARSED_BYTES, MOST_FRAMES = 512, 16
-SENT_BYTES = 64 * 1024  # of queued frames that are sent at a time, and the rest of the frame that exceeds them
-_LEAST_FRAGMENT = 16  # a message has at most as many fragments as the largest one with fragments of so many bytes
+SENT_BYTES = 64 * 1024  # of queued frames sent at a time; the frame that exceeds them is sent too
+_LEAST_FRAGMENT = 16  # bytes; the largest message in fragments of this size has the most fragments allowed
 _LINGER_S = 3.0
 _IOV_MAX = 512  # frames given to the kernel at a time; the system's own limit is 1024
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
@@ -312,7 +313,7 @@ class SocketConnection(ClientConnection):
     # ------------------------------------------------------------ several frames in one system call
 
     def cork(self, many: bool) -> None:
-        """Buffer the frames of each pass of the loop, so that they leave together, or stop doing so."""
+        """Buffer the frames of each pass, so that they leave together; stop buffering if `many` is false."""
         self._many = many
         if many:
             self._start_corking()
@@ -324,7 +325,7 @@ class SocketConnection(ClientConnection):
             self.redirect_writes(self._buffer)
 
     def _buffer(self, frame: bytes) -> int:
-        """Buffer a frame: `write` while frames are collected."""
+        """Buffer a frame, in place of `write` while frames are collected."""
         if self._corked is None:
             self._corked = []
             if self._many:

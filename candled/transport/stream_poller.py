@@ -86,7 +86,7 @@ class StreamPoller:
 
     def _handle_ready(self) -> None:
         """Handle the events of the next sockets."""
-        self._has_time()  # from now on
+        self._has_time()  # starts the time
         if not self._ready:
             self._ready.extend(self._selector.select(0))
         watched = self._selector.get_map()

@@ -74,8 +74,8 @@ def _refuse_password() -> str:
 class TlsSocket:
     """A TLS connection with the methods of a plain socket, as `SocketConnection` uses them.
 
-    OpenSSL wants the same bytes again after a write that the kernel did not take, so that each frame is a write of its
-    own: the connection tries again with the frame that was not taken.
+    If the kernel does not take a write, OpenSSL wants the same bytes again. So each frame is a write of its own, and
+    the connection tries again with the frame that was not taken.
     """
 
     def __init__(self, peer: ssl.SSLSocket) -> None:
@@ -89,7 +89,7 @@ class TlsSocket:
         """Send bytes; return how many were taken.
 
         Raises:
-            BlockingIOError: none.
+            BlockingIOError: none were taken.
             OSError: the connection is broken.
         """
         try:
@@ -113,7 +113,7 @@ class TlsSocket:
         return taken
 
     def recv(self, size: int) -> bytes:
-        """Return received bytes, all of those that are decrypted: the loop does not report them again; b"" at the end.
+        """Return all bytes that are decrypted, which the loop does not report again; b"" at the end.
 
         Raises:
             BlockingIOError: there are none.

@@ -13,8 +13,8 @@ BYTE = 10e-9  # of an answer
 FRAME = 8e-6  # a received frame of any kind
 SUBSCRIBE = 75e-6
 BAR = 0.9e-6  # a bar of an answer from memory; most of it is the price of its bytes
-PATTERN = 1e-3  # a pattern of symbols that no other client uses, and for each market of its exchange
-PATTERN_MARKET = 8e-6
+PATTERN = 1e-3  # a pattern of symbols that no other client uses
+PATTERN_MARKET = 8e-6  # in addition, for each market of its exchange
 RESUME = 0.1e-3  # in addition, because its message is rendered for one client
 COLD_BAR = 9e-6  # a bar that is read, folded and printed
 SEARCHED = 1.5e-6  # a market whose names are searched
@@ -28,8 +28,8 @@ REFUSAL = 60e-6
 PENALTY = 20e-3  # of a connection that goes on after a refusal; a client that retries once a second can afford it
 
 REFUSED = math.inf
-_LIGHT_PERCENT = 99  # of the saved-up budget that a light client has left
-_END = 2  # a connection ends at so many times the longest wait
+_LIGHT_PERCENT = 99  # a light client has at least this left of its saved-up budget
+_END = 2  # a connection is closed at this multiple of the longest wait
 _NETWORKS_PER_CUSTOMER = 4
 _MOST_ADDRESSES = 100_000
 
@@ -146,12 +146,12 @@ class WorkBucket:
 class WorkBudgets:
     """The budgets of all connections and addresses. A rate of 0 is no limit.
 
-    An IPv6 address counts for its network (/64), and up to four times the rate for its customer (/56).
+    The IPv6 addresses of a network (/64) share a budget. All networks of a customer (/56) share four times the rate.
 
     Args:
         per_connection: seconds of work per second.
-        per_address: the same.
-        burst_s: the unused budget that adds up, in seconds of the rate.
+        per_address: seconds of work per second.
+        burst_s: the unused budget that may add up, in seconds.
         wait_s: the longest wait of an answer.
         most: the number of addresses that have budgets of their own. All others share one.
     """
