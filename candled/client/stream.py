@@ -149,7 +149,7 @@ class BarStream:
     async def changes(self) -> AsyncIterator[Bars]:
         """Yield the bars that changed, oldest first, now and whenever bars or the status change.
 
-        They may be none. `status` and `is_loaded` are then up to date. Ends as `async for bar in stream` does.
+        The list may be empty. `status` and `is_loaded` are then up to date. Ends as `async for bar in stream` does.
         """
         while True:
             self._changed.clear()

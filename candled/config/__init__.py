@@ -81,7 +81,7 @@ class ExchangeConfig:
     choice: ChoiceRules = ChoiceRules(patterns=())
     #: the rules for markets that clients ask for
     on_demand: DemandRules = DemandRules()
-    #: of the section's `proxy` and of the environment
+    #: the proxies of the section's `proxy`, or of the environment
     proxies: Proxies = Proxies()
     #: how often the list of markets is read
     refresh: timedelta = timedelta(minutes=30)
@@ -219,12 +219,12 @@ def make_exchanges(config: Config, clock: Clock) -> list[Exchange]:
 def make_store(config: Config, *, owns: bool = False, upgrade: bool | None = None) -> Store:
     """Return the store of the settings, not yet opened.
 
-    By default a guest, as for commands: tables and intervals are not changed. With `owns`, as for the daemon, it
-    keeps the bars of the settings' intervals and upgrades its tables if `upgrade` allows it; the default is the
-    setting `store.init`.
+    By default it is a guest (see `Store`), as for commands: it changes neither tables nor intervals. With `owns`, as
+    for the daemon, it keeps the bars of the settings' intervals and upgrades its tables if `upgrade` allows it; the
+    default is the setting `store.init`.
 
     Raises:
-        ConfigError: `store.url` cannot be read. The text does not repeat it.
+        ConfigError: `store.url` cannot be read. The error text does not contain it.
     """
     settings = config.store
     if config.store_maker is not None:

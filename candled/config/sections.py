@@ -63,7 +63,7 @@ def _check_headers(headers: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _check_url(url: str, what: str, known: Collection[str], *, is_closed: bool = True) -> str:
-    """Return the scheme. The value is not repeated: any part of an invalid address may be the password.
+    """Return the scheme. Errors do not repeat the URL: any part of an invalid one may be the password.
 
     Without `is_closed`, other schemes than the known ones are accepted.
     """
@@ -215,7 +215,7 @@ class LimitSettings(Settings):
     )
     work_burst: Duration = setting("20s", "how long unused work adds up", ge=_1_S)
     work_wait: Duration = setting(
-        "5s", "how long an answer may wait for work that adds up again, before its request is refused", ge=_100_MS
+        "5s", "how long an answer may wait until the budget is refilled, before its request is refused", ge=_100_MS
     )
     api_requests: int = setting(100, "requests to /api/ in a window; 0 for no limit", ge=0)
     api_window: Duration = setting("15m", "the length of that window", ge=_1_S)

@@ -1,1 +1,1 @@
-"""Metrics for Prometheus, read from the parts of the daemon when they are asked for."""
+"""Metrics for Prometheus, read from the parts of the daemon at each scrape."""

@@ -1,4 +1,4 @@
-"""Reads all metrics from the parts of the daemon, when they are asked for. Between two scrapes the parts only count."""
+"""Reads all metrics from the parts of the daemon, at each scrape. Between two scrapes the parts only count."""
 
 import platform
 from collections.abc import Iterable, Iterator

@@ -80,7 +80,7 @@ INGEST = (
            "exchange", "host"),
     _gauge("gaps_open", "gaps by [reason](http.md#markets-coverage-and-gaps); `missing` ones are to be fetched",
            "exchange", "reason"),
-    _gauge("gap_candles_open", "minutes in these gaps", "exchange", "reason"),
+    _gauge("gap_candles_open", "minutes in the gaps", "exchange", "reason"),
     _counter("gap_candles_repaired_total", "missing minutes that were fetched, also by the first backfill", "exchange"),
     _counter("audit_checked_total", "final minutes that were compared with REST for the first time", "exchange"),
     _counter("audit_mismatch_total", "compared minutes that differed from REST", "exchange"),
@@ -106,7 +106,7 @@ STORE = (
     _gauge("db_file_bytes", "the size of the SQLite file and of its log", "file"),
     _gauge("db_free_connections", "unused connections to PostgreSQL: `write` or `read`", "use"),
     _gauge("journal_rows", "rows in the journal that wait for the store"),
-    _gauge("journal_bytes", "their size"),
+    _gauge("journal_bytes", "the size of the journal"),
     _gauge("journal_limit_bytes", "`store.journal_limit`"),
 )
 
@@ -115,7 +115,7 @@ BUS = (
     _gauge("bus_unpublished_symbols", "symbols that are read here and whose messages cannot be published"),
     _gauge("bus_lag_seconds", "from publishing a message to receiving it, by the slowest connection"),
     _counter("bus_connects_total", "connections that were made to receive messages"),
-    _counter("bus_disconnects_total", "ends of these connections", "reason"),
+    _counter("bus_disconnects_total", "ends of connections that receive messages", "reason"),
     _counter("bus_sequence_gaps_total", "messages that are missing according to their numbers or to a heartbeat"),
     _counter("bus_rereads_total", "symbols that were read again because messages may be missing", "reason"),
     _counter("bus_ignored_total", "messages that were ignored", "reason"),
@@ -137,10 +137,10 @@ SERVE = (
     _counter("ws_closed_total", "ends of connections by [close code](protocol.md#closing); 1006 without one, `other` "
              "for codes that only clients use", "code"),
     _counter("ws_refused_total", "handshakes that a limit or the origin policy refused", "status"),
-    _counter("ws_messages_sent_total", "messages given to connections; of the updates for a slow client only the "
-             "newest are sent", "type"),
-    _counter("ws_sent_bytes_total", "their bytes with the heads of frames, before TLS; of an event stream those of the "
-             "same messages"),
+    _counter("ws_messages_sent_total", "messages given to connections; a slow client is sent only the newest updates",
+             "type"),
+    _counter("ws_sent_bytes_total", "bytes of the messages given to connections, as WebSocket frames before TLS, also "
+             "for event streams"),
     _counter("ws_messages_received_total", "messages from clients; `invalid` ones got an error, `refused` ones were "
              "over `server.max_messages_per_second`", "type"),
     _counter("ws_resume_total", "subscriptions continued after a lost connection: `recovered`, or `full` if all bars "
@@ -163,8 +163,8 @@ SERVE = (
     _counter("http_closed_total", "connections closed by candled: `late`, or to make `room`", "reason"),
     _gauge("work_addresses", "addresses whose budget of work is in use"),
     _counter("work_waits_total", "answers that waited because a budget of work was used up"),
-    _counter("work_refusals_total", "requests that were refused for that reason"),
-    _counter("work_disconnects_total", "connections that were closed for that reason"),
+    _counter("work_refusals_total", "requests that were refused because a budget of work was used up"),
+    _counter("work_disconnects_total", "connections that were closed because a budget of work was used up"),
     _gauge("cache_bytes", "memory of encoded bars"),
     _gauge("cache_limit_bytes", "`server.cache`"),
     _counter("cache_requests_total", "requests for encoded bars: `bars` in memory or `pages` of history, `hit` or "

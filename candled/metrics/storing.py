@@ -13,7 +13,7 @@ from .samples import Samples
 
 _STORE_STATES = ("ok", "unavailable", "rejecting")
 _LEASE_STATES = ("leader", "follower", "unsure")
-_GAPS = ("hole", "heartbeat")  # the reasons for reading a symbol again that are missing messages
+_GAPS = ("hole", "heartbeat")  # the reasons for reading a symbol again that mean missing messages
 
 
 def collect_store(
@@ -51,7 +51,7 @@ def collect_store(
 
 
 def collect_bus(samples: Samples, bus: Bus) -> None:
-    """Add the bus. One inside the process has less to report than Redis, and a process that only serves no leases."""
+    """Add the bus. A bus in memory reports less than Redis does. A process that only serves has no leases."""
     facts: Mapping[str, Any] = bus.describe()
     samples.add("bus_connected", facts["connected"])
     samples.add("bus_unpublished_symbols", len(bus.unpublished_markets()))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _LONGEST_WAIT_S = 60.0
 # A customer's share of the handshakes, per second and in a row, and the part of a second's handshakes that is reserved
-# for customers that have not used up theirs.
+# for customers within their share.
 _SHARE, _SHARE_IN_A_ROW, _RESERVED = 1 / 8, 1 / 4, 0.5
 _MOST_SHARES = 10_000  # customers, about 4 MB
 _NETWORKS_PER_CUSTOMER = 4  # IPv6 networks (/64) of one customer (/56) that may reach the limit of an address

@@ -206,7 +206,7 @@ def read_section(
 ) -> Section:
     """Read a mapping of YAML values into a section; None means that nothing is set.
 
-    Every mistake adds a line to `problems` that begins with `path` and key; the key's default takes its place. Keys
+    Every mistake adds a line to `problems` that begins with the path of its key. The key then has its default. Keys
     named in `beside` are read elsewhere: an unknown key is compared with them too.
     """
     try:
@@ -260,7 +260,7 @@ class _Mistake:
     def __init__(self, cls: type[Settings], tree: Any, path: str, found: ErrorDetails) -> None:
         self.kind, self.raw, self.context = found["type"], found["input"], found.get("ctx", {})
         self.message = found["msg"]
-        #: the innermost mapping of the tree on the way there, with its key; empty for the whole tree
+        #: the innermost mapping of the tree that has the mistake, and its key there; empty for the whole tree
         self.holder: dict[str, Any] = {}
         self.key = ""
         #: sorts mistakes in the order of the file

@@ -81,7 +81,7 @@ def _with_place(problem: str, variables: Mapping[str, str], file: object, lines:
 
 
 def _nearest(where: str, keys: Iterable[str]) -> str | None:
-    """Return the longest key that `where` is equal to or part of."""
+    """Return the longest key that is equal to `where` or contains it."""
     return max((key for key in keys if re.match(rf"{re.escape(key)}(?![\w-])", where)), key=len, default=None)
 
 

@@ -10,7 +10,7 @@ _MOST_NODES = 100_000
 
 
 class NotYaml(ValueError):
-    """A text cannot be read. `line` counts from 1, None where it is not known; the error repeats no value."""
+    """A text cannot be read. `line` counts from 1; None if it is unknown. The error text contains no value."""
 
     def __init__(self, problem: str, line: int | None = None) -> None:
         super().__init__(problem)
@@ -42,7 +42,7 @@ def read_yaml(text: str, lines: dict[str, int] | None = None) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader that refuses endless documents and duplicate keys. YAML itself would keep the last of these."""
+    """A loader that refuses endless documents and duplicate keys. YAML itself would keep the last of duplicate keys."""
 
     _depth = 0
 

@@ -7,9 +7,9 @@ from candled.ingest.coverage import Coverage
 from candled.model import DAY_MS, MINUTE_MS, Range
 
 DAYS = 92
-_ARRIVING_MS = 2 * MINUTE_MS  # these are not final and confirmed yet
-# The levels of a day, from the worst: most minutes are missing; some are; only minutes without trades are; none is.
-# The last one is a day without history: before the exchange's, or before the time that is to be stored.
+_ARRIVING_MS = 2 * MINUTE_MS  # minutes this young may not be final and confirmed yet
+# The levels of a day, from the worst: most minutes are missing, some are, only minutes without trades are, or none is.
+# `NONE` is a day without history: before the exchange's own, or before the time that is to be stored.
 FEW, SOME, CALM, FULL, NONE = "m", "s", "q", "f", "n"
 
 

@@ -1,4 +1,4 @@
-"""The rows of the status page's markets, read in slices. No slice holds the loop."""
+"""The rows of the status page's markets, read in slices. No slice blocks the loop for long."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,7 @@ class MarketRows:
                 level = grade_day(market.coverages, day)
                 levels.append(level)
                 await pace.spend(_DAY if level == FULL else _UNEVEN_DAY)
-            # one market is due earlier and another later, so that not all are due in one second
+            # each market has a time of its own, so that not all are due in the same second
             share = hash(market.key) % 100 / 100
             kept = self._days[market.key] = now + _DAYS_LAST_S * (1 + share), join_equal(levels)
         return kept[1]

@@ -81,7 +81,7 @@ class Problem(NamedTuple):
 class ExchangeReadings:
     """The numbers of one exchange."""
 
-    #: Those of an exchange that this process reads.
+    #: The numbers of ingest, if this process reads the exchange.
     measures: IngestMeasures = field(default_factory=IngestMeasures)
     #: The markets, and those with a problem.
     symbols: int = 0
@@ -94,7 +94,7 @@ class ExchangeReadings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readings:
-    """The numbers that are judged. The defaults are those of a process that is well."""
+    """The numbers that problems are found in. The defaults are those of a healthy process."""
 
     is_healthy: bool = True
     exchanges: Mapping[str, ExchangeReadings] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Makes the status page's document from the parts of the daemon, in slices. No slice holds the loop."""
+"""Makes the status page's document from the parts of the daemon, in slices. No slice blocks the loop for long."""
 
 import resource
 from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ class StatusReport:
         """Return the document as JSON.
 
         Args:
-            shows_details: whether it has error texts and the names of hosts.
+            shows_details: True to include error texts and the names of hosts.
         """
         parts = self._parts
         rows, measures = await self._markets.read(shows_details=shows_details)
@@ -188,7 +188,7 @@ class StatusReport:
         bus: Mapping[str, Any],
         measures: Mapping[str, IngestMeasures],
     ) -> Readings:
-        """Return the numbers to judge."""
+        """Return the numbers that problems are found in."""
         parts, hour, journal = self._parts, self._hour, writer["journal"]
         ticks = hour.find_increase("ticks", _FIVE_MINUTES_S)
         counts = parts.health.count_states(measures)
@@ -227,7 +227,7 @@ def _longest_pause(hosts: Mapping[str, Mapping[str, Any]]) -> float:
 
 
 def _used_descriptors() -> float:
-    """Return the used share of the process's file descriptors; 0 if the system does not tell."""
+    """Return the used share of the process's file descriptors; 0 if the system does not report them."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     try:
         used = sum(1 for _ in Path("/proc/self/fd").iterdir())

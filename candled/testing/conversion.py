@@ -1,7 +1,8 @@
 """Recordings from files of other programs: ccxt's static tests, logs of cryptofeed, and samples of libraries.
 
 ccxt has its files in `ts/src/test/static/`: `response` has answers over REST, `request` the addresses of requests, and
-`ws` the frames of a WebSocket. The objects of one test, cut out of such a file, are read too, and frames one a line.
+`ws` the frames of a WebSocket. The object of a single test, cut out of such a file, is read too, and so are frames, one
+a line.
 """
 
 import re
@@ -140,7 +141,7 @@ def _convert_frames(number: int, test: _Test) -> Iterator[Event]:
 
 
 def _text_of(raw: msgspec.Raw) -> str:
-    """Return a frame: a text of JSON is one itself."""
+    """Return a frame as text. A JSON string contains the frame."""
     text = bytes(raw).decode()
     return str(msgspec.json.decode(text)) if text.startswith('"') else text
 

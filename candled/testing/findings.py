@@ -16,7 +16,7 @@ from .replayed import Replay
 _MOST_SHOWN = 5
 _CLOCK_MS = 10_000  # by which the clocks of the recorder and of the exchange may differ
 _STAMP_MS = 60_000  # by which a frame's time may differ, with the way it takes
-_RARE = 0.1  # the share of candles whose volumes do not fit, which are rounded
+_RARE = 0.1  # the share of candles that may be odd, for instance because volumes are rounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Finding:
     """The result of a check."""
 
     name: str
-    #: True if the property is given, None if the recording does not show it, or if the exchange decides it.
+    #: True if the plugin has the property; None if the recording does not show it, or if the exchange decides it.
     is_right: bool | None
     detail: str = ""
 
@@ -131,12 +131,12 @@ def _is_stamped(evidence: _Evidence) -> _Result:
 
 
 def _has_base_volume(evidence: _Evidence) -> _Result:
-    """Compare the mean price by the volumes with the prices."""
+    """Compare the mean price, which is the quotient of the volumes, with the prices."""
     given = [one for one in evidence.candles if one.volume and one.quote_volume]
     if not given:
         return None, "the candles have no quote volume"
     odd = [one for one in given if not one.low <= one.quote_volume / one.volume <= one.high]  # type: ignore[operator]
-    # sums of rounded amounts, and quiet minutes whose only price is not exact
+    # 1 % more is right: sums of rounded amounts, and quiet minutes whose only price is not exact
     far = [one for one in odd if not one.low * 99 / 100 <= (one.quote_volume or 0) / one.volume <= one.high * 101 / 100]
     if len(far) > _RARE * len(given):
         one = far[0]

@@ -64,7 +64,7 @@ class Result:
 
 
 class _Note(Exception):
-    """The exchange decides, not the plugin."""
+    """A finding that depends on the exchange, not on the plugin."""
 
 
 def _of_finding(name: str) -> Callable[[Stage], str]:
@@ -106,7 +106,8 @@ def _volumes(stage: Stage) -> str:
     return _judge(*judge_volumes(stage.versions, stage.replay.minutes.get("after", {})))
 
 
-# Findings that every plugin must show, or give a reason for: others depend on the exchange, or on its promises.
+# Findings that every plugin must have, or give a reason for not having. Others depend on the exchange or on the
+# plugin's promises.
 _ESSENTIAL = frozenset(
     {
         "the list of markets has the symbol",
@@ -157,8 +158,8 @@ def run_checks(
 ) -> Iterator[Result]:
     """Yield the result of each check of a plugin with its recordings, by their names.
 
-    A check passes if it passes with one recording, and fails with none. One that no recording has the material for
-    fails too, unless the plugin has a reason in `Exchange.bypass_reasons`.
+    A check passes if it passes with at least one recording, and does not fail with any. If no recording has the
+    material for it, it fails, unless the plugin has a reason in `Exchange.bypass_reasons`.
     """
     with asyncio.Runner() as runner:
         stages = {name: Stage(kind, one, tuple(settings), runner) for name, one in recordings.items()}

@@ -21,7 +21,7 @@ _MARGIN = Decimal("0.02")
 
 
 def explain_unit(open_ms: int, at_ms: int) -> str:
-    """Return the unit of an opening time that a plugin read as milliseconds, if it is another one; else nothing."""
+    """Return the mistake if an opening time that a plugin read as milliseconds is in another unit; else ""."""
     for factor, unit in _UNITS:
         if abs(at_ms - open_ms * factor) <= DAY_MS:
             return f"the opening time is in {unit}, but the plugin reads it as milliseconds"
@@ -68,7 +68,7 @@ def judge_interval(pages: Iterable[Sequence[int]], streamed: Sequence[int]) -> t
 
 
 def judge_versions(versions: Mapping[int, Sequence[Candle]]) -> tuple[bool | None, str]:
-    """Check that a minute keeps its open while it forms, that its range only grows, and that its volume does."""
+    """Check that a minute keeps its open while it forms, and that its range and its volume only grow."""
     pairs = [(one, other) for found in versions.values() for one, other in pairwise(found)]
     if not pairs:
         return None, "no minute has two versions"

@@ -251,7 +251,7 @@ def check_markets(stage: Stage) -> str:
 
 
 def check_renamed_market(stage: Stage) -> str:
-    """Rename the market in the list: it must have its new symbol, and no market the history of another one."""
+    """Rename the market in the list: it must have its new symbol, and no market may get the history of another one."""
     symbol, read = stage.recording.symbol, _market_reader(stage)
     new = symbol._replace(base=_NEW_NAME)
     names = {symbol.base: _NEW_NAME, symbol.base.lower(): _NEW_NAME.lower()}
@@ -275,7 +275,7 @@ def check_renamed_market(stage: Stage) -> str:
 
 
 def _require_former(markets: Iterable[Market]) -> None:
-    """Check that no market continues one that is traded, or that another market continues."""
+    """Check that no former symbol of a market is traded, or is the former symbol of another market too."""
     traded = {one.symbol for one in markets if one.status != "delisted"}
     heirs: dict[Symbol, Symbol] = {}
     for one in markets:
@@ -287,7 +287,7 @@ def _require_former(markets: Iterable[Market]) -> None:
 
 
 def _market_reader(stage: Stage) -> Callable[[Callable[[Any], Any]], list[Market]]:
-    """Return a function that reads the recorded list after a change of it; without a market if that is an error.
+    """Return a function that reads a changed copy of the recorded list. It returns no markets if that is an error.
 
     Raises:
         NotShown: no list was recorded.

@@ -42,7 +42,7 @@ def redact_text(text: str) -> str:
 
 
 def redact_binary(data: bytes, compression: Compression | None) -> bytes:
-    """Do the same with a binary frame. One that has no personal detail, or is not text, is returned as it is."""
+    """Do the same as `redact_text` with a binary frame. Without a personal detail, or text, return it as it is."""
     try:
         content = data if compression is None else decompress(data, compression, _MOST_BYTES)
         text = content.decode("utf-8")

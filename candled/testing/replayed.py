@@ -49,7 +49,7 @@ class RecordedHttp:
     """The `candled.exchange.Http` that answers from recorded requests, each of them once.
 
     The answer to a request is that to the same path, query and body. Numbers that are times may differ by a minute,
-    because a plugin may take them from its clock. An answer without an address is that to any request.
+    because a plugin may take them from its clock. A recorded answer without an address is the answer to any request.
     """
 
     def __init__(self, requests: Iterable[Request]) -> None:
@@ -295,7 +295,7 @@ class _Player:
 
 
 def _is_ping(feed: SocketFeed, text: str) -> bool:
-    """Return whether a frame is a ping, whose numbers may differ from those of the next ping."""
+    """Return True if a frame is a ping. Its numbers may differ from those of the next ping."""
     ping = feed.make_ping()
     return ping is not None and _without_digits(ping) == _without_digits(text)
 

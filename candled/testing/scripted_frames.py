@@ -33,7 +33,7 @@ def read_quietly(feed: SocketFeed, frame: str | bytes) -> list[Event]:
     """Return the events of a frame; none if the plugin cannot read it."""
     try:
         return list(feed.read_frame(frame))
-    except Exception:  # another check is about it
+    except Exception:  # another check covers it
         return []
 
 
@@ -83,7 +83,7 @@ class FrameForm:
     sent: tuple[Path, ...]
     #: The value that is the volume, if it can be found.
     volume: Path | None
-    #: Every other value that changes the candle.
+    #: Every number that changes the candle, the volume included.
     values: tuple[Path, ...]
 
     def write(self, open_ms: int, *, sent_ms: int | None = None, volume: Decimal | None = None) -> str:
@@ -130,7 +130,7 @@ def _examine(text: str | bytes, candle: Candle, feed: SocketFeed, symbol: Symbol
             found = candles_in(feed.read_frame(write_document(changed)), symbol)
         except CandledError:
             return None
-        except Exception:  # another check is about it
+        except Exception:  # another check covers it
             return None
         return found[0] if len(found) == 1 else None
 

@@ -36,7 +36,7 @@ _DAYS_MS = 40 * 24 * 60 * MINUTE_MS
 class Query:
     """The times and the limit in a request."""
 
-    #: The places of the parameters with the beginning and the end of the range; None: there is none.
+    #: The names of the parameters with the beginning and the end of the range, and their times; None: there is none.
     first: str | None = None
     first_ms: int | None = None
     until: str | None = None
@@ -149,7 +149,7 @@ class Page:
     def with_opening_times(self, read: Collection[int] | None = None) -> "Page":
         """Return the page with opening times, if the minutes that the plugin read show that rows have closing times.
 
-        None stands for minutes that show it.
+        Without `read`, rows are known to have closing times.
         """
         opening = tuple(at - MINUTE_MS for at in self.times)
         if read is not None and sum(at in read for at in opening) <= sum(at in read for at in self.times):

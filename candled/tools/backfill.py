@@ -16,10 +16,10 @@ from .history_start import EARLIEST_MS, find_any, find_beginning
 from .progress import show_progress
 from .session import ExchangeSource, Session, open_session, print_remark
 
-# Minutes to ask for to find out if there is history, on an exchange that publishes minutes without trades; on others
-# a minute may have had no trades, so a full request is needed.
+# The length of a request that finds out if an exchange that publishes minutes without trades has history. On other
+# exchanges a minute may have had no trades, so a full request is needed.
 _PROBE_MS = 180 * MINUTE_MS
-# Days before the oldest minute whose longer bars are compared; the daemon examines them again a day later.
+# The time before the oldest minute in which longer bars are compared, and the time until the daemon does it again.
 _COMPARED_MS = 60 * DAY_MS
 _EXAMINED_MS = DAY_MS
 
@@ -147,7 +147,7 @@ class _Backfill:
         return begins_ms
 
     async def _is_contradicted(self, earliest_ms: int, begins_ms: int) -> bool:
-        """Return whether longer bars of the exchange are older than the oldest minute it answers with."""
+        """Return True if the exchange has longer bars from before the oldest minute that it answers with."""
         stretch = Range(max(earliest_ms, begins_ms - _COMPARED_MS), begins_ms)
         answer = await self.source.fetch_range(self.market.symbol, Range(begins_ms, begins_ms + MINUTE_MS))
         if not answer.candles:

@@ -15,7 +15,7 @@ from .store_access import before_beginning, put_past
 # Requests whose coverage is in memory at a time, so that memory does not grow with the range.
 _SEGMENT_WINDOWS = 30
 _WORKERS = 4
-_GIVE_UP_AFTER = 3  # windows in a row that the exchange answered with nonsense
+_GIVE_UP_AFTER = 3  # windows in a row with unusable answers of the exchange
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class Backfiller:
         self._is_reopened = is_reopened
         self._rereads = rereads
         self._invalid_count = 0
-        self._is_credible = False  # whether the exchange had anything of this market
+        self._is_credible = False  # True once the exchange has had anything of this market
 
     async def estimate(self, span: Range) -> BackfillEstimate:
         """Count the work of `fill_span` from the store alone."""
@@ -132,7 +132,7 @@ class Backfiller:
                 await self._request_window(window, coverage, until_ms)
             except ExchangeError as error:
                 self._on_invalid_answer(window, error)
-            except CandledError as error:  # of the exchange's network or the store, after long patience
+            except CandledError as error:  # the exchange or the store failed, in all attempts
                 self.result.problem = self.result.problem or str(error)
             if self.result.problem is not None:
                 return
@@ -185,7 +185,7 @@ class Backfiller:
             raise StoreRejected(f"the store does not keep {iso_ms(dropped[-1])} and before: see its retention")
 
     def _answered_until(self, candles: list[Candle], until_ms: int) -> int:
-        """Return the end of the answer: if our clock is ahead of the exchange's, its newest minutes are yet to come."""
+        """Return the end of an answer. If this machine's clock is ahead, the newest minutes are yet to come."""
         newest_as_of_ms = max((candle.as_of_ms for candle in candles), default=None)
         return until_ms if newest_as_of_ms is None else min(until_ms, MINUTE.floor(newest_as_of_ms))
 
@@ -212,7 +212,7 @@ class Backfiller:
 
 
 def _differs(answer: Candle, known: Candle) -> bool:
-    """Return whether an answer has other values; a missing quote volume is no difference."""
+    """Return True if an answer has other values; a missing quote volume is no difference."""
     if answer.quote_volume is None:
         return answer.values[:-1] != known.values[:-1]
     return answer.values != known.values

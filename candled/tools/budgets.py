@@ -16,7 +16,7 @@ async def request_budgets(config: Config, clock: Clock) -> AsyncIterator[MakeBud
     """Yield budgets that a command may use half of, shared with daemons through Redis or a file.
 
     Raises:
-        ConfigError: the files of TLS of `bus.url` cannot be used.
+        ConfigError: a file for TLS that `bus.url` names cannot be used.
     """
     path = budget_path(config)
     if not config.bus.url.startswith("memory:"):

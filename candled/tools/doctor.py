@@ -28,7 +28,7 @@ from .budgets import request_budgets
 
 _LIBRARIES = ("tornado", "pydantic", "websockets", "msgspec", "redis", "psycopg2-binary", "uvloop")
 _WITHIN_S = 15.0  # for each part
-_CLOCK_MS = 2_000  # beyond a second, which is how exact `Date` is
+_CLOCK_MS = 2_000  # more than the precision of `Date`, which is a second
 _FREE_BYTES = 2 * 10**9
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _WIDTH = 16
@@ -217,7 +217,7 @@ class _FirstAnswer:
                 self._finish(f"the stream reports an error: {reason}")
 
     def on_interrupted(self, feed: Feed, reason: str) -> None:
-        """Take an interruption for the answer."""
+        """Treat an interruption as the answer."""
         self._finish(f"the stream was interrupted: {reason}")
 
     def _finish(self, problem: str | None) -> None:
@@ -230,7 +230,7 @@ class _FirstAnswer:
 
 
 def questionable_settings(config: Config) -> Iterator[str]:
-    """Yield the settings that are valid and yet probably a mistake."""
+    """Yield a line for each setting that is valid but probably a mistake."""
     yield from config_warnings(config)
     server = config.server
     if server.internal_port is not None and not set(server.internal_hosts) <= set(_LOOPBACK):

@@ -184,7 +184,7 @@ class ExchangeCheck:
             extend_coverage(self._store, market)
 
     async def _compare_parts(self, market: MarketKey, wrong: Sequence[Difference]) -> None:
-        """Compare the minutes of longer bars."""
+        """Compare the minutes of longer bars that differ."""
         spans = RangeSet((one.open_ms, one.open_ms + one.interval.ms) for one in wrong)
         for span in spans:
             for window in _all_windows(MINUTE, *span, self._exchange.max_history_minutes):
@@ -200,7 +200,7 @@ class ExchangeCheck:
 
 
 def _windows_around(suspect: RangeSet, most: int) -> list[Range]:
-    """Return a few ranges of at most `most` minutes that contain all doubtful ones, newest first."""
+    """Return a few ranges of at most `most` minutes that contain all suspect ones, newest first."""
     windows: list[Range] = []
     for start_ms, end_ms in suspect:
         if windows and end_ms - windows[-1].start_ms <= most * MINUTE_MS:

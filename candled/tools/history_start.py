@@ -6,7 +6,8 @@ from candled.model import DAY_MS, MINUTE, MINUTE_MS, Range
 
 # The oldest time that is searched: no exchange has older candles by the minute.
 EARLIEST_MS = 946_684_800_000  # 2000-01-01T00:00Z
-# An outage of the exchange can look like the time before its history: distances at which to look again.
+# An outage of the exchange can look like the time before its history. So minutes at these distances before the found
+# beginning are asked for too.
 _SECOND_LOOKS_MS = tuple(days * DAY_MS for days in (1, 7, 30, 180, 720))
 
 Ask = Callable[[Range], Awaitable[int | None]]
@@ -40,7 +41,7 @@ async def find_any(ask: Ask, earliest_ms: int, until_ms: int, width_ms: int) -> 
 
 
 async def _halve(ask: Ask, empty_ms: int, known_ms: int, width_ms: int) -> int:
-    """Halve the time between `empty_ms`, before which there is nothing, and `known_ms`, which has a candle."""
+    """Return the opening time of the oldest candle that halving finds between `empty_ms` and `known_ms`."""
     while empty_ms < known_ms:
         is_last = known_ms - empty_ms <= width_ms
         start_ms = empty_ms if is_last else MINUTE.floor((empty_ms + known_ms) // 2)

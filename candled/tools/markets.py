@@ -16,8 +16,8 @@ from candled.universe_choice import ChoiceRules, MarketChoice, choose_markets
 
 from .budgets import request_budgets
 
-# Of the daemon per market, from bench/README.md ("How much does the whole daemon need?"): `bench.ingest` with 1,000
-# markets once they are complete, and while they are being filled.
+# The memory of the daemon per market, from bench/README.md ("How much does the whole daemon need?"): `bench.ingest`
+# with 1,000 markets once they are complete, and while they are being filled.
 _COMPLETE_MIB, _FILLING_MIB = 0.2, 0.6
 _WIDTH = 100
 

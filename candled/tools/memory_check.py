@@ -20,7 +20,7 @@ _READS = 3
 async def check_memory(
     store: Store, url: str, markets: Sequence[MarketKey], intervals: Sequence[Interval], report: Report
 ) -> None:
-    """Compare the completed ones of the newest 1000 bars of each interval that the daemon at `url` shows."""
+    """Compare the newest 1000 bars of each interval that the daemon at `url` shows, except those that are not over."""
     async with Client(url, reconnect=False) as client:
         with report.show_progress(f"ask {url}", len(markets) * len(intervals)) as advance:
             for market, interval in product(markets, intervals):

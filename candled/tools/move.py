@@ -24,7 +24,7 @@ from .transfer import extend_coverage
 
 _PASS_S = 60.0
 _ATTEMPTS = 5  # comparisons of a page that the daemon may be changing
-_TAIL_MS = DAY_MS  # the daemon changes older minutes rarely; the comparison of everything finds those
+_TAIL_MS = DAY_MS  # the daemon rarely changes older minutes; comparing everything finds such changes
 
 Advance = Callable[[int], None]
 Bars = Mapping[Interval, Sequence[Candle]]
@@ -124,7 +124,7 @@ class Mover:
         self._catch_up(spans)
 
     def _catch_up(self, spans: Mapping[MarketKey, Range]) -> None:
-        """Repeat the newest part until a pass takes less than a minute, in which a market gets one more."""
+        """Copy the newest part again until a pass takes less than a minute: then at most one minute is behind."""
         took_s = math.inf
         while took_s > _PASS_S:
             before_s, started_s = took_s, self._clock.monotonic()
@@ -146,7 +146,7 @@ class Mover:
         return Range(min(span.start_ms for span in found), end_ms) if found else None
 
     def _is_used(self, market: MarketKey) -> bool:
-        """Return whether a daemon has already used the target: then it has newer facts of its own."""
+        """Return True if a daemon has already used the target, which then has newer facts of its own."""
         return not self._target.feed_log(market).keys() <= self._source.feed_log(market).keys()
 
     # ------------------------------------------------------------ copying
@@ -173,7 +173,10 @@ class Mover:
         return merge_changes({at_ms: one for at_ms, one in given.items() if at_ms >= self._kept_ms}, stored)
 
     def _copy_facts(self, market: MarketKey) -> None:
-        """Copy the rest about a market, after its minutes: a change is logged before its minutes are stored."""
+        """Copy everything else about a market, after its minutes.
+
+        The source logs each change before it stores the minutes, so the copied log lacks no change of copied minutes.
+        """
         if self._is_used(market):
             extend_coverage(self._target, market)
             return
@@ -214,8 +217,8 @@ class Mover:
     def _agreed_bars(self, market: MarketKey, page: Range, end_ms: int) -> Bars:
         """Return the bars of a page once both stores have the same.
 
-        The daemon may be changing the source: a bar differs if it still does after it was copied, and the source has
-        the same as before.
+        The daemon may be changing the source. So a bar counts as different only if it still differs after it was
+        copied, and the source has not changed it meanwhile.
         """
         lasting: set[object] = set()
         before: set[object] = set()

@@ -81,10 +81,10 @@ async def record_exchange(
 
 
 def _make_feed(exchange: Exchange, symbol: Symbol) -> Feed:
-    """Return a feed, whose first frames can be made.
+    """Return a feed after checking that its first frames can be made.
 
     Raises:
-        ConfigError: they cannot.
+        ConfigError: they cannot be made.
     """
     try:
         first = exchange.make_feed([symbol])

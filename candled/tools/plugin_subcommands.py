@@ -21,7 +21,7 @@ _HEADING = "Plugins"
 
 @cache
 def find_commands() -> dict[str, Any]:
-    """Return the command, or the group of commands, of each plugin that has some. A bad one is a line in the log."""
+    """Return the command, or the group of commands, of each plugin that has some. A bad one is left out and logged."""
     others = [one for one in metadata.entry_points(group="candled") if not one.value.startswith("candled_plugins.")]
     if not others:  # the bundled plugins have no commands, and need many libraries
         return {}

@@ -35,7 +35,7 @@ from candled.token_bucket import TokenBucket
 
 from .budgets import SHARE
 
-# After the last minute: until late versions of it have arrived.
+# The time after the last minute in which late versions of it arrive.
 _TAIL_MS = 15_000
 _SHORT_MS = 3 * MINUTE_MS
 _HEADERS = {"date", "age", "retry-after", "content-type"}
@@ -161,7 +161,7 @@ class Recorder:
     async def record_stream(self, feed: Feed, minutes: int) -> Range:
         """Read the feed until that many whole minutes are over, with their late versions; return the minutes.
 
-        Ctrl-C ends the stream before that. The minutes are then those that were whole.
+        Ctrl-C ends the stream before that. The minutes are then those that are complete.
         """
         if isinstance(feed, SocketFeed):
             self._tolerate_errors(feed)

@@ -12,7 +12,7 @@ from .progress import show_progress
 
 
 class Report:
-    """Findings go to standard output as they come, with `as_json` as one JSON object a line."""
+    """Prints findings on standard output as they come; with `as_json`, each is a line of JSON."""
 
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
         self._as_json = as_json

@@ -149,7 +149,8 @@ class Session:
         """Call a method of the store that only reads.
 
         Raises:
-            StoreUnavailable: several attempts over minutes have failed. StoreRejected: as the method.
+            StoreUnavailable: several attempts over minutes have failed.
+            StoreRejected: as the method.
         """
         read = partial(self._threads.run_read, call, *args, **kwargs)
         return await retry(read, self.clock, Backoff(), on=StoreUnavailable, attempts=_ATTEMPTS)

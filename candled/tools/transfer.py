@@ -19,7 +19,7 @@ from .files import BadRow, has_as_of, kind_of, open_writer, read_candles
 from .progress import show_progress
 from .store_access import exchange_of, open_store, put_past
 
-_PAGE_BARS = 10_080  # of minutes a week: the longest bar is folded once, and every other one too
+_PAGE_BARS = 10_080  # bars of a page; a week of minutes
 _STEP = 1000  # rows between two steps of the progress
 _NAMED = 5  # bad rows reported per file: in a file of another kind every row is bad
 _IMPROBABLE = 1000
@@ -177,7 +177,7 @@ class _Spacing:
 
 
 def _minute_pages(rows: Iterable[Candle | BadRow], counts: Counts) -> Iterator[list[Candle]]:
-    """Yield the good rows in pages of a week, and count the bad ones."""
+    """Yield the good rows in pages of a week, so that each longer bar is folded once; count the bad rows."""
 
     def good() -> Iterator[Candle]:
         for row in rows:

@@ -32,7 +32,7 @@ from .compare import Difference, compare, contradictions, impossible, recompute
 from .digest import day_digests
 from .report import Report
 
-_EMPTY_WEEKS = 520  # a page where no minutes are stored
+_EMPTY_WEEKS = 520  # weeks of a page where no minutes are stored
 _READS = 5
 
 Windows = int | Literal["all"]
@@ -83,7 +83,7 @@ def verify(
                 report.add_differences([one for one in before if one not in left], repaired=True)
                 report.add_differences(left)
         if memory:
-            from .memory_check import check_memory  # the others need no client
+            from .memory_check import check_memory  # the other checks need no client
 
             shown = [interval for interval in config.intervals if interval in (MINUTE, *store.intervals())]
             asyncio.run(check_memory(store, memory, markets, shown, report))
@@ -101,7 +101,7 @@ async def _check_exchanges(
     *,
     repair: bool,
 ) -> None:
-    """Compare samples of markets, and the minutes in doubt, with the exchange."""
+    """Compare samples of markets, and the suspect minutes, with the exchange."""
     from .exchange_check import ExchangeCheck
 
     seed = secrets.randbelow(10**6) if seed is None else seed
