@@ -1,6 +1,6 @@
 """candled, a self-hosted candle server. Plugins import their names from here.
 
-Nothing is imported before it is used: the daemon has to obey signals before that.
+Nothing is imported before it is used, because the daemon must react to signals before it imports the rest.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The composition root: creates all parts of the daemon, starts them downstream first, and stops them in reverse."""
+"""The composition root: creates all parts of the daemon. Receivers start before senders, and stop after them."""
 
 import asyncio
 import contextlib
@@ -185,7 +185,8 @@ def _descriptor_warning(config: Config) -> str | None:
 def _listen_to_signals(
     loop: asyncio.AbstractEventLoop, stopping: asyncio.Event, reload: Callable[[], None], *, is_worker: bool
 ) -> None:
-    # A terminal and systemd signal a worker as well as its supervisor, which kills it if that is wanted.
+    # A terminal and systemd signal a worker and also its supervisor. So a worker ignores a second signal: the
+    # supervisor kills it then.
     ask = stopping.set if is_worker else partial(_asked_to_stop, stopping)
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, ask)
@@ -207,7 +208,7 @@ class Daemon:
     def __init__(self, config: Config, plugins: Plugins, clock: Clock, worker: str | None = None) -> None:
         self._config = config
         self._hooks = PluginHooks(plugins, config)
-        # names the process in its statistics if others answer on the same port
+        # the name of the process in its statistics, if other processes answer on the same port
         self._name = {"process": worker or str(os.getpid())} if worker or config.server.reuse_port else {}
         self._clock = clock
         self._store = make_store(config, owns=True)
@@ -456,7 +457,7 @@ class Daemon:
             self._tasks.start(self._add_intervals(config.intervals))
 
     async def _change_exchanges(self, changes: ExchangeChanges, config: Config) -> None:
-        """Read other exchanges and markets. The universe changes without a pause, so that all parts agree."""
+        """Read the exchanges and markets of new settings. The universe changes in one step, so that all parts agree."""
         read = [*changes.added, *changes.replaced]
         made: Mapping[str, list[Exchange]] = {}
         if self._ingest is not None:
@@ -484,7 +485,7 @@ class Daemon:
         logger.info("bars of %s are served now", ", ".join(map(str, intervals)))
 
     def is_moving(self, within_s: float) -> bool:
-        """Return whether an attempt to write to the store has ended lately: `within_s` seconds, or two minutes."""
+        """Return whether an attempt to write to the store ended in the last two minutes, or in `within_s` if longer."""
         return self._writer.idle_s() <= max(within_s, _HANGS_S)
 
     async def stop(self) -> int:

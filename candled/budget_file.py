@@ -15,11 +15,11 @@ from candled.token_bucket import MOST_CLOSED_S, BucketState, TokenBucket
 
 logger = logging.getLogger(__name__)
 
-_SHARE = 0.5  # of a budget that cannot be shared, because another process may exist
+_SHARE = 0.5  # of a budget while the file cannot be used: another process may use the same budget
 _BUSY_S = 0.02  # between two attempts to lock the file
-_ATTEMPTS = 25  # then the process that has locked it is suspended, and the lock is not awaited
+_ATTEMPTS = 25  # attempts to lock the file; if all fail, the process that has locked it may be suspended
 _LARGEST = 64 * 1024
-_MOST_WAIT_S = 1.0  # while a host is closed; then the file is read again
+_MOST_WAIT_S = 1.0  # while a host is closed, the file is read again after this time
 
 
 class BudgetFile:

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_QUEUED = 10_000
 _SLOW_S = 1.0
-_OLDEST_BARS = 1000  # a bar that is not final is waited for until so many newer ones exist
+_OLDEST_BARS = 1000  # a bar that is still not final after this many newer ones is not reported any more
 
 CallHook = Callable[[MarketKey, Interval, Candle], object]
 
@@ -98,14 +98,14 @@ class HookThread:
 
 
 class _Followed:
-    """The bars of one market and interval that are reported already."""
+    """The bars of one market and interval that have been reported."""
 
     __slots__ = ("reported", "since_ms")
 
     def __init__(self, since_ms: int) -> None:
-        #: All bars before this time are reported, or not of interest.
+        #: All bars before this time have been reported, or need no report.
         self.since_ms = since_ms
-        #: The opening times of later ones that are reported.
+        #: The opening times of later bars that have been reported.
         self.reported: set[int] = set()
 
 
@@ -132,10 +132,10 @@ class ClosedBarReporter:
         self._followed: dict[tuple[MarketKey, Interval], _Followed] = {}
 
     def on_bars_changed(self, market: MarketKey, changes: Sequence[BarChange]) -> None:
-        """Ignore bars that are not final."""
+        """Ignore new versions of bars: `on_finality` is called when bars become final."""
 
     def on_history_changed(self, market: MarketKey, interval: Interval, bars: Sequence[Candle]) -> None:
-        """Report bars that are in memory now."""
+        """Report the bars that are final now."""
         self._report_closed(market, interval)
 
     def on_state_changed(self, market: MarketKey, feed: FeedState) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Source = Literal["recorded", "documented", "none"]
-"""Where a form is known from: a recording of the exchange, its documentation, or neither."""
+"""The source of a form of frames or rows: a recording of the exchange, its documentation, or neither."""
 Question = Literal["finality", "empty minutes", "currency", "pages", "limits"]
 """The five questions about an exchange; plugins/README.md has them in full."""
 Level = Literal["gold", "silver", "bronze", "unproven"]
@@ -34,7 +34,7 @@ class Parity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """The evidence that there is for an exchange. Say nothing here that no file shows."""
+    """The evidence that there is for an exchange. Claim only facts that a file shows."""
 
     #: The kinds of markets, in words.
     markets: str = ""
@@ -48,7 +48,7 @@ class Evidence:
     closed_mark: str = ""
     #: The files with the frames that answer the five questions.
     answers: Mapping[Question, str] = field(default_factory=dict)
-    #: A day with the real exchange; None: there was none.
+    #: A day with the real exchange; None if none was measured.
     parity: Parity | None = None
 
     @property

@@ -149,7 +149,7 @@ class Candles:
     symbol: Symbol
     #: A candle's `as_of_ms` is the time at which the exchange sent the frame. Leave it 0 if the frame contains no such
     #: time; the daemon then fills in its own estimate of the exchange's clock. Set `final` only if the exchange itself
-    #: marks the minute as closed; `Exchange.closed_flag` is the meaning of that.
+    #: marks the minute as closed; `Exchange.closed_flag` is the meaning of that mark.
     candles: tuple[Candle, ...]
     #: True for the recent history that an exchange sends after a subscription.
     snapshot: bool = False
@@ -361,7 +361,7 @@ class Clock(Protocol):
 class RequestBudget:
     """The exchange's limit for some of its requests from one address, in a unit of its own ("weight").
 
-    All processes of a site share it.
+    All processes of one installation share it.
     """
 
     #: The most weight in each period.
@@ -421,7 +421,7 @@ class Http(Protocol):
         weight: float = 1.0,
         budget: str = "",
     ) -> HttpAnswer:
-        """Send a request of any method, and return the answer, whatever its status below 500 is but 429 and 418.
+        """Send a request of any method, and return the answer if its status is below 500 and neither 429 nor 418.
 
         Raises:
             Unavailable: as in `get_json`.
@@ -464,10 +464,10 @@ class Exchange(ABC):
     limits: ConnectionLimits = ConnectionLimits()
     #: The class of a feed, which `make_feed` creates with the setting `ws_url`.
     feed_class: ClassVar[type[SocketFeed] | None] = None
-    #: The longest range, in minutes, that `fetch_history` accepts, and in bars, that `fetch_rows` accepts.
+    #: The longest range that `fetch_history` accepts, in minutes. `fetch_rows` accepts as many bars.
     max_history_minutes: ClassVar[int] = 200
-    #: The exchange's names of the intervals that `fetch_rows` can fetch, by candled's (`1m`, `1h`, `1D`), where days
-    #: begin at 00:00 UTC, and weeks on Monday.
+    #: The intervals that `fetch_rows` can fetch: the exchange's name of each by candled's (`1m`, `1h`, `1D`). Leave out
+    #: days that do not begin at 00:00 UTC, and weeks that do not begin on Monday.
     intervals: ClassVar[Mapping[str, str]] = {}
     #: How far back the exchange's minutes go, in minutes before the present; None: to the listing of each market. Older
     #: minutes are not requested: those that are missing count as an outage of the exchange.
@@ -476,7 +476,7 @@ class Exchange(ABC):
     closed_flag: ClassVar[ClosedFlag] = "advisory"
     #: True if the exchange publishes a candle for a minute without trades.
     publishes_empty_candles: ClassVar[bool] = False
-    #: True if its candles are not those of the market at present. The page, the API and `/health` say so.
+    #: True if its candles are not the market's present ones. The page, the API and `/health` show this.
     is_simulated: ClassVar[bool] = False
     #: True if every candle opens at the close of the previous one. A difference then reveals a missed push.
     opens_at_previous_close: ClassVar[bool] = False
@@ -552,9 +552,8 @@ class Exchange(ABC):
     ) -> Sequence[Candle | InvalidRow]:
         """Return the exchange's bars of 1 minute or of another one of `intervals`, in any order.
 
-        Implement it in place of `fetch_history` if the exchange has longer bars, and name those in `intervals`. What
-        `fetch_history` says about rows and minutes is true of these bars too. Bars that open outside of the range are
-        dropped.
+        Implement it in place of `fetch_history` if the exchange has longer bars, and name those in `intervals`. The
+        rules of `fetch_history` apply to these bars too. Bars that open outside of the range are dropped.
 
         Raises:
             Unavailable, ExchangeError: as in `fetch_history`.

@@ -64,7 +64,7 @@ def read_candles(
 
 
 def find_symbol(symbols: Mapping[str, Symbol], name: Any) -> Symbol:
-    """Return the symbol of a market by the name that a frame has for it. `symbols` is `SocketFeed.by_name`.
+    """Return the symbol that has a name in the exchange's frames. `symbols` is `SocketFeed.by_name`.
 
     Raises:
         ExchangeError: the feed does not carry it.
@@ -88,7 +88,7 @@ def base_volume(contracts: Any, size: Decimal) -> str:
 
 
 class CommandFeed(SocketFeed):
-    """A feed whose frames that subscribe and unsubscribe differ in one word only."""
+    """A feed whose subscribe and unsubscribe frames differ in one word only."""
 
     #: The exchange's words for subscribing and unsubscribing.
     commands: ClassVar[tuple[str, str]] = ("subscribe", "unsubscribe")
@@ -107,7 +107,7 @@ class CommandFeed(SocketFeed):
 
 
 class SubscribeRequests:
-    """The symbols of frames that subscribe, by the number of the frame, for exchanges that answer with that number.
+    """Remembers the symbols of each subscribe frame by its number, for exchanges that answer with that number.
 
     A refusal of a frame with several symbols names none of them: it becomes a `FeedError`. The daemon then subscribes
     to each of these symbols by itself, so that the next refusal names one.

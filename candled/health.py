@@ -62,7 +62,7 @@ class Health:
         self._universe = universe
         self._describe_hooks = describe_hooks
         self._was_loaded = False
-        #: True once the store is open and its rows are read
+        #: True once the store is open.
         self.is_reading = False
 
     def summarize(self, measures: "Mapping[str, IngestMeasures] | None" = None) -> Mapping[str, Any]:
@@ -122,7 +122,7 @@ class Health:
         return writer["state"] == "ok" and not self._history.problem and not self._upkeep.conflicts
 
     def count_states(self, measures: "Mapping[str, IngestMeasures]") -> dict[str, StateCounts]:
-        """Return the markets of each exchange by state: as they are read here, and the others as received."""
+        """Return the number of markets in each state, by exchange: those that are read here, and those on the bus."""
         result = {name: StateCounts() for name in self._universe.exchanges}
         served = self._bars.count_states(() if self._ingest is None else self._ingest.markets)
         for name, counts in result.items():

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MEASURED_US = 40  # to measure a market, on a slow machine
-_DEMAND_S = 0.1  # between two looks at the markets that clients ask for
+_DEMAND_S = 0.1  # between two reads of the markets that clients request
 
 
 class ShardedIngest:
@@ -74,7 +74,8 @@ class ShardedIngest:
         self._book = book or MemoryBook(clock)
         #: The delisted markets that clients of all processes use, by exchange. Absent while they are not known.
         self._used_delisted: dict[str, frozenset[Symbol]] = {}
-        #: When they could first be read, monotonic seconds. Absent while an exchange has no delisted markets.
+        #: When reading these markets first succeeded, by exchange, monotonic seconds. Absent for an exchange that has
+        #: no delisted markets.
         self._delisted_read_at: dict[str, float] = {}
         self._on_list = on_list
         #: The newest lists of exchanges with markets on demand that were not shared yet.
@@ -85,7 +86,7 @@ class ShardedIngest:
         self._http = {
             one.name: self._make_http(one, exchange) for one, exchange in zip(config.exchanges, self._made, strict=True)
         }
-        #: By exchange, since the start of the process.
+        #: The counts of each exchange since the start of the process.
         self.counts = {one.name: IngestCounts() for one in config.exchanges}
         self._running: dict[int, list[ExchangeIngest]] = {}
         #: The tasks that start exchanges. One that has ended stays until its exchange stops.
@@ -154,7 +155,7 @@ class ShardedIngest:
         return result
 
     async def measure_in_slices(self, pace: Pace) -> dict[str, IngestMeasures]:
-        """Do the same in several passes of the loop."""
+        """Return the same as `measure`, but spread the work over several passes of the loop."""
         result: dict[str, IngestMeasures] = {}
         for ingest in self.running:
             measures, silent = ingest.measure_feeds(), ingest.silent_symbols
@@ -198,7 +199,7 @@ class ShardedIngest:
     # ------------------------------------------------------------ markets on demand
 
     async def _read_demand(self) -> None:
-        """Have the choosers add the markets that clients ask for, and remove those that no client uses any more."""
+        """Have the choosers add the markets that clients request, and remove those that no client uses any more."""
         for one in self._config.exchanges:
             chooser = self._choosers.get(one.name)
             if chooser is None:  # the settings were reloaded meanwhile
@@ -217,7 +218,10 @@ class ShardedIngest:
             chooser.set_extras(list(dict.fromkeys([*running, *wanted]))[: one.on_demand.most])
 
     async def _read_delisted(self) -> None:
-        """Read the delisted markets that clients of any process use. Every process has reported them after a while."""
+        """Read the delisted markets that clients of any process use.
+
+        They count only after `REPORTED_S` seconds: by then, every process has reported its own.
+        """
         for name in self._universe.exchanges:
             used = await self._try_read_delisted(name) if self._universe.delisted(name) else None
             if used is None:
@@ -301,7 +305,7 @@ class ShardedIngest:
         """Choose the markets of an exchange by other rules, here or in the process that leads."""
         chooser = self._choosers[one.name]
         chooser.set_rules(one.choice)
-        if not chooser.is_choosing and not one.choice.wildcards:  # of named ones each process has its own
+        if not chooser.is_choosing and not one.choice.wildcards:  # each process knows named markets from its settings
             self._universe.set_markets(one.name, (*one.symbols, *chooser.extras))
 
     def _read_missing(self, wanted: Sequence[ExchangeConfig], made: Mapping[str, list[Exchange]]) -> None:

@@ -87,9 +87,9 @@ class _Place:
 
 
 class BoundedHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes a text of one place in the code once a minute, and at most 20 texts of a place. It counts the others.
+    """Limits the lines of each place in the code: a text is written once a minute, and at most 20 texts.
 
-    Their numbers are written when the minute is over. Debug lines are not counted.
+    The other lines are counted, and the numbers are written when the minute is over. Debug lines have no limit.
     """
 
     def __init__(self, format: str | LineFormatter) -> None:

@@ -130,7 +130,8 @@ class MarketsOnDemand:
     """Starts markets for the clients of this process, and keeps those that its clients use.
 
     The process that leads the exchange reads the same `book`, and adds its markets to the universe. `is_used` returns
-    whether a market has subscribers here. `address` is a client's, so that one client cannot take the place of all.
+    whether a market has subscribers here. The rules limit the markets of one client address, so that no client can take
+    all places.
     """
 
     def __init__(
@@ -149,9 +150,9 @@ class MarketsOnDemand:
         self._rules: dict[str, DemandRules] = {}
         #: The symbols that each exchange lists; empty before the list was read.
         self._listed: dict[str, frozenset[Symbol]] = {}
-        #: Changes with `_listed`.
+        #: Incremented when `_listed` changes.
         self.version = 0
-        #: The addresses of the markets that clients of this process have started, until they end.
+        #: The markets that clients of this process have started, each with its client's address, until they end.
         self._started_by: dict[MarketKey, str] = {}
         #: When markets on demand were started here, monotonic seconds, while they may lack their first bars.
         self._started_at: dict[MarketKey, float] = {}
@@ -171,7 +172,7 @@ class MarketsOnDemand:
         return tuple(self._rules)
 
     def on_list(self, exchange: str, symbols: Iterable[Symbol]) -> None:
-        """Take the symbols of an exchange's newest list. An empty one is no evidence."""
+        """Store the symbols of an exchange's newest list. An empty list is ignored: it is no evidence."""
         listed = frozenset(symbols)
         if listed and listed != self._listed.get(exchange):
             self._listed[exchange] = listed
@@ -265,7 +266,7 @@ class MarketsOnDemand:
                 await self._renew(exchange, rules)
 
     async def _report_delisted(self, exchange: str) -> None:
-        """Report the delisted markets that clients of this process use. A day later, the leader ends the others."""
+        """Report the delisted markets that clients of this process use. Unused ones end a day after their delisting."""
         delisted = self._universe.delisted(exchange)
         if used := [symbol for symbol in delisted if self._is_used(MarketKey(exchange, symbol))]:
             await self._book.report_delisted(exchange, used)

@@ -1,4 +1,4 @@
-"""The parts of a running daemon that have numbers, for metrics and for the status page."""
+"""The parts of a running daemon from which metrics and the status page take their numbers."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

@@ -103,7 +103,7 @@ class ExchangeChanges:
 
 
 def compare_exchanges(before: Config, after: Config) -> ExchangeChanges:
-    """Return the changes of exchanges."""
+    """Return the exchanges that were removed, added or changed between two configurations."""
     old, new = ({one.name: one for one in config.exchanges} for config in (before, after))
     common = [(old[one.name], one) for one in after.exchanges if one.name in old]
     return ExchangeChanges(
@@ -143,7 +143,7 @@ def _blocked_choices(running: Config, wanted: Config) -> set[str]:
 
 
 def _pattern_of(name: str) -> str:
-    """Return the entry of the lists for a setting."""
+    """Return a setting's entry in `LIVE` or the other lists, with `*` for an exchange's name and a plugin's key."""
     _, _, path = name.partition("exchanges.")
     if not path:
         return name
@@ -224,7 +224,7 @@ def _merge_exchanges(
 
 
 def _merge_exchange(running: ExchangeConfig, wanted: ExchangeConfig, live: set[str]) -> ExchangeConfig:
-    """Return an exchange with its new rules, as far as they are live. All its other settings are."""
+    """Return an exchange with its new settings, but without those new rules that are not in `live`."""
     rules = {
         name: getattr(wanted.choice, name) for key, name in _CHOICE.items() if f"exchanges.{wanted.name}.{key}" in live
     }

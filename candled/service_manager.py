@@ -40,7 +40,7 @@ class ServiceManager:
         self._send_state("STOPPING=1")
 
     def start_beats(self, tasks: TaskSet, clock: Clock, is_moving: Callable[[], bool]) -> None:
-        """Send a beat several times per watchdog interval, as long as the caller's loop runs and `is_moving`.
+        """Send a beat several times per watchdog interval, while the caller's loop runs and `is_moving` returns True.
 
         systemd restarts the process once the beats end.
         """

@@ -9,9 +9,9 @@ from candled.store import make_store
 
 
 class StoredMinutes:
-    """The minutes in the store at an address such as `sqlite:///candled.db`, which is not changed. A context manager.
+    """A context manager that reads minutes from the store at an address, such as `sqlite:///candled.db`.
 
-    Its methods block: call them in the constructor of an exchange only.
+    The store is not changed. The methods block: call them in the constructor of an exchange only.
 
     Raises:
         ConfigError: no store has such an address.

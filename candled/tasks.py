@@ -40,17 +40,17 @@ class LoopTurns:
     """Turns for steps of several milliseconds: in each pass of the event loop, one of all such tasks has its turn.
 
     Without turns, the steps of all tasks whose data came together would run in one pass, and block the loop. Each
-    instance has a queue of its own; they take turns.
+    instance has a queue of its own, and the queues take turns.
     """
 
     def __init__(self) -> None:
-        #: Locked by the one task of the queue that waits for its turn, so that urgent ones wait for no other.
+        #: Locked by the first task of the queue while it waits for its turn. Urgent tasks do not need this lock.
         self._first = asyncio.Lock()
         self._turn: asyncio.Lock | None = None
 
     @contextlib.asynccontextmanager
     async def take(self, *, is_urgent: bool = False) -> AsyncIterator[None]:
-        """Wait for a turn, in the order of the calls, urgent ones first. It ends with its pass of the loop."""
+        """Wait for a turn, in the order of the calls, urgent ones first. The turn ends with the pass of the loop."""
         loop = asyncio.get_running_loop()
         turn = self._turn = self._turn or _turn_of(loop)
         async with contextlib.nullcontext() if is_urgent else self._first:
@@ -75,9 +75,9 @@ def _turn_of(loop: asyncio.AbstractEventLoop) -> asyncio.Lock:
 
 
 class Backoff:
-    """Exponential backoff with jitter: each failure doubles the limit, and the wait is drawn below it.
+    """Exponential backoff with jitter: each failure doubles the limit, and the wait is drawn from its upper half.
 
-    The wait is at least half of the limit. This spreads out a storm of reconnects and never becomes a busy loop.
+    This spreads out a storm of reconnects and never becomes a busy loop.
     """
 
     def __init__(self, first_s: float = 1.0, most_s: float = 60.0, draw: random.Random | None = None) -> None:
@@ -130,7 +130,7 @@ async def retry(
 
 
 async def repeat(work: Callable[[], Awaitable[None] | None], clock: Clock, every_s: float) -> None:
-    """Call `work` now and every `every_s` seconds, without end."""
+    """Call `work` without end, with a pause of `every_s` seconds after each call."""
     while True:
         running = work()
         if running is not None:
@@ -193,7 +193,7 @@ class TaskSet:
         return task
 
     def start_periodic(self, work: Callable[[], Awaitable[None] | None], clock: Clock, every_s: float) -> None:
-        """Call `work` now and every `every_s` seconds, also after an unexpected error."""
+        """Call `work` without end, with a pause of `every_s` seconds after each call, even one that failed."""
         name, restart_s = getattr(work, "__qualname__", None), max(_RESTART_S, every_s)
         self.start_endless(partial(repeat, work, clock, every_s), clock, name, restart_s)
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, Self
 
-# Tokens that are reserved but not available yet: so many, or those of so many seconds.
+# The largest debt of a credible state: this many tokens, or those of this many seconds if that is more.
 _MOST_DEBT, _MOST_DEBT_S = 100.0, 60.0
 _ROUNDING = 1e-9  # avoids waits that are too short for any clock
 MOST_CLOSED_S = 3600.0  # no host is avoided for longer, regardless of its request
@@ -17,9 +17,9 @@ class BucketState(NamedTuple):
 
 
 class TokenBucket:
-    """At most `rate` a second on average and `burst` in a row. Pure: the time is an argument.
+    """Allows at most `rate` a second on average and `burst` in a row. Pure: the time is an argument.
 
-    A host that asked for a pause (429, 418, `Retry-After`) is closed with `close_until`.
+    If a host asks for a pause (429, 418, `Retry-After`), close its bucket with `close_until`.
     """
 
     def __init__(self, rate: float, burst: float | None = None) -> None:

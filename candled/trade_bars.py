@@ -15,7 +15,7 @@ _EXACT = Context(prec=200)
 
 @dataclass(slots=True)
 class _Bar:
-    """A minute that is being made. `first` and `last` are the order of its first and last trade, and their prices."""
+    """A minute that is being made. `first` and `last` have time, number and price of its first and last trade."""
 
     first: tuple[int, int, Decimal]
     last: tuple[int, int, Decimal]
@@ -23,16 +23,16 @@ class _Bar:
     low: Decimal
     volume: Decimal = Decimal(0)
     quote_volume: Decimal = Decimal(0)
-    #: The trades that count, by their numbers.
+    #: The numbers of the trades that are counted.
     known: set[int] = field(default_factory=set)
 
 
 class TradeBars:
     """Makes the 1-minute candles of one symbol from its trades. Pure: times are arguments, UTC epoch milliseconds.
 
-    A minute counts only if all its trades were seen: call `begin_at` when a subscription starts, and after a loss. If
-    you do not, the first trade is the beginning. Trades may come in any order and more than once. A minute without
-    trades has no candle.
+    A minute counts only if all its trades were seen: call `begin_at` when a subscription starts, and after trades were
+    lost. If you do not, the first trade is the beginning. Trades may come in any order and more than once. A minute
+    without trades has no candle.
     """
 
     def __init__(self, symbol: Symbol) -> None:
@@ -90,8 +90,8 @@ class TradeBars:
     def take_candles(self, as_of_ms: int) -> list[Candles]:
         """Return an event with the candles that changed since the last call, or no event.
 
-        `as_of_ms` is the exchange's time. A minute that began before a loss is `invalid` in the event: REST decides how
-        it ended.
+        `as_of_ms` is the exchange's time. A minute with lost trades is `invalid` in the event: REST decides how it
+        ended.
         """
         candles: list[Candle] = []
         invalid: list[InvalidRow] = []

@@ -68,7 +68,7 @@ class Universe:
 
     @property
     def renamed(self) -> dict[MarketKey, MarketKey]:
-        """The markets that have former symbols which are not served any more, by these."""
+        """The renamed markets by their former symbols, if those are not served any more."""
         known = ((key, facts) for key, facts in self._facts.items() if facts is not None and facts.former is not None)
         by_former = {MarketKey(key.exchange, facts.former): key for key, facts in known if facts.former is not None}
         return {former: key for former, key in by_former.items() if former not in self._facts}

@@ -188,8 +188,8 @@ def _first(
 def follow_life(known: Market | None, listed: Market | None, now_ms: int) -> Market | None:
     """Return the facts of a market after a list that contains it as `listed`, given those `known` before.
 
-    A market that was listed and is missing now is delisted. One that was renamed keeps its former symbol, because the
-    exchange may tell it only for a while. None: it was never listed.
+    A market that was listed and is missing now is delisted. A renamed market keeps its former symbol, because the
+    exchange may publish it only for a while. The result is None if the market was never listed.
     """
     if listed is not None and listed.former is None and known is not None:
         listed = replace(listed, former=known.former)
@@ -216,7 +216,7 @@ def _ranks(markets: Iterable[Market]) -> tuple[dict[Symbol, int], bool]:
 
 
 def _volume(market: Market) -> Decimal:
-    """Return the volume of the last 24 hours, less than any volume if it is not known."""
+    """Return the volume of the last 24 hours, or -1 if it is not known."""
     volume = market.quote_volume_24h
     return Decimal(-1) if volume is None or not volume.is_finite() else max(volume, Decimal(0))
 

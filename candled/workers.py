@@ -22,12 +22,12 @@ from candled.tasks import Backoff, TaskSet, first_of, retry
 logger = logging.getLogger(__name__)
 
 INGEST = "ingest"
-MISTAKE = 2  # the exit status of a process that only the operator can help
+MISTAKE = 2  # the exit status after a mistake that only the operator can correct
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
-_STEADY_S = 60.0  # a process that ran for so long failed for another reason than the last time
-_LEAD_S = 5.0  # beside server.shutdown_seconds: the process that ingests is asked to stop this much later at most
-_STOP_S = 30.0  # beside server.shutdown_seconds: a process that stops limits each of its steps to 5 s
+_STEADY_S = 60.0  # if a process ran for so long, its last failure had another reason
+_LEAD_S = 5.0  # plus server.shutdown_seconds: the process that ingests is asked to stop this much later at most
+_STOP_S = 30.0  # plus server.shutdown_seconds: then processes are killed; each limits its own steps to 5 s
 
 
 def check(config: Config, count: int = 0) -> None:
@@ -137,7 +137,7 @@ class Process(Protocol):
 
 
 class _EndedError(CandledError):
-    """A process ended and has to be started again."""
+    """A process ended, or could not start. Start it again."""
 
 
 class Supervisor:
@@ -237,9 +237,9 @@ def _report(error: Exception, wait_s: float) -> None:
 
 
 class Children:
-    """The processes of this one. As process 1 of a container it also reaps processes that lost their parent.
+    """The child processes of this process. As process 1 of a container, this also reaps processes without a parent.
 
-    The standard input of each is a pipe that ends with this process, however that happens.
+    The standard input of each child is a pipe that closes when this process ends, even if it is killed.
     """
 
     def __init__(self, command: Sequence[str]) -> None:

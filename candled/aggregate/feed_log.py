@@ -28,8 +28,8 @@ class _Epoch:
 class FeedLog:
     """The changes of a market, each with a change id. Change ids only grow, even from one feed to the next. Pure.
 
-    The change id of a message is even. Changes found by reading the store again get the following odd one, because a
-    client with every message up to a position may lack those changes.
+    The change id of a message is even. Changes that were found by reading the store again get the next odd number. So
+    they count as later than the message: a client that has received every message up to it may lack them.
     """
 
     def __init__(self) -> None:
@@ -72,8 +72,8 @@ class FeedLog:
     def record_message(self, position: Position) -> bool:
         """Record a message; return False if it is older than the last one.
 
-        `is_broken` is set if messages before it are missing. Several messages may have the same position: messages of
-        the bus itself use the newest position that it knows.
+        If messages before it are missing, `is_broken` becomes True. Several messages may have the same position: a
+        message that the bus adds has the newest position that the bus knows.
         """
         current = self._epochs[-1] if self._epochs else None
         if current is None or position.epoch != current.name:
@@ -119,7 +119,10 @@ class FeedLog:
         self.lost_since = self._lost_until = None
 
     def repaired_since(self, position: Position) -> Iterator[Position]:
-        """Yield a position, then the last ones of earlier feeds: the log may not have the position's own feed yet."""
+        """Yield a position, then the last positions of earlier feeds, newest first.
+
+        An earlier one is of use while the store's log does not have the feed of the later one yet.
+        """
         yield position
         names = [epoch.name for epoch in self._epochs]
         earlier = list(self._epochs)[: names.index(position.epoch)] if position.epoch in names else []
@@ -143,7 +146,7 @@ class FeedLog:
             self._watermarks.append(metadata.watermark_ms)
             if len(self._watermark_ids) >= 2 * _CHANGES_KEPT:
                 del self._watermark_ids[:_CHANGES_KEPT], self._watermarks[:_CHANGES_KEPT]
-        if known.gap is not None and metadata.gap != known.gap:  # minutes that are final now were not final there
+        if known.gap is not None and metadata.gap != known.gap:  # its minutes may be final now
             self.log_change(self.change_id, *known.gap)
 
     def watermark_at(self, change_id: int) -> int | None:

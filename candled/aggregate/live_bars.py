@@ -32,11 +32,11 @@ from .store_reader import StoreReader
 
 _LOADED_AT_ONCE = 8
 _QUEUED_KEPT = 500
-_VERSIONS = 2**40  # more than a market ever has
+_VERSIONS = 2**40  # between the first versions of two markets: more versions than a market ever has
 
 
 class LiveBars:
-    """All bars of the served markets, from the start of stored history. Earlier bars would be incomplete."""
+    """The newest bars of all served markets. None begins before the stored history: such a bar would be incomplete."""
 
     def __init__(
         self, markets: Iterable[MarketKey], intervals: Sequence[Interval], history: HistoryReader, clock: Clock
@@ -172,7 +172,7 @@ class LiveBars:
         return len(market.aggregator.series_of(interval).newest_times(count, market.complete_from_ms)) >= count
 
     def newest_bars(self, key: MarketKey, interval: Interval, count: int) -> list[Candle]:
-        """Return the newest `count` complete bars in memory, oldest first, ending with the forming one."""
+        """Return the newest `count` bars in memory that are served, oldest first and with the forming one last."""
         market = self._markets[key]
         if market.served_from_ms is None:
             return []
@@ -186,13 +186,13 @@ class LiveBars:
         return market.aggregator.series_of(interval).newest_times(count, market.served_from_ms)
 
     def get_bar(self, key: MarketKey, interval: Interval, open_ms: int) -> Candle | None:
-        """Return one bar from memory; None if it is not in memory, or not shown."""
+        """Return one bar from memory; None if it is not in memory, or not served."""
         market = self._markets[key]
         is_shown = market.served_from_ms is not None and open_ms >= market.served_from_ms
         return market.aggregator.series_of(interval).get_bar(open_ms) if is_shown else None
 
     def bars_between(self, key: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
-        """Return the bars in memory with `start_ms <= open_ms < end_ms`, oldest first. Use it for shown ranges only."""
+        """Return the bars in memory with `start_ms <= open_ms < end_ms`, oldest first, served or not."""
         return self._markets[key].aggregator.series_of(interval).bars_between(start_ms, end_ms)
 
     def past_version(self, key: MarketKey) -> int:
@@ -258,7 +258,7 @@ class LiveBars:
         return self._resumer.finish_resume(self._markets[key], interval, resume)
 
     def became_final(self, key: MarketKey, resume: ResumePlan) -> RangeSet:
-        """Return the ranges in which bars may be final now that the client has not received as final."""
+        """Return the ranges in which bars may have become final since the client disconnected."""
         return self._resumer.became_final(self._markets[key], resume)
 
     async def load_bars(self, key: MarketKey, interval: Interval, count: int, timeout_s: float) -> None:
@@ -333,7 +333,7 @@ class _Markets(dict[MarketKey, MarketBars]):
 
     def __init__(self, intervals: Sequence[Interval], listeners: Sequence[BarsListener]) -> None:
         super().__init__()
-        #: Those of markets that are added.
+        #: The intervals of markets that are added from now on.
         self.intervals = intervals
         self._listeners = listeners
         self._versions = count(0, _VERSIONS)

@@ -57,9 +57,10 @@ class MarketBars:
         self.feed = FeedState("warming", 0, "starting")
         #: From the exchange, once a message contained them.
         self.decimals = Decimals()
-        #: How often bars may have become final.
+        #: Counts the moments at which bars may have become final.
         self.finality_count = first_version
-        #: Whether each minute of the week is stored or was requested in vain, and the monotonic time of that reading.
+        #: True if each minute of the week was stored, or requested in vain, at the last check; and the time of that
+        #: check, monotonic seconds.
         self.is_requested = False
         self.requests_checked_at = float("-inf")
         #: The number of clients that wait for bars.
@@ -72,14 +73,14 @@ class MarketBars:
         self.is_recovering = False
         #: The start of the range that lost messages may have changed.
         self.lost_from_ms = 0
-        #: The part of the gap in which lost messages were not recovered; None if there is none.
+        #: The part of the feed's gap that the last recovery of lost messages left out; None if there is none.
         self.unread: Range | None = None
         #: The time since which history is complete; None if unknown.
         self.complete_from_ms: int | None = None
         #: The same from a message; used once its minutes are read.
         self.found_complete_from_ms: int | None = None
-        #: The time from which bars are shown. None is final before `complete_from_ms`, because minutes may be missing
-        #: there.
+        #: The time from which bars are served; None if unknown. Bars before `complete_from_ms` are not final, because
+        #: minutes may be missing there.
         self.served_from_ms: int | None = None
         #: A start received in a message; used once its minutes are read.
         self.found_served_from_ms: int | None = None

@@ -29,14 +29,14 @@ class ResumePlan:
     older: tuple[Candle, ...]
     #: The start of the bars in memory when this was prepared.
     since_ms: int
-    #: The generation of the past when this was prepared.
+    #: `MarketBars.past_version` when this was prepared.
     past_version: int
     #: Everything before this time was final when the client disconnected, except for gaps, which are in `ranges`.
     watermark_ms: int
 
 
 class Resumer:
-    """The answers to clients that reconnect: `plan_resume` reads, then `finish_resume` answers as of that moment."""
+    """Finds the bars for clients that reconnect: `plan_resume` reads the store, `finish_resume` returns the bars."""
 
     def __init__(self, history: HistoryReader, clock: Clock) -> None:
         self._history = history
@@ -102,11 +102,11 @@ class Resumer:
         return bars if len(bars) <= MOST_RESUMED else None
 
     def became_final(self, market: "MarketBars", resume: ResumePlan) -> RangeSet:
-        """Return the ranges in which bars may be final now that the client has not received as final."""
+        """Return the ranges in which bars may have become final since the client disconnected."""
         return RangeSet([*market.feed_log.finals_since(resume.change_id), (resume.watermark_ms, END_OF_TIME_MS)])
 
     async def _logged_changes(self, market: "MarketBars", position: Position) -> Sequence[Range] | None:
-        """Return the past changes since a position that this process did not receive, once all of them are logged.
+        """Return the past changes since a position, which this process did not receive, once all of them are logged.
 
         Return None if that takes too long, or if the store does not know the position.
         """

@@ -1,4 +1,4 @@
-"""The facts that each process of a site announces to the other processes."""
+"""The facts that each process announces to the other processes at the same Redis."""
 
 from typing import Annotated
 

@@ -30,8 +30,8 @@ _MOST_RENEWAL_S = 600.0
 _RENEW_UNSURE_S = 30.0
 _MOST_DOUBLINGS = 9
 _HOUR_S = 3600.0
-_MOST_REPLIES = 100  # and pings, that wait to be sent
-_LATE_S = 0.3  # a late tick may catch up on this much, not more
+_MOST_REPLIES = 100  # replies and pings that wait to be sent
+_LATE_S = 0.3  # a late call may send the frames of this much time together
 
 
 @dataclass(slots=True)
@@ -82,12 +82,13 @@ class FeedConnection:
     def on_frame(self, frame: str | bytes, now: float) -> list[Event]:
         """Read a frame; return its events for the caller: candles, rejections and errors.
 
-        Events about symbols that the feed did not subscribe to are returned unused.
+        Events about symbols that the feed does not carry are returned without being applied.
 
         Raises:
             ExchangeError: the frame does not have the documented form. The connection stays usable.
         """
-        if self._pong_due is not None:  # a pong waits behind the frames sent before it, and they prove the same
+        # every frame proves that the exchange is alive, and a pong may wait behind other frames
+        if self._pong_due is not None:
             self._pong_due = now + self._feed.pong_within_s
         if self._feed.pings_when_idle:
             self._ping_at = now + self._feed.ping_every_s

@@ -20,7 +20,8 @@ class IngestCounts:
     candle_events: int = 0
     malformed_frames: int = 0
     complaints: int = 0
-    #: Seconds from the send time in a frame to its receipt, on the estimate of the exchange's clock; of some frames.
+    #: Seconds from the send time in a frame to its receipt, on the estimated clock of the exchange. Only some frames
+    #: are measured.
     lag_s: Histogram = field(default_factory=lambda: Histogram(LAG_S))
     #: Final minutes that were compared with REST for the first time, and those that differed.
     checked: int = 0

@@ -48,8 +48,8 @@ class Coverage:
 
     `from_ms` is the start of the wanted history. `since_ms` is the time from which history is complete except for known
     gaps. It only moves back, because gaps that appear later are repaired in place. `given_since_ms` is its initial
-    value. `older` means that candles exist before `from_ms`; a gap at the beginning is then not taken for the time
-    before the exchange's history.
+    value. `older` is True if candles exist before `from_ms`. A gap at the beginning is then no sign that the exchange's
+    history begins after it.
     """
 
     def __init__(
@@ -76,17 +76,18 @@ class Coverage:
         # stored, or known not to exist
         known = ((gap.start_ms, gap.end_ms) for gap in known_gaps if gap.reason != "unconfirmed")
         self._covered = RangeSet(sorted([*self._have, *known]))
-        self._begins_ms: int | None = None  # another source has no older data
-        self._is_contradicted = False  # another source has data that the exchange denies
-        # minutes with a version that is not the last one, so they exist
+        self._begins_ms: int | None = None  # the beginning of history according to another source
+        self._is_contradicted = False  # True if another source has data that the exchange denies
+        # minutes that exist, because some version of them is known, but not the last one
         self._seen = RangeSet()
-        # the exchange keeps no older minutes; those that are missing may have had trades
+        # the oldest minute that the exchange keeps; older ones that are missing may have had trades
         self._kept_ms = 0
         #: The final minutes that REST has not confirmed yet.
         self.unconfirmed = UnconfirmedMinutes(absence)
         self._changed: Range | None = None
         self.version = 0  # incremented with every change
-        # the known gaps and their minutes by reason, kept with every change: a thin market has tens of thousands
+        # The number of known gaps and of their minutes, by reason. They are updated with every change, because counting
+        # is slow: a thin market has tens of thousands of gaps.
         self._gap_numbers: Counter[str] = Counter()
         self._gap_minutes: Counter[str] = Counter()
         self._count_gaps(self._known_gaps, 1)
@@ -141,7 +142,7 @@ class Coverage:
         return self._have.common(RangeSet([(start_ms, end_ms)]))
 
     def missing_within(self, start_ms: int, end_ms: int) -> RangeSet:
-        """Return the minutes that are neither stored nor known not to exist."""
+        """Return the minutes of `[start_ms, end_ms)` that may exist but are not stored, within the wanted history."""
         return self._covered.missing(max(start_ms, self.from_ms), end_ms)
 
     def unstored_within(self, start_ms: int, end_ms: int) -> RangeSet:
@@ -149,7 +150,7 @@ class Coverage:
         return self._have.missing(start_ms, end_ms)
 
     def unasked_within(self, start_ms: int, end_ms: int) -> RangeSet:
-        """Return the missing minutes that have not been requested from the exchange yet."""
+        """Return the minutes of `missing_within` that have not been requested from the exchange yet."""
         gaps = self.missing_within(start_ms, end_ms)
         first, last = self._gap_indexes(start_ms, end_ms)
         for known_gap in self._known_gaps[first:last]:
@@ -224,7 +225,7 @@ class Coverage:
             last = max(last, self._gap_indexes(start_ms, END_OF_TIME_MS if first_ms is None else first_ms)[1])
         if first < last:
             reached = self._known_gaps[first:last]
-            # History is older than believed, so all minutes that were taken not to exist may exist.
+            # History begins earlier than it seemed, so the minutes before its supposed beginning may exist.
             disproved = [known_gap for known_gap in reached if known_gap.reason == "beyond_history"]
             kept = [known_gap for known_gap in reached if known_gap.reason != "beyond_history"]
             self._put_slice(first, last, [piece for gap in kept for piece in cut_gap(gap, start_ms, end_ms)])
@@ -249,15 +250,15 @@ class Coverage:
         is_credible: bool = True,
         kept_ms: int = 0,
     ) -> bool:
-        """Record the exchange's answer for a window, after `add_minute` for every minute it contained.
+        """Record the exchange's answer for a window. Call `add_minute` for every minute in the answer before this.
 
-        The exchange does not have the minutes before `until_ms` that are still missing.
+        Minutes before `until_ms` that are missing after that count as minutes that the exchange does not have.
 
         `unreadable` are minutes whose rows are not valid candles. `outdated` are minutes whose row is older than the
         known version: they are requested again soon. `seen` are minutes with a known version that is not the last one:
         they exist, even if the answer does not contain them. `kept_ms` is the oldest minute that the exchange keeps.
-        Without `is_credible`, the answer is no evidence for missing minutes and is not counted. A gap that was in the
-        window only because of its neighbours does not count as requested again.
+        Without `is_credible`, the answer is no evidence for missing minutes and is not counted. A known gap that was
+        not due does not count as requested again.
 
         Returns:
             Whether the known gaps changed.
@@ -402,10 +403,10 @@ class Coverage:
     def _oldest_unconfirmed(self, before_ms: int, most_ms: int) -> Range | None:
         """Return a window from the oldest unconfirmed minute up to the next known gap.
 
-        It also contains minutes that REST has confirmed.
+        It may also contain minutes that REST has confirmed.
         """
         oldest = self.unconfirmed.oldest
-        # it is requested as missing, or as a known gap
+        # a minute that is not stored is requested as a missing one or as a known gap, not for confirmation
         while oldest is not None and oldest.start_ms not in self._have:
             self.unconfirmed.remove_range(oldest.start_ms, oldest.start_ms + MINUTE_MS)
             oldest = self.unconfirmed.oldest
@@ -491,7 +492,7 @@ class Coverage:
     def _mark_examined(self, known_gap: Gap, is_credible: bool, now_ms: int) -> Gap:
         """Return a gap as it is after a request for its newest part.
 
-        A gap before the beginning of history then counts as requested completely.
+        If the gap is before the beginning of history, all of it counts as requested.
         """
         is_due = known_gap.retry_ms is not None and known_gap.retry_ms <= now_ms
         if known_gap.reason != "beyond_history" or not is_due or not is_credible:

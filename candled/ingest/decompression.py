@@ -1,4 +1,4 @@
-"""Decompression of the frames of exchanges that compress them by themselves, with a bounded result."""
+"""Decompression of frames that an exchange has compressed itself, with a limit on the size of the result."""
 
 import zlib
 from typing import TYPE_CHECKING

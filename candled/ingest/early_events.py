@@ -10,14 +10,15 @@ _MOST_EVENTS = 1000  # of a market
 _MOST_ROWS = 50_000  # of all markets, about 40 MB
 
 EarlyEvent = tuple[Candles | SubscriptionRejected, int | None]
-"""An event, and the exchange's time of receipt, in UTC epoch milliseconds; None if the clock was not settled."""
+"""An event, and when it was received on the exchange's clock, UTC epoch ms; None before the clock was reliable."""
 
 
 class EarlyEvents:
     """Keeps the events of feeds until their markets are open, or until the exchange's clock is known.
 
-    If that takes long, for example because the store is unavailable, the oldest events of a market are dropped, and the
-    oldest ones of the market with the most rows. REST has their minutes.
+    If that takes long, for example because the store is unavailable, old events are dropped: those of a market with too
+    many events, and of the market with the most rows if all markets together have too many rows. REST has their
+    minutes.
     """
 
     def __init__(self, most_events: int = _MOST_EVENTS, most_rows: int = _MOST_ROWS) -> None:

@@ -36,7 +36,7 @@ async def find_evidence(
     listed_ms: int | None,
     kept_ms: int = 0,
 ) -> Evidence:
-    """Ask other sources about the minutes of `stretch`, before `first`, the oldest known minute.
+    """Return the evidence of other sources about the minutes of `stretch`, before `first`, the oldest known minute.
 
     `listed_ms` is the start of trading from the list of markets, `kept_ms` the oldest minute that the exchange keeps.
 

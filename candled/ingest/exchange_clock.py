@@ -74,7 +74,7 @@ class ExchangeClock:
         #: True once two sources agreed, or the wait for them is over. Until then nothing should depend on the time.
         self.is_reliable = False
         self._answers, self._dates, self._stream = _Measurements(5, 2), _Measurements(5, 2), _Measurements(64, 3)
-        self._machine_ms: int | None = None  # minus steady, at the last call of `update_estimate`
+        self._machine_ms: int | None = None  # this machine's clock minus the steady one, at the last `update_estimate`
         self._offset_ms: int | None = None  # the estimate; None before the first call of `update_estimate`
         self._is_known = False  # True if the estimate is based on more than this machine's clock
         self._agreed: frozenset[Source] = frozenset()

@@ -158,7 +158,7 @@ class FeedPool:
     # ------------------------------------------------------------ FeedSink
 
     def on_connected(self, feed: Feed) -> None:
-        """Let a new connection take over from the one that it replaces, and pass the event on."""
+        """Let a new connection take over from the one that it replaces, and pass the start on."""
         for runner, (successor, _) in list(self._successors.items()):
             if successor.feed is feed:
                 self._take_over(runner)
@@ -169,7 +169,7 @@ class FeedPool:
         self._sink.on_event(event)
 
     def on_interrupted(self, feed: Feed, reason: str) -> None:
-        """Pass the event on, unless another connection delivers the feed's symbols."""
+        """Pass the interruption on, unless another connection delivers the feed's symbols."""
         if feed in self._replaced:
             self._replaced.pop(feed).cancel()
         elif all(successor.feed is not feed for successor, _ in self._successors.values()):

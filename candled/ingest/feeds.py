@@ -52,8 +52,8 @@ _STEADY_S = 30.0  # a connection that lived this long is not a failure
 _MAX_FRAME_BYTES = 1024 * 1024
 # The frames, or events of a `StreamFeed`, that a feed may deliver each second, and in a row after a pause.
 _FRAMES_PER_S, _FRAMES_PER_S_AND_SYMBOL, _FRAMES_BURST_S = 1000, 50, 5.0
-_BYTES = 2048  # as many more of a frame count as another one
-_ROW = 0.1  # what a row or an event within a frame counts: a snapshot of 500 minutes is as much as 51 frames
+_BYTES = 2048  # every 2048 bytes of a frame count as one more frame
+_ROW = 0.1  # the weight of a row or event in a frame, in frames: a snapshot of 500 minutes counts as 51 frames
 _NOT_READ = "the exchange does not read the frames sent to it"
 FLOODED = "the exchange sends too many messages"
 """The reason for the interruption of a feed with too many frames a second."""
@@ -96,7 +96,8 @@ class FeedSink(Protocol):
 class LoopBudget:
     """The time that all feeds together may use in one pass of the event loop. A single snapshot may use all of it.
 
-    While more frames wait than can be read, they get half of the time: as much as the rest of a pass takes.
+    While more frames arrive than can be read, reading gets half of the time: as long as all other work of the last pass
+    took, but at least 5 and at most 20 ms.
     """
 
     def __init__(self) -> None:
@@ -347,7 +348,7 @@ class FeedRunner:
         return await first_of(self._read_frames(socket, connection), self._send_frames(socket, connection))
 
     async def _send_frames(self, socket: ClientConnection, connection: FeedConnection) -> str:
-        """Send frames until the connection is of no use any more; return why. `_read_frames` notices its end."""
+        """Send frames until the connection must be replaced; return why. `_read_frames` notices the socket's end."""
         while True:
             now = self._clock.monotonic()
             if socket.state is not State.OPEN:  # one side is closing; the other may not hang up

@@ -48,7 +48,7 @@ def retry_time(reason: str, attempts: int, now_ms: int) -> int:
 
 
 def postpone(known_gap: Gap, now_ms: int) -> Gap:
-    """Reschedule a gap after an answer that is no evidence, with the same wait as before."""
+    """Return a gap with a new retry time after an answer that is no evidence. The wait stays as long as before."""
     if known_gap.retry_ms is None or known_gap.retry_ms > now_ms:
         return known_gap
     return replace(known_gap, retry_ms=retry_time(known_gap.reason, known_gap.attempts, now_ms))

@@ -31,7 +31,7 @@ _MOST_PENALTY_S = 120.0
 _MOST_DOUBLINGS = 9  # of a pause; 2 to the power of thousands of refusals is no float
 #: The longest body, before and after decompression.
 _MAX_BODY_BYTES = 4 * 1024 * 1024
-_MAX_LISTS = 200_000  # and objects: `[[],[],…]` takes 30 times its length in memory
+_MAX_LISTS = 200_000  # lists and objects: `[[],[],…]` takes 30 times its length in memory
 _MAX_COMMAS = 400_000  # a million decimal numbers take half a second and 100 MB
 _MOST_USED = 0.9  # of a limit: then candled waits for the next period, so that other programs can go on
 TOO_MANY = (418, 429)  # 418 is Binance's answer to clients that go on after 429
@@ -124,7 +124,7 @@ class HttpClient:
         """Send a request within its budget, and return the answer, unless it asks for a pause.
 
         Raises:
-            Unavailable: as `candled.exchange.Http.get_json`, but for 5xx.
+            Unavailable: as in `candled.exchange.Http.get_json`, except that 5xx is returned.
         """
         name = _host_of(request.url)
         host = self._host(name)
@@ -158,10 +158,7 @@ class HttpClient:
         return response
 
     def describe(self) -> dict[str, Any]:
-        """Return the state of each host for `/health`.
-
-        It consists of the requests made, the share of the budget left, and the seconds until it may be asked again.
-        """
+        """Return for `/health`: each host's requests, the share of its budget left, and how long it is closed."""
         return {
             name: {
                 "requests": host.requests,

@@ -46,7 +46,7 @@ class MarketChooser:
         self._listed_symbols: frozenset[Symbol] = frozenset()
         #: The wanted markets of the universe, with their facts; None before this process chooses.
         self._wanted: tuple[tuple[Symbol, ...], dict[Symbol, Market]] | None = None
-        #: The steps that lead to them.
+        #: The next markets of the universe, step by step, up to `_wanted`.
         self._steps: Iterator[tuple[Symbol, ...]] = iter(())
         #: The task that changes the universe in steps, while it has many changes.
         self._tasks = TaskSet()
@@ -62,11 +62,11 @@ class MarketChooser:
         self._choose(self._listed)
 
     def stop_choosing(self) -> None:
-        """Leave the choice to another process."""
+        """Let another process choose from now on."""
         self.is_choosing, self._wanted, self._choice = False, None, MarketChoice(symbols=())
 
     def on_list(self, listed: Sequence[Market]) -> None:
-        """Choose from the exchange's newest list, and take its facts."""
+        """Handle the exchange's newest list: choose markets if this process chooses, and update their facts."""
         self.problem = None
         if listed:
             self._listed, self._listed_symbols = listed, frozenset(market.symbol for market in listed)

@@ -59,7 +59,7 @@ class MarketListing:
         self.on_ended: Callable[[Symbol], None] = lambda symbol: None
         #: Is called after each list with the symbol of a renamed market and its former one.
         self.on_renamed: Callable[[Symbol, Symbol], None] = lambda symbol, former: None
-        #: The newest list that was not empty. Empty before it was read: an empty list is no evidence.
+        #: The newest list that was not empty, because an empty one is no evidence; empty before the first.
         self._listed: dict[Symbol, Market] = {}
         #: The facts of the markets that are read and were ever listed.
         self._facts: dict[Symbol, Market] = {}

@@ -91,7 +91,8 @@ class MarketLoader:
 
     async def _read_market(self, symbol: Symbol, newest_ms: int | None, now_ms: int) -> MarketIngest:
         key = MarketKey(self._name, symbol)
-        # complete weeks, so that the first bar of every interval is complete; a longer pause leaves no week out
+        # Begin with a complete week, so that the first bar of every interval is complete. Begin earlier after a long
+        # pause, so that no week since then is left out.
         wanted_ms = now_ms - self._backfill_ms
         from_ms = WEEK.floor(wanted_ms if newest_ms is None else min(wanted_ms, newest_ms))
         from_ms = max(from_ms, await self._store.kept_from())

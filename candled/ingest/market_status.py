@@ -82,7 +82,7 @@ class MarketStatus:
         self.problem: str | None = None
         #: True once REST has answered for this market.
         self.has_answer = False
-        #: Whether REST has data of this market: None until it responds, False once it denies a known minute.
+        #: True if REST returned data of this market last, False if it denied a minute that exists; None before both.
         self.is_credible: bool | None = None
         self._recent_known: tuple[int, int] | None = None
         self._has_recent_gap = False

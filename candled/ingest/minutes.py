@@ -35,10 +35,9 @@ class Minutes:
 
     @property
     def watermark_ms(self) -> int | None:
-        """The time before which no minute can still become final through its successor; None before the first minute.
+        """The time before which every minute is final or missing; None before the first minute.
 
-        Minutes whose end was not seen, because the stream was interrupted or jumped, may lie before it. They count as
-        missing.
+        A minute is missing if its end was not seen, because the stream was interrupted or jumped.
         """
         if self.newest_ms is None:
             return None

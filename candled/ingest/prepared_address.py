@@ -11,7 +11,7 @@ from candled.errors import Unavailable
 
 
 async def find_address(url: str, configured: str, *, resolves: bool) -> str | None:
-    """Return the IP address to connect to, of a host that the settings and the plugin do not name.
+    """Return the public IP address to connect to, if `url` has another host than `configured`.
 
     Args:
         url: the address that the plugin returned.

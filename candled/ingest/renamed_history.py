@@ -21,8 +21,8 @@ _AGAIN_MS = DAY_MS  # the newest minutes of the former symbol may be stored or r
 class RenamedHistory:
     """Copies the stored minutes of one exchange's renamed markets.
 
-    They are logged as changes of the past before they are stored, as commands do, so that `StoredPast` finds and
-    publishes them.
+    It logs them as changes of the past before it stores them, as a command does. `StoredPast` then finds and publishes
+    them.
     """
 
     def __init__(self, exchange: str, store: "IngestStore", clock: Clock) -> None:

@@ -72,7 +72,7 @@ class StoreAudit:
         start_ms = max(market.coverage.from_ms, until_ms - _AUDIT_MS, await self._store.kept_from())
         span = Range(min(start_ms, until_ms), until_ms)
         expected = market.coverage.covered_within(*span)
-        with contextlib.suppress(StoreRejected):  # minutes that were dropped show up as lost
+        with contextlib.suppress(StoreRejected):  # the comparison finds the minutes that the store refused
             await self._store.flush()
         stored = RangeSet(await self._store.stored_ranges(market.key, *span))
         since_ms = await self._store.complete_from(market.key)

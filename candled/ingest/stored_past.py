@@ -1,4 +1,4 @@
-"""Stored history of any age and from any writer that this ingest did not fetch."""
+"""The stored history that this ingest did not fetch itself, of any age and from any writer."""
 
 import contextlib
 from collections.abc import Mapping
@@ -71,7 +71,7 @@ class StoredPast:
     # ------------------------------------------------------------ older history
 
     async def _examine_market(self, market: MarketIngest) -> None:
-        """Go back one range, once everything after it is complete."""
+        """Go back by one range, if everything after it is complete."""
         if not self._publisher.has_published(market):
             await self._publisher.publish_repair(market, Outcome())
         since_ms = market.coverage.since_ms

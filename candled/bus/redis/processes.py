@@ -1,4 +1,4 @@
-"""The processes of a site: each announces itself in Redis, in a key that expires, and reads the keys of the others."""
+"""The processes at one Redis: each announces itself in a key that expires, and reads the keys of the others."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
