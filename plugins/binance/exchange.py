@@ -92,7 +92,7 @@ class BinanceUsdmFeed(BinanceFeed):
 class Binance(Exchange):
     """Binance's spot market.
 
-    Binance prints a flat row for a minute without trades. It allows a weight of 6,000 a minute and address, and shows
+    Binance prints a flat row for a minute without trades. It allows a weight of 6,000 per minute and address, and shows
     the weight that all programs at the address have used.
     """
 
@@ -121,7 +121,7 @@ class Binance(Exchange):
     candles_weight: ClassVar[float] = 2.0
     #: Binance counts five frames a second on a connection, those that answer its pings among them.
     frames_per_s: ClassVar[float] = 2.5
-    #: Without all markets and the permissions of each, the list has 3 MB instead of 15.
+    #: Leaves out markets that are not traded, and permissions: the list then has 3 MB instead of 15.
     info_query: ClassVar[Mapping[str, str]] = {"symbolStatus": "TRADING", "showPermissionSets": "false"}
     tickers_query: ClassVar[Mapping[str, str]] = {"type": "MINI"}
     #: The weights of `exchangeInfo` and of `ticker/24hr` for all markets.

@@ -161,5 +161,5 @@ def _read_market(entry: Mapping[str, Any], volumes: Mapping[str, Decimal]) -> Ma
 
 
 def _places(step: str | None) -> int | None:
-    """Return the decimal places of the multiples of a step, printed with zeros at its end."""
+    """Return the decimal places of a step, without the zeros at its end; None if there is none."""
     return None if step is None else max(0, -int(Decimal(step).normalize().as_tuple().exponent))

@@ -170,8 +170,8 @@ class Bitget(Exchange):
     async def _fetch_page(
         self, http: Http, path: str, market: Instrument, interval: Interval, end_ms: int, limit: int
     ) -> list[Candle | InvalidRow]:
-        # `startTime` is left out: with the other two it has no effect, except that a window wider than `limit` is
-        # answered with a different window.
+        # `startTime` is left out: beside `endTime` and `limit` it has no effect, except that a window wider than
+        # `limit` is answered with a different window.
         query = {
             **market.product.query,
             "granularity": market.product.granularities[str(interval)],

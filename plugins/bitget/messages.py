@@ -159,7 +159,7 @@ def find_instrument(symbol: Symbol, products: Sequence[ProductType]) -> Instrume
 
 
 def command_frames(op: str, markets: Iterable[InstrumentKey]) -> list[str]:
-    """Return the frames that `subscribe` to or `unsubscribe` from (the `op`) the minute candles of `markets`."""
+    """Return the frames of `op`, `subscribe` or `unsubscribe`, for the minute candles of `markets`."""
     args = [{"instType": inst_type, "channel": CHANNEL, "instId": inst_id} for inst_type, inst_id in markets]
     return [
         json.dumps({"op": op, "args": args[first : first + MOST_ARGS]}, separators=(",", ":"))

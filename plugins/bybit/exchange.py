@@ -97,7 +97,7 @@ class BybitInverseFeed(BybitFeed):
 
 
 class Bybit(Exchange):
-    """Bybit's spot market. Bybit allows 600 requests in 5 seconds and address."""
+    """Bybit's spot market. Bybit allows 600 requests in 5 seconds per address."""
 
     name = "bybit"
     evidence = Evidence(

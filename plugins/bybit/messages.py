@@ -61,7 +61,7 @@ def name_of(symbol: Symbol, category: Category) -> str:
 
 
 def command_frames(op: str, symbols: Sequence[Symbol], category: Category, requests: SubscribeRequests) -> list[str]:
-    """Return the frames that `subscribe` to or `unsubscribe` from (the `op`) the minute candles of `symbols`."""
+    """Return the frames of `op`, `subscribe` or `unsubscribe`, for the minute candles of `symbols`."""
     frames = []
     for first in range(0, len(symbols), MOST_ARGS):
         group = symbols[first : first + MOST_ARGS]
@@ -144,7 +144,7 @@ def read_envelope(body: Any) -> tuple[dict[str, Any], int]:
 
 
 def is_too_many(body: Any) -> bool:
-    """Return whether an answer means that the address sent too many requests."""
+    """Return True if an answer means that the address sent too many requests."""
     return isinstance(body, dict) and str(body.get("retCode")) in _TOO_MANY
 
 

@@ -15,7 +15,7 @@ BUDGET = "ccxt"
 """The request budget with ccxt's weights."""
 
 _PAUSE_S = 10.0  # after a refusal that is no 429
-_ACCEPT = "accept-encoding"  # Tornado's client decompresses gzip alone, and asks for it by itself
+_ACCEPT = "accept-encoding"  # Tornado's client decompresses only gzip, and asks for it itself
 
 _cost: ContextVar[float] = ContextVar("cost", default=1.0)
 

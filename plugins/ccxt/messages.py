@@ -1,4 +1,4 @@
-"""The values that ccxt returns as candled's: candles, trades and markets, without sockets or clocks.
+"""Convert the values that ccxt returns to candled's candles, trades and markets, without sockets or clocks.
 
 Source: ccxt's manual ("Market Structure", "Precision And Limits", "OHLCV Structure", "Trade structure").
 """
@@ -46,7 +46,7 @@ def read_row(row: Any) -> Candle:
 
 
 def exact(value: Any) -> Decimal | None:
-    """Return a number of ccxt; None if it is missing. Numbers in ccxt's lists of markets may be floats in its source.
+    """Return a number of ccxt; None if it is missing. In lists of markets it may be a float that ccxt itself wrote.
 
     Raises:
         ExchangeError: it is not a number.
@@ -132,7 +132,7 @@ def read_trade(trade: Mapping[str, Any], size: Decimal) -> tuple[int, Decimal, D
 
 
 class TradeNumbers:
-    """Numbers of trades, for exchanges whose trades have other names: equal names have equal numbers, later ones more.
+    """Numbers for trades that have names instead. Equal names get equal numbers, and later names get higher ones.
 
     It remembers the newest names only.
     """

@@ -119,7 +119,7 @@ class Coinbase(Exchange):
     bypass_reasons = skip_without("markets", "refusal", "together", "frames", "versions", "boundary")
     Settings = CoinbaseSettings
     feed_class = CoinbaseFeed
-    requests_per_s = 5.0  # Coinbase allows ten a second and address
+    requests_per_s = 5.0  # Coinbase allows ten per second and address
     max_history_minutes = _PAGE
     intervals = messages.INTERVALS
 
@@ -136,7 +136,7 @@ class Coinbase(Exchange):
     async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
-        """Return Coinbase's bars. Some from before the start may come."""
+        """Return Coinbase's bars. Some from before the start may be among them."""
         query = {
             "start": str(start_ms // 1000),
             "end": str(end_ms // 1000 - 1),

@@ -1,4 +1,4 @@
-"""Coinbase's public Advanced Trade API as text: trades and rows to candles, without sockets or clocks.
+"""Write and read the frames and rows of Coinbase's public Advanced Trade API, without sockets or clocks.
 
 Sources: docs.cdp.coinbase.com ("Market Trades Channel", "Heartbeats Channel", "Get Public Product Candles", "List
 Public Products"). No recorded frame with trades was found.
@@ -50,7 +50,7 @@ def product_of(symbol: Symbol) -> str:
 
 
 def command_frames(kind: str, products: Sequence[str]) -> list[str]:
-    """Return the frames that `subscribe` to or `unsubscribe` from (the `kind`) the trades of products."""
+    """Return the frames of `kind`, `subscribe` or `unsubscribe`, for the trades of products."""
     return [
         json.dumps({"type": kind, "channel": channel, "product_ids": list(products)}, separators=(",", ":"))
         for channel in _CHANNELS[: 2 if kind == "subscribe" else 1]

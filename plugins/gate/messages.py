@@ -51,7 +51,7 @@ def name_of(symbol: Symbol, kind: Kind) -> str:
 def command_frames(
     event: str, kind: Kind, symbols: Sequence[Symbol], requests: SubscribeRequests, now_ms: int
 ) -> list[str]:
-    """Return the frames that `subscribe` or `unsubscribe` (the `event`), one for each market."""
+    """Return the frames of `event`, `subscribe` or `unsubscribe`, one for each market."""
     return [
         json.dumps(
             {

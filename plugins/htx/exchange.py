@@ -74,7 +74,7 @@ class Htx(Exchange):
     bypass_reasons = skip_without("markets", "refusal", "together", "boundary")
     Settings: ClassVar[type[Any]] = HtxSettings
     feed_class = HtxFeed
-    requests_per_s = 5.0  # HTX allows ten a second and address
+    requests_per_s = 5.0  # HTX allows ten per second and address
     max_history_minutes = 1000
     history_minutes: ClassVar[int | None] = _NEWEST - 10
     publishes_empty_candles = True
@@ -92,7 +92,7 @@ class Htx(Exchange):
     async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
-        """Return HTX's bars, of the newest 2,000. It takes a number of rows, up to the present."""
+        """Return HTX's bars, of the newest 2,000. A request names a number of rows, which end with the newest one."""
         size = (self.now_ms() - start_ms) // interval.ms + 2
         query = {"symbol": messages.name_of(symbol), "size": str(max(1, min(_NEWEST, size)))}
         return await self._fetch_kline(http, "/market/history/kline", interval, query)

@@ -54,7 +54,7 @@ def coin_of(symbol: Symbol, pairs: Mapping[Symbol, str]) -> str:
 
 
 def command_frames(method: str, coins: Iterable[str]) -> list[str]:
-    """Return the frames that `subscribe` or `unsubscribe` (the `method`), one for each market."""
+    """Return the frames of `method`, `subscribe` or `unsubscribe`, one for each market."""
     return [
         json.dumps(
             {"method": method, "subscription": {"type": "candle", "coin": coin, "interval": "1m"}},
@@ -154,8 +154,9 @@ def read_markets(body: Any) -> list[Market]:
 def read_pairs(body: Any) -> dict[str, Market]:
     """Return the spot pairs in an answer to `spotMetaAndAssetCtxs`, by Hyperliquid's names: `PURR/USDC`, `@107`.
 
-    A pair has the indexes of its tokens, which are not their places; one whose tokens are not listed is left out, as is
-    a second pair of the same tokens' names. The facts of a pair have its name, or else the place that is its index.
+    A pair names its tokens by their indexes, which are not their places in the list. A pair whose tokens are not listed
+    is left out, and so is a second pair whose tokens have the same names. The facts of a pair are found by its name, or
+    else at the place of its index.
 
     Raises:
         ExchangeError: the answer is not as documented.

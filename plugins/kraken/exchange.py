@@ -71,7 +71,7 @@ class Kraken(Exchange):
     bypass_reasons = skip_without("markets", "refusal", "together")
     Settings = KrakenSettings
     feed_class = KrakenFeed
-    requests_per_s = 0.8  # Kraken allows one a second and address
+    requests_per_s = 0.8  # Kraken allows one per second and address
     max_history_minutes = _NEWEST - 20
     history_minutes = _NEWEST - 20
     intervals = messages.INTERVALS
@@ -81,7 +81,7 @@ class Kraken(Exchange):
         self.limits = ConnectionLimits(
             symbols_per_connection=settings.symbols_per_connection,
             frames_per_s=2.0,
-            attempts_per_minute=10.0,  # Kraken allows about 150 in ten minutes and address
+            attempts_per_minute=10.0,  # Kraken allows about 150 in ten minutes per address
         )
 
     async def fetch_markets(self, http: Http) -> list[Market]:

@@ -1,4 +1,4 @@
-"""Kraken's public API (WebSocket V2, REST) as text: frames and rows to candles, without sockets or clocks.
+"""Write and read the frames and rows of Kraken's public API (WebSocket V2, REST), without sockets or clocks.
 
 Sources: docs.kraken.com ("OHLC" of WebSocket V2, "Get OHLC Data", "Get Tradable Asset Pairs", "Get Ticker
 Information"); recorded frames, listed in tests/plugins/kraken/frames/README.md.
@@ -61,7 +61,7 @@ def pair_of(symbol: Symbol) -> str:
 
 
 def command_frames(method: str, names: Sequence[str]) -> list[str]:
-    """Return the frames that `subscribe` to or `unsubscribe` from (the `method`) the minute candles of markets."""
+    """Return the frames of `method`, `subscribe` or `unsubscribe`, for the minute candles of markets."""
     frames = []
     for first in range(0, len(names), MOST_SYMBOLS):
         params: dict[str, Any] = {"channel": "ohlc", "symbol": names[first : first + MOST_SYMBOLS], "interval": 1}
@@ -161,7 +161,7 @@ def read_envelope(body: Any) -> dict[str, Any]:
 
 
 def is_too_many(body: Any) -> bool:
-    """Return whether an answer means that the address sent too many requests."""
+    """Return True if an answer means that the address sent too many requests."""
     errors = body.get("error") if isinstance(body, dict) else None
     return isinstance(errors, list) and any(str(error).startswith(_TOO_MANY) for error in errors)
 

@@ -89,12 +89,12 @@ def read_connection(answer: Any) -> Connection:
             server["pingInterval"] / 1000,
             server["pingTimeout"] / 1000,
         )
-    except (LookupError, TypeError, ValueError) as error:  # without the token
+    except (LookupError, TypeError, ValueError) as error:  # the text must not contain the token
         raise ExchangeError(f"expected a token and servers, got {type(answer).__name__}: {error!r}") from error
 
 
 def command_frames(kind: str, symbols: Sequence[Symbol], requests: SubscribeRequests) -> list[str]:
-    """Return the frames that `subscribe` to or `unsubscribe` from (the `kind`) the minute candles of `symbols`."""
+    """Return the frames of `kind`, `subscribe` or `unsubscribe`, for the minute candles of `symbols`."""
     frames = []
     prefix, most = (_CONTRACT_TOPIC, 1) if symbols and symbols[0].settle else (_TOPIC, MOST_SYMBOLS)
     for first in range(0, len(symbols), most):
@@ -153,7 +153,7 @@ def read_frame(
 
 
 def _read_ms(time: Any) -> int:
-    """Return a time in ms: the page says µs, frames have ns."""
+    """Return a time in ms. KuCoin documents µs, but its frames have ns."""
     if not isinstance(time, int):
         raise ExchangeError(f"expected a time, got {str(time)[:60]!r}")
     sent: int = time
@@ -221,7 +221,7 @@ def read_envelope(body: Any) -> Any:
 
 
 def is_too_many(body: Any) -> bool:
-    """Return whether an answer means that the address sent too many requests."""
+    """Return True if an answer means that the address sent too many requests."""
     return isinstance(body, dict) and str(body.get("code")) == TOO_MANY
 
 

@@ -116,7 +116,7 @@ class Mexc(Exchange):
     async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
-        """Return MEXC's bars. It takes both bounds or none, and excludes the end."""
+        """Return MEXC's bars. A request has both bounds or none, and the end is exclusive."""
         query = {
             "symbol": messages.name_of(symbol),
             "interval": self.intervals[str(interval)],

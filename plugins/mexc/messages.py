@@ -236,7 +236,7 @@ def read_contract_envelope(body: Any) -> Any:
 
 
 def is_too_often(body: Any) -> bool:
-    """Return whether an answer means that the address sent too many requests."""
+    """Return True if an answer means that the address sent too many requests."""
     return isinstance(body, dict) and body.get("code") == _TOO_OFTEN
 
 

@@ -71,7 +71,7 @@ def inst_id_of(symbol: Symbol) -> str:
 
 
 def command_frames(op: str, inst_ids: Iterable[str]) -> list[str]:
-    """Return the frames that `subscribe` to or `unsubscribe` from (the `op`) the minute candles of markets."""
+    """Return the frames of `op`, `subscribe` or `unsubscribe`, for the minute candles of markets."""
     args = [{"channel": CHANNEL, "instId": inst_id} for inst_id in inst_ids]
     return [
         json.dumps({"op": op, "args": args[first : first + MOST_ARGS]}, separators=(",", ":"))
@@ -160,7 +160,7 @@ def read_envelope(body: Any) -> list[Any]:
 
 
 def is_too_many(body: Any) -> bool:
-    """Return whether an answer means that the address sent too many requests."""
+    """Return True if an answer means that the address sent too many requests."""
     return isinstance(body, dict) and str(body.get("code")) == TOO_MANY_REQUESTS
 
 

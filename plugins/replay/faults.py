@@ -21,7 +21,7 @@ _DRAWS_KEPT = 10_000
 class ScriptedFault(NamedTuple):
     """A step of a script."""
 
-    #: In minutes after the one in which the market clock started.
+    #: The first minute with the fault, counted from the one in which the market clock started, which is 0.
     first: int
     kind: str
     #: The number of minutes with the fault.
@@ -138,7 +138,7 @@ class FaultyStream:
         self._delayed: list[tuple[int, Candle]] = []
 
     def pass_on(self, versions: Sequence[Candle], now_ms: int) -> list[tuple[Candle, ...]]:
-        """Return the frames that are sent at `now_ms` (UTC epoch ms) of the versions made since the last call."""
+        """Return the frames sent at `now_ms` (UTC epoch ms), given the versions made since the last call."""
         once: list[Candle] = []
         again: list[Candle] = []
         for version in versions:
