@@ -32,7 +32,7 @@ class Claims(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """The access of one valid token. Grants are equal if the same token has the same claims."""
+    """The access of one valid token. Two grants are equal if they have the same token and claims."""
 
     #: The token's name: from the file, or the subject of a JWT.
     name: str

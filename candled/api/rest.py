@@ -352,7 +352,7 @@ class Description(Handler):
 
 
 def _asked(values: Mapping[str, Any]) -> HistoryRequest:
-    """Return the request for bars of a query's values."""
+    """Return the request for bars that the values of a query describe."""
     end_ms = END_OF_TIME_MS if values["to"] is None else values["to"]
     return HistoryRequest(
         values["limit"] or operations.DEFAULT_BARS, values["from"] or 0, end_ms, newest_first=values["from"] is None
@@ -374,9 +374,9 @@ def _json_body(head: bytes, page: PrintedPage, following: str | None) -> bytes:
 
 
 def _next_path(market: MarketKey, values: Mapping[str, Any]) -> Callable[[PrintedPage], str | None]:
-    """Return a function for the next page in the direction of one, as a reference relative to this request's address.
+    """Return a function that returns the address of the page after a given one, relative to this request's address.
 
-    It returns None if there is no next page.
+    It returns None if there is no such page.
     """
     asked = {"symbol": market.symbol, "interval": values["interval"], "exchange": market.exchange}
     if values["limit"] is not None:

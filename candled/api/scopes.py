@@ -19,7 +19,7 @@ _ALL_MARKETS = frozenset({"/status.json", "/health/ws-stats"})  # the states and
 class Scopes:
     """Finds the markets and intervals in queries. `klines` are Binance's names and the prefix of its paths, if enabled.
 
-    Names that no market has are left out: their request gets an error in its dialect.
+    A name that no market has is left out: the handler answers it with an error.
     """
 
     def __init__(self, catalog: MarketCatalog, klines: tuple[BinanceMarkets, str] | None) -> None:

@@ -24,7 +24,7 @@ def route_name(pattern: str) -> str:
 
 
 class ServerCounts:
-    """The counts of one port, whose routes have these `patterns`. The first that matches a path is its route."""
+    """The counts of one port, whose routes have these `patterns`. A path's route is the first one that matches."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         #: Clients that connected, and ends of their connections by close code, 1006 without one.

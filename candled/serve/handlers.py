@@ -414,7 +414,7 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
         return HotReply(status, JSON, headers, encode_json({"error": {"code": status, "message": message}}).encode())
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
-        """Detach a plain socket from Tornado; let Tornado keep any other connection."""
+        """Return the protocol that detaches the socket from Tornado, or its own if `server.own_sockets` is false."""
         if not self.context.own_sockets:
             protocol = super().get_websocket_protocol()
             return None if protocol is None else check_close_codes(protocol)
@@ -516,7 +516,7 @@ class NotFoundHandler(UnknownPathHandler, _ServerHandler):
 
     @classmethod
     def answer_now(cls, request: HotRequest, peer: str, **route: Any) -> HotReply | None:
-        """Return the same answer, to any method that Tornado knows."""
+        """Return 404 for any method that Tornado knows."""
         if request.method not in cls.SUPPORTED_METHODS:
             return super().answer_now(request, peer, **route)
         headers = route["context"].open_headers
@@ -533,7 +533,7 @@ class NotServingHandler(_ServerHandler):
 
     @classmethod
     def answer_now(cls, request: HotRequest, peer: str, **route: Any) -> HotReply | None:
-        """Return the same answer, to any method that Tornado knows."""
+        """Return 503 for any method that Tornado knows."""
         if request.method not in cls.SUPPORTED_METHODS:
             return super().answer_now(request, peer, **route)
         headers = route["context"].open_headers

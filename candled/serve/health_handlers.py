@@ -124,7 +124,7 @@ class LivezHandler(_HealthHandler):
     """`/livez`: the same as plain text."""
 
     def get(self) -> None:
-        """Answer `ok`, or the only check in a line."""
+        """Answer `ok`; with `verbose` the only check, in a line."""
         self.finish_text("[+]loop ok\nlivez check passed\n" if self.is_verbose else _OK.decode())
 
     head = get

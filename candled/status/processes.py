@@ -1,4 +1,4 @@
-"""The processes of a site, for the status page and `/health?verbose`."""
+"""The processes that share the bus, for the status page and `/health?verbose`."""
 
 import platform
 from collections.abc import Sequence

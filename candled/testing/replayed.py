@@ -105,7 +105,7 @@ class RecordedHttp:
 
 
 def _parts_of(url: str) -> tuple[str, str]:
-    """Return the path, and the query in a normal order. The host may be another one than in the recording."""
+    """Return the path, and the query sorted by names. The host may be another one than in the recording."""
     parts = urlsplit(url)
     return parts.path, urlencode(sorted(parse_qsl(parts.query, keep_blank_values=True)))
 

@@ -1,4 +1,4 @@
-"""The commands on stored history, as the command line shows them; other modules do the work, and load for it."""
+"""The commands on stored history, as the command line shows them. Each loads the module that does its work."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A digest of a day of minutes, to compare two sites by."""
+"""A digest of a day of minutes, by which two stores are compared."""
 
 import hashlib
 from collections.abc import Iterable, Iterator

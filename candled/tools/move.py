@@ -262,7 +262,7 @@ class Mover:
 
 
 def _pages(span: Range) -> Iterator[Range]:
-    """Yield the weeks of a range, cut at its ends: the longest bar is folded once."""
+    """Yield the weeks of a range, cut at its ends. In whole weeks, even the longest bar is folded only once."""
     for week_ms in range(WEEK.floor(span.start_ms), span.end_ms, WEEK.ms):
         yield Range(max(span.start_ms, week_ms), min(span.end_ms, week_ms + WEEK.ms))
 

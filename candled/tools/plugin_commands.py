@@ -1,4 +1,4 @@
-"""The commands for authors of plugins, `candled plugin …`; other modules do the work, and load for it."""
+"""The commands for authors of plugins, `candled plugin …`. Each loads the module that does its work."""
 
 from pathlib import Path
 from typing import Annotated

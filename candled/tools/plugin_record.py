@@ -1,4 +1,4 @@
-"""Records an exchange, asks it again for the same minutes an hour later, and plays recordings."""
+"""Records an exchange, asks it again for the same minutes an hour later, and converts files of other programs."""
 
 import os
 from collections.abc import Iterable, Sequence

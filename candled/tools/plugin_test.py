@@ -56,7 +56,7 @@ def _read_files(paths: Iterable[Path]) -> dict[str, Recording]:
 def _choose(
     offered: Mapping[str, type[Exchange]], recordings: Mapping[str, Recording], exchange: str | None, *, is_named: bool
 ) -> dict[str, dict[str, Recording]]:
-    """Return the recordings of each exchange. Those that the user named count for the only one, or the chosen one."""
+    """Return the recordings of each exchange. Those that the user named are for the only one, or the chosen one."""
     only = exchange or (next(iter(offered)) if len(offered) == 1 else None)
     chosen: dict[str, dict[str, Recording]] = {}
     for name, recording in recordings.items():

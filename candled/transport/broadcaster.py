@@ -97,7 +97,7 @@ class _Waiting(Generic[_T]):
     def run(self, do: Callable[[_T], None], has_time: Callable[[], bool], *, with_heavy: bool) -> bool:
         """Do as many pieces as there is time for; return True if some were of heavy clients.
 
-        With `with_heavy`, at least one of a heavy client is done, so that none waits forever.
+        With `with_heavy`, at least one piece of a heavy client is done, so that none waits forever.
         """
         heavy = self._heavy if with_heavy else {}
         if not self._light and not heavy:

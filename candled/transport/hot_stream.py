@@ -205,7 +205,7 @@ class HotStream(IOStream):
         return len(data)
 
     def _is_refused(self, head: bytes | bytearray | memoryview) -> bool:
-        """Refuse a request that is not to be parsed, and close the connection."""
+        """Refuse a request that must not be parsed, and close the connection; return False for any other."""
         is_refused = self._connections.is_refused(self, bytes(head), self._clock.monotonic())
         if is_refused:
             self._refuse_unread()
@@ -222,7 +222,7 @@ class HotStream(IOStream):
         self.close()
 
     def _is_answered(self, head: bytes) -> bool:
-        """Answer a complete request if possible; otherwise Tornado gets its bytes."""
+        """Answer a complete request if possible; return False if Tornado must read it."""
         now = self._clock.monotonic()
         if (
             head.endswith(_END)

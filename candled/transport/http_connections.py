@@ -180,7 +180,7 @@ class HttpConnections:
     def is_address_refused(self, address: str, head: bytes, now: float) -> bool:
         """Return True if a connection has to be refused unread, because its address has used up its budget of work.
 
-        `head` is the beginning of its request as far as it is known: a probe is read.
+        `head` is the beginning of its request as far as it is known, because probes are not refused.
         """
         if self._is_proxy(address) or self._budgets.address_bucket(address).wait_of(now) != REFUSED:
             return False
@@ -274,7 +274,7 @@ class HttpConnections:
             one.progressed_at = now
 
     def count_refusal(self, one: HttpConnection, address: str, directory: str, now: float) -> None:
-        """Count a request below `directory` that a limit refused. Too many are refused unread for some seconds."""
+        """Count a request below `directory` that a limit refused. After too many, more are refused unread."""
         if not directory or self._is_proxy(address) or len(self._refusals) > _MOST_REFUSED:
             return
         key = one.customer, directory

@@ -7,11 +7,11 @@ AHEAD_S = 0.0003
 
 
 class PassClock:
-    """Return the thread's processor time in seconds, or up to `AHEAD_S` more.
+    """A clock of the thread's processor time, in seconds, which is at most `AHEAD_S` ahead.
 
-    Reading the processor time is a system call, which takes up to a hundred times as long as reading the wall clock. A
-    thread never has more processor time than time has passed. So the wall's time is added to the last reading, until
-    that may be too far ahead.
+    Reading the processor time is a system call, which takes up to a hundred times as long as reading the wall clock.
+    Processor time never grows faster than wall time. So the wall time since the last reading is added to it, until the
+    sum may be too far ahead.
 
     Args:
         wall: a monotonic clock, in seconds.

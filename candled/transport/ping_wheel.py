@@ -7,7 +7,7 @@ _MOST_SLOTS = 300
 
 
 class PingTarget(Protocol):
-    """A connection, as the wheel uses it. `slot` belongs to the wheel."""
+    """A connection, as the wheel uses it. Only the wheel uses `slot`."""
 
     slot: int
     awaits_pong: bool

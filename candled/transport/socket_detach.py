@@ -1,4 +1,4 @@
-"""Detach a WebSocket's socket from Tornado after the handshake, with documented parts of Tornado only.
+"""Detach a WebSocket's socket from Tornado after the handshake.
 
 For an open WebSocket, Tornado uses 14 KB, half a dozen reference cycles, and a Future, a Task and a coroutine for each
 message. So Tornado does HTTP, the origin policy and the limits, and candled does the frames.

@@ -1,4 +1,4 @@
-"""A connection kept by Tornado: for TLS, for server-sent events, and for `server.own_sockets: false`."""
+"""A connection kept by Tornado: for server-sent events, and for `server.own_sockets: false`."""
 
 import asyncio
 from typing import Protocol

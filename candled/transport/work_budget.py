@@ -66,7 +66,7 @@ class WorkRate:
 class WorkBucket:
     """A budget that is refilled steadily: of a connection, of its address, or of several networks of one customer.
 
-    Its level is the time at which all work charged so far is paid. Work is charged to the buckets above it too.
+    `paid_at` is the time at which all work charged so far is paid. Work is charged to the buckets above it too.
     """
 
     __slots__ = ("_budgets", "_rate", "key", "members", "paid_at", "parent")
