@@ -1,4 +1,4 @@
-"""`python -m candled` is `candled`."""
+"""Runs the command `candled` for `python -m candled`."""
 
 import gc
 import sys

@@ -96,7 +96,7 @@ def run(read: ReadSettings, plugins: Plugins, clock: Clock | None = None) -> int
 
 
 def run_workers(read: ReadSettings, plugins: Plugins, count: int, name: str | None) -> int:
-    """Run one ingest process and `count` serve processes, or the process with that name; return the exit status.
+    """Run one ingest process and `count` serve processes, or only the one called `name`; return the exit status.
 
     Raises:
         ConfigError: several processes cannot share the settings, or as for `run`.

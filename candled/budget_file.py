@@ -149,7 +149,7 @@ class SharedBudget:
     def _look(self, weight: float | None) -> tuple[float, float]:
         """Read and update the file; return for how many seconds the host is closed, and how long to wait for a request.
 
-        A request of `weight` is reserved unless the host is closed. With None, nothing is.
+        A request of `weight` is reserved unless the host is closed. With None, no request is reserved.
         """
         with self._file.bucket(self._host, self._rate) as bucket:
             now = self._now()

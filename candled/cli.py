@@ -149,7 +149,7 @@ def _run(run: "partial[Outcome]") -> int:
 
 
 def _level(env: Mapping[str, str]) -> int:
-    """Return the log level until the settings are read: warnings, or debug as the environment asks."""
+    """Return the log level until the settings are read: warnings, or debug if the environment sets it."""
     return logging.DEBUG if env.get("CANDLED_LOG__LEVEL", "").strip().lower() == "debug" else logging.WARNING
 
 

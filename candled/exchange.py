@@ -95,7 +95,7 @@ def rows_within(rows: Iterable[Candle | InvalidRow], start_ms: int, end_ms: int)
 
 
 def _strict_candles(rows: Iterable[Candle | InvalidRow], interval: Interval) -> list[Candle]:
-    """Return the bars of an answer, oldest first, if every row is one that opens on a boundary of `interval` in UTC.
+    """Return the bars of an answer, oldest first. Each row must be a bar on a boundary of `interval` in UTC.
 
     Raises:
         ExchangeError: a row is not a valid candle, or the exchange's days begin at another hour.
@@ -434,7 +434,7 @@ class Http(Protocol):
     def pause_requests(self, url: str, seconds: float) -> None:
         """Send no requests to the host of `url` for some time, an hour at most, in all processes.
 
-        Call this if the exchange reports in a way of its own that it got too many, then raise `Unavailable`.
+        Call this if the exchange reports too many requests in a way of its own. Then raise `Unavailable`.
         """
 
 
@@ -550,7 +550,7 @@ class Exchange(ABC):
     async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
     ) -> Sequence[Candle | InvalidRow]:
-        """Return the exchange's bars of 1 minute or of another one of `intervals`, in any order.
+        """Return the exchange's bars of `interval`, in any order. It is 1m or one of `intervals`.
 
         Implement it in place of `fetch_history` if the exchange has longer bars, and name those in `intervals`. The
         rules of `fetch_history` apply to these bars too. Bars that open outside of the range are dropped.

@@ -42,8 +42,8 @@ class ShardedIngest:
     """An `ExchangeIngest` per configured exchange and shard. Without `leases`, this process reads all shards.
 
     `budget` returns the request budgets of hosts that are shared with other processes. Exchanges on one host share its
-    budget in any case. A delisted market is read as long as it `is_used` by clients of this process, or `book` has a
-    report that clients of another one use it. The markets on demand of `book` are read in addition to those of the
+    budget in any case. A delisted market is read as long as it `is_used` by clients of this process, or another process
+    reports in `book` that its clients use it. The markets on demand of `book` are read in addition to those of the
     settings. `on_list` is called with every list of an exchange.
 
     Raises:
@@ -277,8 +277,8 @@ class ShardedIngest:
     ) -> None:
         """Read other exchanges, and choose markets by other rules.
 
-        `made` has the instances of `make_exchanges`. Removed exchanges are not read any more, and the universe has the
-        new ones.
+        `made` is the result of `make_exchanges`. Before this call, stop reading the removed exchanges, and add the new
+        ones to the universe.
         """
         read = [*changes.added, *changes.replaced]
         names = {*changes.removed, *(one.name for one in changes.replaced)}

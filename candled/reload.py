@@ -115,7 +115,7 @@ def compare_exchanges(before: Config, after: Config) -> ExchangeChanges:
 
 
 def _with_markets_of(was: ExchangeConfig, now: ExchangeConfig) -> ExchangeConfig:
-    """Return an exchange with the rules for markets of another reading, which apply without reading it again."""
+    """Return `was` with the rules for markets of `now`. They can change while the exchange is read."""
     return replace(was, choice=now.choice, symbols=now.symbols, on_demand=now.on_demand)
 
 
@@ -129,7 +129,7 @@ def is_live(name: str, *, is_alone: bool) -> bool:
 
 
 def _blocked_choices(running: Config, wanted: Config) -> set[str]:
-    """Return the keys that choose markets of exchanges whose first pattern is added, or whose last one is removed.
+    """Return the keys that choose markets, of each exchange that gets its first pattern or loses its last one.
 
     Processes that share a bus agree at their start on the exchanges whose markets are chosen by patterns.
     """

@@ -22,8 +22,7 @@ _PROBLEM = "settings not reloaded: %s"
 class Reloader:
     """Reloads the settings of one process, one reload at a time.
 
-    `read` reads the settings and checks that they fit this process; it runs in a thread. `apply` puts a plan into
-    force.
+    `read` reads the settings and checks that they fit this process; it runs in a thread. `apply` applies a plan.
     """
 
     def __init__(

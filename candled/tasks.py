@@ -22,7 +22,7 @@ _PASS_US = 3_000  # of work in one pass of the loop, on a slow machine
 
 
 class Pace:
-    """Lets other tasks run as soon as the work of one pass of the loop is done."""
+    """Lets other tasks run whenever as much work is done as fits into one pass of the loop."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -167,8 +167,8 @@ def _renamed(rules: ChoiceRules, facts: Mapping[Symbol, Market], former: MarketC
 def recall_markets(rules: ChoiceRules, newest: Mapping[Symbol, int]) -> tuple[Symbol, ...]:
     """Return the markets with which a process begins after a restart, until the exchange has listed its markets.
 
-    `newest` are the newest stored minutes of all stored markets, UTC epoch milliseconds. Besides the named markets,
-    those that the patterns match are recalled if they were read up to the last hour before the restart.
+    `newest` has the newest minute of each stored market, UTC epoch milliseconds. The named markets are returned, and
+    those that match a pattern and have a minute in the last hour before the restart.
     """
     if not rules.wildcards:
         return rules.named

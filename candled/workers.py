@@ -56,7 +56,7 @@ def check(config: Config, count: int = 0) -> None:
 def settings_of(name: str, config: Config) -> Config:
     """Return the settings of one process. The journal belongs to the only one that stores candles.
 
-    The internal port is that of the ingest process, and the following ones are those of the others.
+    The ingest process has the internal port, and the serve processes have the ports after it.
     """
     config = config.model_copy(update={"control": ControlSettings(socket=socket_of(name, config.control.socket))})
     if name == INGEST:
@@ -71,7 +71,7 @@ def settings_of(name: str, config: Config) -> Config:
 
 
 def socket_of(name: str, path: str) -> str:
-    """Return the control socket of one process, given that of the first process; none if that has none."""
+    """Return the control socket of a process, given that of its supervisor; empty if the supervisor has none."""
     return path and f"{path}-{name}"
 
 
@@ -212,7 +212,7 @@ class Supervisor:
         raise _EndedError(f"{name} {how}")
 
     async def _end_in_order(self) -> list[int]:
-        """End the processes that serve first: clients that are not disconnected yet still get updates meanwhile."""
+        """End the serve processes first, so that clients receive updates until they are disconnected."""
         serving = [process for name, process in self._running.items() if name != INGEST]
         for process in serving:
             process.send_signal(signal.SIGTERM)

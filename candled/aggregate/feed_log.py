@@ -93,7 +93,7 @@ class FeedLog:
         return True
 
     def mark_unreliable(self, back_to: Position | None = None, *, until: Position | None = None) -> None:
-        """Record that messages may have been lost, as the bus reports: up to `until`, or before the current one.
+        """Record the bus's report that messages may have been lost: those up to `until`, or those before the newest.
 
         If `back_to` is set, the received numbers did not belong to the feed, which continues after that position.
         """

@@ -310,7 +310,7 @@ class LiveBars:
         return {key: market.feed for key, market in self._markets.items()}
 
     def count_states(self, excluded: Container[MarketKey] = ()) -> dict[str, StateCounts]:
-        """Return the markets, except some, by exchange and by the state of their feeds."""
+        """Count the markets of each exchange by the state of their feeds, without the `excluded` ones."""
         exchanges: dict[str, StateCounts] = {}
         for key, market in self._markets.items():
             if key in excluded:

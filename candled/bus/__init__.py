@@ -78,7 +78,7 @@ Listener = Callable[[Message, Position], None]
 
 
 class Bus(Protocol):
-    """A carrier of messages, in the order in which those of each market were published."""
+    """A carrier of messages. Those of one market arrive in the order in which they were published."""
 
     def publish(self, message: Message) -> Position:
         """Number a message and deliver it to all listeners. Never blocks, and raises no errors of the transport."""

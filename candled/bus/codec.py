@@ -113,7 +113,7 @@ class Names:
         return self.process_key("list")
 
     def process_key(self, process: str) -> str:
-        """Return the key of the facts that a process announces about itself. All are stored where their list is."""
+        """Return the key of the facts that a process announces about itself. All are on the server of their list."""
         return f"{self._prefix}candled:{{processes}}:{process}"
 
     def budget_key(self, host: str) -> str:
@@ -499,7 +499,7 @@ def _candle_of(form: _Candle, latest_ms: int) -> Candle:
 
 
 def _metadata_of(form: _Form, latest_ms: int) -> tuple[FeedMetadata, int | None]:
-    """Return metadata, and since when history is complete."""
+    """Return the metadata of a message, and the time since which history is complete."""
     watermark_ms = None if form.watermark is None else _ms(form.watermark, latest_ms)
     complete_from_ms = None if form.complete_from is None else _ms(form.complete_from, latest_ms)
     gap = None if form.gap is None else _span(*form.gap, latest_ms)

@@ -80,7 +80,7 @@ class FailureLog:
 
     @property
     def is_vital(self) -> bool:
-        """True if some work fails without which clients are not served properly."""
+        """True if work fails on which clients depend."""
         return any(one.is_vital and one.reason is not None for one in self._all)
 
     @property

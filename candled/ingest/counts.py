@@ -1,4 +1,4 @@
-"""Counts of one exchange since the start of the process, for metrics. They only grow, whatever feeds come and go."""
+"""Counts of one exchange since the start of the process, for metrics. They never decrease, even if feeds end."""
 
 from collections import Counter
 from dataclasses import dataclass, field

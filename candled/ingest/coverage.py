@@ -99,7 +99,7 @@ class Coverage:
 
     @property
     def known_gaps(self) -> list[Gap]:
-        """The minutes that the exchange does not have, oldest first."""
+        """The known gaps, oldest first: missing minutes that the exchange was asked for."""
         return list(self._known_gaps)
 
     @property
@@ -311,7 +311,7 @@ class Coverage:
         return changed
 
     def reopen_unconfirmed(self) -> None:
-        """Request everything unconfirmed again, because the answers so far are no evidence."""
+        """Forget the `unconfirmed` gaps, so that they are requested again: the answers so far are no evidence."""
         self.version += 1
         reopened = [known_gap for known_gap in self._known_gaps if known_gap.reason == "unconfirmed"]
         self._known_gaps = [known_gap for known_gap in self._known_gaps if known_gap.reason != "unconfirmed"]
@@ -338,7 +338,7 @@ class Coverage:
         self._record_change(*future)
 
     def mark_unconfirmed(self, open_ms: int) -> None:
-        """Request a stored minute again, because its last version may have been missed."""
+        """Have a stored minute requested again, because its last version may have been missed."""
         if open_ms in self._have:
             self.unconfirmed.add_range(open_ms, open_ms + MINUTE_MS)
 
@@ -356,7 +356,7 @@ class Coverage:
     def next_window(self, until_ms: int, now_ms: int, most_minutes: int, confirm_until_ms: int) -> Window | None:
         """Return the most urgent request, of at most `most_minutes`, or None if none is due.
 
-        Minutes before `until_ms` should have arrived. Final ones before `confirm_until_ms` may be confirmed (0: never).
+        Minutes before `until_ms` should have arrived. REST may confirm final ones before `confirm_until_ms` (0: none).
         A window never contains a known gap that is not due yet, so no gap is requested too often.
         """
         self.unconfirmed.resume_due(now_ms)
@@ -563,7 +563,7 @@ class Coverage:
         self._changed = Range(start_ms, end_ms).hull(self._changed)
 
     def _lower_since(self) -> None:
-        """Move `since_ms` back over everything that is covered without interruption, at most to `from_ms`."""
+        """Move `since_ms` back over everything that is covered without interruption, but not beyond `from_ms`."""
         at_ms = self.since_ms
         if at_ms is None:
             at_ms = self._have.last.end_ms if self._have.last else None

@@ -11,9 +11,9 @@ def distribute(
 ) -> tuple[list[tuple[Symbol, ...]], tuple[Symbol, ...]]:
     """Return the symbols of each connection, in order, and those for which no connection is left.
 
-    `loads` are the numbers of symbols on the open connections, None for one that takes no more. They come first in the
-    result, each with the symbols to add, and are filled before another one is opened. `shards` is the number of shards
-    that connect from the same address and share its connections equally.
+    `loads` has the number of symbols on each open connection, or None if it takes no more. The result begins with the
+    symbols to add to each of them: they are filled before another connection is opened. `shards` is the number of
+    shards that connect from the same address and share its connections equally.
     """
     per_connection = max(1, limits.symbols_per_connection or len(symbols) + sum(load or 0 for load in loads))
     waiting, groups = list(symbols), []

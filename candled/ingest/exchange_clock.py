@@ -103,7 +103,7 @@ class ExchangeClock:
             self._answers.add_measurement(as_of_ms - (asked_ms + answered_ms) // 2)
 
     def observe_date(self, date_ms: int, asked_ms: int, answered_ms: int) -> None:
-        """Use the `Date` of a REST response, in seconds. `asked_ms` and `answered_ms` are on the steady clock."""
+        """Use the `Date` of a REST response, a whole second. `asked_ms` and `answered_ms` are on the steady clock."""
         if _is_time(date_ms) and answered_ms - asked_ms < TOLERANCE_MS:
             self._dates.add_measurement(date_ms + 500 - (asked_ms + answered_ms) // 2)
 

@@ -312,7 +312,7 @@ class FeedRunner:
             await _close_socket(socket)
 
     async def _prepare_connection(self, feed: SocketFeed) -> str:
-        """Return the address to connect to, which the plugin may have to ask for."""
+        """Return the address to connect to. The plugin may request it from the exchange."""
         if self._http is None:
             return feed.url
         try:

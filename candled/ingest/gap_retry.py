@@ -73,7 +73,9 @@ class _Deferred:
 
 
 class UnconfirmedMinutes:
-    """A set of opening times. Pure; all times are UTC epoch milliseconds on the exchange's clock.
+    """The final minutes of one market that REST has not confirmed, as a set of opening times.
+
+    Pure; all times are UTC epoch milliseconds on the exchange's clock.
 
     A minute leaves the set when REST has answered without confirming it, and comes back when it is due again.
     """

@@ -19,8 +19,8 @@ _SHOWN = 10  # markets that a line of the log names
 class MarketChooser:
     """Chooses the markets of one exchange: those of the rules, and those of `set_extras`.
 
-    Of all processes, only one chooses, between `start_choosing` and `stop_choosing`. It makes every change in the
-    universe, so that its listeners follow: a few immediately, many in steps that do not block the event loop. A
+    Of all processes, only one chooses, between `start_choosing` and `stop_choosing`. It changes the universe, which
+    notifies its listeners: immediately if there are few changes, otherwise in steps that do not block the event loop. A
     delisted market stays while it `is_used` by clients.
     """
 
@@ -77,7 +77,7 @@ class MarketChooser:
             self._universe.set_markets(self._name, symbols, self._facts_of(symbols, listed))
 
     def on_list_failed(self, reason: str) -> None:
-        """Record that the list, which patterns need, cannot be read, until the next one. The choice stays."""
+        """Record that the list cannot be read, if patterns need it, until the next list. The choice stays."""
         if self._rules.wildcards:
             self.problem = f"the list of markets cannot be read: {reason}"
 
@@ -152,7 +152,7 @@ class MarketChooser:
             await self._clock.sleep(0)
 
     def _take_step(self) -> bool:
-        """Change some markets of the universe; return whether it is as wanted."""
+        """Change some markets of the universe; return whether all are as wanted now."""
         if self._wanted is None:  # another process chooses
             return True
         symbols, facts = self._wanted

@@ -86,7 +86,7 @@ class MarketLoader:
         return await self._retry_read(read)
 
     async def load_market(self, symbol: Symbol, newest_ms: int | None, now_ms: Callable[[], int]) -> MarketIngest:
-        """Return a market whose newest stored minute is `newest_ms`."""
+        """Read a market from the store, and return it. `newest_ms` is its newest stored minute."""
         return await self._retry_read(lambda: self._read_market(symbol, newest_ms, now_ms()))
 
     async def _read_market(self, symbol: Symbol, newest_ms: int | None, now_ms: int) -> MarketIngest:

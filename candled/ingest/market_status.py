@@ -106,7 +106,7 @@ class MarketStatus:
         return Condition("polling", reason or "stream_silent")
 
     def _condition_without_trading(self, now_ms: int, reason: StateReason) -> Condition:
-        """Return the condition of a market that is not traded now. Only a suspended one must have its history."""
+        """Return the condition of a market that is not traded now. Missing history counts only if it is suspended."""
         if reason == "suspended" and self.has_answer and self._rest_works:
             if self._is_missing_week(now_ms):
                 return Condition("warming", self._missing_reason(now_ms))

@@ -60,7 +60,7 @@ class RestComparison:
         return InvalidRow(row.open_ms, f"rows of another market: {difference}")
 
     def find_outdated(self, candles: Sequence[Candle], known: Mapping[int, Candle], now_ms: int) -> RangeSet:
-        """Return the minutes whose response is older than the stream's version: volume only grows within a minute."""
+        """Return the minutes that are older in REST than in the stream. Their volume is smaller, and it only grows."""
         outdated = RangeSet()
         for open_ms in [old for old in self._lesser if now_ms - old > 2 * _CACHED_MS]:
             del self._lesser[open_ms]

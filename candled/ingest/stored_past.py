@@ -115,7 +115,7 @@ class StoredPast:
     # ------------------------------------------------------------ minutes stored by other processes
 
     async def _find_foreign_changes(self) -> None:
-        """Read the ranges that others have logged, and use those seen twice.
+        """Read the ranges that other processes have logged, and use those that the last read found too.
 
         Another process logs a range a moment before it stores the minutes.
         """

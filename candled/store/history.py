@@ -105,7 +105,7 @@ class HistoryReader:
     async def find_gaps(
         self, market: MarketKey, span: Range, *, limit: int | None = None, reasons: Container[str] = REASONS
     ) -> list[Gap]:
-        """Return the gaps of a range, oldest first. With a `limit`, at least that many of the newest ones."""
+        """Return the gaps of a range, oldest first. If there are more than `limit`, older ones may be left out."""
         weeks: list[list[Gap]] = []
         found, end_ms = 0, span.end_ms
         # one more for each week, because its first gap may continue in the week before

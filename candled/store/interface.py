@@ -21,7 +21,7 @@ Table = Literal["candles", "rollups", "forming"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadRow:
-    """A stored row that is not a valid bar: a final minute, a longer bar, or a forming minute."""
+    """A stored row that is not a valid bar, from the final minutes, the longer bars or the forming minutes."""
 
     table: Table
     interval: Interval
@@ -88,7 +88,7 @@ class Store(Protocol):
         """
 
     def discard_rows(self, market: MarketKey, rows: Sequence[BadRow]) -> None:
-        """Delete rows and recompute every longer bar that they were, or were part of. One transaction."""
+        """Delete rows in one transaction, and recompute every longer bar that they were, or were part of."""
 
     def read_bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
         """Return the newest `limit` bars with `open_ms < before_ms`, oldest first, built from final minutes only."""
@@ -130,9 +130,9 @@ class Store(Protocol):
         """Return since when (UTC epoch ms) history is complete except for known gaps; None if not known yet."""
 
     def served_from(self, market: MarketKey) -> int | None:
-        """Return the start of the history to serve (UTC epoch ms): the oldest minute, or complete history if earlier.
+        """Return the start of the history to serve, UTC epoch ms: the oldest minute, or `complete_from` if earlier.
 
-        Between there and `complete_from`, minutes may be missing that the exchange was never asked for.
+        Between the start and `complete_from`, minutes may be missing that the exchange was never asked for.
         """
 
     def set_complete_from(self, market: MarketKey, since_ms: int) -> None:

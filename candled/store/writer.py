@@ -40,7 +40,7 @@ class Writer:
 
     While the store is unavailable, the newest version of each minute stays queued, and attempts are repeated after
     doubling pauses. Final minutes that have waited for `JOURNAL_AFTER_S` seconds, or are many, move to the `journal` on
-    disk. It is written on a separate thread, and its rows go to the store once that is available again, even after a
+    disk. A separate thread writes the journal. Its rows go to the store once that is available again, even after a
     restart. Beyond `max_waiting` final minutes, new ones are refused: the queued minutes stay, and the refused ones are
     missing in the store until the repair of gaps finds and fetches them.
     """
@@ -94,8 +94,8 @@ class Writer:
         """Queue a candle for the store; return whether it was accepted. Call this on the event loop.
 
         A final candle becomes part of history. Any other is kept until a final version of its minute arrives. A candle
-        is not accepted if the queue is full or the writer is closed. Pass `changes`, the position of the message that
-        published it, if the candle changes the past.
+        is not accepted if the queue is full or the writer is closed. If the candle changes the past, pass as `changes`
+        the position of the message that published it.
         """
         if not self._waiting and self._state != "unavailable":
             self._waiting_since = self._clock.monotonic()
@@ -164,9 +164,9 @@ class Writer:
     async def close(self, *, within_s: float = 10.0) -> int:
         """Accept no more candles and write the queued ones; return how many rows could not be written.
 
-        Attempts are repeated while the store is unavailable. None begins later than `within_s` seconds from now or
-        takes longer than that. If there is a journal, the queued rows go there instead, including forming minutes, so
-        nothing is lost.
+        Attempts are repeated while the store is unavailable. The last one begins within `within_s` seconds and takes no
+        longer than that. If there is a journal, the queued rows go there instead, including forming minutes, so nothing
+        is lost.
         """
         self._is_closed = True
         deadline = self._clock.monotonic() + within_s
@@ -257,8 +257,8 @@ class Writer:
     ) -> tuple[list[Row], StoreRejected | None]:
         """Write a page; return the refused rows, and the last error if there are any.
 
-        A refused part is halved and written again in halves until the bad rows are isolated, so they affect no other
-        rows. If the store refuses everything, the rows are not tried one by one.
+        If the page is refused, its halves are written, then the halves of those that are refused, until the bad rows
+        are isolated. So they affect no other rows. If the store refuses everything, this ends early.
         """
         parts = deque([page] if page else [])
         refused: list[Row] = []

@@ -101,9 +101,12 @@ class FeedTracker:
         return MessageOrder.NEXT
 
     def confirm_jump(self, market: MarketKey, position: Position, fence: tuple[int, int] | None) -> bool:
-        """Accept a message that left a gap, if it was published before its market's `fence` was read.
+        """Record a message that left a gap, if it was published before its market's `fence` was read.
 
-        If there is no fence, because Redis lost it, accept it too: the next heartbeats decide.
+        If Redis has lost the fence, record the message too: the next heartbeats decide.
+
+        Returns:
+            Whether the message was recorded.
         """
         if fence is not None and order_of(position) > fence:
             return False
@@ -130,7 +133,7 @@ class FeedTracker:
         return known
 
     def on_external_minute(self, market: MarketKey, now: float) -> bool:
-        """Record a minute from another program; return whether it counts. It does only if the market has no leader."""
+        """Record a minute from another program; return whether it counts: it does if the market has no leader."""
         shard = self._shards[self._shard_of[market]]
         if not shard.is_late:
             return False

@@ -2,8 +2,8 @@
 
 A lease protects published messages, not stored minutes. Two processes may store the same minutes for a while: the
 version decides which one is kept (`Candle.supersedes`), in any order of writing, and known gaps are saved by range. But
-two processes that publish would number different messages alike. Therefore each market has a fence: the highest token
-that has published. Messages with a lower token are rejected.
+published messages are numbered: two processes would give the same number to different messages. Therefore each market
+has a fence: the highest token that has published. Messages with a lower token are rejected.
 """
 
 import asyncio
@@ -37,8 +37,8 @@ _MARGIN = 1 / 12  # of a lease's time: a leader stops this much before Redis giv
 class LeaseState(Enum):
     """The role of this process for a shard.
 
-    FOLLOWER: another process ingests or will. LEADER: this process ingests and publishes. UNSURE: this process ingests,
-    because Redis cannot be reached and there may be no other leader, but publishes nothing.
+    FOLLOWER: another process ingests, or soon will. LEADER: this process ingests and publishes. UNSURE: this process
+    ingests but publishes nothing, because it cannot learn from Redis whether there is a leader.
     """
 
     FOLLOWER = "follower"
@@ -47,7 +47,7 @@ class LeaseState(Enum):
 
 
 class Lease:
-    """One shard from the view of this process. `epoch` is the name of the feed that it would publish."""
+    """The lease of one shard, as this process knows it. `epoch` is the name of this process's feed of the shard."""
 
     def __init__(self, shard: int, epoch: str, clock: Clock) -> None:
         self.shard = shard

@@ -21,8 +21,8 @@ class Numbered(NamedTuple):
 class OutboundQueue:
     """The numbered messages of one market, kept until they are sent.
 
-    While Redis is unavailable (`is_blocked`), only the newest version of the forming minute is queued, and the last few
-    other messages. This avoids a flood afterwards, and the jump in the numbers shows that messages are missing.
+    While Redis is unavailable (`is_blocked`), it keeps only the newest version of the forming minute, and the last few
+    other messages. This avoids a flood afterwards. Receivers see a jump in the numbers if messages are missing.
     """
 
     __slots__ = (

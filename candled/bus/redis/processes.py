@@ -68,7 +68,7 @@ class ProcessRegistry:
         self.others = [facts for text in texts if (facts := _read(text)) is not None]
 
     async def _call(self, key: str, *commands: tuple[Any, ...]) -> list[Any]:
-        """Return the replies to commands about keys that are where `key` is; none if one of them fails."""
+        """Return the replies to commands about keys on the server of `key`; an empty list if a command fails."""
         answers = await self._caller.call_all([Call(key, command) for command in commands])
         error = next((one for one in answers if isinstance(one, Exception)), None)
         if error is not None:

@@ -139,8 +139,8 @@ class Watchdog:
 class DatabaseConnection:
     """One connection. Each call ends within `limit_s` seconds: by a response, by the server's timeout, or by force.
 
-    Every method raises `StoreUnavailable` and `StoreRejected` as `Store` does. `is_lost` is set once the connection
-    ended during a call.
+    Every method raises `StoreUnavailable` and `StoreRejected` as `Store` does. `is_lost` becomes True if the connection
+    ends during a call.
     """
 
     def __init__(self, parameters: Mapping[str, Any], watchdog: Watchdog, *, limit_s: float, autocommit: bool) -> None:

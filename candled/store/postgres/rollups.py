@@ -27,8 +27,8 @@ def sorted_ranges(open_ms: Sequence[int]) -> RangeSet:
 def fold_changes(connection: DatabaseConnection, changed: Mapping[int, RangeSet]) -> None:
     """Recompute every longer bar that overlaps the changed ranges of some markets. The caller has locked the markets.
 
-    The list of intervals is read only now. An interval that another process adds is either in it, or its folding waits
-    for our lock and sees our minutes.
+    The list of intervals is read only now, after locking. If another process adds an interval, it is in this list, or
+    its folding waits for the locks and then sees the minutes of this transaction.
     """
     _fold(connection, changed, fold_sources(read_intervals(connection)))
 
@@ -79,7 +79,7 @@ def read_spans(connection: DatabaseConnection) -> list[tuple[int, int, int]]:
 
 
 def read_intervals(connection: DatabaseConnection) -> tuple[tuple[Interval, bool], ...]:
-    """Return the intervals that every writer updates, each with whether its past is folded too."""
+    """Return the intervals that every writer updates, each with True if its past is folded too."""
     return tuple((Interval.parse(name), is_folded) for name, is_folded in connection.fetch_rows(sql.INTERVALS))
 
 

@@ -123,7 +123,7 @@ def rebuild_rollups(connection: sqlite3.Connection, market_id: int, changed: Ran
 
 
 def read_fold_sources(connection: sqlite3.Connection) -> Mapping[Interval, Interval]:
-    """Return the intervals whose bars must be updated with their minutes, as recorded in the file."""
+    """Map each interval that the file records, which every writer updates, to the one that it is folded from."""
     rows = connection.execute(sql.INTERVALS).fetchall()
     return fold_sources(tuple((parse_interval(interval_ms), bool(is_folded)) for interval_ms, is_folded in rows))
 
