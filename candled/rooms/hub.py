@@ -395,7 +395,7 @@ class Hub:
         if previous is None or self._bars.is_final(*topic, previous):
             group.throttle.start_after(newest, now, final=self._bars.is_final(*topic, newest))
             return
-        # True without the newest bar too: a resume always contains the bars that are newer than the client's last.
+        # right without the newest bar too: a resume always contains the bars that are newer than the client's last
         group.delivered_position = self._bars.feed_position(topic.market)
         group.throttle.start_after(previous, now)
         group.throttle.queue_bar(newest, now - max(0.0, waited_s), final=self._bars.is_final(*topic, newest))

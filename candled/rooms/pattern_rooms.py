@@ -159,7 +159,7 @@ class PatternRooms:
         removed = {MarketKey(change.exchange, symbol) for symbol in change.removed}
         for market in removed:
             self._followed.pop(market, None)
-        for room in list(self._rooms.values()):  # a client that does not read leaves at any call of `_publish`
+        for room in list(self._rooms.values()):  # any `_publish` may remove a client that does not read
             if room.topic.exchange != change.exchange:
                 continue
             gone = [symbol for symbol in change.removed if symbol in room.symbols]

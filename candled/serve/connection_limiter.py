@@ -51,7 +51,7 @@ class _Handshakes:
 
     def __init__(self, per_second: float, burst: float) -> None:
         self.bucket = TokenBucket(per_second, burst)
-        self._rejected = 0  # less those admitted since
+        self._rejected = 0  # rejected handshakes, less those admitted since
 
     def on_admitted(self) -> None:
         """Note an admitted handshake."""

@@ -50,7 +50,7 @@ def _listen(hosts: Sequence[str], port: int, backlog: int | None, shared: bool, 
             works = False
             for family, address in _addresses(host, name):
                 number = sockets[0].getsockname()[1] if sockets else port
-                if (address[0], number) not in [one.getsockname()[:2] for one in sockets]:  # has another host
+                if (address[0], number) not in [one.getsockname()[:2] for one in sockets]:  # another host may have it
                     try:
                         sockets.append(_listening(family, (address[0], number, *address[2:]), backlog, shared))
                     except OSError as error:

@@ -77,7 +77,8 @@ class Written:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         def validate(raw: object) -> Any:
-            # A value of the type itself is right, but text has a form; the inner schema refuses other types.
+            # A value that has the type already is right, except text, whose form counts. The inner schema refuses other
+            # types.
             if isinstance(source, type) and isinstance(raw, source) != (source is str):
                 return raw
             try:

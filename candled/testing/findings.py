@@ -15,7 +15,7 @@ from .replayed import Replay
 
 _MOST_SHOWN = 5
 _CLOCK_MS = 10_000  # by which the clocks of the recorder and of the exchange may differ
-_STAMP_MS = 60_000  # by which a frame's time may differ, with the way it takes
+_STAMP_MS = 60_000  # by which the time in a frame may differ from its arrival
 _RARE = 0.1  # the share of candles that may be odd, for instance because volumes are rounded
 
 

@@ -12,7 +12,7 @@ from candled.model.gaps import clip_gap
 from .session import ExchangeSource, Session
 from .store_access import before_beginning, put_past
 
-# Requests whose coverage is in memory at a time, so that memory does not grow with the range.
+# Windows whose coverage is in memory at a time, so that memory does not grow with the range.
 _SEGMENT_WINDOWS = 30
 _WORKERS = 4
 _GIVE_UP_AFTER = 3  # windows in a row with unusable answers of the exchange

@@ -25,7 +25,7 @@ from .store_access import put_past
 from .transfer import extend_coverage
 
 _ATTEMPTS = 4
-_STRETCH_BARS = 90  # one request nearly everywhere, and a quarter of daily bars
+_STRETCH_BARS = 90  # one request at nearly every exchange, and three months of daily bars
 
 _Ask = Callable[[MarketKey, Interval, Range], Awaitable[Answer]]
 

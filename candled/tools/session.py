@@ -25,7 +25,7 @@ from .budgets import SHARE, request_budgets
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Waits double from 1 s to 60 s: about five minutes of an exchange or a store that does not answer.
+# The waits between attempts double from 1 s to 60 s: all attempts together take about five minutes.
 _ATTEMPTS = 11
 _MAX_INVALID_ANSWERS = 3
 # Time after the end of a minute during which it is left to the daemon, because late versions may still arrive.

@@ -239,7 +239,7 @@ def extend_coverage(store: Store, market: MarketKey) -> None:
         return
     known = [(gap.start_ms, gap.end_ms) for gap in left]
     joined_ms = RangeSet([*store.stored_ranges(market, stored.start_ms, since_ms), *known]).start_of(since_ms)
-    joined_ms = max(joined_ms, WEEK.floor(stored.start_ms))  # there is nothing to complete before history
+    joined_ms = max(joined_ms, WEEK.floor(stored.start_ms))  # before history there is nothing to complete
     if joined_ms < since_ms:
         store.set_complete_from(market, joined_ms)
 

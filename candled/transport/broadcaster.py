@@ -22,7 +22,7 @@ ANSWER_S = 0.001  # time for accepting connections, reading HTTP requests, and a
 CLIENTS_S = READ_S + WRITE_S + ANSWER_S  # after a pass that takes longer, the next one has less time for HTTP
 SLICE = 256  # connections between two readings of the clock
 _BROKEN, _FAILED = -1, -2  # results in place of the number of bytes taken
-STARTS = 8  # the most requests that start in a pass: their time is spent after it
+STARTS = 8  # most requests that start in a pass; their time is spent after it
 REST_S = 0.002  # pause of heavy clients after a pass that served some: the loop, and the machine, are free for others
 _LOOKED_AT = 128  # most pieces of waiting work of one kind that a pass looks at
 

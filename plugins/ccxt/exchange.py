@@ -28,7 +28,7 @@ from . import messages
 from .client import BUDGET, make_client, translate_error
 from .feeds import CandleFeed, TradeFeed
 
-_MOST_ROWS, _FEW_ROWS = 1000, 100  # rows of a page at most; of one whose limit ccxt does not name
+_MOST_ROWS, _FEW_ROWS = 1000, 100  # the most rows of a page; the rows if ccxt names no limit
 _MOST_PAGES = 40  # for one range
 _POLLS_PER_MINUTE = 4
 _EDGES = 2  # rows of a page outside the range: bounds may be exclusive
