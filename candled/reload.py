@@ -45,7 +45,7 @@ NEEDS_RESTART = frozenset({
     "store.retention", "store.url",
     "udf.next_time",
 })  # fmt: skip
-_CHOICE = {"symbols": "patterns", "top": "top", "min_age": "min_age", "most": "most"}  # keys and their `ChoiceRules`
+_CHOICE = {"symbols": "patterns", "top": "top", "min_age": "min_age", "most": "most"}  # keys → fields of `ChoiceRules`
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ class Resumer:
             ranges = RangeSet([*logged, (interval.floor(from_ms), END_OF_TIME_MS)])
         past_version, since_ms = market.past_version, market.aggregator.series_of(interval).since_ms
         ranges.add(interval.floor(from_ms), since_ms)
-        ranges.add(interval.floor(time_ms) + interval.ms, END_OF_TIME_MS)  # newer bars, which may have been kept back
+        ranges.add(interval.floor(time_ms) + interval.ms, END_OF_TIME_MS)  # newer bars than the client has
         older = RangeSet(
             (interval.floor(start_ms), min(end_ms, since_ms)) for start_ms, end_ms in ranges if start_ms < since_ms
         )

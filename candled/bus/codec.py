@@ -493,7 +493,7 @@ def _checks(data: bytes, max_bytes: int) -> Iterator[None]:
 def _candle_of(form: _Candle, latest_ms: int) -> Candle:
     numbers = form.open, form.high, form.low, form.close, form.volume, form.quote_volume
     open_ms = _ms(form.time, latest_ms)
-    # a final minute of another program, without `asOf`, was seen to its end
+    # another program may send a final minute without `asOf`: it counts as seen to its end
     as_of_ms = _ms(open_ms + MINUTE_MS * form.final if form.as_of is None else form.as_of, latest_ms)
     return Candle(open_ms, *numbers, as_of_ms, form.final, form.rev, form.src).checked()
 

@@ -17,7 +17,7 @@ from .http import HttpClient
 
 logger = logging.getLogger(__name__)
 
-_OVERLAP_S = 10.0  # for which a replaced connection stays open, until the other one delivers
+_OVERLAP_S = 10.0  # how long a replaced connection stays open, because the other one may not deliver yet
 _ATTEMPTS_AT_ONCE = 2 / 3  # the share of a minute's attempts that may follow each other without a pause
 
 

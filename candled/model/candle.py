@@ -24,9 +24,9 @@ class Candle(NamedTuple):
     `open_ms` is UTC epoch milliseconds. Prices are in quote currency, `volume` in base currency. `quote_volume` is in
     quote currency, or None (never 0) if the exchange did not send it.
 
-    `as_of_ms` is the exchange's clock at the time of this version: of two versions of a minute, the one with the later
-    `as_of_ms` wins. `final` is True once the bar is over and the grace period for late versions has passed. `rev`
-    counts the revisions of the minute after it was final; for a longer bar it is the sum over its minutes.
+    `as_of_ms` is the exchange's clock at the time of this version; `supersedes` uses it to decide which of two versions
+    of a minute wins. `final` is True once the bar is over and no late versions are expected. `rev` counts the revisions
+    of the minute after it was final; for a longer bar it is the sum over its minutes.
 
     `src` is the source of the values: `live` (the exchange's stream), `trades` (made from the trades of the stream),
     `rest` (the exchange's REST API, requested by the daemon), `backfill` (the same, requested by the tool), `agg`
@@ -224,7 +224,7 @@ def fold(candles: Sequence[Candle], open_ms: int, *, final: bool = False) -> Can
 
     Volumes and revisions are summed exactly. The quote volume is None if any candle has none.
     """
-    # column by column, which takes half the time of one after the other
+    # column by column, which takes half the time of candle by candle
     _, opens, highs, lows, closes, volumes, quotes, stamps, _, revs, _ = zip(*candles, strict=True)
     quote = reduce(add_exactly, quotes) if all(map(is_not, quotes, repeat(None))) else None
     volume = reduce(add_exactly, volumes)

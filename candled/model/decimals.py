@@ -24,7 +24,7 @@ add_exactly = _EXACT.add
 
 
 def is_bounded(number: Decimal | None) -> bool:
-    """Return whether a number is finite and within the bounds, or None."""
+    """Return whether a number is None, or finite and within the bounds."""
     if number is None:
         return True
     try:

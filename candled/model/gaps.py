@@ -39,8 +39,8 @@ class Gap:
 def find_gaps(stored: Iterable[Range], known_gaps: Iterable[Gap], span: Range) -> list[Gap]:
     """Return all gaps within a range, oldest first and cut at its ends. `stored` are the stored minutes.
 
-    Minutes without a known gap are `missing`. The known gaps must be sorted and disjoint, as in a store; their minutes
-    that are stored after all are no gap.
+    Minutes without a known gap are `missing`. The known gaps must be sorted and disjoint, as in a store. Minutes of a
+    known gap that are stored after all are no gap.
     """
     gaps: list[Gap] = []
     known = iter(known_gaps)

@@ -62,7 +62,7 @@ class Symbol(NamedTuple):
         return f"{self.base}/{self.quote}:{self.settle}" if self.settle else f"{self.base}/{self.quote}"
 
 
-@lru_cache(maxsize=10_000)  # the patterns of a reload ask this about every listed market
+@lru_cache(maxsize=10_000)  # patterns check this for every listed market at each reload
 def _is_well_formed(symbol: Symbol) -> bool:
     text = str(symbol)
     return text.isprintable() and _SYMBOL.fullmatch(text) is not None and Symbol.parse(text) == symbol

@@ -45,7 +45,7 @@ class HistoryReader:
         self._store = store
         self._threads = threads
         self._under_way: dict[object, SharedRead] = {}
-        #: The error of the last read about each market, or of each exchange, whose last read failed.
+        #: The error of each market or exchange whose last read failed.
         self._failing: dict[object, str] = {}
         #: Reads that have ended, by result: `ok` or `failed`. A read for several callers counts once.
         self.reads: Counter[str] = Counter()
@@ -108,7 +108,7 @@ class HistoryReader:
         """Return the gaps of a range, oldest first. If there are more than `limit`, older ones may be left out."""
         weeks: list[list[Gap]] = []
         found, end_ms = 0, span.end_ms
-        # one more for each week, because its first gap may continue in the week before
+        # one gap more for each week that was read, because its first gap may continue in the week before
         while span.start_ms < end_ms and (limit is None or found <= limit + len(weeks)):
             week = Range(max(span.start_ms, end_ms - _GAPS_MS), end_ms)
             gaps = await self._read_shared(self._read_gaps, market, week)

@@ -68,7 +68,7 @@ class Writer:
         self._turn = asyncio.Lock()
         #: Returns True if clients wait for a market, so that it is written before others.
         self.is_urgent: Callable[[MarketKey], bool] = lambda market: False
-        #: The markets for which `flush_market` waits, in order, and its task while there are any.
+        #: The markets for which `flush_market` waits, in order, and the task that writes them.
         self._awaited: dict[MarketKey, asyncio.Future[None]] = {}
         self._flushing = TaskSet()
         self._is_closed = False

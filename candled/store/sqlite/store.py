@@ -90,11 +90,11 @@ def _size(path: Path) -> int:
 class SqliteStore(SqlStore):
     """The candles of all markets in the file `path`, with bars of longer intervals next to the minutes.
 
-    Decimals are stored as the text that the exchange printed. Methods may be called from several threads; each has its
-    own connection. With `intervals`, the file belongs to this process until it is closed: only one daemon at a time may
-    have it. Guests, opened without intervals, may use it next to that daemon, and writers take turns. Without
-    `upgrade`, the daemon refuses a file that is missing or not up to date, as guests always do. `retention_days` is how
-    long minutes are kept; None for no limit.
+    Decimals are stored as text, with all digits that the exchange printed. Methods may be called from several threads;
+    each has its own connection. With `intervals`, the file belongs to this process until it is closed: only one daemon
+    at a time may have it. Guests, opened without intervals, may use it next to that daemon, and writers take turns.
+    Without `upgrade`, the daemon refuses a file that is missing or not up to date, as guests always do.
+    `retention_days` is how long minutes are kept; None for no limit.
     """
 
     _sql = sql
