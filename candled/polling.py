@@ -12,12 +12,12 @@ _MOST_AHEAD_MS = 60_000  # a clock that differs by more is not followed
 
 
 class PollingFeed(StreamFeed):
-    """Reads the newest two minutes of each symbol with `Exchange.fetch_history`, in phase with the exchange's minutes.
+    """Reads the newest two minutes of each symbol with `Exchange.fetch_history`, several times a minute.
 
-    One poll follows the end of each minute after `delay_s`, so that the minute is seen as it ended; the others divide
-    the minute into equal parts of about `every_s`. Polls wait for the request budget like other requests; those that
-    are late are left out. A symbol that cannot be read does not affect the others; if none can, the feed is interrupted
-    and started again with backoff.
+    One poll begins `delay_s` after the end of each minute, so that it returns the minute's last version. The others
+    divide the minute into equal parts of about `every_s`. Polls wait for the request budget like other requests; late
+    ones are left out. A symbol that cannot be read does not affect the others. If no symbol can be read, the feed is
+    interrupted and started again with backoff.
     """
 
     def __init__(

@@ -95,7 +95,7 @@ class Reloader:
 
 
 def check_parts(config: Config, clock: Clock) -> None:
-    """Create the parts whose settings only they can check, without connecting to anything.
+    """Create the parts that check their own settings, without connecting to anything.
 
     Raises:
         ConfigError: some cannot be created: a line or more for each of them.

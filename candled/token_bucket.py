@@ -9,7 +9,7 @@ MOST_CLOSED_S = 3600.0  # no host is avoided for longer, regardless of its reque
 
 
 class BucketState(NamedTuple):
-    """The state of a bucket: tokens as of a time, and until when it is closed, in seconds of one clock."""
+    """The state of a bucket: its tokens at the time `at`, and when it opens again. Times are seconds of one clock."""
 
     tokens: float
     at: float

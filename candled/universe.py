@@ -32,8 +32,8 @@ Listener = Callable[[MarketsChanged], None]
 class Universe:
     """The markets of all exchanges. Pure.
 
-    `exchanges` are the names in the order of the settings; the first one is the default. The `simulated` ones do not
-    have the market's present candles.
+    `exchanges` are the names in the order of the settings; the first one is the default. The candles of `simulated`
+    ones are not the markets' present candles.
     """
 
     def __init__(self, exchanges: Sequence[str], simulated: Collection[str] = ()) -> None:

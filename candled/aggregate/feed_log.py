@@ -169,7 +169,7 @@ class FeedLog:
         return RangeSet(change for at, change, only_final in self._changes if at > change_id and not only_final)
 
     def finals_since(self, change_id: int) -> RangeSet:
-        """Return the ranges that became final again since a change id, after they were read from the store again."""
+        """Return the ranges that were read from the store again since a change id, so that they became final again."""
         return RangeSet(change for at, change, only_final in self._changes if at > change_id and only_final)
 
     def _break_until(self, until: Position | None) -> None:

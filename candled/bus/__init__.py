@@ -87,7 +87,7 @@ class Bus(Protocol):
         """Call `listener` for every later message. It must not block."""
 
     def describe(self) -> dict[str, object]:
-        """Return facts for `/health`: at least `kind` and `connected`, and `problem` if something fails."""
+        """Return facts for `/health`: at least `kind` and `connected`, and `trouble` if something fails."""
 
     def unpublished_markets(self) -> Mapping[MarketKey, str]:
         """Return the markets that this process reads but cannot publish to other processes, each with the reason."""

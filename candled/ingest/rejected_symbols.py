@@ -43,7 +43,7 @@ class RejectedSymbols:
             rejection.count, rejection.retry_at = 0, now
 
     def select_allowed(self, symbols: Iterable[Symbol], now: float) -> tuple[Symbol, ...]:
-        """Return the symbols to request on a new connection: all except those whose pause is not over."""
+        """Return the symbols to request on a new connection: all but those that are still in a pause."""
         select_allowed = []
         for symbol in symbols:
             rejection = self._known.get(symbol)

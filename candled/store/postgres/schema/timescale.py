@@ -114,7 +114,7 @@ def _is_hypertable(connection: DatabaseConnection) -> bool:
 
 
 def compress(connection: DatabaseConnection, before_ms: int) -> int:
-    """Compress the chunks that end before a time (UTC epoch milliseconds), each in a transaction; return how many.
+    """Compress the chunks that end before a time (UTC epoch ms), each in a transaction; return how many were new.
 
     Compressed chunks are included, so that corrections in them are compressed again. candled's own timer runs this,
     because TimescaleDB's background jobs fail under some pairs of minor versions.
