@@ -1,4 +1,4 @@
-"""The `ingest` role of a process: reads the markets that it leads from their exchanges."""
+"""The `ingest` role of a process: reads the markets of its shards from their exchanges."""
 
 import asyncio
 import contextlib

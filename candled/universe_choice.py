@@ -38,7 +38,7 @@ class ChoiceRules:
 
     @cached_property
     def named_set(self) -> frozenset[Symbol]:
-        """The same symbols, to look one up among thousands."""
+        """The symbols of `named` as a set, for fast lookups."""
         return frozenset(self.named)
 
     @cached_property
