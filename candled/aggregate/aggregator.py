@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from candled.model import END_OF_TIME_MS, MINUTE, BarChange, Candle, Interval, Range, sources
+from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, BarChange, Candle, Interval, Range, sources
 
 from .rollup import Rollup
 from .series import Series
@@ -117,8 +117,10 @@ class Aggregator:
         than its writer sent: see `unknown_revisions` in candled/store/batch.py.
         """
         minutes, changed = self._minutes, []
-        for row in rows.get(MINUTE, ()):
-            cached = minutes.get_bar(row.open_ms)
+        stored = rows.get(MINUTE, ())
+        known = minutes.bars_by_time(stored[0].open_ms, stored[-1].open_ms + MINUTE_MS) if stored else {}
+        for row in stored:
+            cached = known.get(row.open_ms)
             if row.open_ms < minutes.since_ms:
                 continue
             if cached is not None and not row.supersedes(cached) and not _has_more_revisions(row, cached):
@@ -143,9 +145,9 @@ class Aggregator:
         first_ms, end_ms = interval.floor(span.start_ms), interval.floor(span.end_ms - 1) + interval.ms
         bars = {row.open_ms: row for row in stored}
         bars |= self._rollups[interval].fold_bars(first_ms, end_ms, fresh)
-        changed = []
+        known, changed = series.bars_by_time(first_ms, end_ms), []
         for open_ms in sorted(bars):
-            bar, cached = bars[open_ms], series.get_bar(open_ms)
+            bar, cached = bars[open_ms], known.get(open_ms)
             if open_ms < series.since_ms or bar == cached:
                 continue
             if cached is None or not _looks_equal(cached, bar):
