@@ -115,7 +115,7 @@ MarketState = Literal["upcoming", "trading", "suspended", "delisted"]
 class Market:
     """A market as the exchange lists it. A fact that the exchange does not publish is None.
 
-    A `tick_size`, `quote_volume_24h` or `listed_ms` beyond the bounds of candles becomes None too.
+    A `tick_size`, `quote_volume_24h`, `listed_ms` or `delisted_ms` beyond the bounds of candles becomes None too.
     """
 
     symbol: Symbol
@@ -142,8 +142,10 @@ class Market:
             number = getattr(self, name)
             if number is not None and not (is_bounded(number) and number >= 0):
                 object.__setattr__(self, name, None)
-        if self.listed_ms is not None and not 0 <= self.listed_ms < YEAR_10000_MS:
-            object.__setattr__(self, "listed_ms", None)
+        for name in ("listed_ms", "delisted_ms"):
+            at_ms = getattr(self, name)
+            if at_ms is not None and not 0 <= at_ms < YEAR_10000_MS:
+                object.__setattr__(self, name, None)
 
     @property
     def active(self) -> bool:

@@ -113,6 +113,7 @@ def test_impossible_numbers_of_a_market_are_unknown(number):
 @pytest.mark.parametrize(("listed_ms", "known"), [(0, 0), (-1, None), (10**18, None), (2**47, 2**47)])
 def test_an_impossible_start_of_trading_is_unknown(listed_ms, known):
     assert Market(symbol=Symbol("BTC", "USDT"), listed_ms=listed_ms).listed_ms == known
+    assert Market(symbol=Symbol("BTC", "USDT"), delisted_ms=listed_ms).delisted_ms == known
 
 
 @pytest.mark.parametrize("status", ["upcoming", "suspended", "delisted"])

@@ -6,8 +6,6 @@ from candled.model import END_OF_TIME_MS, MINUTE_MS
 from candled.store.batch import SOURCES
 from candled.store.interface import Table
 
-END_OF_TIME_MS = END_OF_TIME_MS
-
 # `src` is the number of a source, see `batch.SOURCES`; it is the same for all longer bars.
 _BAR = "time_ms, open, high, low, close, volume, quote_volume, as_of_ms, rev"
 _MINUTE = f"{_BAR}, src"
