@@ -180,7 +180,7 @@ def fill(path: Path, names: Sequence[str], stored: int, exchange: str = "bitget"
     for market, name in enumerate(names, known + 1):
         dice = random.Random(name.replace("/", ""))
         connection.execute(sql.ADD_MARKET, (exchange, name))
-        connection.execute(sql.SET_COMPLETE_FROM, (oldest_ms, market))
+        connection.execute(sql.SET_COMPLETE_FROM, (oldest_ms, oldest_ms, market))
         connection.execute(sql.PUT_KNOWN_GAP, (market, *known_gap))
         for interval in DEFAULT_INTERVALS:
             rows = list(bars(dice, interval, stored))

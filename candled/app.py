@@ -28,7 +28,7 @@ from candled.control import ControlSocket, post_commands
 from candled.daemon_threads import DaemonThreads, switch_often
 from candled.errors import StoreRejected, StoreUnavailable, Unavailable
 from candled.exchange import Clock, Exchange
-from candled.health import Health
+from candled.health import Health, make_reports
 from candled.ingest_side import ShardedIngest
 from candled.logs import BoundedHandler, JsonFormatter
 from candled.loop_watchdog import LoopWatchdog
@@ -46,7 +46,6 @@ from candled.rooms.hub import Hub, RecipientConnection
 from candled.serve.client import ClientSession
 from candled.serve.connection_limiter import ClientLimits
 from candled.serve.gc_tuner import GcTuner
-from candled.serve.health_handlers import HealthReports
 from candled.serve.internal import InternalServer
 from candled.serve.listening import in_browser
 from candled.serve.page import ChartPage
@@ -324,8 +323,14 @@ class Daemon:
             broadcaster=broadcaster,
             make_client=make_client,
             clock=clock,
-            reports=self._make_reports(),
-            page=ChartPage(catalog.intervals, self.universe, self._bars.decimals).render,
+            reports=make_reports(
+                self.health,
+                self._hub,
+                self._name,
+                describe_processes=lambda: self.status.processes.describe(shows_details=True),
+                is_stopping=lambda: self._is_stopping,
+            ),
+            page=ChartPage(catalog.intervals, self.universe, self._bars.decimals, clock).render,
             routes=[
                 *make_routes(config, source, self._rate_limits, clock),
                 *(self._hooks.make_routes(pages, catalog, clock) if self._is_serving else ()),
@@ -379,23 +384,6 @@ class Daemon:
     async def _render_status(self) -> bytes:
         """Return the data of the status page for the clients' port."""
         return await self.status.render(shows_details=self._config.server.health_details)
-
-    def _make_reports(self) -> HealthReports:
-        return HealthReports(
-            summarize=lambda: {**self.health.summarize(), **self._name},
-            report=lambda: {
-                **self.health.report(),
-                **self._name,
-                **self.status.processes.describe(shows_details=True),
-            },
-            check_readiness=self.health.report_readiness,
-            count_clients=lambda: {
-                "broadcaster": self._hub.describe(),
-                "aggregator": self._bars.describe(),
-                **self._name,
-            },
-            is_stopping=lambda: self._is_stopping,
-        )
 
     async def start(self) -> None:
         """Start every part, the clients' side first, so that published messages have receivers.

@@ -13,10 +13,13 @@ from candled.exchange import Clock
 from candled.loop_watchdog import LoopWatchdog
 from candled.model import HEALTHY_STATES, MINUTE, NOT_TRADED, MarketKey, StateCounts, Symbol
 from candled.plugins import Plugins, PluginStatus
+from candled.rooms.hub import Hub
+from candled.serve.health_handlers import HealthReports
 from candled.store.history import HistoryReader
 from candled.store.interface import Store
 from candled.store.upkeep import StoreUpkeep
 from candled.store.writer import Writer
+from candled.tasks import Pace
 from candled.universe import Universe
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from candled.ingest_side import ShardedIngest
 
 _READY_S = 2.0
+_FEED_US, _MARKET_US, _ROOM_US = 10, 60, 10  # to describe a feed, a market and a room, on a slow machine
 _ANY_MARKET = MarketKey("none", Symbol("NONE", "NONE"))  # read to see whether the store answers
 
 
@@ -65,14 +69,13 @@ class Health:
         #: True once the store is open.
         self.is_reading = False
 
-    def summarize(self, measures: "Mapping[str, IngestMeasures] | None" = None) -> Mapping[str, Any]:
-        """Return the body of `/health`: it has no error texts, addresses or symbols, and is cheap.
+    async def summarize(self) -> Mapping[str, Any]:
+        """Return the body of `/health`: it has no error texts, addresses or symbols. No slice holds the loop."""
+        measures = {} if self._ingest is None else await self._ingest.measure(Pace(self._clock))
+        return self.summarize_measures(measures)
 
-        Args:
-            measures: the exchanges that this process reads, as `ShardedIngest.measure` has just returned them.
-        """
-        if measures is None:
-            measures = {} if self._ingest is None else self._ingest.measure()
+    def summarize_measures(self, measures: "Mapping[str, IngestMeasures]") -> Mapping[str, Any]:
+        """Do the same, given the exchanges that this process reads, as `ShardedIngest.measure` returned them."""
         exchanges, writer, bus = self._summarize_exchanges(measures), self.describe_writer(), self._bus.describe()
         is_store_well, is_bus_well = self._is_store_well(writer), "trouble" not in bus
         is_well = all(one["status"] == "pass" for one in exchanges.values()) and not self._bus.unpublished_markets()
@@ -84,9 +87,10 @@ class Health:
             "bus": {"status": _status(is_bus_well), "connected": bus["connected"]},
         }
 
-    def report(self) -> Mapping[str, Any]:
-        """Return the body of `/health?verbose`."""
-        exchanges, writer, bus = self._report_exchanges(), self.describe_writer(), self._bus.describe()
+    async def report(self) -> Mapping[str, Any]:
+        """Return the body of `/health?verbose`. No slice holds the loop."""
+        exchanges = await self._report_exchanges(Pace(self._clock))
+        writer, bus = self.describe_writer(), self._bus.describe()
         is_well = all(map(is_healthy, exchanges.values())) and self._is_store_well(writer) and "trouble" not in bus
         return {
             "status": _status(is_well),
@@ -102,6 +106,11 @@ class Health:
             "bars": self._bars.describe_recovery(),
             "plugins": {status.name: self._report_plugin(status) for status in self._plugins.statuses},
         }
+
+    async def count_clients(self, hub: Hub) -> Mapping[str, Any]:
+        """Return the body of `/health/ws-stats`. No slice holds the loop."""
+        rooms = [one async for one in Pace(self._clock).spread(hub.describe_rooms(), _ROOM_US)]
+        return {"broadcaster": {**hub.describe(), "rooms": rooms}, "aggregator": self._bars.describe()}
 
     def _describe_process(self) -> dict[str, Any]:
         return {
@@ -182,20 +191,54 @@ class Health:
             return str(error)
         return None
 
-    def _report_exchanges(self) -> dict[str, dict[str, Any]]:
+    async def _report_exchanges(self, pace: Pace) -> dict[str, dict[str, Any]]:
         """Return the state of each feed, with all details for feeds that this process reads."""
-        exchanges: dict[str, dict[str, Any]] = {name: {"symbols": {}} for name in self._universe.exchanges}
-        exchanges |= self._bars.describe_feeds()
-        for name, facts in ({} if self._ingest is None else self._ingest.describe()).items():
-            exchanges[name] = {**facts, "symbols": {**exchanges[name]["symbols"], **facts["symbols"]}}
+        feeds = {key: facts async for key, facts in pace.spread(self._bars.describe_feeds(), _FEED_US)}
+        if self._ingest is not None:
+            feeds |= {key: facts async for key, facts in pace.spread(self._ingest.describe_symbols(), _MARKET_US)}
         for market, problem in self._bus.unpublished_markets().items():
-            symbol = exchanges[market.exchange]["symbols"].get(str(market.symbol))
-            if symbol is not None:  # read here, but other processes receive nothing
-                symbol |= {"state": "stale", "reason": "not_published", "trouble": problem}
-        return {name: {**self._describe_origin(name), **facts} for name, facts in exchanges.items()}
+            if market in feeds:  # read here, but other processes receive nothing
+                feeds[market] |= {"state": "stale", "reason": "not_published", "trouble": problem}
+        described = {} if self._ingest is None else self._ingest.describe()
+        exchanges: dict[str, dict[str, Any]] = {
+            name: {**self._describe_origin(name), **described.get(name, {}), "symbols": {}}
+            for name in self._universe.exchanges
+        }
+        for key, facts in feeds.items():
+            if key in self._universe:  # it may have been removed meanwhile
+                exchanges[key.exchange]["symbols"][str(key.symbol)] = facts
+        return exchanges
 
     def _describe_origin(self, exchange: str) -> dict[str, Any]:
         return {"simulated": True} if exchange in self._universe.simulated else {}
+
+
+def make_reports(
+    health: Health,
+    hub: Hub,
+    process: Mapping[str, str],
+    *,
+    describe_processes: Callable[[], Mapping[str, Any]],
+    is_stopping: Callable[[], bool],
+) -> HealthReports:
+    """Return the sources of all answers about health. `process` has the process's name, if it shares its port."""
+
+    async def summarize() -> Mapping[str, Any]:
+        return {**await health.summarize(), **process}
+
+    async def report() -> Mapping[str, Any]:
+        return {**await health.report(), **process, **describe_processes()}
+
+    async def count_clients() -> Mapping[str, Any]:
+        return {**await health.count_clients(hub), **process}
+
+    return HealthReports(
+        summarize=summarize,
+        report=report,
+        check_readiness=health.report_readiness,
+        count_clients=count_clients,
+        is_stopping=is_stopping,
+    )
 
 
 def _status(is_well: bool) -> str:

@@ -124,16 +124,20 @@ class ShardedIngest:
             http.close()
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Return the exchanges' part of `/health`, combining all shards that are read here."""
+        """Return the exchanges' part of `/health` without the symbols, by exchange."""
         result: dict[str, dict[str, Any]] = {}
         for ingest in self.running:
-            facts = ingest.describe()
-            known = result.setdefault(ingest.name, facts)
-            known["symbols"] |= facts["symbols"]
+            result.setdefault(ingest.name, ingest.describe())
         for name, chooser in self._choosers.items():
             if chooser.is_choosing:
-                result.setdefault(name, {"symbols": {}})["choice"] = chooser.describe()
+                result.setdefault(name, {})["choice"] = chooser.describe()
         return result
+
+    def describe_symbols(self) -> Iterator[tuple[MarketKey, dict[str, Any]]]:
+        """Yield the part of each market that is read here. The markets may change meanwhile."""
+        for ingest in self.running:
+            for symbol, facts in ingest.describe_symbols():
+                yield MarketKey(ingest.name, symbol), facts
 
     def on_markets_changed(self, change: MarketsChanged) -> None:
         """Read the added markets of the shards that are read here, and stop reading the removed ones."""
@@ -147,15 +151,8 @@ class ShardedIngest:
         """Return the object that chooses the markets of a configured exchange."""
         return self._choosers[exchange]
 
-    def measure(self) -> dict[str, IngestMeasures]:
+    async def measure(self, pace: Pace) -> dict[str, IngestMeasures]:
         """Return the present state of each exchange in numbers, combining all shards that are read here."""
-        result: dict[str, IngestMeasures] = {}
-        for ingest in self.running:
-            _add_measures(result, ingest.name, ingest.measure())
-        return result
-
-    async def measure_in_slices(self, pace: Pace) -> dict[str, IngestMeasures]:
-        """Return the same as `measure`, but spread the work over several passes of the loop."""
         result: dict[str, IngestMeasures] = {}
         for ingest in self.running:
             measures, silent = ingest.measure_feeds(), ingest.silent_symbols

@@ -35,6 +35,12 @@ class Pace:
             self._spent = 0
             await self._clock.sleep(0)
 
+    async def spread(self, items: Iterable[T], work: int) -> AsyncIterator[T]:
+        """Yield items, each after `work` was added for it. What they are made of may change meanwhile."""
+        for item in items:
+            await self.spend(work)
+            yield item
+
 
 class LoopTurns:
     """Turns for steps of several milliseconds: in each pass of the event loop, one of all such tasks has its turn.

@@ -40,7 +40,7 @@ EDGES = {
     "serve/hot_path",
     "serve/access", "serve/client", "serve/events", "serve/handlers", "serve/internal",
     "serve/listening", "serve/pager",
-    "serve/prefix", "serve/server", "serve/static_files", "serve/status_handlers",
+    "serve/kept_pages", "serve/prefix", "serve/server", "serve/static_files",
     "transport/socket_connection", "transport/socket_detach",
     "transport/tls",
     "transport/tornado_connection",
@@ -73,7 +73,7 @@ HOLDERS = {
     "client/__init__": "exports the names of the client",
     "bus/factory": "creates the bus for an address",
     "serve/page": "renders the template beside serve/handlers",
-    "serve/health_handlers": "handlers over serve/handlers",
+    **dict.fromkeys(("serve/health_handlers", "serve/status_handlers"), "handlers over serve/handlers"),
     **dict.fromkeys(
         ("metrics/collector", "metrics/ingest", "metrics/serving", "metrics/storing"), "read counts of many edges"
     ),
@@ -214,6 +214,7 @@ STEPS = {
         "rooms",
         "serve",
         "store",
+        "tasks",
         "token_bucket",
         "transport",
         "universe",

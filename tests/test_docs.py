@@ -156,7 +156,7 @@ def health(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         daemon = Daemon(config.load(directory / "candled.yaml", {}, plugins), plugins, SystemClock())
         try:
             await daemon.start()
-            return dict(daemon.health.report())
+            return dict(await daemon.health.report())
         finally:
             await daemon.stop()
 

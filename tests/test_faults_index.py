@@ -105,8 +105,8 @@ async def test_a_warm_up_that_fails_shows_no_part_of_a_bar_gives_the_reason_and_
             day, week = one.open_chart(BTC, "1D", 10), one.open_chart(BTC, "1W", 10)
             await one.until(lambda: day.initials and week.initials)
             await one.minutes(2)  # the stream brings the last 500 minutes, REST would bring the rest of the week
-            health, exchange = one.health(BTC), one.daemon.health.report()["exchanges"]["bitget"]
-            assert one.daemon.health.report()["status"] == "warn"
+            health, exchange = one.health(BTC), (await one.daemon.health.report())["exchanges"]["bitget"]
+            assert (await one.daemon.health.report())["status"] == "warn"
             assert (health["state"], health["connected"]) == ("warming", True)
             assert "127.0.0.1" in health["trouble"]
             assert exchange["historyTrouble"]

@@ -147,7 +147,7 @@ async def test_a_daemon_uses_the_store_the_path_and_the_closed_bars_of_plugins(i
             while sum(interval == FIVE for _, _, interval, _ in toy.closed) < 1 or len(toy.closed) < 7:
                 await asyncio.sleep(0.05)
         answer = await AsyncHTTPClient().fetch(f"http://127.0.0.1:{daemon.port}/toy")
-        health = daemon.health.report()
+        health = await daemon.health.report()
         metrics = (await AsyncHTTPClient().fetch(f"http://127.0.0.1:{daemon.internal_port}/metrics")).body.decode()
     finally:
         await daemon.stop()

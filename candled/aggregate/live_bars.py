@@ -1,6 +1,6 @@
 """Keeps the bars of all markets up to date: from the bus as minutes change, from the store when the past changes."""
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -291,19 +291,25 @@ class LiveBars:
             "oneMinuteCandlesCount": sum(market.aggregator.cached_minute_count for market in self._markets.values())
         }
 
-    def describe_feeds(self) -> dict[str, dict[str, Any]]:
-        """Return for `/health` of a process that only serves: by exchange, the state of each symbol's feed."""
-        exchanges: dict[str, dict[str, Any]] = {}
-        for key, market in self._markets.items():
+    def describe_feeds(self) -> Iterator[tuple[MarketKey, dict[str, Any]]]:
+        """Yield for `/health` of a process that only serves the state of each market's feed.
+
+        The markets may change meanwhile.
+        """
+        for key, market in list(self._markets.items()):
+            if key not in self._markets:
+                continue
             position = market.feed_log.position
-            exchanges.setdefault(key.exchange, {"symbols": {}})["symbols"][str(key.symbol)] = {
-                "state": market.feed.state,
-                "reason": market.feed.reason or None,
-                "since": iso_ms(market.feed.since_ms),
-                "position": position and {"epoch": position.epoch, "seq": position.seq},
-                "trouble": market.feed.problem or None,
-            }
-        return exchanges
+            yield (
+                key,
+                {
+                    "state": market.feed.state,
+                    "reason": market.feed.reason or None,
+                    "since": iso_ms(market.feed.since_ms),
+                    "position": position and {"epoch": position.epoch, "seq": position.seq},
+                    "trouble": market.feed.problem or None,
+                },
+            )
 
     def list_feeds(self) -> dict[MarketKey, FeedState]:
         """Return the state of each market's feed, as in `StateChanged`."""

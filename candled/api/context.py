@@ -1,12 +1,13 @@
 """The sources that handlers make their answers from."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from candled.exchange import Clock
 from candled.model import Decimals, Interval, Market, MarketKey
 from candled.store.history import HistoryReader
+from candled.tasks import Pace
 
 from .catalog import MarketCatalog
 from .errors import UnknownSymbol
@@ -14,6 +15,10 @@ from .errors import UnknownSymbol
 if TYPE_CHECKING:
     from .offered_markets import OfferedMarkets
     from .pages import BarReader
+
+T = TypeVar("T")
+
+_MARKET_US = 50  # to describe a market, on a slow machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +41,10 @@ class ApiContext:
     wait_for_bars: Callable[[MarketKey, Interval, int], Awaitable[None]] | None = None
     #: The decimals seen in a market's candles.
     seen_decimals: Callable[[MarketKey], Decimals]
+
+    def spread(self, markets: Iterable[T]) -> AsyncIterator[T]:
+        """Yield markets to be described, in several passes of the loop. The catalog may change meanwhile."""
+        return Pace(self.clock).spread(markets, _MARKET_US)
 
     def note_request(self, market: MarketKey) -> bool:
         """Record a request for a market, which stays started; return True if its first bars may not be loaded yet."""

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -201,14 +201,15 @@ class Handler(RequestHandler):
         self.set_header("Content-Type", _JSON)
         self.write_body(body if isinstance(body, bytes) else msgspec.json.encode(body))
 
-    def write_kept(self, key: Hashable, make: Callable[[], Any], lasts_s: float = 1.0) -> None:
+    async def write_kept(self, key: Hashable, make: Callable[[], Awaitable[Any]], lasts_s: float = 1.0) -> None:
         """Write a value as JSON. It is made at most once in `lasts_s`, and all requests with this key share it."""
 
-        def encode() -> bytes:
-            body = make()
+        async def encode() -> bytes:
+            body = await make()
             return body if isinstance(body, bytes) else msgspec.json.encode(body)
 
-        body, coding = self.pages.find((type(self), key), encode, lasts_s).encoded(self.coding)
+        page = await self.pages.find((type(self), key), encode, lasts_s)
+        body, coding = page.encoded(self.coding)
         self.set_cache_headers(False)
         self.set_header("Content-Type", _JSON)
         if coding.name:

@@ -238,7 +238,8 @@ class ExchangeInfo(KlinesHandler):
 
     async def answer(self) -> None:
         """Answer with the requested symbols."""
-        names = self._requested_symbols()
+        markets = {name: self.parameters.market_parameter(name) for name in self._requested_symbols()}
+        symbols = [self._describe_symbol(*one) async for one in self.source.spread(markets.items())]
         self.set_cache_headers(False)
         self.write_json(
             {
@@ -246,7 +247,7 @@ class ExchangeInfo(KlinesHandler):
                 "serverTime": self.source.clock.now_ms() * self.parameters.units_per_ms(),
                 "rateLimits": [_limit(self.limit)] if self.limit.requests else [],
                 "exchangeFilters": [],
-                "symbols": [self._describe_symbol(name) for name in names],
+                "symbols": symbols,
             }
         )
 
@@ -268,8 +269,7 @@ class ExchangeInfo(KlinesHandler):
             self.parameters.market_parameter(name)
         return list(dict.fromkeys(names))
 
-    def _describe_symbol(self, name: str) -> dict[str, Any]:
-        market = self.parameters.market_parameter(name)
+    def _describe_symbol(self, name: str, market: MarketKey) -> dict[str, Any]:
         tick, step = map(_unit, self.source.likely_decimals(market))
         return {
             "symbol": name,

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -228,16 +228,18 @@ class Symbols(RestHandler):
         wanted = self.read_query()["exchange"]
         if wanted is not None:
             self.source.catalog.find_exchange(wanted)
-        self.write_kept((self.source.catalog.version, wanted), partial(self._describe, wanted))
+        await self.write_kept((self.source.catalog.version, wanted), partial(self._describe, wanted))
 
-    def _describe(self, wanted: str | None) -> operations.Symbols:
-        found = []
-        for key in self.source.catalog.markets:
-            if wanted in (None, key.exchange):
-                decimals = self.source.decimals(key)
-                ticker = self.source.catalog.ticker_of(key)
-                found.append(operations.describe_symbol(key, ticker, decimals, self.source.facts(key)))
-        return operations.Symbols(found)
+    async def _describe(self, wanted: str | None) -> operations.Symbols:
+        source = self.source
+        markets = [key for key in source.catalog.markets if wanted in (None, key.exchange)]
+        tickers = {key: source.catalog.ticker_of(key) for key in markets}  # before the catalog changes
+        return operations.Symbols(
+            [
+                operations.describe_symbol(key, ticker, source.decimals(key), source.facts(key))
+                async for key, ticker in source.spread(tickers.items())
+            ]
+        )
 
 
 class Intervals(RestHandler):
@@ -338,7 +340,7 @@ class Description(Handler):
     """`/api/openapi.json`: the OpenAPI description."""
 
     def initialize(  # type: ignore[override]
-        self, description: Callable[[], bytes], source: ApiContext, **shared: Any
+        self, description: Callable[[], Awaitable[bytes]], source: ApiContext, **shared: Any
     ) -> None:
         """Store the function that returns the text for the markets of `source`."""
         super().initialize(**shared)
@@ -348,7 +350,7 @@ class Description(Handler):
     async def answer(self) -> None:
         """Answer with the OpenAPI description."""
         refuse_unknown((), self.request.query_arguments)
-        self.write_kept(self.source.catalog.version, self.description, inf)
+        await self.write_kept(self.source.catalog.version, self.description, inf)
 
 
 def _asked(values: Mapping[str, Any]) -> HistoryRequest:

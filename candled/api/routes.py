@@ -105,7 +105,7 @@ def _operations(catalog: MarketCatalog) -> Sequence[operations.Operation]:
     )
 
 
-def _describe(catalog: MarketCatalog, needs_token: bool) -> bytes:
+async def _describe(catalog: MarketCatalog, needs_token: bool) -> bytes:
     """Return the description for the markets that are served now."""
     return msgspec.json.encode(document(_operations(catalog), __version__, needs_token=needs_token))
 

@@ -133,9 +133,9 @@ class Symbols(UdfHandler):
     async def answer(self) -> None:
         """Answer with the description of a market."""
         market = _market(self.source.catalog, self.read_query()["symbol"])
-        self.write_kept((self.source.catalog.version, market), partial(self._symbol_info, market))
+        await self.write_kept((self.source.catalog.version, market), partial(self._symbol_info, market))
 
-    def _symbol_info(self, market: MarketKey) -> dict[str, Any]:
+    async def _symbol_info(self, market: MarketKey) -> dict[str, Any]:
         catalog = self.source.catalog
         price_decimals, volume_decimals = self.decimals_of(market)
         ticker, exchange = catalog.ticker_of(market), market.exchange.upper()
@@ -173,14 +173,15 @@ class SymbolInfo(UdfHandler):
         markets = [key for key in self.source.catalog.markets if group is None or key.exchange.upper() == group.upper()]
         if not markets:
             raise ApiError(404, "unknown_group", "unknown_group")
-        self.write_kept(tuple(markets), partial(self._describe, markets))
+        await self.write_kept(tuple(markets), partial(self._describe, markets))
 
-    def _describe(self, markets: Sequence[MarketKey]) -> dict[str, Any]:
+    async def _describe(self, markets: Sequence[MarketKey]) -> dict[str, Any]:
         catalog = self.source.catalog
-        decimals = [self.decimals_of(key) for key in markets]
+        tickers = [catalog.ticker_of(key) for key in markets]  # before the catalog changes
+        decimals = [self.decimals_of(key) async for key in self.source.spread(markets)]
         exchanges = [key.exchange.upper() for key in markets]
         return {
-            "symbol": [catalog.ticker_of(key).partition(":")[2] for key in markets],
+            "symbol": [ticker.partition(":")[2] for ticker in tickers],
             "description": [str(key.symbol) for key in markets],
             "exchange-listed": exchanges,
             "exchange-traded": exchanges,
@@ -194,7 +195,7 @@ class SymbolInfo(UdfHandler):
             "has-weekly-and-monthly": "1W" in catalog.intervals,
             "intraday-multipliers": [_intraday(catalog)] * len(markets),
             "supported-resolutions": [_resolutions(catalog)] * len(markets),
-            "ticker": [catalog.ticker_of(key) for key in markets],
+            "ticker": tickers,
             "volume-precision": [volume for _, volume in decimals],
         }
 
@@ -218,9 +219,9 @@ class Search(UdfHandler):
         limit = min(values["limit"], _MOST_FOUND)
         offered = self.source.offered
         versions = self.source.catalog.version, None if offered is None else offered.demand.version
-        self.write_kept((*versions, wanted, exchange, limit), partial(self._find, wanted, exchange, limit), inf)
+        await self.write_kept((*versions, wanted, exchange, limit), partial(self._find, wanted, exchange, limit), inf)
 
-    def _find(self, wanted: str, exchange: str, limit: int) -> list[dict[str, str]]:
+    async def _find(self, wanted: str, exchange: str, limit: int) -> list[dict[str, str]]:
         found: list[tuple[bool, MarketKey]] = []
         catalog, offered = self.source.catalog, self.source.offered
         served = frozenset(catalog.markets)

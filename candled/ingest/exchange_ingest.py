@@ -217,7 +217,7 @@ class ExchangeIngest:
             self._count_closed(market)
 
     def describe(self) -> dict[str, Any]:
-        """Return the exchange's part of `/health`."""
+        """Return the exchange's part of `/health`, without its symbols."""
         now_ms, runners = self._time.now_ms(), self._feeds.runners
         return {
             "clockSkewMs": self._time.skew_ms(),
@@ -228,8 +228,13 @@ class ExchangeIngest:
             "malformedFrames": sum(runner.malformed.total for runner in runners),
             "unsubscribedEvents": sum(runner.unsubscribed_events for runner in runners),
             "hosts": self._http.describe(),
-            "symbols": {str(symbol): self._describe_symbol(symbol, now_ms) for symbol in self._symbols},
         }
+
+    def describe_symbols(self) -> Iterator[tuple[Symbol, dict[str, Any]]]:
+        """Yield the part of each symbol. The symbols may change meanwhile."""
+        for symbol in list(self._symbols):
+            if symbol in self._symbols:
+                yield symbol, self._describe_symbol(symbol, self._time.now_ms())
 
     @property
     def symbols(self) -> Collection[Symbol]:

@@ -41,8 +41,8 @@ class Metrics:
     async def _collect(self, pace: Pace) -> Samples:
         """Read the parts."""
         samples, parts, ingest = Samples(), self._parts, self._parts.ingest
-        measures = {} if ingest is None else await ingest.measure_in_slices(pace)
-        summary = parts.health.summarize(measures)
+        measures = {} if ingest is None else await ingest.measure(pace)
+        summary = parts.health.summarize_measures(measures)
         _collect_process(samples, parts, is_healthy=summary["status"] == "pass")
         for name, counts in parts.health.count_states(measures).items():
             collect_states(samples, name, counts)

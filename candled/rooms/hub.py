@@ -278,21 +278,20 @@ class Hub:
         return self._room_counts.total()
 
     def describe(self) -> dict[str, Any]:
-        """Return the `broadcaster` part of `/health/ws-stats`."""
-        return {
-            "totalRooms": self.room_count,
-            "totalClients": len(self._room_counts),
-            "rooms": [
-                {
+        """Return the `broadcaster` part of `/health/ws-stats`, without the rooms."""
+        return {"totalRooms": self.room_count, "totalClients": len(self._room_counts)}
+
+    def describe_rooms(self) -> Iterator[dict[str, Any]]:
+        """Yield the part of each room. The rooms may change meanwhile."""
+        for room in list(self._all_rooms()):
+            if self._find_room(room.topic) is room:
+                yield {
                     "key": room.name,
                     "clientCount": room.member_count,
                     "hasCandle": bool(self._bars.newest_times(*room.topic, 1)),
                     "lastBroadcast": room.last_broadcast_ms,
                 }
-                for room in self._all_rooms()
-            ]
-            + list(self._patterns.describe()),
-        }
+        yield from self._patterns.describe_rooms()
 
     # ------------------------------------------------------------ inside: changes
 

@@ -196,9 +196,11 @@ class PatternRooms:
         for interval, closed in list(self._followed.get(market, {}).items()):
             self._send_closed(Topic(market, interval), closed)
 
-    def describe(self) -> Iterator[dict[str, Any]]:
-        """Yield the entries of `/health/ws-stats`."""
-        for room in self._rooms.values():
+    def describe_rooms(self) -> Iterator[dict[str, Any]]:
+        """Yield the entries of `/health/ws-stats`. The rooms may change meanwhile."""
+        for room in list(self._rooms.values()):
+            if self._rooms.get(room.topic) is not room:
+                continue
             exchange, _, interval = room.topic
             yield {
                 "key": room.name,

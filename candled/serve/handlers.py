@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from socket import socket
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import msgspec
 from tornado.iostream import IOStream
 from tornado.web import HTTPError, RequestHandler
 from tornado.websocket import WebSocketProtocol
@@ -76,7 +77,7 @@ class ServerContext:
         compress_from: int,
         trusted: tuple[Network, ...],
         allowed_origins: tuple[str, ...],
-        page: Callable[[], str],
+        page: Callable[[], Awaitable[str]],
         guard: "AccessGuard | None" = None,
     ) -> None:
         self.guard = guard
@@ -97,7 +98,7 @@ class ServerContext:
         if "*" in allowed_origins:
             self.open_headers.append(("Access-Control-Allow-Origin", "*"))
         # made at most once a second, because it is costly
-        self.page = partial(KeptPages(clock).find, "page", lambda: page().encode())
+        self.find_page = partial(KeptPages(clock).find, "page", partial(_encode_page, page))
         # set by the server, which knows the routes
         self.counts = ServerCounts(())
         # True once the server accepts no more connections
@@ -199,21 +200,35 @@ class ServerContext:
         self.on_client_disconnected(connection)
 
 
-def encode_json(body: Any) -> str:
+async def _encode_page(render: Callable[[], Awaitable[str]]) -> bytes:
+    return (await render()).encode()
+
+
+def encode_json(body: Any) -> bytes:
     """Return a body as a line of JSON."""
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", "replace").decode() + "\n"  # an exchange's text may contain half a character
+    try:
+        return msgspec.json.encode(body, enc_hook=_to_plain) + b"\n"
+    except UnicodeEncodeError:  # an exchange's text may contain half a character
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        return text.encode("utf-8", "replace") + b"\n"
+
+
+def _to_plain(value: object) -> int:
+    """Return a number of the settings, whose type is a subclass of `int`."""
+    if not isinstance(value, int):
+        raise TypeError(f"{type(value).__name__} has no form in JSON")
+    return int(value)
 
 
 JSON = "application/json; charset=utf-8"
-_NOT_FOUND = encode_json({"error": {"code": 404, "message": "Not Found"}}).encode()
+_NOT_FOUND = encode_json({"error": {"code": 404, "message": "Not Found"}})
 _NOT_SERVING = {
     "error": {
         "code": 503,
         "message": "This process reads exchanges and serves no clients: its roles in the settings are [ingest]",
     }
 }
-_NO_METHOD = encode_json({"error": {"code": 405, "message": "Method Not Allowed"}}).encode()
+_NO_METHOD = encode_json({"error": {"code": 405, "message": "Method Not Allowed"}})
 
 
 class OwnHandler(RequestHandler):
@@ -411,7 +426,7 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
             return None
         status, message = refusal
         headers = (("Retry-After", "10"), *context.open_headers)
-        return HotReply(status, JSON, headers, encode_json({"error": {"code": status, "message": message}}).encode())
+        return HotReply(status, JSON, headers, encode_json({"error": {"code": status, "message": message}}))
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         """Return the protocol that detaches the socket from Tornado, or its own if `server.own_sockets` is false."""
@@ -500,7 +515,7 @@ class RootHandler(StreamHandler):
         self.set_header("Cache-Control", "no-cache")
         for name, value in PAGE_HEADERS.items():
             self.set_header(name, value)
-        self.finish_page(self.context.page(), self.context.compress_from)
+        self.finish_page(await self.context.find_page(), self.context.compress_from)
 
 
 class UnknownPathHandler(OwnHandler):
@@ -537,7 +552,7 @@ class NotServingHandler(_ServerHandler):
         if request.method not in cls.SUPPORTED_METHODS:
             return super().answer_now(request, peer, **route)
         headers = route["context"].open_headers
-        return request.reply_once(cls, lambda: HotReply(503, JSON, headers, encode_json(_NOT_SERVING).encode()))
+        return request.reply_once(cls, lambda: HotReply(503, JSON, headers, encode_json(_NOT_SERVING)))
 
 
 def _named(make_client: MakeNamedClient, uri: str, connection: ClientConnection) -> ConnectionListener:

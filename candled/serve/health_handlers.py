@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from candled.exchange import Clock
 
 from .handlers import JSON, OwnHandler, encode_json
@@ -14,7 +16,7 @@ from .kept_pages import KeptPages
 
 _TEXT = "text/plain; charset=utf-8"
 _PASS = {"status": "pass"}
-_PASS_BODY = encode_json(_PASS).encode()
+_PASS_BODY = encode_json(_PASS)
 _PASS_TAG = f'"{hashlib.sha1(_PASS_BODY).hexdigest()}"'  # as Tornado calculates it
 _OK = b"ok\n"
 _OK_TAG = f'"{hashlib.sha1(_OK).hexdigest()}"'
@@ -26,13 +28,13 @@ class HealthReports:
     """The sources of the answers."""
 
     #: Returns the body of `/health`.
-    summarize: Callable[[], Mapping[str, Any]]
+    summarize: Callable[[], Awaitable[Mapping[str, Any]]]
     #: Returns the body of `/health?verbose`.
-    report: Callable[[], Mapping[str, Any]]
+    report: Callable[[], Awaitable[Mapping[str, Any]]]
     #: Returns the requirements for serving, each with its problem or None.
     check_readiness: Callable[[], Awaitable[Mapping[str, str | None]]]
     #: Returns the body of `/health/ws-stats`.
-    count_clients: Callable[[], Mapping[str, Any]]
+    count_clients: Callable[[], Awaitable[Mapping[str, Any]]]
     #: Returns True once the process is stopping.
     is_stopping: Callable[[], bool]
 
@@ -54,11 +56,10 @@ class HealthContext:
         # True if clients of this port may read error texts, addresses and the states of single symbols
         self.shows_details = shows_details
         # costly pages, made at most once a second
-        pages = KeptPages(clock)
-        self.summary = partial(pages.find, "summary", lambda: encode_json(reports.summarize()).encode())
-        self.details = partial(pages.find, "details", lambda: encode_json(reports.report()).encode())
-        self.statistics = partial(pages.find, "statistics", lambda: encode_json(reports.count_clients()).encode())
-        self.summarize = reports.summarize
+        find = KeptPages(clock).find
+        self.find_summary = partial(find, "summary", partial(_encode, reports.summarize))
+        self.find_details = partial(find, "details", partial(_encode, reports.report))
+        self.find_statistics = partial(find, "statistics", partial(_encode, reports.count_clients))
         self._reports = reports
 
     async def check_readiness(self) -> dict[str, str | None]:
@@ -69,6 +70,10 @@ class HealthContext:
         if self._reports.is_stopping():
             checks["server"] = "is stopping"
         return checks
+
+
+async def _encode(read: Callable[[], Awaitable[Mapping[str, Any]]]) -> bytes:
+    return encode_json(await read())
 
 
 class _HealthHandler(OwnHandler):
@@ -91,11 +96,12 @@ class _HealthHandler(OwnHandler):
 class HealthHandler(_HealthHandler):
     """`/health`: a summary, or all details for those who may read them."""
 
-    def get(self) -> None:
+    async def get(self) -> None:
         """Answer with the daemon's health."""
         has_details = self.is_verbose and self.context.shows_details
+        page = await (self.context.find_details() if has_details else self.context.find_summary())
         self.set_json_headers()
-        self.finish_page(self.context.details() if has_details else self.context.summary(), self.context.compress_from)
+        self.finish_page(page, self.context.compress_from)
 
     head = get
 
@@ -167,7 +173,8 @@ class ReadyzHandler(_HealthHandler):
             return
         lines = [_line(name, problem) for name, problem in checks.items() if problem or self.is_verbose]
         if self.is_verbose:
-            lines += [_exchange_line(name, one) for name, one in self.context.summarize()["exchanges"].items()]
+            summary = msgspec.json.decode((await self.context.find_summary()).body)
+            lines += [_exchange_line(name, one) for name, one in summary["exchanges"].items()]
         self.finish_text("\n".join([*lines, f"readyz check {'failed' if failed else 'passed'}\n"]))
 
     head = get
@@ -189,10 +196,11 @@ def _exchange_line(name: str, exchange: Mapping[str, Any]) -> str:
 class StatisticsHandler(_HealthHandler):
     """`/health/ws-stats`: the connections and rooms."""
 
-    def get(self) -> None:
+    async def get(self) -> None:
         """Answer with the statistics of connections and rooms."""
+        page = await self.context.find_statistics()
         self.set_json_headers()
-        self.finish_page(self.context.statistics(), self.context.compress_from)
+        self.finish_page(page, self.context.compress_from)
 
     head = get
 

@@ -81,7 +81,7 @@ class Server:
         make_client: Callable[[ClientConnection], ConnectionListener],
         clock: Clock,
         reports: HealthReports,
-        page: Callable[[], str],
+        page: Callable[[], Awaitable[str]],
         routes: Sequence[tuple[str, type[Any], dict[str, Any]]] = (),
         streams: Sequence[tuple[str, MakeNamedClient]] = (),
         limits: LimitSettings | None = None,
@@ -131,11 +131,20 @@ class Server:
         self._acceptor = self._make_acceptor(broadcaster)
 
     def _add_facts(self, reports: HealthReports) -> HealthReports:
+        async def summarize() -> Mapping[str, Any]:
+            return self._add_certificate(await reports.summarize())
+
+        async def report() -> Mapping[str, Any]:
+            return self._add_certificate({**await reports.report(), **self.describe()})
+
+        async def count_clients() -> Mapping[str, Any]:
+            return {"connections": self._limiter.count, **await reports.count_clients()}
+
         return replace(
             reports,
-            summarize=lambda: self._add_certificate(reports.summarize()),
-            report=lambda: self._add_certificate({**reports.report(), **self.describe()}),
-            count_clients=lambda: {"connections": self._limiter.count, **reports.count_clients()},
+            summarize=summarize,
+            report=report,
+            count_clients=count_clients,
             is_stopping=lambda: self._is_draining or self._context.draining or reports.is_stopping(),
         )
 

@@ -69,7 +69,7 @@ class StatusReport:
         """
         parts = self._parts
         rows, measures = await self._markets.read(shows_details=shows_details)
-        summary = parts.health.summarize(measures)
+        summary = parts.health.summarize_measures(measures)
         writer, bus = parts.health.describe_writer(), parts.bus.describe()
         exchanges = {
             name: self._describe_exchange(name, one, measures.get(name), shows_details=shows_details)

@@ -114,5 +114,5 @@ async def test_why_a_market_is_not_well_is_among_the_facts_of_its_feed_until_it_
     started = await market()
     for state, reason, problem in (("stale", "rest_unavailable", "no route to host"), ("live", "", "")):
         started.bus.publish(StateChanged(BTC, state, MONDAY_MS, reason, problem))
-        metadata = started.bars.describe_feeds()["replay"]["symbols"]["BTC/USDT"]
+        metadata = dict(started.bars.describe_feeds())[BTC]
         assert (metadata["state"], metadata["reason"], metadata["trouble"]) == (state, reason or None, problem or None)

@@ -39,7 +39,7 @@ from candled.universe import Universe
 from tests import deadlines
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
-from tests.serve.peers import make_reports
+from tests.serve.peers import answering, make_reports
 
 BTC = MarketKey("replay", Symbol.parse("BTC/USDT"))
 ETH = MarketKey("replay", Symbol.parse("ETH/USDT"))
@@ -151,6 +151,10 @@ async def open_stage(
     def make_client(connection: RecipientConnection) -> ClientSession:
         return ClientSession(connection, hub, bars, codec, clock, client_limits, HistoryPages(pages.read_history))
 
+    async def count_clients() -> Mapping[str, Any]:
+        broadcaster = {**hub.describe(), "rooms": list(hub.describe_rooms())}
+        return {"broadcaster": broadcaster, "aggregator": bars.describe()}
+
     one = Stage(bars, store, pages, clock)
     one.hub = hub
     one.universe = universe
@@ -161,8 +165,8 @@ async def open_stage(
         broadcaster=broadcaster,
         make_client=make_client,
         clock=clock,
-        reports=make_reports(count_clients=lambda: {"broadcaster": hub.describe(), "aggregator": bars.describe()}),
-        page=lambda: "<p>page</p>",
+        reports=make_reports(count_clients=count_clients),
+        page=answering("<p>page</p>"),
         routes=make_routes(config, source, rate_limits, clock),
         streams=make_streams(config, source, universe, bars, make_client, broadcaster.broadcast, clock, client_limits),
         limits=config.limits,

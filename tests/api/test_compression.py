@@ -11,6 +11,7 @@ from candled.serve.kept_pages import KeptPage
 from tests.api.raw import ask_all
 from tests.api.stage import open_stage
 from tests.rows import MONDAY_MS, minute
+from tests.serve.peers import answering
 
 COUNT = 2600
 AT = [MONDAY_MS + number * 60_000 for number in range(COUNT)]
@@ -34,7 +35,7 @@ async def listening(tmp_path):
     """Serve bars of memory and of pages of the past; yield the port."""
     async with open_stage(tmp_path, COUNT, klines=KlinesSettings(enabled=True), now_ms=AT[-1] + 120_000) as one:
         one.push(minute(COUNT, as_of=1_000))
-        one.server._context.page = lambda: KeptPage(b"<p>page</p>" * 500)
+        one.server._context.find_page = answering(KeptPage(b"<p>page</p>" * 500))
         one.server._context.clock = one.clock
         yield one.server.listen()
 

@@ -208,7 +208,7 @@ async def test_one_membership_serves_all_clients_of_a_stream_and_ends_with_the_l
         await receive_json(ws)
     statistics = await get("/health/ws-stats")
     assert statistics["connections"] == 20
-    assert stage.hub.describe()["rooms"][0]["clientCount"] == 1
+    assert next(stage.hub.describe_rooms())["clientCount"] == 1
     stage.push(minute(1, volume="9"))
     klines = [(message.get("data") or message)["k"] for message in [await receive_json(ws) for ws in clients]]
     assert {kline["v"] for kline in klines} == {"9"}

@@ -9,6 +9,7 @@ from candled.model import MINUTE, MINUTE_MS, Symbol
 from tests.clocks import FairScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Row, Synthetic
+from tests.passes import run_through
 from tests.system.rig import MONDAY_MORNING_MS, Rig
 
 pytestmark = pytest.mark.usefixtures("daemon")
@@ -45,7 +46,7 @@ async def test_health_counts_the_minutes_that_agreed_with_rest(tmp_path):
             await rig.start()
 
             def parity():
-                return rig.daemon.health.report()["exchanges"]["bitget"]["parity"]
+                return run_through(rig.daemon.health.report())["exchanges"]["bitget"]["parity"]
 
             first = parity()
             assert (first["mismatched24h"], first["ratio"]) == (0, 1.0 if first["checked24h"] else None)

@@ -91,16 +91,16 @@ async def check_sequence(steps: list[tuple[str, Any]]) -> None:
     harness.world.refused = set()
     await harness.clock.advance(400.0)  # longer than the pauses after two rejections
     assert starting.done()
-    described, wanted = harness.ingest.describe()["symbols"], harness.wanted
-    assert list(described) == [str(symbol) for symbol in wanted]
+    described, wanted = dict(harness.ingest.describe_symbols()), harness.wanted
+    assert list(described) == list(wanted)
     surplus = harness.ingest._feeds.surplus
     assert len(surplus) == max(0, len(wanted) - 4)
     assert harness.world.subscribed() == sorted(wanted.keys() - set(surplus))
     assert all(peer.subscribed for peer in harness.world.peers)
     now_ms = harness.clock.now_ms()
     for symbol in wanted:
-        assert described[str(symbol)]["connected"] == (symbol not in surplus), symbol
-        assert described[str(symbol)]["state"] == ("polling" if symbol in surplus else "live")
+        assert described[symbol]["connected"] == (symbol not in surplus), symbol
+        assert described[symbol]["state"] == ("polling" if symbol in surplus else "live")
         whole = range(MONDAY_MS, MINUTE.floor(now_ms) - 2 * MINUTE_MS, MINUTE_MS)
         rows = harness.store[symbol].rows
         assert [open_ms for open_ms in whole if open_ms not in rows] == []
@@ -139,7 +139,7 @@ async def test_the_forming_minute_of_a_removed_market_is_stored_and_its_history_
     opened = harness.ingest._feeds._opened
     await harness.do("add", SYMBOLS[:1])
     await harness.do("pass", 300.0)
-    assert harness.ingest.describe()["symbols"][str(SYMBOLS[0])]["state"] == "live"
+    assert dict(harness.ingest.describe_symbols())[SYMBOLS[0]]["state"] == "live"
     assert harness.ingest._feeds._opened == opened  # on the connection of the other one, which stayed open
     await harness.ingest.stop()
     await starting

@@ -147,7 +147,7 @@ class Stage:
         await self.clock.settle(200)
 
     def state(self, symbol: Symbol) -> dict[str, Any]:
-        return self.ingest.describe()["symbols"][str(symbol)]
+        return dict(self.ingest.describe_symbols())[symbol]
 
     def minutes(self, symbol: Symbol) -> list[tuple[int, Any]]:
         return [(candle.open_ms, candle.volume) for one, candle in self.received if one == symbol]

@@ -14,6 +14,7 @@ from candled.store import make_store
 from tests.clocks import FairScaledClock, ManualClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
+from tests.passes import run_through
 from tests.rooms.stage import Stored
 from tests.rows import MONDAY_MS, minute
 from tests.system.rig import MONDAY_MORNING_MS, Rig
@@ -157,7 +158,9 @@ async def test_after_a_stop_behind_a_boundary_and_a_start_without_the_exchange_e
     again = Rig(tmp_path, fake, clock, [BTC])
     try:
         await again.start()
-        await again.until(lambda: again.health(BTC)["trouble"] or again.daemon.health.report()["status"] == "warn")
+        await again.until(
+            lambda: again.health(BTC)["trouble"] or run_through(again.daemon.health.report())["status"] == "warn"
+        )
         minutes = await again.reload(chart)
         times = [bar["time"] for bar in minutes]
         shown = [bar["time"] for bar in chart.bars]

@@ -88,7 +88,8 @@ class Harness:
         await self.clock.advance(20.0)
 
     def described(self) -> dict[str, Any]:
-        return self.ingest.describe()["virtual"]
+        symbols = {str(market.symbol): facts for market, facts in self.ingest.describe_symbols()}
+        return {**self.ingest.describe()["virtual"], "symbols": symbols}
 
 
 @asynccontextmanager

@@ -307,7 +307,7 @@ class Harness:
 
     @property
     def health(self) -> dict[str, Any]:
-        return self.ingest.describe()
+        return {**self.ingest.describe(), "symbols": {str(one): facts for one, facts in self.ingest.describe_symbols()}}
 
     @property
     def market(self) -> dict[str, Any]:

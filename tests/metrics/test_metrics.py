@@ -141,7 +141,7 @@ async def test_the_summary_has_the_status_of_the_details_and_the_metrics(tmp_pat
     async with running(tmp_path) as harness:
         health, seen = harness.daemon.health, set()
         while seen != {"pass", "warn"}:
-            summary, details = health.summarize(), health.report()
+            summary, details = await health.summarize(), await health.report()
             assert summary["status"] == details["status"]
             assert await harness.value("healthy") in (0, 1)
             states = {one["state"] for one in details["exchanges"]["replay"]["symbols"].values()}
@@ -150,8 +150,9 @@ async def test_the_summary_has_the_status_of_the_details_and_the_metrics(tmp_pat
             if summary["status"] == "pass":
                 seen.add("warn")  # it was live at the first look
                 harness.daemon._history._failing["x"] = "gone"
-                assert health.summarize()["status"] == health.report()["status"] == "warn"
-                assert "gone" not in json.dumps(health.summarize())
+                summary = await health.summarize()
+                assert summary["status"] == (await health.report())["status"] == "warn"
+                assert "gone" not in json.dumps(summary)
                 assert await harness.value("db_read_up") == 0
             await asyncio.sleep(0.05)
 

@@ -38,10 +38,10 @@ async def test_markets_are_measured_in_slices_and_one_that_is_removed_meanwhile_
     running = ManyMarkets(dict(markets))
     ingest: Any = SimpleNamespace(running=[running])
     clock = CountingClock()
-    measures = await ShardedIngest.measure_in_slices(ingest, Pace(clock))
+    measures = await ShardedIngest.measure(ingest, Pace(clock))
     assert measures["virtual"].states.states == {"live": 1000}
     assert clock.passes >= 10
-    measures = await ShardedIngest.measure_in_slices(ingest, Pace(RemovingClock(running)))
+    measures = await ShardedIngest.measure(ingest, Pace(RemovingClock(running)))
     assert measures["virtual"].states.states == {"live": 999}
     assert not measures["virtual"].states.unhealthy
 

@@ -119,18 +119,33 @@ async def test_nothing_is_encoded_or_sent_for_rooms_without_members():
     one.push(minute(60))
     await one.wait(2)
     assert chart.updates == []
-    assert one.hub.describe() == {"totalRooms": 0, "totalClients": 0, "rooms": []}
+    assert one.hub.describe() == {"totalRooms": 0, "totalClients": 0}
+    assert not list(one.hub.describe_rooms())
 
 
 async def test_statistics_have_exactly_the_documented_keys():
     one = await stage()
     one.join()
     one.join("5m")
-    facts = one.hub.describe()
-    assert (facts["totalRooms"], facts["totalClients"]) == (2, 2)
-    assert facts["rooms"][0] == {"key": "BTC/USDT:1m", "clientCount": 1, "hasCandle": True, "lastBroadcast": 0}
+    assert one.hub.describe() == {"totalRooms": 2, "totalClients": 2}
+    assert next(one.hub.describe_rooms()) == {
+        "key": "BTC/USDT:1m",
+        "clientCount": 1,
+        "hasCandle": True,
+        "lastBroadcast": 0,
+    }
     one.push(minute(60))
-    assert one.hub.describe()["rooms"][0]["lastBroadcast"] == one.clock.now_ms()
+    assert next(one.hub.describe_rooms())["lastBroadcast"] == one.clock.now_ms()
+
+
+async def test_a_room_that_ends_while_others_are_described_is_left_out():
+    one = await stage()
+    charts = [one.join(interval) for interval in ("1m", "5m", "1h")]
+    described = one.hub.describe_rooms()
+    assert next(described)["key"] == "BTC/USDT:1m"
+    one.hub.leave_room(charts[1].membership)
+    one.join("1D")
+    assert [room["key"] for room in described] == ["BTC/USDT:1h"]
 
 
 async def test_deep_history_is_read_once_and_then_served_from_memory():

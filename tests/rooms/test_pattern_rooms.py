@@ -199,11 +199,15 @@ async def test_a_room_counts_as_one_and_is_listed_and_left():
     assert (error["message"], error["code"]) == ("Too many subscriptions: at most 2 per connection", 106)
     (listing,) = one.send_json(listeners, {"type": "list"})
     assert listing["subscriptions"] == [{"symbol": "*", "interval": "1m"}, {"symbol": "!*UP/*", "interval": "5m"}]
-    assert [(room["key"], room["clientCount"], room["hasCandle"]) for room in one.hub.describe()["rooms"]] == [
+    assert [(room["key"], room["clientCount"], room["hasCandle"]) for room in one.hub.describe_rooms()] == [
         ("*:1m", 1, True),
         ("!*UP/*:5m", 1, True),
     ]
     assert (one.hub.describe()["totalRooms"], one.hub.describe()["totalClients"]) == (2, 1)
+    described = one.hub.describe_rooms()
+    assert next(described)["key"] == "*:1m"
+    one.send_json(listeners, {"type": "unsubscribe", "symbol": "!*UP/*", "interval": "5m"})
+    assert not list(described)
     left = {"type": "unsubscribe", "symbol": "*", "interval": "1m", "id": 2}
     assert [one.send_json(listeners, left)[0]["existed"] for _ in range(2)] == [True, False]
     one.push(BTC, 5)

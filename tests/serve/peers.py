@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from candled.clock import SystemClock
 from candled.config.sections import ServerSettings
@@ -24,21 +24,26 @@ HANDSHAKE = (
     "GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
 )
+T = TypeVar("T")
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 
 
-async def all_well() -> dict[str, str | None]:
-    """What a server that is ready says of what it needs."""
-    return {"store": None}
+def answering(facts: T) -> Callable[[], Awaitable[T]]:
+    """Return a source that always has these facts."""
+
+    async def answer() -> T:
+        return facts
+
+    return answer
 
 
 def make_reports(**more: Any) -> HealthReports:
     """The reports of a process that is well."""
     reports: dict[str, Any] = {
-        "summarize": lambda: {"status": "pass", "exchanges": {}},
-        "report": lambda: {"status": "pass", "exchanges": {}, "store": {"lastError": None}},
-        "check_readiness": all_well,
-        "count_clients": dict,
+        "summarize": answering({"status": "pass", "exchanges": {}}),
+        "report": answering({"status": "pass", "exchanges": {}, "store": {"lastError": None}}),
+        "check_readiness": answering({"store": None}),
+        "count_clients": answering({}),
         "is_stopping": lambda: False,
     }
     return HealthReports(**(reports | more))
@@ -121,7 +126,7 @@ class EchoHarness:
             make_client=self._make,
             clock=SystemClock(),
             reports=reports or make_reports(),
-            page=lambda: "page",
+            page=answering("page"),
             largest_message=largest_message,
             status=render_status,
         )

@@ -222,7 +222,7 @@ class AbruptEnds(RuleBasedStateMachine):
         assert not server._context.connections
         assert not server._context._tornado_connections
         assert stage.hub.describe()["totalClients"] == 0
-        assert all(room["clientCount"] == 0 for room in stage.hub.describe()["rooms"])
+        assert all(room["clientCount"] == 0 for room in stage.hub.describe_rooms())
         assert not server._context.broadcaster.is_busy
 
 

@@ -572,7 +572,7 @@ async def test_a_client_that_left_leaves_nothing_behind():
         ws.send_json({"type": "history", "symbol": "BTC/USDT", "interval": "1m"})
         ws.client.on_close()
     await one.wait(1)
-    assert one.hub.describe() == {"totalRooms": 0, "totalClients": 0, "rooms": []}
+    assert one.hub.describe() == {"totalRooms": 0, "totalClients": 0}
     assert one.hub._statuses._watchers == {}
     one.push(minute(60, volume="7"))
     await one.wait(2)

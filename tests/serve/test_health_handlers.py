@@ -9,7 +9,7 @@ import pytest
 from candled.config.sections import ServerSettings
 from candled.serve.internal import InternalServer
 from tests.clocks import ManualClock
-from tests.serve.peers import echo_harness, make_reports
+from tests.serve.peers import answering, echo_harness, make_reports
 
 pytestmark = pytest.mark.gen_test
 
@@ -32,8 +32,8 @@ class Process:
         self.checks: dict[str, str | None] = {"store": None, "bus": None}
         self.is_stopping = False
         self.reports = make_reports(
-            summarize=lambda: SUMMARY,
-            report=lambda: DETAILS,
+            summarize=answering(SUMMARY),
+            report=answering(DETAILS),
             check_readiness=self.check,
             is_stopping=lambda: self.is_stopping,
         )

@@ -1,5 +1,7 @@
 """Pages that many clients request are made at most once a second, encoded once, and 304 for those who have them."""
 
+import asyncio
+
 import pytest
 
 from candled.config.sections import ServerSettings
@@ -27,23 +29,65 @@ async def test_a_page_is_made_once_a_second_and_encoded_once_while_it_is_the_sam
     pages = KeptPages(clock, most=2)
     texts = [b"one", b"four", b"four", b"other"]
 
-    def find(key="a"):
-        return pages.find(key, lambda: made.append(key) or texts[min(len(made), 4) - 1])
+    async def find(key="a"):
+        async def make() -> bytes:
+            made.append(key)
+            return texts[min(len(made), 4) - 1]
+
+        return await pages.find(key, make)
 
     for _ in range(5):
-        assert [find().body for _ in range(3)] == [texts[len(made) - 1]] * 3
-        assert find().encoded(PLAIN) == (find().body, PLAIN)
-        body, coding = find().encoded(GZIP)
-        assert (body, coding) == ((find().body, PLAIN) if len(find().body) < 4 else (b"gz" + find().body, GZIP))
+        page = await find()
+        assert page.body == texts[len(made) - 1]
+        assert [await find() for _ in range(3)] == [page] * 3
+        assert page.encoded(PLAIN) == (page.body, PLAIN)
+        assert page.encoded(GZIP) == ((page.body, PLAIN) if len(page.body) < 4 else (b"gz" + page.body, GZIP))
         await clock.advance(0.5)
     assert made == ["a"] * 3
     assert encoded == [b"four"]
     for key in "bcbcb":  # no more are kept than two
-        find(key)
+        await find(key)
     assert made == ["a"] * 3 + ["b", "c"]
-    find("a")
-    find("c")
+    await find("a")
+    await find("c")
     assert made == ["a"] * 3 + ["b", "c", "a", "c"]
+
+
+async def test_a_page_that_takes_several_passes_is_made_once_for_all_clients_that_wait():
+    clock, made = ManualClock(), []
+
+    async def make() -> bytes:
+        made.append(clock.monotonic())
+        await clock.sleep(0.2)
+        return b"%d" % len(made)
+
+    pages = KeptPages(clock)
+    waiting = [asyncio.create_task(pages.find("a", make)) for _ in range(5)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()  # a client that leaves
+    await clock.advance(0.3)
+    assert [(await one).body for one in waiting[1:]] == [b"1"] * 4
+    assert (await pages.find("a", make)).body == b"1"
+    await clock.advance(0.8)
+    later = asyncio.create_task(pages.find("a", make))
+    await clock.advance(0.3)
+    assert (await later).body == b"2"
+    assert len(made) == 2
+
+
+async def test_after_an_error_a_page_is_made_again():
+    clock, results = ManualClock(), [RuntimeError("once"), b"well"]
+
+    async def make() -> bytes:
+        result = results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    pages = KeptPages(clock)
+    with pytest.raises(RuntimeError, match="once"):
+        await pages.find("a", make)
+    assert (await pages.find("a", make)).body == b"well"
 
 
 @pytest.fixture

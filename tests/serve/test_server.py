@@ -11,6 +11,7 @@ import pytest
 import websockets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ByteSize
 
 from candled.clock import SystemClock
 from candled.config.sections import ServerSettings
@@ -21,6 +22,7 @@ from candled.serve.page import ChartPage
 from candled.universe import Universe
 from tests import deadlines, tiers
 from tests.api.stage import Stage, open_stage
+from tests.clocks import ManualClock
 from tests.rows import minute
 
 pytestmark = [pytest.mark.gen_test, pytest.mark.stage(clock=SystemClock())]
@@ -94,15 +96,20 @@ async def test_the_root_without_upgrade_is_the_chart_page_and_other_paths_are_no
     assert json.loads(missing.body) == {"error": {"code": 404, "message": "Not Found"}}
 
 
-def test_no_name_ends_the_script_of_the_page_and_every_body_can_be_encoded():
+async def test_no_name_ends_the_script_of_the_page_and_every_body_can_be_encoded():
     name = "</script><script>alert(1)</script><!--\u2028&"
     universe = Universe([name])
     universe.set_markets(name, [Symbol("</script>", "USDT")])
-    page = ChartPage({}, universe, lambda key: Decimals()).render()
+    page = await ChartPage({}, universe, lambda key: Decimals(), ManualClock()).render()
     text = page.partition('id="candled">')[2].partition("</script>")[0]
     assert "<" not in text
     assert json.loads(text)["defaultExchange"] == name
-    assert json.loads(encode_json({"trouble": "x\ud800"}).encode()) == {"trouble": "x?"}
+    assert json.loads(encode_json({"trouble": "x\ud800"})) == {"trouble": "x?"}
+    assert (
+        encode_json({"limit": ByteSize(7), "é": [1.5, None, ("a",)]}) == '{"limit":7,"é":[1.5,null,["a"]]}\n'.encode()
+    )
+    with pytest.raises(TypeError, match="object"):
+        encode_json(object())
 
 
 @pytest.mark.parametrize("message", ["{", "[1]", b"\x00\x01", '{"type":"subscribe"}', "null", '{"type":5}'])

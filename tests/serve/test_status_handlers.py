@@ -1,6 +1,5 @@
 """The data of the status page: who may read it, how often it is made, and what a daemon writes into it."""
 
-import asyncio
 import json
 import re
 from typing import Any
@@ -15,49 +14,11 @@ from candled.config import load
 from candled.config.sections import ServerSettings
 from candled.plugins import discover
 from candled.serve.internal import InternalServer
-from candled.serve.status_handlers import SharedPage
 from tests.clocks import ManualClock
 from tests.metrics.scrape import running
 from tests.serve.peers import echo_harness, make_reports
 
 SECRET = "could not connect to 10.0.0.3"
-
-
-async def test_the_data_is_made_once_a_second_for_all_clients_that_wait():
-    clock, made = ManualClock(), []
-
-    async def make() -> bytes:
-        made.append(clock.monotonic())
-        await clock.sleep(0.2)
-        return b"%d" % len(made)
-
-    page = SharedPage(clock, make)
-    waiting = [asyncio.create_task(page.find()) for _ in range(5)]
-    await asyncio.sleep(0)
-    waiting[0].cancel()  # a client that leaves
-    await clock.advance(0.3)
-    assert [(await one).body for one in waiting[1:]] == [b"1"] * 4
-    assert (await page.find()).body == b"1"
-    await clock.advance(0.8)
-    later = asyncio.create_task(page.find())
-    await clock.advance(0.3)
-    assert (await later).body == b"2"
-    assert len(made) == 2
-
-
-async def test_after_an_error_the_data_is_made_again():
-    clock, results = ManualClock(), [RuntimeError("once"), b"well"]
-
-    async def make() -> bytes:
-        result = results.pop(0)
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    page = SharedPage(clock, make)
-    with pytest.raises(RuntimeError, match="once"):
-        await page.find()
-    assert (await page.find()).body == b"well"
 
 
 @pytest.mark.usefixtures("daemon")

@@ -330,7 +330,7 @@ class Deployment:
         wrong = self._stored()
         if wrong:
             return wrong
-        facts = self.process.ingest.describe()["symbols"][str(BTC)]
+        facts = dict(self.process.ingest.describe_symbols())[BTC]
         if facts["state"] not in _GOOD or facts["missingMinutes"] or facts["holes"]["count"]:
             return (
                 f"health: { ({key: facts[key] for key in ('state', 'reason', 'missingMinutes', 'holes', 'trouble')}) }"

@@ -223,18 +223,18 @@ def check_markets(deployment: Deployment, before: set[Symbol]) -> None:
     for shard, running in deployment.ingest._running.items():
         for ingest in running:
             part = set(deployment.ingest._part_of(shard, "virtual", wanted))
-            assert set(ingest.describe()["symbols"]) == set(map(str, part))
+            assert dict(ingest.describe_symbols()).keys() == part
             assert left_over(ingest, part) == []
             surplus.update(ingest._feeds.surplus)
     subscribed = deployment.world.subscribed()
     delisted = (wanted & deployment.used()) - listed  # may stay subscribed
     assert sorted(set(subscribed) - delisted) == sorted((wanted & listed) - surplus)
     assert len(subscribed) == len(set(subscribed))
-    described, now_ms = deployment.ingest.describe()["virtual"]["symbols"], deployment.clock.now_ms()
+    described, now_ms = dict(deployment.ingest.describe_symbols()), deployment.clock.now_ms()
     for symbol in wanted & listed:
-        assert described[str(symbol)]["state"] == ("polling" if symbol in surplus else "live"), symbol
-        whole = range(MINUTE.floor(now_ms) - 62 * MINUTE_MS, MINUTE.floor(now_ms) - 2 * MINUTE_MS, MINUTE_MS)
         key = MarketKey("virtual", symbol)
+        assert described[key]["state"] == ("polling" if symbol in surplus else "live"), symbol
+        whole = range(MINUTE.floor(now_ms) - 62 * MINUTE_MS, MINUTE.floor(now_ms) - 2 * MINUTE_MS, MINUTE_MS)
         shown = {bar.open_ms: bar for bar in deployment.bars.newest_bars(key, MINUTE, 100)}
         stored = {bar.open_ms: bar for bar in deployment.store.read_bars_between(key, MINUTE, whole.start, whole.stop)}
         for open_ms in whole:
@@ -292,7 +292,7 @@ async def check_renamed(folder: Path) -> None:
     assert before[0].open_ms == MONDAY_MS
     shown = deployment.bars.newest_bars(MarketKey("virtual", new), MINUTE, 200)
     assert [bar.open_ms for bar in shown] == list(range(MONDAY_MS, deployment.clock.now_ms(), MINUTE_MS))
-    assert deployment.ingest.describe()["virtual"]["symbols"][str(old)]["reason"] == "delisted"
+    assert dict(deployment.ingest.describe_symbols())[MarketKey("virtual", old)]["reason"] == "delisted"
     await deployment.stop()
 
 

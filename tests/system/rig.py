@@ -18,6 +18,7 @@ from candled.store import make_store
 from tests import deadlines, tiers
 from tests.clocks import ScaledClock
 from tests.fakes.bitget import FakeBitget
+from tests.passes import run_through
 
 MONDAY_MORNING_MS = 1_759_730_400_000  # 2025-10-06T06:00Z
 PLUGINS = discover()
@@ -107,17 +108,17 @@ class Rig:
         await self.clock.sleep(count * 60)
 
     def health(self, symbol: Symbol) -> dict[str, Any]:
-        return self.daemon.health.report()["exchanges"]["bitget"]["symbols"][str(symbol)]
+        return run_through(self.daemon.health.report())["exchanges"]["bitget"]["symbols"][str(symbol)]
 
     def all_are(self, key: str, value: object) -> bool:
         """Return whether `key` has this value for every symbol."""
-        symbols = self.daemon.health.report()["exchanges"]["bitget"]["symbols"].values()
+        symbols = run_through(self.daemon.health.report())["exchanges"]["bitget"]["symbols"].values()
         return all(facts[key] == value for facts in symbols)
 
     async def until(self, condition, within_minutes: float = 15.0) -> None:
         deadline = deadlines.now() + within_minutes * 60 / self.clock.speed
         while not condition():
-            assert deadlines.now() < deadline, json.dumps(self.daemon.health.report(), indent=1)
+            assert deadlines.now() < deadline, json.dumps(run_through(self.daemon.health.report()), indent=1)
             await asyncio.sleep(0.05)
 
     # ------------------------------------------------------------ proof

@@ -321,7 +321,7 @@ async def test_a_clock_far_from_the_exchanges_is_noticed_and_harmless(tmp_path, 
             await one.minutes(3)
             await one.check()
             assert "from this machine" in caplog.text
-            assert one.daemon.health.report()["exchanges"]["bitget"]["clockSkewMs"] > 80_000
+            assert (await one.daemon.health.report())["exchanges"]["bitget"]["clockSkewMs"] > 80_000
         finally:
             await one.stop()
 

@@ -17,6 +17,7 @@ from tests import deadlines
 from tests.clocks import FairScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
+from tests.passes import run_through
 from tests.system.rig import MONDAY_MORNING_MS, Rig
 
 pytestmark = pytest.mark.usefixtures("daemon")
@@ -51,7 +52,7 @@ async def deployment(
 
 def is_live(rig: Rig, symbol: Symbol) -> bool:
     """Return whether a market is live, which ingest may not know yet."""
-    facts = rig.daemon.health.report()["exchanges"]["bitget"]["symbols"].get(str(symbol))
+    facts = run_through(rig.daemon.health.report())["exchanges"]["bitget"]["symbols"].get(str(symbol))
     return facts is not None and facts["state"] == "live"
 
 

@@ -15,6 +15,7 @@ from tests.clocks import FairScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
 from tests.fakes.tapes import Synthetic
 from tests.loop_watch import LoopWatch
+from tests.passes import run_through
 from tests.proxy import Proxy
 from tests.servers import Database, PostgresServer, own_postgres
 from tests.system.rig import MONDAY_MORNING_MS, Rig
@@ -43,7 +44,7 @@ class Deployment:
     @property
     def store(self) -> dict[str, Any]:
         """The store in `/health`."""
-        return self.rig.daemon.health.report()["store"]
+        return run_through(self.rig.daemon.health.report())["store"]
 
     def is_stored(self) -> bool:
         """Whether the store is back and nothing waits for it any more."""

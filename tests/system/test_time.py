@@ -20,6 +20,7 @@ from candled.store.sqlite.store import SqliteStore
 from tests import deadlines
 from tests.clocks import FairScaledClock
 from tests.fakes.bitget import FakeBitget
+from tests.passes import run_through
 from tests.rows import minute
 from tests.system.rig import MONDAY_MORNING_MS, PLUGINS, Chart, Rig
 from tests.system.test_bitget_faults import BTC, ETH, SPEED, live, markets
@@ -192,7 +193,7 @@ async def test_replay_on_a_clock_that_is_set_plays_every_minute_in_its_place(tmp
     clock = SteppingClock(1.0, MONDAY_MORNING_MS)
     recording = PLUGINS.exchanges["replay"](PLUGINS.exchanges["replay"].Settings(), clock).recording_of(BTC)
     async with replayed(tmp_path, clock) as (daemon, chart):
-        await until(lambda: daemon.health.report()["status"] == "pass" and chart.bars)
+        await until(lambda: run_through(daemon.health.report())["status"] == "pass" and chart.bars)
         await clock.sleep(1.5)
         before = chart.bars[-1]["time"]
         clock.ahead_ms += by_ms

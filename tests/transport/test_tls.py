@@ -161,10 +161,10 @@ async def test_a_new_certificate_is_used_without_a_restart_and_a_broken_one_is_n
 async def test_an_expired_certificate_is_a_warning(tmp_path):
     async with secure_harness(tmp_path) as (harness, _, _authority):
         reports = harness.server.reports
-        assert (reports.summarize()["status"], reports.report()["status"]) == ("pass", "pass")
+        assert ((await reports.summarize())["status"], (await reports.report())["status"]) == ("pass", "pass")
         assert abs(harness.server.tls.expires_ms / 1000 - time.time() - 86_400) < 600
         harness.server.tls.expires_ms = int((time.time() - 1) * 1000)
-        for report in (reports.summarize(), reports.report()):
+        for report in (await reports.summarize(), await reports.report()):
             assert (report["status"], report["tls"]["status"]) == ("warn", "warn")
 
 
