@@ -123,7 +123,7 @@ class Aggregator:
             cached = known.get(row.open_ms)
             if row.open_ms < minutes.since_ms:
                 continue
-            if cached is not None and not row.supersedes(cached) and not _has_more_revisions(row, cached):
+            if cached is not None and not row.replaces_shown(cached) and not _has_more_revisions(row, cached):
                 continue
             if cached is None or not _looks_equal(cached, row):
                 changed.append(row)
@@ -175,7 +175,7 @@ class Aggregator:
 
 def _has_more_revisions(row: Candle, cached: Candle) -> bool:
     """Return whether a stored minute is the version in memory, with more revisions."""
-    return row.rev > cached.rev and not cached.supersedes(row)
+    return row.rev > cached.rev and not cached.replaces_shown(row)
 
 
 def _looks_equal(one: Candle, other: Candle) -> bool:

@@ -155,9 +155,17 @@ class Candle(NamedTuple):
         revisions, so the larger `rev` is kept. `src` is that of the writer's version. If it differs for the same
         values, an earlier writer ended before it stored them.
         """
-        if not self.supersedes(known):
+        if not self.replaces_shown(known):
             return known
         return self._replace(rev=known.rev) if self.rev < known.rev else self
+
+    def replaces_shown(self, known: "Candle") -> bool:
+        """Return whether readers show this version in place of `known`: a final one always replaces a forming one.
+
+        Otherwise the rule of `supersedes` applies. A forming version with a later time may come from a leader that
+        ended before another process received it. The next leader never learns of it, so no later version would follow.
+        """
+        return self.final if self.final is not known.final else self.supersedes(known)
 
     def confirmed_over(self, known: "Candle") -> "Candle":
         """Return the exchange's REST answer about a completed minute as a version that replaces `known`.

@@ -182,6 +182,23 @@ def heal(bars: Aggregator, stored: dict[int, Candle], at: int, change_id: int) -
     return bars.merge_stored(rows, start_ms, end_ms, change_id)
 
 
+@pytest.mark.parametrize("close", ["11", "12"])
+def test_a_final_version_replaces_a_forming_one_with_a_later_time(close):
+    """A leader may have pushed the forming version to this process alone, and ended before it was stored."""
+    final = minute(0, "11", as_of=60_963, final=True)
+    for read_from in ("feed", "store"):
+        bars = aggregator()
+        bars.apply_minute(minute(0, close, as_of=61_099), 2)
+        if read_from == "feed":
+            bars.apply_minute(final, 4)
+        else:
+            bars.merge_stored({MINUTE: [final]}, MONDAY_MS, MONDAY_MS + MINUTE_MS, 4)
+        assert bars.series_of(MINUTE).get_bar(MONDAY_MS) == final
+        assert bars.apply_minute(minute(0, close, as_of=61_200), 6) == []  # it comes late
+        assert bars.series_of(MINUTE).get_bar(MONDAY_MS) == final
+        assert [bars.series_of(one).newest_bar.close for one in bars.levels] == [Decimal(11)] * 7
+
+
 def test_a_version_with_the_same_values_is_no_change_and_keeps_the_published_one():
     bars = aggregator()
     bars.apply_minute(minute(0, as_of=70_000)._replace(rev=1, src="live"), 2)

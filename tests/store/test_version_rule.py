@@ -171,6 +171,13 @@ def test_a_reader_takes_the_writers_version_and_loses_no_count() -> None:
     assert kept == expected
 
 
+def test_a_reader_shows_a_final_version_in_place_of_a_forming_one() -> None:
+    for case in MERGED.values():
+        forming = case.known._replace(final=False)
+        assert case.new.replaces_shown(forming)
+        assert not forming.replaces_shown(case.new)
+
+
 HOUR_S = 3600
 #: what is known, REST's answer, and of what is kept: when it was stated, `rev` and `src`
 CONFIRMED = {
