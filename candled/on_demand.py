@@ -1,7 +1,7 @@
 """Markets on demand: an exchange lists them, the settings do not choose them, and they run while clients use them."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from candled.errors import ClientError, Unavailable
@@ -10,7 +10,7 @@ from candled.model import MarketKey, Symbol
 from candled.universe import Universe
 from candled.universe_choice import REPORTED_S, DemandRules
 
-#: How long a client waits for a market to belong to the universe.
+#: How long a client waits for an exchange's list, and for a market to belong to the universe.
 START_S = 5.0
 _LOOK_S = 0.05  # between two looks for a market that starts
 #: How often `renew` is called. A market is kept for a minute or more.
@@ -200,11 +200,13 @@ class MarketsOnDemand:
         is_unlisted = exchange in self._listed and parsed not in self._listed[exchange]
         return None if is_unlisted or not rules.allows(parsed) else MarketKey(exchange, parsed)
 
-    async def wait_for_list(self, exchange: str) -> None:
-        """Wait, at most `START_S`, until the list of an exchange with markets on demand is known after a start."""
-        deadline = self._clock.monotonic() + START_S
-        while exchange in self._rules and exchange not in self._listed and self._clock.monotonic() < deadline:
-            await self._clock.sleep(_LOOK_S)
+    def is_list_known(self, exchange: str) -> bool:
+        """Return whether the list of an exchange is known, or it has no markets on demand."""
+        return exchange not in self._rules or exchange in self._listed
+
+    async def wait_for_lists(self, exchanges: Collection[str]) -> None:
+        """Wait, at most `START_S`, until the lists of exchanges with markets on demand are known after a start."""
+        await self._wait_until(lambda: all(map(self.is_list_known, exchanges)))
 
     def note_request(self, market: MarketKey) -> None:
         """Record a request for a market, which keeps it if it runs on demand."""
@@ -236,7 +238,8 @@ class MarketsOnDemand:
         try:
             if not await self._book.request_market(market, rules):
                 raise DemandRefused(f"at most {rules.most} of {market.exchange} at a time")
-            await self._wait_for(market)
+            if not await self._wait_until(lambda: market in self._universe):  # perhaps it was delisted a moment ago
+                raise Unavailable(f"{market} cannot be started: the leader has not added it within {START_S:g} s")
         except (DemandRefused, Unavailable):
             self._started_by.pop(market, None)
             self.refused += 1
@@ -249,12 +252,12 @@ class MarketsOnDemand:
             self.refused += 1
             raise DemandRefused(f"at most {rules.most_per_address} of {market.exchange} from one address")
 
-    async def _wait_for(self, market: MarketKey) -> None:
+    async def _wait_until(self, is_reached: Callable[[], bool]) -> bool:
+        """Wait, at most `START_S`; return False if it was not reached by then."""
         deadline = self._clock.monotonic() + START_S
-        while market not in self._universe and self._clock.monotonic() < deadline:
+        while not is_reached() and self._clock.monotonic() < deadline:
             await self._clock.sleep(_LOOK_S)
-        if market not in self._universe:  # perhaps it was delisted a moment ago
-            raise Unavailable(f"{market} cannot be started: the leader has not added it within {START_S:g} s")
+        return is_reached()
 
     async def renew(self) -> None:
         """Keep the markets that are used, and forget those that have ended. Report delisted ones that are used."""

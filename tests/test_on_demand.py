@@ -77,20 +77,20 @@ async def test_a_client_that_asks_before_the_list_is_known_waits_for_it():
     assert demand.find_candidate("bitget", "ETH/USDT") == key(ETH)
     assert [demand.find_candidate("bitget", text) for text in ("XUP/USDT", "ethusdt")] == [None] * 2
     assert demand.find_market("bitget", "ETH/USDT") is None
-    waiting = asyncio.ensure_future(demand.wait_for_list("bitget"))
+    waiting = asyncio.ensure_future(demand.wait_for_lists(["bitget"]))
     await bench.clock.advance(1)
     assert not waiting.done()
     demand.on_list("bitget", [ETH])
     await bench.clock.advance(0.1)
     assert waiting.done()
     assert (demand.find_market("bitget", "ETH/USDT"), demand.find_candidate("bitget", "NO/USDT")) == (key(ETH), None)
-    await demand.wait_for_list("okx")  # it has none on demand
+    await demand.wait_for_lists(["okx"])  # it has none on demand
 
 
 async def test_a_client_waits_no_longer_than_for_the_start_of_a_market():
     bench = Bench()
     demand = MarketsOnDemand(bench.universe, bench.clock, bench.book, bench.used.__contains__, {"bitget": RULES})
-    waiting = asyncio.ensure_future(demand.wait_for_list("bitget"))
+    waiting = asyncio.ensure_future(demand.wait_for_lists(["bitget"]))
     await bench.clock.advance(START_S + 0.1)
     assert waiting.done()
 
@@ -108,6 +108,28 @@ def test_every_dialect_finds_them():
     assert found("ticker", "XUPUSDT") is found("binance", "ETHUSDT", "okx") is None
     bench.demand.on_list("bitget", [SOL])
     assert (found("ticker", "ETHUSDT"), found("binance", "SOLUSDT", "bitget")) == (None, key(SOL))
+
+
+def test_every_dialect_knows_for_which_lists_a_request_waits():
+    bench = Bench()
+    demand = MarketsOnDemand(
+        bench.universe, bench.clock, bench.book, bench.used.__contains__, {"bitget": RULES, "okx": RULES}
+    )
+    offered = OfferedMarkets(demand)
+
+    def awaited(kind, name, exchange=None):
+        refusal = UnknownSymbol(404, "unknown_symbol", "", kind=kind, name=name, exchange=exchange)
+        return list(offered.awaited_lists(refusal))
+
+    assert awaited("symbol", "ETH/USDT", "bitget") == awaited("binance", "ETHUSDT", "bitget") == ["bitget"]
+    assert awaited("ticker", "OKX:ETHUSDT") == awaited("ticker", "okx:ETH/USDT") == ["okx"]
+    assert awaited("ticker", "ETHUSDT") == awaited("ticker", "BTC/USDT:USDT") == ["bitget", "okx"]
+    # no list can have these
+    assert awaited("symbol", "XUP/USDT", "bitget") == awaited("symbol", "ethusdt", "bitget") == []
+    assert awaited("symbol", "ETH/USDT", "binance") == awaited("binance", "ETHUSDT", "binance") == []
+    demand.on_list("bitget", [ETH])
+    assert awaited("symbol", "NO/USDT", "bitget") == awaited("binance", "NOUSDT", "bitget") == []
+    assert awaited("ticker", "NOUSDT") == ["okx"]
 
 
 async def test_a_market_is_kept_while_it_is_used_and_for_a_while_after_that():

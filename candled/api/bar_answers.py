@@ -69,7 +69,7 @@ class BarHandler(Handler, ABC):
             return cls.reply_too_many(request, refused, coding, access)
         query = cls._query_of(request, sources)
         if isinstance(query, ApiError):
-            if isinstance(query, StreamedOnly) or (isinstance(query, UnknownSymbol) and source.finds_offered(query)):
+            if isinstance(query, StreamedOnly) or (isinstance(query, UnknownSymbol) and source.may_be_offered(query)):
                 return None
             return cls.refuse_now(query, request, peer, access=access, limit=limit, compress_from=compress_from)
         if source.note_request(query.market):

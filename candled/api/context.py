@@ -53,9 +53,10 @@ class ApiContext:
         self.offered.demand.note_request(market)
         return self.offered.demand.is_starting(market)
 
-    def finds_offered(self, refusal: UnknownSymbol) -> bool:
-        """Return True if the market of a refused request can be started."""
-        return self.offered is not None and self.offered.find(refusal) is not None
+    def may_be_offered(self, refusal: UnknownSymbol) -> bool:
+        """Return whether the market of a refused request can be started, or may be in a list that is not known yet."""
+        offered = self.offered
+        return offered is not None and (offered.find(refusal) is not None or bool(offered.awaited_lists(refusal)))
 
     def likely_decimals(self, market: MarketKey) -> Decimals:
         """Return the decimals that the exchange declares for a market, or else those seen in its candles."""

@@ -85,6 +85,7 @@ class Handler(RequestHandler):
     has_json_only = False  # True if 429 is JSON for every client
     source: "ApiContext"  # of handlers with markets
     sources: Mapping[str, Any] = {}  # the arguments of the route that its queries are read with
+    has_waited = False  # for an exchange's list: once for a request, however many symbols it has
 
     def initialize(
         self, access: AccessPolicy, limit: RateLimit, compress_from: int, pages: KeptPages, **_: Any
@@ -324,14 +325,21 @@ class Handler(RequestHandler):
                 started.add(market)
 
     async def start_offered(self, refusal: UnknownSymbol, started: Collection[MarketKey] = ()) -> MarketKey | None:
-        """Start the market of a refused request; return None if clients may not start it, or it is in `started`.
+        """Start the market of a refused request, which may have to wait for the exchange's list.
+
+        Return None if clients may not start it, or it is in `started`.
 
         Raises:
             ApiError: it cannot be started now.
         """
         offered, grant = self.source.offered, grant_of(self.request)
-        market = None if offered is None else offered.find(refusal)
-        if offered is None or market is None or market in started:
+        if offered is None:
+            return None
+        if not self.has_waited and (exchanges := offered.awaited_lists(refusal)):
+            self.has_waited = True
+            await offered.demand.wait_for_lists(exchanges)
+        market = offered.find(refusal)
+        if market is None or market in started:
             return None
         if grant is not None and not grant.allows_symbol(market.symbol):
             return None

@@ -21,7 +21,7 @@ from candled.protocol.requests import Subscribe
 from candled.rooms.encoded_bars import BarSource
 from candled.rooms.recipients import NullConnection, RecipientConnection, Recipients, RecipientSlot
 from candled.serve.connection_limiter import ClientLimits
-from candled.serve.market_starts import start_later
+from candled.serve.market_starts import start_later, wait_later
 from candled.token_bucket import TokenBucket
 from candled.transport.connection import ConnectionListener
 from candled.transport.work_budget import REFUSED, SUBSCRIBE
@@ -251,10 +251,22 @@ class KlineStreams:
             return None
         return self._offered.find_binance(self._markets.exchange, stream)
 
-    def start_later(self, market: MarketKey, address: str, on_end: Callable[[str], None]) -> None:
-        """Start a market on demand for a client, then call `on_end`: with "", or with the reason for a failure."""
+    def awaits_list(self, name: str) -> bool:
+        """Return whether a stream may exist once the list of the exchange is known."""
+        if self._offered is None or name.rpartition("@kline_")[2] not in self._markets.intervals:
+            return False
+        return not self._offered.demand.is_list_known(self._markets.exchange)
+
+    def start_later(self, market: MarketKey | None, address: str, on_end: Callable[[str], None]) -> None:
+        """Start a market on demand for a client, then call `on_end`: with "", or with the reason for a failure.
+
+        Without a market, wait for the list of the exchange.
+        """
         assert self._offered is not None, "it was found there"
-        start_later(self._offered.demand, market, address, on_end)
+        if market is None:
+            wait_later(self._offered.demand, self._markets.exchange, partial(on_end, ""))
+        else:
+            start_later(self._offered.demand, market, address, on_end)
 
     def is_allowed(self, name: str, grant: Grant | None) -> bool:
         """Return True if a client with this access may subscribe to a stream that exists."""
@@ -379,15 +391,18 @@ class KlineClient(ConnectionListener):
         request_id: Any,
         *,
         has_reply: bool = True,
-        started: Collection[MarketKey] = (),
+        started: Collection[MarketKey | None] = (),
     ) -> None:
-        """Answer a request by `handle`, after starting those of its markets that run on demand, one by one."""
+        """Answer a request by `handle`, after starting those of its markets that run on demand, one by one.
+
+        `started` are those that were started for it, and None if it has waited for the exchange's list.
+        """
         if self._is_closed:
             return
         try:
             result, new = handle()
         except _NotStarted as error:
-            if error.market in started:  # it has ended again
+            if error.market in started:  # it has ended again, or the list is still not known
                 self.refuse(_Invalid(2, str(error)), request_id)
                 return
             started = (*started, error.market)
@@ -400,7 +415,7 @@ class KlineClient(ConnectionListener):
                 self._send_reply({"result": result, "id": request_id})
             self._subscribe(new)
 
-    def _start(self, market: MarketKey, request_id: Any, again: Callable[[], None]) -> None:
+    def _start(self, market: MarketKey | None, request_id: Any, again: Callable[[], None]) -> None:
         def on_end(problem: str) -> None:
             if not problem:
                 again()
@@ -432,7 +447,7 @@ class KlineClient(ConnectionListener):
 
         Raises:
             _Invalid: a stream does not exist, or there would be too many. Then none is added.
-            _NotStarted: the market of a stream must be started first.
+            _NotStarted: the market of a stream must be started first, or may be in a list that is not known yet.
         """
         self._unsubscribe([name for name, (room, _) in self._rooms.items() if room.is_ended])
         new = [name for name in dict.fromkeys(names) if name not in self._rooms]
@@ -440,6 +455,8 @@ class KlineClient(ConnectionListener):
             if not self._streams.is_known(name):
                 text = f"Invalid request: unknown stream {_shown(name)}"
                 market, grant = self._streams.find_offered(name), self._connection.grant
+                if market is None and self._streams.awaits_list(name):
+                    raise _NotStarted(None, text)
                 if market is None or (grant is not None and not grant.allows_symbol(market.symbol)):
                     raise _Invalid(2, text)
                 raise _NotStarted(market, text)
@@ -495,9 +512,12 @@ class _Invalid(Exception):
 
 
 class _NotStarted(Exception):
-    """A request for a stream whose market can be started on demand. The text is the error if it cannot be started."""
+    """A request for a stream whose market can be started on demand. The text is the error if it cannot be started.
 
-    def __init__(self, market: MarketKey, message: str) -> None:
+    `market` is None if the exchange's list is not known yet, which may have it.
+    """
+
+    def __init__(self, market: MarketKey | None, message: str) -> None:
         super().__init__(message)
         self.market = market
 

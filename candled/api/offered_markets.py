@@ -1,6 +1,6 @@
 """The markets that can be started on demand, under the names that each dialect uses."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from candled.model import MarketKey
 from candled.on_demand import MarketsOnDemand
@@ -27,6 +27,18 @@ class OfferedMarkets:
             return self.find_binance(refusal.exchange, refusal.name)
         self._refresh()
         return self._allowed(self._tickers.get(refusal.name.upper()))
+
+    def awaited_lists(self, refusal: UnknownSymbol) -> Sequence[str]:
+        """Return the exchanges whose lists are not known yet, and that may list the market of a refused request."""
+        demand, exchange = self.demand, refusal.exchange
+        if exchange is None:  # a ticker begins with the exchange, or not
+            prefix = refusal.name.partition(":")[0].upper()
+            exchanges = [one for one in demand.exchanges if one.upper() == prefix] or demand.exchanges
+        elif refusal.kind == "symbol" and demand.find_candidate(exchange, refusal.name) is None:
+            return ()
+        else:
+            exchanges = (exchange,)
+        return [one for one in exchanges if not demand.is_list_known(one)]
 
     def find_binance(self, exchange: str, name: str) -> MarketKey | None:
         """Return the market that Binance's name means at an exchange; None if it cannot be started."""

@@ -23,7 +23,7 @@ async def start_market(demand: MarketsOnDemand | None, connection: RecipientConn
     """
     if demand is None:
         raise error
-    await demand.wait_for_list(error.exchange)
+    await demand.wait_for_lists((error.exchange,))
     market = demand.find_market(error.exchange, error.symbol)
     if market is None:
         raise error
@@ -52,6 +52,16 @@ def about(asked: RequestError, refusal: RequestError) -> RequestError:
 def start_later(demand: MarketsOnDemand, market: MarketKey, address: str, on_end: Callable[[str], None]) -> None:
     """Start a market for a client, then call `on_end` with "", or with the reason if it cannot be started."""
     _tasks.start(_start(demand, market, address, on_end))
+
+
+def wait_later(demand: MarketsOnDemand, exchange: str, on_end: Callable[[], None]) -> None:
+    """Wait for the list of an exchange, then call `on_end`."""
+    _tasks.start(_wait(demand, exchange, on_end))
+
+
+async def _wait(demand: MarketsOnDemand, exchange: str, on_end: Callable[[], None]) -> None:
+    await demand.wait_for_lists((exchange,))
+    on_end()
 
 
 async def _start(demand: MarketsOnDemand, market: MarketKey, address: str, on_end: Callable[[str], None]) -> None:

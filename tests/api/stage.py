@@ -14,6 +14,7 @@ from tornado.web import Application
 from candled.aggregate.live_bars import LiveBars
 from candled.api.catalog import MarketCatalog
 from candled.api.context import ApiContext
+from candled.api.offered_markets import OfferedMarkets
 from candled.api.pages import BarReader
 from candled.api.routes import make_guard, make_routes, make_streams
 from candled.bus import FeedMetadata, MinuteChanged
@@ -22,6 +23,7 @@ from candled.config import Config
 from candled.config.sections import LimitSettings, ServerSettings
 from candled.exchange import Clock
 from candled.model import DEFAULT_INTERVALS, MINUTE_MS, Candle, Decimals, Interval, Market, MarketKey, Symbol
+from candled.on_demand import MarketsOnDemand, MemoryBook
 from candled.protocol.requests import RequestCodec
 from candled.rooms.encoded_bars import EncodedBarCache
 from candled.rooms.hub import Hub
@@ -36,6 +38,7 @@ from candled.store.sqlite.store import SqliteStore
 from candled.store.threads import StoreThreads
 from candled.transport.broadcaster import Broadcaster
 from candled.universe import Universe
+from candled.universe_choice import DemandRules
 from tests import deadlines
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
@@ -65,6 +68,7 @@ class Stage:
         self.universe: Universe
         self.server: Server
         self.rate_limits: RateLimits
+        self.demand: MarketsOnDemand
         self.bus = MemoryBus("one")
         self.bus.add_listener(bars.on_feed_message)
 
@@ -87,6 +91,7 @@ async def open_stage(
     server: ServerSettings | None = None,
     intervals: Sequence[Interval] = DEFAULT_INTERVALS,
     described: Mapping[MarketKey, Market] | None = None,
+    on_demand: Mapping[str, DemandRules] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Stage]:
     """Open a store with `minutes` of each market, and a server over it.
@@ -130,6 +135,7 @@ async def open_stage(
     universe.add_listener(name_markets)
     universe.add_listener(hub.on_markets_changed)
     universe.add_listener(bars.on_markets_changed)
+    demand = MarketsOnDemand(universe, clock, MemoryBook(clock), hub.has_members, on_demand or {})
     source = ApiContext(
         catalog=catalog,
         pages=pages,
@@ -138,6 +144,7 @@ async def open_stage(
         decimals=lambda key: known[key].decimals if key in known else Decimals(),
         seen_decimals=bars.seen_decimals,
         facts=universe.facts,
+        offered=OfferedMarkets(demand),
         is_simulated=lambda exchange: exchange == "replay",
     )
     server = server or ServerSettings()
@@ -158,6 +165,7 @@ async def open_stage(
     one = Stage(bars, store, pages, clock)
     one.hub = hub
     one.universe = universe
+    one.demand = demand
     one.rate_limits = rate_limits
     one.server = Server(
         config.server,
