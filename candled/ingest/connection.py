@@ -4,7 +4,7 @@ Frames and times go in; frames to send and events come out.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from candled.exchange import (
@@ -23,6 +23,7 @@ from candled.model import Symbol
 from candled.token_bucket import TokenBucket
 
 from .rejected_symbols import RejectedSymbols
+from .snapshot_places import SnapshotPlaces
 
 # A subscription without acknowledgement or data is renewed, first after 10 s, then less and less often.
 _ANSWER_WITHIN_S = 10.0
@@ -36,7 +37,8 @@ _LATE_S = 0.3  # a late call may send the frames of this much time together
 
 @dataclass(slots=True)
 class _Subscription:
-    asked_at: float
+    #: When it was requested last; infinite until its frame is sent.
+    asked_at: float = float("inf")
     acknowledged: bool = False
     alive: bool = False  # candles arrived since the last request
     renewals: int = 0
@@ -55,8 +57,10 @@ class FeedConnection:
         now: float,
         rejected: RejectedSymbols | None = None,
         limits: ConnectionLimits | None = None,
+        places: SnapshotPlaces | None = None,
     ) -> None:
         self._feed = feed
+        self._places = places or SnapshotPlaces()
         self._limits = limits or ConnectionLimits()
         per_hour = self._limits.subscribes_per_hour
         #: The frames of `subscribe` and `unsubscribe` that may be sent.
@@ -66,8 +70,8 @@ class FeedConnection:
         self._ping_at = now + feed.ping_every_s
         self._pong_due: float | None = None
         self._send_at = now
-        #: Frames of `subscribe` and `unsubscribe` that wait.
-        self._frames: deque[str] = deque()
+        #: Frames of `subscribe` and `unsubscribe` that wait, with the symbols that they subscribe to.
+        self._frames: deque[tuple[str, Sequence[Symbol]]] = deque()
         #: Pings and replies that wait. They go first.
         self._urgent: deque[str] = deque()
         self._subscriptions: dict[Symbol, _Subscription] = {}
@@ -77,7 +81,7 @@ class FeedConnection:
         self._is_ready = not feed.awaits_ready
         self._is_greeted = False  # from the greeting until the next frame is sent
         if self._is_ready:
-            self._request_symbols(self._rejected.select_allowed(symbols, now), now)
+            self._request_symbols(self._rejected.select_allowed(symbols, now))
 
     def on_frame(self, frame: str | bytes, now: float) -> list[Event]:
         """Read a frame; return its events for the caller: candles, rejections and errors.
@@ -111,6 +115,7 @@ class FeedConnection:
                     self._on_sign_of_life(event.symbol)
                 elif isinstance(event, SubscriptionRejected):
                     self._subscriptions.pop(event.symbol, None)
+                    self._places.free(event.symbol)
                     self._rejected.add_rejection(event.symbol, now)
                 elif isinstance(event, FeedError) and event.reconnect:
                     self._broken = event.reason
@@ -121,19 +126,19 @@ class FeedConnection:
         """Subscribe to symbols that the feed carries from now on."""
         self._carried = frozenset(self._feed.symbols)
         if self._is_ready:
-            self._request_symbols(self._rejected.select_allowed(symbols, now), now)
+            self._request_symbols(self._rejected.select_allowed(symbols, now))
 
     def remove_symbols(self, symbols: Iterable[Symbol]) -> None:
         """Unsubscribe from symbols that the feed does not carry any more."""
         self._carried = frozenset(self._feed.symbols)
         subscribed = [symbol for symbol in symbols if self._subscriptions.pop(symbol, None) is not None]
         if subscribed:
-            self._frames.extend(self._feed.unsubscribe(subscribed))
+            self._queue_unsubscribe(subscribed)
 
     def frames_to_send(self, now: float) -> list[str]:
         """Return the frames to send now, as fast as the exchange allows. Pings go first."""
         if self._is_ready:
-            self._request_symbols(self._rejected.take_due(now), now)
+            self._request_symbols(self._rejected.take_due(now))
             self._renew_silent(now)
         if now >= self._ping_at and self._is_ready and (ping := self._feed.make_ping()) is not None:
             self._urgent.append(ping)
@@ -149,9 +154,17 @@ class FeedConnection:
     def _next_frame(self, now: float) -> str | None:
         if self._urgent:
             return self._urgent.popleft()
-        if self._frames and (self._subscribes is None or not self._subscribes.try_take(now)):
-            return self._frames.popleft()
-        return None
+        if not self._frames or (self._frames[0][1] and not self._places.has_room(now)):
+            return None
+        if self._subscribes is not None and self._subscribes.try_take(now):
+            return None
+        frame, symbols = self._frames.popleft()
+        for symbol in symbols:
+            if symbol in self._subscriptions:
+                self._subscriptions[symbol].asked_at = now
+        if self._feed.snapshot:
+            self._places.take(symbols, now)
+        return frame
 
     @property
     def has_more(self) -> bool:
@@ -182,7 +195,7 @@ class FeedConnection:
             return
         if now - subscription.asked_at >= _pause_of(_RENEW_UNSURE_S, subscription):
             subscription.alive = False
-            self._renew_symbol(symbol, subscription, now)
+            self._renew_symbol(symbol, subscription)
 
     @property
     def silent_symbols(self) -> list[Symbol]:
@@ -193,13 +206,23 @@ class FeedConnection:
         if not self._is_ready:
             self._is_ready = self._is_greeted = True
             self._ping_at = now + self._feed.ping_every_s
-            self._request_symbols(self._rejected.select_allowed(self._feed.symbols, now), now)
+            self._request_symbols(self._rejected.select_allowed(self._feed.symbols, now))
 
-    def _request_symbols(self, symbols: tuple[Symbol, ...], now: float) -> None:
+    def _request_symbols(self, symbols: Sequence[Symbol]) -> None:
         if symbols:
-            self._frames.extend(self._feed.subscribe(symbols))
+            self._queue_subscribe(symbols)
         for symbol in symbols:
-            self._subscriptions[symbol] = _Subscription(now)
+            self._subscriptions[symbol] = _Subscription()
+
+    def _queue_subscribe(self, symbols: Sequence[Symbol]) -> None:
+        """Queue the frames of `subscribe`, each with its share of the symbols: plugins keep their order."""
+        frames = self._feed.subscribe(symbols)
+        for number, frame in enumerate(frames):
+            share = (at * len(symbols) // len(frames) for at in (number, number + 1))
+            self._frames.append((frame, symbols[slice(*share)]))
+
+    def _queue_unsubscribe(self, symbols: Sequence[Symbol]) -> None:
+        self._frames.extend((frame, ()) for frame in self._feed.unsubscribe(symbols))
 
     def _on_acknowledgement(self, symbol: Symbol) -> None:
         if symbol in self._subscriptions:
@@ -207,6 +230,7 @@ class FeedConnection:
 
     def _on_sign_of_life(self, symbol: Symbol) -> None:
         self._rejected.remove_symbol(symbol)
+        self._places.free(symbol)
         if symbol in self._subscriptions:
             subscription = self._subscriptions[symbol]
             subscription.acknowledged = subscription.alive = True
@@ -218,12 +242,12 @@ class FeedConnection:
                 continue
             within_s = self._feed.snapshot_within_s if subscription.acknowledged else _ANSWER_WITHIN_S
             if now - subscription.asked_at > _pause_of(within_s, subscription):
-                self._renew_symbol(symbol, subscription, now)
+                self._renew_symbol(symbol, subscription)
 
-    def _renew_symbol(self, symbol: Symbol, subscription: _Subscription, now: float) -> None:
-        self._frames.extend(self._feed.unsubscribe([symbol]))
-        self._frames.extend(self._feed.subscribe([symbol]))
-        subscription.asked_at = now
+    def _renew_symbol(self, symbol: Symbol, subscription: _Subscription) -> None:
+        self._queue_unsubscribe([symbol])
+        self._queue_subscribe([symbol])
+        subscription.asked_at = float("inf")
         subscription.acknowledged = False
         subscription.renewals += 1
 

@@ -2,12 +2,14 @@
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from candled.exchange import Candles, SubscriptionRejected
 from candled.model import Symbol
 
 _MOST_EVENTS = 1000  # of a market
 _MOST_ROWS = 50_000  # of all markets, about 40 MB
+_NEWEST = 3  # minutes of a snapshot that are kept
 
 EarlyEvent = tuple[Candles | SubscriptionRejected, int | None]
 """An event, and when it was received on the exchange's clock, UTC epoch ms; None before the clock was reliable."""
@@ -56,7 +58,12 @@ class EarlyEvents:
             self.take_events(symbol)
 
     def _drop_oldest(self, symbol: Symbol) -> None:
-        rows = _rows_of(self._events[symbol].popleft()[0])
+        event, received_ms = self._events[symbol].popleft()
+        rows = _rows_of(event)
+        if isinstance(event, Candles) and event.snapshot and len(event.candles) > _NEWEST:
+            event = replace(event, candles=event.candles[-_NEWEST:], invalid=())
+            self._events[symbol].appendleft((event, received_ms))
+            rows -= _rows_of(event)
         self._rows[symbol] -= rows
         self.rows -= rows
 

@@ -14,6 +14,7 @@ from .counts import IngestCounts
 from .distribution import distribute
 from .feeds import FeedRunner, FeedSink, LoopBudget
 from .http import HttpClient
+from .snapshot_places import SnapshotPlaces
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class FeedPool:
         self._counts = counts
         per_minute = exchange.limits.attempts_per_minute / shards
         self._attempts = TokenBucket(per_minute / 60, per_minute * _ATTEMPTS_AT_ONCE)
-        self._turns = LoopBudget()
+        self._turns, self._places = LoopBudget(), SnapshotPlaces()
         self._feeds: dict[FeedRunner, asyncio.Task[None]] = {}
         self._by_symbol: dict[Symbol, FeedRunner] = {}
         #: Feeds that the exchange will close, with those that will replace them as soon as they are connected.
@@ -127,6 +128,7 @@ class FeedPool:
             self._http,
             self._counts,
             self._open_successor,
+            places=self._places,
         )
 
     # ------------------------------------------------------------ connections that the exchange will close

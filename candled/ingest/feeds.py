@@ -34,6 +34,7 @@ from .decompression import TooLarge, decompress
 from .error_counter import ErrorCounter
 from .prepared_address import find_address
 from .rejected_symbols import RejectedSymbols
+from .snapshot_places import SnapshotPlaces
 from .tunnel import open_tunnel
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ _protocol_log = logging.getLogger("candled.ingest.websocket")
 _protocol_log.setLevel(logging.WARNING)  # FeedRunner logs the end of a connection better
 
 _TICK_S = 1.0
-_SEND_TICK_S = 0.25  # while frames wait to be sent
+_SEND_TICK_S = 0.1  # while frames wait to be sent
 _CONNECT_TIMEOUT_S = 10.0
 _PREPARE_TIMEOUT_S = 30.0  # for the requests of a plugin before a connection
 _CLOSE_TIMEOUT_S = 0.2  # for the reply to our close frame, from a peer that may be dead
@@ -129,7 +130,7 @@ class FeedRunner:
     `attempts` is the budget of connection attempts, shared by all feeds of one host. `turns` is shared by all feeds.
     `proxies` are those from the settings, `limits` those of the exchange. Without `http`, connections are not
     prepared. `on_closing` is called when the exchange announces that it will close the connection. `create_connection`
-    is the class of the connections.
+    is the class of the connections. `places` is shared by all feeds of the exchange.
     """
 
     def __init__(
@@ -146,8 +147,10 @@ class FeedRunner:
         counts: IngestCounts | None = None,
         on_closing: "Callable[[FeedRunner], None] | None" = None,
         create_connection: type[ClientConnection] = ClientConnection,
+        places: SnapshotPlaces | None = None,
     ) -> None:
         self.feed = feed
+        self._places = places
         self._counts = counts or IngestCounts()
         self._on_closing = on_closing
         self._create_connection = create_connection
@@ -336,7 +339,7 @@ class FeedRunner:
 
     async def _exchange_frames(self, socket: ClientConnection, feed: SocketFeed, url: str) -> str:
         connection = self._connection = FeedConnection(
-            feed, feed.symbols, self._clock.monotonic(), self._rejected, self._limits
+            feed, feed.symbols, self._clock.monotonic(), self._rejected, self._limits, self._places
         )
         # the host only: an operator's address may contain a password
         parts = parse_uri(url)

@@ -93,6 +93,8 @@ class MarketIngest:
         #: The end of trading, while the market is delisted. Nothing is requested for later minutes.
         self.ended_ms: int | None = None
         self._reopened_ms = 0
+        #: The range of REST's newest response, and when it came.
+        self._answered = Range(0, 0), 0
         #: The minute of the clock in which the stream's revisions are counted, and their number.
         self._revising_ms, self._revising = 0, 0
         #: Minutes with revisions beyond the limit, which REST is asked for after that minute.
@@ -131,8 +133,9 @@ class MarketIngest:
                 if is_flagged:
                     self.minutes.mark_closed(candle.open_ms, now_ms)
             elif (candle.final or is_flagged) and self.coverage.has_minute(candle.open_ms):
-                # this may differ from the stored version
-                self.coverage.mark_unconfirmed(candle.open_ms)
+                # this may differ from the stored version, unless REST has answered a moment ago
+                if not event.snapshot or not self._has_just_answered(candle.open_ms, now_ms):
+                    self.coverage.mark_unconfirmed(candle.open_ms)
             elif (
                 candle.final
                 and candle.open_ms >= self.coverage.from_ms
@@ -170,7 +173,7 @@ class MarketIngest:
             return Outcome()  # another process has stored this part of older history
         asked_ms = now_ms if asked_ms is None else asked_ms
         span = Range(window.start_ms, window.end_ms)
-        answer = sift(rows, span)
+        answer, self._answered = sift(rows, span), (span, now_ms)
         self.rows.drop_rows(answer.invalid, now_ms)
         unreadable = answer.unreadable_within(span)
         src = "backfill" if window.urgency is Urgency.HISTORY else "rest"
@@ -519,6 +522,11 @@ class MarketIngest:
         """Return whether the store needs REST's version of a minute that is no longer in memory."""
         coverage = self._coverage_of(open_ms)
         return not coverage.has_minute(open_ms) or open_ms in coverage.unconfirmed
+
+    def _has_just_answered(self, open_ms: int, now_ms: int) -> bool:
+        """Return whether the newest response of REST was about a minute, and came less than a minute ago."""
+        span, answered_ms = self._answered
+        return span.start_ms <= open_ms < span.end_ms and now_ms < answered_ms + MINUTE_MS
 
     def _is_confirmed(self, open_ms: int) -> bool:
         """Return whether REST has confirmed a final minute and can be asked again."""

@@ -1,10 +1,12 @@
 import pytest
 
-from candled.exchange import Candles, FeedError, Pong, SocketFeed, Subscribed, SubscriptionRejected
+from candled.exchange import Candles, ConnectionLimits, FeedError, Pong, SocketFeed, Subscribed, SubscriptionRejected
 from candled.ingest.connection import FeedConnection
+from candled.ingest.snapshot_places import SnapshotPlaces
 from candled.model import Symbol
 from tests.rows import minute
 
+FAST = ConnectionLimits(frames_per_s=100.0)
 BTC, ETH = Symbol.parse("BTC/USDT"), Symbol.parse("ETH/USDT")
 
 
@@ -71,6 +73,48 @@ def test_only_an_idle_connection_is_pinged_if_the_feed_wants_that():
     assert one.close_reason(120.0) is None
     assert sent(one, 130.0, 120.0) == ["ping"]
     assert one.close_reason(132.0) == "no pong or other frame within 10 s after a ping"
+
+
+def test_ten_snapshots_are_awaited_at_once_on_all_connections_of_an_exchange():
+    symbols, limits, places = [Symbol(f"S{number}", "USDT") for number in range(50)], FAST, SnapshotPlaces()
+    one, other = (
+        FeedConnection(PlainFeed("ws://localhost", some), some, 0.0, limits=limits, places=places)
+        for some in (symbols[:25], symbols[25:])
+    )
+    assert [sent(one, 0.75), sent(other, 0.75)] == [[f"+{symbol}" for symbol in symbols[:10]], []]
+    for symbol in symbols[:3]:
+        one.on_frame(f"candle {symbol}", 0.8)
+    one.on_frame(f"no {symbols[3]}", 0.8)
+    assert other.frames_to_send(0.9) == [f"+{symbol}" for symbol in symbols[25:29]]
+    assert other.has_more
+    assert one.frames_to_send(1.3) == [f"+{symbol}" for symbol in symbols[10:16]]  # the exchange has not answered
+    assert other.frames_to_send(1.95) == [f"+{symbol}" for symbol in symbols[29:33]]
+
+
+class GroupedFeed(PlainFeed):
+    """It has no snapshots, and frames for several symbols."""
+
+    snapshot = False
+
+    def subscribe(self, symbols):
+        return [f"+{len(symbols[at : at + 20])}" for at in range(0, len(symbols), 20)]
+
+
+def test_subscriptions_without_snapshots_wait_for_no_answer():
+    symbols = [Symbol(f"S{number}", "USDT") for number in range(50)]
+    one = FeedConnection(GroupedFeed("ws://localhost", symbols), symbols, 0.0, limits=FAST)
+    assert sent(one, 0.25) == ["+20", "+20", "+10"]
+
+
+def test_a_subscription_is_renewed_only_after_its_frame_was_sent():
+    symbols = [Symbol(f"S{number}", "USDT") for number in range(3)]
+    limits = ConnectionLimits(frames_per_s=100.0, subscribes_per_hour=2)
+    one = FeedConnection(PlainFeed("ws://localhost", symbols), symbols, 0.0, limits=limits)
+    for number, now in enumerate([0.0, *range(1, 1798)]):
+        for frame in one.frames_to_send(float(now)):
+            assert (frame, number) in (("+S0/USDT", 0), ("+S1/USDT", 1)) or frame == "ping"
+            one.on_frame("pong" if frame == "ping" else f"candle {frame[1:]}", float(now))
+    assert one.frames_to_send(1801.0) == ["ping", "+S2/USDT"]
 
 
 def test_never_more_frames_a_second_than_the_exchange_allows():

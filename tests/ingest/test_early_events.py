@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from candled.exchange import Candles, InvalidRow, SubscriptionRejected
 from candled.ingest.early_events import EarlyEvents
 from candled.model import Symbol
+from tests.rows import minute
 from tests.tiers import few_examples
 
 SYMBOLS = [Symbol(name, "USDT") for name in ("A", "B", "C")]
@@ -36,6 +37,17 @@ def test_the_newest_events_are_kept_within_the_limits(steps, most_events, most_r
         events = [event for event in taken if event.symbol == symbol]
         assert len(events) <= most_events
         assert events == [event for event, _ in sent[symbol][len(sent[symbol]) - len(events) :]]
+    assert early.rows == 0
+
+
+def test_a_snapshot_keeps_its_newest_minutes_when_there_is_no_room():
+    early, minutes = EarlyEvents(1000, 110), tuple(minute(number) for number in range(90))
+    for symbol in SYMBOLS:
+        early.add_event(Candles(symbol, minutes, snapshot=True), 1)
+        early.add_event(Candles(symbol, minutes[-1:]), 2)
+    taken = {symbol: early.take_events(symbol) for symbol in SYMBOLS}
+    kept = [tuple(event.candles for event, _ in taken[symbol]) for symbol in SYMBOLS]
+    assert kept == [(minutes[-3:], minutes[-1:])] * 2 + [(minutes, minutes[-1:])]
     assert early.rows == 0
 
 

@@ -76,6 +76,18 @@ def test_a_snapshot_of_stored_minutes_is_published_and_stored_no_second_time():
     assert ([candle.open_ms for candle in outcome.live], outcome.past) == ([minute(601).open_ms], [])
 
 
+@pytest.mark.parametrize(("passed_s", "is_asked"), [(1, False), (59, False), (61, True)])
+def test_a_snapshot_is_compared_with_rest_unless_rest_has_just_answered(passed_s, is_asked):
+    one = market(present=(), confirm=True)
+    while (window := one.next_request(at(36_100))) is not None:
+        numbers = range((window.start_ms - MONDAY_MS) // MINUTE_MS, (window.end_ms - MONDAY_MS) // MINUTE_MS)
+        one.on_history(window, [minute(n, as_of=36_100_000 - 60_000 * n) for n in numbers], at(36_100))
+    assert one.coverage.unconfirmed.minute_count == 0
+    rows = [minute(n, as_of=(36_100 + passed_s) * 1000 - 60_000 * n) for n in range(200, 602 + passed_s // 60)]
+    push(one, *rows, seconds=36_100 + passed_s, snapshot=True)
+    assert (one.coverage.unconfirmed.minute_count > 300) is is_asked
+
+
 def test_a_snapshot_that_reaches_into_the_week_before_is_confirmed_and_that_week_is_asked_for():
     one = market(present=(), confirm=True)
     one.examine_older(market(present=()).coverage, MONDAY_MS)

@@ -1,0 +1,38 @@
+"""A limit of the snapshots that an exchange sends at the same time. Pure."""
+
+from collections.abc import Iterable
+
+from candled.model import Symbol
+
+_PLACES = 4
+_ANSWER_WITHIN_S = 1.0
+
+
+class SnapshotPlaces:
+    """The places for subscriptions whose snapshot has not arrived, shared by all connections of an exchange.
+
+    Reading and applying a snapshot of hundreds of minutes takes several milliseconds. Many snapshots at once would
+    delay the updates of all other markets. A subscription without a snapshot frees its place after a second. Times are
+    monotonic seconds.
+    """
+
+    def __init__(self, places: int = _PLACES) -> None:
+        self._places = places
+        #: By symbol: when its place becomes free without a snapshot, the earliest first.
+        self._taken: dict[Symbol, float] = {}
+
+    def has_room(self, now: float) -> bool:
+        """Return whether another frame with subscriptions may be sent."""
+        while self._taken and next(iter(self._taken.values())) <= now:
+            del self._taken[next(iter(self._taken))]
+        return len(self._taken) < self._places
+
+    def take(self, symbols: Iterable[Symbol], now: float) -> None:
+        """Take the places of the symbols of a frame that is sent now, even if there are fewer."""
+        for symbol in symbols:
+            self._taken.pop(symbol, None)
+            self._taken[symbol] = now + _ANSWER_WITHIN_S
+
+    def free(self, symbol: Symbol) -> None:
+        """Free the place of a symbol that was answered."""
+        self._taken.pop(symbol, None)
