@@ -174,6 +174,7 @@ class LiveBars:
     def newest_bars(self, key: MarketKey, interval: Interval, count: int) -> list[Candle]:
         """Return the newest `count` bars in memory that are served, oldest first and with the forming one last."""
         market = self._markets[key]
+        market.has_readers = True
         if market.served_from_ms is None:
             return []
         return market.aggregator.series_of(interval).newest_bars(count, market.served_from_ms)
@@ -181,6 +182,7 @@ class LiveBars:
     def newest_times(self, key: MarketKey, interval: Interval, count: int) -> Sequence[int]:
         """Return the opening times of `newest_bars`, without creating the bars."""
         market = self._markets[key]
+        market.has_readers = True
         if market.served_from_ms is None:
             return ()
         return market.aggregator.series_of(interval).newest_times(count, market.served_from_ms)

@@ -63,6 +63,8 @@ class MarketBars:
         #: check, monotonic seconds.
         self.is_requested = False
         self.requests_checked_at = float("-inf")
+        #: True once a client has read bars, which may have to be updated from then on.
+        self.has_readers = False
         #: The number of clients that wait for bars.
         self.waiting = 0
         #: True once the newest bars are loaded from the store.
@@ -128,6 +130,15 @@ class MarketBars:
             return False
         shown_from_ms = self.served_from_ms or 0
         return series.since_ms <= shown_from_ms or len(series.newest_times(count, shown_from_ms)) >= count
+
+    def most_to_reread(self, interval: Interval) -> int:
+        """Return how many of the newest bars to read again after a long repair.
+
+        As long as no client has read any, the bars of the start are enough: the others need not be in memory.
+        """
+        is_first = interval == MINUTE and not self.has_readers
+        series = self.aggregator.series_of(interval)
+        return self.aggregator.parts_needed(interval, AT_FIRST) if is_first else series.capacity
 
     def update_minute(self, minute: Candle) -> bool:
         """Apply a version of a minute and notify the listeners; return False if it is older than memory."""

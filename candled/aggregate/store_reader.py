@@ -249,9 +249,9 @@ class StoreReader:
         rows, complete_from_ms, served_from_ms = {}, market.found_complete_from_ms, market.found_served_from_ms
         for interval in market.aggregator.levels:
             series = market.aggregator.series_of(interval)
-            keep_ms = interval.floor(stale.end_ms - 1) - series.capacity * interval.ms
+            keep_ms = interval.floor(stale.end_ms - 1) - market.most_to_reread(interval) * interval.ms
             if interval.floor(stale.start_ms) < keep_ms and series.since_ms < keep_ms:
-                series.drop_before(keep_ms)  # read no more than can be kept, however long the range is
+                series.drop_before(keep_ms)  # read no more than is needed, however long the range is
             start_ms = max(interval.floor(stale.start_ms), series.since_ms)
             end_ms = min(stale.end_ms, market.aggregator.folded_from(interval))
             if start_ms < end_ms:

@@ -34,9 +34,9 @@ _TICK_S = 0.1
 # Requests that are not made yet wait in the queue, so that an urgent one overtakes them.
 _REQUESTS_AT_ONCE = 4
 # While so many answers are being saved, only the requests for which clients wait are made.
-_SAVED_AT_ONCE = 16
+_SAVED_AT_ONCE = 48
 #: The number of tasks that `run`.
-WORKERS = 32
+WORKERS = 64
 # While a stream is down, REST is polled for its forming minutes, using at most this share of the request budget.
 _POLL_SHARE = 0.4
 # Other sources are asked about an unconfirmed beginning of history after pauses that grow from one minute to six hours.

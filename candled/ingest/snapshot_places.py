@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from candled.model import Symbol
 
-_PLACES = 4
+_PLACES = 5
 _ANSWER_WITHIN_S = 1.0
 
 

@@ -392,6 +392,23 @@ async def test_a_bar_that_history_cuts_is_not_published():
     assert one.bars.get_bar(BTC, FIVE, at(10)).open_ms == at(10)
 
 
+@pytest.mark.parametrize("is_read", [False, True])
+async def test_a_long_repair_is_read_into_memory_only_for_the_clients_of_a_market(is_read):
+    one = await Process().start()
+    one.minute(minute(900, as_of=10_000))
+    if is_read:
+        one.bars.newest_bars(BTC, MINUTE, 1)
+    one.stored.minutes |= {at(number): minute(number, final=True) for number in range(900)}
+    one.publish_message(HistoryChanged(BTC, at(0), at(900), at(0), FeedMetadata(at(900))))
+    await one.clock.settle()
+    assert one.bars.is_loaded(BTC, MINUTE, 120)
+    assert one.bars.is_loaded(BTC, MINUTE, 800) is is_read
+    for interval, count in ((MINUTE, 901), (FIVE, 181)):
+        await one.bars.load_bars(BTC, interval, count, 0.0)
+        assert one.bars.newest_times(BTC, interval, count)[0] == at(0)
+    assert one.bars.newest_bars(BTC, FIVE, 2)[0].volume == 5
+
+
 async def test_a_bar_is_final_when_its_minutes_are_and_none_is_missing():
     one = await Process().start()
     (bar,) = one.bars.newest_bars(BTC, FIVE, 1)

@@ -75,35 +75,25 @@ def test_only_an_idle_connection_is_pinged_if_the_feed_wants_that():
     assert one.close_reason(132.0) == "no pong or other frame within 10 s after a ping"
 
 
-def test_ten_snapshots_are_awaited_at_once_on_all_connections_of_an_exchange():
+def test_five_snapshots_are_awaited_at_once_on_all_connections_of_an_exchange():
     symbols, limits, places = [Symbol(f"S{number}", "USDT") for number in range(50)], FAST, SnapshotPlaces()
     one, other = (
         FeedConnection(PlainFeed("ws://localhost", some), some, 0.0, limits=limits, places=places)
         for some in (symbols[:25], symbols[25:])
     )
-    assert [sent(one, 0.75), sent(other, 0.75)] == [[f"+{symbol}" for symbol in symbols[:10]], []]
-    for symbol in symbols[:3]:
-        one.on_frame(f"candle {symbol}", 0.8)
-    one.on_frame(f"no {symbols[3]}", 0.8)
-    assert other.frames_to_send(0.9) == [f"+{symbol}" for symbol in symbols[25:29]]
+    assert [sent(one, 0.75), sent(other, 0.75)] == [[f"+{symbol}" for symbol in symbols[:5]], []]
+    one.on_frame(f"candle {symbols[0]}", 0.8)
+    one.on_frame(f"no {symbols[1]}", 0.8)
+    assert other.frames_to_send(0.9) == [f"+{symbol}" for symbol in symbols[25:27]]
     assert other.has_more
-    assert one.frames_to_send(1.3) == [f"+{symbol}" for symbol in symbols[10:16]]  # the exchange has not answered
-    assert other.frames_to_send(1.95) == [f"+{symbol}" for symbol in symbols[29:33]]
+    assert one.frames_to_send(1.3) == [f"+{symbol}" for symbol in symbols[5:8]]  # the exchange has not answered
+    assert other.frames_to_send(1.95) == [f"+{symbol}" for symbol in symbols[27:29]]
 
 
-class GroupedFeed(PlainFeed):
-    """It has no snapshots, and frames for several symbols."""
+class TradesFeed(PlainFeed):
+    """It has no snapshots, so its subscriptions wait for no answer."""
 
     snapshot = False
-
-    def subscribe(self, symbols):
-        return [f"+{len(symbols[at : at + 20])}" for at in range(0, len(symbols), 20)]
-
-
-def test_subscriptions_without_snapshots_wait_for_no_answer():
-    symbols = [Symbol(f"S{number}", "USDT") for number in range(50)]
-    one = FeedConnection(GroupedFeed("ws://localhost", symbols), symbols, 0.0, limits=FAST)
-    assert sent(one, 0.25) == ["+20", "+20", "+10"]
 
 
 def test_a_subscription_is_renewed_only_after_its_frame_was_sent():
@@ -119,7 +109,7 @@ def test_a_subscription_is_renewed_only_after_its_frame_was_sent():
 
 def test_never_more_frames_a_second_than_the_exchange_allows():
     symbols = [Symbol(f"S{number}", "USDT") for number in range(100)]
-    one = connection(*symbols)
+    one = FeedConnection(TradesFeed("ws://localhost", symbols), symbols, 0.0)
     times = [tick / 20 for tick in range(200) for _ in one.frames_to_send(tick / 20)]
     assert len(times) == 100
     assert max(sum(start <= moment < start + 1 for moment in times) for start in times) <= 13
