@@ -124,14 +124,17 @@ class Universe:
         return change
 
 
-def small_steps(symbols: Sequence[Symbol], wanted: Sequence[Symbol]) -> Iterator[tuple[Symbol, ...]]:
+def small_steps(
+    symbols: Sequence[Symbol], wanted: Sequence[Symbol], urgent: Collection[Symbol] = ()
+) -> Iterator[tuple[Symbol, ...]]:
     """Yield the markets after each step from `symbols` to `wanted`, which is the last one.
 
-    A step adds and removes at most `STEP_MARKETS`, so that its listeners do not block the event loop for long.
+    A step adds and removes at most `STEP_MARKETS`, so that its listeners do not block the event loop for long. Those
+    that are `urgent` are added first.
     """
     before, after = dict.fromkeys(symbols), dict.fromkeys(wanted)
     removed = [symbol for symbol in before if symbol not in after]
-    added = [symbol for symbol in after if symbol not in before]
+    added = sorted((symbol for symbol in after if symbol not in before), key=lambda symbol: symbol not in urgent)
     for start in range(0, max(len(removed), len(added)) - STEP_MARKETS, STEP_MARKETS):
         for symbol in removed[start : start + STEP_MARKETS]:
             del before[symbol]

@@ -142,7 +142,7 @@ class MarketChooser:
         self._log_changes("added", [symbol for symbol in after if symbol not in before])
         self._log_changes("removed", [symbol for symbol in before if symbol not in after])
         self._wanted = tuple(after), self._facts_of(after, listed)
-        self._steps = small_steps(tuple(before), tuple(after))
+        self._steps = small_steps(tuple(before), tuple(after), self._extra)  # clients wait for the extra ones
         if not self._tasks and not self._take_step():
             self._tasks.start(self._take_steps())
 

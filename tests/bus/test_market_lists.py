@@ -226,6 +226,13 @@ def test_a_list_is_applied_in_small_steps_that_end_with_it(before, after):
     assert step == tuple(after)
 
 
+def test_the_markets_for_which_clients_wait_are_added_in_the_first_step():
+    after = tuple(Symbol(f"S{number}", "USDT") for number in range(4 * STEP_MARKETS))
+    first, *_, last = small_steps((), after, after[-2:])
+    assert set(after[-2:]) <= set(first)
+    assert last == after
+
+
 # ---------------------------------------------------------------- the form
 
 amounts = st.decimals(min_value=0, max_value=10**20, places=12)
