@@ -11,7 +11,7 @@ _ANSWER_WITHIN_S = 1.0
 class SnapshotPlaces:
     """The places for subscriptions whose snapshot has not arrived, shared by all connections of an exchange.
 
-    Reading and applying a snapshot of hundreds of minutes takes several milliseconds. Many snapshots at once would
+    Reading and applying a snapshot of hundreds of minutes takes several milliseconds. Many snapshots together would
     delay the updates of all other markets. A subscription without a snapshot frees its place after a second. Times are
     monotonic seconds.
     """
