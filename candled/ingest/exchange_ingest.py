@@ -111,6 +111,9 @@ class ExchangeIngest:
         self._in_grace_period: dict[Symbol, MarketIngest] = {}
         #: The tasks that open markets, until they are open. Only some of them read the store at the same time.
         self._opening: dict[Symbol, asyncio.Task[None]] = {}
+        #: The next reading of the newest minutes, until it begins. There is one at a time.
+        self._next_newest: asyncio.Task[Mapping[Symbol, int]] | None = None
+        self._newest_turn = asyncio.Lock()
         #: By whether clients wait for a market.
         self._turns, self._is_reading = (_OpeningTurns(), _OpeningTurns()), False  # True once feeds may be opened
         self._feeds = FeedPool(name, exchange, self, clock, http, proxies=proxies, shards=shards, counts=counts)
@@ -314,7 +317,15 @@ class ExchangeIngest:
                 await self._store.flush_market(MarketKey(self.name, symbol))
 
         await in_parallel(len(symbols), symbols, flush)
-        return await self._loader.load_newest_minutes()
+        if self._next_newest is None:  # many steps of a reload share a reading
+            self._next_newest = self._tasks.start(self._load_newest())
+        return await asyncio.shield(self._next_newest)
+
+    async def _load_newest(self) -> Mapping[Symbol, int]:
+        """Read the newest minutes of all stored markets, after any reading that has begun."""
+        async with self._newest_turn:
+            self._next_newest = None  # from now on, a market that was flushed needs another reading
+            return await self._loader.load_newest_minutes()
 
     async def _reopen_market(self, symbol: Symbol, reading: asyncio.Task[Mapping[Symbol, int]]) -> None:
         """Open a market that may have been read before."""

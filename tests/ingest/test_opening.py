@@ -63,6 +63,7 @@ class Store:
         self.release = asyncio.Event()
         self.stored: list[tuple[Symbol, Candle]] = []
         self.reading = self.most_reading = 0
+        self.overviews = 0
         self._stalled = stalled
         self._failures = failures
 
@@ -80,6 +81,7 @@ class Store:
             self.reading -= 1
 
     async def newest_minutes(self, exchange: str) -> dict[Symbol, int]:
+        self.overviews += 1
         await self._read(None)
         return {}
 
@@ -174,6 +176,16 @@ async def test_a_few_are_opened_at_a_time():
     async with starting(Store()) as stage:
         assert stage.starting.done()
         assert 2 <= stage.store.most_reading <= 8
+
+
+async def test_markets_that_are_added_in_many_steps_share_the_reading_of_all_newest_minutes():
+    added = [Symbol(f"T{number}", "USDT") for number in range(20)]
+    async with starting(Store()) as stage:
+        for symbol in added:
+            stage.ingest.add_markets([symbol])
+        await stage.clock.settle(200)
+        assert all(stage.state(symbol)["trouble"] is None for symbol in added)
+        assert stage.store.overviews == 2  # the first one at the start
 
 
 async def test_the_others_are_read_while_one_is_not_open():
