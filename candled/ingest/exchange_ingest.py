@@ -55,6 +55,31 @@ class _OpeningTurns:
         self.beginning = LoopTurns()
 
 
+class _NewestMinutes:
+    """Reads the newest final minute of each stored market. There is one reading at a time.
+
+    With many markets it takes a quarter of a second, and a reload adds its markets in many steps.
+    """
+
+    def __init__(self, loader: MarketLoader, tasks: TaskSet) -> None:
+        self._loader = loader
+        self._tasks = tasks
+        self._turn = asyncio.Lock()
+        #: The next reading, until it begins.
+        self._next: asyncio.Task[Mapping[Symbol, int]] | None = None
+
+    async def read(self) -> Mapping[Symbol, int]:
+        """Return the newest minutes, in a reading that begins after the call. Calls that wait share it."""
+        if self._next is None:
+            self._next = self._tasks.start(self._read_next())
+        return await asyncio.shield(self._next)
+
+    async def _read_next(self) -> Mapping[Symbol, int]:
+        async with self._turn:
+            self._next = None
+            return await self._loader.load_newest_minutes()
+
+
 class ExchangeIngest:
     """The ingest of one configured exchange, or of one of its `shards`.
 
@@ -86,8 +111,8 @@ class ExchangeIngest:
         #: The symbols that are wanted, in order.
         self._symbols = dict.fromkeys(symbols)
         self._clock, self._store, self._http, self._tasks = clock, store, http, TaskSet()
-        self._time = IngestClock(name, exchange, clock)
         self._loader = MarketLoader(name, exchange, store, clock, options)
+        self._time, self._newest = IngestClock(name, exchange, clock), _NewestMinutes(self._loader, self._tasks)
         self._publisher = IngestPublisher(bus, store, clock, checkpoint_ms=options.checkpoint_ms)
         self._past = StoredPast(name, _absence(exchange), store, self._publisher, clock)
         self._audit = StoreAudit(store, self._publisher, self._past.examine_again, clock, self._time, counts)
@@ -111,12 +136,9 @@ class ExchangeIngest:
         self._in_grace_period: dict[Symbol, MarketIngest] = {}
         #: The tasks that open markets, until they are open. Only some of them read the store at the same time.
         self._opening: dict[Symbol, asyncio.Task[None]] = {}
-        #: The next reading of the newest minutes, until it begins. There is one at a time.
-        self._next_newest: asyncio.Task[Mapping[Symbol, int]] | None = None
-        self._newest_turn = asyncio.Lock()
         #: By whether clients wait for a market.
         self._turns, self._is_reading = (_OpeningTurns(), _OpeningTurns()), False  # True once feeds may be opened
-        self._feeds = FeedPool(name, exchange, self, clock, http, proxies=proxies, shards=shards, counts=counts)
+        self._feeds = FeedPool(name, exchange, self, clock, http, store, proxies=proxies, shards=shards, counts=counts)
         #: The symbols whose feeds are connected.
         self._connected: set[Symbol] = set()
         #: Events of markets that are not open yet, since the last interruption.
@@ -131,7 +153,7 @@ class ExchangeIngest:
     async def start(self) -> None:
         """Start the feeds and the repair as soon as the store answers, and open the markets."""
         self._http.on_date = self._time.estimate.observe_date
-        newest = await self._loader.load_newest_minutes()
+        newest = await self._newest.read()
         if type(self._exchange).resume_after is not Exchange.resume_after:
             known = list(self._symbols.keys() | newest.keys())  # patterns may choose further stored markets
             self._exchange.resume_after(await self._loader.newest_completed(newest, known))
@@ -317,15 +339,7 @@ class ExchangeIngest:
                 await self._store.flush_market(MarketKey(self.name, symbol))
 
         await in_parallel(len(symbols), symbols, flush)
-        if self._next_newest is None:  # many steps of a reload share a reading
-            self._next_newest = self._tasks.start(self._load_newest())
-        return await asyncio.shield(self._next_newest)
-
-    async def _load_newest(self) -> Mapping[Symbol, int]:
-        """Read the newest minutes of all stored markets, after any reading that has begun."""
-        async with self._newest_turn:
-            self._next_newest = None  # from now on, a market that was flushed needs another reading
-            return await self._loader.load_newest_minutes()
+        return await self._newest.read()
 
     async def _reopen_market(self, symbol: Symbol, reading: asyncio.Task[Mapping[Symbol, int]]) -> None:
         """Open a market that may have been read before."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from candled.exchange import Clock, Event, Exchange, Feed, SocketFeed
 from candled.model import Symbol
@@ -15,6 +16,9 @@ from .distribution import distribute
 from .feeds import FeedRunner, FeedSink, LoopBudget
 from .http import HttpClient
 from .snapshot_places import SnapshotPlaces
+
+if TYPE_CHECKING:
+    from candled.store.ingest_store import IngestStore
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +33,7 @@ class FeedPool:
     without symbols is closed. No other connection is interrupted. If the exchange announces that it will close a
     connection, another one is opened first.
 
-    `sink` gets the events of all feeds.
+    `sink` gets the events of all feeds. While `store` is behind, no feed asks for more snapshots.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class FeedPool:
         sink: FeedSink,
         clock: Clock,
         http: HttpClient,
+        store: "IngestStore",
         *,
         proxies: Proxies | None = None,
         shards: int = 1,
@@ -54,7 +59,7 @@ class FeedPool:
         self._counts = counts
         per_minute = exchange.limits.attempts_per_minute / shards
         self._attempts = TokenBucket(per_minute / 60, per_minute * _ATTEMPTS_AT_ONCE)
-        self._turns, self._places = LoopBudget(), SnapshotPlaces()
+        self._turns, self._places = LoopBudget(), SnapshotPlaces(is_behind=lambda: store.is_behind)
         self._feeds: dict[FeedRunner, asyncio.Task[None]] = {}
         self._by_symbol: dict[Symbol, FeedRunner] = {}
         #: Feeds that the exchange will close, with those that will replace them as soon as they are connected.

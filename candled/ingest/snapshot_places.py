@@ -1,6 +1,6 @@
 """A limit of the snapshots that an exchange sends at the same time. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from candled.model import Symbol
 
@@ -12,12 +12,13 @@ class SnapshotPlaces:
     """The places for subscriptions whose snapshot has not arrived, shared by all connections of an exchange.
 
     Reading and applying a snapshot of hundreds of minutes takes several milliseconds. Many snapshots together would
-    delay the updates of all other markets. A subscription without a snapshot frees its place after a second. Times are
-    monotonic seconds.
+    delay the updates of all other markets. A subscription without a snapshot frees its place after a second. There is
+    no place while the store `is_behind` with the rows of earlier snapshots. Times are monotonic seconds.
     """
 
-    def __init__(self, places: int = _PLACES) -> None:
+    def __init__(self, places: int = _PLACES, is_behind: Callable[[], bool] = lambda: False) -> None:
         self._places = places
+        self._is_behind = is_behind
         #: By symbol: when its place becomes free without a snapshot, the earliest first.
         self._taken: dict[Symbol, float] = {}
 
@@ -25,7 +26,7 @@ class SnapshotPlaces:
         """Return whether another frame with subscriptions may be sent."""
         while self._taken and next(iter(self._taken.values())) <= now:
             del self._taken[next(iter(self._taken))]
-        return len(self._taken) < self._places
+        return len(self._taken) < self._places and not self._is_behind()
 
     def take(self, symbols: Iterable[Symbol], now: float) -> None:
         """Take the places of the symbols of a frame that is sent now, even if there are fewer."""

@@ -36,6 +36,7 @@ class IngestStore:
         self._store = store
         self._threads = threads
         self._history = history
+        self._writer = writer
         self.enqueue_row = writer.enqueue_row
         self.flush = writer.flush
         self.flush_market = writer.flush_market
@@ -52,6 +53,11 @@ class IngestStore:
         self._unsaved: dict[MarketKey, _Coverage] = {}
         #: Only one save runs at a time.
         self._turn = asyncio.Lock()
+
+    @property
+    def is_behind(self) -> bool:
+        """True while more rows are queued than the store writes in about a second."""
+        return self._writer.is_behind
 
     async def read_minutes(self, market: MarketKey, start_ms: int, end_ms: int) -> Sequence[Candle]:
         """Return the final minutes of `[start_ms, end_ms)`, oldest first."""

@@ -29,6 +29,7 @@ JOURNAL_LOOK_S = 1.0
 # More rows than this move to the journal early: Python's garbage collector scans all rows in memory now and then, which
 # blocks the process.
 JOURNAL_FROM_ROWS = 20_000
+_BEHIND_ROWS = 10_000
 _OVERDUE = "queued rows have not been written in time"
 SPLITS_IN_VAIN = 32  # this many refused halves and none accepted: the rows are not the cause
 SPLITS_AT_MOST = 400
@@ -200,6 +201,11 @@ class Writer:
             "lastFlushMs": self._last_flush_ms,
             "journal": self._spill.journal.describe() if self._spill else None,
         }
+
+    @property
+    def is_behind(self) -> bool:
+        """True while the store accepts rows, but more are queued than it writes in about a second."""
+        return self._waiting.minute_count > _BEHIND_ROWS and self._state == "ok" and not self._is_overdue()
 
     def idle_s(self) -> float:
         """Return the seconds since an attempt to write ended; 0 before `run`. The time grows while the store hangs."""

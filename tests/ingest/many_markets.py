@@ -160,6 +160,8 @@ async def run_without_socket(runner: FeedRunner) -> str:
 class ManyMemories(defaultdict[Symbol, Memory]):
     """A store of several markets."""
 
+    is_behind = False
+
     def __init__(self) -> None:
         super().__init__(Memory)
         self.forming: dict[Symbol, Candle] = {}

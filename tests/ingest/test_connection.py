@@ -90,6 +90,17 @@ def test_five_snapshots_are_awaited_at_once_on_all_connections_of_an_exchange():
     assert other.frames_to_send(1.95) == [f"+{symbol}" for symbol in symbols[27:29]]
 
 
+def test_no_snapshot_is_asked_for_while_the_store_is_behind_with_earlier_ones():
+    behind = [True]
+    places = SnapshotPlaces(is_behind=lambda: behind[0])
+    one = FeedConnection(PlainFeed("ws://localhost", [BTC]), [BTC], 0.0, limits=FAST, places=places)
+    assert sent(one, 30.0) == ["ping"]
+    behind[0] = False
+    assert one.frames_to_send(30.25) == ["+BTC/USDT"]
+    one.on_frame("candle BTC/USDT", 30.3)
+    assert sent(one, 41.0, 30.5) == ["ping"]  # it is not renewed
+
+
 class TradesFeed(PlainFeed):
     """It has no snapshots, so its subscriptions wait for no answer."""
 

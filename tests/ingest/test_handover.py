@@ -13,6 +13,7 @@ from candled.ingest.http import HttpClient
 from candled.model import Symbol
 from candled.settings import Settings
 from tests import deadlines
+from tests.ingest.virtual import Memory
 from tests.plugins.local import socket_server
 from tests.rows import minute
 
@@ -97,7 +98,7 @@ async def reading(clock: LaterClock) -> AsyncIterator[tuple[Server, FeedPool, Si
                 return []
 
         http = HttpClient(clock, 100.0)
-        pool = FeedPool("plain", Plain(Settings(), clock), sink, clock, http)
+        pool = FeedPool("plain", Plain(Settings(), clock), sink, clock, http, Memory())
         pool.add_symbols([BTC])
         await server.until(lambda: server.subscribed and server.subscribed[0] == {"+BTC/USDT"})
         try:

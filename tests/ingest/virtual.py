@@ -180,6 +180,8 @@ class VirtualExchange(Exchange):
 class Memory:
     """A store of one market: its final minutes, and what is known of their absence."""
 
+    is_behind = False
+
     def __init__(self) -> None:
         self.rows: dict[int, Candle] = {}
         self.saved_gaps: list[Gap] = []

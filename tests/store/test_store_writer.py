@@ -129,6 +129,22 @@ async def test_an_urgent_market_is_written_before_others_that_are_waited_for(wri
     assert len(everything(store, BTC, MINUTE)) == 200
 
 
+async def test_it_is_behind_while_many_rows_wait_for_a_store_that_accepts_them(writer, store, monkeypatch):
+    monkeypatch.setattr(writer_module, "_BEHIND_ROWS", 10)
+    for at in range(10):
+        writer.enqueue_row(BTC, minute(at))
+    assert not writer.is_behind
+    writer.enqueue_row(BTC, minute(10))
+    assert writer.is_behind
+    store.failure = UNAVAILABLE
+    with pytest.raises(StoreUnavailable):
+        await writer.flush()
+    assert not writer.is_behind  # snapshots do not wait for the end of an outage
+    store.failure = None
+    await writer.flush()
+    assert not writer.is_behind
+
+
 async def test_a_market_with_no_rows_waits_for_no_other(writer, store):
     writer.enqueue_row(BTC, minute(0))
     await writer.flush_market(ETH)

@@ -74,8 +74,11 @@ async def test_clients_beyond_the_limit_get_503_and_the_exchange_comes_back(tmp_
             outcomes = Counter(await asyncio.gather(*(attempt(daemon, clients) for _ in range(100))))
             assert outcomes["served"] >= 5
             assert outcomes["served"] + outcomes["503"] + outcomes["late"] == 100, outcomes
-            for _ in range(5):
-                assert await attempt(daemon, clients) == "503"
+            refused = 0  # in a row: a descriptor may have become free, such as that of a request to the exchange
+            while refused < 5:
+                outcomes[outcome := await attempt(daemon, clients)] += 1
+                refused = refused + 1 if outcome == "503" else 0
+                assert outcomes.total() < 120, outcomes
             async with deadlines.timeout(10):  # `/health` may be a second old
                 while not await is_connected(daemon):
                     await asyncio.sleep(0.05)
