@@ -45,7 +45,7 @@ class TurnClock(ManualClock):
 
 
 class Stage:
-    """The health of a process that reads a thousand markets, none of which is open yet."""
+    """The health of a process that reads a thousand markets. None is open yet."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock = clock = TurnClock()

@@ -154,7 +154,10 @@ class FeedConnection:
     def _next_frame(self, now: float) -> str | None:
         if self._urgent:
             return self._urgent.popleft()
-        if not self._frames or (self._frames[0][1] and not self._places.has_room(now)):
+        if not self._frames:
+            return None
+        awaits_snapshot = self._feed.snapshot and bool(self._frames[0][1])
+        if awaits_snapshot and not self._places.has_room(now):
             return None
         if self._subscribes is not None and self._subscribes.try_take(now):
             return None
@@ -162,7 +165,7 @@ class FeedConnection:
         for symbol in symbols:
             if symbol in self._subscriptions:
                 self._subscriptions[symbol].asked_at = now
-        if self._feed.snapshot:
+        if awaits_snapshot:
             self._places.take(symbols, now)
         return frame
 

@@ -33,7 +33,7 @@ class FeedPool:
     without symbols is closed. No other connection is interrupted. If the exchange announces that it will close a
     connection, another one is opened first.
 
-    `sink` gets the events of all feeds. While `store` is behind, no feed asks for more snapshots.
+    `sink` gets the events of all feeds. While `store` is behind, fewer snapshots are requested.
     """
 
     def __init__(

@@ -12,8 +12,9 @@ class SnapshotPlaces:
     """The places for subscriptions whose snapshot has not arrived, shared by all connections of an exchange.
 
     Reading and applying a snapshot of hundreds of minutes takes several milliseconds. Many snapshots together would
-    delay the updates of all other markets. A subscription without a snapshot frees its place after a second. There is
-    no place while the store `is_behind` with the rows of earlier snapshots. Times are monotonic seconds.
+    delay the updates of all other markets. A subscription without a snapshot frees its place after a second. While the
+    store `is_behind` with the rows of earlier snapshots, one frame a second may be sent: live candles must not wait for
+    a slow store. Times are monotonic seconds.
     """
 
     def __init__(self, places: int = _PLACES, is_behind: Callable[[], bool] = lambda: False) -> None:
@@ -21,15 +22,18 @@ class SnapshotPlaces:
         self._is_behind = is_behind
         #: By symbol: when its place becomes free without a snapshot, the earliest first.
         self._taken: dict[Symbol, float] = {}
+        self._taken_at = float("-inf")
 
     def has_room(self, now: float) -> bool:
         """Return whether another frame with subscriptions may be sent."""
         while self._taken and next(iter(self._taken.values())) <= now:
             del self._taken[next(iter(self._taken))]
-        return len(self._taken) < self._places and not self._is_behind()
+        is_early = now < self._taken_at + _ANSWER_WITHIN_S
+        return len(self._taken) < self._places and not (is_early and self._is_behind())
 
     def take(self, symbols: Iterable[Symbol], now: float) -> None:
         """Take the places of the symbols of a frame that is sent now, even if there are fewer."""
+        self._taken_at = now
         for symbol in symbols:
             self._taken.pop(symbol, None)
             self._taken[symbol] = now + _ANSWER_WITHIN_S

@@ -90,15 +90,21 @@ def test_five_snapshots_are_awaited_at_once_on_all_connections_of_an_exchange():
     assert other.frames_to_send(1.95) == [f"+{symbol}" for symbol in symbols[27:29]]
 
 
-def test_no_snapshot_is_asked_for_while_the_store_is_behind_with_earlier_ones():
-    behind = [True]
+def test_while_the_store_is_behind_with_snapshots_one_frame_a_second_asks_for_more():
+    symbols, behind = [Symbol(f"S{number}", "USDT") for number in range(9)], [True]
     places = SnapshotPlaces(is_behind=lambda: behind[0])
-    one = FeedConnection(PlainFeed("ws://localhost", [BTC]), [BTC], 0.0, limits=FAST, places=places)
-    assert sent(one, 30.0) == ["ping"]
+    one = FeedConnection(PlainFeed("ws://localhost", symbols), symbols, 0.0, limits=FAST, places=places)
+    for second in range(4):
+        assert sent(one, second + 0.75, second) == [f"+{symbols[second]}"]
+        one.on_frame(f"candle {symbols[second]}", second + 0.8)
     behind[0] = False
-    assert one.frames_to_send(30.25) == ["+BTC/USDT"]
-    one.on_frame("candle BTC/USDT", 30.3)
-    assert sent(one, 41.0, 30.5) == ["ping"]  # it is not renewed
+    assert sent(one, 4.75, 4.25) == [f"+{symbol}" for symbol in symbols[4:]]
+
+
+def test_subscriptions_without_snapshots_do_not_wait_for_the_store():
+    symbols, places = [Symbol(f"S{number}", "USDT") for number in range(9)], SnapshotPlaces(is_behind=lambda: True)
+    one = FeedConnection(TradesFeed("ws://localhost", symbols), symbols, 0.0, limits=FAST, places=places)
+    assert sent(one, 0.5) == [f"+{symbol}" for symbol in symbols]
 
 
 class TradesFeed(PlainFeed):
