@@ -266,13 +266,6 @@ class ExchangeIngest:
         """The symbols that are wanted, in order."""
         return self._symbols.keys()
 
-    def measure(self) -> IngestMeasures:
-        """Return the present state in numbers."""
-        measures, silent = self.measure_feeds(), self.silent_symbols
-        for symbol in self._symbols:
-            self.measure_market(symbol, measures, silent)
-        return measures
-
     def measure_feeds(self) -> IngestMeasures:
         """Return the numbers that belong to no single market."""
         runners = self._feeds.runners

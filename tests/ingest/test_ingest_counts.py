@@ -12,6 +12,7 @@ from candled.errors import CandledError, Unavailable
 from candled.ingest.feeds import INTERRUPTION_KINDS, INTERRUPTIONS, interruption_kind
 from candled.ingest.http import HttpClient, _status_name
 from candled.model import MINUTE_MS
+from tests.ingest.test_measures import measure
 from tests.ingest.virtual import BTC, START_MS, started
 from tests.rows import MONDAY_MS
 from tests.sources import ROOT, nodes
@@ -100,5 +101,5 @@ async def test_a_market_that_is_removed_leaves_its_counts():
     harness.ingest._markets[BTC].revisions = before = 3
     harness.ingest.remove_markets([BTC])
     assert harness.ingest._counts.closed_revisions == before
-    assert harness.ingest.measure().revisions == 0
+    assert measure(harness.ingest).revisions == 0
     await harness.stop()
