@@ -6,7 +6,7 @@ from decimal import Decimal
 from functools import lru_cache
 
 from candled.errors import StoreRejected
-from candled.model import MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol, fold, group_parts, sources
+from candled.model import Candle, Interval, MarketKey, Range, RangeSet, Symbol, fold, group_parts, sources
 
 from .interface import SEQ_UNPUBLISHED
 
@@ -62,7 +62,8 @@ def group_by_market(rows: Iterable[tuple[MarketKey, Candle]]) -> dict[MarketKey,
         if batch is None:
             batch = result[market] = MarketBatch()
         minutes = batch.minutes if candle.final else batch.forming
-        minutes[candle.open_ms] = candle.merged_with(minutes.get(candle.open_ms))
+        known = minutes.get(candle.open_ms)
+        minutes[candle.open_ms] = candle if known is None else candle.merged_with(known)
     return result
 
 
@@ -74,11 +75,6 @@ def group_by_symbol(rows: Iterable[tuple[str, int, int]]) -> dict[Symbol, list[R
     return {symbol: list(ranges) for symbol, ranges in result.items()}
 
 
-def minute_ranges(open_ms: Iterable[int]) -> RangeSet:
-    """Return the ranges of adjacent minutes formed by opening times (UTC epoch milliseconds)."""
-    return RangeSet((at_ms, at_ms + MINUTE_MS) for at_ms in open_ms)
-
-
 def touched_bars(changed: RangeSet, interval: Interval) -> RangeSet:
     """Return the ranges of all bars of `interval` that overlap `changed`."""
     return RangeSet((interval.floor(start), interval.floor(end - 1) + interval.ms) for start, end in changed)
@@ -86,6 +82,8 @@ def touched_bars(changed: RangeSet, interval: Interval) -> RangeSet:
 
 def merge_changes(batch: Mapping[int, Candle], stored: Mapping[int, Candle]) -> list[Candle]:
     """Return the minutes of `batch` that are new or change stored ones, as they are to be stored, oldest first."""
+    if not stored:
+        return [batch[open_ms] for open_ms in sorted(batch)]
     merged = (batch[open_ms].merged_with(stored.get(open_ms)) for open_ms in sorted(batch))
     return [candle for candle in merged if candle is not stored.get(candle.open_ms)]
 
@@ -101,7 +99,7 @@ def unknown_revisions(batch: Mapping[int, Candle], stored: Iterable[tuple[int, i
         stored: opening times of changed minutes, and their `rev`.
     """
     times = [open_ms for open_ms, rev in stored if rev > batch[open_ms].rev]
-    return [(SEQ_UNPUBLISHED, span) for span in minute_ranges(times)]
+    return [(SEQ_UNPUBLISHED, span) for span in RangeSet.of_minutes(times)]
 
 
 def fold_bars(parts: Sequence[Candle], interval: Interval) -> list[Candle]:

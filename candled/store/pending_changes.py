@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from candled.model import MINUTE_MS, Candle, MarketKey, Position, Range
+from candled.model import MINUTE_MS, Candle, MarketKey, Position, Range, RangeSet
 
-from .batch import minute_ranges
 from .interface import SEQ_UNPUBLISHED
 
 Log = dict[tuple[MarketKey, str | None], list[tuple[int, Range]]]
@@ -31,7 +30,7 @@ class PendingChangeLog:
         log: Log = {}
         for (market, position), times in minutes.items():
             entries = log.setdefault((market, position.epoch), [])
-            entries += [(position.seq, span) for span in minute_ranges(times)]
+            entries += [(position.seq, span) for span in RangeSet.of_minutes(times)]
         return log
 
     def drop_log(self, log: Log) -> None:
@@ -56,6 +55,6 @@ def unpublished_changes(rows: Sequence[tuple[MarketKey, Candle]]) -> Log:
         if candle.final:
             minutes.setdefault(market, []).append(candle.open_ms)
     return {
-        (market, None): [(SEQ_UNPUBLISHED, span) for span in minute_ranges(sorted(times))]
+        (market, None): [(SEQ_UNPUBLISHED, span) for span in RangeSet.of_minutes(sorted(times))]
         for market, times in minutes.items()
     }

@@ -5,9 +5,8 @@ from contextlib import contextmanager
 
 from candled.config import Config, ExchangeConfig, make_store
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
-from candled.model import MINUTE_MS, WEEK, Candle, MarketKey, Range, Symbol
+from candled.model import MINUTE_MS, WEEK, Candle, MarketKey, Range, RangeSet, Symbol
 from candled.settings import suggestion
-from candled.store.batch import minute_ranges
 from candled.store.interface import SEQ_UNPUBLISHED, Store
 
 
@@ -78,6 +77,6 @@ def put_past(store: Store, market: MarketKey, minutes: Sequence[Candle]) -> None
     This works without a running daemon too.
     """
     if minutes:
-        changes = [(SEQ_UNPUBLISHED, span) for span in minute_ranges(minute.open_ms for minute in minutes)]
+        changes = [(SEQ_UNPUBLISHED, span) for span in RangeSet.of_minutes(minute.open_ms for minute in minutes)]
         store.log_changes(market, None, changes)
         store.write_minutes([(market, minute) for minute in minutes])

@@ -13,9 +13,21 @@ from candled.exchange import Candles, Event, Exchange, StreamFeed
 from candled.ingest.exchange_ingest import ExchangeIngest
 from candled.ingest.http import HttpClient
 from candled.ingest.market_loader import IngestOptions
-from candled.model import ALL_TIME, MINUTE, MINUTE_MS, Candle, Gap, Interval, Market, MarketKey, Range, Symbol, fold
+from candled.model import (
+    ALL_TIME,
+    MINUTE,
+    MINUTE_MS,
+    Candle,
+    Gap,
+    Interval,
+    Market,
+    MarketKey,
+    Range,
+    RangeSet,
+    Symbol,
+    fold,
+)
 from candled.model.gaps import clip_gap, replace_gaps
-from candled.store.batch import minute_ranges
 from tests.clocks import ManualClock
 from tests.fakes.tapes import Row, Synthetic, grown
 from tests.rows import MONDAY_MS
@@ -210,7 +222,7 @@ class Memory:
         return {BTC: max(self.rows)} if self.rows else {}
 
     async def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]:
-        return list(minute_ranges(sorted(open_ms for open_ms in self.rows if start_ms <= open_ms < end_ms)))
+        return list(RangeSet.of_minutes(sorted(open_ms for open_ms in self.rows if start_ms <= open_ms < end_ms)))
 
     async def read_minutes(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Candle]:
         return [self.rows[open_ms] for open_ms in sorted(self.rows) if start_ms <= open_ms < end_ms]

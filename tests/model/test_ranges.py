@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candled.model import Range, RangeSet
+from candled.model import MINUTE_MS, Range, RangeSet
 
 EDGE = st.integers(0, 40)
 STEPS = st.lists(st.tuples(st.sampled_from(["add", "remove"]), EDGE, EDGE))
@@ -27,6 +27,15 @@ def test_a_range_set_behaves_as_a_set_of_times(steps, start, end, at):
     pairs = list(ranges)
     assert all(left.end_ms < right.start_ms for left, right in zip(pairs, pairs[1:], strict=False))
     assert ranges.last == (pairs[-1] if pairs else None)
+
+
+@given(st.lists(st.integers(0, 12) | st.sampled_from([10**7]), max_size=12))
+def test_the_minutes_of_some_times_are_joined_in_any_order(numbers):
+    ranges = RangeSet()
+    for number in numbers:
+        ranges.add(number * MINUTE_MS, (number + 1) * MINUTE_MS)
+    assert RangeSet.of_minutes(number * MINUTE_MS for number in numbers) == ranges
+    assert RangeSet.of_minutes(sorted(number * MINUTE_MS for number in numbers)) == ranges
 
 
 def test_the_hull_includes_both():

@@ -1,14 +1,10 @@
 """What a batch does to the rows of a store."""
 
 from candled.model import MINUTE_MS, Interval, RangeSet
-from candled.store.batch import minute_ranges, touched_bars
+from candled.store.batch import touched_bars
 from tests.store.rows import MONDAY_MS
 
 WEEK_MS = 7 * 1440 * MINUTE_MS
-
-
-def test_neighbouring_minutes_form_one_stretch():
-    assert list(minute_ranges([180_000, 60_000, 120_000, 300_000])) == [(60_000, 240_000), (300_000, 360_000)]
 
 
 def test_a_change_touches_the_bars_it_lies_in_and_no_others():

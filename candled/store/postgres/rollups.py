@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from candled.model import MINUTE, MINUTE_MS, Interval, RangeSet, sources
-from candled.store.batch import fold_sources, minute_ranges, touched_bars
+from candled.store.batch import fold_sources, touched_bars
 from candled.store.sql_store import FOLD_CHUNK_MS, log_progress, log_unused
 
 from . import statements as sql
@@ -14,14 +14,6 @@ from .rows import as_array
 def in_minutes(interval: Interval) -> int:
     """Return the length of an interval in minutes, as used in the tables."""
     return interval.ms // MINUTE_MS
-
-
-def sorted_ranges(open_ms: Sequence[int]) -> RangeSet:
-    """Return `minute_ranges` of sorted times, quickly if no minute is missing, as in every page of a backfill."""
-    first_ms, end_ms = open_ms[0], open_ms[-1] + MINUTE_MS
-    if end_ms - first_ms == len(open_ms) * MINUTE_MS:
-        return RangeSet([(first_ms, end_ms)])
-    return minute_ranges(open_ms)
 
 
 def fold_changes(connection: DatabaseConnection, changed: Mapping[int, RangeSet]) -> None:

@@ -34,7 +34,7 @@ from . import statements as sql
 from .maintenance import drop_feeds, drop_interval, drop_minutes
 from .markets import limited_time, lock_markets, names_of, put_forming, read_kept_from, spans_within
 from .pool import DatabaseConnection, Pool, Watchdog, parse_address
-from .rollups import fold_changes, fold_history, in_minutes, read_intervals, rebuild_rollups, sorted_ranges
+from .rollups import fold_changes, fold_history, in_minutes, read_intervals, rebuild_rollups
 from .rows import as_array, as_candles, as_columns
 from .schema import SCHEMA, STEP_NAMES, check_schema, migrate_schema, read_version, timescale
 
@@ -229,7 +229,7 @@ class PostgresStore(SqlStore):
         spans = [row[:3] for row in changed]
         connection.execute(sql.WIDEN_SPANS, [as_array(map(str, column)) for column in zip(*spans, strict=True)])
         changes = {
-            id: sorted_ranges([open_ms for open_ms in times[id] if first_ms <= open_ms <= last_ms])
+            id: RangeSet.of_minutes([open_ms for open_ms in times[id] if first_ms <= open_ms <= last_ms])
             for id, first_ms, last_ms in spans
         }
         fold_changes(connection, changes)

@@ -12,7 +12,7 @@ from candled.store.batch import fold_bars, fold_sources, touched_bars
 
 from . import statements as sql
 from .file import primary_code
-from .rows import as_candles, bar_rows, minute_rows
+from .rows import Value, as_candles, bar_rows, minute_rows
 
 _decode_rows = msgspec.json.Decoder(list[tuple[int, str, str, str, str, str, str | None, int, int, int]]).decode
 _ROWS_AT_ONCE = (64, 16, 4, 1)  # at most 999 values, the limit of an old SQLite
@@ -41,7 +41,7 @@ class KnownBars:
 
     def put_minutes(self, minutes: Sequence[Candle]) -> None:
         """Write minutes."""
-        put_rows(self._connection, sql.PUT_MINUTE, [(self._market_id, *row) for row in minute_rows(minutes)])
+        put_rows(self._connection, sql.PUT_MINUTE, minute_rows(self._market_id, minutes))
         self._known.setdefault(MINUTE, (RangeSet(), {}))[1].update((one.open_ms, one) for one in minutes)
 
     def fold_level(self, interval: Interval, source: Interval, changed: RangeSet) -> None:
@@ -52,11 +52,10 @@ class KnownBars:
             folded += fold_bars(self.bars_between(source, start_ms, end_ms), interval)
             spans.add(start_ms, end_ms)
         bars.update((bar.open_ms, bar) for bar in folded)
-        rows = [(self._market_id, interval.ms, *row) for row in bar_rows(folded)]
-        put_rows(self._connection, sql.PUT_BAR, rows)
+        put_rows(self._connection, sql.PUT_BAR, bar_rows(self._market_id, interval, folded))
 
 
-def put_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[int | str | None, ...]]) -> None:
+def put_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[Value, ...]]) -> None:
     """Execute a statement for all rows, many of them per call: after each call, the thread may wait for others."""
     first = 0
     for count in _ROWS_AT_ONCE:

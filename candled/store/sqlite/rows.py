@@ -6,7 +6,7 @@ from functools import partial
 from itertools import repeat
 from typing import Any
 
-from candled.model import END_OF_TIME_MS, Candle, iso_ms
+from candled.model import END_OF_TIME_MS, Candle, Interval, iso_ms
 from candled.store.batch import SOURCES, number_texts, source_number
 
 _new_candle = partial(tuple.__new__, Candle)
@@ -18,21 +18,29 @@ class UnreadableRow(Exception):
     """A row contains a value that no bar can have. This is possible because the file checks no types."""
 
 
-def minute_rows(candles: Sequence[Candle]) -> list[tuple[int | str | None, ...]]:
-    """Return the columns of minutes: those of bars, and their source."""
-    sources = map(source_number, (candle.src for candle in candles))
-    return [(*row, source) for row, source in zip(bar_rows(candles), sources, strict=True)]
+Value = int | str | None
+"""A value of a column."""
 
 
-def bar_rows(candles: Sequence[Candle]) -> list[tuple[int | str | None, ...]]:
-    """Return the columns of longer bars: decimals as text, with all digits and without an exponent."""
-    if not candles:
+def minute_rows(market_id: int, minutes: Sequence[Candle]) -> list[tuple[Value, ...]]:
+    """Return the rows of a market's minutes: as those of longer bars, with their source and without a length."""
+    if not minutes:
         return []
-    # column by column, at half the cost of row by row
+    sources = map(source_number, (minute.src for minute in minutes))
+    return list(zip(repeat(market_id), *_columns(minutes), sources, strict=False))
+
+
+def bar_rows(market_id: int, interval: Interval, bars: Sequence[Candle]) -> list[tuple[Value, ...]]:
+    """Return the rows of a market's longer bars: decimals as text, with all digits and without an exponent."""
+    return list(zip(repeat(market_id), repeat(interval.ms), *_columns(bars), strict=False)) if bars else []
+
+
+def _columns(candles: Sequence[Candle]) -> list[Iterable[Value]]:
+    """Return the columns of some candles, in half the time of row by row."""
     times, *numbers, quotes, stamps, _, revs, _ = zip(*candles, strict=True)
     printed = iter(number_texts(quote for quote in quotes if quote is not None))
     quote_texts = (None if quote is None else next(printed) for quote in quotes)
-    return list(zip(times, *map(number_texts, numbers), quote_texts, stamps, revs, strict=True))
+    return [times, *map(number_texts, numbers), quote_texts, stamps, revs]
 
 
 def as_candles(rows: Iterable[Any], *, final: bool = True) -> list[Candle]:

@@ -30,7 +30,6 @@ from candled.store.batch import (
     MarketBatch,
     group_by_market,
     merge_changes,
-    minute_ranges,
     touched_bars,
     unknown_revisions,
 )
@@ -209,7 +208,7 @@ class SqliteStore(SqlStore):
         """See `SqlStore.put_bars`."""
         with self._file.begin_transaction() as connection:
             market_id = self._add_market(connection, market)
-            put_rows(connection, sql.PUT_BAR, [(market_id, interval.ms, *row) for row in bar_rows(bars)])
+            put_rows(connection, sql.PUT_BAR, bar_rows(market_id, interval, bars))
 
     def set_kept_from(self, since_ms: int) -> None:
         """See `SqlStore.set_kept_from`."""
@@ -486,14 +485,14 @@ class SqliteStore(SqlStore):
         shortest = next(iter(levels), MINUTE)  # the minutes of its bars are needed to fold them
         stored = {
             candle.open_ms: candle
-            for start_ms, end_ms in touched_bars(minute_ranges(minutes), shortest)
+            for start_ms, end_ms in touched_bars(RangeSet.of_minutes(minutes), shortest)
             for candle in known.bars_between(MINUTE, start_ms, end_ms)
         }
         changed = merge_changes(minutes, stored)
         if not changed:
             return
         known.put_minutes(changed)
-        fold_levels(known, minute_ranges(candle.open_ms for candle in changed), levels)
+        fold_levels(known, RangeSet.of_minutes(candle.open_ms for candle in changed), levels)
         unknown = unknown_revisions(minutes, ((candle.open_ms, candle.rev) for candle in changed))
         if unknown:
             _log_changes(connection, market_id, None, unknown)
@@ -516,7 +515,7 @@ class SqliteStore(SqlStore):
             first = f"{time_text(rows[0].time)}: {rows[0].problem} (table {rows[0].table})"
             logger.warning("%s: %s: deleting %d rows that are no bars: %s", self._path.name, market, len(rows), first)
             minutes = [row.time for row in rows if row.table == "candles" and isinstance(row.time, int)]
-            self.log_changes(market, None, [(SEQ_UNPUBLISHED, span) for span in minute_ranges(minutes)])
+            self.log_changes(market, None, [(SEQ_UNPUBLISHED, span) for span in RangeSet.of_minutes(minutes)])
             self.discard_rows(market, rows)
         return found
 
@@ -529,7 +528,7 @@ class SqliteStore(SqlStore):
             if kept is known or open_ms in batch.minutes:
                 continue
             if known is not None or not connection.execute(sql.IS_FINAL, (market_id, open_ms)).fetchone():
-                connection.execute(sql.PUT_FORMING, (market_id, *minute_rows([kept])[0]))
+                connection.execute(sql.PUT_FORMING, minute_rows(market_id, [kept])[0])
         ended = stored.keys() & batch.minutes.keys()
         connection.executemany(sql.DROP_FORMING, [(market_id, open_ms) for open_ms in ended])
 
