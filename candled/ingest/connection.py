@@ -23,7 +23,7 @@ from candled.model import Symbol
 from candled.token_bucket import TokenBucket
 
 from .rejected_symbols import RejectedSymbols
-from .snapshot_places import SnapshotPlaces
+from .snapshot_places import SNAPSHOT_WITHIN_S, SnapshotPlaces
 
 # A subscription without acknowledgement or data is renewed, first after 10 s, then less and less often.
 _ANSWER_WITHIN_S = 10.0
@@ -199,6 +199,13 @@ class FeedConnection:
         if now - subscription.asked_at >= _pause_of(_RENEW_UNSURE_S, subscription):
             subscription.alive = False
             self._renew_symbol(symbol, subscription)
+
+    def awaits_snapshot(self, symbol: Symbol, now: float) -> bool:
+        """Return whether a subscription waits for its place, or for a snapshot since less than `SNAPSHOT_WITHIN_S`."""
+        subscription = self._subscriptions.get(symbol)
+        if subscription is None or subscription.alive or not self._feed.snapshot:
+            return False
+        return now - subscription.asked_at < SNAPSHOT_WITHIN_S
 
     @property
     def silent_symbols(self) -> list[Symbol]:

@@ -133,6 +133,11 @@ class Coverage:
         """Return whether all final candles of `[start_ms, end_ms)` are stored."""
         return self._have.start_of(end_ms) <= start_ms
 
+    def is_blank(self, start_ms: int, end_ms: int) -> bool:
+        """Return whether no minute of `[start_ms, end_ms)` is stored or belongs to a known gap."""
+        first, last = self._gap_indexes(start_ms, end_ms)
+        return first == last and not self._have.total_within(start_ms, end_ms)
+
     def was_missing(self, open_ms: int) -> bool:
         """Return whether the exchange did not have a minute when it was asked."""
         return bool(self._known_gaps) and open_ms in self._covered and open_ms not in self._have

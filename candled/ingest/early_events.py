@@ -2,14 +2,14 @@
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from candled.exchange import Candles, SubscriptionRejected
 from candled.model import Symbol
 
+from .short_snapshots import NEWEST, newest_minutes
+
 _MOST_EVENTS = 1000  # of a market
 _MOST_ROWS = 50_000  # of all markets, about 40 MB
-_NEWEST = 3  # minutes of a snapshot that are kept
 
 EarlyEvent = tuple[Candles | SubscriptionRejected, int | None]
 """An event, and when it was received on the exchange's clock, UTC epoch ms; None before the clock was reliable."""
@@ -60,8 +60,8 @@ class EarlyEvents:
     def _drop_oldest(self, symbol: Symbol) -> None:
         event, received_ms = self._events[symbol].popleft()
         rows = _rows_of(event)
-        if isinstance(event, Candles) and event.snapshot and len(event.candles) > _NEWEST:
-            event = replace(event, candles=event.candles[-_NEWEST:], invalid=())
+        if isinstance(event, Candles) and event.snapshot and len(event.candles) > NEWEST:
+            event = newest_minutes(event)
             self._events[symbol].appendleft((event, received_ms))
             rows -= _rows_of(event)
         self._rows[symbol] -= rows

@@ -30,6 +30,7 @@ from .measures import IngestMeasures, SymbolMeasures
 from .publisher import IngestPublisher
 from .renamed_history import RenamedHistory
 from .repair_scheduler import WORKERS, RepairScheduler
+from .short_snapshots import ShortSnapshots
 from .store_audit import StoreAudit
 from .stored_past import StoredPast
 
@@ -129,6 +130,7 @@ class ExchangeIngest:
             publisher=self._publisher,
             listing=listing,
             on_answer=self._on_answer,
+            awaits_snapshot=self._awaits_snapshot,
         )
         #: The markets that are open.
         self._markets: dict[Symbol, MarketIngest] = {}
@@ -138,9 +140,20 @@ class ExchangeIngest:
         self._opening: dict[Symbol, asyncio.Task[None]] = {}
         #: By whether clients wait for a market.
         self._turns, self._is_reading = (_OpeningTurns(), _OpeningTurns()), False  # True once feeds may be opened
-        self._feeds = FeedPool(name, exchange, self, clock, http, store, proxies=proxies, shards=shards, counts=counts)
+        self._feeds = FeedPool(
+            name,
+            exchange,
+            self,
+            clock,
+            http,
+            is_behind=lambda: store.is_behind and not self._short.is_shortening,
+            proxies=proxies,
+            shards=shards,
+            counts=counts,
+        )
         #: The symbols whose feeds are connected.
         self._connected: set[Symbol] = set()
+        self._short = ShortSnapshots(exchange.max_history_minutes)
         #: Events of markets that are not open yet, since the last interruption.
         self._early = EarlyEvents()
         #: Candles received before the clock was settled.
@@ -195,6 +208,7 @@ class ExchangeIngest:
                 self._close_market(market)
         self._early.forget_markets(removed)
         self._untimed.forget_markets(removed)
+        self._short.forget_markets(removed)
         self._leave_feeds(removed)
 
     def _leave_feeds(self, symbols: Collection[Symbol]) -> None:
@@ -216,6 +230,10 @@ class ExchangeIngest:
     def _has_connection(self, symbol: Symbol) -> bool:
         runner = self._feeds.runner_of(symbol)
         return runner is not None and runner.is_connected
+
+    def _awaits_snapshot(self, symbol: Symbol) -> bool:
+        runner = self._feeds.runner_of(symbol)
+        return runner is not None and runner.awaits_snapshot(symbol)
 
     def _close_market(self, market: MarketIngest) -> None:
         self._count_closed(market)
@@ -427,6 +445,9 @@ class ExchangeIngest:
                 self._untimed.add_event(event, None)
 
     def _on_candles(self, market: MarketIngest, event: Candles, now_ms: int) -> None:
+        if event.snapshot:
+            may_shorten = self._store.is_behind and not self._listing.is_urgent(market.key)
+            event = self._short.use_snapshot(event, market, may_shorten=may_shorten and self._repair.problem is None)
         outcome = market.on_push(event, now_ms)
         self._publish_live(market, outcome)
         if outcome.past or not self._publisher.has_published(market):
@@ -444,6 +465,7 @@ class ExchangeIngest:
         self._counts.mismatched += outcome.mismatched
         self._counts.repaired += outcome.repaired_minutes
         self._publish_live(market, outcome)
+        self._short.on_answer(market)
         if outcome.is_subscription_dead and (runner := self._feeds.runner_of(market.key.symbol)) is not None:
             runner.renew_subscription(market.key.symbol)
 
@@ -497,6 +519,15 @@ class ExchangeIngest:
         self._repair.enqueue_request(market, now_ms)
         self._publisher.publish_state(market, now_ms)
         market.rows.log_recovery(now_ms)
+        self._renew_snapshot(market)
+
+    def _renew_snapshot(self, market: MarketIngest) -> None:
+        """Renew the subscription of a market if REST did not deliver the minutes that its snapshot had."""
+        symbol = market.key.symbol
+        if self._repair.is_away or (self._repair.problem is None and not market.status.is_rest_usable):
+            self._short.on_failure([symbol])
+        if symbol in self._short.lacking and (runner := self._feeds.runner_of(symbol)) is not None:
+            runner.renew_subscription(symbol)  # unless it was renewed a moment ago
 
     def _publish_final(self, market: MarketIngest, now_ms: int) -> None:
         final = market.finalize_minutes(now_ms)

@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from candled.exchange import Clock, Event, Exchange, Feed, SocketFeed
 from candled.model import Symbol
@@ -16,9 +15,6 @@ from .distribution import distribute
 from .feeds import FeedRunner, FeedSink, LoopBudget
 from .http import HttpClient
 from .snapshot_places import SnapshotPlaces
-
-if TYPE_CHECKING:
-    from candled.store.ingest_store import IngestStore
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +29,7 @@ class FeedPool:
     without symbols is closed. No other connection is interrupted. If the exchange announces that it will close a
     connection, another one is opened first.
 
-    `sink` gets the events of all feeds. While `store` is behind, fewer snapshots are requested.
+    `sink` gets the events of all feeds. While the store `is_behind`, fewer snapshots are requested.
     """
 
     def __init__(
@@ -43,8 +39,8 @@ class FeedPool:
         sink: FeedSink,
         clock: Clock,
         http: HttpClient,
-        store: "IngestStore",
         *,
+        is_behind: Callable[[], bool],
         proxies: Proxies | None = None,
         shards: int = 1,
         counts: IngestCounts | None = None,
@@ -59,7 +55,7 @@ class FeedPool:
         self._counts = counts
         per_minute = exchange.limits.attempts_per_minute / shards
         self._attempts = TokenBucket(per_minute / 60, per_minute * _ATTEMPTS_AT_ONCE)
-        self._turns, self._places = LoopBudget(), SnapshotPlaces(is_behind=lambda: store.is_behind)
+        self._turns, self._places = LoopBudget(), SnapshotPlaces(is_behind=is_behind)
         self._feeds: dict[FeedRunner, asyncio.Task[None]] = {}
         self._by_symbol: dict[Symbol, FeedRunner] = {}
         #: Feeds that the exchange will close, with those that will replace them as soon as they are connected.

@@ -226,6 +226,10 @@ class FeedRunner:
         """Subscribe to a rejected symbol now, because the exchange seems to have it."""
         self._rejected.retry_now(symbol, self._clock.monotonic())
 
+    def awaits_snapshot(self, symbol: Symbol) -> bool:
+        """Return whether the exchange is about to send the newest minutes of a symbol."""
+        return self._connection is not None and self._connection.awaits_snapshot(symbol, self._clock.monotonic())
+
     @property
     def silent_symbols(self) -> list[Symbol]:
         """The symbols that are subscribed and deliver nothing."""

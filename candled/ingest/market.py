@@ -1,7 +1,7 @@
 """One market's path from the exchange's messages to the bus and the store."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from candled.bus import FeedMetadata
@@ -142,7 +142,8 @@ class MarketIngest:
                 and (outcome.past or self._admits_revision(candle.open_ms, now_ms))
             ):
                 self._apply_past(candle, outcome)
-        self._cover_minutes([one.open_ms for one in outcome.past], confirmed=False)
+        if outcome.past:
+            self._cover_minutes([one.open_ms for one in outcome.past], confirmed=False)
         outcome.repaired = outcome.store_together()
         return outcome
 
@@ -180,16 +181,20 @@ class MarketIngest:
         self._update_credibility(window, bool(rows), now_ms)
         candles = self.rows.stamped_candles(answer.candles, src, asked_ms, now_ms)
         missing, unstored = self._count_repairable(window, now_ms), self._unstored_within(window)
-        known = {candle.open_ms: candle for candle in stored} | self._in_memory(candles)
+        times = {candle.open_ms for candle in candles}
+        known = {candle.open_ms: candle for candle in stored} | self.minutes.get_minutes(times)
         outcome, outdated = Outcome(), self.comparison.find_outdated(candles, known, now_ms)
         outcome.checked, outcome.mismatched = self.comparison.count_differences(
             window, candles, known, RangeSet([*unreadable, *outdated]), asked_ms, now_ms
         )
         outcome.is_subscription_dead = self._check_silence(window, candles, now_ms)
         newest_ms = candles[-1].open_ms if candles else 0
-        confirmed = [
+        past_until_ms = max(self.minutes.past_until(now_ms), newest_ms - WINDOW_MS)
+        blank = self.comparison.count_blank(candles, known, self._coverage_of(window.start_ms), past_until_ms)
+        outcome.past += [candle.with_finality(True) for candle in candles[:blank]]
+        confirmed = [candle.open_ms for candle in candles[:blank]] + [
             candle.open_ms
-            for candle in candles  # an outdated one stays unconfirmed and is requested once more
+            for candle in candles[blank:]  # an outdated one stays unconfirmed and is requested once more
             if candle.open_ms not in outdated
             and self._apply_answered(candle, known.get(candle.open_ms), newest_ms, asked_ms, now_ms, outcome)
         ]
@@ -212,11 +217,6 @@ class MarketIngest:
             changed = span if gaps_changed else unstored.hull(outcome.past_range)
             outcome.repaired = changed.hull(self._join_older())
         return outcome
-
-    def _in_memory(self, candles: Iterable[Candle]) -> dict[int, Candle]:
-        """Return the known versions of some minutes, by opening time, as far as they are in memory."""
-        versions = ((candle.open_ms, self.minutes.get_minute(candle.open_ms)) for candle in candles)
-        return {open_ms: version for open_ms, version in versions if version is not None}
 
     def _count_repairable(self, window: Window, now_ms: int) -> int:
         """Count the minutes of a window for missing ones that are not stored."""
@@ -506,7 +506,7 @@ class MarketIngest:
 
     def _cover_minutes(self, times: Sequence[int], *, confirmed: bool) -> None:
         """Record that minutes are stored: range by range, which takes a third of the time."""
-        covered = RangeSet((open_ms, open_ms + MINUTE_MS) for open_ms in times)
+        covered = RangeSet.of_minutes(times)
         for half in (Range(0, self._older_until_ms), Range(self._older_until_ms, END_OF_TIME_MS)):
             for start_ms, end_ms in covered.common(RangeSet([half])):
                 self._coverage_of(start_ms).add_minutes(start_ms, end_ms, confirmed=confirmed)

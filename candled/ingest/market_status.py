@@ -97,7 +97,7 @@ class MarketStatus:
         if self._is_missing_week(now_ms):
             return Condition("warming", self._missing_reason(now_ms))
         if self._is_missing_recent(self._rules.expected_until(now_ms)):
-            return Condition("recovering", "fetching" if self._rest_works else "rest_unavailable")
+            return Condition("recovering", "fetching" if self.is_rest_usable else "rest_unavailable")
         if standing == "moving":
             return Condition("live")
         reason = self._stream_problem
@@ -107,7 +107,7 @@ class MarketStatus:
 
     def _condition_without_trading(self, now_ms: int, reason: StateReason) -> Condition:
         """Return the condition of a market that is not traded now. Missing history counts only if it is suspended."""
-        if reason == "suspended" and self.has_answer and self._rest_works:
+        if reason == "suspended" and self.has_answer and self.is_rest_usable:
             if self._is_missing_week(now_ms):
                 return Condition("warming", self._missing_reason(now_ms))
             if self._is_missing_recent(self._rules.expected_until(now_ms)):
@@ -135,13 +135,14 @@ class MarketStatus:
 
     def _missing_reason(self, now_ms: int) -> StateReason:
         """Return why the current week is not complete."""
-        if not self._rest_works:
+        if not self.is_rest_usable:
             return "rest_unavailable"
         is_asked = not self._coverage.unasked_within(WEEK.floor(now_ms), self._rules.expected_until(now_ms))
         return "unconfirmed_beginning" if is_asked and self._coverage.beginning is not None else "fetching"
 
     @property
-    def _rest_works(self) -> bool:
+    def is_rest_usable(self) -> bool:
+        """True unless the exchange's REST API fails, or denies minutes that it must have."""
         return self.problem is None and self.is_credible is not False
 
     @property

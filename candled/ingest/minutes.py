@@ -1,6 +1,6 @@
 """The minutes of one market at the live edge: versions, order and finality."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from candled.model import MINUTE_MS, Candle
 
@@ -28,6 +28,10 @@ class Minutes:
         """Return the current version of a minute, or None if it is not in memory."""
         return self._minutes.get(open_ms)
 
+    def get_minutes(self, times: Collection[int]) -> dict[int, Candle]:
+        """Return the current versions of those of some minutes that are in memory."""
+        return {open_ms: version for open_ms, version in self._minutes.items() if open_ms in times}
+
     @property
     def forming(self) -> list[Candle]:
         """The minutes that are not final, oldest first."""
@@ -51,7 +55,11 @@ class Minutes:
 
     def is_live_edge(self, open_ms: int, now_ms: int) -> bool:
         """Return whether a minute belongs to the live edge. Older ones must go through the store."""
-        return open_ms > (now_ms if self.newest_ms is None else self.newest_ms) - WINDOW_MS
+        return open_ms > self.past_until(now_ms)
+
+    def past_until(self, now_ms: int) -> int:
+        """Return the time up to which minutes are too old for the live edge."""
+        return (now_ms if self.newest_ms is None else self.newest_ms) - WINDOW_MS
 
     def mark_interrupted(self) -> None:
         """Record that the stream was interrupted.

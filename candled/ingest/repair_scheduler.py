@@ -1,8 +1,6 @@
 """The requests for history of one exchange: the most urgent first, within its request budget."""
 
 import asyncio
-import heapq
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from .market_listing import MarketListing
 from .market_status import MAX_PROBLEM
 from .parity import Parity
 from .publisher import IngestPublisher
+from .request_queue import Place, RequestQueue
 from .retention import fetch_kept, kept_since
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ _TICK_S = 0.1
 _REQUESTS_AT_ONCE = 4
 # While so many answers are being saved, only the requests for which clients wait are made.
 _SAVED_AT_ONCE = 48
+_AWAY_S = 10.0
 #: The number of tasks that `run`.
 WORKERS = 64
 # While a stream is down, REST is polled for its forming minutes, using at most this share of the request budget.
@@ -57,7 +57,7 @@ class RepairScheduler:
     """A queue of markets with a request to make. Several workers `run` it.
 
     `on_answer` is called with the outcome of each answer. Of requests with the same purpose, those for which clients
-    wait go first.
+    wait go first, and those of markets for which `awaits_snapshot` is true go last.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class RepairScheduler:
         publisher: IngestPublisher,
         listing: MarketListing,
         on_answer: Callable[[MarketIngest, Outcome], None],
+        awaits_snapshot: Callable[[Symbol], bool],
     ) -> None:
         self._name = name
         self._exchange = exchange
@@ -82,9 +83,8 @@ class RepairScheduler:
         self._publisher = publisher
         self._listing = listing
         self._on_answer = on_answer
-        #: A heap by urgency, then by whether other markets go first, then by order of arrival.
-        self._queue: list[tuple[Urgency, bool, int, MarketIngest]] = []
-        self._order = itertools.count()
+        self._awaits_snapshot = awaits_snapshot
+        self._queue = RequestQueue()
         #: Set when the queue is not empty.
         self._queued = asyncio.Event()
         #: For work with the rows of an answer.
@@ -107,7 +107,13 @@ class RepairScheduler:
         self._poll_ms = POLL_MS
         #: Why the exchange's REST API is unavailable; None if it is available.
         self.problem: str | None = None
+        self._away_since = 0.0  # monotonic seconds
         self.parity = Parity()
+
+    @property
+    def is_away(self) -> bool:
+        """True if the exchange's REST API has been unavailable for some time."""
+        return self.problem is not None and self._clock.monotonic() > self._away_since + _AWAY_S
 
     def share_polls(self, markets: Iterable[MarketIngest]) -> None:
         """Share the requests for forming minutes among the markets whose streams do not deliver them."""
@@ -123,25 +129,24 @@ class RepairScheduler:
     def close_market(self, market: MarketIngest) -> None:
         """Forget a market. The answer to a request that is under way is not used."""
         symbol = market.key.symbol
-        if market in self._busy:
-            self._queue = [one for one in self._queue if one[3] is not market]
-            heapq.heapify(self._queue)
-            self._busy.discard(market)
+        self._queue.remove_market(market)
+        self._busy.discard(market)
         self._searches.pop(symbol, None)
         self.retry_now(symbol)
 
     def enqueue_request(self, market: MarketIngest, now_ms: int) -> None:
-        """Queue a market if a request is due."""
-        symbol = market.key.symbol
+        """Queue a market if a request is due. Move it ahead in the queue if clients wait for it now."""
+        symbol, is_awaited = market.key.symbol, self._listing.is_urgent(market.key)
+        if is_awaited:
+            self._queue.move_ahead(market)
         is_resting = self._clock.monotonic() < self._retry_at.get(symbol, 0.0)
         if market in self._busy or is_resting or not self._time.is_reliable:
             return
         window = market.next_request(now_ms, self._poll_ms)
         if window is not None:
+            late = Place.LATE if self._awaits_snapshot(symbol) else Place.USUAL
             self._busy.add(market)
-            heapq.heappush(
-                self._queue, (window.urgency, not self._listing.is_urgent(market.key), next(self._order), market)
-            )
+            self._queue.add_market(market, window.urgency, Place.AWAITED if is_awaited else late)
             self._queued.set()
 
     async def run(self) -> None:
@@ -167,14 +172,14 @@ class RepairScheduler:
         """Take the market whose request is the most urgent from the queue, once it may be made; None: there is none."""
         while (wait_s := self._wait_s()) > 0:
             await self._clock.sleep(wait_s)
-        return heapq.heappop(self._queue)[3] if self._queue else None
+        return self._queue.take_first()
 
     def _wait_s(self) -> float:
         """Return the seconds until the first request of the queue may be made; 0.0 or less if it may be made now."""
         # requests that are not urgent may use only half of the budget
-        urgency, is_awaited = (self._queue[0][0], not self._queue[0][1]) if self._queue else (Urgency.RECENT, True)
+        urgency, place = self._queue.first or (Urgency.RECENT, Place.AWAITED)
         has_budget = urgency < Urgency.CONFIRM or not self._http.is_busy()
-        has_space = is_awaited or self._saving < _SAVED_AT_ONCE
+        has_space = place is Place.AWAITED or self._saving < _SAVED_AT_ONCE
         return max(0.0 if has_budget and has_space else _TICK_S, self._paused_until - self._clock.monotonic())
 
     async def _request_market(self, market: MarketIngest) -> _Answer | None:
@@ -290,6 +295,7 @@ class RepairScheduler:
         wait_s = max(self._outage.on_failure(), error.retry_after_s or 0.0)
         self._paused_until = self._clock.monotonic() + wait_s
         if self.problem is None:
+            self._away_since = self._clock.monotonic()
             logger.warning("%s: history cannot be read: %s; next attempt in %.1f s", self._name, error, wait_s)
         self.problem = printable(str(error), MAX_PROBLEM)
 

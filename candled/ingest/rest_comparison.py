@@ -1,6 +1,8 @@
 """The comparison of one market's minutes with a REST response."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from candled.exchange import InvalidRow
@@ -20,7 +22,7 @@ _REPEATED_MS = 120_000
 # belong to another market.
 _FOREIGN_MINUTES, _FOREIGN_FACTOR = 3, 2
 
-
+_OPEN, _AS_OF = attrgetter("open_ms"), attrgetter("as_of_ms")
 _STREAMED = ("live", "trades")  # the sources of minutes from the stream
 
 
@@ -66,7 +68,9 @@ class RestComparison:
             del self._lesser[open_ms]
         for candle in candles:
             open_ms, streamed = candle.open_ms, known.get(candle.open_ms)
-            is_less = streamed is not None and streamed.src in _STREAMED and candle.volume < streamed.volume
+            if streamed is None:
+                continue
+            is_less = streamed.src in _STREAMED and candle.volume < streamed.volume
             if not is_less or not self._rules.has_ended(candle) or now_ms - open_ms - MINUTE_MS > _CACHED_MS:
                 continue
             since_ms, values = self._lesser.get(open_ms, (now_ms, candle.values))
@@ -76,6 +80,20 @@ class RestComparison:
             if now_ms - since_ms < _REPEATED_MS:
                 outdated.add(open_ms, open_ms + MINUTE_MS)
         return outdated
+
+    def count_blank(
+        self, candles: Sequence[Candle], known: Mapping[int, Candle], coverage: "Coverage", until_ms: int
+    ) -> int:
+        """Count the candles at the beginning of a response, up to `until_ms`, to which nothing can be compared.
+
+        Their minutes have ended, no version of them is known, and the exchange was not asked for them before.
+        """
+        count = bisect_right(candles, min(until_ms, min(known, default=until_ms + 1) - 1), key=_OPEN)
+        end_ms = candles[count - 1].open_ms + MINUTE_MS if count else 0
+        if not count or not coverage.is_blank(candles[0].open_ms, end_ms):
+            return 0
+        has_ended = min(map(_AS_OF, candles[:count])) >= end_ms + self._rules.grace_period_ms
+        return count if has_ended else 0
 
     def count_differences(
         self,
@@ -88,12 +106,13 @@ class RestComparison:
     ) -> tuple[int, int]:
         """Count the final minutes compared with REST for the first time, and all minutes that differ from it."""
         checked = mismatched = 0
-        answered = {candle.open_ms: candle for candle in candles if self._rules.has_ended(candle)}
         awaiting = set(
             self._coverage.unconfirmed.minutes_within(
                 window.start_ms, min(window.end_ms, self._rules.expected_until(now_ms))
             )
         )
+        compared = known.keys() | awaiting
+        answered = {one.open_ms: one for one in candles if one.open_ms in compared and self._rules.has_ended(one)}
         for open_ms in awaiting | answered.keys():
             streamed, row = known.get(open_ms) or self._minutes.get_minute(open_ms), answered.get(open_ms)
             if streamed is None or not streamed.final:

@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from operator import lt
 
 from candled.errors import InvalidCandle
 from candled.exchange import InvalidRow
@@ -30,7 +32,7 @@ class Answer:
         """
         if not self.invalid:
             return RangeSet()
-        minutes = RangeSet((candle.open_ms, candle.open_ms + MINUTE_MS) for candle in self.candles)
+        minutes = RangeSet.of_minutes(candle.open_ms for candle in self.candles)
         if any(row.open_ms is None for row in self.invalid):
             return minutes.missing(*span)
         found = RangeSet()
@@ -47,10 +49,13 @@ def sift(rows: Iterable[Candle | InvalidRow], span: Range) -> Answer:
     Of two versions of a minute made at different times, the later one is used. Two different versions made at the same
     time contradict each other: neither is used.
     """
+    rows = list(rows)
+    candles = [row for row in rows if isinstance(row, Candle)]
+    is_checked = are_valid(candles)
+    if is_checked and len(candles) == len(rows) and _are_in_order(candles, span):  # most answers
+        return Answer(candles)
     answer = Answer()
     versions: dict[int, list[Candle]] = {}
-    rows = list(rows)
-    is_checked = are_valid([row for row in rows if isinstance(row, Candle)])
     for row in rows:
         if row.open_ms is not None and not span.start_ms <= row.open_ms < span.end_ms:
             continue
@@ -74,6 +79,13 @@ def sift(rows: Iterable[Candle | InvalidRow], span: Range) -> Answer:
         else:
             answer.candles.append(newest[0])
     return answer
+
+
+def _are_in_order(candles: Sequence[Candle], span: Range) -> bool:
+    """Return whether all candles lie in `span`, each later than the one before."""
+    times = [candle.open_ms for candle in candles]
+    is_within = not times or (times[0] >= span.start_ms and times[-1] < span.end_ms)
+    return is_within and all(map(lt, times, times[1:]))
 
 
 class RowFilter:
@@ -140,5 +152,8 @@ class RowFilter:
                 self.implausible_timestamps += as_of_ms != 0
                 as_of_ms = min(received_ms, end_ms - 1) if is_update else received_ms
             final = candle.final and now_ms >= end_ms  # a single frame cannot end a minute early
-            stamped.append(Candle._make((*candle[:7], as_of_ms, final, candle.rev, src)))
+            stamped.append(_new_candle((*candle[:7], as_of_ms, final, candle.rev, src)))
         return sorted(stamped) if len(stamped) > 1 else stamped
+
+
+_new_candle = partial(tuple.__new__, Candle)  # in half the time of `Candle._make`

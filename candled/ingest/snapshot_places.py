@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable
 from candled.model import Symbol
 
 _PLACES = 5
-_ANSWER_WITHIN_S = 1.0
+#: The time that a snapshot usually takes, seconds.
+SNAPSHOT_WITHIN_S = 1.0
 
 
 class SnapshotPlaces:
@@ -28,7 +29,7 @@ class SnapshotPlaces:
         """Return whether another frame with subscriptions may be sent."""
         while self._taken and next(iter(self._taken.values())) <= now:
             del self._taken[next(iter(self._taken))]
-        is_early = now < self._taken_at + _ANSWER_WITHIN_S
+        is_early = now < self._taken_at + SNAPSHOT_WITHIN_S
         return len(self._taken) < self._places and not (is_early and self._is_behind())
 
     def take(self, symbols: Iterable[Symbol], now: float) -> None:
@@ -36,7 +37,7 @@ class SnapshotPlaces:
         self._taken_at = now
         for symbol in symbols:
             self._taken.pop(symbol, None)
-            self._taken[symbol] = now + _ANSWER_WITHIN_S
+            self._taken[symbol] = now + SNAPSHOT_WITHIN_S
 
     def free(self, symbol: Symbol) -> None:
         """Free the place of a symbol that was answered."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from candled.bus import MinuteChanged
 from candled.bus.memory_bus import MemoryBus
 from candled.exchange import ConnectionLimits
+from candled.ingest import repair_scheduler
 from candled.ingest.distribution import distribute
 from candled.ingest.exchange_ingest import ExchangeIngest
 from candled.ingest.feeds import FeedRunner
@@ -188,3 +189,40 @@ async def test_the_history_of_a_market_that_a_client_waits_for_is_requested_firs
         assert set(harness.world.history_reads) == set(SYMBOLS)
         await harness.ingest.stop()
         await starting
+
+
+async def test_a_market_that_clients_begin_to_wait_for_overtakes_those_before_it(monkeypatch):
+    monkeypatch.setattr(FeedRunner, "_run_socket", run_without_socket)
+    monkeypatch.setattr(repair_scheduler, "_REQUESTS_AT_ONCE", 1)
+    awaited, answered = set[Symbol](), asyncio.Event()
+    harness = Harness(ListOptions(is_urgent=lambda market: market.symbol in awaited))
+    fetch, asked = harness.exchange.fetch_history, list[Symbol]()
+
+    async def fetch_later(http: Any, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle]:
+        asked.append(symbol)
+        await answered.wait()
+        return await fetch(http, symbol, start_ms, end_ms)
+
+    monkeypatch.setattr(harness.exchange, "fetch_history", fetch_later)
+    starting = asyncio.ensure_future(harness.ingest.start())
+    await harness.do("add", SYMBOLS)
+    await harness.clock.advance(10.0)
+    awaited.add(SYMBOLS[4])
+    await harness.clock.advance(2.0)
+    answered.set()
+    await harness.clock.advance(10.0)
+    assert asked[:5] == [SYMBOLS[number] for number in (0, 4, 1, 2, 3)]
+    await harness.ingest.stop()
+    await starting
+
+
+async def test_a_market_whose_snapshot_is_about_to_come_is_requested_after_the_others(monkeypatch):
+    monkeypatch.setattr(FeedRunner, "_run_socket", run_without_socket)
+    monkeypatch.setattr(FeedRunner, "awaits_snapshot", lambda runner, symbol: symbol in SYMBOLS[:2])
+    harness = Harness()
+    starting = asyncio.ensure_future(harness.ingest.start())
+    await harness.do("add", SYMBOLS)
+    await harness.clock.advance(10.0)
+    assert list(harness.world.history_reads) == [SYMBOLS[number] for number in (2, 3, 4, 0, 1)]
+    await harness.ingest.stop()
+    await starting

@@ -90,6 +90,24 @@ def test_five_snapshots_are_awaited_at_once_on_all_connections_of_an_exchange():
     assert other.frames_to_send(1.95) == [f"+{symbol}" for symbol in symbols[27:29]]
 
 
+def test_a_snapshot_is_awaited_from_the_request_on_for_a_second():
+    symbols, places = [Symbol(f"S{number}", "USDT") for number in range(8)], SnapshotPlaces()
+    one = FeedConnection(PlainFeed("ws://localhost", symbols), symbols, 0.0, limits=FAST, places=places)
+    sent(one, 0.3)
+    for frame in (f"candle {symbols[0]}", f"no {symbols[1]}"):
+        one.on_frame(frame, 0.35)
+    awaiting = [symbol for symbol in symbols if one.awaits_snapshot(symbol, 0.5)]
+    assert awaiting == symbols[2:]
+    awaiting = [symbol for symbol in symbols if one.awaits_snapshot(symbol, 1.35)]
+    assert awaiting == symbols[5:]  # their subscriptions wait for places
+    assert not one.awaits_snapshot(Symbol("X", "USDT"), 0.5)
+
+
+def test_no_snapshot_is_awaited_from_a_feed_without_any():
+    one = FeedConnection(TradesFeed("ws://localhost", [BTC]), [BTC], 0.0, limits=FAST)
+    assert not one.awaits_snapshot(BTC, 0.0)
+
+
 def test_while_the_store_is_behind_with_snapshots_one_frame_a_second_asks_for_more():
     symbols, behind = [Symbol(f"S{number}", "USDT") for number in range(9)], [True]
     places = SnapshotPlaces(is_behind=lambda: behind[0])

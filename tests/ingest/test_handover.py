@@ -13,7 +13,6 @@ from candled.ingest.http import HttpClient
 from candled.model import Symbol
 from candled.settings import Settings
 from tests import deadlines
-from tests.ingest.virtual import Memory
 from tests.plugins.local import socket_server
 from tests.rows import minute
 
@@ -98,7 +97,7 @@ async def reading(clock: LaterClock) -> AsyncIterator[tuple[Server, FeedPool, Si
                 return []
 
         http = HttpClient(clock, 100.0)
-        pool = FeedPool("plain", Plain(Settings(), clock), sink, clock, http, Memory())
+        pool = FeedPool("plain", Plain(Settings(), clock), sink, clock, http, is_behind=lambda: False)
         pool.add_symbols([BTC])
         await server.until(lambda: server.subscribed and server.subscribed[0] == {"+BTC/USDT"})
         try:

@@ -1,6 +1,8 @@
 from decimal import Decimal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from candled.bus import FeedMetadata
 from candled.exchange import Candles, InvalidRow
@@ -9,6 +11,7 @@ from candled.ingest.market import MarketIngest
 from candled.ingest.market_status import Rules
 from candled.model import MINUTE_MS, WEEK, Gap, MarketKey, Range, RangeSet, Symbol
 from tests.rows import MONDAY_MS, minute
+from tests.tiers import few_examples
 
 BTC = Symbol.parse("BTC/USDT")
 
@@ -487,3 +490,37 @@ def test_an_interruption_by_a_flood_has_its_own_reason_until_the_stream_is_back(
     assert one.status.condition(at(36_011)) == ("stale", reason)
     one.presence.connected = True
     assert one.status.condition(at(36_012)) == ("live", "")
+
+
+minute_numbers = st.integers(0, 199)
+spans = st.lists(st.tuples(minute_numbers, st.integers(1, 60)), max_size=3)
+
+
+@given(
+    present=spans,
+    lacks=st.sets(minute_numbers, max_size=6),
+    asked=st.lists(st.tuples(minute_numbers, minute_numbers), min_size=1, max_size=4),
+    pushed=st.sets(minute_numbers, max_size=4),
+    late_s=st.sampled_from([0, 1, 3]),
+)
+@few_examples
+def test_minutes_of_which_nothing_is_known_are_treated_as_one_by_one(present, lacks, asked, pushed, late_s):
+    """A response about them is processed together, which must make no difference."""
+    known = RangeSet((start, start + count) for start, count in present)
+    together, single = (market(present=list(known), confirm=True) for _ in range(2))
+    single.comparison.count_blank = lambda *_: 0
+    for one in (together, single):
+        for number in sorted(pushed):
+            push(one, minute(number, volume=2, as_of=59_000), seconds=60 * number + 59)
+    now_s = 200 * 60 + late_s  # the newest minute has ended, but its grace period may go on
+    for first, last in asked:
+        first, last = sorted((first, last))
+        window = Window(Urgency.WEEK, at(60 * first), at(60 * last + 60))
+        rows = [minute(n, as_of=1000 * now_s - 60_000 * n) for n in range(first, last + 1) if n not in lacks]
+        outcomes = [one.on_history(window, rows, at(now_s), asked_ms=at(now_s - 1)) for one in (together, single)]
+        assert outcomes[0] == outcomes[1]
+        assert together.known_gaps == single.known_gaps
+        assert together.find_missing(at(now_s + 300)) == single.find_missing(at(now_s + 300))
+        assert together.next_request(at(now_s)) == single.next_request(at(now_s))
+        assert together.minutes.forming == single.minutes.forming
+    assert together.revisions == single.revisions
