@@ -1,10 +1,11 @@
 """A limit of the snapshots that an exchange sends at the same time. Pure."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
 from candled.model import Symbol
 
 _PLACES = 5
+_PER_S = 25.0
 #: The time that a snapshot usually takes, seconds.
 SNAPSHOT_WITHIN_S = 1.0
 
@@ -13,9 +14,9 @@ class SnapshotPlaces:
     """The places for subscriptions whose snapshot has not arrived, shared by all connections of an exchange.
 
     Reading and applying a snapshot of hundreds of minutes takes several milliseconds. Many snapshots together would
-    delay the updates of all other markets. A subscription without a snapshot frees its place after a second. While the
-    store `is_behind` with the rows of earlier snapshots, one frame a second may be sent: live candles must not wait for
-    a slow store. Times are monotonic seconds.
+    delay the updates of all other markets, so at most 25 a second are requested. A subscription without a snapshot
+    frees its place after a second. While the store `is_behind` with the rows of earlier snapshots, one frame a second
+    may be sent: live candles must not wait for a slow store. Times are monotonic seconds.
     """
 
     def __init__(self, places: int = _PLACES, is_behind: Callable[[], bool] = lambda: False) -> None:
@@ -24,17 +25,20 @@ class SnapshotPlaces:
         #: By symbol: when its place becomes free without a snapshot, the earliest first.
         self._taken: dict[Symbol, float] = {}
         self._taken_at = float("-inf")
+        #: When the next frame may be sent at the earliest.
+        self._next_at = float("-inf")
 
     def has_room(self, now: float) -> bool:
         """Return whether another frame with subscriptions may be sent."""
         while self._taken and next(iter(self._taken.values())) <= now:
             del self._taken[next(iter(self._taken))]
-        is_early = now < self._taken_at + SNAPSHOT_WITHIN_S
-        return len(self._taken) < self._places and not (is_early and self._is_behind())
+        is_early = now < self._next_at or (now < self._taken_at + SNAPSHOT_WITHIN_S and self._is_behind())
+        return len(self._taken) < self._places and not is_early
 
-    def take(self, symbols: Iterable[Symbol], now: float) -> None:
+    def take(self, symbols: Collection[Symbol], now: float) -> None:
         """Take the places of the symbols of a frame that is sent now, even if there are fewer."""
         self._taken_at = now
+        self._next_at = max(now, self._next_at) + len(symbols) / _PER_S
         for symbol in symbols:
             self._taken.pop(symbol, None)
             self._taken[symbol] = now + SNAPSHOT_WITHIN_S
