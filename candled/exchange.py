@@ -115,7 +115,7 @@ def _check_count(rows: Sequence[Any]) -> None:
         raise ExchangeError(f"expected at most {MAX_ROWS} rows, got {len(rows)}")
 
 
-_SLICE = 100  # rows; about 1 ms
+_SLICE = 250  # rows; about 2 ms
 _MANY = 4  # rows; fewer are read faster one by one
 
 _UNREADABLE = (InvalidCandle, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)

@@ -4,8 +4,9 @@ Frames and times go in; frames to send and events come out.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from candled.exchange import (
     Candles,
@@ -44,6 +45,16 @@ class _Subscription:
     renewals: int = 0
 
 
+class _QueuedFrame(NamedTuple):
+    text: str
+    #: The symbols that it subscribes to.
+    subscribed: Sequence[Symbol] = ()
+    #: The symbols that it unsubscribes from.
+    unsubscribed: Sequence[Symbol] = ()
+    #: True if clients wait for these symbols.
+    is_urgent: bool = False
+
+
 class FeedConnection:
     """The driver of one `SocketFeed`. Pure: owns no socket and no clock; `now` is monotonic seconds.
 
@@ -70,8 +81,8 @@ class FeedConnection:
         self._ping_at = now + feed.ping_every_s
         self._pong_due: float | None = None
         self._send_at = now
-        #: Frames of `subscribe` and `unsubscribe` that wait, with the symbols that they subscribe to.
-        self._frames: deque[tuple[str, Sequence[Symbol]]] = deque()
+        #: Frames of `subscribe` and `unsubscribe` that wait.
+        self._frames: deque[_QueuedFrame] = deque()
         #: Pings and replies that wait. They go first.
         self._urgent: deque[str] = deque()
         self._subscriptions: dict[Symbol, _Subscription] = {}
@@ -122,11 +133,11 @@ class FeedConnection:
                 events.append(event)
         return events
 
-    def add_symbols(self, symbols: Iterable[Symbol], now: float) -> None:
-        """Subscribe to symbols that the feed carries from now on."""
+    def add_symbols(self, symbols: Iterable[Symbol], now: float, *, is_urgent: bool = False) -> None:
+        """Subscribe to symbols that the feed carries from now on. Urgent ones go first, and take no places."""
         self._carried = frozenset(self._feed.symbols)
         if self._is_ready:
-            self._request_symbols(self._rejected.select_allowed(symbols, now))
+            self._request_symbols(self._rejected.select_allowed(symbols, now), is_urgent=is_urgent)
 
     def remove_symbols(self, symbols: Iterable[Symbol]) -> None:
         """Unsubscribe from symbols that the feed does not carry any more."""
@@ -156,18 +167,18 @@ class FeedConnection:
             return self._urgent.popleft()
         if not self._frames:
             return None
-        awaits_snapshot = self._feed.snapshot and bool(self._frames[0][1])
+        first = self._frames[0]
+        awaits_snapshot = self._feed.snapshot and bool(first.subscribed) and not first.is_urgent
         if awaits_snapshot and not self._places.has_room(now):
             return None
         if self._subscribes is not None and self._subscribes.try_take(now):
             return None
-        frame, symbols = self._frames.popleft()
-        for symbol in symbols:
+        for symbol in self._frames.popleft().subscribed:
             if symbol in self._subscriptions:
                 self._subscriptions[symbol].asked_at = now
         if awaits_snapshot:
-            self._places.take(symbols, now)
-        return frame
+            self._places.take(first.subscribed, now)
+        return first.text
 
     @property
     def has_more(self) -> bool:
@@ -218,21 +229,28 @@ class FeedConnection:
             self._ping_at = now + self._feed.ping_every_s
             self._request_symbols(self._rejected.select_allowed(self._feed.symbols, now))
 
-    def _request_symbols(self, symbols: Sequence[Symbol]) -> None:
+    def _request_symbols(self, symbols: Sequence[Symbol], *, is_urgent: bool = False) -> None:
         if symbols:
-            self._queue_subscribe(symbols)
+            self._queue_subscribe(symbols, is_urgent=is_urgent)
         for symbol in symbols:
             self._subscriptions[symbol] = _Subscription()
 
-    def _queue_subscribe(self, symbols: Sequence[Symbol]) -> None:
-        """Queue the frames of `subscribe`, each with its share of the symbols: plugins keep their order."""
-        frames = self._feed.subscribe(symbols)
-        for number, frame in enumerate(frames):
-            share = (at * len(symbols) // len(frames) for at in (number, number + 1))
-            self._frames.append((frame, symbols[slice(*share)]))
+    def _queue_subscribe(self, symbols: Sequence[Symbol], *, is_urgent: bool = False) -> None:
+        frames = [
+            _QueuedFrame(text, share, is_urgent=is_urgent)
+            for text, share in _with_shares(self._feed.subscribe(symbols), symbols)
+        ]
+        if not is_urgent:
+            self._frames.extend(frames)
+            return
+        before = list(self._frames)
+        ends = [number + 1 for number, one in enumerate(before) if not set(symbols).isdisjoint(one.unsubscribed)]
+        at = max(ends, default=0)  # the symbols may have been removed a moment ago
+        self._frames = deque([*before[:at], *frames, *before[at:]])
 
     def _queue_unsubscribe(self, symbols: Sequence[Symbol]) -> None:
-        self._frames.extend((frame, ()) for frame in self._feed.unsubscribe(symbols))
+        shares = _with_shares(self._feed.unsubscribe(symbols), symbols)
+        self._frames.extend(_QueuedFrame(text, unsubscribed=share) for text, share in shares)
 
     def _on_acknowledgement(self, symbol: Symbol) -> None:
         if symbol in self._subscriptions:
@@ -260,6 +278,13 @@ class FeedConnection:
         subscription.asked_at = float("inf")
         subscription.acknowledged = False
         subscription.renewals += 1
+
+
+def _with_shares(texts: Sequence[str], symbols: Sequence[Symbol]) -> Iterator[tuple[str, Sequence[Symbol]]]:
+    """Yield each frame with its share of the symbols: plugins keep their order."""
+    for number, text in enumerate(texts):
+        first, end = (at * len(symbols) // len(texts) for at in (number, number + 1))
+        yield text, symbols[first:end]
 
 
 def _pause_of(first_s: float, subscription: _Subscription) -> float:

@@ -191,7 +191,11 @@ class ExchangeIngest:
         self._symbols |= dict.fromkeys(added)
         if not self._is_reading or not added:  # `start` opens them
             return
-        self._feeds.add_symbols(added)
+        for is_urgent in (True, False):
+            keys = [MarketKey(self.name, symbol) for symbol in added]
+            symbols = [key.symbol for key in keys if self._listing.is_urgent(key) is is_urgent]
+            if symbols:
+                self._feeds.add_symbols(symbols, is_urgent=is_urgent)
         self._connected.update(symbol for symbol in added if self._has_connection(symbol))
         reading = self._tasks.start(self._read_newest(added))
         for symbol in added:

@@ -76,8 +76,8 @@ class FeedPool:
         """Return the feed that carries a symbol, or None."""
         return self._by_symbol.get(symbol)
 
-    def add_symbols(self, symbols: Sequence[Symbol]) -> None:
-        """Carry more symbols."""
+    def add_symbols(self, symbols: Sequence[Symbol], *, is_urgent: bool = False) -> None:
+        """Carry more symbols. Clients wait for urgent ones: open connections subscribe to these first."""
         limits, runners, before = self._exchange.limits, list(self._feeds), len(self.surplus)
         loads = [len(one.symbols) if isinstance(one.feed, SocketFeed) else None for one in runners]
         groups, self.surplus = distribute((*self.surplus, *symbols), limits, self._shards, loads)
@@ -85,7 +85,7 @@ class FeedPool:
             logger.error("%s: %s; reading %d symbols over REST", self._name, self.limit_problem, len(self.surplus))
         for runner, added in zip(runners, groups[: len(runners)], strict=True):
             if added:
-                runner.add_symbols(added)
+                runner.add_symbols(added, is_urgent=is_urgent)
                 self._by_symbol |= dict.fromkeys(added, runner)
         for added in groups[len(runners) :]:
             self._open_feed(added)

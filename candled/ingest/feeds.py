@@ -190,14 +190,14 @@ class FeedRunner:
         """The symbols that the feed carries now."""
         return self._symbols
 
-    def add_symbols(self, symbols: Sequence[Symbol]) -> None:
-        """Carry more symbols on the open connection. A `StreamFeed` cannot do this."""
+    def add_symbols(self, symbols: Sequence[Symbol], *, is_urgent: bool = False) -> None:
+        """Carry more symbols on the open connection, urgent ones first. A `StreamFeed` cannot do this."""
         feed = self.feed
         assert isinstance(feed, SocketFeed)
         feed.set_symbols((*feed.symbols, *symbols))
         self._set_symbols(feed.symbols)
         if self._connection is not None:
-            self._connection.add_symbols(symbols, self._clock.monotonic())
+            self._connection.add_symbols(symbols, self._clock.monotonic(), is_urgent=is_urgent)
 
     def remove_symbols(self, symbols: Collection[Symbol]) -> None:
         """Stop carrying some symbols; the connection stays open."""

@@ -6,6 +6,7 @@ from candled.model import Symbol
 
 _PLACES = 5
 _PER_S = 25.0
+_LATE_S = 0.2  # a late call may take the places of this much time together
 #: The time that a snapshot usually takes, seconds.
 SNAPSHOT_WITHIN_S = 1.0
 
@@ -38,7 +39,7 @@ class SnapshotPlaces:
     def take(self, symbols: Collection[Symbol], now: float) -> None:
         """Take the places of the symbols of a frame that is sent now, even if there are fewer."""
         self._taken_at = now
-        self._next_at = max(now, self._next_at) + len(symbols) / _PER_S
+        self._next_at = max(now - _LATE_S, self._next_at) + len(symbols) / _PER_S
         for symbol in symbols:
             self._taken.pop(symbol, None)
             self._taken[symbol] = now + SNAPSHOT_WITHIN_S

@@ -22,7 +22,7 @@ from .threads import StoreThreads
 
 logger = logging.getLogger(__name__)
 
-PAGE_ROWS = 1_000  # a page takes long while the event loop is busy, and all other work of the thread waits for it
+PAGE_ROWS = 500  # a page takes long while the event loop is busy, and all other work of the thread waits for it
 RETRY_AT_MOST_S = 30.0
 JOURNAL_AFTER_S = 5.0
 JOURNAL_LOOK_S = 1.0
@@ -72,6 +72,8 @@ class Writer:
         #: The markets for which `flush_market` waits, in order, and the task that writes them.
         self._awaited: dict[MarketKey, asyncio.Future[None]] = {}
         self._flushing = TaskSet()
+        #: Those of `_awaited` for which clients wait, until they are written. Pages of `flush` go after them.
+        self._urgent: set[asyncio.Future[None]] = set()
         self._is_closed = False
         #: When the last attempt to write ended, successful or not, monotonic seconds; None before `run`.
         self._attempt_ended_at: float | None = None
@@ -117,7 +119,8 @@ class Writer:
         rejection: StoreRejected | None = None
         is_over = False
         while not is_over:
-            async with self._turn:
+            await self._take_turn()
+            try:
                 if self._spill and not self._spill.was_tried:
                     await self._spill.open()
                 waited = self._waiting.next_rows(PAGE_ROWS)
@@ -128,6 +131,8 @@ class Writer:
                     rejection = await self._spill.store_page(write) or rejection
                 else:
                     is_over = len(waited) < PAGE_ROWS  # the page contained all rows at that time
+            finally:
+                self._turn.release()
         if rejection:
             raise rejection
 
@@ -149,7 +154,12 @@ class Writer:
         if waiting is None:
             waiting = asyncio.get_running_loop().create_future()
             own = {market: waiting}
-            self._awaited = own | self._awaited if self.is_urgent(market) else self._awaited | own
+            if self.is_urgent(market):
+                self._awaited = own | self._awaited
+                self._urgent.add(waiting)
+                waiting.add_done_callback(self._urgent.discard)
+            else:
+                self._awaited = self._awaited | own
             waiting.add_done_callback(lambda done: done.exception())  # retrieved, even if the caller has left
             if not self._flushing:
                 self._flushing.start(self._flush_awaited())
@@ -212,6 +222,14 @@ class Writer:
         return 0.0 if self._attempt_ended_at is None else self._clock.monotonic() - self._attempt_ended_at
 
     # ------------------------------------------------------------ writing to the store
+
+    async def _take_turn(self) -> None:
+        """Wait for a turn to write a page. Markets for which clients wait now are written before it."""
+        await self._turn.acquire()
+        if urgent := set(self._urgent):
+            self._turn.release()
+            await asyncio.wait(urgent)
+            await self._turn.acquire()
 
     async def _flush_awaited(self) -> None:
         """Write the rows of the markets for which `flush_market` waits."""

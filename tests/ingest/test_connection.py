@@ -90,6 +90,43 @@ def test_five_snapshots_are_awaited_at_once_on_all_connections_of_an_exchange():
     assert other.frames_to_send(1.95) == [f"+{symbol}" for symbol in symbols[27:29]]
 
 
+def test_at_most_25_snapshots_a_second_are_requested_however_fast_they_come():
+    symbols, places, asked = [Symbol(f"S{number}", "USDT") for number in range(200)], SnapshotPlaces(), 0
+    one = FeedConnection(PlainFeed("ws://localhost", symbols), symbols, 0.0, limits=FAST, places=places)
+    for tick in range(40):
+        frames = one.frames_to_send(tick / 10)
+        asked += len(frames)
+        for frame in frames:
+            one.on_frame(f"candle {frame[1:]}", tick / 10)
+    assert 95 <= asked <= 25 * 4 + 5
+
+
+def test_urgent_symbols_are_subscribed_to_before_those_that_wait_and_without_a_place():
+    symbols, places = [Symbol(f"S{number}", "USDT") for number in range(20)], SnapshotPlaces()
+    feed = PlainFeed("ws://localhost", symbols)
+    one = FeedConnection(feed, symbols, 0.0, limits=FAST, places=places)
+    sent(one, 0.3)  # five wait for their snapshots, and fifteen for places
+    urgent = [Symbol("U0", "USDT"), Symbol("U1", "USDT")]
+    feed.set_symbols((*symbols, *urgent))
+    one.add_symbols(urgent, 0.4, is_urgent=True)
+    assert sent(one, 0.6, 0.4) == [f"+{symbol}" for symbol in urgent]
+    assert one.frames_to_send(1.5) == [f"+{symbol}" for symbol in symbols[5:10]]
+
+
+def test_a_symbol_that_was_removed_and_is_urgent_now_is_subscribed_to_after_it_was_unsubscribed_from():
+    symbols = [Symbol(f"S{number}", "USDT") for number in range(3)]
+    feed = PlainFeed("ws://localhost", symbols)
+    one = FeedConnection(feed, symbols, 0.0, limits=FAST)
+    sent(one, 0.3)
+    feed.set_symbols(symbols[:1])
+    one.remove_symbols(symbols[1:])
+    feed.set_symbols(symbols)
+    one.add_symbols([symbols[1]], 0.4, is_urgent=True)
+    assert sent(one, 0.6, 0.4) == [
+        f"{sign}{symbol}" for sign, symbol in zip("-+-", (symbols[1], *symbols[1:]), strict=True)
+    ]
+
+
 def test_a_snapshot_is_awaited_from_the_request_on_for_a_second():
     symbols, places = [Symbol(f"S{number}", "USDT") for number in range(8)], SnapshotPlaces()
     one = FeedConnection(PlainFeed("ws://localhost", symbols), symbols, 0.0, limits=FAST, places=places)

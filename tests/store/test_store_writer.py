@@ -114,6 +114,22 @@ async def test_a_market_that_is_waited_for_does_not_wait_for_the_rows_of_others(
     assert len(everything(store, BTC, MINUTE)) == 200
 
 
+async def test_an_urgent_market_is_written_before_the_pages_of_all_others(writer, store, monkeypatch):
+    monkeypatch.setattr(writer_module, "PAGE_ROWS", 10)
+    writer.is_urgent = ETH.__eq__
+    for at in range(200):
+        writer.enqueue_row(BTC, minute(at))
+    others = [asyncio.create_task(writer.flush()) for _ in range(3)]
+    await asyncio.sleep(0)
+    for at in range(50):
+        writer.enqueue_row(ETH, minute(at))
+    await writer.flush_market(ETH)
+    assert len(everything(store, ETH, MINUTE)) == 50
+    assert len(everything(store, BTC, MINUTE)) <= 30  # each of the three had begun to wait for its turn
+    await asyncio.gather(*others)
+    assert len(everything(store, BTC, MINUTE)) == 200
+
+
 async def test_an_urgent_market_is_written_before_others_that_are_waited_for(writer, store, monkeypatch):
     monkeypatch.setattr(writer_module, "PAGE_ROWS", 10)
     writer.is_urgent = ETH.__eq__
