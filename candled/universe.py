@@ -41,8 +41,8 @@ class Universe:
         self.simulated = frozenset(simulated)
         self.default = self.exchanges[0]
         self._symbols: dict[str, tuple[Symbol, ...]] = dict.fromkeys(self.exchanges, ())
-        #: The keys are the markets of the universe; the value is None before the exchange's list was read.
-        self._facts: dict[MarketKey, Market | None] = {}
+        #: By exchange: its markets, each with its facts; None before the exchange's list was read.
+        self._facts: dict[str, dict[Symbol, Market | None]] = {name: {} for name in self.exchanges}
         self._listeners: list[Listener] = []
 
     @property
@@ -60,23 +60,27 @@ class Universe:
         return {name: self.symbols(name) for name in self.exchanges}
 
     def __contains__(self, key: MarketKey) -> bool:
-        return key in self._facts
+        return key.symbol in self._facts.get(key.exchange, {})
 
     def facts(self, key: MarketKey) -> Market | None:
         """Return the newest facts from the exchange's list; None if it has not listed the market so far."""
-        return self._facts.get(key)
+        return self._facts.get(key.exchange, {}).get(key.symbol)
 
     @property
     def renamed(self) -> dict[MarketKey, MarketKey]:
         """The renamed markets by their former symbols, if those are not served any more."""
-        known = ((key, facts) for key, facts in self._facts.items() if facts is not None and facts.former is not None)
-        by_former = {MarketKey(key.exchange, facts.former): key for key, facts in known if facts.former is not None}
-        return {former: key for former, key in by_former.items() if former not in self._facts}
+        by_former = {
+            MarketKey(name, facts.former): MarketKey(name, symbol)
+            for name, markets in self._facts.items()
+            for symbol, facts in markets.items()
+            if facts is not None and facts.former is not None
+        }
+        return {former: key for former, key in by_former.items() if former not in self}
 
     def delisted(self, exchange: str) -> list[Symbol]:
         """Return the markets of an exchange that are not traded any more and keep their history."""
-        known = ((symbol, self._facts[MarketKey(exchange, symbol)]) for symbol in self.symbols(exchange))
-        return [symbol for symbol, facts in known if facts is not None and facts.status == "delisted"]
+        known = self._facts.get(exchange, {})
+        return [symbol for symbol, facts in known.items() if facts is not None and facts.status == "delisted"]
 
     def add_listener(self, listener: Listener) -> None:
         """Call `listener` for every later change, after the earlier listeners. It must not change the universe."""
@@ -94,6 +98,7 @@ class Universe:
             raise ValueError(f"expected no markets of removed exchanges, got some of {', '.join(kept)}")
         self.exchanges, self.simulated = tuple(exchanges), frozenset(simulated)
         self._symbols = {name: self._symbols.get(name, ()) for name in exchanges}
+        self._facts = {name: self._facts.get(name, {}) for name in exchanges}
 
     def set_markets(
         self, exchange: str, symbols: Sequence[Symbol], facts: Mapping[Symbol, Market] | None = None
@@ -108,20 +113,23 @@ class Universe:
         if exchange not in self._symbols:
             raise ValueError(f"expected one of the exchanges {', '.join(self.exchanges)}, got {exchange!r}")
         wanted, facts = tuple(dict.fromkeys(symbols)), facts or {}
-        before = {symbol: self._facts.pop(MarketKey(exchange, symbol)) for symbol in self._symbols[exchange]}
+        before = self._facts[exchange]
         after = {symbol: facts.get(symbol, before.get(symbol)) for symbol in wanted}
-        self._symbols[exchange] = wanted
-        self._facts |= {MarketKey(exchange, symbol): known for symbol, known in after.items()}
+        self._symbols[exchange], self._facts[exchange] = wanted, after
         change = MarketsChanged(
             exchange,
             added=tuple(symbol for symbol in wanted if symbol not in before),
             removed=tuple(symbol for symbol in before if symbol not in after),
-            changed=tuple(symbol for symbol in wanted if symbol in before and before[symbol] != after[symbol]),
+            changed=tuple(symbol for symbol, known in before.items() if _differs(known, after.get(symbol, known))),
         )
         if change:
             for listener in self._listeners:
                 listener(change)
         return change
+
+
+def _differs(known: Market | None, newest: Market | None) -> bool:
+    return newest is not known and newest != known
 
 
 def small_steps(

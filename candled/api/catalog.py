@@ -29,6 +29,11 @@ class MarketCatalog:
         #: the owner of each ticker, and of each other spelling in upper case: a market that is or was served
         self._ticker_owners: dict[str, MarketKey] = {}
         self._spelling_owners: dict[str, MarketKey] = {}
+        self._named_version = -1  # that of the names below
+        self._by_symbol: dict[tuple[str, str], MarketKey] = {}
+        self._tickers: dict[MarketKey, str] = {}
+        self._by_ticker: dict[str, MarketKey] = {}
+        self._spellings: list[tuple[MarketKey, tuple[str, ...]]] = []
         self.set_markets(markets)
 
     def add_intervals(self, intervals: Iterable[Interval]) -> None:
@@ -51,16 +56,27 @@ class MarketCatalog:
         self.renamed = dict(renamed or {})
         self.exchanges = tuple(markets)
         self.markets = tuple(MarketKey(name, symbol) for name, symbols in markets.items() for symbol in symbols)
+
+    def _refresh(self) -> None:
+        """Name the markets, if they have changed. Thousands take several milliseconds, and may change in many steps."""
+        if self._named_version == self.version:
+            return
+        self._named_version = self.version
         self._by_symbol = {(key.exchange, str(key.symbol)): key for key in self.markets}
         self._by_symbol |= {(former.exchange, str(former.symbol)): key for former, key in self.renamed.items()}
         self._tickers = self._make_tickers()
         self._by_ticker = {name: key for key, name in self._tickers.items()}
-        #: each market with the names that a search compares
-        self.spellings = [(key, (*_spellings(key.symbol), self.ticker_of(key).upper())) for key in self.markets]
+        self._spellings = [(key, (*_spellings(key.symbol), self._tickers[key].upper())) for key in self.markets]
         for key in (*self.markets, *self.renamed):
             for name in _spellings(key.symbol):
                 self._spelling_owners.setdefault(name, key)
                 self._spelling_owners.setdefault(f"{key.exchange}:{name}".upper(), key)
+
+    @property
+    def spellings(self) -> Sequence[tuple[MarketKey, tuple[str, ...]]]:
+        """Each market with the names that a search compares."""
+        self._refresh()
+        return self._spellings
 
     def find_market(self, exchange: str | None, symbol: str) -> MarketKey:
         """Return the market of a symbol, as candled writes it, at an exchange, by default the first one.
@@ -71,6 +87,7 @@ class MarketCatalog:
         return self._find_symbol(self.find_exchange(exchange), symbol)
 
     def _find_symbol(self, exchange: str, symbol: str) -> MarketKey:
+        self._refresh()
         market = self._by_symbol.get((exchange, symbol))
         if market is None:
             symbols = [str(key.symbol) for key in self.markets if key.exchange == exchange]
@@ -109,6 +126,7 @@ class MarketCatalog:
 
         If another market has that name, the symbol itself follows the colon.
         """
+        self._refresh()
         return self._tickers[market]
 
     def by_ticker(self, name: str) -> MarketKey | None:
@@ -117,6 +135,7 @@ class MarketCatalog:
         Other spellings are found too: in another case, without the exchange, or with candled's symbol in place of
         `tradingview_name`.
         """
+        self._refresh()
         found = self._by_ticker.get(name) or self._spelling_owners.get(name.upper())
         return found if found is None or found in self._tickers else self.renamed.get(found)
 

@@ -43,7 +43,7 @@ class MarketChooser:
         self._choice = MarketChoice(symbols=())
         #: The newest list that was not empty, and the same by symbol.
         self._listed: Sequence[Market] = ()
-        self._listed_symbols: frozenset[Symbol] = frozenset()
+        self._listed_by_symbol: dict[Symbol, Market] = {}
         #: The wanted markets of the universe, with their facts; None before this process chooses.
         self._wanted: tuple[tuple[Symbol, ...], dict[Symbol, Market]] | None = None
         #: The next markets of the universe, step by step, up to `_wanted`.
@@ -69,12 +69,12 @@ class MarketChooser:
         """Handle the exchange's newest list: choose markets if this process chooses, and update their facts."""
         self.problem = None
         if listed:
-            self._listed, self._listed_symbols = listed, frozenset(market.symbol for market in listed)
+            self._listed, self._listed_by_symbol = listed, {market.symbol: market for market in listed}
         if self.is_choosing:
             self._choose(listed)
         else:
             symbols = self._universe.symbols(self._name)
-            self._universe.set_markets(self._name, symbols, self._facts_of(symbols, listed))
+            self._universe.set_markets(self._name, symbols, self._facts_of(symbols, bool(listed)))
 
     def on_list_failed(self, reason: str) -> None:
         """Record that the list cannot be read, if patterns need it, until the next list. The choice stays."""
@@ -96,14 +96,14 @@ class MarketChooser:
         """Replace the markets that the rules need not choose. New ones that the exchange does not list are left out."""
         wanted = dict.fromkeys(symbols)
         if self._listed:
-            wanted = {one: None for one in wanted if one in self._extra or one in self._listed_symbols}
+            wanted = {one: None for one in wanted if one in self._extra or one in self._listed_by_symbol}
         if wanted.keys() == self._extra.keys():
             return
-        chosen = self._chosen
+        chosen, known = self._chosen, {} if self._wanted is None else self._wanted[1]
         stays = {one: None for one in self._extra if one in wanted}
         self._extra = stays | wanted
         if self.is_choosing:
-            self._set_markets(chosen, self._listed)
+            self._set_markets(chosen, known | self._facts_of(self._extra.keys() - stays.keys()))
 
     def describe(self) -> dict[str, Any]:
         """Return the choice for `/health`."""
@@ -128,7 +128,7 @@ class MarketChooser:
             is_used=lambda symbol: self._is_used(MarketKey(self._name, symbol)),
         )
         self._log_remarks(self._choice)
-        self._set_markets(self._choice.symbols, listed)
+        self._set_markets(self._choice.symbols, self._facts_of((*self._choice.symbols, *self._extra), bool(listed)))
 
     @property
     def _chosen(self) -> tuple[Symbol, ...]:
@@ -137,11 +137,12 @@ class MarketChooser:
         known = frozenset(self._choice.symbols)
         return tuple(symbol for symbol in symbols if symbol not in self._extra or symbol in known)
 
-    def _set_markets(self, chosen: Sequence[Symbol], listed: Sequence[Market]) -> None:
+    def _set_markets(self, chosen: Sequence[Symbol], facts: dict[Symbol, Market]) -> None:
+        """Change the universe to the chosen markets and the extra ones. Those without new `facts` keep theirs."""
         before, after = dict.fromkeys(self._universe.symbols(self._name)), dict.fromkeys((*chosen, *self._extra))
         self._log_changes("added", [symbol for symbol in after if symbol not in before])
         self._log_changes("removed", [symbol for symbol in before if symbol not in after])
-        self._wanted = tuple(after), self._facts_of(after, listed)
+        self._wanted = tuple(after), facts
         self._steps = small_steps(tuple(before), tuple(after), self._extra)  # clients wait for the extra ones
         if not self._tasks and not self._take_step():
             self._tasks.start(self._take_steps())
@@ -159,9 +160,9 @@ class MarketChooser:
         self._universe.set_markets(self._name, next(self._steps, symbols), facts)
         return self._universe.symbols(self._name) == symbols
 
-    def _facts_of(self, symbols: Iterable[Symbol], listed: Sequence[Market]) -> dict[Symbol, Market]:
-        """Return the facts of markets after a list. An empty list is no evidence."""
-        now_ms, newest = self._clock.now_ms(), {market.symbol: market for market in listed}
+    def _facts_of(self, symbols: Iterable[Symbol], is_listed: bool = True) -> dict[Symbol, Market]:
+        """Return the facts of markets after the newest list; none if it was empty, which is no evidence."""
+        now_ms, newest = self._clock.now_ms(), self._listed_by_symbol if is_listed else {}
         followed = {
             symbol: follow_life(self._universe.facts(MarketKey(self._name, symbol)), newest.get(symbol), now_ms)
             for symbol in symbols
