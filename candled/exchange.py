@@ -82,10 +82,11 @@ async def read_rows_in_slices(
     """
     _check_count(rows)
     found: list[Candle | InvalidRow] = []
-    for start in range(0, len(rows), _SLICE):
+    most = _SLICE if read_all is None else _FAST_SLICE
+    for start in range(0, len(rows), most):
         if start:
             await clock.sleep(0)
-        found += read_rows(rows[start : start + _SLICE], read, open_ms=open_ms, read_all=read_all)
+        found += read_rows(rows[start : start + most], read, open_ms=open_ms, read_all=read_all)
     return found
 
 
@@ -115,7 +116,8 @@ def _check_count(rows: Sequence[Any]) -> None:
         raise ExchangeError(f"expected at most {MAX_ROWS} rows, got {len(rows)}")
 
 
-_SLICE = 250  # rows; about 2 ms
+_SLICE = 100  # rows; about 1 ms
+_FAST_SLICE = 500  # rows that are read together; about 3 ms
 _MANY = 4  # rows; fewer are read faster one by one
 
 _UNREADABLE = (InvalidCandle, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _OPENED_AT_ONCE = 8
+_FEW = 4  # markets whose newest minutes are read one by one, such as markets on demand
 _FINALITY_S = 0.5  # between two checks of a market for final minutes
 _CHECK_S = 1.0  # between two other checks of a market
 _MARKETS_AT_ONCE = 50
@@ -120,18 +121,7 @@ class ExchangeIngest:
         self._listing = listing = MarketListing(name, exchange, http, clock, lists or ListOptions())
         listing.on_listed, listing.on_ended, listing.on_renamed = self._on_listed, self._on_ended, self._on_renamed
         self._renamed = RenamedHistory(name, store, clock)
-        self._repair = RepairScheduler(
-            name,
-            exchange,
-            http=http,
-            clock=clock,
-            time=self._time,
-            store=store,
-            publisher=self._publisher,
-            listing=listing,
-            on_answer=self._on_answer,
-            awaits_snapshot=self._awaits_snapshot,
-        )
+        self._repair = self._make_repair()
         #: The markets that are open.
         self._markets: dict[Symbol, MarketIngest] = {}
         #: Those of them with minutes in their grace period.
@@ -160,6 +150,20 @@ class ExchangeIngest:
         self._untimed = EarlyEvents()
         #: Counts errors that the exchange reported about whole connections.
         self._errors = ErrorCounter()
+
+    def _make_repair(self) -> RepairScheduler:
+        return RepairScheduler(
+            self.name,
+            self._exchange,
+            http=self._http,
+            clock=self._clock,
+            time=self._time,
+            store=self._store,
+            publisher=self._publisher,
+            listing=self._listing,
+            on_answer=self._on_answer,
+            awaits_snapshot=self._awaits_snapshot,
+        )
 
     # ------------------------------------------------------------ lifecycle
 
@@ -344,9 +348,9 @@ class ExchangeIngest:
         return describe_market(market, now_ms, self._publisher.state_since_ms(market), is_silent=is_silent)
 
     async def _read_newest(self, symbols: Sequence[Symbol]) -> Mapping[Symbol, int]:
-        """Return the newest final minute of each stored market, once those of `symbols` are stored.
+        """Return the newest final minute of those of `symbols`, or of all markets, that are stored.
 
-        They may have been read and closed a moment ago.
+        Minutes of `symbols` that are queued are stored first: they may have been read and closed a moment ago.
         """
 
         async def flush(symbol: Symbol) -> None:
@@ -354,7 +358,7 @@ class ExchangeIngest:
                 await self._store.flush_market(MarketKey(self.name, symbol))
 
         await in_parallel(len(symbols), symbols, flush)
-        return await self._newest.read()
+        return await (self._loader.load_newest_of(symbols) if len(symbols) <= _FEW else self._newest.read())
 
     async def _reopen_market(self, symbol: Symbol, reading: asyncio.Task[Mapping[Symbol, int]]) -> None:
         """Open a market that may have been read before."""
@@ -530,7 +534,7 @@ class ExchangeIngest:
         symbol = market.key.symbol
         if self._repair.is_away or (self._repair.problem is None and not market.status.is_rest_usable):
             self._short.on_failure([symbol])
-        if symbol in self._short.lacking and (runner := self._feeds.runner_of(symbol)) is not None:
+        if symbol in self._short.unmet and (runner := self._feeds.runner_of(symbol)) is not None:
             runner.renew_subscription(symbol)  # unless it was renewed a moment ago
 
     def _publish_final(self, market: MarketIngest, now_ms: int) -> None:

@@ -1,7 +1,7 @@
 """One market's path from the exchange's messages to the bus and the store."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from candled.bus import FeedMetadata
@@ -188,16 +188,8 @@ class MarketIngest:
             window, candles, known, RangeSet([*unreadable, *outdated]), asked_ms, now_ms
         )
         outcome.is_subscription_dead = self._check_silence(window, candles, now_ms)
-        newest_ms = candles[-1].open_ms if candles else 0
-        past_until_ms = max(self.minutes.past_until(now_ms), newest_ms - WINDOW_MS)
-        blank = self.comparison.count_blank(candles, known, self._coverage_of(window.start_ms), past_until_ms)
-        outcome.past += [candle.with_finality(True) for candle in candles[:blank]]
-        confirmed = [candle.open_ms for candle in candles[:blank]] + [
-            candle.open_ms
-            for candle in candles[blank:]  # an outdated one stays unconfirmed and is requested once more
-            if candle.open_ms not in outdated
-            and self._apply_answered(candle, known.get(candle.open_ms), newest_ms, asked_ms, now_ms, outcome)
-        ]
+        current = [candle for candle in candles if candle.open_ms not in outdated] if outdated else candles
+        confirmed = self._apply_current(current, known, asked_ms, now_ms, outcome)
         self._cover_minutes(confirmed, confirmed=True)
         if not self.presence.is_moving(now_ms):  # the stream will not show how the forming minute ends
             self.minutes.mark_interrupted()
@@ -465,6 +457,20 @@ class MarketIngest:
                     self.coverage.mark_unconfirmed(open_ms)
             self._postponed, self._idle_until_ms = RangeSet(), 0
 
+    def _apply_current(
+        self, candles: Sequence[Candle], known: Mapping[int, Candle], asked_ms: int, now_ms: int, outcome: Outcome
+    ) -> list[int]:
+        """Process the current minutes of a response; return those for `_cover_minutes`. Outdated ones stay unconfirmed."""
+        newest_ms = candles[-1].open_ms if candles else 0
+        past_until_ms = max(self.minutes.past_until(now_ms), newest_ms - WINDOW_MS)
+        blank = self.comparison.count_blank(candles, known, self._coverage_of(newest_ms), past_until_ms)
+        outcome.past += [candle.with_finality(True) for candle in candles[:blank]]
+        return [candle.open_ms for candle in candles[:blank]] + [
+            candle.open_ms
+            for candle in candles[blank:]
+            if self._apply_answered(candle, known.get(candle.open_ms), newest_ms, asked_ms, now_ms, outcome)
+        ]
+
     def _apply_answered(
         self, candle: Candle, known: Candle | None, newest_ms: int, asked_ms: int, now_ms: int, outcome: Outcome
     ) -> bool:
@@ -506,7 +512,7 @@ class MarketIngest:
 
     def _cover_minutes(self, times: Sequence[int], *, confirmed: bool) -> None:
         """Record that minutes are stored: range by range, which takes a third of the time."""
-        covered = RangeSet.of_minutes(times)
+        covered = RangeSet.of_parts(times, MINUTE_MS)
         for half in (Range(0, self._older_until_ms), Range(self._older_until_ms, END_OF_TIME_MS)):
             for start_ms, end_ms in covered.common(RangeSet([half])):
                 self._coverage_of(start_ms).add_minutes(start_ms, end_ms, confirmed=confirmed)

@@ -138,7 +138,7 @@ class MarketChooser:
         return tuple(symbol for symbol in symbols if symbol not in self._extra or symbol in known)
 
     def _set_markets(self, chosen: Sequence[Symbol], facts: dict[Symbol, Market]) -> None:
-        """Change the universe to the chosen markets and the extra ones. Those without new `facts` keep theirs."""
+        """Change the universe to the chosen markets and the extra ones, with their `facts` if these are new."""
         before, after = dict.fromkeys(self._universe.symbols(self._name)), dict.fromkeys((*chosen, *self._extra))
         self._log_changes("added", [symbol for symbol in after if symbol not in before])
         self._log_changes("removed", [symbol for symbol in before if symbol not in after])

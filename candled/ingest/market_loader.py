@@ -1,6 +1,5 @@
 """The start of one exchange's markets: each is read from the store."""
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -71,6 +70,18 @@ class MarketLoader:
         """Return the newest final minute of each stored market."""
         return await self._retry_read(lambda: self._store.newest_minutes(self._name))
 
+    async def load_newest_of(self, symbols: Sequence[Symbol]) -> Mapping[Symbol, int]:
+        """Return the same for some markets, in less time if they are few."""
+        newest: dict[Symbol, int] = {}
+
+        async def add_newest(symbol: Symbol) -> None:
+            found = await self._retry_read(lambda: self._store.newest_minute(MarketKey(self._name, symbol)))
+            if found is not None:
+                newest[symbol] = found
+
+        await in_parallel(_READ_AT_ONCE, symbols, add_newest)
+        return newest
+
     async def newest_completed(self, final: Mapping[Symbol, int], symbols: Sequence[Symbol]) -> int | None:
         """Return the newest completed minute in the store: a final one, or the one before a forming one."""
 
@@ -96,20 +107,18 @@ class MarketLoader:
         # pause, so that no week since then is left out.
         wanted_ms = now_ms - self._backfill_ms
         from_ms = WEEK.floor(wanted_ms if newest_ms is None else min(wanted_ms, newest_ms))
-        reads = self._store.kept_from(), self._store.complete_from(key), self._store.read_forming(key)
-        kept_ms, since_ms, forming = await asyncio.gather(*reads)
-        from_ms = max(from_ms, kept_ms)
+        from_ms = max(from_ms, await self._store.kept_from())
         coverage = Coverage(
             present=() if newest_ms is None else await self._store.stored_ranges(key, from_ms, now_ms),
             known_gaps=[_examined(gap) for gap in await self._known_gaps(key, from_ms, MINUTE.floor(now_ms))],
-            since_ms=since_ms,
+            since_ms=await self._store.complete_from(key),
             from_ms=from_ms,
             absence=absence_reason(publishes_empty_candles=self._rules.publishes_empty_candles),
             older=newest_ms is not None and await self._store.has_before(key, from_ms),
         )
         coverage.recheck_since(now_ms - RECHECK_MS)
         recent = () if newest_ms is None else await self._store.read_minutes(key, newest_ms - WINDOW_MS, END_OF_TIME_MS)
-        return MarketIngest(key, coverage, self._rules, sorted([*recent, *forming]))
+        return MarketIngest(key, coverage, self._rules, sorted([*recent, *await self._store.read_forming(key)]))
 
     async def _known_gaps(self, key: MarketKey, from_ms: int, now_ms: int) -> list[Gap]:
         """Return the stored gaps of a market and delete those in the future, which come from a wrong clock."""

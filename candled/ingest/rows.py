@@ -32,7 +32,7 @@ class Answer:
         """
         if not self.invalid:
             return RangeSet()
-        minutes = RangeSet.of_minutes(candle.open_ms for candle in self.candles)
+        minutes = RangeSet.of_parts((candle.open_ms for candle in self.candles), MINUTE_MS)
         if any(row.open_ms is None for row in self.invalid):
             return minutes.missing(*span)
         found = RangeSet()

@@ -1,4 +1,4 @@
-"""Snapshots of which only the newest minutes are used, because REST will be asked for the others anyway. Pure."""
+"""Snapshots that are shortened to their newest minutes, because REST will be asked for the others anyway. Pure."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
@@ -40,7 +40,7 @@ class ShortSnapshots:
         self._page_ms = max_history_minutes * MINUTE_MS
         self._left_out: dict[Symbol, _LeftOut] = {}
         #: The markets whose subscriptions to renew, until their next snapshot.
-        self.lacking: set[Symbol] = set()
+        self.unmet: set[Symbol] = set()
 
     @property
     def is_shortening(self) -> bool:
@@ -49,9 +49,9 @@ class ShortSnapshots:
 
     def use_snapshot(self, snapshot: Candles, market: "MarketIngest", *, may_shorten: bool) -> Candles:
         """Return the part of a snapshot to use: all of it, or its newest minutes."""
-        symbol, is_lacking = snapshot.symbol, snapshot.symbol in self.lacking
+        symbol, is_unmet = snapshot.symbol, snapshot.symbol in self.unmet
         self.forget_markets([symbol])
-        left_out = None if is_lacking or not may_shorten else self._find_excess(snapshot, market)
+        left_out = None if is_unmet or not may_shorten else self._find_excess(snapshot, market)
         if left_out is None:
             return snapshot
         self._left_out[symbol] = left_out
@@ -78,17 +78,17 @@ class ShortSnapshots:
         if (left_out.span.end_ms - left_out.span.start_ms) // MINUTE_MS - coverage.count_missing(
             *left_out.span
         ) < left_out.minutes:
-            self.lacking.add(market.key.symbol)
+            self.unmet.add(market.key.symbol)
 
     def on_failure(self, symbols: Collection[Symbol]) -> None:
         """Record that REST cannot be asked about some markets."""
         failed = self._left_out.keys() & symbols
-        self.lacking |= failed
+        self.unmet |= failed
         for symbol in failed:
             del self._left_out[symbol]
 
     def forget_markets(self, symbols: Iterable[Symbol]) -> None:
         """Forget some markets."""
         for symbol in symbols:
-            self.lacking.discard(symbol)
+            self.unmet.discard(symbol)
             self._left_out.pop(symbol, None)

@@ -4,8 +4,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Self
 
-from .interval import MINUTE_MS
-
 END_OF_TIME_MS = 10**14  # later than any bar, and within the range of every store
 
 
@@ -42,14 +40,14 @@ class RangeSet:
             last_ms = self._ends[-1] if self._ends else -1
 
     @classmethod
-    def of_minutes(cls, times: Iterable[int]) -> Self:
-        """Return the minutes that open at some times, quickly if these are in order and none is missing."""
+    def of_parts(cls, times: Iterable[int], length_ms: int) -> Self:
+        """Return the ranges of a length that begin at some times, quickly if each follows the one before."""
         times = list(times)
-        if times and (times[-1] - times[0]) // MINUTE_MS == len(times) - 1:
-            end_ms = times[-1] + MINUTE_MS
-            if times == list(range(times[0], end_ms, MINUTE_MS)):
+        if times and (times[-1] - times[0]) // length_ms == len(times) - 1:
+            end_ms = times[-1] + length_ms
+            if times == list(range(times[0], end_ms, length_ms)):
                 return cls([(times[0], end_ms)])
-        return cls((open_ms, open_ms + MINUTE_MS) for open_ms in times)
+        return cls((start_ms, start_ms + length_ms) for start_ms in times)
 
     def __iter__(self) -> Iterator[Range]:
         return map(Range, self._starts, self._ends)

@@ -6,7 +6,7 @@ from decimal import Decimal
 from functools import lru_cache
 
 from candled.errors import StoreRejected
-from candled.model import Candle, Interval, MarketKey, Range, RangeSet, Symbol, fold, group_parts, sources
+from candled.model import MINUTE_MS, Candle, Interval, MarketKey, Range, RangeSet, Symbol, fold, group_parts, sources
 
 from .interface import SEQ_UNPUBLISHED
 
@@ -99,7 +99,7 @@ def unknown_revisions(batch: Mapping[int, Candle], stored: Iterable[tuple[int, i
         stored: opening times of changed minutes, and their `rev`.
     """
     times = [open_ms for open_ms, rev in stored if rev > batch[open_ms].rev]
-    return [(SEQ_UNPUBLISHED, span) for span in RangeSet.of_minutes(times)]
+    return [(SEQ_UNPUBLISHED, span) for span in RangeSet.of_parts(times, MINUTE_MS)]
 
 
 def fold_bars(parts: Sequence[Candle], interval: Interval) -> list[Candle]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from candled.errors import StoreRejected, StoreUnavailable
-from candled.model import MINUTE, Candle, Gap, MarketKey, Range, Symbol
+from candled.model import END_OF_TIME_MS, MINUTE, Candle, Gap, MarketKey, Range, Symbol
 from candled.tasks import TaskSet
 
 from .history import HistoryReader
@@ -66,6 +66,11 @@ class IngestStore:
     async def unpublished(self, exchange: str) -> Mapping[Symbol, Sequence[Range]]:
         """See `Store.unpublished`."""
         return await self._threads.run_read(self._store.unpublished, exchange)
+
+    async def newest_minute(self, market: MarketKey) -> int | None:
+        """Return the newest final minute of a market, UTC epoch milliseconds; None if none is stored."""
+        bars = await self._history.read_bars(market, MINUTE, END_OF_TIME_MS, 1)
+        return bars[-1].open_ms if bars else None
 
     async def has_before(self, market: MarketKey, at_ms: int) -> bool:
         """Return whether a final minute before `at_ms` (UTC epoch milliseconds) is stored."""

@@ -30,7 +30,7 @@ class PendingChangeLog:
         log: Log = {}
         for (market, position), times in minutes.items():
             entries = log.setdefault((market, position.epoch), [])
-            entries += [(position.seq, span) for span in RangeSet.of_minutes(times)]
+            entries += [(position.seq, span) for span in RangeSet.of_parts(times, MINUTE_MS)]
         return log
 
     def drop_log(self, log: Log) -> None:
@@ -55,6 +55,6 @@ def unpublished_changes(rows: Sequence[tuple[MarketKey, Candle]]) -> Log:
         if candle.final:
             minutes.setdefault(market, []).append(candle.open_ms)
     return {
-        (market, None): [(SEQ_UNPUBLISHED, span) for span in RangeSet.of_minutes(sorted(times))]
+        (market, None): [(SEQ_UNPUBLISHED, span) for span in RangeSet.of_parts(sorted(times), MINUTE_MS)]
         for market, times in minutes.items()
     }

@@ -77,6 +77,8 @@ def put_past(store: Store, market: MarketKey, minutes: Sequence[Candle]) -> None
     This works without a running daemon too.
     """
     if minutes:
-        changes = [(SEQ_UNPUBLISHED, span) for span in RangeSet.of_minutes(minute.open_ms for minute in minutes)]
+        changes = [
+            (SEQ_UNPUBLISHED, span) for span in RangeSet.of_parts((minute.open_ms for minute in minutes), MINUTE_MS)
+        ]
         store.log_changes(market, None, changes)
         store.write_minutes([(market, minute) for minute in minutes])

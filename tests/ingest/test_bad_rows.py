@@ -64,13 +64,18 @@ def test_a_plugin_reads_rows_one_by_one():
     assert [row.open_ms for row in rows if isinstance(row, InvalidRow)] == [60_000, None]
 
 
-async def test_other_tasks_run_while_a_page_is_read():
+@pytest.mark.parametrize(("read_all", "most"), [(None, 100), (lambda rows: list(map(minute, rows)), 500)])
+async def test_other_tasks_run_while_a_page_is_read(read_all, most):
     read: list[int] = []
     seen: list[int] = []
 
     def read_row(row):
         read.append(row)
-        return minute(row) if row % 7 else minute("no")
+        return minute(row) if row % 7 or read_all is not None else minute("no")
+
+    def read_together(rows):
+        read.extend(rows)
+        return read_all(rows)
 
     async def watch():
         while True:
@@ -78,10 +83,11 @@ async def test_other_tasks_run_while_a_page_is_read():
             await asyncio.sleep(0)
 
     watching = asyncio.ensure_future(watch())
-    rows = await read_rows_in_slices(range(1000), read_row, ManualClock(), open_ms=lambda row: row)
+    together = None if read_all is None else read_together
+    rows = await read_rows_in_slices(range(2000), read_row, ManualClock(), open_ms=lambda row: row, read_all=together)
     watching.cancel()
-    assert rows == read_rows(range(1000), read_row, open_ms=lambda row: row)
-    assert max(later - earlier for earlier, later in zip(seen, seen[1:], strict=False)) <= 100
+    assert rows == read_rows(range(2000), read_row, open_ms=lambda row: row)
+    assert max(later - earlier for earlier, later in zip(seen, seen[1:], strict=False)) == most
     with pytest.raises(ExchangeError, match=f"expected at most {MAX_ROWS} rows"):
         await read_rows_in_slices(range(MAX_ROWS + 1), read_row, ManualClock())
 

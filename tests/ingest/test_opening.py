@@ -63,7 +63,7 @@ class Store:
         self.release = asyncio.Event()
         self.stored: list[tuple[Symbol, Candle]] = []
         self.reading = self.most_reading = 0
-        self.overviews = 0
+        self.overviews = self.singles = 0
         self._stalled = stalled
         self._failures = failures
 
@@ -84,6 +84,10 @@ class Store:
         self.overviews += 1
         await self._read(None)
         return {}
+
+    async def newest_minute(self, market: Any) -> None:
+        self.singles += 1
+        await self._read(market.symbol)
 
     async def stored_ranges(self, market: Any, start_ms: int, end_ms: int) -> list[Any]:
         await self._read(market.symbol)
@@ -181,11 +185,19 @@ async def test_a_few_are_opened_at_a_time():
 async def test_markets_that_are_added_in_many_steps_share_the_reading_of_all_newest_minutes():
     added = [Symbol(f"T{number}", "USDT") for number in range(20)]
     async with starting(Store()) as stage:
-        for symbol in added:
-            stage.ingest.add_markets([symbol])
+        for first in range(0, 20, 5):
+            stage.ingest.add_markets(added[first : first + 5])
         await stage.clock.settle(200)
         assert all(stage.state(symbol)["trouble"] is None for symbol in added)
         assert stage.store.overviews == 2  # the first one at the start
+
+
+async def test_for_a_single_market_only_its_own_newest_minute_is_read():
+    async with starting(Store()) as stage:
+        stage.ingest.add_markets([Symbol("T", "USDT")])
+        await stage.clock.settle(200)
+        assert stage.state(Symbol("T", "USDT"))["trouble"] is None
+        assert (stage.store.overviews, stage.store.singles) == (1, 1)
 
 
 async def test_the_others_are_read_while_one_is_not_open():

@@ -72,7 +72,7 @@ def test_an_answer_with_all_minutes_that_were_left_out_ends_the_wait():
     assert short.is_shortening  # it was about a part of them only
     answer(one, 200, NOW)
     short.on_answer(one)
-    assert (short.is_shortening, short.lacking) == (False, set())
+    assert (short.is_shortening, short.unmet) == (False, set())
 
 
 def test_minutes_that_rest_lacks_are_taken_from_the_next_snapshot():
@@ -80,18 +80,18 @@ def test_minutes_that_rest_lacks_are_taken_from_the_next_snapshot():
     short.use_snapshot(snapshot(), one, may_shorten=True)
     answer(one, 0, NOW, lacks=[300])
     short.on_answer(one)
-    assert short.lacking == {BTC}
+    assert short.unmet == {BTC}
     assert short.use_snapshot(snapshot(), one, may_shorten=True) == snapshot()
-    assert (short.is_shortening, short.lacking) == (False, set())
+    assert (short.is_shortening, short.unmet) == (False, set())
 
 
 def test_after_a_failure_of_rest_the_next_snapshot_is_used_whole():
     short, one = ShortSnapshots(1000), market(present=())
     short.on_failure([BTC])
-    assert short.lacking == set()  # nothing was left out
+    assert short.unmet == set()  # nothing was left out
     short.use_snapshot(snapshot(), one, may_shorten=True)
     short.on_failure([BTC])
-    assert short.lacking == {BTC}
+    assert short.unmet == {BTC}
     assert short.use_snapshot(snapshot(), one, may_shorten=True) == snapshot()
 
 
@@ -101,7 +101,7 @@ def test_nothing_is_left_of_a_market_that_is_forgotten():
     short.forget_markets([BTC])
     short.on_answer(one)
     short.on_failure([BTC])
-    assert (short.is_shortening, short.lacking) == (False, set())
+    assert (short.is_shortening, short.unmet) == (False, set())
 
 
 def test_the_newest_minutes_keep_the_invalid_rows_between_them():

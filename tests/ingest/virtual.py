@@ -221,8 +221,13 @@ class Memory:
     async def newest_minutes(self, exchange: str) -> dict[Symbol, int]:
         return {BTC: max(self.rows)} if self.rows else {}
 
+    async def newest_minute(self, market: MarketKey) -> int | None:
+        return max(self.rows, default=None)
+
     async def stored_ranges(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Range]:
-        return list(RangeSet.of_minutes(sorted(open_ms for open_ms in self.rows if start_ms <= open_ms < end_ms)))
+        return list(
+            RangeSet.of_parts((sorted(open_ms for open_ms in self.rows if start_ms <= open_ms < end_ms)), MINUTE_MS)
+        )
 
     async def read_minutes(self, market: MarketKey, start_ms: int, end_ms: int) -> list[Candle]:
         return [self.rows[open_ms] for open_ms in sorted(self.rows) if start_ms <= open_ms < end_ms]

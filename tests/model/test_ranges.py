@@ -34,8 +34,8 @@ def test_the_minutes_of_some_times_are_joined_in_any_order(numbers):
     ranges = RangeSet()
     for number in numbers:
         ranges.add(number * MINUTE_MS, (number + 1) * MINUTE_MS)
-    assert RangeSet.of_minutes(number * MINUTE_MS for number in numbers) == ranges
-    assert RangeSet.of_minutes(sorted(number * MINUTE_MS for number in numbers)) == ranges
+    assert RangeSet.of_parts((number * MINUTE_MS for number in numbers), MINUTE_MS) == ranges
+    assert RangeSet.of_parts(sorted(number * MINUTE_MS for number in numbers), MINUTE_MS) == ranges
 
 
 def test_the_hull_includes_both():

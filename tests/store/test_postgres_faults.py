@@ -14,7 +14,7 @@ import psycopg2
 import pytest
 
 from candled.errors import StoreUnavailable
-from candled.model import DEFAULT_INTERVALS, MINUTE, Candle, MarketKey, RangeSet
+from candled.model import DEFAULT_INTERVALS, MINUTE, MINUTE_MS, Candle, MarketKey, RangeSet
 from candled.store.postgres.pool import DatabaseConnection, Watchdog, parse_address
 from candled.store.postgres.store import PostgresStore
 from tests import deadlines
@@ -397,7 +397,7 @@ def test_a_server_killed_and_started_again_has_everything_that_was_acknowledged(
                 job.result()
             check(store, acknowledged)
             present = store.stored_ranges(BTC, 0, 10**15)
-            assert present == list(RangeSet.of_minutes(candle.open_ms for candle in truth(acknowledged)))
+            assert present == list(RangeSet.of_parts((candle.open_ms for candle in truth(acknowledged)), MINUTE_MS))
         assert failures > 0
     finally:
         server.remove()

@@ -280,6 +280,13 @@ async def behind_a_hung_write(threads):
         await hanging
 
 
+async def test_the_newest_minute_of_a_market_is_read_alone(saving):
+    store, _, ingest_store = saving
+    store.write_minutes([(BTC, minute(number)) for number in range(3)])
+    assert await ingest_store.newest_minute(BTC) == minute(2).open_ms
+    assert await ingest_store.newest_minute(ETH) is None
+
+
 async def test_saves_of_coverage_that_wait_are_one_call_and_the_newest_of_a_market_wins(saving):
     store, threads, ingest_store = saving
     async with asyncio.TaskGroup() as tasks, behind_a_hung_write(threads):

@@ -229,7 +229,7 @@ class PostgresStore(SqlStore):
         spans = [row[:3] for row in changed]
         connection.execute(sql.WIDEN_SPANS, [as_array(map(str, column)) for column in zip(*spans, strict=True)])
         changes = {
-            id: RangeSet.of_minutes([open_ms for open_ms in times[id] if first_ms <= open_ms <= last_ms])
+            id: RangeSet.of_parts([open_ms for open_ms in times[id] if first_ms <= open_ms <= last_ms], MINUTE_MS)
             for id, first_ms, last_ms in spans
         }
         fold_changes(connection, changes)

@@ -14,6 +14,7 @@ from candled.model import (
     ALL_TIME,
     DAY_MS,
     MINUTE,
+    MINUTE_MS,
     WEEK,
     BarTexts,
     Candle,
@@ -485,14 +486,14 @@ class SqliteStore(SqlStore):
         shortest = next(iter(levels), MINUTE)  # the minutes of its bars are needed to fold them
         stored = {
             candle.open_ms: candle
-            for start_ms, end_ms in touched_bars(RangeSet.of_minutes(minutes), shortest)
+            for start_ms, end_ms in touched_bars(RangeSet.of_parts(minutes, MINUTE_MS), shortest)
             for candle in known.bars_between(MINUTE, start_ms, end_ms)
         }
         changed = merge_changes(minutes, stored)
         if not changed:
             return
         known.put_minutes(changed)
-        fold_levels(known, RangeSet.of_minutes(candle.open_ms for candle in changed), levels)
+        fold_levels(known, RangeSet.of_parts((candle.open_ms for candle in changed), MINUTE_MS), levels)
         unknown = unknown_revisions(minutes, ((candle.open_ms, candle.rev) for candle in changed))
         if unknown:
             _log_changes(connection, market_id, None, unknown)
@@ -515,7 +516,7 @@ class SqliteStore(SqlStore):
             first = f"{time_text(rows[0].time)}: {rows[0].problem} (table {rows[0].table})"
             logger.warning("%s: %s: deleting %d rows that are no bars: %s", self._path.name, market, len(rows), first)
             minutes = [row.time for row in rows if row.table == "candles" and isinstance(row.time, int)]
-            self.log_changes(market, None, [(SEQ_UNPUBLISHED, span) for span in RangeSet.of_minutes(minutes)])
+            self.log_changes(market, None, [(SEQ_UNPUBLISHED, span) for span in RangeSet.of_parts(minutes, MINUTE_MS)])
             self.discard_rows(market, rows)
         return found
 
