@@ -120,7 +120,7 @@ class ExchangeIngest:
         self._audit = StoreAudit(store, self._publisher, self._past.examine_again, clock, self._time, counts)
         self._listing = listing = MarketListing(name, exchange, http, clock, lists or ListOptions())
         listing.on_listed, listing.on_ended, listing.on_renamed = self._on_listed, self._on_ended, self._on_renamed
-        self._renamed = RenamedHistory(name, store, clock)
+        self._renamed, self._short = RenamedHistory(name, store, clock), ShortSnapshots(exchange.max_history_minutes)
         self._repair = self._make_repair()
         #: The markets that are open.
         self._markets: dict[Symbol, MarketIngest] = {}
@@ -143,7 +143,6 @@ class ExchangeIngest:
         )
         #: The symbols whose feeds are connected.
         self._connected: set[Symbol] = set()
-        self._short = ShortSnapshots(exchange.max_history_minutes)
         #: Events of markets that are not open yet, since the last interruption.
         self._early = EarlyEvents()
         #: Candles received before the clock was settled.

@@ -460,7 +460,7 @@ class MarketIngest:
     def _apply_current(
         self, candles: Sequence[Candle], known: Mapping[int, Candle], asked_ms: int, now_ms: int, outcome: Outcome
     ) -> list[int]:
-        """Process the current minutes of a response; return those for `_cover_minutes`. Outdated ones stay unconfirmed."""
+        """Process the minutes of a response that are not outdated; return those for `_cover_minutes`."""
         newest_ms = candles[-1].open_ms if candles else 0
         past_until_ms = max(self.minutes.past_until(now_ms), newest_ms - WINDOW_MS)
         blank = self.comparison.count_blank(candles, known, self._coverage_of(newest_ms), past_until_ms)
