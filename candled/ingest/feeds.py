@@ -48,7 +48,7 @@ _PREPARE_TIMEOUT_S = 30.0  # for the requests of a plugin before a connection
 _CLOSE_TIMEOUT_S = 0.2  # for the reply to our close frame, from a peer that may be dead
 _SEND_TIMEOUT_S = 5.0
 _HANG_UP_S = 1.0
-_TURN_S, _MOST_TURN_S = 0.005, 0.02  # waiting frames are read for this long in one pass of the loop
+_TURN_S, _MOST_TURN_S = 0.005, 0.04  # waiting frames are read for this long in one pass of the loop
 _STEADY_S = 30.0  # a connection that lived this long is not a failure
 _MAX_FRAME_BYTES = 1024 * 1024
 # The frames, or events of a `StreamFeed`, that a feed may deliver each second, and in a row after a pause.
