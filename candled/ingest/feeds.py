@@ -98,7 +98,7 @@ class LoopBudget:
     """The time that all feeds together may use in one pass of the event loop. A single snapshot may use all of it.
 
     While more frames arrive than can be read, reading gets half of the time: as long as all other work of the last pass
-    took, but at least 5 and at most 20 ms.
+    took, but at least 5 and at most 40 ms.
     """
 
     def __init__(self) -> None:

@@ -34,6 +34,7 @@ class VirtualFeed(SocketFeed):
     def __init__(self, exchange: "ManyMarkets", symbols: Any) -> None:
         super().__init__("ws://localhost", symbols)
         self._exchange = exchange
+        self.snapshot = exchange.world.snapshot_minutes > 0
 
     def subscribe(self, symbols: Any) -> list[str]:
         return [f"+{symbol}" for symbol in symbols]
@@ -46,6 +47,9 @@ class VirtualFeed(SocketFeed):
         symbol = Symbol.parse(text)
         if word == "candle":
             return [Candles(symbol, self._exchange.newest(symbol))]
+        if word == "snapshot":
+            count = self._exchange.world.snapshot_minutes
+            return [Candles(symbol, self._exchange.newest(symbol, count), snapshot=True)]
         return [Subscribed(symbol) if word == "yes" else SubscriptionRejected(symbol, "no such market")]
 
 
@@ -61,6 +65,10 @@ class World:
         self.is_strict = False
         #: Where the history of some markets begins, UTC epoch milliseconds; by default at `MONDAY_MS`.
         self.begins_ms: dict[Symbol, int] = {}
+        #: The minutes that are sent after a subscription.
+        self.snapshot_minutes = 0
+        #: How often each market was subscribed to.
+        self.subscriptions: Counter[Symbol] = Counter()
         #: How often the history of each market was requested.
         self.history_reads: Counter[Symbol] = Counter()
         self.listed = {symbol: Market(symbol=symbol, listed_ms=MONDAY_MS) for symbol in SYMBOLS}
@@ -102,9 +110,10 @@ class ManyMarkets(Exchange):
         row = grown(self.world.tapes[symbol].row(open_ms), now_ms - open_ms)
         return row.candle(open_ms, as_of_ms=now_ms)
 
-    def newest(self, symbol: Symbol) -> tuple[Candle, ...]:
+    def newest(self, symbol: Symbol, count: int = 2) -> tuple[Candle, ...]:
         newest_ms = MINUTE.floor(self.now_ms())
-        return tuple(self.version(symbol, open_ms) for open_ms in (newest_ms - MINUTE_MS, newest_ms))
+        opens = range(newest_ms - (count - 1) * MINUTE_MS, newest_ms + 1, MINUTE_MS)
+        return tuple(self.version(symbol, open_ms) for open_ms in opens)
 
     async def fetch_markets(self, http: Any) -> list[Market]:
         self.world.list_reads += 1
@@ -131,7 +140,8 @@ class ManyMarkets(Exchange):
         if symbol in self.world.refused or (self.world.is_strict and symbol not in self.world.listed):
             return f"no {symbol}"
         peer.subscribed[symbol] = None
-        return f"yes {symbol}"
+        self.world.subscriptions[symbol] += 1
+        return f"{'snapshot' if self.world.snapshot_minutes else 'yes'} {symbol}"
 
 
 async def run_without_socket(runner: FeedRunner) -> str:
@@ -195,6 +205,7 @@ def left_over(ingest: ExchangeIngest, wanted: Collection[Symbol]) -> list[tuple[
     """Return the traces of unwanted markets in an ingest's objects."""
     found = []
     parts: list[Any] = [ingest, ingest._publisher, ingest._repair, ingest._past, ingest._feeds, *ingest._feeds.runners]
+    parts += [ingest._short]
     parts += [one._rejected for one in ingest._feeds.runners]
     parts += [one._connection for one in ingest._feeds.runners if one._connection is not None]
     for part in parts:
