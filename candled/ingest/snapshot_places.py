@@ -5,7 +5,8 @@ from collections.abc import Callable, Collection
 from candled.model import Symbol
 
 _PLACES = 5
-_PER_S = 25.0
+# Snapshots a second: at a start, while all markets wait for their first updates, and after the first pause.
+_FIRST_PER_S, _PER_S, _PAUSE_S = 50.0, 25.0, 5.0
 _LATE_S = 0.2  # a late call may take the places of this much time together
 #: The time that a snapshot usually takes, seconds.
 SNAPSHOT_WITHIN_S = 1.0
@@ -15,9 +16,9 @@ class SnapshotPlaces:
     """The places for subscriptions whose snapshot has not arrived, shared by all connections of an exchange.
 
     Reading and applying a snapshot of hundreds of minutes takes several milliseconds. Many snapshots together would
-    delay the updates of all other markets, so at most 25 a second are requested. A subscription without a snapshot
-    frees its place after a second. While the store `is_behind` with the rows of earlier snapshots, one frame a second
-    may be sent: live candles must not wait for a slow store. Times are monotonic seconds.
+    delay the updates of all other markets. So at most 25 a second are requested, or 50 up to the first pause. A
+    subscription without a snapshot frees its place after a second. While the store `is_behind` with the rows of earlier
+    snapshots, one frame a second may be sent: live candles must not wait for a slow store. Times are monotonic seconds.
     """
 
     def __init__(self, places: int = _PLACES, is_behind: Callable[[], bool] = lambda: False) -> None:
@@ -26,20 +27,24 @@ class SnapshotPlaces:
         #: By symbol: when its place becomes free without a snapshot, the earliest first.
         self._taken: dict[Symbol, float] = {}
         self._taken_at = float("-inf")
-        #: When the next frame may be sent at the earliest.
-        self._next_at = float("-inf")
+        #: When the next frame may be sent at the earliest; None before the first.
+        self._next_at: float | None = None
+        self._per_s = _FIRST_PER_S
 
     def has_room(self, now: float) -> bool:
         """Return whether another frame with subscriptions may be sent."""
         while self._taken and next(iter(self._taken.values())) <= now:
             del self._taken[next(iter(self._taken))]
-        is_early = now < self._next_at or (now < self._taken_at + SNAPSHOT_WITHIN_S and self._is_behind())
-        return len(self._taken) < self._places and not is_early
+        is_early = self._next_at is not None and now < self._next_at
+        must_wait = now < self._taken_at + SNAPSHOT_WITHIN_S and self._is_behind()
+        return len(self._taken) < self._places and not is_early and not must_wait
 
     def take(self, symbols: Collection[Symbol], now: float) -> None:
         """Take the places of the symbols of a frame that is sent now, even if there are fewer."""
-        self._taken_at = now
-        self._next_at = max(now - _LATE_S, self._next_at) + len(symbols) / _PER_S
+        next_at = now if self._next_at is None else self._next_at
+        if now > next_at + _PAUSE_S:
+            self._per_s = _PER_S
+        self._taken_at, self._next_at = now, max(now - _LATE_S, next_at) + len(symbols) / self._per_s
         for symbol in symbols:
             self._taken.pop(symbol, None)
             self._taken[symbol] = now + SNAPSHOT_WITHIN_S

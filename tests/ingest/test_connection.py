@@ -90,15 +90,25 @@ def test_five_snapshots_are_awaited_at_once_on_all_connections_of_an_exchange():
     assert other.frames_to_send(1.95) == [f"+{symbol}" for symbol in symbols[27:29]]
 
 
-def test_at_most_25_snapshots_a_second_are_requested_however_fast_they_come():
-    symbols, places, asked = [Symbol(f"S{number}", "USDT") for number in range(200)], SnapshotPlaces(), 0
-    one = FeedConnection(PlainFeed("ws://localhost", symbols), symbols, 0.0, limits=FAST, places=places)
-    for tick in range(40):
-        frames = one.frames_to_send(tick / 10)
-        asked += len(frames)
-        for frame in frames:
-            one.on_frame(f"candle {frame[1:]}", tick / 10)
-    assert 95 <= asked <= 25 * 4 + 5
+def test_at_most_25_snapshots_a_second_are_requested_after_a_start_however_fast_they_come():
+    symbols = [Symbol(f"S{number}", "USDT") for number in range(400)]
+    feed = PlainFeed("ws://localhost", symbols[:200])
+    one = FeedConnection(feed, feed.symbols, 0.0, limits=ConnectionLimits(frames_per_s=1000.0))
+
+    def requested(start: float) -> int:
+        asked = 0
+        for tick in range(30):
+            frames = one.frames_to_send(start + tick / 10)
+            asked += len(frames)
+            for frame in frames:
+                one.on_frame(f"candle {frame[1:]}", start + tick / 10)
+        return asked
+
+    assert 140 <= requested(0.0) <= 160
+    requested(3.0)
+    feed.set_symbols(symbols)
+    one.add_symbols(symbols[200:], 20.0)
+    assert 70 <= requested(20.0) <= 85
 
 
 def test_urgent_symbols_are_subscribed_to_before_those_that_wait_and_without_a_place():
