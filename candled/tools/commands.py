@@ -180,7 +180,10 @@ def verify(
     ] = None,
     memory: opt.MemoryUrl = None,
     digest: Annotated[
-        bool, typer.Option("--digest", help="Only print a SHA-256 of each market and UTC day, to compare two sites by.")
+        bool,
+        typer.Option(
+            "--digest", help="Only print a SHA-256 of each market and UTC day, to compare two deployments by."
+        ),
     ] = False,
     as_json: opt.JsonLines = False,
     quiet: opt.Quiet = False,
