@@ -34,6 +34,7 @@ class MarketCatalog:
         self._tickers: dict[MarketKey, str] = {}
         self._by_ticker: dict[str, MarketKey] = {}
         self._spellings: list[tuple[MarketKey, tuple[str, ...]]] = []
+        self.markets: tuple[MarketKey, ...] = ()
         self.set_markets(markets)
 
     def add_intervals(self, intervals: Iterable[Interval]) -> None:
@@ -52,10 +53,13 @@ class MarketCatalog:
         `renamed` has the markets that an exchange has renamed, by their former names, which no market has now. Requests
         with former names are answered too.
         """
+        before = self.markets
+        now = tuple(MarketKey(name, symbol) for name, symbols in markets.items() for symbol in symbols)
+        if not {*before}.difference(now) <= self._tickers.keys():
+            self._refresh()  # those that leave keep their names
         self.version += 1
         self.renamed = dict(renamed or {})
-        self.exchanges = tuple(markets)
-        self.markets = tuple(MarketKey(name, symbol) for name, symbols in markets.items() for symbol in symbols)
+        self.exchanges, self.markets = tuple(markets), now
 
     def _refresh(self) -> None:
         """Name the markets, if they have changed. Thousands take several milliseconds, and may change in many steps."""

@@ -487,6 +487,7 @@ class ExchangeIngest:
     def _on_ended(self, symbol: Symbol) -> None:
         """Unsubscribe from a market that has been delisted for a day. It stays open with its history."""
         self._leave_feeds([symbol])
+        self._short.forget_markets([symbol])
         self._markets[symbol].presence.connected = False
 
     def _on_renamed(self, symbol: Symbol, former: Symbol) -> None:
@@ -531,7 +532,7 @@ class ExchangeIngest:
     def _renew_snapshot(self, market: MarketIngest) -> None:
         """Renew the subscription of a market if REST did not deliver the minutes that its snapshot had."""
         symbol = market.key.symbol
-        if self._repair.is_away or (self._repair.problem is None and not market.status.is_rest_usable):
+        if self._repair.has_failed(symbol) or market.status.is_credible is False or market.ended_ms is not None:
             self._short.on_failure([symbol])
         if symbol in self._short.unmet and (runner := self._feeds.runner_of(symbol)) is not None:
             runner.renew_subscription(symbol)  # unless it was renewed a moment ago

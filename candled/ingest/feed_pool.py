@@ -155,6 +155,8 @@ class FeedPool:
 
     async def _close_replaced(self, feed: Feed) -> None:
         await self._clock.sleep(_OVERLAP_S)
+        if not any(runner.is_connected for runner in self._feeds):
+            self._places.restart()
         if feed in self._replaced:
             self._replaced.pop(feed).cancel()
 

@@ -71,7 +71,7 @@ class MarketLoader:
         return await self._retry_read(lambda: self._store.newest_minutes(self._name))
 
     async def load_newest_of(self, symbols: Sequence[Symbol]) -> Mapping[Symbol, int]:
-        """Return the same for some markets, in less time if they are few."""
+        """Return the newest final minute of those of some markets that are stored; each is read by itself."""
         newest: dict[Symbol, int] = {}
 
         async def add_newest(symbol: Symbol) -> None:

@@ -34,7 +34,7 @@ _TICK_S = 0.1
 _REQUESTS_AT_ONCE = 4
 # While so many answers are being saved, only the requests for which clients wait are made.
 _SAVED_AT_ONCE = 48
-_AWAY_S = 10.0
+_OUTAGE_S = 10.0
 #: The number of tasks that `run`.
 WORKERS = 64
 # While a stream is down, REST is polled for its forming minutes, using at most this share of the request budget.
@@ -107,13 +107,13 @@ class RepairScheduler:
         self._poll_ms = POLL_MS
         #: Why the exchange's REST API is unavailable; None if it is available.
         self.problem: str | None = None
-        self._away_since = 0.0  # monotonic seconds
+        self._outage_since = 0.0  # monotonic seconds
         self.parity = Parity()
 
-    @property
-    def is_away(self) -> bool:
-        """True if the exchange's REST API has been unavailable for some time."""
-        return self.problem is not None and self._clock.monotonic() > self._away_since + _AWAY_S
+    def has_failed(self, symbol: Symbol) -> bool:
+        """Return whether REST fails: for a market twice in a row, or for all markets since some time."""
+        is_outage = self.problem is not None and self._clock.monotonic() > self._outage_since + _OUTAGE_S
+        return is_outage or (symbol in self._backoffs and self._backoffs[symbol].failure_count > 1)
 
     def share_polls(self, markets: Iterable[MarketIngest]) -> None:
         """Share the requests for forming minutes among the markets whose streams do not deliver them."""
@@ -135,19 +135,22 @@ class RepairScheduler:
         self.retry_now(symbol)
 
     def enqueue_request(self, market: MarketIngest, now_ms: int) -> None:
-        """Queue a market if a request is due. Move it ahead in the queue if clients wait for it now."""
-        symbol, is_awaited = market.key.symbol, self._listing.is_urgent(market.key)
-        if is_awaited:
-            self._queue.move_ahead(market)
+        """Queue a market if a request is due, or move it ahead in the queue."""
+        symbol, place = market.key.symbol, self._place_of(market)
+        self._queue.move_ahead(market, place)
         is_resting = self._clock.monotonic() < self._retry_at.get(symbol, 0.0)
         if market in self._busy or is_resting or not self._time.is_reliable:
             return
         window = market.next_request(now_ms, self._poll_ms)
         if window is not None:
-            late = Place.LATE if self._awaits_snapshot(symbol) else Place.USUAL
             self._busy.add(market)
-            self._queue.add_market(market, window.urgency, Place.AWAITED if is_awaited else late)
+            self._queue.add_market(market, window.urgency, place)
             self._queued.set()
+
+    def _place_of(self, market: MarketIngest) -> Place:
+        if self._listing.is_urgent(market.key):
+            return Place.AWAITED
+        return Place.LATE if self._awaits_snapshot(market.key.symbol) else Place.USUAL
 
     async def run(self) -> None:
         """Request the most urgent window of all markets, and save the answer, in an endless loop."""
@@ -295,7 +298,7 @@ class RepairScheduler:
         wait_s = max(self._outage.on_failure(), error.retry_after_s or 0.0)
         self._paused_until = self._clock.monotonic() + wait_s
         if self.problem is None:
-            self._away_since = self._clock.monotonic()
+            self._outage_since = self._clock.monotonic()
             logger.warning("%s: history cannot be read: %s; next attempt in %.1f s", self._name, error, wait_s)
         self.problem = printable(str(error), MAX_PROBLEM)
 

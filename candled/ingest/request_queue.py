@@ -26,6 +26,7 @@ class _Entry(NamedTuple):
     #: The order of arrival, different for each entry.
     order: int
     market: "MarketIngest"
+    #: The urgency of the market's own request.
     urgency: Urgency
 
 
@@ -47,11 +48,11 @@ class RequestQueue:
         entry = self._entries[market] = _Entry(rank, place, next(self._order), market, urgency)
         heapq.heappush(self._heap, entry)
 
-    def move_ahead(self, market: "MarketIngest") -> None:
-        """Move a market of the queue to its place now that clients wait for it."""
+    def move_ahead(self, market: "MarketIngest", place: Place) -> None:
+        """Move a market of the queue to a place before its own: clients wait for it now, or its snapshot has come."""
         entry = self._entries.get(market)
-        if entry is not None and entry.place is not Place.AWAITED:
-            self.add_market(market, entry.urgency, Place.AWAITED)
+        if entry is not None and place < entry.place:
+            self.add_market(market, entry.urgency, place)
 
     def remove_market(self, market: "MarketIngest") -> None:
         """Remove a market, if it waits."""

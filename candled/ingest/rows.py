@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from operator import lt
+from operator import attrgetter, lt
 
 from candled.errors import InvalidCandle
 from candled.exchange import InvalidRow
@@ -153,7 +153,7 @@ class RowFilter:
                 as_of_ms = min(received_ms, end_ms - 1) if is_update else received_ms
             final = candle.final and now_ms >= end_ms  # a single frame cannot end a minute early
             stamped.append(_new_candle((*candle[:7], as_of_ms, final, candle.rev, src)))
-        return sorted(stamped) if len(stamped) > 1 else stamped
+        return sorted(stamped, key=attrgetter("open_ms")) if len(stamped) > 1 else stamped
 
 
 _new_candle = partial(tuple.__new__, Candle)  # in half the time of `Candle._make`

@@ -31,6 +31,10 @@ class SnapshotPlaces:
         self._next_at: float | None = None
         self._per_s = _FIRST_PER_S
 
+    def restart(self) -> None:
+        """Allow the pace of a start again, because no market has updates."""
+        self._next_at, self._per_s = None, _FIRST_PER_S
+
     def has_room(self, now: float) -> bool:
         """Return whether another frame with subscriptions may be sent."""
         while self._taken and next(iter(self._taken.values())) <= now:

@@ -41,7 +41,7 @@ class RangeSet:
 
     @classmethod
     def of_parts(cls, times: Iterable[int], length_ms: int) -> Self:
-        """Return the ranges of a length that begin at some times, quickly if each follows the one before."""
+        """Return the union of ranges of one length, given their starts; quickly if each begins where the last ends."""
         times = list(times)
         if times and (times[-1] - times[0]) // length_ms == len(times) - 1:
             end_ms = times[-1] + length_ms

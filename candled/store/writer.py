@@ -224,11 +224,11 @@ class Writer:
     # ------------------------------------------------------------ writing to the store
 
     async def _take_turn(self) -> None:
-        """Wait for a turn to write a page. Markets for which clients wait now are written before it."""
+        """Wait for a turn to write a page. A market for which clients wait is written before it."""
         await self._turn.acquire()
         if urgent := set(self._urgent):
             self._turn.release()
-            await asyncio.wait(urgent)
+            await asyncio.wait(urgent, return_when=asyncio.FIRST_COMPLETED)  # the others wait for the next page
             await self._turn.acquire()
 
     async def _flush_awaited(self) -> None:

@@ -175,3 +175,12 @@ async def test_lists_over_http_follow_immediately_and_show_facts(stage, http_cli
     assert again.code == 304
     missing = await http_client.fetch(f"{base_url}/api/candles?symbol=BTC/USDT&interval=1m", raise_error=False)
     assert missing.code == 404
+
+
+def test_a_market_that_left_keeps_its_names_even_if_nobody_asked_for_them():
+    first, second = Symbol("AB", "USDT"), Symbol("A", "BUSDT")
+    catalog = MarketCatalog({"okx": ()}, DEFAULT_INTERVALS)
+    for markets in ([first], [], [second]):
+        catalog.set_markets({"okx": markets})
+    assert catalog.by_ticker("OKX:ABUSDT") is None
+    assert catalog.ticker_of(MarketKey("okx", second)) == "OKX:A/BUSDT"

@@ -216,6 +216,49 @@ async def test_a_market_that_clients_begin_to_wait_for_overtakes_those_before_it
     await starting
 
 
+async def test_once_its_snapshot_has_come_a_market_is_not_behind_the_older_history_of_others(monkeypatch):
+    """Each market needs three requests for its week; the recent hours of all go first."""
+    monkeypatch.setattr(FeedRunner, "_run_socket", run_without_socket)
+    monkeypatch.setattr(repair_scheduler, "_REQUESTS_AT_ONCE", 1)
+    harness, asked = Harness(), list[Symbol]()
+    harness.clock = harness.exchange.clock
+    monkeypatch.setattr(harness.exchange, "max_history_minutes", 20)
+    begun_s, fetch = harness.clock.monotonic(), harness.exchange.fetch_history
+    monkeypatch.setattr(FeedRunner, "awaits_snapshot", lambda *_: harness.clock.monotonic() < begun_s + 2.0)
+
+    async def fetch_slowly(http: Any, symbol: Symbol, start_ms: int, end_ms: int) -> list[Candle]:
+        asked.append(symbol)
+        await harness.clock.sleep(3.0)
+        return await fetch(http, symbol, start_ms, end_ms)
+
+    monkeypatch.setattr(harness.exchange, "fetch_history", fetch_slowly)
+    starting = asyncio.ensure_future(harness.ingest.start())
+    await harness.do("add", SYMBOLS)
+    await harness.clock.advance(30.0)
+    assert set(asked[:5]) == set(SYMBOLS)
+    await harness.ingest.stop()
+    await starting
+
+
+async def test_clients_market_is_subscribed_to_first(monkeypatch):
+    monkeypatch.setattr(FeedRunner, "_run_socket", run_without_socket)
+    harness = Harness(ListOptions(is_urgent=lambda market: market.symbol == SYMBOLS[3]))
+    calls = list[tuple[list[Symbol], bool]]()
+    add = harness.ingest._feeds.add_symbols
+
+    def record(symbols: Any, *, is_urgent: bool = False) -> None:
+        calls.append((list(symbols), is_urgent))
+        add(symbols, is_urgent=is_urgent)
+
+    monkeypatch.setattr(harness.ingest._feeds, "add_symbols", record)
+    starting = asyncio.ensure_future(harness.ingest.start())
+    await harness.clock.advance(1.0)
+    await harness.do("add", SYMBOLS[:4])
+    assert calls[-2:] == [([SYMBOLS[3]], True), (SYMBOLS[:3], False)]
+    await harness.ingest.stop()
+    await starting
+
+
 async def test_a_market_whose_snapshot_is_about_to_come_is_requested_after_the_others(monkeypatch):
     monkeypatch.setattr(FeedRunner, "_run_socket", run_without_socket)
     monkeypatch.setattr(FeedRunner, "awaits_snapshot", lambda runner, symbol: symbol in SYMBOLS[:2])

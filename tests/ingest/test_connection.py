@@ -93,7 +93,8 @@ def test_five_snapshots_are_awaited_at_once_on_all_connections_of_an_exchange():
 def test_at_most_25_snapshots_a_second_are_requested_after_a_start_however_fast_they_come():
     symbols = [Symbol(f"S{number}", "USDT") for number in range(400)]
     feed = PlainFeed("ws://localhost", symbols[:200])
-    one = FeedConnection(feed, feed.symbols, 0.0, limits=ConnectionLimits(frames_per_s=1000.0))
+    limits, places = ConnectionLimits(frames_per_s=1000.0), SnapshotPlaces()
+    one = FeedConnection(feed, feed.symbols, 0.0, limits=limits, places=places)
 
     def requested(start: float) -> int:
         asked = 0
@@ -109,6 +110,12 @@ def test_at_most_25_snapshots_a_second_are_requested_after_a_start_however_fast_
     feed.set_symbols(symbols)
     one.add_symbols(symbols[200:], 20.0)
     assert 70 <= requested(20.0) <= 85
+    requested(23.0)
+    requested(26.0)
+    places.restart()
+    feed.set_symbols([Symbol(f"T{number}", "USDT") for number in range(200)])
+    one.add_symbols(feed.symbols, 40.0)
+    assert 140 <= requested(40.0) <= 160
 
 
 def test_urgent_symbols_are_subscribed_to_before_those_that_wait_and_without_a_place():

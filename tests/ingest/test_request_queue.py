@@ -43,10 +43,20 @@ def test_a_market_moves_ahead_once_clients_wait_for_it():
     queue.add_market(markets[0], Urgency.RECENT, Place.USUAL)
     queue.add_market(markets[1], Urgency.RECENT, Place.LATE)
     queue.add_market(markets[2], Urgency.WEEK, Place.USUAL)
-    queue.move_ahead(markets[1])
-    queue.move_ahead(markets[1])
-    queue.move_ahead(Market())  # it does not wait
+    queue.move_ahead(markets[1], Place.AWAITED)
+    queue.move_ahead(markets[1], Place.AWAITED)
+    queue.move_ahead(Market(), Place.AWAITED)  # it does not wait
     assert [queue.take_first() for _ in range(4)] == [markets[1], markets[0], markets[2], None]
+
+
+def test_a_market_whose_snapshot_has_come_goes_back_to_the_urgency_of_its_request():
+    queue, markets = RequestQueue(), make_markets(3)
+    queue.add_market(markets[0], Urgency.WEEK, Place.USUAL)
+    queue.add_market(markets[1], Urgency.RECENT, Place.LATE)
+    queue.add_market(markets[2], Urgency.RECENT, Place.LATE)
+    queue.move_ahead(markets[2], Place.USUAL)
+    queue.move_ahead(markets[2], Place.LATE)  # never backward
+    assert [queue.take_first() for _ in markets] == [markets[2], markets[0], markets[1]]
 
 
 @given(
@@ -69,9 +79,9 @@ def test_each_market_is_taken_once_in_order(steps):
             rank = max(urgency, Urgency.WEEK) if place is Place.LATE else urgency
             expected[number] = rank, place, order, urgency
         elif step == "move":
-            queue.move_ahead(markets[number])
-            if number in expected and expected[number][1] is not Place.AWAITED:
-                expected[number] = expected[number][3], Place.AWAITED, order, expected[number][3]
+            queue.move_ahead(markets[number], place)
+            if number in expected and place < expected[number][1]:
+                expected[number] = expected[number][3], place, order, expected[number][3]
         elif step == "remove":
             queue.remove_market(markets[number])
             expected.pop(number, None)

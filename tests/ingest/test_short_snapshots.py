@@ -40,7 +40,8 @@ def test_a_snapshot_is_shortened_if_rest_will_be_asked_for_the_time_before_it():
     ("present", "page", "may_shorten"),
     [
         ([(0, 100)], 1000, True),  # REST needs not be asked for the time before it
-        ([(0, 50), (60, 150)], 460, True),  # shortened, it would take one more request
+        ([(0, 50), (60, 90)], 460, True),  # shortened, it would take one more request
+        ([(0, 50), (60, 90), (300, 301)], 1000, True),  # it may correct a stored minute
         ([], 1000, False),
     ],
 )
@@ -69,10 +70,10 @@ def test_an_answer_with_all_minutes_that_were_left_out_ends_the_wait():
     short.use_snapshot(snapshot(), one, may_shorten=True)
     answer(one, 0, 200)
     short.on_answer(one)
-    assert short.is_shortening  # it was about a part of them only
+    assert BTC in short._left_out  # it was about a part of them only
     answer(one, 200, NOW)
     short.on_answer(one)
-    assert (short.is_shortening, short.unmet) == (False, set())
+    assert (short._left_out, short.unmet) == ({}, set())
 
 
 def test_minutes_that_rest_lacks_are_taken_from_the_next_snapshot():
@@ -101,7 +102,27 @@ def test_nothing_is_left_of_a_market_that_is_forgotten():
     short.forget_markets([BTC])
     short.on_answer(one)
     short.on_failure([BTC])
-    assert (short.is_shortening, short.unmet) == (False, set())
+    assert (short._left_out, short.unmet) == ({}, set())
+
+
+def test_a_minute_that_rest_has_in_addition_does_not_replace_one_that_it_lacks():
+    short, one = ShortSnapshots(1000), market(present=())
+    rows = tuple(minute(number) for number in range(100, NOW + 1) if number != 200)
+    short.use_snapshot(Candles(BTC, (*rows, rows[5]), snapshot=True), one, may_shorten=True)
+    answer(one, 0, NOW, lacks=[300])
+    short.on_answer(one)
+    assert short.unmet == {BTC}
+
+
+def test_a_snapshot_of_an_ended_market_is_used_whole():
+    short, one = ShortSnapshots(1000), market(present=())
+    one.ended_ms = at(3600)
+    assert short.use_snapshot(snapshot(), one, may_shorten=True) == snapshot()
+
+
+def test_rows_of_one_minute_need_not_be_comparable():
+    rows = (minute(1), minute(1)._replace(quote_volume=None), *(minute(number) for number in range(2, 5)))
+    assert newest_minutes(Candles(BTC, rows, snapshot=True)).candles == rows[2:]
 
 
 def test_the_newest_minutes_keep_the_invalid_rows_between_them():
