@@ -33,6 +33,7 @@ _RENEW_UNSURE_S = 30.0
 _MOST_DOUBLINGS = 9
 _HOUR_S = 3600.0
 _MOST_REPLIES = 100  # replies and pings that wait to be sent
+_SNAPSHOTS_PER_FRAME = 3  # after the start: snapshots that come together delay the updates behind them
 _LATE_S = 0.3  # a late call may send the frames of this much time together
 
 
@@ -92,7 +93,7 @@ class FeedConnection:
         self._is_ready = not feed.awaits_ready
         self._is_greeted = False  # from the greeting until the next frame is sent
         if self._is_ready:
-            self._request_symbols(self._rejected.select_allowed(symbols, now))
+            self._request_symbols(self._rejected.select_allowed(symbols, now), now)
 
     def on_frame(self, frame: str | bytes, now: float) -> list[Event]:
         """Read a frame; return its events for the caller: candles, rejections and errors.
@@ -137,7 +138,7 @@ class FeedConnection:
         """Subscribe to symbols that the feed carries from now on. Urgent ones go first, and take no places."""
         self._carried = frozenset(self._feed.symbols)
         if self._is_ready:
-            self._request_symbols(self._rejected.select_allowed(symbols, now), is_urgent=is_urgent)
+            self._request_symbols(self._rejected.select_allowed(symbols, now), now, is_urgent=is_urgent)
 
     def remove_symbols(self, symbols: Iterable[Symbol]) -> None:
         """Unsubscribe from symbols that the feed does not carry any more."""
@@ -149,7 +150,7 @@ class FeedConnection:
     def frames_to_send(self, now: float) -> list[str]:
         """Return the frames to send now, as fast as the exchange allows. Pings go first."""
         if self._is_ready:
-            self._request_symbols(self._rejected.take_due(now))
+            self._request_symbols(self._rejected.take_due(now), now)
             self._renew_silent(now)
         if now >= self._ping_at and self._is_ready and (ping := self._feed.make_ping()) is not None:
             self._urgent.append(ping)
@@ -227,11 +228,13 @@ class FeedConnection:
         if not self._is_ready:
             self._is_ready = self._is_greeted = True
             self._ping_at = now + self._feed.ping_every_s
-            self._request_symbols(self._rejected.select_allowed(self._feed.symbols, now))
+            self._request_symbols(self._rejected.select_allowed(self._feed.symbols, now), now)
 
-    def _request_symbols(self, symbols: Sequence[Symbol], *, is_urgent: bool = False) -> None:
-        if symbols:
-            self._queue_subscribe(symbols, is_urgent=is_urgent)
+    def _request_symbols(self, symbols: Sequence[Symbol], now: float, *, is_urgent: bool = False) -> None:
+        is_paced = self._feed.snapshot and not self._places.is_starting(now)
+        most = _SNAPSHOTS_PER_FRAME if is_paced else max(1, len(symbols))
+        for first in range(0, len(symbols), most):
+            self._queue_subscribe(symbols[first : first + most], is_urgent=is_urgent)
         for symbol in symbols:
             self._subscriptions[symbol] = _Subscription()
 

@@ -35,6 +35,10 @@ class SnapshotPlaces:
         """Allow the pace of a start again, because no market has updates."""
         self._next_at, self._per_s = None, _FIRST_PER_S
 
+    def is_starting(self, now: float) -> bool:
+        """Return whether there was no pause since the start."""
+        return self._per_s == _FIRST_PER_S and (self._next_at is None or now <= self._next_at + _PAUSE_S)
+
     def has_room(self, now: float) -> bool:
         """Return whether another frame with subscriptions may be sent."""
         while self._taken and next(iter(self._taken.values())) <= now:
@@ -45,9 +49,9 @@ class SnapshotPlaces:
 
     def take(self, symbols: Collection[Symbol], now: float) -> None:
         """Take the places of the symbols of a frame that is sent now, even if there are fewer."""
-        next_at = now if self._next_at is None else self._next_at
-        if now > next_at + _PAUSE_S:
+        if not self.is_starting(now):
             self._per_s = _PER_S
+        next_at = now if self._next_at is None else self._next_at
         self._taken_at, self._next_at = now, max(now - _LATE_S, next_at) + len(symbols) / self._per_s
         for symbol in symbols:
             self._taken.pop(symbol, None)

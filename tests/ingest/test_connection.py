@@ -118,6 +118,33 @@ def test_at_most_25_snapshots_a_second_are_requested_after_a_start_however_fast_
     assert 140 <= requested(40.0) <= 160
 
 
+class WideFeed(PlainFeed):
+    """One frame for all symbols, as far as the daemon puts them together."""
+
+    def subscribe(self, symbols):
+        return ["+" + ",".join(map(str, symbols))]
+
+
+def test_after_a_start_a_frame_asks_for_few_snapshots():
+    symbols, places = [Symbol(f"S{number}", "USDT") for number in range(14)], SnapshotPlaces(places=50)
+    feed = WideFeed("ws://localhost", symbols[:7])
+    one = FeedConnection(feed, feed.symbols, 0.0, limits=FAST, places=places)
+
+    def sizes(connection: FeedConnection, start: float) -> list[int]:
+        frames = [frame for frame in sent(connection, start + 1.5, start) if frame[0] == "+"]
+        for symbol in feed.symbols:
+            connection.on_frame(f"candle {symbol}", start + 1.5)
+        return [frame.count(",") + 1 for frame in frames]
+
+    assert sizes(one, 0.0) == [7]
+    feed.set_symbols(symbols)
+    one.add_symbols(symbols[7:], 20.0)
+    assert sizes(one, 20.0) == [3, 3, 1]
+    assert sizes(FeedConnection(feed, symbols, 30.0, limits=FAST, places=places), 30.0) == [3, 3, 3, 3, 2]
+    places.restart()
+    assert sizes(FeedConnection(feed, symbols, 40.0, limits=FAST, places=places), 40.0) == [14]
+
+
 def test_urgent_symbols_are_subscribed_to_before_those_that_wait_and_without_a_place():
     symbols, places = [Symbol(f"S{number}", "USDT") for number in range(20)], SnapshotPlaces()
     feed = PlainFeed("ws://localhost", symbols)
