@@ -75,7 +75,7 @@ class Aggregator:
     def folded_from(self, interval: Interval) -> int:
         """Return the time from which bars of an interval are folded from bars in memory, which `merge_stored` prefers.
 
-        This is never for 1m.
+        For 1m, this is END_OF_TIME_MS.
         """
         return END_OF_TIME_MS if interval == MINUTE else self._series[self._sources[interval]].since_ms
 
@@ -88,7 +88,7 @@ class Aggregator:
     def apply_minute(self, minute: Candle, change_id: int = 0) -> list[BarChange] | None:
         """Apply a version of a minute; return the bars it changed, shortest interval first.
 
-        Return None if the minute is older than the bars in memory: its bars must then be read from the store again.
+        Return None if a part of one of its bars is not in memory: its bars must then be read from the store again.
         """
         open_ms = minute.open_ms
         if open_ms != self._whole_ms and not self._is_whole(open_ms):
@@ -140,7 +140,7 @@ class Aggregator:
     def _merge_level(
         self, interval: Interval, stored: Sequence[Candle], fresh: Sequence[Candle], span: Range, change_id: int
     ) -> list[Candle]:
-        """Merge the bars of one interval, and return the changed ones. `fresh` are those of its source."""
+        """Merge the bars of one interval, and return the changed ones. `fresh` are the changed bars of its source."""
         series = self._series[interval]
         first_ms, end_ms = interval.floor(span.start_ms), interval.floor(span.end_ms - 1) + interval.ms
         bars = {row.open_ms: row for row in stored}

@@ -35,7 +35,7 @@ class Rollup:
         return self._series.since_ms <= self._series.interval.floor(open_ms) < self._parts.since_ms
 
     def add_part(self, part: Candle, change_id: int, changes: list[BarChange]) -> Candle | None:
-        """Fold the bar that contains `part`, which was just stored, and append it to `changes` if it changed.
+        """Fold the bar that contains `part`, which was just added, and append it to `changes` if it changed.
 
         Returns:
             The bar, or None if it is unchanged or not in memory.

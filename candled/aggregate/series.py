@@ -124,7 +124,7 @@ class Series:
         return [*before, *fresh, *self._bars_at(last, bisect_left(self._times, end_ms, last))]
 
     def oldest_revised(self, revision: int) -> int:
-        """Return the opening time of the oldest bar that changed since a revision, or a time after all bars."""
+        """Return the opening time of the oldest bar changed since a revision: 0 if unknown, END_OF_TIME_MS if none."""
         count = self.revision - revision
         if not 0 <= count <= len(self._changes):
             return 0
@@ -173,7 +173,7 @@ class Series:
             done = end
 
     def prepend_bars(self, older: Iterable[Candle], since_ms: int) -> None:
-        """Add bars older than `since_ms`: all existing ones from the new `since_ms` on."""
+        """Add the bars before the present `since_ms`: all existing ones from the new `since_ms` on."""
         older = [bar for bar in older if bar.open_ms < self.since_ms]
         if older and self._recent:
             self._times[:0] = array("q", [bar.open_ms for bar in older])

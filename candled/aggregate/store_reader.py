@@ -294,7 +294,7 @@ class StoreReader:
     def recover_lost(self, market: MarketBars, sure_ms: int | None) -> None:
         """Start recovery from lost messages.
 
-        Everything before `sure_ms` was final before they were lost; None if nothing was. The bars in memory are no
+        Everything before `sure_ms` was final before messages were lost; None if nothing was. The bars in memory are no
         evidence: a forming minute may have been stored before the minutes that precede it.
         """
         market.lost_from_ms = max(0, (sure_ms or 0) - 2 * MINUTE_MS)
@@ -385,7 +385,7 @@ class StoreReader:
     async def _find_unsure(self, market: MarketBars, from_ms: int) -> RangeSet:
         """Return the completed minutes from `from_ms` on that are not final in memory, and not known not to exist.
 
-        Before history is complete, only minutes after the gap count. Later messages announce the others.
+        While `complete_from_ms` is unknown, only minutes after the gap count. Later messages announce the others.
         """
         series, metadata = market.aggregator.series_of(MINUTE), market.feed_log.metadata
         if metadata.watermark_ms is None:

@@ -91,7 +91,7 @@ class FeedConnection:
         #: Subscriptions that the exchange rejected, on this connection and on earlier ones.
         self._rejected = RejectedSymbols() if rejected is None else rejected
         self._is_ready = not feed.awaits_ready
-        self._is_greeted = False  # from the greeting until the next frame is sent
+        self._is_greeted = False  # from the greeting until the next call of `frames_to_send`
         if self._is_ready:
             self._request_symbols(self._rejected.select_allowed(symbols, now), now)
 
@@ -148,7 +148,7 @@ class FeedConnection:
             self._queue_unsubscribe(subscribed)
 
     def frames_to_send(self, now: float) -> list[str]:
-        """Return the frames to send now, as fast as the exchange allows. Pings go first."""
+        """Return the frames that the exchange allows to be sent now. Pings go first."""
         if self._is_ready:
             self._request_symbols(self._rejected.take_due(now), now)
             self._renew_silent(now)
@@ -204,7 +204,7 @@ class FeedConnection:
         return None
 
     def renew_subscription(self, symbol: Symbol, now: float) -> None:
-        """Renew a subscription that did not deliver trades that REST has, unless it was renewed recently."""
+        """Renew a subscription that missed trades, or to get another snapshot, unless it was requested recently."""
         subscription = self._subscriptions.get(symbol)
         if subscription is None:
             return
@@ -213,7 +213,7 @@ class FeedConnection:
             self._renew_symbol(symbol, subscription)
 
     def awaits_snapshot(self, symbol: Symbol, now: float) -> bool:
-        """Return whether a subscription waits for its place, or for a snapshot since less than `SNAPSHOT_WITHIN_S`."""
+        """Return whether a subscription waits for its place, or for a snapshot for less than `SNAPSHOT_WITHIN_S`."""
         subscription = self._subscriptions.get(symbol)
         if subscription is None or subscription.alive or not self._feed.snapshot:
             return False

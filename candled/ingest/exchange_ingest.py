@@ -145,7 +145,7 @@ class ExchangeIngest:
         self._connected: set[Symbol] = set()
         #: Events of markets that are not open yet, since the last interruption.
         self._early = EarlyEvents()
-        #: Candles received before the clock was settled.
+        #: Candles received before the exchange's clock was known.
         self._untimed = EarlyEvents()
         #: Counts errors that the exchange reported about whole connections.
         self._errors = ErrorCounter()
@@ -227,7 +227,7 @@ class ExchangeIngest:
             self._on_place_found(symbol)
 
     def _on_place_found(self, symbol: Symbol) -> None:
-        """Note that a symbol is carried by a feed, for which no connection was left before."""
+        """Note that a feed carries a symbol that had none before."""
         if self._has_connection(symbol):
             self._connected.add(symbol)
         if (market := self._markets.get(symbol)) is not None:
@@ -259,7 +259,7 @@ class ExchangeIngest:
         self._counts.closed_invalid_rows += market.rows.invalid.total
 
     async def stop(self) -> None:
-        """Stop all tasks and queue the minutes that are not final yet for the store."""
+        """Stop all tasks, and queue for the store the minutes that are not final yet."""
         await self._tasks.cancel()
         await self._feeds.stop()
         for market in self._markets.values():
@@ -281,7 +281,7 @@ class ExchangeIngest:
         }
 
     def describe_symbols(self) -> Iterator[tuple[Symbol, dict[str, Any]]]:
-        """Yield the part of each symbol. The symbols may change meanwhile."""
+        """Yield each symbol's part of `/health`. The symbols may change meanwhile."""
         for symbol in list(self._symbols):
             if symbol in self._symbols:
                 yield symbol, self._describe_symbol(symbol, self._time.now_ms())
@@ -347,13 +347,15 @@ class ExchangeIngest:
         return describe_market(market, now_ms, self._publisher.state_since_ms(market), is_silent=is_silent)
 
     async def _read_newest(self, symbols: Sequence[Symbol]) -> Mapping[Symbol, int]:
-        """Return the newest final minute of those of `symbols`, or of all markets, that are stored.
+        """Return the newest final minute of each stored market of `symbols`, or of all.
 
-        Minutes of `symbols` that are queued are stored first: they may have been read and closed a moment ago.
+        Queued minutes of `symbols` are stored first: these markets may have been closed a moment ago.
         """
 
         async def flush(symbol: Symbol) -> None:
-            with contextlib.suppress(StoreUnavailable, StoreRejected):  # logged by the writer; the load waits for it
+            with contextlib.suppress(
+                StoreUnavailable, StoreRejected
+            ):  # logged by the writer; the load waits for the store
                 await self._store.flush_market(MarketKey(self.name, symbol))
 
         await in_parallel(len(symbols), symbols, flush)

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 # If the stream does not deliver the forming minute, REST is polled for it every three seconds, budget permitting.
 POLL_MS = 3_000
-# Answers without evidence are requested again once REST is credible again, at most this often.
+# When REST is credible again, `unconfirmed` gaps are requested again, at most this often.
 _REOPEN_MS = 600_000
 # If the stream changes the past more often than this within a minute, REST decides about the rest, once a minute.
 _MOST_REVISIONS = 60
@@ -40,7 +40,7 @@ class Outcome:
     repaired: Range | None = None
     #: True if REST shows trades that the stream did not deliver: renew the subscription.
     is_subscription_dead: bool = False
-    #: The number of final minutes compared with REST for the first time.
+    #: The number of final minutes compared with REST for the first time, or found to differ.
     checked: int = 0
     #: The number of those that differed.
     mismatched: int = 0
@@ -55,7 +55,7 @@ class Outcome:
         return Range(self.past[0].open_ms, self.past[-1].open_ms + MINUTE_MS) if self.past else None
 
     def store_together(self) -> Range | None:
-        """Move the final minutes of the live edge to `past`, so that they are stored and published with it.
+        """If there are past minutes, move the final ones of the live edge to `past`, to store and publish all together.
 
         Published one by one, they would take most of the time of a market's start. Return the new `past_range`.
         """
@@ -103,7 +103,7 @@ class MarketIngest:
         self._reported_missing = RangeSet()
         self._gap: Range | None = None
         self._gap_of: tuple[int, int] | None = None
-        #: No requests are due until minutes up to here should have arrived.
+        #: `coverage` needs no request until minutes up to here should have arrived.
         self._idle_until_ms = 0
 
     # ------------------------------------------------------------ messages from the exchange
@@ -148,7 +148,7 @@ class MarketIngest:
         return outcome
 
     def stored_span(self, window: Window, now_ms: int) -> Range | None:
-        """Return the part of a window whose minutes are stored and no longer in memory, or None if there is none.
+        """Return the part of a window that is no longer in memory, or None if none of its minutes are stored.
 
         `on_history` needs these minutes for comparison.
         """
@@ -167,7 +167,7 @@ class MarketIngest:
     ) -> Outcome:
         """Process REST's response for a window that was requested at `asked_ms`.
 
-        `stored` are the minutes of `stored_span`. For completed minutes REST has priority over any newer push.
+        `stored` are the minutes of `stored_span`. REST has priority, unless a push has a newer version of the minute.
         """
         self.status.problem, self.status.has_answer = None, True
         if window.start_ms < self._coverage_of(window.start_ms).from_ms:
@@ -211,14 +211,14 @@ class MarketIngest:
         return outcome
 
     def _count_repairable(self, window: Window, now_ms: int) -> int:
-        """Count the minutes of a window for missing ones that are not stored."""
+        """Count the minutes that are not stored in a window requested to fill gaps; 0 for other windows."""
         if window.urgency in (Urgency.PRESENT, Urgency.CONFIRM):
             return 0
         end_ms = min(window.end_ms, self._rules.expected_until(now_ms))
         return self._coverage_of(window.start_ms).count_missing(window.start_ms, end_ms)
 
     def _unstored_within(self, window: Window) -> Range:
-        """Return the range from the first to the last minute of a window that is not stored; all of it without one."""
+        """Return the range from the first to the last minute of a window that is not stored; all of it if none is."""
         span = Range(window.start_ms, window.end_ms)
         unstored = self._coverage_of(window.start_ms).unstored_within(*span)
         return next(iter(unstored)).hull(unstored.last) if unstored else span
@@ -441,7 +441,7 @@ class MarketIngest:
         self._apply_version(candle, now_ms, outcome, confirmed=False)
 
     def _admits_revision(self, open_ms: int, now_ms: int) -> bool:
-        """Return whether a change of the past is within the limit of this minute; otherwise leave it to REST."""
+        """Count a change of the past; return whether it is within the limit. If not, REST decides about it later."""
         if MINUTE.floor(now_ms) != self._revising_ms:
             self._revising_ms, self._revising = MINUTE.floor(now_ms), 0
         self._revising += 1
@@ -450,7 +450,7 @@ class MarketIngest:
         return self._revising <= _MOST_REVISIONS
 
     def _resume_postponed(self, now_ms: int) -> None:
-        """Have REST decide about the revisions beyond the limit, once their minute is over."""
+        """Have REST decide about the revisions beyond the limit, once the minute in which they came is over."""
         if self._postponed and MINUTE.floor(now_ms) != self._revising_ms:
             for start_ms, end_ms in self._postponed:
                 for open_ms in range(start_ms, end_ms, MINUTE_MS):
@@ -566,7 +566,7 @@ class MarketIngest:
         return int(self._coverage_of(candle.open_ms).was_missing(candle.open_ms))
 
     def _compare_with_previous(self, candle: Candle, known_version: Candle | None) -> None:
-        """Mark the previous minute as doubtful if this candle does not open at its close.
+        """Mark the previous minute as unconfirmed if this candle does not open at its close.
 
         This applies to exchanges whose candles open at the previous close: a difference reveals a missed push.
         """

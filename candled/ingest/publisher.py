@@ -140,7 +140,7 @@ class IngestPublisher:
                 self._write_checkpoint(market, published)
 
     def _write_checkpoint(self, market: "MarketIngest", published: _Published) -> None:
-        """Queue every minute that is not final yet and that changed since the last checkpoint for the store."""
+        """Queue for the store every minute that is not final yet and changed since the last checkpoint."""
         forming = {candle.open_ms: candle for candle in market.minutes.forming}
         for open_ms, candle in forming.items():
             if published.checkpointed.get(open_ms) is not candle:
@@ -282,7 +282,7 @@ def _metadata(market: "MarketIngest", published: _Published, following: Range | 
 
 
 def _following(market: "MarketIngest", candles: Sequence[Candle]) -> list[Range | None]:
-    """Return, for each candle, the range before the watermark from the first to the last candle that follows it."""
+    """Return, for each candle, the range that spans the later ones before the watermark; None if there are none."""
     watermark_ms, following = market.minutes.watermark_ms, None
     spans: list[Range | None] = []
     for candle in reversed(candles):

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TICK_S = 0.1
-# Requests that are not made yet wait in the queue, so that an urgent one overtakes them.
+# Few, because the others wait in the queue, where an urgent one can overtake them.
 _REQUESTS_AT_ONCE = 4
 # While so many answers are being saved, only the requests for which clients wait are made.
 _SAVED_AT_ONCE = 48
 _OUTAGE_S = 10.0
-#: The number of tasks that `run`.
+#: The number of tasks that call `run`.
 WORKERS = 64
 # While a stream is down, REST is polled for its forming minutes, using at most this share of the request budget.
 _POLL_SHARE = 0.4
@@ -56,8 +56,8 @@ class _Answer:
 class RepairScheduler:
     """A queue of markets with a request to make. Several workers `run` it.
 
-    `on_answer` is called with the outcome of each answer. Of requests with the same purpose, those for which clients
-    wait go first, and those of markets for which `awaits_snapshot` is true go last.
+    `on_answer` is called with the outcome of each answer that is used. `Place` explains the order of requests with the
+    same purpose. Markets for which `awaits_snapshot` is true are `LATE`.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class RepairScheduler:
         self._requesting = asyncio.Semaphore(_REQUESTS_AT_ONCE)
         #: The number of answers that are being saved.
         self._saving = 0
-        #: Markets that are in the queue or being requested.
+        #: Markets from their entry into the queue until their answer is saved.
         self._busy: set[MarketIngest] = set()
         #: When to request a market again after a failure, monotonic seconds.
         self._retry_at: dict[Symbol, float] = {}
@@ -111,7 +111,7 @@ class RepairScheduler:
         self.parity = Parity()
 
     def has_failed(self, symbol: Symbol) -> bool:
-        """Return whether REST fails: for a market twice in a row, or for all markets since some time."""
+        """Return whether REST failed twice in a row for a market, or has been unavailable for ten seconds."""
         is_outage = self.problem is not None and self._clock.monotonic() > self._outage_since + _OUTAGE_S
         return is_outage or (symbol in self._backoffs and self._backoffs[symbol].failure_count > 1)
 
@@ -172,13 +172,13 @@ class RepairScheduler:
                 self.enqueue_request(market, self._time.now_ms())
 
     async def _next_market(self) -> MarketIngest | None:
-        """Take the market whose request is the most urgent from the queue, once it may be made; None: there is none."""
+        """Take the market with the most urgent request from the queue, once it may be made; None if there is none."""
         while (wait_s := self._wait_s()) > 0:
             await self._clock.sleep(wait_s)
         return self._queue.take_first()
 
     def _wait_s(self) -> float:
-        """Return the seconds until the first request of the queue may be made; 0.0 or less if it may be made now."""
+        """Return the seconds until the first request is checked again; 0.0 if it may be made now."""
         # requests that are not urgent may use only half of the budget
         urgency, place = self._queue.first or (Urgency.RECENT, Place.AWAITED)
         has_budget = urgency < Urgency.CONFIRM or not self._http.is_busy()

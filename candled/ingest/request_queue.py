@@ -16,11 +16,11 @@ class Place(IntEnum):
 
     AWAITED = 0  # clients wait for the market
     USUAL = 1
-    LATE = 2  # the stream is about to send the newest minutes, so that a request after them needs no other one
+    LATE = 2  # the stream is about to send the newest minutes; if REST is asked after that, one request is enough
 
 
 class _Entry(NamedTuple):
-    #: The urgency among all markets; that of a `LATE` one may be lower than its own.
+    #: The urgency by which it is queued; a `LATE` one may be less urgent than its `urgency`.
     rank: Urgency
     place: Place
     #: The order of arrival, different for each entry.
@@ -43,7 +43,7 @@ class RequestQueue:
         return len(self._entries)
 
     def add_market(self, market: "MarketIngest", urgency: Urgency, place: Place) -> None:
-        """Add a market. A `LATE` one goes behind the missing minutes of all others."""
+        """Add a market. A `LATE` one goes behind the requests of all others up to `Urgency.WEEK`."""
         rank = max(urgency, Urgency.WEEK) if place is Place.LATE else urgency
         entry = self._entries[market] = _Entry(rank, place, next(self._order), market, urgency)
         heapq.heappush(self._heap, entry)

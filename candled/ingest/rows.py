@@ -44,7 +44,7 @@ class Answer:
 
 
 def sift(rows: Iterable[Candle | InvalidRow], span: Range) -> Answer:
-    """Sort the rows of an answer about the minutes of `span`. They may come in any order, and from several pages.
+    """Separate candles and invalid rows of an answer about `span`. They may come in any order, from several pages.
 
     Of two versions of a minute made at different times, the later one is used. Two different versions made at the same
     time contradict each other: neither is used.
@@ -98,7 +98,7 @@ class RowFilter:
         self._key = key
         #: Counts the rows that are not valid candles.
         self.invalid = ErrorCounter()
-        #: The number of timestamps that were implausible; the time of receipt replaced them.
+        #: The number of implausible timestamps that were replaced.
         self.implausible_timestamps = 0
 
     def drop_row(self, row: InvalidRow, now_ms: int) -> None:

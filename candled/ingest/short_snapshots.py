@@ -52,7 +52,7 @@ class ShortSnapshots:
         return newest_minutes(snapshot)
 
     def _find_excess(self, snapshot: Candles, market: "MarketIngest") -> RangeSet:
-        """Return the minutes of a snapshot that REST is asked for in the same requests as for those before it.
+        """Return the older minutes of a snapshot, if REST delivers them without an additional request; else none.
 
         Nothing is left out of a snapshot with stored minutes, because it may correct them.
         """
@@ -67,7 +67,7 @@ class ShortSnapshots:
         return RangeSet.of_parts(minutes[:-NEWEST], MINUTE_MS) if requests == shortened else RangeSet()
 
     def on_answer(self, market: "MarketIngest") -> None:
-        """Check after an answer of REST that it contains the minutes that were left out."""
+        """Once REST was asked for all minutes that were left out, check that they are stored."""
         left_out, coverage = self._left_out.get(market.key.symbol), market.coverage
         if left_out is None or any(coverage.unasked_within(*span) for span in left_out):
             return

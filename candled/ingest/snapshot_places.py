@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 from candled.model import Symbol
 
 _PLACES = 5
-# Snapshots a second: at a start, while all markets wait for their first updates, and after the first pause.
+# Snapshots a second until the first pause, and after it; the seconds without requests that count as a pause.
 _FIRST_PER_S, _PER_S, _PAUSE_S = 50.0, 25.0, 5.0
 _LATE_S = 0.2  # a late call may take the places of this much time together
 #: The time that a snapshot usually takes, seconds.
@@ -48,7 +48,7 @@ class SnapshotPlaces:
         return len(self._taken) < self._places and not is_early and not must_wait
 
     def take(self, symbols: Collection[Symbol], now: float) -> None:
-        """Take the places of the symbols of a frame that is sent now, even if there are fewer."""
+        """Take a place for each symbol of a frame that is sent now, even if fewer are free."""
         if not self.is_starting(now):
             self._per_s = _PER_S
         next_at = now if self._next_at is None else self._next_at
