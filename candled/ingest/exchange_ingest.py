@@ -227,11 +227,11 @@ class ExchangeIngest:
             self._on_place_found(symbol)
 
     def _on_place_found(self, symbol: Symbol) -> None:
-        """Note that a feed carries a symbol that had none before."""
+        """Note that a symbol without a feed was added to the feeds, which may have no connection left for it."""
         if self._has_connection(symbol):
             self._connected.add(symbol)
         if (market := self._markets.get(symbol)) is not None:
-            market.status.rejection = None
+            market.status.rejection = self._feeds.limit_problem if symbol in self._feeds.surplus else None
             market.presence.connected = symbol in self._connected
 
     def _has_connection(self, symbol: Symbol) -> bool:

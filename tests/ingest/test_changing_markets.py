@@ -240,6 +240,22 @@ async def test_once_its_snapshot_has_come_a_market_is_not_behind_the_older_histo
     await starting
 
 
+async def test_a_market_that_is_listed_again_when_no_connection_is_left_tells_why_it_is_polled(monkeypatch):
+    monkeypatch.setattr(FeedRunner, "_run_socket", run_without_socket)
+    harness = Harness()
+    starting = asyncio.ensure_future(harness.ingest.start())
+    await harness.do("add", SYMBOLS)
+    await harness.clock.advance(10.0)
+    markets, problem = harness.ingest._markets, harness.ingest._feeds.limit_problem
+    assert [symbol for symbol in SYMBOLS if markets[symbol].status.rejection == problem] == SYMBOLS[4:]
+    harness.ingest._on_ended(SYMBOLS[0])  # its place goes to the last one
+    assert all(market.status.rejection is None for market in markets.values())
+    harness.ingest._on_listed(SYMBOLS[0])
+    assert [symbol for symbol in SYMBOLS if markets[symbol].status.rejection == problem] == SYMBOLS[:1]
+    await harness.ingest.stop()
+    await starting
+
+
 async def test_clients_market_is_subscribed_to_first(monkeypatch):
     monkeypatch.setattr(FeedRunner, "_run_socket", run_without_socket)
     harness = Harness(ListOptions(is_urgent=lambda market: market.symbol == SYMBOLS[3]))
