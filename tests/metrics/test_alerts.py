@@ -149,7 +149,7 @@ async def alone(directory: Path) -> AsyncIterator[tuple[Alone, Drill, Prometheus
         server = {"tls_certificate": str(certificate), "tls_key": str(key)}
         async with running(directory, {"bitget": bitget}, clock=clock, **server) as deployment:
             prometheus = Prometheus({"alone": Target(deployment.daemon.internal_port)}, ignored=IGNORED)
-            drill = Drill(prometheus, lambda: true.sleep(INTERVAL_S / 2))
+            drill = Drill(prometheus, lambda: true.sleep(INTERVAL_S))  # alerts do not outpace the recovery
             await drill.begin()
             process = Alone(fake, clock, authority)
             try:
