@@ -177,7 +177,7 @@ async def test_lists_over_http_follow_immediately_and_show_facts(stage, http_cli
     assert missing.code == 404
 
 
-def test_a_market_that_left_keeps_its_names_even_if_nobody_asked_for_them():
+def test_a_market_that_left_keeps_its_names_even_without_a_request_for_them():
     first, second = Symbol("AB", "USDT"), Symbol("A", "BUSDT")
     catalog = MarketCatalog({"okx": ()}, DEFAULT_INTERVALS)
     for markets in ([first], [], [second]):

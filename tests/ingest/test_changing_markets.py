@@ -240,7 +240,7 @@ async def test_once_its_snapshot_has_come_a_market_is_not_behind_the_older_histo
     await starting
 
 
-async def test_a_market_that_is_listed_again_when_no_connection_is_left_tells_why_it_is_polled(monkeypatch):
+async def test_a_market_that_is_listed_again_when_no_connection_is_left_names_the_limit(monkeypatch):
     monkeypatch.setattr(FeedRunner, "_run_socket", run_without_socket)
     harness = Harness()
     starting = asyncio.ensure_future(harness.ingest.start())

@@ -504,7 +504,7 @@ spans = st.lists(st.tuples(minute_numbers, st.integers(1, 60)), max_size=3)
     late_s=st.sampled_from([0, 1, 3]),
 )
 @few_examples
-def test_minutes_of_which_nothing_is_known_are_treated_as_one_by_one(present, lacks, asked, pushed, late_s):
+def test_blank_minutes_are_processed_together_as_if_one_by_one(present, lacks, asked, pushed, late_s):
     """A response about them is processed together, which must make no difference."""
     known = RangeSet((start, start + count) for start, count in present)
     together, single = (market(present=list(known), confirm=True) for _ in range(2))

@@ -16,33 +16,40 @@ def make_markets(count):
     return [Market() for _ in range(count)]
 
 
+def filled(*requests):
+    """A queue with a market for each pair of urgency and place, and these markets."""
+    queue, markets = RequestQueue(), make_markets(len(requests))
+    for market, (urgency, place) in zip(markets, requests, strict=True):
+        queue.add_market(market, urgency, place)
+    return queue, markets
+
+
 def test_the_most_urgent_goes_first_then_one_that_clients_wait_for_then_the_oldest():
-    queue, markets = RequestQueue(), make_markets(6)
-    queue.add_market(markets[0], Urgency.CONFIRM, Place.AWAITED)
-    queue.add_market(markets[1], Urgency.WEEK, Place.USUAL)
-    queue.add_market(markets[2], Urgency.RECENT, Place.USUAL)
-    queue.add_market(markets[3], Urgency.RECENT, Place.AWAITED)
-    queue.add_market(markets[4], Urgency.RECENT, Place.USUAL)
-    queue.add_market(markets[5], Urgency.WEEK, Place.AWAITED)
+    queue, markets = filled(
+        (Urgency.CONFIRM, Place.AWAITED),
+        (Urgency.WEEK, Place.USUAL),
+        (Urgency.RECENT, Place.USUAL),
+        (Urgency.RECENT, Place.AWAITED),
+        (Urgency.RECENT, Place.USUAL),
+        (Urgency.WEEK, Place.AWAITED),
+    )
     assert queue.first == (Urgency.RECENT, Place.AWAITED)
     assert [queue.take_first() for _ in markets] == [markets[number] for number in (3, 2, 4, 5, 1, 0)]
     assert (queue.first, queue.take_first(), len(queue)) == (None, None, 0)
 
 
 def test_a_market_whose_snapshot_is_awaited_goes_behind_the_missing_minutes_of_all_others():
-    queue, markets = RequestQueue(), make_markets(4)
-    queue.add_market(markets[0], Urgency.RECENT, Place.LATE)
-    queue.add_market(markets[1], Urgency.CONFIRM, Place.USUAL)
-    queue.add_market(markets[2], Urgency.WEEK, Place.USUAL)
-    queue.add_market(markets[3], Urgency.CONFIRM, Place.LATE)
+    queue, markets = filled(
+        (Urgency.RECENT, Place.LATE),
+        (Urgency.CONFIRM, Place.USUAL),
+        (Urgency.WEEK, Place.USUAL),
+        (Urgency.CONFIRM, Place.LATE),
+    )
     assert [queue.take_first() for _ in markets] == [markets[number] for number in (2, 0, 1, 3)]
 
 
 def test_a_market_moves_ahead_once_clients_wait_for_it():
-    queue, markets = RequestQueue(), make_markets(3)
-    queue.add_market(markets[0], Urgency.RECENT, Place.USUAL)
-    queue.add_market(markets[1], Urgency.RECENT, Place.LATE)
-    queue.add_market(markets[2], Urgency.WEEK, Place.USUAL)
+    queue, markets = filled((Urgency.RECENT, Place.USUAL), (Urgency.RECENT, Place.LATE), (Urgency.WEEK, Place.USUAL))
     queue.move_ahead(markets[1], Place.AWAITED)
     queue.move_ahead(markets[1], Place.AWAITED)
     queue.move_ahead(Market(), Place.AWAITED)  # it does not wait
@@ -50,10 +57,7 @@ def test_a_market_moves_ahead_once_clients_wait_for_it():
 
 
 def test_a_market_whose_snapshot_has_come_goes_back_to_the_urgency_of_its_request():
-    queue, markets = RequestQueue(), make_markets(3)
-    queue.add_market(markets[0], Urgency.WEEK, Place.USUAL)
-    queue.add_market(markets[1], Urgency.RECENT, Place.LATE)
-    queue.add_market(markets[2], Urgency.RECENT, Place.LATE)
+    queue, markets = filled((Urgency.WEEK, Place.USUAL), (Urgency.RECENT, Place.LATE), (Urgency.RECENT, Place.LATE))
     queue.move_ahead(markets[2], Place.USUAL)
     queue.move_ahead(markets[2], Place.LATE)  # never backward
     assert [queue.take_first() for _ in markets] == [markets[2], markets[0], markets[1]]

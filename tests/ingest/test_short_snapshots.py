@@ -1,4 +1,4 @@
-"""Snapshots of which only the newest minutes are used."""
+"""Snapshots that are shortened to their newest minutes."""
 
 from typing import Any
 
