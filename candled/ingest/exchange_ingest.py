@@ -353,9 +353,7 @@ class ExchangeIngest:
         """
 
         async def flush(symbol: Symbol) -> None:
-            with contextlib.suppress(
-                StoreUnavailable, StoreRejected
-            ):  # logged by the writer; the load waits for the store
+            with contextlib.suppress(StoreUnavailable, StoreRejected):  # logged by the writer; the load waits then
                 await self._store.flush_market(MarketKey(self.name, symbol))
 
         await in_parallel(len(symbols), symbols, flush)
