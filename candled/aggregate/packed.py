@@ -4,8 +4,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow, Underflow
 from functools import lru_cache
-from itertools import repeat
-from operator import add, is_not, sub
+from itertools import repeat, starmap
+from operator import add, is_not, mul, sub
 from struct import Struct
 from struct import error as does_not_fit
 from typing import Any
@@ -71,7 +71,16 @@ class _Shape:
         columns = zip((*prices, volumes, quotes), (price, price, price, price, volume, quote), strict=True)
         numbers = [map(int, map(_whole, map(_scale, column, repeat(digits)))) for column, digits in columns]
         flags = [_NUMBERS[source] | _HAS_QUOTE | final for source, final in zip(sources, finals, strict=True)]
-        return b"".join(map(self.struct.pack, *numbers, map(sub, stamps, times), revs, flags))
+        return b"".join(self.pack_columns([*numbers, map(sub, stamps, times), revs, flags]))
+
+    def pack_columns(self, columns: Sequence[Iterable[int]]) -> Iterable[bytes]:
+        """Encode many rows, given by columns.
+
+        Raises:
+            struct.error, OverflowError: as `pack_row`.
+        """
+        rows = zip(*columns, strict=True)
+        return map(self.pack_row, rows) if self.wide else starmap(self.struct.pack, rows)
 
     def unpack_rows(self, rows: bytes | bytearray | memoryview) -> Iterator[Sequence[int]]:
         """Decode many rows of `pack_row`."""
@@ -213,14 +222,17 @@ class PackedBars:
         shape = self._shape
         try:
             decimals = _decimals(bar, shape.decimals)
-            least = _widths([_integers(bar, decimals)], shape.widths)
-            factors = [10 ** (decimals[g] - shape.decimals[g]) if g < 3 else 1 for g in _GROUPS]
-            rows = [[n * by for n, by in zip(row, factors, strict=True)] for row in shape.unpack_rows(self._rows)]
-            wider = _shape(decimals, _widths(rows, least))
+            least = _widths(zip(_integers(bar, decimals), strict=True), shape.widths)
+            columns = list(zip(*shape.unpack_rows(self._rows), strict=True))
+            for field, group in enumerate(_GROUPS[: len(columns)]):
+                by = 10 ** (decimals[group] - shape.decimals[group]) if group < 3 else 1
+                if by > 1:
+                    columns[field] = tuple(map(mul, columns[field], repeat(by)))
+            wider = _shape(decimals, least if decimals == shape.decimals else _widths(columns, least))
         except _NOT_A_ROW:
             return False
         if wider is not shape:
-            self._rows = bytearray(b"".join([wider.pack_row(row) for row in rows]))
+            self._rows = bytearray(b"".join(wider.pack_columns(columns)))
             self._shape = wider
         return True
 
@@ -261,14 +273,14 @@ def digits_after_point(number: Decimal) -> int:
     return -int(_EXACT.normalize(number).as_tuple().exponent)
 
 
-def _widths(rows: Iterable[Sequence[int]], at_least: Sequence[int]) -> tuple[int, ...]:
-    """Return the required width of each group of fields.
+def _widths(columns: Iterable[Sequence[int]], at_least: Sequence[int]) -> tuple[int, ...]:
+    """Return the required width of each group of fields; without columns, `at_least`.
 
     Raises:
         OverflowError: a field needs more than 12 bytes.
     """
     widths = list(at_least)
-    for group, column in zip(_GROUPS, zip(*rows, strict=True), strict=False):  # there are no columns without rows
+    for group, column in zip(_GROUPS, columns, strict=False):
         bits = max(max(column).bit_length(), (~min(column)).bit_length())
         width = bisect_left(_BITS, bits)
         if width > _WIDE:
