@@ -33,7 +33,7 @@ _RENEW_UNSURE_S = 30.0
 _MOST_DOUBLINGS = 9
 _HOUR_S = 3600.0
 _MOST_REPLIES = 100  # replies and pings that wait to be sent
-_SNAPSHOTS_PER_FRAME = 3  # after the start: snapshots that come together delay the updates behind them
+_SNAPSHOTS_PER_FRAME = 2  # after the start: snapshots that come together delay the updates behind them
 _LATE_S = 0.3  # a late call may send the frames of this much time together
 
 

@@ -6,7 +6,7 @@ from candled.model import Symbol
 
 _PLACES = 5
 # Snapshots a second until the first pause, and after it; the seconds without requests that count as a pause.
-_FIRST_PER_S, _PER_S, _PAUSE_S = 50.0, 25.0, 5.0
+_FIRST_PER_S, _PER_S, _PAUSE_S = 50.0, 15.0, 5.0
 _LATE_S = 0.2  # a late call may take the places of this much time together
 #: The time that a snapshot usually takes, seconds.
 SNAPSHOT_WITHIN_S = 1.0
@@ -16,7 +16,7 @@ class SnapshotPlaces:
     """The places for subscriptions whose snapshot has not arrived, shared by all connections of an exchange.
 
     Reading and applying a snapshot of hundreds of minutes takes several milliseconds. Many snapshots together would
-    delay the updates of all other markets. So at most 25 a second are requested, or 50 up to the first pause. A
+    delay the updates of all other markets. So at most 15 a second are requested, or 50 up to the first pause. A
     subscription without a snapshot frees its place after a second. While the store `is_behind` with the rows of earlier
     snapshots, one frame a second may be sent: live candles must not wait for a slow store. Times are monotonic seconds.
     """
