@@ -3,12 +3,14 @@
     python -m bench.listed_exchange PORT MARKETS START_MS DELAY_S
 
 MARKETS are groups with a letter each such as A=300,B=700: A000/USDT, A001/USDT and on. Every subscribed market is
-pushed every 1.05 s. A subscription begins with 500 minutes. The minutes before a market's first push are all the same.
+pushed every 1.05 s. A subscription begins with 500 minutes. The minutes before a market's first push are all the same,
+with as many digits as the later ones: otherwise all markets in memory would need wider numbers in the same second.
 DELAY_S is the time that REST takes for each answer. It refuses more than 20 requests a second, as Bitget does.
 """
 
 import asyncio
 import sys
+import time
 from collections import deque
 from collections.abc import Sequence
 from functools import cache, partial
@@ -17,7 +19,7 @@ from typing import Any
 from tornado.web import RequestHandler
 
 from bench.hostile_exchange import CANDLES
-from bench.stamped_exchange import OPEN, StampedExchange
+from bench.stamped_exchange import StampedExchange
 from bench.stamped_exchange import main as serve
 from candled.model import MINUTE_MS
 
@@ -25,6 +27,8 @@ EVERY_S = 1.05  # at every second exactly, updates would wait for their room's n
 _SNAPSHOT = 500
 _MOST_PER_S = 20
 _LIST = "/api/v2/spot/public/symbols"
+# below the pushed prices, which are the seconds of CLOCK_MONOTONIC
+_PAST, _PAST_QUOTE = f"{time.monotonic() - 2:.0f}.123457", f"{60 * time.monotonic():.0f}.12345678"
 
 
 class ListedExchange(StampedExchange):
@@ -71,7 +75,7 @@ class ListedExchange(StampedExchange):
 
 @cache
 def _past_row(open_ms: int) -> list[str]:
-    return [str(open_ms), *[OPEN] * 4, "1", OPEN, OPEN]
+    return [str(open_ms), *[_PAST] * 4, "60.123", _PAST_QUOTE, _PAST_QUOTE]
 
 
 def _entry(name: str) -> dict[str, str]:
