@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 _CANCEL_AGAIN_S = 0.5
 _RESTART_S = 1.0
+_SHORT_PASS_S = 0.002  # of the event loop: hardly any data waited for it
+_FREE = 2  # times as long as the wait before
 _PASS_US = 3_000  # of work in one pass of the loop, on a slow machine
 
 
@@ -46,25 +48,47 @@ class LoopTurns:
     """Turns for steps of several milliseconds: in each pass of the event loop, one of all such tasks has its turn.
 
     Without turns, the steps of all tasks whose data came together would run in one pass, and block the loop. Each
-    instance has a queue of its own, and the queues take turns.
+    instance has a queue of its own, and the queues take turns. A turn begins after a short pass of the loop, so that
+    updates that came together go first. If there is none for `most_busy_s`, turns begin after any pass, for twice as
+    long.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock, most_busy_s: float = 0.25) -> None:
+        self._clock = clock
+        self._most_busy_s = most_busy_s
         #: Locked by the first task of the queue while it waits for its turn. Urgent tasks do not need this lock.
         self._first = asyncio.Lock()
         self._turn: asyncio.Lock | None = None
+        #: When to wait for a short pass again after a wait without any, monotonic seconds.
+        self._next_wait_at = float("-inf")
 
     @contextlib.asynccontextmanager
     async def take(self, *, is_urgent: bool = False) -> AsyncIterator[None]:
-        """Wait for a turn, in the order of the calls, urgent ones first. The turn ends with the pass of the loop."""
+        """Wait for a turn, in the order of the calls, urgent ones first. The turn ends with the pass of the loop.
+
+        An urgent turn may begin after a long pass, too.
+        """
         loop = asyncio.get_running_loop()
         turn = self._turn = self._turn or _turn_of(loop)
         async with contextlib.nullcontext() if is_urgent else self._first:
+            if not is_urgent:
+                await self._wait_for_short_pass()
             await turn.acquire()
         try:
             yield
         finally:
             loop.call_soon(turn.release)
+
+    async def _wait_for_short_pass(self) -> None:
+        began = ended = self._clock.monotonic()
+        while began >= self._next_wait_at:
+            before = ended
+            await self._clock.sleep(0)
+            ended = self._clock.monotonic()
+            if ended - before < _SHORT_PASS_S:
+                return
+            if ended - began > self._most_busy_s:
+                self._next_wait_at = ended + _FREE * self._most_busy_s
 
 
 #: The turn of each event loop.

@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 
+from candled.clock import SystemClock
 from candled.errors import ExchangeError, StoreUnavailable, Unavailable
 from candled.tasks import Backoff, LoopTurns, TaskSet, first_of, merge_iterators, retry
 from tests import deadlines
@@ -282,7 +283,7 @@ async def test_merged_iterators_yield_as_they_come_and_end_together():
 
 
 async def test_one_task_has_its_turn_in_each_pass_of_the_loop_and_urgent_ones_go_before_those_that_wait():
-    one, other, order = LoopTurns(), LoopTurns(), []
+    one, other, order = LoopTurns(SystemClock()), LoopTurns(SystemClock()), []
 
     async def work(turns, name, is_urgent=False):
         async with turns.take(is_urgent=is_urgent):
@@ -292,7 +293,8 @@ async def test_one_task_has_its_turn_in_each_pass_of_the_loop_and_urgent_ones_go
     for number in range(3):
         tasks.start(work(one, f"one {number}"))
         tasks.start(work(other, f"other {number}"))
-    await asyncio.sleep(0)
+    while not order:
+        await asyncio.sleep(0)
     assert order == ["one 0"]
     tasks.start(work(one, "urgent", is_urgent=True))
     before = 0
@@ -305,8 +307,56 @@ async def test_one_task_has_its_turn_in_each_pass_of_the_loop_and_urgent_ones_go
     assert len(order) == 7
 
 
+class BusyLoop:
+    """A clock that measures `seconds` for each pass of the event loop."""
+
+    def __init__(self):
+        self.seconds, self.now = 0.01, 100.0
+
+    def monotonic(self):
+        return self.now
+
+    async def sleep(self, seconds):
+        assert seconds == 0
+        await asyncio.sleep(0)
+
+    async def run_passes(self, count):
+        for _ in range(count):
+            self.now += self.seconds
+            await asyncio.sleep(0)
+
+
+async def test_a_turn_begins_after_a_short_pass_or_after_enough_long_ones():
+    busy, begun = BusyLoop(), []
+    turns = LoopTurns(busy, most_busy_s=0.5)
+
+    async def work(name, is_urgent=False):
+        async with turns.take(is_urgent=is_urgent):
+            begun.append((name, round(busy.now, 2)))
+
+    tasks = TaskSet()
+    tasks.start(work("usual"))
+    tasks.start(work("urgent", is_urgent=True))
+    await busy.run_passes(20)
+    assert [name for name, _ in begun] == ["urgent"]
+    busy.seconds = 0.001
+    await busy.run_passes(3)
+    assert [name for name, _ in begun] == ["urgent", "usual"]
+    busy.seconds, started = 0.01, busy.now
+    for name in ("third", "fourth"):
+        tasks.start(work(name))
+    await busy.run_passes(150)  # the time without waiting is over then
+    tasks.start(work("fifth"))
+    await busy.run_passes(60)
+    waits = [round(at - started, 2) for _, at in begun[2:]]
+    assert [name for name, _ in begun[2:]] == ["third", "fourth", "fifth"]
+    assert 0.5 < waits[0] < 0.53
+    assert waits[1] < waits[0] + 0.05
+    assert 2.0 < waits[2] < 2.03
+
+
 async def test_a_task_that_is_cancelled_while_it_waits_for_its_turn_keeps_no_other_from_its_own():
-    turns, order = LoopTurns(), []
+    turns, order = LoopTurns(SystemClock()), []
 
     async def work(name):
         async with turns.take():

@@ -37,7 +37,7 @@ class StoreReader:
         self._on_loaded = on_loaded
         self._tasks = TaskSet()
         #: For work with many bars.
-        self._turns = LoopTurns()
+        self._turns = LoopTurns(clock)
         #: How often lost messages were recovered.
         self.recovered = 0
 

@@ -50,11 +50,11 @@ _LAG_EVERY = 8  # events; measuring the lag of each would cost a quarter of a pe
 class _OpeningTurns:
     """The markets that are opened at the same time."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
         #: Those that are read from the store.
         self.reading = asyncio.Semaphore(_OPENED_AT_ONCE)
         #: Turns to begin one market, whose waiting events may contain a large snapshot.
-        self.beginning = LoopTurns()
+        self.beginning = LoopTurns(clock)
 
 
 class _NewestMinutes:
@@ -129,7 +129,8 @@ class ExchangeIngest:
         #: The tasks that open markets, until they are open. Only some of them read the store at the same time.
         self._opening: dict[Symbol, asyncio.Task[None]] = {}
         #: By whether clients wait for a market.
-        self._turns, self._is_reading = (_OpeningTurns(), _OpeningTurns()), False  # True once feeds may be opened
+        self._turns = _OpeningTurns(clock), _OpeningTurns(clock)
+        self._is_reading = False  # True once feeds may be opened
         self._feeds = FeedPool(
             name,
             exchange,
@@ -143,10 +144,8 @@ class ExchangeIngest:
         )
         #: The symbols whose feeds are connected.
         self._connected: set[Symbol] = set()
-        #: Events of markets that are not open yet, since the last interruption.
-        self._early = EarlyEvents()
-        #: Candles received before the exchange's clock was known.
-        self._untimed = EarlyEvents()
+        #: Events of markets that are not open yet, and candles received before the exchange's clock was known.
+        self._early, self._untimed = EarlyEvents(), EarlyEvents()
         #: Counts errors that the exchange reported about whole connections.
         self._errors = ErrorCounter()
 

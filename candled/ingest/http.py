@@ -1,6 +1,7 @@
 """Requests to exchanges: one budget per host, `Retry-After` is obeyed, and only JSON is accepted."""
 
 import codecs
+import contextlib
 import logging
 import math
 from collections import Counter
@@ -19,6 +20,7 @@ from candled.budget import Budget, LocalBudget, MakeBudget
 from candled.errors import ExchangeError, HttpRejected, Unavailable
 from candled.exchange import Clock, HttpAnswer, RequestBudget
 from candled.proxies import Proxies
+from candled.tasks import LoopTurns
 from candled.token_bucket import MOST_CLOSED_S
 
 from .tunnel import TunnelingTCPClient
@@ -31,6 +33,7 @@ _MOST_PENALTY_S = 120.0
 _MOST_DOUBLINGS = 9  # of a pause; 2 to the power of thousands of refusals is no float
 #: The longest body, before and after decompression.
 _MAX_BODY_BYTES = 4 * 1024 * 1024
+_LONG_BODY_BYTES = 16 * 1024  # parsing a longer one, and reading its rows, takes milliseconds
 _MAX_LISTS = 200_000  # lists and objects: `[[],[],…]` takes 30 times its length in memory
 _MAX_COMMAS = 400_000  # a million decimal numbers take half a second and 100 MB
 _MOST_USED = 0.9  # of a limit: then candled waits for the next period, so that other programs can go on
@@ -60,6 +63,8 @@ class HttpClient:
         self._proxies = proxies or Proxies()
         self._client.tcp_client = TunnelingTCPClient(self._proxies)
         self._hosts: dict[str, _Host] = {}
+        #: For long bodies. Clients may wait for one, so the turns do not wait long.
+        self._turns = LoopTurns(clock, most_busy_s=0.1)
         #: The requests by the status of their answer; `none` without an answer.
         self.statuses: Counter[str] = Counter()
         #: Called with the `Date` of each response in UTC epoch ms, and the times of request and response in
@@ -118,7 +123,9 @@ class HttpClient:
     async def _fetch(self, request: HTTPRequest, weight: float, budget: str) -> Any:
         response = await self._send_request(request, weight, budget)
         kind = response.headers.get("Content-Type")
-        return read_answer(_host_of(request.url), response.code, kind, response.body)
+        is_long = len(response.body) > _LONG_BODY_BYTES
+        async with self._turns.take() if is_long else contextlib.nullcontext():
+            return read_answer(_host_of(request.url), response.code, kind, response.body)
 
     async def _send_request(self, request: HTTPRequest, weight: float, budget: str) -> HTTPResponse:
         """Send a request within its budget, and return the answer, unless it asks for a pause.

@@ -88,7 +88,7 @@ class RepairScheduler:
         #: Set when the queue is not empty.
         self._queued = asyncio.Event()
         #: For work with the rows of an answer.
-        self._turns = LoopTurns()
+        self._turns = LoopTurns(clock)
         #: The workers that make a request. The others save answers, which may take long.
         self._requesting = asyncio.Semaphore(_REQUESTS_AT_ONCE)
         #: The number of answers that are being saved.

@@ -1,5 +1,6 @@
 """REST answers that cost too much: each ends with an error, before its body is built."""
 
+import asyncio
 import gzip
 import math
 
@@ -12,6 +13,8 @@ from candled.clock import SystemClock
 from candled.errors import ExchangeError, Unavailable
 from candled.exchange import MAX_ROWS, InvalidRow, read_rows
 from candled.ingest.http import HttpClient, _retry_after_s
+from candled.tasks import LoopTurns
+from tests.plugins.local import web_server
 
 HOUR_S = 3600.0
 MB = 1024 * 1024
@@ -70,6 +73,25 @@ async def test_a_body_is_bounded_before_and_after_decompression(name):
     finally:
         client.close()
         server.stop()
+
+
+async def test_a_long_body_is_parsed_in_a_turn_and_a_short_one_without():
+    class Handler(RequestHandler):
+        def get(self) -> None:
+            self.finish(b"[" + b" " * int(self.get_query_argument("spaces")) + b"1]")
+
+    client = HttpClient(SystemClock(), 100.0)
+    try:
+        async with web_server(("/", Handler)) as url:
+            async with LoopTurns(SystemClock()).take():
+                long = asyncio.create_task(client.get_json(f"{url}/?spaces=20000"))
+                while client.statuses["200"] < 1:
+                    await asyncio.sleep(0.01)
+                assert await client.get_json(f"{url}/?spaces=10") == [1]
+                assert not long.done()
+            assert await long == [1]
+    finally:
+        client.close()
 
 
 async def test_a_host_that_refuses_thousands_of_requests_is_asked_again_after_two_minutes():
