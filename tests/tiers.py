@@ -6,9 +6,10 @@ A test that starts a program without any of them fails and names the line to add
 
 import os
 import shutil
-import sys
+import subprocess
 from collections import Counter
 from collections.abc import Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -118,10 +119,16 @@ def use_memory() -> None:
 
 
 def watch_programs() -> None:
-    """Fail a test that starts a program and takes none of the fixtures, from now until the end of the run."""
-    sys.addaudithook(_on_audit)
+    """Fail a test that starts a program and takes none of the fixtures, from now until the end of the run.
 
+    This is no audit hook: one of those runs whenever a thread begins to be traced, and then CPython 3.11 ends another
+    thread that begins at the same time.
+    """
+    start = subprocess.Popen.__init__
 
-def _on_audit(event: str, _: tuple[Any, ...]) -> None:
-    if event == "subprocess.Popen" and _running is not None:
+    @wraps(start)
+    def start_checked(popen: subprocess.Popen[Any], *args: Any, **kwargs: Any) -> None:
         require("daemon", "postgres", "redis", "browser")
+        start(popen, *args, **kwargs)
+
+    subprocess.Popen.__init__ = start_checked  # type: ignore[method-assign]
