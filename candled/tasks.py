@@ -48,9 +48,9 @@ class LoopTurns:
     """Turns for steps of several milliseconds: in each pass of the event loop, one of all such tasks has its turn.
 
     Without turns, the steps of all tasks whose data came together would run in one pass, and block the loop. Each
-    instance has a queue of its own, and the queues take turns. A turn begins after a short pass of the loop, so that
-    updates that came together go first. If there is none for `most_busy_s`, turns begin after any pass, for twice as
-    long.
+    instance has a queue of its own, and the queues take turns. The first task of a queue waits for a short pass of the
+    loop, so that updates that came together go first. If there is none for `most_busy_s`, the queue's tasks do not wait
+    for one for twice as long.
     """
 
     def __init__(self, clock: Clock, most_busy_s: float = 0.25) -> None:
@@ -66,7 +66,7 @@ class LoopTurns:
     async def take(self, *, is_urgent: bool = False) -> AsyncIterator[None]:
         """Wait for a turn, in the order of the calls, urgent ones first. The turn ends with the pass of the loop.
 
-        An urgent turn may begin after a long pass, too.
+        Urgent tasks do not wait for a short pass.
         """
         loop = asyncio.get_running_loop()
         turn = self._turn = self._turn or _turn_of(loop)

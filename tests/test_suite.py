@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import subprocess
+import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -113,3 +114,10 @@ def test_a_server_outlives_the_thread_of_the_test_that_needs_it_first(daemon):
         with pytest.raises(subprocess.TimeoutExpired):
             program.wait(0.3)
         program.kill()
+
+
+def test_a_test_of_the_quick_tier_that_starts_a_program_fails_before_that(monkeypatch):
+    config = SimpleNamespace(option=SimpleNamespace(quick=True))
+    monkeypatch.setattr(tiers, "_running", SimpleNamespace(config=config, iter_markers=lambda: (), nodeid="test_x"))
+    with pytest.raises(AssertionError, match="test_x needs daemon: take that fixture"):
+        subprocess.Popen([sys.executable, "-c", "0"])

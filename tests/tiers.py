@@ -121,8 +121,8 @@ def use_memory() -> None:
 def watch_programs() -> None:
     """Fail a test that starts a program and takes none of the fixtures, from now until the end of the run.
 
-    This is no audit hook: one of those runs whenever a thread begins to be traced, and then CPython 3.11 ends another
-    thread that begins at the same time.
+    An audit hook would also run when a thread starts while coverage is measured. On CPython 3.11, it could end another
+    thread that starts at the same time.
     """
     start = subprocess.Popen.__init__
 

@@ -77,7 +77,7 @@ class _Shape:
         """Encode many rows, given by columns.
 
         Raises:
-            struct.error, OverflowError: as `pack_row`.
+            struct.error, OverflowError: as `pack_row`, while the result is read.
         """
         rows = zip(*columns, strict=True)
         return map(self.pack_row, rows) if self.wide else starmap(self.struct.pack, rows)

@@ -33,7 +33,7 @@ _MOST_PENALTY_S = 120.0
 _MOST_DOUBLINGS = 9  # of a pause; 2 to the power of thousands of refusals is no float
 #: The longest body, before and after decompression.
 _MAX_BODY_BYTES = 4 * 1024 * 1024
-_LONG_BODY_BYTES = 16 * 1024  # parsing a longer one, and reading its rows, takes milliseconds
+_LONG_BODY_BYTES = 16 * 1024  # parsing a longer one, and reading its rows, may take milliseconds
 _MAX_LISTS = 200_000  # lists and objects: `[[],[],…]` takes 30 times its length in memory
 _MAX_COMMAS = 400_000  # a million decimal numbers take half a second and 100 MB
 _MOST_USED = 0.9  # of a limit: then candled waits for the next period, so that other programs can go on
@@ -63,7 +63,7 @@ class HttpClient:
         self._proxies = proxies or Proxies()
         self._client.tcp_client = TunnelingTCPClient(self._proxies)
         self._hosts: dict[str, _Host] = {}
-        #: For long bodies. Clients may wait for one, so the turns do not wait long.
+        #: For long bodies of JSON. Clients may wait for one, so the turns do not wait long.
         self._turns = LoopTurns(clock, most_busy_s=0.1)
         #: The requests by the status of their answer; `none` without an answer.
         self.statuses: Counter[str] = Counter()
