@@ -19,7 +19,7 @@ T = TypeVar("T")
 _CANCEL_AGAIN_S = 0.5
 _RESTART_S = 1.0
 _SHORT_PASS_S = 0.002  # of the event loop: hardly any data waited for it
-_FREE = 2  # times as long as the wait before
+_FREE = 2  # turns begin without waiting for so many times the wait before
 _PASS_US = 3_000  # of work in one pass of the loop, on a slow machine
 
 
@@ -49,8 +49,8 @@ class LoopTurns:
 
     Without turns, the steps of all tasks whose data came together would run in one pass, and block the loop. Each
     instance has a queue of its own, and the queues take turns. The first task of a queue waits for a short pass of the
-    loop, so that updates that came together go first. If there is none for `most_busy_s`, the queue's tasks do not wait
-    for one for twice as long.
+    loop, so that updates that came together go first. After `most_busy_s` without a short pass, the queue goes on
+    without waiting for twice that time.
     """
 
     def __init__(self, clock: Clock, most_busy_s: float = 0.25) -> None:

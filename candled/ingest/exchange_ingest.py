@@ -144,8 +144,8 @@ class ExchangeIngest:
         )
         #: The symbols whose feeds are connected.
         self._connected: set[Symbol] = set()
-        #: Since the last interruption: events of markets that are not open yet, and candles received before the
-        #: exchange's clock was known.
+        #: Events of markets that are not open yet, since the last interruption; candles received before the exchange's
+        #: clock was known.
         self._early, self._untimed = EarlyEvents(), EarlyEvents()
         #: Counts errors that the exchange reported about whole connections.
         self._errors = ErrorCounter()
