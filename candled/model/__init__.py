@@ -4,17 +4,7 @@ from .candle import BarChange, BarTexts, Candle, are_valid, fold, group_parts
 from .decimals import MAX_DIGITS, decimal_text
 from .gaps import REASONS, Gap
 from .interval import DAY, DAY_MS, DEFAULT_INTERVALS, MINUTE, MINUTE_MS, WEEK, Interval, sources
-from .market import (
-    SYMBOL_FORM,
-    SYMBOL_PATTERN,
-    Decimals,
-    Market,
-    MarketKey,
-    MarketState,
-    PatternTopic,
-    Symbol,
-    Topic,
-)
+from .market import SYMBOL_FORM, SYMBOL_PATTERN, Decimals, Market, MarketKey, MarketState, PatternTopic, Symbol, Topic
 from .ranges import ALL_TIME, END_OF_TIME_MS, Range, RangeSet
 from .states import (
     HEALTHY_STATES,

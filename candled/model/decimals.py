@@ -1,17 +1,7 @@
 """Exact decimal numbers: their bounds, sums and texts."""
 
 from collections.abc import Iterable
-from decimal import (
-    Clamped,
-    Context,
-    Decimal,
-    DecimalException,
-    Inexact,
-    InvalidOperation,
-    Overflow,
-    Rounded,
-    Underflow,
-)
+from decimal import Clamped, Context, Decimal, DecimalException, Inexact, InvalidOperation, Overflow, Rounded, Underflow
 
 #: The most digits of a number, and of those the most after the point. Numbers are below 1e50.
 MAX_DIGITS, MAX_PLACES = 50, 49

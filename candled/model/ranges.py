@@ -63,8 +63,6 @@ class RangeSet:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RangeSet) and (self._starts, self._ends) == (other._starts, other._ends)
 
-    __hash__ = None  # type: ignore[assignment]  # mutable
-
     def __repr__(self) -> str:
         return f"RangeSet({list(map(tuple, self))})"
 
@@ -106,22 +104,14 @@ class RangeSet:
         last = bisect_left(self._starts, end_ms)
         if first >= last:
             return
-        left = [(self._starts[first], start_ms)] if self._starts[first] < start_ms else []
-        right = [(end_ms, self._ends[last - 1])] if end_ms < self._ends[last - 1] else []
-        kept = left + right
+        edges = (self._starts[first], start_ms), (end_ms, self._ends[last - 1])
+        kept = [(start, end) for start, end in edges if start < end]
         self._starts[first:last] = [start for start, _ in kept]
         self._ends[first:last] = [end for _, end in kept]
 
     def common(self, other: "RangeSet") -> "RangeSet":
         """Return the times that are in both sets."""
-        result = RangeSet()
-        for start_ms, end_ms in other:
-            part = RangeSet([(start_ms, end_ms)])
-            for gap in self.missing(start_ms, end_ms):
-                part.remove(*gap)
-            for span in part:
-                result.add(*span)
-        return result
+        return RangeSet(part for span in other for part in self.missing(*span).missing(*span))
 
     def total_within(self, start_ms: int, end_ms: int) -> int:
         """Return the length of the parts that lie in `[start_ms, end_ms)`."""
@@ -134,9 +124,8 @@ class RangeSet:
 
     def missing(self, start_ms: int, end_ms: int) -> "RangeSet":
         """Return the parts of `[start_ms, end_ms)` that are not in the set."""
-        result = RangeSet([(start_ms, end_ms)])
         first = bisect_right(self._ends, start_ms)
         last = bisect_left(self._starts, end_ms)
-        for index in range(first, last):
-            result.remove(self._starts[index], self._ends[index])
-        return result
+        # each part is between two ranges; one that is empty is not added
+        starts, ends = [start_ms, *self._ends[first:last]], [*self._starts[first:last], end_ms]
+        return RangeSet(zip(starts, ends, strict=True))
