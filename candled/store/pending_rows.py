@@ -9,6 +9,30 @@ Row = tuple[MarketKey, Candle]
 _MOST_FORMING = 60  # per market; older ones will no longer become final through the stream
 
 
+class _Versions(dict[MarketKey, dict[int, Candle]]):
+    """The version to store of each minute, by market and opening time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def version_of(self, market: MarketKey, open_ms: int) -> Candle | None:
+        return self.get(market, {}).get(open_ms)
+
+    def put(self, market: MarketKey, candle: Candle) -> None:
+        minutes = self.setdefault(market, {})
+        known = minutes.get(candle.open_ms)
+        self.count += known is None
+        minutes[candle.open_ms] = candle.merged_with(known)
+
+    def drop(self, market: MarketKey, open_ms: int) -> None:
+        minutes = self.get(market, {})
+        if minutes.pop(open_ms, None) is not None:
+            self.count -= 1
+            if not minutes:
+                del self[market]
+
+
 class PendingRows:
     """Rows that are not stored yet. A row stays until `drop_rows`, so a failed or cancelled write loses nothing.
 
@@ -17,14 +41,12 @@ class PendingRows:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._count = 0
-        self._minutes: dict[MarketKey, dict[int, Candle]] = {}
-        self._forming: dict[MarketKey, dict[int, Candle]] = {}
-        self._forming_count = 0
+        self._minutes = _Versions()
+        self._forming = _Versions()
 
     def __len__(self) -> int:
         """Return the number of queued rows."""
-        return self._count + self._forming_count
+        return self._minutes.count + self._forming.count
 
     def __contains__(self, market: MarketKey) -> bool:
         """Return whether rows of a market are queued."""
@@ -33,24 +55,24 @@ class PendingRows:
     @property
     def minute_count(self) -> int:
         """The number of queued final minutes."""
-        return self._count
+        return self._minutes.count
 
     def put_row(self, market: MarketKey, candle: Candle) -> bool:
         """Queue `candle`, unless a version that supersedes it is queued already; return False if there is no room.
 
         `Candle.merged_with` decides which version of a minute is kept.
         """
+        is_new = self._minutes.version_of(market, candle.open_ms) is None
         if not candle.final:
-            if candle.open_ms not in self._minutes.get(market, {}):
-                self._put_forming(market, candle)
+            if is_new:
+                self._forming.put(market, candle)
+                if len(forming := self._forming[market]) > _MOST_FORMING:
+                    self._forming.drop(market, min(forming))
             return True
-        known = self._minutes.get(market, {}).get(candle.open_ms)
-        if known is None:
-            if self._count >= self._limit:
-                return False
-            self._count += 1
-        self._minutes.setdefault(market, {})[candle.open_ms] = candle.merged_with(known)
-        self._drop_forming(market, candle.open_ms)
+        if is_new and self._minutes.count >= self._limit:
+            return False
+        self._minutes.put(market, candle)
+        self._forming.drop(market, candle.open_ms)
         return True
 
     def next_rows(self, limit: int, *, forming: bool = True) -> list[Row]:
@@ -88,31 +110,6 @@ class PendingRows:
     def drop_rows(self, rows: Iterable[Row]) -> None:
         """Forget rows that are stored. A row stays if another version of it was queued since."""
         for market, candle in rows:
-            if not candle.final:
-                if self._forming.get(market, {}).get(candle.open_ms) is candle:
-                    self._drop_forming(market, candle.open_ms)
-                continue
-            minutes = self._minutes.get(market, {})
-            if minutes.get(candle.open_ms) is not candle:
-                continue
-            del minutes[candle.open_ms]
-            self._count -= 1
-            if not minutes:
-                del self._minutes[market]
-
-    def _put_forming(self, market: MarketKey, candle: Candle) -> None:
-        forming = self._forming.setdefault(market, {})
-        known = forming.get(candle.open_ms)
-        if known is None:
-            self._forming_count += 1
-        forming[candle.open_ms] = candle.merged_with(known)
-        if len(forming) > _MOST_FORMING:
-            self._drop_forming(market, min(forming))
-
-    def _drop_forming(self, market: MarketKey, open_ms: int) -> None:
-        forming = self._forming.get(market, {})
-        if forming.pop(open_ms, None) is None:
-            return
-        self._forming_count -= 1
-        if not forming:
-            del self._forming[market]
+            queue = self._minutes if candle.final else self._forming
+            if queue.version_of(market, candle.open_ms) is candle:
+                queue.drop(market, candle.open_ms)
