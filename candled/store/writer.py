@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
 
@@ -153,13 +154,12 @@ class Writer:
         waiting = self._awaited.get(market)
         if waiting is None:
             waiting = asyncio.get_running_loop().create_future()
-            own = {market: waiting}
             if self.is_urgent(market):
-                self._awaited = own | self._awaited
+                self._awaited = {market: waiting} | self._awaited
                 self._urgent.add(waiting)
                 waiting.add_done_callback(self._urgent.discard)
             else:
-                self._awaited = self._awaited | own
+                self._awaited[market] = waiting
             waiting.add_done_callback(lambda done: done.exception())  # retrieved, even if the caller has left
             if not self._flushing:
                 self._flushing.start(self._flush_awaited())
@@ -167,10 +167,11 @@ class Writer:
 
     async def run(self) -> None:
         """Flush and journal rows until cancelled. Cancellation loses no rows."""
+        self._attempt_ended_at = self._clock.monotonic()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._flush_on())
+            tasks.create_task(self._repeat(self._try_flush, self._flush_interval_s))
             if self._spill:
-                tasks.create_task(self._journal_on(self._spill))
+                tasks.create_task(self._repeat(partial(self._try_journal, self._spill), JOURNAL_LOOK_S))
 
     async def close(self, *, within_s: float = 10.0) -> int:
         """Accept no more candles and write the queued ones; return how many rows could not be written.
@@ -254,27 +255,27 @@ class Writer:
                 else:
                     future.set_result(None)
 
-    async def _flush_on(self) -> None:
-        pause_s = self._flush_interval_s
-        self._attempt_ended_at = self._clock.monotonic()
+    async def _repeat(self, attempt: Callable[[], Awaitable[bool]], every_s: float) -> None:
+        """Repeat an attempt every `every_s` seconds. While it returns False, each pause is twice the one before."""
+        pause_s = every_s
         while True:
             await self._clock.sleep(pause_s)
-            pause_s = self._flush_interval_s if await self._try_flush() else self._longer_pause(pause_s)
-            self._attempt_ended_at = self._clock.monotonic()
+            pause_s = every_s if await attempt() else self._longer_pause(pause_s)
 
     async def _try_flush(self) -> bool:
         """Flush, and return False if a retry is needed."""
         try:
-            await self.flush()
+            with suppress(StoreRejected):  # the refused rows are not retried
+                await self.flush()
+            return True
         except StoreUnavailable:
             return False
-        except StoreRejected:
-            return True
         except Exception as error:
             self._last_error = repr(error)
             logger.exception("writing to the store failed; %s rows queued", len(self._waiting))
             return False
-        return True
+        finally:
+            self._attempt_ended_at = self._clock.monotonic()
 
     async def _write_page(
         self, page: list[Row], *, from_journal: bool = False
@@ -383,12 +384,6 @@ class Writer:
 
     # ------------------------------------------------------------ writing to the journal
 
-    async def _journal_on(self, spill: JournalSpill) -> None:
-        pause_s = JOURNAL_LOOK_S
-        while True:
-            await self._clock.sleep(pause_s)
-            pause_s = JOURNAL_LOOK_S if await self._try_journal(spill) else self._longer_pause(pause_s)
-
     async def _try_journal(self, spill: JournalSpill) -> bool:
         """Journal rows if due; return whether the journal is ready and contains all rows that it should."""
         try:
@@ -402,12 +397,8 @@ class Writer:
             return False
 
     def _is_journal_due(self) -> bool:
-        if not self._waiting.minute_count:
-            return False
-        journal_from = min(JOURNAL_FROM_ROWS, self._max_waiting // 2)
-        if self._state == "unavailable" and self._waiting.minute_count >= journal_from:
-            return True
-        return self._is_overdue()
+        are_many = self._waiting.minute_count >= max(1, min(JOURNAL_FROM_ROWS, self._max_waiting // 2))
+        return (self._state == "unavailable" and are_many) or self._is_overdue()
 
     def _is_overdue(self) -> bool:
         """Return True if rows have waited long enough to doubt the store, even if no call has failed yet.
