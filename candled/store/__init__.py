@@ -42,11 +42,7 @@ def make_store(
 
         try:
             return PostgresStore(
-                url,
-                intervals,
-                compress_after_days=compress_after_days,
-                retention_days=retention_days,
-                upgrade=upgrade,
+                url, intervals, compress_after_days=compress_after_days, retention_days=retention_days, upgrade=upgrade
             )
         except ConfigError as error:
             raise ConfigError([f"store.url: {problem}" for problem in error.problems]) from error

@@ -1,5 +1,6 @@
 """The effect of a batch of candles on the rows of a store, as plain arithmetic shared by all stores."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -56,14 +57,10 @@ class MarketBatch:
 
 def group_by_market(rows: Iterable[tuple[MarketKey, Candle]]) -> dict[MarketKey, MarketBatch]:
     """Group rows by market, with the versions of each minute merged."""
-    result: dict[MarketKey, MarketBatch] = {}
+    result: dict[MarketKey, MarketBatch] = defaultdict(MarketBatch)
     for market, candle in rows:
-        batch = result.get(market)
-        if batch is None:
-            batch = result[market] = MarketBatch()
-        minutes = batch.minutes if candle.final else batch.forming
-        known = minutes.get(candle.open_ms)
-        minutes[candle.open_ms] = candle if known is None else candle.merged_with(known)
+        minutes = result[market].minutes if candle.final else result[market].forming
+        minutes[candle.open_ms] = candle.merged_with(minutes.get(candle.open_ms))
     return result
 
 

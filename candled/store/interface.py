@@ -38,7 +38,8 @@ class Store(Protocol):
     intervals belongs to the daemon, which adds new intervals. A store opened without intervals is a guest, which adds
     none. Commands are guests.
 
-    Every method raises `StoreUnavailable` if another attempt may succeed, and `StoreRejected` if it will not.
+    Every method raises `StoreUnavailable` if another attempt may succeed, and `StoreRejected` if it will not, such as a
+    read of bars of an interval that is not kept.
     """
 
     def open(self) -> None:

@@ -30,6 +30,8 @@ class SqlStore(Store, ABC):
     _label = ""
     #: The intervals above 1m for which all bars are stored.
     _kept: frozenset[Interval] = frozenset()
+    #: The unit in which the lengths of intervals are stored, milliseconds.
+    _unit_ms = 1
 
     @abstractmethod
     def _fetch_rows(self, statement: str, *parameters: object) -> list[Any]:
@@ -42,10 +44,6 @@ class SqlStore(Store, ABC):
     @abstractmethod
     def _as_candles(self, rows: Iterable[Any], *, final: bool = True) -> list[Candle]:
         """Return the candles of rows."""
-
-    @abstractmethod
-    def _interval_column(self, interval: Interval) -> int:
-        """Return the length of an interval as it is stored."""
 
     def intervals(self) -> Sequence[Interval]:
         """See `Store.intervals`."""
@@ -99,8 +97,8 @@ class SqlStore(Store, ABC):
         if interval == MINUTE:
             rows = self._fetch_of_market(self._sql.SPAN, market)
         else:
-            column = self._interval_column(self._check_interval(interval))
-            rows = self._fetch_of_market(self._sql.BARS_SPAN, market, column)
+            length = self._check_interval(interval).ms // self._unit_ms
+            rows = self._fetch_of_market(self._sql.BARS_SPAN, market, length)
         return next((Range(first, last + interval.ms) for first, last in rows if first is not None), None)
 
     def newest_minutes(self, exchange: str) -> Mapping[Symbol, int]:
@@ -143,6 +141,11 @@ def as_known_gaps(rows: Iterable[Any]) -> list[Gap]:
         Gap(start_ms=start_ms, end_ms=end_ms, reason=reason, attempts=attempts, retry_ms=retry_ms)
         for start_ms, end_ms, reason, attempts, retry_ms in rows
     ]
+
+
+def known_gap_row(gap: Gap) -> tuple[int, int, str, int, int | None]:
+    """Return the row of a known gap."""
+    return gap.start_ms, gap.end_ms, gap.reason, gap.attempts, gap.retry_ms
 
 
 def log_unused(unused: Collection[Interval]) -> None:

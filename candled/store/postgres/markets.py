@@ -2,12 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from candled.model import (
-    END_OF_TIME_MS,
-    MINUTE_MS,
-    Candle,
-    MarketKey,
-)
+from candled.model import END_OF_TIME_MS, MINUTE_MS, Candle, MarketKey
 
 from . import statements as sql
 from .pool import DatabaseConnection

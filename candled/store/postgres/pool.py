@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg2
@@ -193,14 +193,10 @@ class DatabaseConnection:
 
         psycopg2's own `cancel` is not used: it waits for the server with the interpreter's lock and stops every thread.
         """
-        with suppress(psycopg2.Error):
-            connection = psycopg2.connect(**self._parameters)
-            try:
-                connection.autocommit = True
-                with connection.cursor() as cursor:
-                    cursor.execute("SELECT pg_cancel_backend(%s)", (self._connection.info.backend_pid,))
-            finally:
-                connection.close()
+        with suppress(psycopg2.Error), closing(psycopg2.connect(**self._parameters)) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_cancel_backend(%s)", (self._connection.info.backend_pid,))
 
     def is_stale(self) -> bool:
         """Return whether data arrived, or the socket was closed, while the connection was idle.

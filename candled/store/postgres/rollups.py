@@ -8,7 +8,7 @@ from candled.store.sql_store import FOLD_CHUNK_MS, log_progress, log_unused
 
 from . import statements as sql
 from .pool import DatabaseConnection
-from .rows import as_array
+from .rows import as_arrays
 
 
 def in_minutes(interval: Interval) -> int:
@@ -43,7 +43,7 @@ def fold_history(connection: DatabaseConnection, intervals: Iterable[Interval]) 
     wanted = sorted(intervals)
     connection.execute(sql.ADD_INTERVALS, ([str(interval) for interval in wanted],))
     connection.commit()  # from here on, every writer updates the new ones too
-    folded = {interval for interval, is_folded in read_intervals(connection) if is_folded}
+    folded = read_folded(connection)
     connection.commit()
     log_unused(folded - set(wanted))
     fresh = set(wanted) - folded
@@ -75,6 +75,11 @@ def read_intervals(connection: DatabaseConnection) -> tuple[tuple[Interval, bool
     return tuple((Interval.parse(name), is_folded) for name, is_folded in connection.fetch_rows(sql.INTERVALS))
 
 
+def read_folded(connection: DatabaseConnection) -> frozenset[Interval]:
+    """Return the intervals whose past is folded, so that their bars can be read."""
+    return frozenset(interval for interval, is_folded in read_intervals(connection) if is_folded)
+
+
 def _fold(connection: DatabaseConnection, changed: Mapping[int, RangeSet], chosen: Mapping[Interval, Interval]) -> None:
     """Recompute every bar of `chosen` that overlaps the changed ranges of the markets."""
     for interval, source in chosen.items():
@@ -88,9 +93,8 @@ def _fold_level(
     """Fold ranges of complete bars, each given with the number of its market."""
     if not bars:
         return
-    arrays = [as_array(map(str, column)) for column in zip(*bars, strict=True)]
     bounds = min(start_ms for _, start_ms, _ in bars), max(end_ms for _, _, end_ms in bars)
-    parameters = (in_minutes(interval), in_minutes(interval), *arrays, *bounds)
+    parameters = (in_minutes(interval), in_minutes(interval), *as_arrays(bars), *bounds)
     if source == MINUTE:
         connection.execute(sql.FOLD_MINUTES, parameters)
     else:

@@ -19,12 +19,12 @@ def as_columns(markets: Sequence[int], candles: Sequence[Candle]) -> list[str]:
     """
     open_ms, *numbers, as_of_ms, _, rev, src = zip(*candles, strict=True)
     return [
-        as_array(map(str, markets)),
-        as_array(map(str, open_ms)),
+        as_array(markets),
+        as_array(open_ms),
         *map(_numbers, numbers),
-        as_array(map(str, as_of_ms)),
-        as_array(map(str, rev)),
-        as_array(map(str, map(source_number, src))),
+        as_array(as_of_ms),
+        as_array(rev),
+        as_array(map(source_number, src)),
     ]
 
 
@@ -39,9 +39,14 @@ def _numbers(numbers: Sequence[Decimal | None]) -> str:
     return "{" + joined + "}"
 
 
-def as_array(texts: Iterable[str]) -> str:
-    """Return an array in PostgreSQL's notation. The texts must not need quotes."""
-    return "{" + ",".join(texts) + "}"
+def as_array(numbers: Iterable[int]) -> str:
+    """Return an array in PostgreSQL's notation."""
+    return "{" + ",".join(map(str, numbers)) + "}"
+
+
+def as_arrays(rows: Iterable[Iterable[int]]) -> list[str]:
+    """Return one array per column of some rows."""
+    return list(map(as_array, zip(*rows, strict=True)))
 
 
 def as_candles(rows: Iterable[tuple[Any, ...]], *, final: bool = True) -> list[Candle]:

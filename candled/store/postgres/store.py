@@ -6,7 +6,7 @@ import os
 import platform
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -28,14 +28,14 @@ from candled.model.gaps import replace_gaps
 from candled.store.bar_texts import bar_texts
 from candled.store.batch import group_by_market, unknown_revisions
 from candled.store.interface import FORMING_KEPT_MS, SEQ_UNPUBLISHED, BadRow
-from candled.store.sql_store import SqlStore, as_known_gaps
+from candled.store.sql_store import SqlStore, as_known_gaps, known_gap_row
 
 from . import statements as sql
 from .maintenance import drop_feeds, drop_interval, drop_minutes
 from .markets import limited_time, lock_markets, names_of, put_forming, read_kept_from, spans_within
 from .pool import DatabaseConnection, Pool, Watchdog, parse_address
-from .rollups import fold_changes, fold_history, in_minutes, read_intervals, rebuild_rollups
-from .rows import as_array, as_candles, as_columns
+from .rollups import fold_changes, fold_history, in_minutes, read_folded, rebuild_rollups
+from .rows import as_arrays, as_candles, as_columns
 from .schema import SCHEMA, STEP_NAMES, check_schema, migrate_schema, read_version, timescale
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class PostgresStore(SqlStore):
 
     _sql = sql
     schema_steps = STEP_NAMES
+    _unit_ms = MINUTE_MS
 
     def __init__(
         self,
@@ -99,19 +100,14 @@ class PostgresStore(SqlStore):
             StoreRejected: the server is too old, the schema is not the required one, or the role may not create tables.
         """
         self.close()
+        with self._own_connection() as connection:
+            if self._configured is None:
+                check_schema(connection)
+                self._store_features(connection, timescale.find_features(connection))
+            else:
+                self._prepare_tables(connection, self._configured)
+            self._kept = read_folded(connection)
         watchdog = Watchdog()
-        try:
-            with self._own_connection(watchdog) as connection:
-                self._check_server(connection)
-                if self._configured is None:
-                    check_schema(connection)
-                    self._store_features(connection, timescale.find_features(connection))
-                else:
-                    self._prepare_tables(connection, self._configured)
-                self._kept = frozenset(interval for interval, is_folded in read_intervals(connection) if is_folded)
-        except BaseException:
-            watchdog.close()
-            raise
         writers, readers = self._sizes
         connect = partial(DatabaseConnection, self._parameters, watchdog, limit_s=self._limit_s)
         self._pools = (
@@ -122,12 +118,12 @@ class PostgresStore(SqlStore):
 
     def read_schema(self) -> int:
         """See `SqlStore.read_schema`."""
-        with self._checked_connection() as connection:
+        with self._own_connection() as connection:
             return read_version(connection)
 
     def migrate(self, version: int) -> None:
         """See `SqlStore.migrate`. Waits for other processes that prepare the database."""
-        with self._checked_connection() as connection:
+        with self._own_connection() as connection:
             connection.fetch_rows(sql.PREPARE)
             migrate_schema(connection, version)
 
@@ -155,20 +151,19 @@ class PostgresStore(SqlStore):
     def add_intervals(self, intervals: Iterable[Interval]) -> Iterator[None]:
         """See `Store.add_intervals`."""
         self._configured = (self._configured or frozenset()) | (frozenset(intervals) - {MINUTE})
-        watchdog, _, _ = self._opened_pools()
-        with self._own_connection(watchdog) as connection:
+        self._opened_pools()  # raises if the store is not open
+        with self._own_connection() as connection:
             connection.fetch_rows(sql.PREPARE)  # one process folds, the others find it done
             yield from fold_history(connection, self._configured)
-            self._kept = frozenset(interval for interval, is_folded in read_intervals(connection) if is_folded)
+            self._kept = read_folded(connection)
 
     def drop_interval(self, interval: Interval) -> int:
         """See `Store.drop_interval`."""
-        watchdog, _, _ = self._opened_pools()
-        with self._own_connection(watchdog) as connection:
-            users = [
-                name for name, settings in connection.fetch_rows(sql.OTHERS, (self._id, 0)) if _uses(settings, interval)
-            ]
+        self._opened_pools()  # raises if the store is not open
+        with self._own_connection() as connection:
+            others = connection.fetch_rows(sql.OTHERS, (self._id, 0))
             connection.commit()
+            users = [name for name, used in others if str(interval) in used.get("intervals", "").split(", ")]
             if users:
                 raise StoreRejected(f"bars of {interval} are in use by {', '.join(users)}: stop it first")
             self._kept -= {interval}
@@ -227,7 +222,7 @@ class PostgresStore(SqlStore):
         if not changed:
             return
         spans = [row[:3] for row in changed]
-        connection.execute(sql.WIDEN_SPANS, [as_array(map(str, column)) for column in zip(*spans, strict=True)])
+        connection.execute(sql.WIDEN_SPANS, as_arrays(spans))
         changes = {
             id: RangeSet.of_parts([open_ms for open_ms in times[id] if first_ms <= open_ms <= last_ms], MINUTE_MS)
             for id, first_ms, last_ms in spans
@@ -279,19 +274,9 @@ class PostgresStore(SqlStore):
         with self._borrow_to_write() as connection:
             market_id = lock_markets(connection, [market])[market]
             near = as_known_gaps(connection.fetch_rows(sql.KNOWN_GAPS, (*names_of(market), *within)))
-            new = replace_gaps(near, known_gaps, within)
             connection.execute(sql.DROP_KNOWN_GAPS, (market_id, [gap.start_ms for gap in near]))
-            connection.execute(
-                sql.PUT_KNOWN_GAPS,
-                (
-                    market_id,
-                    [gap.start_ms for gap in new],
-                    [gap.end_ms for gap in new],
-                    [gap.reason for gap in new],
-                    [gap.attempts for gap in new],
-                    [gap.retry_ms for gap in new],
-                ),
-            )
+            if rows := list(map(known_gap_row, replace_gaps(near, known_gaps, within))):
+                connection.execute(sql.PUT_KNOWN_GAPS, (market_id, *map(list, zip(*rows, strict=True))))
 
     def register_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
         """See `Store.register_feed`."""
@@ -309,11 +294,7 @@ class PostgresStore(SqlStore):
     # ------------------------------------------------------------ reading
 
     def read_bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
-        """See `Store.read_bars`.
-
-        Raises:
-            StoreRejected: bars of `interval` are not stored.
-        """
+        """See `Store.read_bars`."""
         if limit <= 0:
             return []
         if interval == MINUTE:
@@ -344,19 +325,11 @@ class PostgresStore(SqlStore):
         return self._run_read(find)
 
     def read_bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
-        """See `Store.read_bars_between`.
-
-        Raises:
-            StoreRejected: bars of `interval` are not stored.
-        """
+        """See `Store.read_bars_between`."""
         return as_candles(self._rows_between(sql.MINUTES_BETWEEN, sql.BARS_BETWEEN, market, interval, start_ms, end_ms))
 
     def read_texts_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> BarTexts:
-        """See `Store.read_texts_between`.
-
-        Raises:
-            StoreRejected: bars of `interval` are not stored.
-        """
+        """See `Store.read_texts_between`."""
         found = self._rows_between(sql.JSON_OF_MINUTES, sql.JSON_OF_BARS, market, interval, start_ms, end_ms)
         rows = found[0][0] if found else "[]"
         return bar_texts(rows, partial(self.read_bars_between, market, interval, start_ms, end_ms))
@@ -411,8 +384,8 @@ class PostgresStore(SqlStore):
         Call this about once an hour, but not on the writing thread: compressing a chunk may take a minute. If another
         process is doing it, this returns immediately. Raises as every method of a store; the next call continues.
         """
-        watchdog, _, _ = self._opened_pools()
-        with self._own_connection(watchdog) as connection:
+        self._opened_pools()  # raises if the store is not open
+        with self._own_connection() as connection:
             [(has_lock,)] = connection.fetch_rows(sql.TRY_MAINTAIN)
             connection.commit()
             if not has_lock:
@@ -429,11 +402,6 @@ class PostgresStore(SqlStore):
                     logger.info("compressed %s chunks of minutes", compressed)
 
     # ------------------------------------------------------------ preparing
-
-    def _check_server(self, connection: DatabaseConnection) -> None:
-        if connection.server_version < OLDEST_SERVER:
-            found = _name(connection.server_version)
-            raise StoreRejected(f"expected PostgreSQL {OLDEST_SERVER // 10_000} or newer, the server is {found}")
 
     def _prepare_tables(self, connection: DatabaseConnection, wanted: Iterable[Interval]) -> None:
         if not connection.fetch_rows(sql.TRY_PREPARE)[0][0]:
@@ -468,10 +436,8 @@ class PostgresStore(SqlStore):
             raise StoreRejected("the store is not open")
         return self._pools
 
-    @contextmanager
-    def _borrow_to_write(self) -> Iterator[DatabaseConnection]:
-        with self._opened_pools()[1].begin_transaction() as connection:
-            yield connection
+    def _borrow_to_write(self) -> AbstractContextManager[DatabaseConnection]:
+        return self._opened_pools()[1].begin_transaction()
 
     def _run_read(self, work: Callable[[DatabaseConnection], T]) -> T:
         return self._opened_pools()[2].run_read(work)
@@ -485,28 +451,15 @@ class PostgresStore(SqlStore):
     def _as_candles(self, rows: Iterable[Any], *, final: bool = True) -> list[Candle]:
         return as_candles(rows, final=final)
 
-    def _interval_column(self, interval: Interval) -> int:
-        return in_minutes(interval)
-
     @contextmanager
-    def _checked_connection(self) -> Iterator[DatabaseConnection]:
-        """Open a separate connection of a store that is not open."""
-        watchdog = Watchdog()
-        try:
-            with self._own_connection(watchdog) as connection:
-                self._check_server(connection)
-                yield connection
-        finally:
-            watchdog.close()
-
-    @contextmanager
-    def _own_connection(self, watchdog: Watchdog) -> Iterator[DatabaseConnection]:
+    def _own_connection(self) -> Iterator[DatabaseConnection]:
         """Open a separate connection for statements that may take long. Its locks end with it."""
-        connection = DatabaseConnection(self._parameters, watchdog, limit_s=MAINTENANCE_LIMIT_S, autocommit=False)
-        try:
+        connect = partial(DatabaseConnection, self._parameters, limit_s=MAINTENANCE_LIMIT_S, autocommit=False)
+        with closing(Watchdog()) as watchdog, closing(connect(watchdog)) as connection:
+            if connection.server_version < OLDEST_SERVER:
+                found = _name(connection.server_version)
+                raise StoreRejected(f"expected PostgreSQL {OLDEST_SERVER // 10_000} or newer, the server is {found}")
             yield connection
-        finally:
-            connection.close()
 
 
 def _log_changes(
@@ -515,7 +468,7 @@ def _log_changes(
     """Log changes as `Store.log_changes` does; return False if the market does not have this feed."""
     feeds = connection.fetch_rows(sql.FEED, (market_id, epoch, epoch))
     if feeds and changes:
-        arrays = [as_array(map(str, column)) for column in zip(*((seq, *span) for seq, span in changes), strict=True)]
+        arrays = as_arrays((seq, *span) for seq, span in changes)
         unpublished = *arrays, market_id, *feeds[0], SEQ_UNPUBLISHED, SEQ_UNPUBLISHED
         connection.execute(sql.DROP_UNPUBLISHED, unpublished)
         connection.execute(sql.LOG_CHANGES, (market_id, *feeds[0], *arrays))
@@ -529,7 +482,3 @@ def _name(version: int) -> str:
 
 def _days(count: int | None) -> str:
     return "off" if count is None else f"{count} d"
-
-
-def _uses(settings: Mapping[str, str], interval: Interval) -> bool:
-    return str(interval) in settings.get("intervals", "").split(", ")

@@ -6,8 +6,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from candled.errors import StoreRejected, StoreUnavailable
-from candled.store.owner import Owner
 
+from .file import DatabaseFile
 from .store import APPLICATION_ID, SCHEMA, schema_version
 
 _BUSY_S = 30.0
@@ -55,11 +55,8 @@ def restore_database(source: Path, target: Path) -> Path | None:
         StoreRejected: as for `copy_database`.
         StoreUnavailable: a daemon uses the target.
     """
-    owner = Owner(target)
-    try:
-        owner.take()
-    except OSError as error:
-        raise StoreRejected(f"{target}: cannot be opened for writing ({error.strerror})") from error
+    file = DatabaseFile(target, may_create=False)
+    file.take()
     try:
         fresh = target.with_name(f"{target.name}.restored")
         copy_database(source, fresh)
@@ -67,7 +64,7 @@ def restore_database(source: Path, target: Path) -> Path | None:
         fresh.rename(target)
         _sync(target.parent)
     finally:
-        owner.release()
+        file.close_connections()
     return former
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from decimal import DecimalException
 from pathlib import Path
+from typing import Any
 
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.store.owner import Owner
@@ -98,6 +99,11 @@ class DatabaseFile:
             raise StoreUnavailable(self._lost)
         self._check_identity()
         return self._connections.get(threading.get_ident()) or self._open_connection()
+
+    def fetch_rows(self, statement: str, *parameters: object) -> list[Any]:
+        """Execute a statement on this thread's connection, and return its rows."""
+        with self.errors_translated():
+            return self.thread_connection().execute(statement, parameters).fetchall()
 
     def _read_identity(self) -> list[tuple[int, int] | None]:
         return [_identity_of(path) for path in (self._path, self._path.with_name(self._path.name + "-wal"))]

@@ -27,8 +27,8 @@ def drop_minutes(file: DatabaseFile, before_ms: int) -> Iterator[None]:
     with file.begin_transaction() as connection:
         connection.execute(sql.SET_KEPT_FROM, (before_ms,))
     deleted = 0
-    for (market_id,) in _rows(file, sql.MARKET_IDS):
-        while (oldest_ms := _rows(file, sql.OLDEST_MINUTE, market_id)[0][0]) is not None and oldest_ms < before_ms:
+    for (market_id,) in file.fetch_rows(sql.MARKET_IDS):
+        while (oldest_ms := file.fetch_rows(sql.OLDEST_MINUTE, market_id)[0][0]) is not None and oldest_ms < before_ms:
             with file.begin_transaction() as connection:
                 end_ms = min(before_ms, oldest_ms + _STEP_MS)
                 deleted += connection.execute(sql.DELETE_MINUTES, (market_id, end_ms)).rowcount
@@ -36,12 +36,7 @@ def drop_minutes(file: DatabaseFile, before_ms: int) -> Iterator[None]:
     if not deleted:
         return
     logger.info("dropped %s minutes", deleted)
-    while _rows(file, "PRAGMA auto_vacuum")[0][0] and _rows(file, "PRAGMA freelist_count")[0][0]:
+    while file.fetch_rows("PRAGMA auto_vacuum")[0][0] and file.fetch_rows("PRAGMA freelist_count")[0][0]:
         with file.errors_translated():  # `execute` would free one page and end the statement
             file.thread_connection().executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
         yield
-
-
-def _rows(file: DatabaseFile, statement: str, *parameters: object) -> list[tuple[int | None]]:
-    with file.errors_translated():
-        return file.thread_connection().execute(statement, parameters).fetchall()

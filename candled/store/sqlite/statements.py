@@ -167,23 +167,20 @@ def _suspect(table: str, interval_ms: str, columns: str) -> str:
         WHERE market = ? AND time_ms >= ? AND time_ms < ? AND NOT {_NOWHERE} AND ({" OR ".join(signs)})"""
 
 
-# Rows of a range that may not be valid bars, rows without a valid time, and the deletion of one. Only bars of kept
-# intervals count.
-_KEPT_UP = "AND interval_ms IN (SELECT interval_ms FROM intervals)"
-SUSPECTS: Mapping[Table, str] = {
-    "candles": _suspect("candles", str(MINUTE_MS), _MINUTE),
-    "rollups": f"{_suspect('rollups', 'interval_ms', _FOLDED)} {_KEPT_UP}",
-    "forming": _suspect("forming", str(MINUTE_MS), _MINUTE),
+# Of each table: the length of a row's bar, its columns, and a condition, because only bars of kept intervals count.
+_KINDS: Mapping[Table, tuple[str, str, str]] = {
+    "candles": (str(MINUTE_MS), _MINUTE, ""),
+    "rollups": ("interval_ms", _FOLDED, "AND interval_ms IN (SELECT interval_ms FROM intervals)"),
+    "forming": (str(MINUTE_MS), _MINUTE, ""),
 }
-WITHOUT_TIME: Mapping[Table, str] = {
-    "candles": f"SELECT {MINUTE_MS}, {_MINUTE} FROM candles WHERE market = ? AND {_NOWHERE}",
-    "rollups": f"SELECT interval_ms, {_FOLDED} FROM rollups WHERE market = ? AND {_NOWHERE} {_KEPT_UP}",
-    "forming": f"SELECT {MINUTE_MS}, {_MINUTE} FROM forming WHERE market = ? AND {_NOWHERE}",
+# Rows of a range that may not be valid bars, rows without a valid time, and the deletion of one.
+SUSPECTS = {table: f"{_suspect(table, ms, columns)} {kept}" for table, (ms, columns, kept) in _KINDS.items()}
+WITHOUT_TIME = {
+    table: f"SELECT {ms}, {columns} FROM {table} WHERE market = ? AND {_NOWHERE} {kept}"
+    for table, (ms, columns, kept) in _KINDS.items()
 }
 DISCARD = {
-    "candles": f"DELETE FROM candles WHERE market = ? AND ? = {MINUTE_MS} AND time_ms IS ?",
-    "rollups": "DELETE FROM rollups WHERE market = ? AND interval_ms = ? AND time_ms IS ?",
-    "forming": f"DELETE FROM forming WHERE market = ? AND ? = {MINUTE_MS} AND time_ms IS ?",
+    table: f"DELETE FROM {table} WHERE market = ? AND {ms} = ? AND time_ms IS ?" for table, (ms, *_) in _KINDS.items()
 }
 
 # The ranges of stored minutes. Adjacent minutes have the same difference of time and position.

@@ -27,15 +27,9 @@ from candled.model import (
 )
 from candled.model.gaps import replace_gaps
 from candled.store.bar_texts import bar_texts
-from candled.store.batch import (
-    MarketBatch,
-    group_by_market,
-    merge_changes,
-    touched_bars,
-    unknown_revisions,
-)
+from candled.store.batch import MarketBatch, group_by_market, merge_changes, touched_bars, unknown_revisions
 from candled.store.interface import FEED_DAYS, FEEDS_KEPT, FORMING_KEPT_MS, SEQ_UNPUBLISHED, BadRow, Table
-from candled.store.sql_store import FOLD_CHUNK_MS, SqlStore, as_known_gaps, log_progress, log_unused
+from candled.store.sql_store import FOLD_CHUNK_MS, SqlStore, as_known_gaps, known_gap_row, log_progress, log_unused
 
 from . import statements as sql
 from .file import WRONG_FILE, DatabaseFile, primary_code
@@ -131,7 +125,10 @@ class SqliteStore(SqlStore):
                 if self._configured is None:
                     self._check_file(self._file.thread_connection())
                 else:
-                    self._open_own_file()
+                    self._take_file()
+                    if not self._upgrade_schema:
+                        self._check_file(self._file.thread_connection())
+                    self._prepare_file(SCHEMA)
                     for _ in self._fold_new_intervals(self._configured):
                         pass
                     self._file.watch_identity()
@@ -149,8 +146,7 @@ class SqliteStore(SqlStore):
         self._file.is_open = True
         try:
             with self._file.errors_translated():
-                self._check_program(self._file.thread_connection())
-                return schema_version(self._file.thread_connection())
+                return self._read_version(self._file.thread_connection())
         finally:
             self.close()
 
@@ -227,11 +223,7 @@ class SqliteStore(SqlStore):
             rebuild_rollups(connection, market_id, spans, _kept_from(connection))
 
     def read_bars(self, market: MarketKey, interval: Interval, *, before_ms: int, limit: int) -> list[Candle]:
-        """See `Store.read_bars`.
-
-        Raises:
-            StoreRejected: bars of `interval` are not stored.
-        """
+        """See `Store.read_bars`."""
         limit = max(limit, 0)  # SQLite treats a negative limit as no limit
         if interval == MINUTE:
             rows = self._fetch_of_market(sql.MINUTES_BEFORE, market, before_ms, limit)
@@ -240,39 +232,27 @@ class SqliteStore(SqlStore):
         return self._as_candles(reversed(rows))
 
     def read_bars_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
-        """See `Store.read_bars_between`.
-
-        Raises:
-            StoreRejected: bars of `interval` are not stored.
-        """
-        market_id = self._id_for(market, interval)
+        """See `Store.read_bars_between`."""
+        self._check_interval(interval)
+        market_id = self._market_id(market)
         if market_id is None:
             return []
         with self._file.errors_translated():
             return bars_between(self._file.thread_connection(), market_id, interval, start_ms, end_ms)
 
     def read_texts_between(self, market: MarketKey, interval: Interval, start_ms: int, end_ms: int) -> BarTexts:
-        """See `Store.read_texts_between`.
-
-        Raises:
-            StoreRejected: bars of `interval` are not stored.
-        """
-        market_id = self._id_for(market, interval)
+        """See `Store.read_texts_between`."""
+        self._check_interval(interval)
+        market_id = self._market_id(market)
         if market_id is None:
             return BarTexts()
         with self._file.errors_translated():
             rows = json_between(self._file.thread_connection(), market_id, interval, start_ms, end_ms)
         return bar_texts(rows, partial(self.read_bars_between, market, interval, start_ms, end_ms))
 
-    def _id_for(self, market: MarketKey, interval: Interval) -> int | None:
-        """Return the number of a market, for a read of bars of `interval`; None if it has none."""
-        self._check_interval(interval)
-        return self._market_id(market)
-
     def kept_from(self) -> int:
         """See `Store.kept_from`."""
-        with self._file.errors_translated():
-            return _kept_from(self._file.thread_connection())
+        return int(self._fetch_rows(sql.KEPT_FROM)[0][0])
 
     def bad_rows(self, market: MarketKey, within: Range = ALL_TIME) -> list[BadRow]:
         """See `Store.bad_rows`. The file checks no types, so any column may contain anything."""
@@ -304,13 +284,8 @@ class SqliteStore(SqlStore):
             market_id = self._add_market(connection, market)
             near = as_known_gaps(connection.execute(sql.KNOWN_GAPS, (market_id, *within)))
             connection.executemany(sql.DROP_KNOWN_GAP, [(market_id, gap.start_ms) for gap in near])
-            connection.executemany(
-                sql.PUT_KNOWN_GAP,
-                [
-                    (market_id, gap.start_ms, gap.end_ms, gap.reason, gap.attempts, gap.retry_ms)
-                    for gap in replace_gaps(near, known_gaps, within)
-                ],
-            )
+            rows = [(market_id, *known_gap_row(gap)) for gap in replace_gaps(near, known_gaps, within)]
+            connection.executemany(sql.PUT_KNOWN_GAP, rows)
 
     def register_feed(self, markets: Sequence[MarketKey], epoch: str) -> None:
         """See `Store.register_feed`."""
@@ -362,12 +337,6 @@ class SqliteStore(SqlStore):
 
     # ------------------------------------------------------------ opening
 
-    def _open_own_file(self) -> None:
-        self._take_file()
-        if not self._upgrade_schema:
-            self._check_file(self._file.thread_connection())
-        self._prepare_file(SCHEMA)
-
     def _take_file(self) -> None:
         if not self._path.parent.is_dir():
             raise StoreRejected(f"{self._path}: the directory {self._path.parent} does not exist")
@@ -376,7 +345,7 @@ class SqliteStore(SqlStore):
     def _prepare_file(self, version: int) -> None:
         """Set the modes of the file, and bring its tables to a version."""
         connection = self._file.thread_connection()
-        self._check_program(connection)
+        self._read_version(connection)
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # without effect on a file that has tables
         mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
@@ -388,27 +357,28 @@ class SqliteStore(SqlStore):
 
     def _check_file(self, connection: sqlite3.Connection) -> None:
         """Refuse a file whose tables are not those of this program. The file is not changed."""
-        self._check_program(connection)
-        version = schema_version(connection)
+        version = self._read_version(connection)
         if version < SCHEMA:
             raise StoreRejected(
                 f"{self._path}: {f'is at schema {version}' if version else 'has no tables yet'}, this program needs "
                 f"schema {SCHEMA}: run `candled init-db`, or let the daemon do it (store.init: true)"
             )
 
-    def _check_program(self, connection: sqlite3.Connection) -> None:
-        """Refuse a file that belongs to another program. The file is not changed before this check."""
+    def _read_version(self, connection: sqlite3.Connection) -> int:
+        """Return the version of the tables. Refuse a file of another program or of a newer version.
+
+        The file is not changed before this check.
+        """
         version = schema_version(connection)
         owner = connection.execute("PRAGMA application_id").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if not (version or owner or tables):
-            return
-        if owner != APPLICATION_ID:
+        if owner != APPLICATION_ID and (version or owner or tables):
             raise StoreRejected(f"{self._path}: this SQLite file belongs to another program")
         if version > SCHEMA:
             raise StoreRejected(
                 f"{self._path}: written by a newer candled (schema {version}; this one knows up to {SCHEMA})"
             )
+        return version
 
     def _change_schema(self, connection: sqlite3.Connection, wanted: int) -> None:
         """Apply the missing steps, all of them to a new file, or undo the last one."""
@@ -548,18 +518,12 @@ class SqliteStore(SqlStore):
     # ------------------------------------------------------------ reading
 
     def _market_id(self, market: MarketKey) -> int | None:
-        known = self._ids.get(market)
-        if known is not None:
-            return known
-        rows = self._fetch_rows(sql.MARKET_ID, market.exchange, str(market.symbol))
-        if not rows:
-            return None
-        self._ids[market] = rows[0][0]
-        return self._ids[market]
+        if market not in self._ids and (rows := self._fetch_rows(sql.MARKET_ID, market.exchange, str(market.symbol))):
+            self._ids[market] = rows[0][0]
+        return self._ids.get(market)
 
     def _fetch_rows(self, statement: str, *parameters: object) -> list[Any]:
-        with self._file.errors_translated():
-            return self._file.thread_connection().execute(statement, parameters).fetchall()
+        return self._file.fetch_rows(statement, *parameters)
 
     def _fetch_of_market(self, statement: str, market: MarketKey, *parameters: object) -> list[Any]:
         market_id = self._market_id(market)
@@ -568,6 +532,3 @@ class SqliteStore(SqlStore):
     def _as_candles(self, rows: Iterable[Any], *, final: bool = True) -> list[Candle]:
         with self._file.errors_translated():
             return as_candles(rows, final=final)
-
-    def _interval_column(self, interval: Interval) -> int:
-        return interval.ms
