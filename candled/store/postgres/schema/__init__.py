@@ -24,8 +24,9 @@ def migrate_schema(connection: DatabaseConnection, wanted: int = SCHEMA) -> None
     Raises:
         StoreRejected: the database has a newer schema than this program, or the role may not create tables.
     """
-    version = _version(connection)
-    _refuse_newer(version)
+    version = read_version(connection)
+    if connection.fetch_rows("SELECT to_regnamespace('candled')") == [(None,)]:
+        connection.execute("CREATE SCHEMA candled")
     steps = {step: _STEPS[step] for step in range(version + 1, wanted + 1)}
     if wanted < version:
         steps = {wanted: _UNDO_LAST_STEP}
@@ -56,24 +57,10 @@ def read_version(connection: DatabaseConnection) -> int:
         StoreRejected: the database has a newer schema than this program.
     """
     [(table,)] = connection.fetch_rows("SELECT to_regclass('candled.state')")
-    version = 0 if table is None else _version(connection)
+    version = 0 if table is None else int(connection.fetch_rows("SELECT schema FROM candled.state")[0][0])
     connection.commit()
-    _refuse_newer(version)
-    return version
-
-
-def _refuse_newer(version: int) -> None:
     if version > SCHEMA:
         raise StoreRejected(
             f"the database was written by a newer candled (schema {version}; this one knows up to {SCHEMA})"
         )
-
-
-def _version(connection: DatabaseConnection) -> int:
-    [(namespace, table)] = connection.fetch_rows("SELECT to_regnamespace('candled'), to_regclass('candled.state')")
-    if namespace is None:
-        connection.execute("CREATE SCHEMA candled")
-    if table is None:
-        return 0
-    [(version,)] = connection.fetch_rows("SELECT schema FROM candled.state")
-    return int(version)
+    return version

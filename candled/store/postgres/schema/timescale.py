@@ -1,7 +1,7 @@
 """TimescaleDB's additions to the tables, if available: chunks of minutes, compressed and dropped when old."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from candled.errors import StoreRejected, StoreUnavailable
 from candled.model import iso_ms
@@ -55,7 +55,16 @@ def prepare_extension(connection: DatabaseConnection) -> Timescale:
         except StoreRejected as error:
             connection.rollback()
             return Timescale(remark=f"TimescaleDB could not be enabled in this database: {error}")
-    return _prepare_chunks(connection)
+    if not _is_hypertable(connection):
+        [(has_minutes,)] = connection.fetch_rows("SELECT EXISTS (SELECT FROM candled.candles)")
+        # moving them may take an hour under an exclusive lock, so the operator decides when
+        if has_minutes:
+            return replace(find_features(connection), remark="the minutes were stored before TimescaleDB")
+        connection.fetch_rows(
+            f"""SELECT {_namespace(connection)}.create_hypertable('candled.candles', 'time',
+            chunk_time_interval => interval '{CHUNK}', create_default_indexes => false)"""
+        )
+    return find_features(connection)
 
 
 def find_features(connection: DatabaseConnection) -> Timescale:
@@ -82,26 +91,6 @@ def _find(connection: DatabaseConnection) -> tuple[str | None, bool, bool]:
     )
     connection.commit()
     return version, is_available, is_loaded
-
-
-def _prepare_chunks(connection: DatabaseConnection) -> Timescale:
-    [(version, namespace, license_name)] = connection.fetch_rows(
-        """SELECT extversion, quote_ident(nspname), current_setting('timescaledb.license')
-        FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace WHERE extname = 'timescaledb'"""
-    )
-    licensed = license_name == "timescale"
-    if not _is_hypertable(connection):
-        [(has_minutes,)] = connection.fetch_rows("SELECT EXISTS (SELECT FROM candled.candles)")
-        # moving them may take an hour under an exclusive lock, so the operator decides when
-        if has_minutes:
-            connection.commit()
-            return Timescale(version=version, licensed=licensed, remark="the minutes were stored before TimescaleDB")
-        connection.fetch_rows(
-            f"""SELECT {namespace}.create_hypertable('candled.candles', 'time',
-            chunk_time_interval => interval '{CHUNK}', create_default_indexes => false)"""
-        )
-    connection.commit()
-    return Timescale(version=version, hypertable=True, licensed=licensed)
 
 
 def _is_hypertable(connection: DatabaseConnection) -> bool:
