@@ -136,8 +136,7 @@ PUT_KNOWN_GAPS = f"""INSERT INTO candled.holes (market, start_time, end_time, re
 _MINUTES_OF_RANGE = f"FROM candled.candles WHERE market = %s AND time >= {_AT} AND time < {_AT}"
 MINUTES_BETWEEN = f"{_MINUTES} {_MINUTES_OF_RANGE} ORDER BY time"
 JSON_OF_MINUTES = f"{_AS_JSON} {_MINUTES_OF_RANGE}"
-LAST_MINUTES = f"""{_MINUTES} FROM candled.candles
-    WHERE market = %s AND time >= {_AT} AND time < {_AT} ORDER BY time DESC LIMIT %s"""
+LAST_MINUTES = f"{_MINUTES} {_MINUTES_OF_RANGE} ORDER BY time DESC LIMIT %s"
 
 # Store a batch of minutes, with one revision more if the stored version had other values. Return for each market with
 # changes the range that changed, and the times and numbers of revisions of the changed minutes that were revised.
@@ -159,18 +158,15 @@ STORED_RANGES = f"""SELECT {_ms("min(time)")}, {_ms("max(time)")} + {MINUTE_MS} 
 
 # ---------------------------------------------------------------- longer bars
 
+_OF_MARKET = "market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s)"
+_BARS_OF_MARKET = f"FROM candled.rollups WHERE {_OF_MARKET} AND minutes = %s"
 # The first and the last bar of an interval.
-BARS_SPAN = f"""SELECT {_ms("min(time)")}, {_ms("max(time)")} FROM candled.rollups
-    WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) AND minutes = %s"""
+BARS_SPAN = f"SELECT {_ms('min(time)')}, {_ms('max(time)')} {_BARS_OF_MARKET}"
 # The bars in a range, the same as JSON, and the last ones before a time.
-_BARS_OF_RANGE = f"""FROM candled.rollups
-    WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) AND minutes = %s
-        AND time >= {_AT} AND time < {_AT}"""
+_BARS_OF_RANGE = f"{_BARS_OF_MARKET} AND time >= {_AT} AND time < {_AT}"
 BARS_BETWEEN = f"{_BARS} {_BARS_OF_RANGE} ORDER BY time"
 JSON_OF_BARS = f"{_AS_JSON} {_BARS_OF_RANGE}"
-BARS_BEFORE = f"""{_BARS} FROM candled.rollups
-    WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) AND minutes = %s
-        AND time < {_AT} ORDER BY time DESC LIMIT %s"""
+BARS_BEFORE = f"{_BARS} {_BARS_OF_MARKET} AND time < {_AT} ORDER BY time DESC LIMIT %s"
 
 # Store bars whose minutes are not kept.
 PUT_BARS = f"""INSERT INTO candled.rollups (market, minutes, time, {_listed(_BAR)})
@@ -221,8 +217,7 @@ PUT_FORMING = f"""INSERT INTO candled.forming AS old (market, time, {_listed(_MI
         WHERE NOT EXISTS (SELECT FROM candled.candles AS final
             WHERE final.market = batch.market AND final.time = batch.time AND final.time BETWEEN {_AT} AND {_AT})
     {_merge("0")}"""
-FORMING = f"""{_MINUTES} FROM candled.forming
-    WHERE market = (SELECT id FROM candled.markets WHERE exchange = %s AND symbol = %s) ORDER BY time"""
+FORMING = f"{_MINUTES} FROM candled.forming WHERE {_OF_MARKET} ORDER BY time"
 DROP_FORMING = f"""DELETE FROM candled.forming USING (SELECT market, {_time("time_ms")} AS time
         FROM unnest(%s::int[], %s::bigint[]) AS batch (market, time_ms)) AS ended
     WHERE forming.market = ended.market AND forming.time = ended.time"""
