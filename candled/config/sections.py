@@ -122,8 +122,7 @@ class ServerSettings(Settings):
     )
     port: int = setting(7000, "the TCP port; 0 lets the system choose one", ge=0, le=65535)
     tls_certificate: str = setting(
-        "",
-        'the PEM file of the certificate and its chain, for https and wss; read again when it changes; "" for none',
+        "", 'the PEM file of the certificate and its chain, for https and wss; read again when it changes; "" for none'
     )
     tls_key: str = setting("", 'the PEM file of the certificate\'s key; "" if it is in the same file')
     reuse_port: bool = setting(

@@ -28,8 +28,11 @@ def read_yaml(text: str, lines: dict[str, int] | None = None) -> Any:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        value = None if node is None else loader.construct_document(node)
-        if lines is not None and node is not None:
+        if node is None:
+            return None
+        _refuse_endless(node)
+        value = loader.construct_document(node)
+        if lines is not None:
             _add_lines(node, "", lines)
         return value
     except yaml.MarkedYAMLError as error:
@@ -42,15 +45,9 @@ def read_yaml(text: str, lines: dict[str, int] | None = None) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader that refuses endless documents and duplicate keys. YAML itself would keep the last of duplicate keys."""
+    """A loader that refuses deep nesting and duplicate keys. YAML itself would keep the last of duplicate keys."""
 
     _depth = 0
-
-    def get_single_node(self) -> yaml.Node | None:
-        node: yaml.Node | None = super().get_single_node()
-        if node is not None:
-            _refuse_endless(node)
-        return node
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         if self._depth > _MOST_DEPTH:
