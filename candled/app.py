@@ -473,11 +473,11 @@ class Daemon:
         logger.info("bars of %s are served now", ", ".join(map(str, intervals)))
 
     def is_moving(self, within_s: float) -> bool:
-        """Return whether an attempt to write to the store ended in the last two minutes, or in `within_s` if longer."""
+        """Return True if an attempt to write to the store ended in the last two minutes, or in `within_s` if longer."""
         return self._writer.idle_s() <= max(within_s, _HANGS_S)
 
     async def stop(self) -> int:
-        """Stop every part in order; return how many candles could be neither stored nor journaled."""
+        """Stop every part in order; return the number of candles that could be neither stored nor journaled."""
         within_s = _STOP_S if self._started.is_set() else _STOP_EARLY_S
         self._is_stopping = True
         if self._started.is_set() and self._is_serving:

@@ -147,7 +147,7 @@ class SharedBudget:
         return None
 
     def _look(self, weight: float | None) -> tuple[float, float]:
-        """Read and update the file; return for how many seconds the host is closed, and how long to wait for a request.
+        """Read and update the file; return the seconds for which the host is closed, and those to wait for a request.
 
         A request of `weight` is reserved unless the host is closed. With None, no request is reserved.
         """

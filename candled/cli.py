@@ -283,7 +283,7 @@ def reload(
 ) -> Outcome:
     """Have the running daemon read its settings again, and print the result.
 
-    No client is disconnected. If the settings have mistakes, the daemon goes on with its former ones.
+    No client is disconnected. If the settings have mistakes, the daemon continues with its former ones.
     """
     from candled.config import control_socket
     from candled.tools.reload import reload_daemon

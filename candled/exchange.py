@@ -295,7 +295,7 @@ class SocketFeed(ABC):
     def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
         """Return the frames that unsubscribe from `symbols`, in order. The default returns none.
 
-        Without such frames, the exchange goes on sending candles of removed symbols, which the daemon ignores.
+        Without such frames, the exchange continues to send candles of removed symbols, which the daemon ignores.
         """
         return []
 

@@ -60,7 +60,7 @@ class DemandBook(Protocol):
         """
 
     async def report_delisted(self, exchange: str, symbols: Sequence[Symbol]) -> None:
-        """Record that clients still use delisted markets, on demand or not, so that their feeds go on.
+        """Record that clients still use delisted markets, on demand or not, so that their feeds continue.
 
         Raises:
             Unavailable: the book cannot be reached.
@@ -253,7 +253,7 @@ class MarketsOnDemand:
             raise DemandRefused(f"at most {rules.most_per_address} of {market.exchange} from one address")
 
     async def _wait_until(self, is_reached: Callable[[], bool]) -> bool:
-        """Wait, at most `START_S`; return False if it was not reached by then."""
+        """Wait, at most `START_S`, until `is_reached` returns True; return False if it never did."""
         deadline = self._clock.monotonic() + START_S
         while not is_reached() and self._clock.monotonic() < deadline:
             await self._clock.sleep(_LOOK_S)

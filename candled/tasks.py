@@ -49,8 +49,8 @@ class LoopTurns:
 
     Without turns, the steps of all tasks whose data came together would run in one pass, and block the loop. Each
     instance has a queue of its own, and the queues take turns. The first task of a queue waits for a short pass of the
-    loop, so that updates that came together go first. After `most_busy_s` without a short pass, the queue goes on
-    without waiting for twice that time.
+    loop, so that updates that came together go first. After `most_busy_s` without a short pass, the tasks of the queue
+    do not wait, for twice that time.
     """
 
     def __init__(self, clock: Clock, most_busy_s: float = 0.25) -> None:

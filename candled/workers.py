@@ -137,7 +137,7 @@ class Process(Protocol):
 
 
 class _EndedError(CandledError):
-    """A process ended, or could not start. Start it again."""
+    """The end of a process, or its failed start, after which it is started again."""
 
 
 class Supervisor:

@@ -68,7 +68,7 @@ class Aggregator:
         return len(self._minutes)
 
     def parts_needed(self, interval: Interval, at_least: int) -> int:
-        """Return how many bars to load so that every forming bar can be folded from memory."""
+        """Return the number of bars to load so that every forming bar can be folded from memory."""
         longest = max((longer.ms for longer, source in self._sources.items() if source == interval), default=0)
         return max(at_least, longest // interval.ms + 1)
 

@@ -69,7 +69,7 @@ class LiveBars:
             self._reader.start_loading(added)
 
     async def add_intervals(self, intervals: Sequence[Interval]) -> None:
-        """Keep bars of `intervals`, which include all former ones; return once those of all markets are in memory.
+        """Keep bars of `intervals`, which include all former ones; return once the bars of all markets are in memory.
 
         The store must have their bars.
         """
@@ -206,7 +206,7 @@ class LiveBars:
         return self._markets[key].aggregator.series_of(interval).revision
 
     def revised_from(self, key: MarketKey, interval: Interval, revision: int) -> int:
-        """Return the opening time of the oldest bar that changed since a revision, or a time after all bars."""
+        """Return the opening time of the oldest bar that changed since a revision; without one, a time after all."""
         return self._markets[key].aggregator.series_of(interval).oldest_revised(revision)
 
     def state_of(self, key: MarketKey, interval: Interval) -> tuple[object, ...]:
@@ -294,7 +294,7 @@ class LiveBars:
         }
 
     def describe_feeds(self) -> Iterator[tuple[MarketKey, dict[str, Any]]]:
-        """Yield for `/health` of a process that only serves the state of each market's feed.
+        """Yield the state of each market's feed, for `/health` of a process that only serves.
 
         The markets may change meanwhile.
         """
@@ -329,7 +329,7 @@ class LiveBars:
         return exchanges
 
     def describe_recovery(self) -> dict[str, int]:
-        """Return for `/health` how often lost messages were recovered, and for how many markets this is in progress."""
+        """Return the numbers of recoveries from lost messages, and of markets in recovery now, for `/health`."""
         return {
             "healed": self._reader.recovered,
             "catchingUp": sum(one.feed_log.is_broken for one in self._markets.values()),

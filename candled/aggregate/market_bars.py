@@ -47,7 +47,7 @@ class MarketBars:
         *,
         first_version: int = 0,
     ) -> None:
-        """Create a market without bars. Its counters begin at `first_version`, so that those of a former one differ."""
+        """Create a market without bars. Its counters begin at `first_version`, so that they differ from former ones."""
         self.key = key
         self._listeners = listeners
         self.aggregator = new_aggregator(intervals)
@@ -132,7 +132,7 @@ class MarketBars:
         return series.since_ms <= shown_from_ms or len(series.newest_times(count, shown_from_ms)) >= count
 
     def most_to_reread(self, interval: Interval) -> int:
-        """Return how many of the newest bars to read again after a long repair.
+        """Return the number of newest bars to read again after a long repair.
 
         As long as no client has read any, the bars of the start are enough: the others need not be in memory.
         """

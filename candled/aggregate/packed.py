@@ -270,7 +270,7 @@ def _decimals(bar: Candle, at_least: tuple[int, int, int]) -> tuple[int, int, in
 
 
 def digits_after_point(number: Decimal) -> int:
-    """Return how many digits after the point a number needs; negative if it ends with zeros before the point."""
+    """Return the number of digits that a number needs after the point; negative if it ends with zeros before it."""
     return -int(_EXACT.normalize(number).as_tuple().exponent)
 
 

@@ -151,7 +151,7 @@ class Series:
             self._put_late(bar, change_id)
 
     def put_bars(self, bars: Sequence[Candle], change_id: int = 0) -> None:
-        """Add or replace bars, oldest first, as `put_bar` does. Adjoining ones that are new are added in one step."""
+        """Add or replace bars, oldest first, as `put_bar` does. Adjoining new bars are added in one step."""
         done = 0
         while done < len(bars):
             index = bisect_left(self._times, bars[done].open_ms)

@@ -294,8 +294,8 @@ class StoreReader:
     def recover_lost(self, market: MarketBars, sure_ms: int | None) -> None:
         """Start recovery from lost messages.
 
-        Everything before `sure_ms` was final before messages were lost; None if nothing was. The bars in memory are no
-        evidence: a forming minute may have been stored before the minutes that precede it.
+        Everything before `sure_ms` was final when messages were lost; it is None if nothing was. The bars in memory are
+        no evidence: a forming minute may have been stored before the minutes that precede it.
         """
         market.lost_from_ms = max(0, (sure_ms or 0) - 2 * MINUTE_MS)
         if not market.is_recovering:

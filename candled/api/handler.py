@@ -224,7 +224,7 @@ class Handler(RequestHandler):
         self.write(self.coding.encode(body))
 
     def charge_read(self, bars: int) -> None:
-        """Charge the work of an answer with so many bars, or as much other data, that is not ready in memory."""
+        """Charge the work of an answer that is not ready in memory, with `bars` bars or as much other data."""
         self.charge_work(page_cost(bars))
 
     def charge_work(self, cost: float) -> None:

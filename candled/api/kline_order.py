@@ -8,9 +8,9 @@ MOST_UNCLOSED = 10  # bars whose close may come late; a reader of the stream has
 class KlineOrder:
     """Keeps the bars of a stream in order, and lets each one close at most once.
 
-    A message closes its bar (`x` is true) if the bar is final. If a bar is not final when the next one begins, its
-    close comes later. That is the only message about a bar older than one already sent. After its close, no more
-    messages follow for a bar.
+    A message closes its bar (`x` is true) if the bar is final. If a bar is not final when the next one begins, the
+    message that closes it comes later. No other message is about a bar older than one already sent, and none about a
+    bar that is closed.
     """
 
     __slots__ = ("_unclosed", "is_closed", "newest")

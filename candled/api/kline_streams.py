@@ -395,7 +395,8 @@ class KlineClient(ConnectionListener):
     ) -> None:
         """Answer a request by `handle`, after starting those of its markets that run on demand, one by one.
 
-        `started` are those that were started for it, and None if it has waited for the exchange's list.
+        `started` are the markets that were started for it. It contains None if the request has waited for the
+        exchange's list.
         """
         if self._is_closed:
             return
@@ -514,7 +515,7 @@ class _Invalid(Exception):
 class _NotStarted(Exception):
     """A request for a stream whose market can be started on demand. The text is the error if it cannot be started.
 
-    `market` is None if the exchange's list is not known yet, which may have it.
+    `market` is None while the exchange's list, which may have it, is not known.
     """
 
     def __init__(self, market: MarketKey | None, message: str) -> None:

@@ -10,7 +10,7 @@ from .errors import UnknownSymbol
 
 
 class OfferedMarkets:
-    """Finds, by name, the markets that are not served but can be. A name that fits several belongs to the first."""
+    """Finds, by name, the markets that are not served but can be. If a name fits several, it finds the first."""
 
     def __init__(self, demand: MarketsOnDemand) -> None:
         self.demand = demand

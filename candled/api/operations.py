@@ -86,7 +86,7 @@ class Symbol(_Answer):
 
 
 def describe_symbol(market: MarketKey, ticker: str, decimals: Decimals, facts: Market | None) -> Symbol:
-    """Return a served market with the facts of the exchange's list; they are null if it is not known."""
+    """Return a served market with the `facts` of the exchange's list, or nulls without them."""
     if facts is None:
         return Symbol(market.exchange, str(market.symbol), ticker, *decimals, None, None, None, None)
     tick, volume = (None if fact is None else decimal_text(fact) for fact in (facts.tick_size, facts.quote_volume_24h))

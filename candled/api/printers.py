@@ -26,7 +26,7 @@ def json_printer(numbers: int = 0) -> Printer:
 
 @lru_cache(maxsize=4)
 def ndjson_printer(numbers: int = 0) -> Printer:
-    """Return the printer of `format=ndjson`: the bars of `/api/candles`, one in a line."""
+    """Return the printer of `format=ndjson`: the bars of `/api/candles`, one per line."""
     return replace(json_printer(numbers), name=("ndjson", numbers), separator=b"\n", positioned=False)
 
 

@@ -113,7 +113,7 @@ class Names:
         return self.process_key("list")
 
     def process_key(self, process: str) -> str:
-        """Return the key of the facts that a process announces about itself. All are on the server of their list."""
+        """Return the key of the facts that a process announces about itself, on the server of the list of processes."""
         return f"{self._prefix}candled:{{processes}}:{process}"
 
     def budget_key(self, host: str) -> str:

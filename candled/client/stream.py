@@ -221,5 +221,5 @@ class BarStream:
         self.close()
 
     def _was_given(self, bar: Bar, through: datetime | None) -> bool:
-        """Return True if a bar is older than the newest one yielded. With `final_only`, equal counts as older."""
+        """Return True if a bar is older than the newest one yielded, or, with `final_only`, the same."""
         return through is not None and (bar.time <= through if self._final_only else bar.time < through)

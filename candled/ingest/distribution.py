@@ -12,7 +12,7 @@ def distribute(
     """Return the symbols of each connection, in order, and those for which no connection is left.
 
     `loads` has the number of symbols on each open connection, or None if it takes no more. The result begins with the
-    symbols to add to each of them: they are filled before another connection is opened. `shards` is the number of
+    symbols to add to each open connection: these are filled before another one is opened. `shards` is the number of
     shards that connect from the same address and share its connections equally.
     """
     per_connection = max(1, limits.symbols_per_connection or len(symbols) + sum(load or 0 for load in loads))

@@ -65,7 +65,7 @@ def _shared_time(now_ms: int, wait_ms: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Deferred:
-    """A final minute that REST did not confirm: since when, and when to ask again, in UTC epoch ms."""
+    """A final minute that REST did not confirm: the times of the first and the next request, UTC epoch ms."""
 
     since_ms: int
     attempts: int

@@ -267,7 +267,7 @@ class MarketIngest:
         self.presence.on_failure()
 
     def follow_listing(self, facts: Market | None, unlisted: str | None) -> None:
-        """Take the facts of the exchange's list; None if it never contained the market, which is then in `unlisted`."""
+        """Take the market's facts from the exchange's list, or None and the reason `unlisted` if it never had them."""
         self.status.listing, self.status.unlisted = "unlisted" if facts is None else facts.status, unlisted
         self.decimals = self.decimals if facts is None else facts.decimals
         self.ended_ms = facts.delisted_ms if facts is not None and facts.status == "delisted" else None

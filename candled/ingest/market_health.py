@@ -10,7 +10,7 @@ from .market import MarketIngest
 def describe_market(market: MarketIngest, now_ms: int, since_ms: int, *, is_silent: bool) -> dict[str, Any]:
     """Return a market's part of `/health`.
 
-    `since_ms` is since when the market is in its state. `is_silent` means that its subscription delivers nothing.
+    `since_ms` is the time at which its state began. `is_silent` means that its subscription delivers nothing.
     """
     coverage, known_gaps, condition = market.coverage, market.known_gaps, market.status.condition(now_ms)
     silent = "subscribed, but the exchange sends nothing" if is_silent else None

@@ -1,4 +1,4 @@
-"""The number of final minutes of the last 24 hours that were compared with REST, and how many differed."""
+"""The numbers of final minutes of the last 24 hours that were compared with REST, and of those that differed."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ class Parity:
         self._hours: dict[int, tuple[int, int]] = {}
 
     def count_checked(self, now_ms: int, checked: int, mismatched: int) -> None:
-        """Count minutes that were compared now, and how many differed."""
+        """Count minutes that were compared now, and those of them that differed."""
         hour = now_ms // _HOUR_MS
         before = self._hours.get(hour, (0, 0))
         self._hours[hour] = before[0] + checked, before[1] + mismatched

@@ -51,7 +51,7 @@ class RenamedHistory:
             logger.info("%s: copied %d minutes of the former symbol %s", target, count, former)
 
     async def _copy_missing(self, source: MarketKey, target: MarketKey) -> int:
-        """Copy the missing minutes; return how many there were."""
+        """Copy the missing minutes; return their number."""
         span = Range(max(0, self._copied_ms.get(target.symbol, 0) - _AGAIN_MS), self._clock.now_ms())
         known, count = RangeSet(await self._store.stored_ranges(target, *span)), 0
         for stored in await self._store.stored_ranges(source, *span):

@@ -233,7 +233,7 @@ class RepairScheduler:
             await self._find_beginning(market)
 
     async def _apply_answer(self, market: MarketIngest, answer: _Answer) -> Outcome | None:
-        """Apply an answer to a market, and publish its live edge; return the outcome, or None if it is not used."""
+        """Apply an answer to a market, and publish its live edge; return the outcome, or None for an unused answer."""
         window, rows, asked_ms = answer.window, answer.rows, answer.asked_ms
         if not self._publisher.is_open(market):
             return None

@@ -1,8 +1,8 @@
 """The metrics of candled: names, types, labels and meanings. docs/reference/metrics.md lists the same.
 
 Names follow Prometheus's conventions (prometheus.io/docs/practices/naming), which `promtool check metrics` checks: base
-units, `_total` for counters only, and no unit in a number of candles. Labels have few values. No label names a client
-but `token`, whose values the operator chooses, and only those of `PER_SYMBOL` name a symbol.
+units, `_total` for counters only, and no unit in a number of candles. Labels have few values. Only `token`, whose
+values the operator chooses, names a client, and only labels of `PER_SYMBOL` name a symbol.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ PROCESS = (
         "plugin",
         "result",
     ),
-    _gauge("closed_bar_calls_waiting", "calls of a plugin's hook for closed bars that wait", "plugin"),
+    _gauge("closed_bar_calls_waiting", "waiting calls of a plugin's hook for closed bars", "plugin"),
 )
 
 INGEST = (
@@ -58,7 +58,7 @@ INGEST = (
     _gauge("feed_connections", "connections to the exchange's stream that are open", "exchange"),
     _gauge("feed_connections_wanted", "connections to the exchange's stream that the symbols need", "exchange"),
     _counter("feed_connects_total", "connections to the exchange's stream that were made", "exchange"),
-    _counter("feed_reconnects_total", "ends of connections and failed attempts; after each, candled tries again: "
+    _counter("feed_reconnects_total", "ends of connections and failed attempts, after which candled tries again: "
              "`closed`, `scheduled`, `no_pong`, `not_read`, `not_ready`, `flooded`, `not_connected` or `failed`",
              "exchange", "reason"),
     _counter("feed_events_total", "messages with candles from the stream", "exchange"),
@@ -66,8 +66,8 @@ INGEST = (
     _counter("feed_errors_total", "errors that the exchange reported about whole connections", "exchange"),
     _counter("feed_invalid_candles_total", "rows that are not valid candles, of the stream and of REST", "exchange"),
     _counter("feed_revisions_total", "final minutes that were corrected", "exchange"),
-    _histogram("feed_lag_seconds", "from the send time in a message to its receipt, on candled's estimate of the "
-               "exchange's clock, of every eighth message", "exchange"),
+    _histogram("feed_lag_seconds", "the time from the send time in a message to its receipt, on candled's estimate "
+               "of the exchange's clock; only every eighth message is measured", "exchange"),
     _gauge("feed_last_event_timestamp_seconds", "when the stream last delivered a candle of any symbol, on the "
            "exchange's clock", "exchange"),
     _gauge("exchange_clock_skew_seconds", "how far the exchange's clock is ahead of this machine's", "exchange"),
@@ -76,7 +76,7 @@ INGEST = (
              "without an answer", "exchange", "status"),
     _gauge("exchange_budget_remaining_ratio", "the share of a request budget that is left; `budget` is `host`, or the "
            "plugin's name of the budget", "exchange", "host", "budget"),
-    _gauge("exchange_pause_seconds", "how long no request is sent to a host, because it asked for a pause",
+    _gauge("exchange_pause_seconds", "the time for which no request is sent to a host, because it asked for a pause",
            "exchange", "host"),
     _gauge("gaps_open", "gaps by [reason](http.md#markets-coverage-and-gaps); `missing` ones are to be fetched",
            "exchange", "reason"),
@@ -85,7 +85,7 @@ INGEST = (
     _counter("audit_checked_total", "final minutes that were compared with REST for the first time", "exchange"),
     _counter("audit_mismatch_total", "compared minutes that differed from REST", "exchange"),
     _gauge("audit_unconfirmed_candles", "final minutes that REST has not confirmed yet", "exchange"),
-    _gauge("parity_ratio", "of the minutes compared with REST in the last 24 hours, the share that agreed", "exchange"),
+    _gauge("parity_ratio", "the share that agreed, of the minutes compared with REST in the last 24 hours", "exchange"),
     _counter("store_audits_total", "comparisons of a symbol with the store", "exchange"),
     _counter("store_audit_lost_candles_total", "minutes that the store had lost, which are fetched again", "exchange"),
 )  # fmt: skip
@@ -113,13 +113,13 @@ STORE = (
 BUS = (
     _gauge("bus_connected", "1 if everything is received and can be published, else 0"),
     _gauge("bus_unpublished_symbols", "symbols that are read here and whose messages cannot be published"),
-    _gauge("bus_lag_seconds", "from publishing a message to receiving it, by the slowest connection"),
+    _gauge("bus_lag_seconds", "the time from publishing a message to receiving it, on the slowest connection"),
     _counter("bus_connects_total", "connections that were made to receive messages"),
     _counter("bus_disconnects_total", "ends of connections that receive messages", "reason"),
     _counter("bus_sequence_gaps_total", "messages that are missing according to their numbers or to a heartbeat"),
     _counter("bus_rereads_total", "symbols that were read again because messages may be missing", "reason"),
     _counter("bus_ignored_total", "messages that were ignored", "reason"),
-    _gauge("bus_heartbeat_age_seconds", "the age of the oldest of the last heartbeats of all shards"),
+    _gauge("bus_heartbeat_age_seconds", "the largest age of a shard's last heartbeat"),
     _counter("bus_published_total", "messages that were published"),
     _counter("bus_refused_total", "messages that Redis refused"),
     _gauge("bus_queue_symbols", "symbols with messages that wait to be published"),
@@ -179,7 +179,8 @@ PER_SYMBOL = (
     _gauge("feed_last_candle_timestamp_seconds", "when the stream last delivered a candle, on the exchange's clock",
            "exchange", "symbol"),
     _gauge("symbol_missing_candles", "minutes that are still to be fetched", "exchange", "symbol"),
-    _gauge("symbol_revisions", "final minutes that were corrected since the symbol is read", "exchange", "symbol"),
+    _gauge("symbol_revisions", "final minutes that were corrected since candled began to read the symbol",
+           "exchange", "symbol"),
 )  # fmt: skip
 """With `server.metrics_per_symbol`."""
 

@@ -92,7 +92,7 @@ class StateCounts:
 
 
 class FeedState(NamedTuple):
-    """The state of a market's feed, since when (UTC epoch ms), why, and the problem in words (empty if there is none).
+    """The state of a market's feed, its start (UTC epoch ms), its reason, and the problem in words (may be empty).
 
     `reason` is one of `STATE_REASONS`, or empty if the feed is `live`.
     """

@@ -15,7 +15,7 @@ OTHER = "other"
 
 
 def route_name(pattern: str) -> str:
-    """Return the name of a route: its path, with `*` in place of the rest if that is not fixed."""
+    """Return the name of a route: its path, with `*` in place of the part that is not fixed."""
     literal = _LITERAL.match(pattern)
     path = "" if literal is None else literal[0]
     if path == pattern:

@@ -130,7 +130,7 @@ class LivezHandler(_HealthHandler):
     """`/livez`: the same as plain text."""
 
     def get(self) -> None:
-        """Answer `ok`; with `verbose` the only check, in a line."""
+        """Answer `ok`, or with `verbose` the line of the only check."""
         self.finish_text("[+]loop ok\nlivez check passed\n" if self.is_verbose else _OK.decode())
 
     head = get

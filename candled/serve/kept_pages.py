@@ -43,7 +43,7 @@ class KeptPages:
         self._making: dict[Hashable, asyncio.Task[KeptPage]] = {}
 
     async def find(self, key: Hashable, make: Callable[[], Awaitable[bytes]], lasts_s: float = 1.0) -> KeptPage:
-        """Return an answer, which is made again if it is older than `lasts_s`, for all who wait for it together."""
+        """Return an answer. If it is older than `lasts_s`, make it again, once for all who wait for it."""
         until, page = self._pages.get(key, (-inf, None))
         if page is not None and self._clock.monotonic() < until:
             self._pages.move_to_end(key)

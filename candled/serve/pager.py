@@ -39,7 +39,7 @@ class HistoryPages:
 
     @asynccontextmanager
     async def open_page(self, request: GetHistory, before_ms: int) -> AsyncIterator[tuple[Sequence[Candle], bool]]:
-        """Read the requested page. Encode it within the block."""
+        """Yield the requested page for an `async with` block, which must encode it."""
         async with self._turns:
             yield await self._read(*request.topic, before_ms, request.limit)
 

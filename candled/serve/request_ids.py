@@ -1,4 +1,4 @@
-"""The id of a request that failed by candled's fault: it is in the log and in the header of the answer.
+"""The id of a request that failed because of an error in candled, for the log and the header of the answer.
 
 Other requests have none: their answers are often made before anything but the path and the query was read.
 """

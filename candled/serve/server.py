@@ -295,7 +295,7 @@ class Server:
         """Close all clients in slices within some seconds, while everything else still works.
 
         Before that, `/readyz` reports for a quarter of the time, 5 s at most, that the process is stopping, so that
-        balancers choose other ones.
+        balancers choose other processes.
         """
         if not seconds:
             return

@@ -79,7 +79,7 @@ class IngestStore:
     async def save_coverage(
         self, market: MarketKey, since_ms: int | None, known_gaps: Sequence[Gap], within: Range | None
     ) -> None:
-        """Store the coverage of a market: since when history is complete, and its known gaps `within` a range.
+        """Store the coverage of a market: the start of complete history, and the known gaps `within` a range.
 
         If `within` is None, the gaps did not change. Other processes may save their coverage at the same time. Calls
         that wait for an earlier one are saved together, so a store that hangs delays the writer at most once.

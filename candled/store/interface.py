@@ -128,7 +128,7 @@ class Store(Protocol):
         """Return the stored minutes of `[start_ms, end_ms)` as disjoint sorted ranges."""
 
     def complete_from(self, market: MarketKey) -> int | None:
-        """Return since when (UTC epoch ms) history is complete except for known gaps; None if not known yet."""
+        """Return the time (UTC epoch ms) from which history is complete except for known gaps; None if unknown."""
 
     def served_from(self, market: MarketKey) -> int | None:
         """Return the start of the history to serve, UTC epoch ms: the oldest minute, or `complete_from` if earlier.

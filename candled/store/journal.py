@@ -91,7 +91,7 @@ class Journal:
         self._watch_limit()
 
     def append_rows(self, rows: Sequence[Row]) -> int:
-        """Write rows up to the limit; return how many of them, counted from the first, are durable now.
+        """Write rows up to the limit; return the number of them, from the first, that are durable now.
 
         Raises:
             Unavailable: the disk is full or fails, or the journal is not open. No row counts as written.

@@ -160,6 +160,6 @@ def log_unused(unused: Collection[Interval]) -> None:
 
 
 def log_progress(intervals: Iterable[Interval], done: int, count: int) -> None:
-    """Log how many markets are folded into new intervals, at most ten times."""
+    """Log the number of markets that are folded into new intervals, at most ten times."""
     if done * 10 // count > (done - 1) * 10 // count:
         logger.info("folded stored minutes into %s: %s of %s markets", ", ".join(map(str, intervals)), done, count)

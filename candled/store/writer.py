@@ -174,7 +174,7 @@ class Writer:
                 tasks.create_task(self._repeat(partial(self._try_journal, self._spill), JOURNAL_LOOK_S))
 
     async def close(self, *, within_s: float = 10.0) -> int:
-        """Accept no more candles and write the queued ones; return how many rows could not be written.
+        """Accept no more candles and write the queued ones; return the number of rows that could not be written.
 
         Attempts are repeated while the store is unavailable. The last one begins within `within_s` seconds and takes no
         longer than that. If there is a journal, the queued rows go there instead, including forming minutes, so nothing

@@ -2,7 +2,7 @@
 
 ccxt has its files in `ts/src/test/static/`: `response` has answers over REST, `request` the addresses of requests, and
 `ws` the frames of a WebSocket. The object of a single test, cut out of such a file, is read too, and so are frames, one
-a line.
+per line.
 """
 
 import re

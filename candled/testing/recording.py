@@ -1,4 +1,4 @@
-"""Recordings of an exchange: raw frames and answers over REST, a JSON object a line.
+"""Recordings of an exchange: raw frames and answers over REST, one JSON object per line.
 
 The format is documented in docs/reference/recordings.md.
 """

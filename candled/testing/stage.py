@@ -136,10 +136,10 @@ class Stage:
 
     @property
     def page(self) -> Page:
-        """The page with most rows.
+        """The page with the most rows.
 
         Raises:
-            NotShown: there is none.
+            NotShown: no page was recorded.
         """
         if not self.pages:
             raise NotShown("no answer to fetch_history with rows of minutes was recorded")

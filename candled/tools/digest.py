@@ -9,7 +9,7 @@ from candled.model import DAY_MS, Candle, decimal_text
 
 
 class DayDigest(NamedTuple):
-    """A UTC day that begins at `day_ms` (epoch milliseconds), how many minutes it has, and their digest."""
+    """A UTC day that begins at `day_ms` (epoch milliseconds), the number of its minutes, and their digest."""
 
     day_ms: int
     minutes: int

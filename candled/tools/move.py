@@ -152,7 +152,7 @@ class Mover:
     # ------------------------------------------------------------ copying
 
     def _copy_page(self, market: MarketKey, page: Range) -> int:
-        """Copy the minutes of a page that the target does not have in this version; return how many."""
+        """Copy the minutes of a page that the target does not have in this version; return their number."""
         if page.end_ms <= self._kept_ms:
             for interval in self._intervals:
                 bars = self._source.read_bars_between(market, interval, *page)

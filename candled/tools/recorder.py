@@ -159,9 +159,9 @@ class Recorder:
     # ------------------------------------------------------------ the stream
 
     async def record_stream(self, feed: Feed, minutes: int) -> Range:
-        """Read the feed until that many whole minutes are over, with their late versions; return the minutes.
+        """Read the feed until `minutes` whole minutes are over, with their late versions; return their range.
 
-        Ctrl-C ends the stream before that. The minutes are then those that are complete.
+        Ctrl-C ends the stream before that. The range then has only the complete minutes.
         """
         if isinstance(feed, SocketFeed):
             self._tolerate_errors(feed)

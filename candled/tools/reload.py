@@ -11,7 +11,7 @@ async def reload_daemon(path: str) -> int:
         0, or 1 if some changes need a restart.
 
     Raises:
-        ConfigError: no daemon answers, or its settings have mistakes and it goes on with the former ones.
+        ConfigError: no daemon answers, or its settings have mistakes and it continues with the former ones.
     """
     if not path:
         raise ConfigError('control.socket: is "", so the daemon has no control socket: send it SIGHUP')

@@ -129,7 +129,7 @@ def revoke(name: Name, file: TokenFile = None, config: opt.ConfigFile = None) ->
 
 
 def _time_after(duration: timedelta) -> str:
-    """Return the time when a duration from now is over, to the minute."""
+    """Return the time that lies a duration from now, rounded down to a minute."""
     at_ms = opt.make_clock().now_ms() + duration // timedelta(milliseconds=1)
     return iso_ms(at_ms // MINUTE_MS * MINUTE_MS)
 

@@ -119,7 +119,7 @@ def import_files(
 
 
 def _check(files: Sequence[Path], now_ms: int, advance: Callable[[int], None], *, skip_bad: bool, sparse: bool) -> int:
-    """Read every file once without writing; return how many good rows there are.
+    """Read every file once without writing; return the number of good rows.
 
     Raises:
         ConfigError: some rows are bad and may not be skipped, or a file has longer bars; all files are reported.

@@ -53,7 +53,7 @@ def verify(
 ) -> int:
     """Run `candled verify`; return the exit status.
 
-    `windows` is how many windows of each market are compared with its exchange; `seed` chooses them. `memory` is the
+    `windows` is the number of windows of each market to compare with its exchange; `seed` chooses them. `memory` is the
     address of a daemon to compare with.
     """
     report = Report(as_json=as_json, quiet=quiet)
@@ -255,7 +255,7 @@ class _MarketCheck:
     # ------------------------------------------------------------ wrong bars
 
     def _beyond(self, span: Range | None, bounds: Range) -> Iterator[Range]:
-        """Yield the time in which bars but no minutes are stored, in long pages."""
+        """Yield the ranges in which bars are stored but no minutes, in long pages."""
         found = [one for interval in self._longer if (one := self._store.span(self._market, interval)) is not None]
         if not found:
             return

@@ -95,7 +95,7 @@ class _Waiting(Generic[_T]):
         return self._light.pop(piece, self) is None or self._heavy.pop(piece, self) is None
 
     def run(self, do: Callable[[_T], None], has_time: Callable[[], bool], *, with_heavy: bool) -> bool:
-        """Do as many pieces as there is time for; return True if some were of heavy clients.
+        """Do as many pieces of work as time allows; return True if some were of heavy clients.
 
         With `with_heavy`, at least one piece of a heavy client is done, so that none waits forever.
         """
@@ -121,9 +121,9 @@ class Broadcaster:
     """Divides the loop's time: up to 5 ms of broadcasts happen immediately, the rest in the next passes.
 
     The lists of connections alternate. Within a list, frames are sent in the order of their publication. All other work
-    for clients has shares of a pass. What finds no time waits. Clients that have used little of their budgets of work
-    are light, and go first. All others are heavy: they rest after each pass that served some of them, so that a flood
-    leaves half of the time to other clients. At least one piece of each kind is done in each pass.
+    for clients has shares of a pass. Work that finds no time waits. Clients that have used little of their budgets of
+    work are light, and go first. All others are heavy: they rest after each pass that served some of them, so that a
+    flood leaves half of the time to other clients. At least one piece of each kind is done in each pass.
 
     Args:
         soon: the loop's `call_soon`.

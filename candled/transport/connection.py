@@ -43,9 +43,9 @@ class ConnectionListener:
 class ClientConnection:
     """The common part of a socket owned by candled and a connection kept by Tornado. No method blocks or raises.
 
-    A broadcast calls `write`. It takes a frame and returns how many bytes of it are handled; it may raise the errors of
-    `socket.send`. The function is replaced as the state changes: while the client is slow, it queues frames; after the
-    end, it drops them. That way the loop over all connections needs no checks.
+    A broadcast calls `write`. It takes a frame and returns the number of its bytes that are handled; it may raise the
+    errors of `socket.send`. The function is replaced as the state changes: while the client is slow, it queues frames;
+    after the end, it drops them. That way the loop over all connections needs no checks.
     """
 
     __slots__ = (
@@ -135,7 +135,7 @@ class ClientConnection:
         raise NotImplementedError
 
     def blocked_for(self, now: float) -> float:
-        """Return for how many seconds a frame has been partly sent; 0.0 if none is."""
+        """Return the seconds for which a frame has been partly sent; 0.0 if none is."""
         return 0.0 if self.blocked_since is None or not self.is_open else now - self.blocked_since
 
     def charge_work(self, cost: float) -> float:

@@ -1,4 +1,4 @@
-"""The HTTP connections from accept to their end: how many there may be, and which are closed to make room."""
+"""The HTTP connections from accept to their end: their limits, and the choice of those that make room."""
 
 import math
 from collections import Counter, OrderedDict

@@ -86,7 +86,7 @@ class TlsSocket:
         self.close = peer.close
 
     def send(self, data: bytes | memoryview) -> int:
-        """Send bytes; return how many were taken.
+        """Send bytes; return the number that was taken.
 
         Raises:
             BlockingIOError: none were taken.
@@ -98,7 +98,7 @@ class TlsSocket:
             raise BlockingIOError from None
 
     def sendmsg(self, frames: Iterable[bytes]) -> int:
-        """Send frames one after another; return how many bytes of them were taken. It raises what `send` does."""
+        """Send frames one after another; return the number of bytes that were taken. It raises what `send` does."""
         taken = 0
         for frame in frames:
             try:

@@ -134,7 +134,7 @@ class WorkBucket:
         return REFUSED
 
     def penalize(self, now: float) -> bool:
-        """Charge a connection that goes on after a refusal; return True if it has to end. Its address pays nothing."""
+        """Charge a connection for a request after a refusal; return True if it has to end. Its address pays nothing."""
         factor = self._rate.cost_factor
         if factor:
             self.paid_at = max(self.paid_at, now - self._budgets.burst_s) + PENALTY * factor

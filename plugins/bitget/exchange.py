@@ -146,11 +146,11 @@ class Bitget(Exchange):
     async def _fetch_pages(
         self, http: Http, path: str, most: int, market: Instrument, interval: Interval, start_ms: int, end_ms: int
     ) -> list[Candle | InvalidRow]:
-        """Page back from `end_ms`. Each page of `most` bars is anchored at the oldest bar of the page before it.
+        """Page back from `end_ms`. Each page of `most` bars ends at the oldest bar of the page before it.
 
-        `history-candles` excludes the bar at `endTime`, `candles` includes it. With these anchors, pages of either
-        leave no gap, and duplicates are dropped. A page without new bars may be a gap of the exchange that is longer
-        than a page, so the next one starts a page earlier.
+        `history-candles` excludes the bar at `endTime`, `candles` includes it. So pages of either leave no gap, and
+        duplicates are dropped. A page without new bars may be a gap of the exchange that is longer than a page, so the
+        next one starts a page earlier.
         """
         found: list[Candle | InvalidRow] = []
         while end_ms > start_ms:

@@ -265,10 +265,10 @@ def refuse_failure(body: Any) -> None:
 async def read_page(
     body: Any, product: ProductType, end_ms: int, clock: Clock, interval: Interval = MINUTE
 ) -> list[Candle | InvalidRow]:
-    """Return the bars of an answer, oldest first, to a request for bars of `interval` anchored at `end_ms`.
+    """Return the bars of an answer, oldest first, to a request for bars of `interval` up to `end_ms`.
 
-    The request is for bars before `end_ms`; whether the bar at `end_ms` is included differs by endpoint. An invalid
-    row, or a single one later than requested, does not affect the others.
+    Some endpoints include the bar at `end_ms`, others exclude it. An invalid row, or a single one later than requested,
+    does not affect the others.
 
     Raises:
         Unavailable, ExchangeError: as `read_envelope`; rows that are too far apart or later than requested; days that

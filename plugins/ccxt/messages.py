@@ -117,7 +117,7 @@ def contract_size(market: Mapping[str, Any]) -> Decimal | None:
 
 
 def read_trade(trade: Mapping[str, Any], size: Decimal) -> tuple[int, Decimal, Decimal]:
-    """Return the time in ms, the price and the amount in base coins of a trade; `size` is that of a contract.
+    """Return the time in ms, the price and the amount in base coins of a trade. `size` is a contract's, in base coins.
 
     Raises:
         InvalidCandle: a value is missing or a float.
@@ -132,7 +132,7 @@ def read_trade(trade: Mapping[str, Any], size: Decimal) -> tuple[int, Decimal, D
 
 
 class TradeNumbers:
-    """Numbers for trades that have names instead. Equal names get equal numbers, and later names get higher ones.
+    """Numbers for trades whose ids are not numbers. Equal names get equal numbers, and later names get higher ones.
 
     It remembers the newest names only.
     """

@@ -178,7 +178,7 @@ def spot_row_ms(row: Sequence[Any]) -> int:
 
 
 def read_futures_row(row: Mapping[str, Any], size: Decimal) -> Candle:
-    """Return the candle in a row of a contract, which has names; `sum` is its quote volume.
+    """Return the candle in a contract's row, whose columns have names; `sum` is the quote volume.
 
     Raises:
         InvalidCandle: the row is not a possible candle.

@@ -65,7 +65,7 @@ def command_frames(verb: str, symbols: Sequence[Symbol]) -> list[str]:
 def read_frame(frame: str | bytes, symbols: Mapping[str, Symbol]) -> list[Event]:
     """Return the events of one decompressed frame. `symbols` are the subscribed markets, by topic.
 
-    A candle's `as_of_ms` is the frame's send time. HTX marks no minute as closed, and pings of its own accord.
+    A candle's `as_of_ms` is the frame's send time. HTX marks no minute as closed, and sends pings by itself.
 
     Raises:
         ExchangeError: the frame is not as documented, or is about a market that was not subscribed.

@@ -50,9 +50,9 @@ class HyperliquidSettings(Settings):
 
 
 class HyperliquidFeed(CommandFeed):
-    """One connection to Hyperliquid, which closes one without a message for 60 seconds.
+    """One connection to Hyperliquid, which closes a connection without a message for 60 seconds.
 
-    Before it connects, it reads the names of spot pairs if it has some.
+    If the feed has spot pairs, it reads their names before it connects.
     """
 
     ping = messages.PING

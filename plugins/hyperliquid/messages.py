@@ -43,7 +43,7 @@ _USDC = "USDC"
 def coin_of(symbol: Symbol, pairs: Mapping[Symbol, str]) -> str:
     """Return Hyperliquid's name of a market: the base coin of a perpetual contract, or the text in `pairs`.
 
-    Others keep a text that it refuses.
+    Other markets keep a text that Hyperliquid refuses.
     """
     if (symbol.quote, symbol.settle) == (_USDC, _USDC):
         return symbol.base

@@ -141,7 +141,7 @@ class Mexc(Exchange):
 class MexcUsdtFeed(CommandFeed):
     """One connection for contracts, in JSON. It reads their sizes before it connects, because MEXC counts contracts.
 
-    MEXC closes a connection without a ping for a minute.
+    MEXC closes a connection that has sent no ping for a minute.
     """
 
     ping = messages.CONTRACT_PING

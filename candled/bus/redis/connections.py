@@ -63,7 +63,7 @@ class Closable(Protocol):
     """A client, or a subscription."""
 
     async def aclose(self) -> None:
-        """Close it."""
+        """Close the client or subscription."""
 
 
 class Topology:

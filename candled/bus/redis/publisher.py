@@ -65,7 +65,7 @@ class RedisPublisher:
         leases.add_listener(self.on_lease_change)
 
     def add_market(self, market: MarketKey, shard: int) -> None:
-        """Publish another market, which is in `markets_of` already."""
+        """Begin to publish a market, which is in `markets_of` already."""
         self._shard_of[market] = shard
         self._markets[market] = OutboundQueue(self._ended_seqs.pop(market, 0))
         if self._lease_of(market).may_publish():
@@ -306,7 +306,7 @@ class RedisPublisher:
             outgoing.forget_sent(batch.seq)
 
     def _on_overtaken(self, batch: "_Batch", number: int) -> None:
-        """Handle a batch that Redis ignored, because it has a higher number.
+        """Handle a batch that Redis ignored because it knows a higher number.
 
         If this process has used that number, a later batch has arrived first. Otherwise another program wrote the
         number, and the next batch overwrites it.
@@ -333,7 +333,7 @@ class RedisPublisher:
 
 
 class _Pump:
-    """The data to send to one server, and the task that sends it; None while there is nothing to send."""
+    """The data to send to one server, and the task that sends it: None while there is nothing to send."""
 
     def __init__(self) -> None:
         self.due: dict[MarketKey, None] = {}

@@ -287,7 +287,7 @@ class _SubscriberConnection:
             await pubsub.unsubscribe(*removed)
 
     def _confirm(self, message: dict[str, Any]) -> str:
-        """Process the confirmation of a change; return why the connection is unusable if it was not expected."""
+        """Process the confirmation of a change; for an unexpected one, return why the connection is unusable."""
         is_added, channel = message["type"] in _CONFIRMED, message["channel"].decode("utf-8", "replace")
         if not self._expected[is_added, channel]:
             if is_added:

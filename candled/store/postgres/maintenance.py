@@ -23,7 +23,7 @@ def drop_feeds(connection: DatabaseConnection, now_ms: int) -> None:
 
 
 def drop_interval(connection: DatabaseConnection, interval: Interval) -> int:
-    """Drop the bars of an interval and stop updating them; return how many there were."""
+    """Drop the bars of an interval and stop updating them; return their number."""
     connection.execute(sql.DELETE_INTERVAL, (str(interval),))
     connection.commit()
     dropped = 0
@@ -57,7 +57,7 @@ def drop_minutes(connection: DatabaseConnection, before_ms: int, *, in_chunks: b
 
 
 def _delete_minutes(connection: DatabaseConnection, market_id: int, before_ms: int) -> int:
-    """Delete the market's minutes before a time in small transactions, oldest first; return how many."""
+    """Delete the market's minutes before a time in small transactions, oldest first; return their number."""
     deleted = 0
     while True:
         [(oldest_ms,)] = connection.fetch_rows(sql.OLDEST_MINUTE, (market_id,))

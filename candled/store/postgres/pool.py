@@ -334,7 +334,7 @@ class Pool:
             connection.commit()
 
     def free_slots(self) -> int:
-        """Return how many slots are free at this moment."""
+        """Return the number of slots that are free at this moment."""
         return len(self._free)
 
     def close(self) -> None:

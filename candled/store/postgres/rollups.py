@@ -90,7 +90,7 @@ def _fold(connection: DatabaseConnection, changed: Mapping[int, RangeSet], chose
 def _fold_level(
     connection: DatabaseConnection, interval: Interval, source: Interval, bars: Sequence[tuple[int, int, int]]
 ) -> None:
-    """Fold ranges of complete bars, each given with the number of its market."""
+    """Fold `source` bars into the bars of `interval` in some ranges: market's number, start and end, in ms."""
     if not bars:
         return
     bounds = min(start_ms for _, start_ms, _ in bars), max(end_ms for _, _, end_ms in bars)

@@ -103,7 +103,7 @@ def _is_hypertable(connection: DatabaseConnection) -> bool:
 
 
 def compress(connection: DatabaseConnection, before_ms: int) -> int:
-    """Compress the chunks that end before a time (UTC epoch ms), each in a transaction; return how many were new.
+    """Compress the chunks that end before a time (UTC epoch ms), each in a transaction; return the number of new ones.
 
     Compressed chunks are included, so that corrections in them are compressed again. candled's own timer runs this,
     because TimescaleDB's background jobs fail under some pairs of minor versions.
@@ -133,7 +133,7 @@ def compress(connection: DatabaseConnection, before_ms: int) -> int:
 
 
 def drop_chunks(connection: DatabaseConnection, before_ms: int) -> int:
-    """Drop the chunks that end before a time (UTC epoch milliseconds); return how many. The caller commits."""
+    """Drop the chunks that end before a time (UTC epoch milliseconds); return their number. The caller commits."""
     return len(
         connection.fetch_rows(
             f"SELECT {_namespace(connection)}.drop_chunks('candled.candles', older_than => %s::timestamptz)",
