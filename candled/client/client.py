@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from candled.clock import SystemClock
 from candled.exchange import Clock
@@ -13,6 +13,8 @@ from .closed_bars import ClosedBarStream, PatternSubscription
 from .connection import Message, ServerConnection
 from .stream import FIELDS, BarStream, BarSubscription
 from .values import Bar, Bars, ConnectionEnded, RequestRejected, Status, moment, wire_time
+
+S = TypeVar("S", BarSubscription, PatternSubscription)
 
 _PAGE = 1000
 _AGAIN_S = 1.0
@@ -49,8 +51,8 @@ class Client:
         self._clock = clock or SystemClock()
         self._default_exchange = default_exchange
         self._keep = keep
-        self._topics: list[BarSubscription] = []
-        self._patterns: list[PatternSubscription] = []
+        # replaced as a whole, because callbacks may end subscriptions within a loop over them
+        self._subscriptions: list[BarSubscription | PatternSubscription] = []
         # open history requests by id: the message, and the future of its answer
         self._questions: dict[int, tuple[dict[str, Any], asyncio.Future[Message]]] = {}
         self._asked = 0  # the last id of a request
@@ -113,17 +115,16 @@ class Client:
             RuntimeError: the client is not used inside `async with`.
         """
         self._require_open()
-        named = None if exchange == self._default_exchange else exchange
-        topic = next((one for one in self._topics if _is_on(one, symbol, interval, named)), None)
+        named = self._name(symbol, interval, exchange)
+        topic = next((one for one in self._select(BarSubscription) if one.named == named), None)
         if topic is None:
-            topic = BarSubscription(symbol, interval, named, initial_bars, self._keep)
-            self._topics.append(topic)
-            self._subscribe_topic(topic)
+            topic = BarSubscription(named, initial_bars, self._keep)
+            self._add(topic)
         elif initial_bars > topic.wanted:
             topic.wanted, topic.position = initial_bars, None
-            self._subscribe_topic(topic)
+            self._subscribe(topic)
         return BarStream(
-            topic, final_only=final_only, corrections=corrections, on_status=on_status, ended=self._unsubscribe_topic
+            topic, final_only=final_only, corrections=corrections, on_status=on_status, ended=self._unsubscribe
         )
 
     def closed_bars(
@@ -153,14 +154,13 @@ class Client:
             RuntimeError: the client is not used inside `async with`.
         """
         self._require_open()
-        named = None if exchange == self._default_exchange else exchange
-        topic = next((one for one in self._patterns if _is_on(one, pattern, interval, named)), None)
+        named = self._name(pattern, interval, exchange)
+        topic = next((one for one in self._select(PatternSubscription) if one.named == named), None)
         if topic is None:
-            topic = PatternSubscription(pattern, interval, named, self._keep)
-            self._patterns.append(topic)
-            self._subscribe_topic(topic)
+            topic = PatternSubscription(named, self._keep)
+            self._add(topic)
         return ClosedBarStream(
-            topic, corrections=corrections, on_markets=on_markets, on_status=on_status, ended=self._unsubscribe_pattern
+            topic, corrections=corrections, on_markets=on_markets, on_status=on_status, ended=self._unsubscribe
         )
 
     async def history(
@@ -181,9 +181,7 @@ class Client:
             RequestRejected: the server refuses the request, or does not support it.
             RuntimeError: the client is not used inside `async with`.
         """
-        request = {"type": "history", "symbol": symbol, "interval": interval, "limit": _PAGE, "fields": FIELDS}
-        if exchange is not None and exchange != self._default_exchange:
-            request["exchange"] = exchange
+        request = {"type": "history", **self._name(symbol, interval, exchange), "limit": _PAGE, "fields": FIELDS}
         first = None if start is None else moment(wire_time(start))
         if end is not None:
             request["before"] = wire_time(end)
@@ -195,6 +193,11 @@ class Client:
             if answer["end"] or not page or (first is not None and page[0].time <= first):
                 return Bars([bar for page in reversed(pages) for bar in page])
             request["before"] = answer["bars"][0]["time"]
+
+    def _name(self, symbol: str, interval: str, exchange: str | None) -> dict[str, str]:
+        """Return the fields that name a market and interval in messages, without an exchange that is the default."""
+        named = {"symbol": symbol, "interval": interval}
+        return {**named, "exchange": exchange} if exchange and exchange != self._default_exchange else named
 
     # ------------------------------------------------------------ the connection
 
@@ -209,44 +212,40 @@ class Client:
             raise self._end
 
     def _end_streams(self, error: RequestRejected) -> None:
-        for topic in self._subscriptions():
+        for topic in self._subscriptions:
             topic.on_refused(error)
         if not self._is_open:
-            for stream in [stream for topic in self._topics for stream in topic.followers]:
+            for stream in [stream for topic in self._subscriptions for stream in topic.followers]:
                 stream.close()
-            for closed_bars in [stream for pattern in self._patterns for stream in pattern.followers]:
-                closed_bars.close()
         for number in list(self._questions):
             self._on_answer(number, error)
 
-    def _subscriptions(self) -> "list[BarSubscription | PatternSubscription]":
-        return [*self._topics, *self._patterns]
+    def _select(self, kind: type[S]) -> list[S]:
+        return [topic for topic in self._subscriptions if isinstance(topic, kind)]
 
     def _on_open(self) -> None:
-        for topic in self._subscriptions():
-            self._subscribe_topic(topic)
+        for topic in self._subscriptions:
+            self._subscribe(topic)
         for number, (request, _) in self._questions.items():
             self._connection.send({**request, "id": number})
 
     def _on_connection_lost(self, error: Exception, wait_s: float) -> None:
-        for topic in self._topics:
+        for topic in self._subscriptions:
             topic.on_connection_lost(Status("lost", retry_s=wait_s, message=str(error)))
-        for pattern in self._patterns:
-            pattern.set_status(Status("lost", retry_s=wait_s, message=str(error)))
 
-    def _subscribe_topic(self, topic: "BarSubscription | PatternSubscription") -> None:
+    def _add(self, topic: BarSubscription | PatternSubscription) -> None:
+        self._subscriptions = [*self._subscriptions, topic]
+        self._subscribe(topic)
+
+    def _subscribe(self, topic: BarSubscription | PatternSubscription) -> None:
         if self._connection.is_open:
             self._connection.send(topic.subscribe_message(self._next_number()))
             topic.set_status(Status("loading"))
 
-    def _unsubscribe_topic(self, topic: BarSubscription) -> None:
-        if topic in self._topics and not list(topic.followers):  # a list leaves out streams that are being collected
-            self._topics.remove(topic)
-            self._connection.send({"type": "unsubscribe", **topic.named})
-
-    def _unsubscribe_pattern(self, topic: PatternSubscription) -> None:
-        if topic in self._patterns and not list(topic.followers):
-            self._patterns.remove(topic)
+    def _unsubscribe(self, topic: BarSubscription | PatternSubscription) -> None:
+        is_followed = bool(list(topic.followers))  # a list leaves out streams that are being collected
+        if topic in self._subscriptions and not is_followed:
+            self._subscriptions = [one for one in self._subscriptions if one is not topic]
             self._connection.send({"type": "unsubscribe", **topic.named})
 
     def _next_number(self) -> int:
@@ -277,8 +276,8 @@ class Client:
             case "subscribed":
                 self._on_acknowledgement(message)
             case "status":
-                for topic in self._topics:
-                    if self._is_about(topic, message):
+                for topic in self._select(BarSubscription):
+                    if self._is_about(topic, message["symbol"], message):
                         topic.on_status_message(message)
             case "history":
                 self._on_answer(message["id"], message)
@@ -288,13 +287,8 @@ class Client:
                 self._connection.expect_end(float(message["reconnectAfterMs"]) / 1000)
 
     def _on_pattern_message(self, message: Message) -> None:
-        default = self._default_exchange
-        for topic in self._patterns:
-            is_exchange = topic.named.get("exchange", default) == message.get("exchange", default)
-            if is_exchange and (topic.named["symbol"], topic.named["interval"]) == (
-                message["pattern"],
-                message["interval"],
-            ):
+        for topic in self._select(PatternSubscription):
+            if self._is_about(topic, message["pattern"], message):
                 if message["type"] == "markets":
                     topic.on_markets_message(message)
                 else:
@@ -315,7 +309,7 @@ class Client:
         if number is None:
             self._refused_without_number(error)
             return
-        again = next((topic for topic in self._subscriptions() if topic.asked == number), None)
+        again = next((topic for topic in self._subscriptions if topic.asked == number), None)
         if message.get("temporary"):
             if again is not None:
                 again.set_status(Status("loading", message=text))
@@ -331,7 +325,7 @@ class Client:
         if text.startswith("Unknown message type: history"):
             for number in list(self._questions):
                 self._on_answer(number, error)
-        for topic in self._topics:
+        for topic in self._select(BarSubscription):
             if not topic.has_bars and topic.refusal is None and _is_meant(topic, text):
                 topic.on_refused(error)
                 return
@@ -341,30 +335,23 @@ class Client:
         await self._clock.sleep(_AGAIN_S)
         if number in self._questions:
             self._connection.send({**self._questions[number][0], "id": number})
-        for topic in self._topics:
-            if topic.asked == number and not topic.is_acknowledged:  # otherwise the server itself tries again
-                self._subscribe_topic(topic)
-        for pattern in self._patterns:
-            if pattern.asked == number:
-                self._subscribe_topic(pattern)
+        for topic in self._subscriptions:
+            if topic.asked == number and not topic.is_repeated_by_server:
+                self._subscribe(topic)
 
     # ------------------------------------------------------------ exchanges
 
     def _on_acknowledgement(self, message: Message) -> None:
-        for topic in self._topics:
+        for topic in self._subscriptions:
             if topic.asked == message["id"]:
-                topic.is_acknowledged = True
-        for pattern in self._patterns:
-            if pattern.asked == message["id"]:
-                pattern.set_status(Status("live"))
-        for one in self._subscriptions():
-            if one.asked == message["id"] and "exchange" in one.named and "exchange" not in message:
-                self._default_exchange = one.named["exchange"]
+                topic.on_acknowledged()
+                if "exchange" in topic.named and "exchange" not in message:
+                    self._default_exchange = topic.named["exchange"]
 
-    def _is_about(self, topic: BarSubscription, message: Message) -> bool:
+    def _is_about(self, topic: BarSubscription | PatternSubscription, symbol: str, message: Message) -> bool:
         default = self._default_exchange
         return bool(
-            topic.named["symbol"] == message["symbol"]
+            topic.named["symbol"] == symbol
             and topic.named["interval"] == message.get("interval", topic.named["interval"])
             and topic.named.get("exchange", default) == message.get("exchange", default)
         )
@@ -374,21 +361,16 @@ class Client:
 
         Messages name the exchange only if it is not the default, which the client may have to learn here.
         """
-        for topic in self._topics:
-            if self._is_about(topic, message):
+        topics = self._select(BarSubscription)
+        for topic in topics:
+            if self._is_about(topic, message["symbol"], message):
                 return topic
-        about = [topic for topic in self._topics if _is_on(topic, message["symbol"], message["interval"], ...)]
+        market = {"symbol": message["symbol"], "interval": message["interval"]}
+        about = [topic for topic in topics if market.items() <= topic.named.items()]
         if len(about) != 1 or "exchange" in message or self._default_exchange is not None:
             return None
         self._default_exchange = about[0].named["exchange"]
         return about[0]
-
-
-def _is_on(topic: BarSubscription | PatternSubscription, symbol: str, interval: str, exchange: Any) -> bool:
-    """Return True if a subscription is for this market and interval. The exchange `...` matches any."""
-    named = topic.named
-    is_exchange = exchange is ... or named.get("exchange") == exchange
-    return named["symbol"] == symbol and named["interval"] == interval and is_exchange
 
 
 def _is_meant(topic: BarSubscription, text: str) -> bool:

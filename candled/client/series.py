@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import takewhile
 
 from .values import Bar
 
@@ -41,13 +42,8 @@ class Series:
         """
         if time is None:
             return [bar for bar in self.bars if self._is_over(bar)]
-        found = []
-        for bar in self.bars[self._index_of(time) :]:
-            if bar.time > time:
-                if not self._is_over(bar):
-                    break
-                found.append(bar)
-        return found
+        newer = (bar for bar in self.bars[self._index_of(time) :] if bar.time > time)
+        return list(takewhile(self._is_over, newer))
 
     def _is_over(self, bar: Bar) -> bool:
         return bar is not self.bars[-1] if bar.final is None else bar.final

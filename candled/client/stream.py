@@ -1,50 +1,45 @@
 """A stream of bars, and the subscription shared by several streams of the same topic."""
 
-import asyncio
 import heapq
-import weakref
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
-from typing import Any, Self, get_args
+from typing import Any, get_args
 
 from .series import Series
-from .values import Bar, Bars, RequestRejected, State, Status, moment, wire_time
+from .subscription import Stream, Subscription
+from .values import Bar, Bars, State, Status, moment, wire_time
 
 FIELDS = ["final", "seq", "rev", "src"]  # optional fields of a server with the extensions
 
 
-class BarSubscription:
-    """The subscription to one interval of one market, shared by all streams of the client that follow it."""
+class BarSubscription(Subscription["BarStream"]):
+    """The subscription to one interval of one market."""
 
-    def __init__(self, symbol: str, interval: str, exchange: str | None, wanted: int, keep: int) -> None:
-        self.named = {"symbol": symbol, "interval": interval} | ({"exchange": exchange} if exchange else {})
+    def __init__(self, named: dict[str, str], wanted: int, keep: int) -> None:
+        super().__init__(named)
         # number of bars to start with
         self.wanted = wanted
         self.series = Series(max(keep, wanted))
         # epoch and seq of the last message, for `resume`; None if the next subscription must get all bars
         self.position: dict[str, Any] | None = None
-        # id of the last `subscribe` message
-        self.asked: int | None = None
-        # True once `subscribed` has arrived for that message
-        self.is_acknowledged = False
         # True once `initial` or `resumed` has arrived on this connection
         self.has_bars = False
-        # set while the server refuses the subscription
-        self.refusal: RequestRejected | None = None
-        self.status = Status("connecting")
-        self.followers: weakref.WeakSet[BarStream] = weakref.WeakSet()
         # the last `status` message on this connection
         self._feed: Status | None = None
 
     def subscribe_message(self, number: int) -> dict[str, Any]:
         """Return the message that subscribes, with all extensions."""
-        self.asked, self.is_acknowledged, self.has_bars, self.refusal = number, False, False, None
+        self.asked, self.is_repeated_by_server, self.has_bars, self.refusal = number, False, False, None
         request = {"type": "subscribe", "id": number, **self.named, "initialBars": self.wanted}
         request |= {"fields": FIELDS, "status": True, "corrections": True}
         last = self.series.last_bar
         if self.position is not None and last is not None:
             request["resume"] = self.position | {"time": wire_time(last.time)}
         return request
+
+    def on_acknowledged(self) -> None:
+        """Apply `subscribed`: the server sends the bars as soon as it has them."""
+        self.is_repeated_by_server = True
 
     def on_bars_message(self, message: Any) -> None:
         """Apply `initial`, `resumed`, `update` or `correction`."""
@@ -70,22 +65,10 @@ class BarSubscription:
             if self.has_bars or state != "live":  # a live feed is still `loading` until its bars arrive
                 self.set_status(self._feed)
 
-    def on_refused(self, error: RequestRejected) -> None:
-        """Record that the subscription was permanently refused."""
-        self.refusal = error
-        self.set_status(Status("refused", message=str(error)))
-
     def on_connection_lost(self, status: Status) -> None:
         """Record that the connection is lost."""
         self.has_bars, self._feed = False, None
-        self.set_status(status)
-
-    def set_status(self, status: Status) -> None:
-        """Set the status, and notify the streams if it changed."""
-        if status != self.status:
-            self.status = status
-            for follower in list(self.followers):
-                follower.status_changed(status)
+        super().on_connection_lost(status)
 
     def _apply_message(self, kind: str, message: Any) -> list[Bar]:
         match kind:
@@ -99,13 +82,15 @@ class BarSubscription:
                 return self.series.apply_update(Bar.from_wire(message["bar"]))
 
 
-class BarStream:
+class BarStream(Stream[Bar]):
     """The bars of one market and interval as they change: `async for bar in stream`.
 
     First you get the bars that the server has, then the newest bar whenever it changes. Time never runs backwards,
     except for revised older bars with `corrections`. If you read slowly, you get each bar in its newest state, not in
     every state. With `final_only` you get each bar once, when it is final.
     """
+
+    _topic: BarSubscription
 
     def __init__(
         self,
@@ -116,30 +101,18 @@ class BarStream:
         on_status: Callable[[Status], None] | None,
         ended: Callable[[BarSubscription], None],
     ) -> None:
-        # Also called when the stream is no longer referenced, as after `break`.
-        self._ended = weakref.finalize(self, ended, topic)
-        self._ended.atexit = False
-        self._topic = topic
+        super().__init__(topic, on_status, ended)
         self._final_only = final_only
         self._corrections = corrections
-        self._on_status = on_status
         self._waiting: dict[datetime, Bar] = {}
         self._times: list[datetime] = []  # of the bars in `_waiting`; a heap
         self._through: datetime | None = None  # the newest bar yielded; with final_only, the newest one queued
-        self._changed = asyncio.Event()
-        self._closed = False
-        topic.followers.add(self)
         self.queue_bars(topic.series.bars)
 
     @property
     def bars(self) -> Bars:
         """All bars in memory: those of a new subscription, and all newer ones."""
         return Bars(self._topic.series.bars)
-
-    @property
-    def status(self) -> Status:
-        """The current status of the stream."""
-        return Status("closed") if self._closed else self._topic.status
 
     @property
     def is_loaded(self) -> bool:
@@ -153,7 +126,7 @@ class BarStream:
         """
         while True:
             self._changed.clear()
-            bars = Bars([self._take_bar() for _ in self._waiting.copy()])
+            bars = Bars(list(iter(self._take_next, None)))
             is_closed, refusal = self._closed, self._topic.refusal
             yield bars
             if is_closed:
@@ -162,26 +135,9 @@ class BarStream:
                 raise refusal
             await self._changed.wait()
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Bar:
-        """Return the next bar.
-
-        Raises:
-            RequestRejected: the server refuses this subscription.
-            StopAsyncIteration: the stream was closed.
-        """
-        while not self._times:
-            if self._closed:
-                raise StopAsyncIteration
-            if self._topic.refusal is not None:
-                raise self._topic.refusal
-            self._changed.clear()
-            await self._changed.wait()
-        return self._take_bar()
-
-    def _take_bar(self) -> Bar:
+    def _take_next(self) -> Bar | None:
+        if not self._times:
+            return None
         time = heapq.heappop(self._times)
         if not self._final_only:
             self._through = time if self._through is None else max(time, self._through)
@@ -202,23 +158,6 @@ class BarStream:
                 heapq.heappush(self._times, bar.time)
             self._waiting[bar.time] = bar
         self._changed.set()
-
-    def status_changed(self, status: Status) -> None:
-        """Pass a new status on."""
-        self._changed.set()
-        if self._on_status is not None:
-            self._on_status(status)
-
-    def close(self) -> None:
-        """End the loop after the bars that are already queued."""
-        self._closed = True
-        self._topic.followers.discard(self)
-        self._changed.set()
-        self._ended()
-
-    async def aclose(self) -> None:
-        """Close the stream, as `close` does, for `contextlib.aclosing`."""
-        self.close()
 
     def _was_given(self, bar: Bar, through: datetime | None) -> bool:
         """Return True if a bar is older than the newest one yielded, or, with `final_only`, the same."""

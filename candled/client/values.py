@@ -1,7 +1,7 @@
 """The client's values: bars with exact numbers and aware times, and the status of a stream."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
@@ -131,8 +131,7 @@ class Bars(Sequence[Bar]):
 
     def _as_columns(self) -> dict[str, list[Any]]:
         """Return one list per field, with prices and volumes as floats for calculations."""
-        rows = [asdict(bar) for bar in self._bars]
-        columns = {field.name: [row[field.name] for row in rows] for field in fields(Bar)}
+        columns = {field.name: [getattr(bar, field.name) for bar in self._bars] for field in fields(Bar)}
         for name in _NUMBERS:
             columns[name] = [None if number is None else float(number) for number in columns[name]]
         return columns

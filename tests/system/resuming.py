@@ -52,7 +52,7 @@ class ResumingClient:
 
     def __init__(self, url: str, room: Room, bars: int, record: Record) -> None:
         self.room = room
-        self.subscription = BarSubscription(*room, None, bars, 20_000)
+        self.subscription = BarSubscription({"symbol": room[0], "interval": room[1]}, bars, 20_000)
         self._record = record
         self._lost: Reconnect | None = None  # from its loss to the bars of the next connection
         self._bye: tuple[float, int] | None = None
