@@ -8,8 +8,8 @@ from candled.config import Config, ExchangeConfig, contradictions
 from candled.config.sections import MEMORY
 from candled.settings import Settings
 
-#: The settings that a running daemon can change. Every other one is in `NEEDS_RESTART`. `exchanges.*.*` is every key of
-#: a plugin.
+#: The settings that a running daemon can change. `exchanges.*.*` is every key of a plugin. Settings that are neither in
+#: this list nor in the next are only read at the start; tests/test_reload.py has them.
 LIVE = frozenset({
     "exchanges.*.*", "exchanges.*.min_age", "exchanges.*.most", "exchanges.*.on_demand",
     "exchanges.*.proxy", "exchanges.*.refresh", "exchanges.*.symbols", "exchanges.*.top",
@@ -24,27 +24,6 @@ LIVE = frozenset({
 })  # fmt: skip
 #: The settings that a running daemon can change if it is the only process. `exchanges.*` is a section as a whole.
 LIVE_ALONE = frozenset({"exchanges.*", "exchanges.*.plugin"})
-#: The settings that are only read at the start. `exchanges` is the first exchange, the default of the protocol.
-NEEDS_RESTART = frozenset({
-    "access.jwt_algorithm", "access.jwt_audience", "access.jwt_issuer", "access.jwt_key_file", "access.tokens_file",
-    "bus.lease", "bus.prefix", "bus.url",
-    "control.socket",
-    "exchanges",
-    "ingest.backfill", "ingest.checkpoint", "ingest.confirm", "ingest.grace_period", "ingest.quiet_after",
-    "ingest.shards",
-    "klines.enabled", "klines.exchange", "klines.prefix",
-    "log.format",
-    "plugins",
-    "roles",
-    "server.allowed_origins", "server.cache", "server.compress_from", "server.compression", "server.health_details",
-    "server.host", "server.internal_host", "server.internal_port", "server.metrics_per_symbol",
-    "server.own_sockets", "server.ping_interval", "server.ping_timeout", "server.port", "server.prefix",
-    "server.reuse_port", "server.shutdown_seconds", "server.status", "server.tls_certificate", "server.tls_key",
-    "server.trusted_proxies",
-    "store.compress_after", "store.flush_interval", "store.init", "store.journal", "store.journal_limit",
-    "store.retention", "store.url",
-    "udf.next_time",
-})  # fmt: skip
 _CHOICE = {"symbols": "patterns", "top": "top", "min_age": "min_age", "most": "most"}  # keys → fields of `ChoiceRules`
 
 

@@ -12,11 +12,32 @@ from hypothesis import strategies as st
 from candled.config import Config, load
 from candled.config.sections import ExchangeKeys
 from candled.plugins import discover
-from candled.reload import LIVE, LIVE_ALONE, NEEDS_RESTART, compare_exchanges, exchange_values, is_live, plan_reload
+from candled.reload import LIVE, LIVE_ALONE, compare_exchanges, exchange_values, is_live, plan_reload
 from candled.settings import ByteSize, Settings
 from candled.universe_choice import ChoiceRules
 from tests.sources import ROOT
 
+# The settings that are only read at the start. `exchanges` is the first exchange, the default of the protocol.
+NEEDS_RESTART = frozenset({
+    "access.jwt_algorithm", "access.jwt_audience", "access.jwt_issuer", "access.jwt_key_file", "access.tokens_file",
+    "bus.lease", "bus.prefix", "bus.url",
+    "control.socket",
+    "exchanges",
+    "ingest.backfill", "ingest.checkpoint", "ingest.confirm", "ingest.grace_period", "ingest.quiet_after",
+    "ingest.shards",
+    "klines.enabled", "klines.exchange", "klines.prefix",
+    "log.format",
+    "plugins",
+    "roles",
+    "server.allowed_origins", "server.cache", "server.compress_from", "server.compression", "server.health_details",
+    "server.host", "server.internal_host", "server.internal_port", "server.metrics_per_symbol",
+    "server.own_sockets", "server.ping_interval", "server.ping_timeout", "server.port", "server.prefix",
+    "server.reuse_port", "server.shutdown_seconds", "server.status", "server.tls_certificate", "server.tls_key",
+    "server.trusted_proxies",
+    "store.compress_after", "store.flush_interval", "store.init", "store.journal", "store.journal_limit",
+    "store.retention", "store.url",
+    "udf.next_time",
+})  # fmt: skip
 PLUGINS = discover(one for one in metadata.entry_points(group="candled") if one.value.startswith("candled_plugins."))
 DEFAULT = load(None, {}, PLUGINS)
 
