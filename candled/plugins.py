@@ -161,6 +161,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the text of one of candled's own errors, or the type and text of any other, on one line."""
+    return str(error) if isinstance(error, CandledError) else one_line(error)
+
+
 def _is_bundled(entry_point: metadata.EntryPoint) -> bool:
     return entry_point.value.startswith(_BUNDLED)
 

@@ -77,6 +77,10 @@ class MarketKey(NamedTuple):
     def __str__(self) -> str:
         return f"{self.exchange}:{self.symbol}"
 
+    def describe(self) -> dict[str, str]:
+        """Return the key as JSON values."""
+        return {"exchange": self.exchange, "symbol": str(self.symbol)}
+
 
 class Topic(NamedTuple):
     """The subject of a room: one market and one interval."""

@@ -19,6 +19,11 @@ class Range(NamedTuple):
             return self
         return Range(min(self.start_ms, other.start_ms), max(self.end_ms, other.end_ms))
 
+    def split(self, length_ms: int) -> "Iterator[Range]":
+        """Yield the range in parts of one length, oldest first. The last one may be shorter."""
+        for start_ms in range(self.start_ms, self.end_ms, length_ms):
+            yield Range(start_ms, min(self.end_ms, start_ms + length_ms))
+
 
 ALL_TIME = Range(0, END_OF_TIME_MS)
 

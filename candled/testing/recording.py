@@ -11,7 +11,7 @@ from typing import IO, Any, Literal, TypeVar
 
 import msgspec
 
-from candled.errors import CandledError
+from candled.errors import ConfigError
 from candled.exchange import Compression
 from candled.ingest.decompression import decompress
 from candled.model import Symbol
@@ -34,7 +34,7 @@ Method = Literal["fetch_markets", "fetch_history", "fetch_bars"]
 T = TypeVar("T")
 
 
-class RecordingError(CandledError):
+class RecordingError(ConfigError):
     """A file is no recording, or one of another version."""
 
 

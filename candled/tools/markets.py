@@ -6,11 +6,10 @@ from datetime import timedelta
 from textwrap import wrap
 
 from candled.config import Config, ExchangeConfig, make_exchanges
-from candled.errors import CandledError
 from candled.exchange import Clock, Exchange
 from candled.ingest.http import HttpClient
 from candled.model import DAY_MS, MINUTE_MS, WEEK, Market
-from candled.plugins import one_line
+from candled.plugins import reason_of
 from candled.settings import plain_text, redacted
 from candled.universe_choice import ChoiceRules, MarketChoice, choose_markets
 
@@ -36,8 +35,7 @@ async def check_markets(config: Config, clock: Clock) -> int:
                 listed = await exchange.fetch_markets(http)
             except Exception as error:  # a plugin may raise anything
                 failures += 1
-                reason = str(error) if isinstance(error, CandledError) else one_line(error)
-                print(f"candled: exchanges.{one.name}: {redacted(reason)}", file=sys.stderr)
+                print(f"candled: exchanges.{one.name}: {redacted(reason_of(error))}", file=sys.stderr)
                 continue
             finally:
                 http.close()
@@ -88,11 +86,9 @@ def _describe_cost(count: int, exchange: Exchange, backfill: timedelta, now_ms: 
     week, past = (count * _pages(span_ms, exchange) for span_ms in (week_ms, past_ms))
     if limits.symbols_per_connection is not None:
         connections = -(-count // limits.symbols_per_connection)
-        beyond = (
-            ""
-            if limits.connections is None or connections <= limits.connections
-            else (f"; the exchange allows {limits.connections}, so the other markets are read over REST")
-        )
+        beyond = ""
+        if limits.connections is not None and connections > limits.connections:
+            beyond = f"; the exchange allows {limits.connections}, so the other markets are read over REST"
         yield f"  connections: {connections:,} of {limits.symbols_per_connection:,} markets{beyond}"
     yield f"  this week: {week:,} requests, {_time(week, exchange)} at {exchange.requests_per_s:g} a second"
     yield f"  ingest.backfill, {plain_text(backfill)}: {past:,} more requests, {_time(past, exchange)}"

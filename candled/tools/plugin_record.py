@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,16 +14,7 @@ from candled.plugins import one_line
 from candled.proxies import Proxies
 from candled.testing.conversion import convert_files
 from candled.testing.modules import choose_exchange, make_exchange
-from candled.testing.recording import (
-    COMPLETE,
-    VERSION,
-    Call,
-    Header,
-    Recording,
-    RecordingError,
-    RecordingWriter,
-    read_recording,
-)
+from candled.testing.recording import COMPLETE, VERSION, Call, Header, Recording, RecordingWriter, read_recording
 
 from .recorder import Recorder
 from .session import print_remark
@@ -60,23 +52,22 @@ async def record_exchange(
         source=f"candled {__version__}",
     )
     path = path or Path(_name_file(header, clock.now_ms()))
-    with _open_writer(path, header) as writer:
+    with (
+        RecordingWriter(path, compression=header.compression) as writer,
+        closing(Recorder(made, symbol, writer, clock, _environment_proxies())) as recorder,
+    ):
         writer.write(header)
-        recorder = Recorder(made, symbol, writer, clock, _environment_proxies())
-        try:
-            await recorder.call_before()
-            print_remark(f"recording {symbol} of {made.name}: whole minutes to record: {minutes}")
-            span = await recorder.record_stream(feed, minutes)
-            if recorder.is_stopped:
-                count = (span.end_ms - span.start_ms) // MINUTE_MS
-                print_remark(f"stopped; whole minutes to read over REST: {count}. Press Ctrl-C again to skip")
-            await recorder.read_minutes(span, "after")
-            if is_hour_later and not recorder.is_stopped:
-                print_remark("waiting for an hour")
-                await clock.sleep(_HOUR_MS / 1000)
-                await recorder.read_minutes(span, "later")
-        finally:
-            recorder.close()
+        await recorder.call_before()
+        print_remark(f"recording {symbol} of {made.name}: whole minutes to record: {minutes}")
+        span = await recorder.record_stream(feed, minutes)
+        if recorder.is_stopped:
+            count = (span.end_ms - span.start_ms) // MINUTE_MS
+            print_remark(f"stopped; whole minutes to read over REST: {count}. Press Ctrl-C again to skip")
+        await recorder.read_minutes(span, "after")
+        if is_hour_later and not recorder.is_stopped:
+            print_remark("waiting for an hour")
+            await clock.sleep(_HOUR_MS / 1000)
+            await recorder.read_minutes(span, "later")
     return _report(path, recorder, isinstance(feed, SocketFeed))
 
 
@@ -98,13 +89,6 @@ def _make_feed(exchange: Exchange, symbol: Symbol) -> Feed:
 def _name_file(header: Header, now_ms: int) -> str:
     name = header.symbol.replace("/", "-").replace(":", "-")
     return f"{header.exchange}-{name}-{datetime.fromtimestamp(now_ms / 1000, UTC):%Y%m%dT%H%M}.jsonl"
-
-
-def _open_writer(path: Path, header: Header) -> RecordingWriter:
-    try:
-        return RecordingWriter(path, compression=header.compression)
-    except RecordingError as error:
-        raise ConfigError(str(error)) from error
 
 
 def _environment_proxies() -> Proxies:
@@ -137,7 +121,7 @@ async def reread_minutes(path: Path, clock: Clock, assignments: Iterable[str] = 
     Raises:
         ConfigError: the file is no recording, has no minutes, or is not old enough; or as `record_exchange`.
     """
-    recording = _read_file(path)
+    recording = read_recording(path)
     header = recording.header
     made = make_exchange(choose_exchange(header.module, header.exchange), assignments, clock)
     span = _recorded_minutes(path, recording)
@@ -146,12 +130,11 @@ async def reread_minutes(path: Path, clock: Clock, assignments: Iterable[str] = 
         raise ConfigError(f"{path}: expected an hour after the last minute; try again at {ready:%H:%M} UTC")
     made.resume_after(None)
     calls = max(call.number for call in recording.select(Call))
-    with RecordingWriter(path, "ab", header.compression) as writer:
-        recorder = Recorder(made, recording.symbol, writer, clock, _environment_proxies(), calls)
-        try:
-            await recorder.read_minutes(span, "later")
-        finally:
-            recorder.close()
+    with (
+        RecordingWriter(path, "ab", header.compression) as writer,
+        closing(Recorder(made, recording.symbol, writer, clock, _environment_proxies(), calls)) as recorder,
+    ):
+        await recorder.read_minutes(span, "later")
     return _report(path, recorder, has_frames=False)
 
 
@@ -162,13 +145,6 @@ def _recorded_minutes(path: Path, recording: Recording) -> Range:
     return Range(min(call.start_ms or 0 for call in calls), max(call.end_ms or 0 for call in calls))
 
 
-def _read_file(path: Path) -> Recording:
-    try:
-        return read_recording(path)
-    except RecordingError as error:
-        raise ConfigError(str(error)) from error
-
-
 def convert_recordings(
     files: Sequence[Path], output: Path, *, exchange: str = "", symbol: Symbol | None = None, match: str = ""
 ) -> int:
@@ -177,14 +153,11 @@ def convert_recordings(
     Raises:
         ConfigError: a file cannot be read, is in no known form, or has nothing about the symbol.
     """
-    try:
-        texts = [(path.name, _read_text(path)) for path in files]
-        recording = convert_files(texts, exchange=exchange, symbol=symbol, match=match)
-        with RecordingWriter(output) as writer:
-            for line in (recording.header, *recording.events):
-                writer.write(line)
-    except RecordingError as error:
-        raise ConfigError(str(error)) from error
+    texts = [(path.name, _read_text(path)) for path in files]
+    recording = convert_files(texts, exchange=exchange, symbol=symbol, match=match)
+    with RecordingWriter(output) as writer:
+        for line in (recording.header, *recording.events):
+            writer.write(line)
     print(f"wrote {output}: {len(recording.events)} lines")
     return 0
 

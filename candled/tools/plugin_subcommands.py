@@ -25,7 +25,7 @@ def find_commands() -> dict[str, Any]:
     others = [one for one in metadata.entry_points(group="candled") if not one.value.startswith("candled_plugins.")]
     if not others:  # the bundled plugins have no commands, and need many libraries
         return {}
-    from candled.plugins import PluginError, discover, one_line
+    from candled.plugins import PluginError, discover, reason_of
 
     found: dict[str, Any] = {}
     for name, offers in discover(others).with_hook("candled_commands").items():
@@ -35,8 +35,7 @@ def find_commands() -> dict[str, Any]:
                 raise PluginError(f"candled_commands returned {type(answer).__name__}, expected a typer.Typer")
             command = typer.main.get_command(answer)
         except BaseException as error:  # a plugin may raise anything, even SystemExit
-            reason = str(error) if isinstance(error, PluginError) else one_line(error)
-            logger.warning("plugin %s: its commands cannot be used: %s", name, reason)
+            logger.warning("plugin %s: its commands cannot be used: %s", name, reason_of(error))
             continue
         command.name = name
         command.rich_help_panel = _HEADING  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from candled.errors import ConfigError
 from candled.exchange import Exchange
 from candled.testing.kit import format_result, run_checks
 from candled.testing.modules import load_exchanges, make_exchange
-from candled.testing.recording import Recording, RecordingError, read_recording
+from candled.testing.recording import Recording, read_recording
 from candled.testing.replayed import RecordedClock
 
 _FOLDER = Path("tests")
@@ -27,30 +27,24 @@ def check_plugin(
     offered = load_exchanges(module)
     if exchange is not None and exchange not in offered:
         raise ConfigError(f"{module}: expected --exchange with one of {', '.join(offered)}, got {exchange}")
-    chosen = _choose(offered, _read_files(paths or sorted(_FOLDER.rglob("*.jsonl*"))), exchange, is_named=bool(paths))
+    recordings = {str(path): read_recording(path) for path in paths or sorted(_FOLDER.rglob("*.jsonl*"))}
+    chosen = _choose(offered, recordings, exchange, is_named=bool(paths))
     if not chosen:
         raise ConfigError(
             f"{module}: expected --recording FILE, or a recording in the folder {_FOLDER}, got none: "
             f"make one with `candled plugin record {module} BTC/USDT`"
         )
     outcomes: Counter[str] = Counter()
-    for name, recordings in chosen.items():
+    for name, own in chosen.items():
         make_exchange(offered[name], assignments, RecordedClock())  # reports wrong settings
-        print(f"{name}: {', '.join(recordings)}")
-        for result in run_checks(offered[name], recordings, assignments):
+        print(f"{name}: {', '.join(own)}")
+        for result in run_checks(offered[name], own, assignments):
             outcomes[result.outcome] += 1
             print(format_result(result))
     print(", ".join(f"{outcomes[one]} {one}" for one in ("passed", "failed", "skipped")))
     if outcomes["failed"] > 1:
         print("Mend the first failure first: others may follow from it.")
     return 1 if outcomes["failed"] else 0
-
-
-def _read_files(paths: Iterable[Path]) -> dict[str, Recording]:
-    try:
-        return {str(path): read_recording(path) for path in paths}
-    except RecordingError as error:
-        raise ConfigError(str(error)) from error
 
 
 def _choose(

@@ -9,13 +9,13 @@ from websockets.asyncio.client import ClientConnection
 from websockets.typing import Data
 
 from candled.budget import LocalBudgets, part_of
-from candled.errors import CandledError, ExchangeError
+from candled.errors import ExchangeError
 from candled.exchange import Candles, Clock, Event, Exchange, Feed, SocketFeed, SubscriptionRejected
 from candled.ingest.feeds import FeedRunner, LoopBudget
 from candled.ingest.http import HttpClient
 from candled.ingest.retention import kept_since
 from candled.model import DAY, MINUTE, MINUTE_MS, Interval, Range, Symbol
-from candled.plugins import one_line
+from candled.plugins import reason_of
 from candled.proxies import Proxies
 from candled.tasks import first_of
 from candled.testing.recording import (
@@ -107,9 +107,8 @@ class Recorder:
 
     async def read_minutes(self, span: Range, phase: Phase) -> None:
         """Fetch minutes, in as many calls as they need."""
-        step_ms = self._exchange.max_history_minutes * MINUTE_MS
-        for start_ms in range(span.start_ms, span.end_ms, step_ms):
-            await self._call_plugin("fetch_history", phase, Range(start_ms, min(span.end_ms, start_ms + step_ms)))
+        for page in span.split(self._exchange.max_history_minutes * MINUTE_MS):
+            await self._call_plugin("fetch_history", phase, page)
 
     async def _call_plugin(
         self, method: Method, phase: Phase, span: Range | None = None, interval: Interval | None = None
@@ -128,10 +127,8 @@ class Recorder:
         self._call = call.number
         try:
             await make_call(self._exchange, self._http, self._symbol, call)
-        except CandledError as error:
-            self._add_failure(f"{method}: {error}")
         except Exception as error:  # a plugin may raise anything
-            self._add_failure(f"{method}: {one_line(error)}")
+            self._add_failure(f"{method}: {reason_of(error)}")
         finally:
             self._call = 0
 
@@ -199,10 +196,8 @@ class Recorder:
         def read_or_skip(frame: str | bytes) -> list[Event]:
             try:
                 return read(frame)
-            except ExchangeError as error:
-                reason = str(error)
             except Exception as error:  # a plugin may raise anything
-                reason = one_line(error)
+                reason = reason_of(error)
             self._add_failure(f"read_frame: {reason}")
             raise ExchangeError(reason)
 
