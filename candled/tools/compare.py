@@ -11,11 +11,15 @@ from candled.model import MINUTE, Candle, Interval, MarketKey, decimal_text, iso
 from candled.store.batch import fold_bars
 
 _NAMES = ("open", "high", "low", "close", "volume", "quoteVolume")
-# By check: the text for an unexpected bar, and the text for a missing one.
-_MISSING_TEXTS = {
-    "rollup": ("no minute lies in it, but it is stored", "is not stored, though there are minutes"),
-    "exchange": ("is stored, but the exchange does not have it", "is not stored, but the exchange has it"),
-    "memory": ("is shown, but not stored", "is stored, but not shown"),
+# By check: the text for an unexpected bar, the text for a missing one, and the source of the expected values.
+_TEXTS = {
+    "rollup": ("no minute lies in it, but it is stored", "is not stored, though there are minutes", "by its minutes"),
+    "exchange": (
+        "is stored, but the exchange does not have it",
+        "is not stored, but the exchange has it",
+        "at the exchange",
+    ),
+    "memory": ("is shown, but not stored", "is stored, but not shown", "in the store"),
 }
 
 
@@ -47,12 +51,11 @@ class Difference:
     def _describe(self) -> str:
         if self.problem:
             return self.problem
-        should, not_expected = _MISSING_TEXTS[self.check]
+        unexpected, missing, source = _TEXTS[self.check]
         if self.expected is None:
-            return should
+            return unexpected
         if self.found is None:
-            return not_expected
-        source = {"rollup": "by its minutes", "exchange": "at the exchange", "memory": "in the store"}[self.check]
+            return missing
         differences = [
             f"{name} is {_text(found)}, {source} {_text(expected)}"
             for name, expected, found in zip(_NAMES, self.expected.values, self.found.values, strict=True)
@@ -66,8 +69,7 @@ class Difference:
         """Return the difference as JSON values; numbers are strings, so that they are exact."""
         plain: dict[str, Any] = {
             "difference": self.check,
-            "exchange": self.market.exchange,
-            "symbol": str(self.market.symbol),
+            **self.market.describe(),
             "interval": str(self.interval),
             "time": self._when(),
         }

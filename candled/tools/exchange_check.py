@@ -1,7 +1,7 @@
 """Compares stored bars with those of the exchange, in random samples."""
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from random import Random
 from types import MappingProxyType
@@ -26,8 +26,6 @@ from .transfer import extend_coverage
 
 _ATTEMPTS = 4
 _STRETCH_BARS = 90  # one request at nearly every exchange, and three months of daily bars
-
-_Ask = Callable[[MarketKey, Interval, Range], Awaitable[Answer]]
 
 
 class ExchangeCheck:
@@ -81,8 +79,7 @@ class ExchangeCheck:
                 for market, plan in plans.items():
                     self._compared.clear()
                     for interval, window in plan:
-                        fetch = self._fetch_minutes if interval == MINUTE else self._fetch_bars
-                        await self._compare_window(market, interval, window, fetch)
+                        await self._compare_window(market, interval, window)
                         advance(1)
                     self._report_summary(market)
         except Unavailable as error:
@@ -113,10 +110,9 @@ class ExchangeCheck:
                     plan.append((interval, window))
         return plan
 
-    async def _fetch_minutes(self, market: MarketKey, _: Interval, window: Range) -> Answer:
-        return sift(await self._exchange.fetch_history(self._http, market.symbol, *window), window)
-
-    async def _fetch_bars(self, market: MarketKey, interval: Interval, window: Range) -> Answer:
+    async def _fetch(self, market: MarketKey, interval: Interval, window: Range) -> Answer:
+        if interval == MINUTE:
+            return sift(await self._exchange.fetch_history(self._http, market.symbol, *window), window)
         return Answer(await self._exchange.fetch_bars(self._http, market.symbol, interval, *window) or [])
 
     def _random_window(self, interval: Interval, start_ms: int, end_ms: int, most: int) -> Range | None:
@@ -129,12 +125,11 @@ class ExchangeCheck:
         window_ms = first_ms + self._chance.randrange(count - bars + 1) * interval.ms
         return Range(window_ms, window_ms + bars * interval.ms)
 
-    async def _compare_window(self, market: MarketKey, interval: Interval, window: Range, ask: _Ask) -> None:
+    async def _compare_window(self, market: MarketKey, interval: Interval, window: Range) -> None:
         asked_ms = self._exchange.now_ms()
+        fetch = partial(self._fetch, market, interval, window)
         try:
-            answer = await retry(
-                partial(ask, market, interval, window), self._clock, Backoff(), on=Unavailable, attempts=_ATTEMPTS
-            )
+            answer = await retry(fetch, self._clock, Backoff(), on=Unavailable, attempts=_ATTEMPTS)
         except ExchangeError as error:
             self._report.add_unchecked(f"{market} {interval} {iso_ms(window.start_ms)}", error)
             return
@@ -188,14 +183,14 @@ class ExchangeCheck:
         spans = RangeSet((one.open_ms, one.open_ms + one.interval.ms) for one in wrong)
         for span in spans:
             for window in _all_windows(MINUTE, *span, self._exchange.max_history_minutes):
-                await self._compare_window(market, MINUTE, window, self._fetch_minutes)
+                await self._compare_window(market, MINUTE, window)
 
     def _report_summary(self, market: MarketKey) -> None:
         counts = {str(interval): self._compared[interval] for interval in (MINUTE, *self._longer)}
         listed = ", ".join(f"{count:,} of {interval}" for interval, count in counts.items())
         self._report.print_finding(
             f"{market}: compared with the exchange: {listed}",
-            {"exchange": market.exchange, "symbol": str(market.symbol), "compared": counts},
+            {**market.describe(), "compared": counts},
         )
 
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -17,9 +16,11 @@ class Report:
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
         self._as_json = as_json
         self._quiet = quiet or as_json
-        self._differences: Counter[str] = Counter()
-        self._repaired = 0
         self._unchecked = 0
+        #: The number of differences, without the repaired ones.
+        self.found_count = 0
+        #: The number of repaired differences.
+        self.repaired_count = 0
 
     def show_progress(self, label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """Draw a bar while the block runs; see `candled.tools.progress.show_progress`."""
@@ -27,11 +28,11 @@ class Report:
 
     def add_differences(self, differences: Sequence[Difference], *, repaired: bool = False) -> None:
         """Report bars that differ, or that differed until they were repaired."""
+        if repaired:
+            self.repaired_count += len(differences)
+        else:
+            self.found_count += len(differences)
         for difference in differences:
-            if repaired:
-                self._repaired += 1
-            else:
-                self._differences[difference.check] += 1
             self.print_finding(
                 f"{difference}{' (repaired)' if repaired else ''}", {**difference.as_plain(), "repaired": repaired}
             )
@@ -44,16 +45,6 @@ class Report:
     def print_finding(self, text: str, plain: Mapping[str, Any]) -> None:
         """Print a finding, as text or as JSON."""
         print(json.dumps(plain) if self._as_json else text, flush=sys.stdout.isatty())
-
-    @property
-    def found_count(self) -> int:
-        """The number of differences, without the repaired ones."""
-        return self._differences.total()
-
-    @property
-    def repaired_count(self) -> int:
-        """The number of repaired differences."""
-        return self._repaired
 
     @property
     def exit_status(self) -> int:

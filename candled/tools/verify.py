@@ -5,8 +5,8 @@ import math
 import random
 import secrets
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
 from candled.clock import SystemClock
@@ -62,26 +62,23 @@ def verify(
             for market in markets:
                 _print_digests(store, market, bounds, report)
             return 0
-        found: dict[MarketKey, BadMinutes] = {}
-        asks_later = repair and windows is not None
-        for market in markets:
-            found[market] = verify_market(
+        checks = [
+            MarketCheck(
                 store,
                 market,
-                store.intervals(),
-                bounds,
                 report,
                 repair=repair,
                 opens_at_previous_close=stored.exchange_of(config, market.exchange).plugin.opens_at_previous_close,
-                asks_later=asks_later,
+                asks_later=repair and windows is not None,
             )
+            for market in markets
+        ]
+        for check in checks:
+            check.run(bounds)
         if windows is not None:
-            asyncio.run(_check_exchanges(store, config, found, bounds, report, windows, seed, repair=repair))
-        if asks_later:
-            for before in (bad_minutes.contradictions for bad_minutes in found.values()):
-                left = [one for one in before if _contradicts(store, one)]
-                report.add_differences([one for one in before if one not in left], repaired=True)
-                report.add_differences(left)
+            asyncio.run(_check_exchanges(store, config, checks, bounds, report, windows, seed, repair=repair))
+        for check in checks:
+            check.report_contradictions()
         if memory:
             from .memory_check import check_memory  # the other checks need no client
 
@@ -93,7 +90,7 @@ def verify(
 async def _check_exchanges(
     store: Store,
     config: Config,
-    found: Mapping[MarketKey, "BadMinutes"],
+    checks: Sequence["MarketCheck"],
     bounds: Range,
     report: Report,
     windows: Windows,
@@ -110,9 +107,7 @@ async def _check_exchanges(
     clock = SystemClock()
     async with request_budgets(config, clock) as budget:
         for exchange in config.exchanges:
-            suspect = {
-                market: bad_minutes.minutes for market, bad_minutes in found.items() if market.exchange == exchange.name
-            }
+            suspect = {one.market: one.suspect for one in checks if one.market.exchange == exchange.name}
             if suspect:
                 chance = random.Random(seed)
                 check = ExchangeCheck(store, exchange, store.intervals(), clock, report, chance, budget, repair=repair)
@@ -122,74 +117,48 @@ async def _check_exchanges(
 # ---------------------------------------------------------------- comparison with the minutes
 
 
-@dataclass(frozen=True, slots=True)
-class BadMinutes:
-    """Minutes that only the exchange can decide on: pairs that contradict each other, and deleted ones."""
-
-    contradictions: list[Difference]
-    deleted: RangeSet
-
-    @property
-    def minutes(self) -> RangeSet:
-        """The minutes to ask the exchange for."""
-        pairs = [(one.open_ms - MINUTE_MS, one.open_ms + MINUTE_MS) for one in self.contradictions]
-        return RangeSet([*self.deleted, *pairs])
-
-
-def verify_market(
-    store: Store,
-    market: MarketKey,
-    intervals: Sequence[Interval],
-    bounds: Range,
-    report: Report,
-    *,
-    repair: bool = False,
-    opens_at_previous_close: bool = False,
-    asks_later: bool = False,
-) -> BadMinutes:
-    """Compare every longer bar of the weeks that `bounds` touch with its minutes; report the differences.
+@dataclass(slots=True)
+class MarketCheck:
+    """Compares the stored bars of one market with its minutes, a week at a time, and reports the differences.
 
     With `repair`, bad rows are deleted and wrong bars rebuilt, and reported as repaired if they are right afterwards.
     With `opens_at_previous_close`, every minute must open at the close of the one before. Minutes that contradict their
-    neighbours are reported unless `asks_later`: then the exchange is asked first.
+    neighbours are reported unless `asks_later`: then the exchange is asked before `report_contradictions`.
     """
-    longer = [interval for interval in intervals if interval != MINUTE]
-    one = _MarketCheck(store, market, longer, report, repair=repair, opens_at_previous_close=opens_at_previous_close)
-    one.asks_later = asks_later
-    one.run(bounds)
-    return one.bad_minutes
 
+    store: Store
+    market: MarketKey
+    report: Report
+    _: KW_ONLY
+    repair: bool = False
+    opens_at_previous_close: bool = False
+    asks_later: bool = False
+    #: The intervals of the longer bars.
+    longer: Sequence[Interval] = field(init=False)
+    #: The start of the minutes that the database keeps: longer bars from before it cannot be recomputed.
+    from_ms: int = field(init=False)
+    #: The times of the unreadable rows that are not deleted, by interval.
+    unreadable: dict[Interval, list[float]] = field(default_factory=dict)
+    #: The newest minute of the page before.
+    last: Candle | None = None
+    #: The pairs of minutes that contradict each other.
+    contradictions: list[Difference] = field(default_factory=list)
+    #: The minutes whose rows were deleted.
+    deleted: RangeSet = field(default_factory=RangeSet)
 
-class _MarketCheck:
-    """The stored bars of one market, checked a week at a time."""
+    def __post_init__(self) -> None:
+        self.longer = self.store.intervals()
+        self.from_ms = self.store.kept_from()
 
-    def __init__(
-        self,
-        store: Store,
-        market: MarketKey,
-        longer: Sequence[Interval],
-        report: Report,
-        *,
-        repair: bool,
-        opens_at_previous_close: bool,
-    ) -> None:
-        self._store = store
-        self._market = market
-        self._longer = longer
-        self._report = report
-        self._is_repairing = repair
-        self._opens_at_previous_close = opens_at_previous_close
-        #: start of the minutes that the database keeps: longer bars from before it cannot be recomputed
-        self._from_ms = store.kept_from()
-        #: times of the unreadable rows that are not deleted, by interval
-        self._unreadable: dict[Interval, list[float]] = {}
-        self._last: Candle | None = None
-        self.asks_later = False
-        self.bad_minutes = BadMinutes([], RangeSet())
+    @property
+    def suspect(self) -> RangeSet:
+        """The minutes that only the exchange can decide on: pairs that contradict each other, and deleted ones."""
+        pairs = [(one.open_ms - MINUTE_MS, one.open_ms + MINUTE_MS) for one in self.contradictions]
+        return RangeSet([*self.deleted, *pairs])
 
     def run(self, bounds: Range) -> None:
-        """Check the weeks that a range touches, including those that have bars but no minutes."""
-        store, market, report = self._store, self._market, self._report
+        """Compare every longer bar of the weeks that `bounds` touch, including those that have bars but no minutes."""
+        store, market, report = self.store, self.market, self.report
         before = report.found_count, report.repaired_count
         self._check_rows(_whole_weeks(bounds))
         span = store.span(market, MINUTE)
@@ -199,90 +168,89 @@ class _MarketCheck:
             for page in sorted([*self._beyond(span, bounds), *weeks]):
                 of_page = self._check_page(page)
                 minutes += len(of_page)
-                bars += sum(len({interval.floor(minute.open_ms) for minute in of_page}) for interval in self._longer)
+                bars += sum(len({interval.floor(minute.open_ms) for minute in of_page}) for interval in self.longer)
                 advance(WEEK.ms // MINUTE_MS)
         differ, repaired = report.found_count - before[0], report.repaired_count - before[1]
         if span is None and not differ and not repaired:
-            report.print_finding(f"{market}: no minutes are stored", {**_named(market), "minutes": 0})
+            report.print_finding(f"{market}: no minutes are stored", {**market.describe(), "minutes": 0})
             return
         report.print_finding(
             f"{market}: {minutes:,} minutes, {bars:,} longer bars: "
             + (f"{differ:,} differ" if differ else "nothing differs")
             + (f", {repaired:,} repaired" if repaired else ""),
-            {**_named(market), "minutes": minutes, "bars": bars, "differ": differ, "repaired": repaired},
+            {**market.describe(), "minutes": minutes, "bars": bars, "differ": differ, "repaired": repaired},
         )
 
     # ------------------------------------------------------------ unreadable rows
 
     def _check_rows(self, within: Range) -> None:
         """Report the rows that cannot be read; delete them, or remember their times."""
-        rows = self._store.bad_rows(self._market, within)
-        for minute in self._store.read_forming(self._market) if not _are_forming(rows) else ():
-            rows += [_bad_row("forming", one) for one in impossible(self._market, [minute])]
+        rows = self.store.bad_rows(self.market, within)
+        for minute in self.store.read_forming(self.market) if not _are_forming(rows) else ():
+            rows += [_bad_row("forming", one) for one in impossible(self.market, [minute])]
         self._report_bad(rows)
-        if self._is_repairing:
+        if self.repair:
             return
         for row in rows:
             if row.table != "forming" and isinstance(row.time, int | float):
-                insort(self._unreadable.setdefault(row.interval, []), row.time)
+                insort(self.unreadable.setdefault(row.interval, []), row.time)
 
     def _report_bad(self, rows: Sequence[BadRow]) -> None:
         """Report rows that are no bars. With `repair`, delete them, so that their minutes are fetched again."""
-        if self._is_repairing and rows:
+        if self.repair and rows:
             times = [(at_ms, row.interval.ms) for row in rows if (at_ms := _time_of(row)) is not None]
             spans = [(at_ms, at_ms + length_ms) for at_ms, length_ms in times]
-            self._store.log_changes(self._market, None, [(SEQ_UNPUBLISHED, span) for span in RangeSet(spans)])
-            self._store.discard_rows(self._market, rows)
+            self.store.log_changes(self.market, None, [(SEQ_UNPUBLISHED, span) for span in RangeSet(spans)])
+            self.store.discard_rows(self.market, rows)
             for row in rows:
                 at_ms = _time_of(row)
                 if row.table == "candles" and at_ms is not None:
-                    self.bad_minutes.deleted.add(MINUTE.floor(at_ms), MINUTE.floor(at_ms) + MINUTE_MS)
-        self._report.add_differences([_difference(self._market, row) for row in rows], repaired=self._is_repairing)
+                    self.deleted.add(MINUTE.floor(at_ms), MINUTE.floor(at_ms) + MINUTE_MS)
+        self.report.add_differences([_difference(self.market, row) for row in rows], repaired=self.repair)
 
     def _read(self, interval: Interval, page: Range) -> list[Candle]:
         """Return the bars of a page that can be read."""
         bars: list[Candle] = []
         start_ms = page.start_ms
         for at_ms in self._unreadable_in(interval, page):
-            bars += self._store.read_bars_between(self._market, interval, start_ms, math.ceil(at_ms))
+            bars += self.store.read_bars_between(self.market, interval, start_ms, math.ceil(at_ms))
             start_ms = math.floor(at_ms) + 1
-        return bars + self._store.read_bars_between(self._market, interval, start_ms, page.end_ms)
+        return bars + self.store.read_bars_between(self.market, interval, start_ms, page.end_ms)
 
     def _unreadable_in(self, interval: Interval, page: Range) -> Sequence[float]:
-        times = self._unreadable.get(interval, [])
+        times = self.unreadable.get(interval, [])
         return times[bisect_left(times, page.start_ms) : bisect_left(times, page.end_ms)]
 
     # ------------------------------------------------------------ wrong bars
 
     def _beyond(self, span: Range | None, bounds: Range) -> Iterator[Range]:
         """Yield the ranges in which bars are stored but no minutes, in long pages."""
-        found = [one for interval in self._longer if (one := self._store.span(self._market, interval)) is not None]
+        found = [one for interval in self.longer if (one := self.store.span(self.market, interval)) is not None]
         if not found:
             return
         first_ms, last_ms = min(one.start_ms for one in found), max(one.end_ms for one in found)
         minutes = Range(first_ms, first_ms) if span is None else _whole_weeks(span)
         within = _whole_weeks(bounds)
-        for start_ms, end_ms in ((max(first_ms, self._from_ms), minutes.start_ms), (minutes.end_ms, last_ms)):
+        for start_ms, end_ms in ((max(first_ms, self.from_ms), minutes.start_ms), (minutes.end_ms, last_ms)):
             start_ms, end_ms = max(WEEK.floor(start_ms), within.start_ms), min(end_ms, within.end_ms)
-            for page_ms in range(start_ms, end_ms, _EMPTY_WEEKS * WEEK.ms):
-                yield Range(page_ms, min(end_ms, page_ms + _EMPTY_WEEKS * WEEK.ms))
+            yield from Range(start_ms, end_ms).split(_EMPTY_WEEKS * WEEK.ms)
 
     def _check_page(self, page: Range) -> list[Candle]:
         """Report the differences in a page; return its minutes."""
         minutes, bad, wrong = self._read_stored(page)
         if bad:
             self._report_bad([_bad_row("candles", one) for one in bad])
-        if bad and self._is_repairing:
+        if bad and self.repair:
             minutes, _, wrong = self._read_stored(page)
-        if wrong and self._is_repairing:
+        if wrong and self.repair:
             wrong = self._fold_again(page, wrong)
-        self._report.add_differences(wrong)
-        if self._opens_at_previous_close and minutes:
-            last = [] if self._last is None else [self._last]
-            self._last = minutes[-1]
-            found = contradictions(self._market, [*last, *minutes])
-            self.bad_minutes.contradictions.extend(found)
-            self._report.add_differences([] if self.asks_later else found)
+        self.report.add_differences(wrong)
+        if self.opens_at_previous_close and minutes:
+            last = [] if self.last is None else [self.last]
+            self.last = minutes[-1]
+            found = contradictions(self.market, [*last, *minutes])
+            self.contradictions.extend(found)
+            self.report.add_differences([] if self.asks_later else found)
         return minutes
 
     def _read_stored(self, page: Range) -> tuple[list[Candle], list[Difference], list[Difference]]:
@@ -293,7 +261,7 @@ class _MarketCheck:
         """
         minutes = self._read(MINUTE, page)
         for _ in range(_READS):
-            bad = impossible(self._market, minutes)
+            bad = impossible(self.market, minutes)
             suspect = {one.open_ms for one in bad}
             good = [minute for minute in minutes if minute.open_ms not in suspect]
             wrong = self._differences(good, suspect, page)
@@ -308,37 +276,41 @@ class _MarketCheck:
         return good, bad, wrong
 
     def _differences(self, minutes: Sequence[Candle], suspect: Iterable[int], page: Range) -> list[Difference]:
-        expected = recompute(minutes, self._longer)
+        expected = recompute(minutes, self.longer)
         unread = [*suspect, *map(math.floor, self._unreadable_in(MINUTE, page))]
         wrong: list[Difference] = []
-        for interval in self._longer:
+        for interval in self.longer:
             unclear = {interval.floor(at_ms) for at_ms in unread} | {*self._unreadable_in(interval, page)}
             found = self._read(interval, page)
             wrong += [
                 difference
-                for difference in compare("rollup", self._market, interval, expected[interval], found, revisions=True)
-                if difference.open_ms >= self._from_ms and difference.open_ms not in unclear
+                for difference in compare("rollup", self.market, interval, expected[interval], found, revisions=True)
+                if difference.open_ms >= self.from_ms and difference.open_ms not in unclear
             ]
         return wrong
 
     def _fold_again(self, page: Range, wrong: Sequence[Difference]) -> list[Difference]:
         """Rebuild wrong bars; return the remaining differences."""
         spans = RangeSet((difference.open_ms, difference.open_ms + difference.interval.ms) for difference in wrong)
-        self._store.log_changes(self._market, None, [(SEQ_UNPUBLISHED, span) for span in spans])
-        self._store.rebuild_rollups(self._market, list(spans))
+        self.store.log_changes(self.market, None, [(SEQ_UNPUBLISHED, span) for span in spans])
+        self.store.rebuild_rollups(self.market, list(spans))
         _, _, left = self._read_stored(page)
         still = {(difference.interval, difference.open_ms) for difference in left}
-        self._report.add_differences([one for one in wrong if (one.interval, one.open_ms) not in still], repaired=True)
+        self.report.add_differences([one for one in wrong if (one.interval, one.open_ms) not in still], repaired=True)
         return left
 
+    # ------------------------------------------------------------ contradictions
 
-def _contradicts(store: Store, one: Difference) -> bool:
-    minutes = store.read_bars_between(one.market, MINUTE, one.open_ms - MINUTE_MS, one.open_ms + MINUTE_MS)
-    return bool(contradictions(one.market, minutes))
+    def report_contradictions(self) -> None:
+        """Report the contradictions that were found with `asks_later`, now that the exchange was asked."""
+        if self.asks_later:
+            left = [one for one in self.contradictions if self._is_left(one)]
+            self.report.add_differences([one for one in self.contradictions if one not in left], repaired=True)
+            self.report.add_differences(left)
 
-
-def _named(market: MarketKey) -> dict[str, str]:
-    return {"exchange": market.exchange, "symbol": str(market.symbol)}
+    def _is_left(self, one: Difference) -> bool:
+        pair = self.store.read_bars_between(self.market, MINUTE, one.open_ms - MINUTE_MS, one.open_ms + MINUTE_MS)
+        return bool(contradictions(self.market, pair))
 
 
 def _are_forming(rows: Iterable[BadRow]) -> bool:
@@ -372,10 +344,8 @@ def _whole_weeks(span: Range) -> Range:
 def _weeks(span: Range, bounds: Range) -> Iterator[Range]:
     """Yield the weeks that both ranges touch, in full."""
     start_ms, end_ms = max(span.start_ms, bounds.start_ms), min(span.end_ms, bounds.end_ms)
-    if start_ms >= end_ms:
-        return
-    for week_ms in range(WEEK.floor(start_ms), end_ms, WEEK.ms):
-        yield Range(week_ms, week_ms + WEEK.ms)
+    if start_ms < end_ms:
+        yield from _whole_weeks(Range(start_ms, end_ms)).split(WEEK.ms)
 
 
 # ---------------------------------------------------------------- digests
@@ -388,10 +358,10 @@ def _print_digests(store: Store, market: MarketKey, bounds: Range, report: Repor
     start_ms = max(bounds.start_ms, span.start_ms)
     start_ms -= start_ms % DAY_MS
     end_ms = min(-(-bounds.end_ms // DAY_MS) * DAY_MS, span.end_ms)
-    for page_ms in range(start_ms, end_ms, WEEK.ms):
-        for day in day_digests(store.read_bars_between(market, MINUTE, page_ms, min(page_ms + WEEK.ms, end_ms))):
+    for page in Range(start_ms, end_ms).split(WEEK.ms):
+        for day in day_digests(store.read_bars_between(market, MINUTE, *page)):
             date = iso_ms(day.day_ms)[:10]
             report.print_finding(
                 f"{market} {date} {day.minutes} {day.sha256}",
-                {**_named(market), "day": date, "minutes": day.minutes, "sha256": day.sha256},
+                {**market.describe(), "day": date, "minutes": day.minutes, "sha256": day.sha256},
             )

@@ -14,7 +14,7 @@ from candled.store.batch import fold_bars
 from candled.tools.budgets import SHARE
 from candled.tools.exchange_check import ExchangeCheck
 from candled.tools.report import Report
-from candled.tools.verify import verify_market
+from candled.tools.verify import MarketCheck
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
 from tests.clocks import FairScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
@@ -273,7 +273,7 @@ async def test_clients_of_a_running_daemon_get_a_correction(tmp_path, capsys, ac
             else:
                 store = opened_beside(file)
                 report = Report(as_json=False, quiet=True)
-                verify_market(store, MARKET, store.intervals(), Range(0, END_OF_TIME_MS), report, repair=True)
+                MarketCheck(store, MARKET, report, repair=True).run(Range(0, END_OF_TIME_MS))
                 store.close()
             asked = before["volume"] if act == "verify" else before["volume"] + 1000
             await rig.until(lambda: bar_of(chart, hour)["volume"] == pytest.approx(asked, rel=1e-12), 5)

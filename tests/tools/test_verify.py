@@ -14,7 +14,7 @@ from candled.model import DAY_MS, DEFAULT_INTERVALS, END_OF_TIME_MS, MINUTE, MIN
 from candled.tools.budgets import SHARE
 from candled.tools.exchange_check import ExchangeCheck
 from candled.tools.report import Report
-from candled.tools.verify import verify_market
+from candled.tools.verify import MarketCheck
 from candled_plugins.bitget.exchange import Bitget, BitgetSettings
 from tests.clocks import FairScaledClock
 from tests.fakes.bitget import FakeBitget, FakeMarket
@@ -183,7 +183,7 @@ def test_what_a_daemon_writes_meanwhile_is_no_difference(file, capsys):
     store = opened(file)
     report = Report(as_json=False, quiet=True)
     busy = Busy(store, [candle(100), candle(5, volume="3", as_of=70_000), candle(101, volume="7")])
-    verify_market(busy, MARKET, DEFAULT_INTERVALS, ALWAYS, report)
+    MarketCheck(busy, MARKET, report).run(ALWAYS)
     store.close()
     assert report.exit_status == 0
     assert lines(capsys) == ["bitget:BTC/USDT: 102 minutes, 33 longer bars: nothing differs"]
@@ -194,7 +194,7 @@ def test_a_daemon_that_writes_faster_than_its_bars_are_read_is_no_difference_eit
     store = opened(file)
     store.register_feed([MARKET], "a")
     report = Report(as_json=False, quiet=True)
-    verify_market(Busy(store, map(candle, range(100, 200))), MARKET, DEFAULT_INTERVALS, ALWAYS, report, repair=True)
+    MarketCheck(Busy(store, map(candle, range(100, 200))), MARKET, report, repair=True).run(ALWAYS)
     assert store.changes_since(MARKET, "a", 10**9) == []
     store.close()
     assert report.exit_status == 0
