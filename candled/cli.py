@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
@@ -16,7 +16,7 @@ from candled import __version__, signals
 from candled.errors import ConfigError
 from candled.logs import BoundedHandler
 from candled.tools import commands, plugin_commands, token_commands
-from candled.tools.options import ConfigFile, Outcome, declare, find_config, load_config, parse_url
+from candled.tools.options import ConfigFile, Outcome, declare, find_config, load_config, make_clock, parse_url
 
 if TYPE_CHECKING:
     from candled.exchange import Exchange
@@ -139,18 +139,15 @@ def _with_window_count(argv: Sequence[str]) -> list[str]:
 def _run(run: "partial[Outcome]") -> int:
     if run.func not in (_run_daemon, demo):
         signals.obey_as_command()
-    logging.basicConfig(level=_level(os.environ), handlers=[BoundedHandler("candled: %(message)s")])
+    is_debug = os.environ.get("CANDLED_LOG__LEVEL", "").strip().lower() == "debug"
+    level = logging.DEBUG if is_debug else logging.WARNING  # until the settings are read
+    logging.basicConfig(level=level, handlers=[BoundedHandler("candled: %(message)s")])
     outcome = run()
     if isinstance(outcome, int):
         return outcome
     import asyncio
 
     return asyncio.run(outcome)
-
-
-def _level(env: Mapping[str, str]) -> int:
-    """Return the log level until the settings are read: warnings, or debug if the environment sets it."""
-    return logging.DEBUG if env.get("CANDLED_LOG__LEVEL", "").strip().lower() == "debug" else logging.WARNING
 
 
 # ---------------------------------------------------------------- the daemon
@@ -238,18 +235,17 @@ def check_config(
     """
     import yaml
 
-    from candled.clock import SystemClock
     from candled.config import as_plain, config_warnings
     from candled.reloader import check_parts
 
     settings = load_config(config)
-    check_parts(settings, SystemClock())
+    check_parts(settings, make_clock())
     for warning in config_warnings(settings):
         print(f"candled: warning: {warning}", file=sys.stderr)
     if markets:
         from candled.tools.markets import check_markets
 
-        return check_markets(settings, SystemClock())
+        return check_markets(settings, make_clock())
     print(yaml.safe_dump(as_plain(settings), sort_keys=False, allow_unicode=True), end="")
     for exchange in settings.exchanges:
         print(f"# proxy of exchanges.{exchange.name}: {exchange.proxies.describe()}")
@@ -263,12 +259,11 @@ def doctor(config: ConfigFile = None) -> Outcome:
     Shows versions, limits, the clock, settings that are probably wrong, and whether the store, the bus and the
     exchanges answer. The status is 1 if there is a problem.
     """
-    from candled.clock import SystemClock
     from candled.plugins import discover
     from candled.tools.doctor import Doctor
 
     plugins, path = discover(), find_config(config)
-    return Doctor(plugins, SystemClock()).examine(partial(load_config, path, plugins), path)
+    return Doctor(plugins, make_clock()).examine(partial(load_config, path, plugins), path)
 
 
 @declare(app, _DAEMON)
@@ -291,7 +286,7 @@ def reload(
     return reload_daemon(control_socket(find_config(config), os.environ) if socket is None else socket)
 
 
-@declare(_config, "Commands")
+@declare(_config)
 def schema() -> Outcome:
     """Print the JSON Schema of the settings, for editors."""
     import json
@@ -311,29 +306,18 @@ def plugins() -> Outcome:
     from candled.tools.tables import print_rows
 
     found = discover()
-    statuses = found.statuses
-    offers = [", ".join(_with_level(found.exchanges[one]) for one in status.exchanges) or "none" for status in statuses]
-    hooks = [f"; hooks: {', '.join(status.hooks)}" if status.hooks else "" for status in statuses]
-    print_rows(
-        ("plugin", "package", "exchanges", "hooks", "problem"),
-        [
-            (
-                status.name,
-                f"{status.distribution} {status.version}",
-                offered,
-                ", ".join(status.hooks),
-                status.error or "",
-            )
-            for status, offered in zip(statuses, offers, strict=True)
-        ],
-        [
-            f"{status}: exchanges: {offered}{more}" if status.ok else f"{status}: cannot be used: {status.error}"
-            for status, offered, more in zip(statuses, offers, hooks, strict=True)
-        ],
-    )
-    if not statuses:
+    rows: list[Sequence[str]] = []
+    lines: list[str] = []
+    for status in found.statuses:
+        exchanges = ", ".join(_with_level(found.exchanges[one]) for one in status.exchanges) or "none"
+        hooks = ", ".join(status.hooks)
+        rows.append((status.name, f"{status.distribution} {status.version}", exchanges, hooks, status.error or ""))
+        offers = f"exchanges: {exchanges}" + (f"; hooks: {hooks}" if hooks else "")
+        lines.append(f"{status}: {offers}" if status.ok else f"{status}: cannot be used: {status.error}")
+    print_rows(("plugin", "package", "exchanges", "hooks", "problem"), rows, lines)
+    if not rows:
         print("no plugins: install candled with pip, which registers the bundled ones")
-    return 0 if all(status.ok for status in statuses) else 1
+    return 0 if all(status.ok for status in found.statuses) else 1
 
 
 def _with_level(exchange: "type[Exchange]") -> str:

@@ -239,13 +239,15 @@ def budget_path(config: Config) -> Path | None:
 
     It lies beside the SQLite file, else beside the journal.
     """
+    beside = local_file(config)
+    return None if beside is None else beside.with_name(f"{beside.name}-budget")
+
+
+def local_file(config: Config) -> Path | None:
+    """Return the SQLite file, else the journal; None if there is neither."""
     if config.store.url.startswith("sqlite:///"):
-        beside = Path(config.store.url.removeprefix("sqlite:///"))
-    elif config.store.journal:
-        beside = Path(config.store.journal)
-    else:
-        return None
-    return beside.with_name(f"{beside.name}-budget")
+        return Path(config.store.url.removeprefix("sqlite:///"))
+    return Path(config.store.journal) if config.store.journal else None
 
 
 def as_plain(config: Config, *, redact: bool = True) -> dict[str, Any]:

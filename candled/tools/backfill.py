@@ -1,7 +1,6 @@
 """`candled backfill`: fetches the history of markets from their exchange, as far back as it goes."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from candled.errors import CandledError, ConfigError
 from candled.exchange import Clock
 from candled.model import DAY_MS, MINUTE, MINUTE_MS, Gap, MarketKey, Range, iso_ms
 
-from .backfiller import Backfiller, BackfillEstimate, revised_text
+from .backfiller import Backfiller, BackfillEstimate, print_failures, revised_text
 from .history_start import EARLIEST_MS, find_any, find_beginning
 from .progress import show_progress
 from .session import ExchangeSource, Session, open_session, print_remark
@@ -39,7 +38,7 @@ async def backfill(
     if bounds.start_ms >= bounds.end_ms:
         raise ConfigError("--from: expected a time before --to")
     results: list[dict[str, Any]] = []
-    async with open_session(config, {market.exchange for market in markets}, clock, print_remark) as session:
+    async with open_session(config, {market.exchange for market in markets}, clock) as session:
         for market in markets:
             one = _Backfill(
                 session=session,
@@ -52,7 +51,7 @@ async def backfill(
             )
             results.append(await one.run())
             if not as_json:
-                _print(results[-1], is_dry=dry_run)
+                _print(market, results[-1], is_dry=dry_run)
     if as_json:
         print(json.dumps({"dryRun": dry_run, "markets": results}))
     return 1 if any(result["trouble"] or result.get("failed") for result in results) else 0
@@ -75,7 +74,7 @@ class _Backfill:
         until_ms = self.source.until_ms()
         end_ms = min(MINUTE.floor(self.bounds.end_ms), until_ms)
         asked = self.source.request_count
-        facts: dict[str, Any] = {"exchange": self.market.exchange, "symbol": str(self.market.symbol), "trouble": None}
+        facts: dict[str, Any] = {**self.market.describe(), "trouble": None}
         try:
             start_ms = await self._find_start(end_ms)
         except CandledError as error:
@@ -90,16 +89,9 @@ class _Backfill:
             return facts | self._make_plan(estimate) | {"requestsMade": self.source.request_count - asked}
         with show_progress(f"backfill {self.market}", estimate.minutes, quiet=self.quiet) as advance:
             await backfiller.fill_span(span, advance, to_present=end_ms == until_ms)
+        requests = self.source.request_count - asked
         result = backfiller.result
-        return facts | {
-            "windows": result.windows,
-            "requests": self.source.request_count - asked,
-            "stored": result.stored,
-            "revised": result.revised,
-            "absent": result.absent,
-            "failed": [{"from": iso_ms(one.start_ms), "to": iso_ms(one.end_ms)} for one in result.failed],
-            "trouble": result.problem,
-        }
+        return facts | {"windows": result.windows, "requests": requests} | result.describe()
 
     def _make_plan(self, estimate: BackfillEstimate) -> dict[str, Any]:
         seconds = round(estimate.windows / self.source.requests_per_s)
@@ -121,18 +113,18 @@ class _Backfill:
 
     async def _known_beginning(self, earliest_ms: int) -> int | None:
         """Return the beginning of the exchange's history if it is stored and not older than `earliest_ms`."""
-        store = self.session.store
+        store, now_ms = self.session.store, self.source.exchange.now_ms()
         for gap in await self.session.read_store(
             store.known_gaps, self.market, Range(earliest_ms, earliest_ms + MINUTE_MS)
         ):
-            if gap.reason == "beyond_history" and (gap.retry_ms is None or gap.retry_ms > self.source.now_ms()):
+            if gap.reason == "beyond_history" and (gap.retry_ms is None or gap.retry_ms > now_ms):
                 return gap.end_ms
         return None
 
     async def _search_start(self, earliest_ms: int, end_ms: int, known_ms: int | None) -> int | None:
         """Ask the exchange where its history begins, and remember the answer."""
-        width_ms = self.source.most_minutes * MINUTE_MS
-        if self.source.has_quiet_minutes:
+        width_ms = self.source.exchange.max_history_minutes * MINUTE_MS
+        if self.source.exchange.publishes_empty_candles:
             width_ms = min(width_ms, _PROBE_MS)
         if self.bounds.start_ms and await self._oldest_stored(Range(earliest_ms, earliest_ms + width_ms)) is not None:
             return earliest_ms
@@ -162,7 +154,7 @@ class _Backfill:
 
     async def _store_start(self, start_ms: int, begins_ms: int, is_contradicted: bool) -> None:
         """Store the reason why there are no older minutes; the daemon examines it again."""
-        before, retry_ms = Range(start_ms, begins_ms), self.source.now_ms() + _EXAMINED_MS
+        before, retry_ms = Range(start_ms, begins_ms), self.source.exchange.now_ms() + _EXAMINED_MS
         reason = "unconfirmed" if is_contradicted else "beyond_history"
         gap = Gap(**before._asdict(), reason=reason, attempts=1, retry_ms=retry_ms)
         await self.session.write_store(self.session.store.save_known_gaps, self.market, [gap], before)
@@ -174,26 +166,21 @@ class _Backfill:
         return min(there, default=None)
 
 
-def _print(result: dict[str, Any], *, is_dry: bool) -> None:
-    name = f"{result['exchange']}:{result['symbol']}"
-    if result["trouble"]:
-        print(f"{name}: given up: {result['trouble']}", file=sys.stderr)
-    if "from" not in result:
-        return
-    span = f"{name}: {result['from']} to {result['to']}"
-    if is_dry:
-        print(
-            f"{span}: {result['minutes']:,} minutes to ask for, in {result['windows']:,} windows of one or more "
-            f"requests, at least {_duration(result['secondsAtLeast'])}"
-        )
-        return
-    print(
-        f"{span}: {result['stored']:,} minutes stored{revised_text(result['revised'])}, "
-        f"{result['absent']:,} the exchange does not have, "
-        f"{result['requests']:,} requests"
-    )
-    for one in result["failed"]:
-        print(f"{name}: no usable answer for {one['from']} to {one['to']}", file=sys.stderr)
+def _print(market: MarketKey, result: dict[str, Any], *, is_dry: bool) -> None:
+    if "from" in result:
+        span = f"{market}: {result['from']} to {result['to']}"
+        if is_dry:
+            print(
+                f"{span}: {result['minutes']:,} minutes to ask for, in {result['windows']:,} windows of one or more "
+                f"requests, at least {_duration(result['secondsAtLeast'])}"
+            )
+        else:
+            print(
+                f"{span}: {result['stored']:,} minutes stored{revised_text(result['revised'])}, "
+                f"{result['absent']:,} the exchange does not have, "
+                f"{result['requests']:,} requests"
+            )
+    print_failures(market, result)
 
 
 def _duration(seconds: int) -> str:

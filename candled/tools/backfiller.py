@@ -1,13 +1,17 @@
 """Fetches the missing minutes of one market into the store, newest first. A kill at any moment loses no progress."""
 
-import asyncio
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 from candled.errors import CandledError, ExchangeError, StoreRejected
 from candled.ingest.coverage import Coverage, Window
+from candled.ingest.gap_retry import absence_reason
 from candled.model import MINUTE, MINUTE_MS, Candle, Gap, MarketKey, Range, RangeSet, iso_ms
 from candled.model.gaps import clip_gap
+from candled.tasks import in_parallel
 
 from .session import ExchangeSource, Session
 from .store_access import before_beginning, put_past
@@ -40,6 +44,16 @@ class Result:
     absent: int = 0
     failed: list[Range] = field(default_factory=list)
     problem: str | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        return {
+            "stored": self.stored,
+            "revised": self.revised,
+            "absent": self.absent,
+            "failed": [{"from": iso_ms(one.start_ms), "to": iso_ms(one.end_ms)} for one in self.failed],
+            "trouble": self.problem,
+        }
 
 
 class Backfiller:
@@ -86,15 +100,14 @@ class Backfiller:
         for segment in self._split_span(span):
             coverage = await self._load_coverage(segment)
             windows = self._next_windows(await self._load_coverage(segment), segment.end_ms)
-            async with asyncio.TaskGroup() as workers:
-                for _ in range(_WORKERS):
-                    workers.create_task(self._run_worker(windows, coverage, segment.end_ms, advance))
+            fetch = partial(self._fetch_window, coverage=coverage, until_ms=segment.end_ms, advance=advance)
+            await in_parallel(_WORKERS, windows, fetch)
             if self.result.problem is not None:
                 return
             await self._lower_since(coverage, segment, claims=to_present and segment.end_ms == span.end_ms)
 
     def _split_span(self, span: Range) -> Iterator[Range]:
-        length_ms = _SEGMENT_WINDOWS * self._source.most_minutes * MINUTE_MS
+        length_ms = _SEGMENT_WINDOWS * self._source.exchange.max_history_minutes * MINUTE_MS
         for end_ms in range(span.end_ms, span.start_ms, -length_ms):
             yield Range(max(span.start_ms, end_ms - length_ms), end_ms)
 
@@ -109,7 +122,7 @@ class Backfiller:
             ],
             since_ms=segment.end_ms,
             from_ms=segment.start_ms,
-            absence=self._source.absence_meaning,
+            absence=absence_reason(publishes_empty_candles=self._source.exchange.publishes_empty_candles),
             older=True,  # the time before the exchange's history was found out beforehand
         )
 
@@ -117,26 +130,26 @@ class Backfiller:
         return replace(known_gap, retry_ms=0) if self._is_reopened(known_gap) else known_gap
 
     def _next_windows(self, coverage: Coverage, until_ms: int) -> Iterator[Window]:
-        """Yield the windows to fetch, newest first. `coverage` is used up: each window counts as answered."""
-        now_ms = self._source.now_ms()
-        while (window := coverage.next_window(until_ms, now_ms, self._source.most_minutes, 0)) is not None:
+        """Yield the windows to fetch, newest first, until there is a problem.
+
+        `coverage` is used up: each window counts as answered.
+        """
+        now_ms, most = self._source.exchange.now_ms(), self._source.exchange.max_history_minutes
+        while self.result.problem is None and (window := coverage.next_window(until_ms, now_ms, most, 0)) is not None:
             yield window
             coverage.on_answer(window, until_ms, now_ms)
 
-    async def _run_worker(
-        self, windows: Iterator[Window], coverage: Coverage, until_ms: int, advance: Callable[[int], None]
+    async def _fetch_window(
+        self, window: Window, coverage: Coverage, until_ms: int, advance: Callable[[int], None]
     ) -> None:
-        for window in windows:
-            missing = coverage.count_missing(window.start_ms, window.end_ms)
-            try:
-                await self._request_window(window, coverage, until_ms)
-            except ExchangeError as error:
-                self._on_invalid_answer(window, error)
-            except CandledError as error:  # the exchange or the store failed, in all attempts
-                self.result.problem = self.result.problem or str(error)
-            if self.result.problem is not None:
-                return
-            advance(missing)
+        missing = coverage.count_missing(window.start_ms, window.end_ms)
+        try:
+            await self._request_window(window, coverage, until_ms)
+        except ExchangeError as error:
+            self._on_invalid_answer(window, error)
+        except CandledError as error:  # the exchange or the store failed, in all attempts
+            self.result.problem = self.result.problem or str(error)
+        advance(missing)
 
     async def _request_window(self, window: Window, coverage: Coverage, until_ms: int) -> None:
         span = Range(window.start_ms, window.end_ms)
@@ -161,7 +174,7 @@ class Backfiller:
             coverage.add_minute(candle.open_ms, confirmed=True)
         self._is_credible |= bool(candles or answer.invalid)
         until_ms = self._answered_until(candles, until_ms)
-        now_ms = self._source.now_ms()
+        now_ms = self._source.exchange.now_ms()
         coverage.on_answer(
             window, until_ms, now_ms, unreadable, is_credible=self._is_credible, kept_ms=self._source.kept_ms
         )
@@ -216,6 +229,14 @@ def _differs(answer: Candle, known: Candle) -> bool:
     if answer.quote_volume is None:
         return answer.values[:-1] != known.values[:-1]
     return answer.values != known.values
+
+
+def print_failures(market: MarketKey, result: Mapping[str, Any]) -> None:
+    """Print the failures in the JSON values of a result on standard error."""
+    for one in result.get("failed", ()):
+        print(f"{market}: no usable answer for {one['from']} to {one['to']}", file=sys.stderr)
+    if result["trouble"]:
+        print(f"{market}: given up: {result['trouble']}", file=sys.stderr)
 
 
 def revised_text(count: int) -> str:

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from candled.config import Config
-from candled.errors import ConfigError, StoreRejected, StoreUnavailable
+from candled.errors import ConfigError
 from candled.store.sqlite.backup import copy_database, restore_database
+
+from .store_access import name_errors
 
 _PREFIX = "sqlite:///"
 
@@ -16,10 +18,8 @@ def back_up(config: Config, target: Path) -> int:
         raise ConfigError(f"store: {source} does not exist, so there is nothing to copy")
     if target.exists():
         raise ConfigError(f"{target}: exists already; expected the name of a new file")
-    try:
+    with name_errors("backup"):
         count = copy_database(source, target)
-    except (StoreUnavailable, StoreRejected) as error:
-        raise ConfigError(f"backup: {error}") from error
     print(f"{target}: {target.stat().st_size:,} bytes, {count} {'market' if count == 1 else 'markets'}")
     return 0
 
@@ -31,10 +31,8 @@ def restore(config: Config, source: Path) -> int:
         raise ConfigError(f"{source}: there is no such file")
     if target.exists() and target.samefile(source):
         raise ConfigError(f"{source}: is the store of the settings; expected a file that candled backup wrote")
-    try:
+    with name_errors("restore"):
         former = restore_database(source, target)
-    except (StoreUnavailable, StoreRejected) as error:
-        raise ConfigError(f"restore: {error}") from error
     print(f"{target}: restored from {source}" + (f"; the former file is {former}" if former else ""))
     return 0
 

@@ -56,7 +56,6 @@ def _load(
 
 
 def _between(start: int | None, end: int | None) -> Range:
-
     return Range(start or 0, END_OF_TIME_MS if end is None else end)
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from candled import __version__
 from candled.budget import MakeBudget
-from candled.config import Config, ExchangeConfig, config_warnings, make_exchange, make_store
+from candled.config import Config, ExchangeConfig, config_warnings, local_file, make_exchange, make_store
 from candled.config.sections import MEMORY
-from candled.errors import CandledError, ConfigError, Unavailable
+from candled.errors import ConfigError, Unavailable
 from candled.exchange import Candles, Clock, Event, Exchange, Feed, FeedError, Subscribed, SubscriptionRejected
 from candled.ingest.feeds import FeedRunner, LoopBudget
 from candled.ingest.http import HttpClient
 from candled.model import Symbol, iso_ms
-from candled.plugins import Plugins, one_line
+from candled.plugins import Plugins, reason_of
 from candled.settings import redacted, without_passwords
 from candled.tasks import first_of
 from candled.token_bucket import TokenBucket
@@ -88,9 +88,9 @@ class Doctor:
         limit = raise_limit()
         self._print("open files", str(limit))
         self._print_problems("open files", [shortage(limit, config.server.max_connections)])
-        folder = _store_folder(config)
-        if folder is not None:
-            free = shutil.disk_usage(folder).free
+        file = local_file(config)
+        if file is not None and file.parent.is_dir():
+            free = shutil.disk_usage(file.parent).free
             self._print("free space", f"{free / 10**9:,.1f} GB where the store or its journal is")
             if free < _FREE_BYTES:
                 self._print_problem("free space", "less than 2 GB")
@@ -102,7 +102,7 @@ class Doctor:
         except TimeoutError:
             self._print_problem(name, f"did not answer within {_WITHIN_S:g} s")
         except Exception as error:  # a plugin may raise anything
-            self._print_problem(name, str(error) if isinstance(error, CandledError) else one_line(error))
+            self._print_problem(name, reason_of(error))
 
     async def _ping_bus(self, config: Config) -> str:
         if config.bus.url == MEMORY:
@@ -260,14 +260,3 @@ def _open_store(config: Config) -> str:
     finally:
         store.close()
     return f"{facts['kind']}, schema {facts['schema']}, bars of {', '.join(['1m', *facts['intervals']])}"
-
-
-def _store_folder(config: Config) -> Path | None:
-    """Return the folder of the SQLite file or the journal; None if there is neither."""
-    if config.store.url.startswith("sqlite:///"):
-        folder = Path(config.store.url.removeprefix("sqlite:///")).parent
-    elif config.store.journal:
-        folder = Path(config.store.journal).parent
-    else:
-        return None
-    return folder if folder.is_dir() else None

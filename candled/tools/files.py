@@ -4,7 +4,6 @@ import csv
 import gzip
 import importlib
 import io
-import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -203,11 +202,10 @@ def _candle(cells: Sequence[str], now_ms: int) -> Candle:
 def _open_table(path: Path) -> Iterator[_Table]:
     with path.open("rb") as file:
         magic = file.read(len(_PARQUET))
-    if magic == _PARQUET:
-        with _open_parquet(path) as table:
-            yield table
-        return
     with ExitStack() as stack:
+        if magic == _PARQUET:
+            yield stack.enter_context(_open_parquet(path))
+            return
         raw: IO[bytes] = stack.enter_context(path.open("rb"))
         if magic.startswith(_GZIP):
             raw = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=raw)))
@@ -256,8 +254,3 @@ def _pyarrow() -> tuple[Any, Any]:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise ConfigError("Parquet needs pyarrow: pip install 'candled[parquet]'") from error
-
-
-def kind_of(output: str) -> str:
-    """Return the kind of a file by its name: `parquet` or `csv`."""
-    return "parquet" if os.fspath(output).endswith(".parquet") else "csv"

@@ -1,7 +1,6 @@
 """`candled gaps` and `candled repair`: the missing minutes with their reasons, and fetching them again."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -13,9 +12,9 @@ from candled.model.gaps import join_neighbours
 from candled.store.history import read_gaps as read_page
 from candled.store.interface import Store
 
-from .backfiller import Backfiller, revised_text
+from .backfiller import Backfiller, print_failures, revised_text
 from .progress import show_progress
-from .session import Session, open_session, print_remark
+from .session import Session, open_session
 from .store_access import open_store
 from .tables import print_rows
 
@@ -40,9 +39,7 @@ def expected(store: Store, market: MarketKey, now_ms: int, backfill_ms: int) -> 
 
 def read_gaps(store: Store, market: MarketKey, span: Range) -> Iterator[Gap]:
     """Yield the gaps of `span`, oldest first, read page by page."""
-    starts = range(span.start_ms, span.end_ms, _PAGE_MS)
-    pages = (Range(start_ms, min(span.end_ms, start_ms + _PAGE_MS)) for start_ms in starts)
-    return join_neighbours(gap for page in pages for gap in read_page(store, market, page))
+    return join_neighbours(gap for page in span.split(_PAGE_MS) for gap in read_page(store, market, page))
 
 
 # ---------------------------------------------------------------- candled gaps
@@ -84,8 +81,7 @@ def _is_listed(gap: Gap) -> bool:
 
 def _report(market: MarketKey, span: Range, minutes: Counter[str], gaps: list[Gap]) -> dict[str, Any]:
     return {
-        "exchange": market.exchange,
-        "symbol": str(market.symbol),
+        **market.describe(),
         "from": iso_ms(span.start_ms),
         "to": iso_ms(span.end_ms),
         "missing": dict(sorted(minutes.items())),
@@ -141,12 +137,12 @@ async def repair(
 ) -> int:
     """Run `candled repair`; return the exit status."""
     reports = []
-    async with open_session(config, {market.exchange for market in markets}, clock, print_remark) as session:
+    async with open_session(config, {market.exchange for market in markets}, clock) as session:
         for market in markets:
             begin_ms = _backfill_ms(config)
             reports.append(await _repair_market(session, market, bounds, begin_ms, reread, every, quiet or as_json))
             if not as_json:
-                _print_repair(reports[-1])
+                _print_repair(market, reports[-1])
     if as_json:
         print(json.dumps({"markets": reports}))
     return 1 if any(report["trouble"] or report["failed"] for report in reports) else 0
@@ -156,41 +152,30 @@ async def _repair_market(
     session: Session, market: MarketKey, bounds: Range, backfill_ms: int, reread: bool, every: bool, quiet: bool
 ) -> dict[str, Any]:
     source, store = session.sources[market.exchange], session.store
-    start_ms, end_ms = await session.read_store(expected, store, market, source.now_ms(), backfill_ms)
+    start_ms, end_ms = await session.read_store(expected, store, market, source.exchange.now_ms(), backfill_ms)
     end_ms = min(end_ms, source.until_ms())
     start_ms = max(start_ms, MINUTE.floor(bounds.start_ms))
     span = Range(start_ms, max(start_ms, min(end_ms, MINUTE.floor(bounds.end_ms))))
+
+    def is_asked_for(gap: Gap) -> bool:
+        return every or gap.reason != "beyond_history"
+
     before = await session.read_store(_listed_gaps, store, market, span)
-    backfiller = Backfiller(
-        session,
-        source,
-        market,
-        is_reopened=lambda known_gap: every or known_gap.reason != "beyond_history",
-        rereads=reread,
-    )
+    backfiller = Backfiller(session, source, market, is_reopened=is_asked_for, rereads=reread)
     estimate = await backfiller.estimate(span)
     with show_progress(f"repair {market}", estimate.minutes, quiet=quiet) as advance:
         await backfiller.fill_span(span, advance, to_present=span.end_ms == end_ms)
     after = await session.read_store(_listed_gaps, store, market, span)
     return {
-        "exchange": market.exchange,
-        "symbol": str(market.symbol),
+        **market.describe(),
         "asked": estimate.minutes,
-        "stored": backfiller.result.stored,
-        "revised": backfiller.result.revised,
-        "absent": backfiller.result.absent,
-        "gaps": [{**_gap_json(gap), **_outcome(gap, after)} for gap in before if every or _is_repairable(gap)],
-        "failed": [{"from": iso_ms(one.start_ms), "to": iso_ms(one.end_ms)} for one in backfiller.result.failed],
-        "trouble": backfiller.result.problem,
+        **backfiller.result.describe(),
+        "gaps": [{**_gap_json(gap), **_outcome(gap, after)} for gap in before if is_asked_for(gap)],
     }
 
 
 def _listed_gaps(store: Store, market: MarketKey, span: Range) -> list[Gap]:
     return [gap for gap in read_gaps(store, market, span) if _is_listed(gap)]
-
-
-def _is_repairable(gap: Gap) -> bool:
-    return gap.reason != "beyond_history"
 
 
 def _outcome(gap: Gap, after: list[Gap]) -> dict[str, Any]:
@@ -204,11 +189,10 @@ def _outcome(gap: Gap, after: list[Gap]) -> dict[str, Any]:
     return {"repaired": gap.minute_count - missing, "now": sorted({one.reason for one, _ in left})}
 
 
-def _print_repair(report: dict[str, Any]) -> None:
-    name = f"{report['exchange']}:{report['symbol']}"
+def _print_repair(market: MarketKey, report: dict[str, Any]) -> None:
     print(
-        f"{name}: {report['asked']:,} minutes asked for, {report['stored']:,} stored{revised_text(report['revised'])}, "
-        f"{report['absent']:,} the exchange does not have"
+        f"{market}: {report['asked']:,} minutes asked for, {report['stored']:,} stored"
+        f"{revised_text(report['revised'])}, {report['absent']:,} the exchange does not have"
     )
     gaps = report["gaps"]
     print_rows(
@@ -223,7 +207,4 @@ def _print_repair(report: dict[str, Any]) -> None:
             for gap in gaps
         ],
     )
-    for one in report["failed"]:
-        print(f"{name}: no usable answer for {one['from']} to {one['to']}", file=sys.stderr)
-    if report["trouble"]:
-        print(f"{name}: given up: {report['trouble']}", file=sys.stderr)
+    print_failures(market, report)

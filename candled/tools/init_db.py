@@ -1,28 +1,24 @@
 """`candled init-db`: creates or upgrades the tables of the store, aggregates new intervals, and drops old ones."""
 
 from collections.abc import Sequence
+from contextlib import closing
 
 from candled.config import Config, make_store
-from candled.errors import ConfigError, StoreRejected, StoreUnavailable
+from candled.errors import ConfigError
 from candled.model import MINUTE, Interval
 from candled.store.interface import Store
 from candled.store.sql_store import SqlStore
 
-from .store_access import open_store
+from .store_access import name_errors, open_store
 
 
 def init_db(config: Config, unwanted: Sequence[Interval]) -> int:
     """Run `candled init-db`; return the exit status."""
     _check(unwanted, config)
-    store = make_store(config, owns=True, upgrade=True)
-    try:
+    with name_errors("store"), closing(make_store(config, owns=True, upgrade=True)) as store:
         store.open()
         _drop(store, unwanted)
         facts = store.describe()
-    except (StoreUnavailable, StoreRejected) as error:
-        raise ConfigError(f"store: {error}") from error
-    finally:
-        store.close()
     print(f"{facts['kind']}: schema {facts['schema']} is ready, with bars of {', '.join(['1m', *facts['intervals']])}")
     return 0
 
@@ -30,7 +26,7 @@ def init_db(config: Config, unwanted: Sequence[Interval]) -> int:
 def check_db(config: Config) -> int:
     """Run `candled init-db --check`; return 0 if nothing is pending, else 1."""
     store = _numbered_store(config)
-    try:
+    with name_errors("store"):
         version = store.read_schema()
         kind, newest = config.store.url.partition("://")[0], len(store.schema_steps)
         pending = [f"schema {number}: {store.schema_steps[number - 1]}" for number in range(version + 1, newest + 1)]
@@ -38,8 +34,6 @@ def check_db(config: Config) -> int:
             with open_store(config) as guest:
                 fresh = sorted({*config.intervals} - {MINUTE, *guest.intervals()})
             pending = [f"bars of {interval}" for interval in fresh]
-    except (StoreUnavailable, StoreRejected) as error:
-        raise ConfigError(f"store: {error}") from error
     print(f"{kind}: schema {version}, this program needs {newest}" + ("" if pending else ": ready"))
     for text in pending:
         print(f"pending: {text}")
@@ -50,15 +44,13 @@ def migrate_db(config: Config, version: int) -> int:
     """Run `candled init-db --to`; return the exit status."""
     store = _numbered_store(config)
     newest = len(store.schema_steps)
-    try:
+    with name_errors("store"):
         before = store.read_schema()
         least = max(1, min(before, newest - 1))
         if not least <= version <= newest:
             advice = "; restore a backup to go further back" if before else ""
             raise ConfigError(f"--to: expected a schema from {least} to {newest}, got {version}{advice}")
         store.migrate(version)
-    except (StoreUnavailable, StoreRejected) as error:
-        raise ConfigError(f"store: {error}") from error
     print(f"{config.store.url.partition('://')[0]}: schema {before} before, schema {version} now")
     return 0
 

@@ -177,7 +177,7 @@ Outcome = int | Coroutine[Any, Any, int]
 F = TypeVar("F", bound=Callable[..., Outcome])
 
 
-def declare(app: typer.Typer, heading: str, epilog: str | None = None) -> Callable[[F], F]:
+def declare(app: typer.Typer, heading: str = "Commands", epilog: str | None = None) -> Callable[[F], F]:
     """Declare a command with the name, the options and the docstring of a function.
 
     Parsing a command line that names it returns a `partial` of the function, for `candled.cli.main` to call. The

@@ -12,8 +12,6 @@ from .options import Outcome, declare
 
 app = typer.Typer(help="Write, record and test a plugin.")
 
-_HEADING = "Commands"
-
 Module = Annotated[
     str,
     typer.Argument(metavar="MODULE", help="An installed plugin, or a module, also one in the current directory."),
@@ -31,7 +29,7 @@ Assignments = Annotated[
 RecordingFile = Annotated[Path, typer.Argument(metavar="FILE", readable=False, help="The recording.")]
 
 
-@declare(app, _HEADING)
+@declare(app)
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the exchange, for instance coinfair.")],
     directory: Annotated[
@@ -52,7 +50,7 @@ def new(
     return 0
 
 
-@declare(app, _HEADING)
+@declare(app)
 def record(
     module: Module,
     symbol: opt.OneSymbol,
@@ -88,7 +86,7 @@ def record(
     )
 
 
-@declare(app, _HEADING)
+@declare(app)
 def reread(file: RecordingFile, settings: Assignments = None) -> Outcome:
     """Ask the exchange again for the minutes of a recording.
 
@@ -99,7 +97,7 @@ def reread(file: RecordingFile, settings: Assignments = None) -> Outcome:
     return reread_minutes(file, opt.make_clock(), settings or ())
 
 
-@declare(app, _HEADING)
+@declare(app)
 def test(
     module: Module,
     recording: Annotated[
@@ -122,7 +120,7 @@ def test(
     return check_plugin(module, recording or (), exchange, settings or ())
 
 
-@declare(app, _HEADING)
+@declare(app)
 def convert(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", readable=False, help="The files to convert.")],
     output: Annotated[Path, typer.Option(metavar="FILE", help="The new recording; .gz compresses it.")],

@@ -1,17 +1,16 @@
 """The store on its threads and the exchanges within their budgets, for commands that ask an exchange."""
 
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import ParamSpec, TypeVar
 
 from candled.budget import MakeBudget
-from candled.config import Config, ExchangeConfig, make_exchange, make_store
-from candled.errors import CandledError, ConfigError, ExchangeError, StoreRejected, StoreUnavailable, Unavailable
+from candled.config import Config, ExchangeConfig, make_exchanges, make_store
+from candled.errors import ExchangeError, StoreUnavailable, Unavailable
 from candled.exchange import Clock, Exchange, InvalidRow
 from candled.ingest.evidence import Evidence, find_evidence
-from candled.ingest.gap_retry import Absence, absence_reason
 from candled.ingest.http import HttpClient
 from candled.ingest.retention import fetch_kept, kept_since
 from candled.ingest.rows import Answer, sift
@@ -21,6 +20,7 @@ from candled.store.threads import StoreThreads
 from candled.tasks import Backoff, retry
 
 from .budgets import SHARE, request_budgets
+from .store_access import name_errors
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,58 +36,28 @@ class ExchangeSource:
     """One configured exchange, used within a command's part of its request budget (`request_budgets`)."""
 
     def __init__(
-        self,
-        config: ExchangeConfig,
-        clock: Clock,
-        grace_period_ms: int,
-        print_line: Callable[[str], None],
-        budget: MakeBudget,
+        self, config: ExchangeConfig, exchange: Exchange, clock: Clock, grace_period_ms: int, budget: MakeBudget
     ) -> None:
         self.name = config.name
-        self._exchange = _made(config, clock)
+        self.exchange = exchange
         self._clock = clock
         self._grace_period_ms = grace_period_ms
-        self._print_line = print_line
-        self.requests_per_s = self._exchange.requests_per_s * SHARE
-        made = self._exchange
-        self._http = HttpClient(clock, made.requests_per_s, budget, config.proxies, made.request_budgets)
-
-    @property
-    def most_minutes(self) -> int:
-        """The most minutes that one call of `fetch_history` may ask for."""
-        return self._exchange.max_history_minutes
-
-    @property
-    def has_quiet_minutes(self) -> bool:
-        """True if the exchange publishes minutes without trades too."""
-        return self._exchange.publishes_empty_candles
-
-    @property
-    def absence_meaning(self) -> Absence:
-        """The reason for a minute that the exchange does not have."""
-        return absence_reason(publishes_empty_candles=self._exchange.publishes_empty_candles)
+        self.requests_per_s = exchange.requests_per_s * SHARE
+        self._http = HttpClient(clock, exchange.requests_per_s, budget, config.proxies, exchange.request_budgets)
 
     @property
     def kept_ms(self) -> int:
         """The oldest minute that the exchange keeps, UTC epoch milliseconds; 0 if it keeps all."""
-        return kept_since(self._exchange.history_minutes, self.now_ms())
+        return kept_since(self.exchange.history_minutes, self.exchange.now_ms())
 
     @property
     def request_count(self) -> int:
         """The number of requests so far."""
         return sum(int(host["requests"]) for host in self._http.describe().values())
 
-    def resume_after(self, newest_ms: int | None) -> None:
-        """Pass the newest stored minute to the exchange; see `Exchange.resume_after`."""
-        self._exchange.resume_after(newest_ms)
-
-    def now_ms(self) -> int:
-        """Return the exchange's time as far as it is known, UTC epoch milliseconds."""
-        return self._exchange.now_ms()
-
     def until_ms(self) -> int:
         """Return the time before which minutes are over, with all their late versions."""
-        return MINUTE.floor(self.now_ms() - self._grace_period_ms - MARGIN_MS)
+        return MINUTE.floor(self.exchange.now_ms() - self._grace_period_ms - MARGIN_MS)
 
     async def fetch_range(self, symbol: Symbol, span: Range) -> Answer:
         """Return the final minutes of `span` that the exchange has, and the rows that cannot be candles.
@@ -96,7 +66,7 @@ class ExchangeSource:
             Unavailable: it did not answer in several attempts over minutes.
             ExchangeError: it refused, or gave undocumented answers, several times.
         """
-        asked_ms = self.now_ms()
+        asked_ms = self.exchange.now_ms()
         answer = sift(await self._fetch_final(symbol, span), span)
         stamped = (candle if candle.as_of_ms else candle._replace(as_of_ms=asked_ms) for candle in answer.candles)
         answer.candles = [candle._replace(final=True, src="backfill") for candle in stamped if self._is_over(candle)]
@@ -108,8 +78,8 @@ class ExchangeSource:
         Raises:
             Unavailable, ExchangeError: as the methods of the exchange.
         """
-        listed = {market.symbol: market.listed_ms for market in await self._exchange.fetch_markets(self._http)}
-        return await find_evidence(self._exchange, self._http, symbol, stretch, first, listed.get(symbol), self.kept_ms)
+        listed = {market.symbol: market.listed_ms for market in await self.exchange.fetch_markets(self._http)}
+        return await find_evidence(self.exchange, self._http, symbol, stretch, first, listed.get(symbol), self.kept_ms)
 
     def close(self) -> None:
         """Drop idle connections."""
@@ -121,10 +91,10 @@ class ExchangeSource:
         def report(error: Exception, wait_s: float) -> None:
             if isinstance(error, ExchangeError) and backoff.failure_count > _MAX_INVALID_ANSWERS:
                 raise error
-            self._print_line(f"{self.name}: {error}; next attempt in {wait_s:.0f} s")
+            print_remark(f"{self.name}: {error}; next attempt in {wait_s:.0f} s")
 
         return await retry(
-            lambda: fetch_kept(self._exchange, self._http, symbol, span, self.now_ms()),
+            lambda: fetch_kept(self.exchange, self._http, symbol, span, self.exchange.now_ms()),
             self._clock,
             backoff,
             on=(Unavailable, ExchangeError),
@@ -167,40 +137,31 @@ def print_remark(text: str) -> None:
 
 
 @asynccontextmanager
-async def open_session(
-    config: Config, exchanges: Iterable[str], clock: Clock, print_line: Callable[[str], None]
-) -> AsyncIterator[Session]:
+async def open_session(config: Config, exchanges: Collection[str], clock: Clock) -> AsyncIterator[Session]:
     """Open the store of the settings and the exchanges of these names for the length of the block.
 
     Raises:
         ConfigError: the store or an exchange could not be opened.
     """
     grace_period_ms = round(config.ingest.grace_period.total_seconds() * 1000)
-    by_name = {one.name: one for one in config.exchanges}
+    chosen = tuple(one for one in config.exchanges if one.name in exchanges)
+    made = make_exchanges(config.model_copy(update={"exchanges": chosen}), clock)
     async with request_budgets(config, clock) as budget:
-        sources = [ExchangeSource(by_name[name], clock, grace_period_ms, print_line, budget) for name in exchanges]
+        sources = [
+            ExchangeSource(one, exchange, clock, grace_period_ms, budget)
+            for one, exchange in zip(chosen, made, strict=True)
+        ]
         store = make_store(config)
         threads = StoreThreads(store)
         session = Session(store, threads, sources, clock)
         try:
-            try:
+            with name_errors("store.url"):
                 await threads.run_write(store.open)
-            except (StoreUnavailable, StoreRejected) as error:
-                raise ConfigError(f"store.url: {error}") from error
             for source in sources:
                 newest = await session.read_store(store.newest_minutes, source.name)
-                source.resume_after(max(newest.values(), default=None))
+                source.exchange.resume_after(max(newest.values(), default=None))
             yield session
         finally:
             for source in sources:
                 source.close()
             await threads.close()
-
-
-def _made(config: ExchangeConfig, clock: Clock) -> Exchange:
-    try:
-        return make_exchange(config, clock)
-    except ConfigError:
-        raise
-    except CandledError as error:
-        raise ConfigError(f"exchanges.{config.name}: {error}") from error

@@ -1,7 +1,7 @@
 """The store of the settings and the markets of the command line, for commands on stored history."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from candled.config import Config, ExchangeConfig, make_store
 from candled.errors import ConfigError, StoreRejected, StoreUnavailable
@@ -11,20 +11,24 @@ from candled.store.interface import SEQ_UNPUBLISHED, Store
 
 
 @contextmanager
+def name_errors(part: str) -> Iterator[None]:
+    """Turn errors of the store within the block into a `ConfigError` that begins with the name of a part."""
+    try:
+        yield
+    except (StoreUnavailable, StoreRejected) as error:
+        raise ConfigError(f"{part}: {error}") from error
+
+
+@contextmanager
 def open_store(config: Config) -> Iterator[Store]:
     """Open the store of the settings as a guest (see `Store`) for the length of the block.
 
     Raises:
         ConfigError: it could not be opened, or failed within the block.
     """
-    store = make_store(config)
-    try:
+    with name_errors("store"), closing(make_store(config)) as store:
         store.open()
         yield store
-    except (StoreUnavailable, StoreRejected) as error:
-        raise ConfigError(f"store: {error}") from error
-    finally:
-        store.close()
 
 
 def exchange_of(config: Config, name: str | None) -> ExchangeConfig:

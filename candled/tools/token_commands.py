@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from candled.access.token_file import Entry
 
 app = typer.Typer(help="Make, list and revoke access tokens.")
-
-_HEADING = "Commands"
 
 
 def _parse_duration(text: str) -> timedelta:
@@ -36,10 +34,14 @@ TokenFile = Annotated[
     ),
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Its name in lists and metrics, for instance desk-3.")]
-_NO_LIMIT = "no limit but the server's"
 
 
-@declare(app, _HEADING)
+def _limit(help: str) -> Any:
+    """Return the option of a limit, 0 for that of the server."""
+    return typer.Option(min=0, metavar="N", show_default="no limit but the server's", help=help)
+
+
+@declare(app)
 def new(
     name: Name,
     symbols: Annotated[
@@ -56,18 +58,10 @@ def new(
         timedelta | None,
         typer.Option(parser=_parse_duration, metavar="D", show_default="never", help="After this time, such as 90d."),
     ] = None,
-    connections: Annotated[
-        int, typer.Option(min=0, metavar="N", show_default=_NO_LIMIT, help="Connections at a time.")
-    ] = 0,
-    rooms: Annotated[
-        int, typer.Option(min=0, metavar="N", show_default=_NO_LIMIT, help="Subscriptions of one connection.")
-    ] = 0,
-    messages: Annotated[
-        int, typer.Option(min=0, metavar="N", show_default=_NO_LIMIT, help="Messages of one connection per second.")
-    ] = 0,
-    requests: Annotated[
-        int, typer.Option(min=0, metavar="N", show_default=_NO_LIMIT, help="HTTP requests per minute.")
-    ] = 0,
+    connections: Annotated[int, _limit("Connections at a time.")] = 0,
+    rooms: Annotated[int, _limit("Subscriptions of one connection.")] = 0,
+    messages: Annotated[int, _limit("Messages of one connection per second.")] = 0,
+    requests: Annotated[int, _limit("HTTP requests per minute.")] = 0,
     file: TokenFile = None,
     config: opt.ConfigFile = None,
 ) -> Outcome:
@@ -94,7 +88,7 @@ def new(
     return 0
 
 
-@declare(app, _HEADING)
+@declare(app)
 def list_(file: TokenFile = None, config: opt.ConfigFile = None) -> Outcome:
     """List the tokens of the file, with their claims. Secrets are not in it."""
     from candled.access import token_file
@@ -114,7 +108,7 @@ def list_(file: TokenFile = None, config: opt.ConfigFile = None) -> Outcome:
     return 0
 
 
-@declare(app, _HEADING)
+@declare(app)
 def revoke(name: Name, file: TokenFile = None, config: opt.ConfigFile = None) -> Outcome:
     """Remove a token from the file. A running daemon closes its connections a second later."""
     from candled.access import token_file

@@ -15,7 +15,7 @@ from candled.model import MINUTE, MINUTE_MS, WEEK, Candle, Gap, Interval, Market
 from candled.store.batch import merge_changes
 from candled.store.interface import Store
 
-from .files import BadRow, has_as_of, kind_of, open_writer, read_candles
+from .files import BadRow, has_as_of, open_writer, read_candles
 from .progress import show_progress
 from .store_access import exchange_of, open_store, put_past
 
@@ -31,7 +31,7 @@ def export(
     config: Config, market: MarketKey, interval: Interval, bounds: Range, *, output: str, kind: str | None, quiet: bool
 ) -> int:
     """Run `candled export`; return the exit status."""
-    kind = kind or kind_of(output)
+    kind = kind or ("parquet" if output.endswith(".parquet") else "csv")
     if kind == "parquet" and (output == "-" or output.endswith(".gz")):
         raise ConfigError("--output: Parquet needs a file, and is compressed by itself: FILE.parquet")
     with open_store(config) as store:
@@ -52,16 +52,10 @@ def export(
                 f"export {market} {interval}", _slots(start_ms, end_ms, interval), quiet=quiet or is_on_terminal
             ) as advance,
         ):
-            for page in _pages(start_ms, end_ms, interval):
+            for page in Range(start_ms, end_ms).split(_PAGE_BARS * interval.ms):
                 write(store.read_bars_between(market, interval, *page))
                 advance(_slots(*page, interval))
     return 0
-
-
-def _pages(start_ms: int, end_ms: int, interval: Interval) -> Iterator[Range]:
-    step_ms = _PAGE_BARS * interval.ms
-    for page_ms in range(start_ms, end_ms, step_ms):
-        yield Range(page_ms, min(end_ms, page_ms + step_ms))
 
 
 def _slots(start_ms: int, end_ms: int, interval: Interval) -> int:
@@ -246,7 +240,6 @@ def extend_coverage(store: Store, market: MarketKey) -> None:
 
 def _unfilled(store: Store, market: MarketKey, gap: Gap) -> list[Gap]:
     """Return the parts of a known gap that are still missing."""
-    rest = RangeSet([(gap.start_ms, gap.end_ms)])
-    for stored in store.stored_ranges(market, gap.start_ms, gap.end_ms):
-        rest.remove(*stored)
-    return [replace(gap, start_ms=start_ms, end_ms=end_ms) for start_ms, end_ms in rest]
+    stored = RangeSet(store.stored_ranges(market, gap.start_ms, gap.end_ms))
+    missing = stored.missing(gap.start_ms, gap.end_ms)
+    return [replace(gap, start_ms=start_ms, end_ms=end_ms) for start_ms, end_ms in missing]
