@@ -103,12 +103,8 @@ class LiveBars:
             self._process_message(market, message, position)
 
     def _process_message(self, market: MarketBars, message: Message, position: Position) -> None:
-        feed_log, watermark_ms, sure_ms = (
-            market.feed_log,
-            market.feed_log.metadata.watermark_ms,
-            _sure_ms(market.feed_log.metadata),
-        )
-        was_broken = feed_log.is_broken
+        feed_log, may_be_final = market.feed_log, False
+        known, was_broken = feed_log.metadata, feed_log.is_broken
         if not market.is_behind:
             market.position_before_read = feed_log.position
         if isinstance(message, MessagesLost):
@@ -116,7 +112,7 @@ class LiveBars:
         elif not feed_log.record_message(position):
             return
         if feed_log.is_broken and not was_broken:
-            self._reader.recover_lost(market, sure_ms)
+            self._reader.recover_lost(market, _sure_ms(known))
         if isinstance(message, StateChanged):
             market.decimals = message.decimals.or_else(market.decimals)
             market.set_state(FeedState(message.state, message.since_ms, message.reason, message.problem))
@@ -124,21 +120,18 @@ class LiveBars:
             market.found_complete_from_ms = message.complete_from_ms
             market.found_served_from_ms = min(message.start_ms, market.found_served_from_ms or message.start_ms)
             may_be_final = self._update_metadata(market, message.metadata)
-            # first, because minutes that are not read yet are not final
+            # before `notify_finality`, because minutes that are not read yet are not final
             self._reader.reread_range(market, message.start_ms, message.end_ms)
-            if may_be_final:
-                self._reader.recheck_gap(market)
-                market.notify_finality()
         elif isinstance(message, MinuteChanged):
             minute = message.candle
-            if watermark_ms is not None and minute.open_ms < watermark_ms:
+            if known.watermark_ms is not None and minute.open_ms < known.watermark_ms:
                 feed_log.log_change(feed_log.change_id, minute.open_ms, minute.open_ms + MINUTE_MS)
             may_be_final = self._update_metadata(market, message.metadata)
             if not market.update_minute(minute) and minute.final:
                 self._reader.read_when_stored(market, minute.open_ms)
-            if may_be_final:
-                self._reader.recheck_gap(market)
-                market.notify_finality()
+        if may_be_final:
+            self._reader.recheck_gap(market)
+            market.notify_finality()
 
     def _update_metadata(self, market: MarketBars, metadata: FeedMetadata) -> bool:
         """Apply metadata; return whether bars may be final now. A feed that has just begun has no watermark yet."""
@@ -289,9 +282,8 @@ class LiveBars:
 
     def describe(self) -> dict[str, Any]:
         """Return facts for `/health/ws-stats`."""
-        return {
-            "oneMinuteCandlesCount": sum(market.aggregator.cached_minute_count for market in self._markets.values())
-        }
+        minutes = sum(market.aggregator.cached_minute_count for market in self._markets.values())
+        return {"oneMinuteCandlesCount": minutes}
 
     def describe_feeds(self) -> Iterator[tuple[MarketKey, dict[str, Any]]]:
         """Yield the state of each market's feed, for `/health` of a process that only serves.
@@ -302,16 +294,14 @@ class LiveBars:
             if key not in self._markets:
                 continue
             position = market.feed_log.position
-            yield (
-                key,
-                {
-                    "state": market.feed.state,
-                    "reason": market.feed.reason or None,
-                    "since": iso_ms(market.feed.since_ms),
-                    "position": position and {"epoch": position.epoch, "seq": position.seq},
-                    "trouble": market.feed.problem or None,
-                },
-            )
+            facts = {
+                "state": market.feed.state,
+                "reason": market.feed.reason or None,
+                "since": iso_ms(market.feed.since_ms),
+                "position": position and {"epoch": position.epoch, "seq": position.seq},
+                "trouble": market.feed.problem or None,
+            }
+            yield key, facts
 
     def list_feeds(self) -> dict[MarketKey, FeedState]:
         """Return the state of each market's feed, as in `StateChanged`."""

@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from candled.exchange import Clock
 from candled.model import END_OF_TIME_MS, MINUTE_MS, Candle, Interval, Position, Range, RangeSet
 from candled.store.history import HistoryReader
 
-if TYPE_CHECKING:
-    from .market_bars import MarketBars
+from .market_bars import MarketBars
 
 MOST_RESUMED = 2000
 _LOGGED_WITHIN_S = 2.0
@@ -43,7 +41,7 @@ class Resumer:
         self._clock = clock
 
     async def plan_resume(
-        self, market: "MarketBars", interval: Interval, position: Position, time_ms: int
+        self, market: MarketBars, interval: Interval, position: Position, time_ms: int
     ) -> ResumePlan | None:
         """Determine the changes since `position`, for a client whose newest bar began at `time_ms`.
 
@@ -54,6 +52,7 @@ class Resumer:
         """
         if market.served_from_ms is None or not market.is_seeded:
             return None
+        unsettled_ms = max(0, time_ms - _UNSETTLED_MS)
         change_id = None if market.feed_log.is_broken else market.feed_log.change_id_of(position)
         watermark_ms = None if change_id is None else market.feed_log.watermark_at(change_id)
         from_ms = time_ms if watermark_ms is None else min(time_ms, watermark_ms)
@@ -63,7 +62,7 @@ class Resumer:
             logged = await self._logged_changes(market, position)
             if logged is None:
                 return None
-            change_id, from_ms = 0, max(0, time_ms - _UNSETTLED_MS)
+            change_id, from_ms = 0, unsettled_ms
             ranges = RangeSet([*logged, (interval.floor(from_ms), END_OF_TIME_MS)])
         past_version, since_ms = market.past_version, market.aggregator.series_of(interval).since_ms
         ranges.add(interval.floor(from_ms), since_ms)
@@ -75,22 +74,14 @@ class Resumer:
             return None
         read = [bar for span in older for bar in await self._history.read_bars_between(market.key, interval, *span)]
         shown = tuple(bar for bar in read if bar.open_ms >= market.served_from_ms)
-        return ResumePlan(
-            change_id,
-            ranges,
-            shown,
-            since_ms,
-            past_version,
-            max(0, time_ms - _UNSETTLED_MS) if watermark_ms is None else watermark_ms,
-        )
+        final_ms = unsettled_ms if watermark_ms is None else watermark_ms
+        return ResumePlan(change_id, ranges, shown, since_ms, past_version, final_ms)
 
-    def finish_resume(self, market: "MarketBars", interval: Interval, resume: ResumePlan) -> list[Candle] | None:
+    def finish_resume(self, market: MarketBars, interval: Interval, resume: ResumePlan) -> list[Candle] | None:
         """Return the changed bars in their current state, oldest first; None if they cannot be determined any more."""
         series = market.aggregator.series_of(interval)
-        if market.feed_log.is_broken or (market.past_version, series.since_ms) != (
-            resume.past_version,
-            resume.since_ms,
-        ):
+        is_same = (market.past_version, series.since_ms) == (resume.past_version, resume.since_ms)
+        if market.feed_log.is_broken or not is_same:
             return None
         changed = {bar.open_ms: bar for bar in series.changed_since(resume.change_id)}
         for start_ms, end_ms in resume.ranges:
@@ -101,11 +92,11 @@ class Resumer:
         bars = [*resume.older, *in_memory]
         return bars if len(bars) <= MOST_RESUMED else None
 
-    def became_final(self, market: "MarketBars", resume: ResumePlan) -> RangeSet:
+    def became_final(self, market: MarketBars, resume: ResumePlan) -> RangeSet:
         """Return the ranges in which bars may have become final since the client disconnected."""
         return RangeSet([*market.feed_log.finals_since(resume.change_id), (resume.watermark_ms, END_OF_TIME_MS)])
 
-    async def _logged_changes(self, market: "MarketBars", position: Position) -> Sequence[Range] | None:
+    async def _logged_changes(self, market: MarketBars, position: Position) -> Sequence[Range] | None:
         """Return the past changes since a position, which this process did not receive, once all of them are logged.
 
         Return None if that takes too long, or if the store does not know the position.

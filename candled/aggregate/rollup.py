@@ -61,10 +61,6 @@ class Rollup:
             return None
         return bar
 
-    def fold_bar(self, start_ms: int) -> Candle:
-        """Return the bar that begins at `start_ms`, folded from all of its parts. There must be at least one."""
-        return self._fold_parts(self._parts.bars_between(start_ms, start_ms + self._series.interval.ms), start_ms)
-
     def fold_bars(self, start_ms: int, end_ms: int, fresh: Sequence[Candle]) -> dict[int, Candle]:
         """Return the bars of `[start_ms, end_ms)` with all their parts in memory, by opening time.
 
@@ -79,10 +75,12 @@ class Rollup:
         return fold(parts, start_ms, final=parts[-1].final and self._is_last(parts[-1]))
 
     def _fold_again(self, start_ms: int) -> Candle:
+        end_ms = start_ms + self._series.interval.ms
+        parts = self._parts.bars_between(start_ms, end_ms)
         if start_ms < self._start_ms:
-            return self.fold_bar(start_ms)
-        self._start_ms, self._end_ms = start_ms, start_ms + self._series.interval.ms
-        *before, newest = self._parts.bars_between(self._start_ms, self._end_ms)
+            return self._fold_parts(parts, start_ms)
+        self._start_ms, self._end_ms = start_ms, end_ms
+        *before, newest = parts
         self._before = fold(before, start_ms) if before else None
         self._part_ms = newest.open_ms
         self._bar = self._with_newest(newest)

@@ -3,6 +3,7 @@
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import repeat
 from operator import attrgetter
 
@@ -15,6 +16,7 @@ _CHANGES_KEPT = 16
 _OPEN = attrgetter("open_ms")
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Series:
     """Bars in memory, oldest first: all existing ones with `open_ms >= since_ms`.
 
@@ -27,47 +29,34 @@ class Series:
     appended at the end or dropped at the beginning do not count.
     """
 
-    __slots__ = (
-        "_capacity",
-        "_change_ids",
-        "_changes",
-        "_packed",
-        "_parent",
-        "_recent",
-        "_times",
-        "interval",
-        "revision",
-        "since_ms",
-    )
+    interval: Interval
+    parent: Interval | None
+    capacity: int
+    since_ms: int = 0
+    revision: int = 0
+    #: The opening times of the bars of the newest revisions.
+    _changes: "array[int]" = field(default_factory=lambda: array("q"))
+    #: The opening times and the change ids of all bars.
+    _times: "array[int]" = field(default_factory=lambda: array("q"))
+    _change_ids: "array[int]" = field(default_factory=lambda: array("q"))
+    #: All bars except the newest few.
+    _packed: PackedBars = field(default_factory=PackedBars)
+    _recent: list[Candle] = field(default_factory=list)
 
-    def __init__(self, interval: Interval, parent: Interval | None, capacity: int) -> None:
-        self.interval = interval
-        self.since_ms = 0
-        self.revision = 0
-        self._changes = array("q")  # the opening times of the bars of the newest revisions
-        self._capacity = capacity
-        self.set_parent(parent)
-        self._times = array("q")  # of all bars, like the change ids
-        self._change_ids = array("q")
-        self._packed = PackedBars()  # all bars except the newest few
-        self._recent: list[Candle] = []
+    def __post_init__(self) -> None:
+        self.set_parent(self.parent)
 
     def __len__(self) -> int:
         return len(self._times)
 
-    @property
-    def capacity(self) -> int:
-        """The number of bars that are always kept."""
-        return self._capacity
-
     def set_parent(self, parent: Interval | None) -> None:
         """Keep the parts of the newest bars of another interval, the longest one that is folded from this one."""
-        self._parent = parent
-        self._capacity = max(self._capacity, 2 * parent.ms // self.interval.ms if parent else 0)
+        self.parent = parent
+        self.grow_capacity(2 * parent.ms // self.interval.ms if parent else 0)
 
     def grow_capacity(self, capacity: int) -> None:
         """Keep at least `capacity` bars from now on."""
-        self._capacity = max(self._capacity, capacity)
+        self.capacity = max(self.capacity, capacity)
 
     # ------------------------------------------------------------ reading
 
@@ -186,8 +175,8 @@ class Series:
 
     def drop_before(self, keep_ms: int) -> None:
         """Drop bars older than `keep_ms`, except the parts of a parent's bar that contains it."""
-        if self._parent is not None:
-            keep_ms = self._parent.floor(keep_ms)
+        if self.parent is not None:
+            keep_ms = self.parent.floor(keep_ms)
         count = bisect_left(self._times, keep_ms)
         packed = min(count, len(self._times) - len(self._recent))
         self._packed.drop_oldest(packed, self._times[:packed])
@@ -217,8 +206,8 @@ class Series:
     def _append_bars(self, bars: Sequence[Candle], change_id: int) -> None:
         """Add bars that are newer than all others, and drop old ones beyond the capacity."""
         self._add_newest(bars, change_id)
-        if len(self._times) > self._capacity + self._capacity // 8:
-            self.drop_before(self._times[-self._capacity])
+        if len(self._times) > self.capacity + self.capacity // 8:
+            self.drop_before(self._times[-self.capacity])
 
     def _add_newest(self, bars: Sequence[Candle], change_id: int) -> None:
         self._times.extend(map(_OPEN, bars))

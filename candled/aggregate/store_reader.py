@@ -1,8 +1,8 @@
 """Reads bars from the store into memory: at startup, after changes of the past, and after lost messages."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, groupby, repeat
 from operator import attrgetter
 
 from candled.bus import FeedMetadata
@@ -61,10 +61,9 @@ class StoreReader:
                     loaded[interval] = count, await self._history.read_bars(market.key, interval, END_OF_TIME_MS, count)
                 else:  # a new market
                     loaded[interval] = count, ()
-            forming = await self._select_adjoining(
-                market, loaded[MINUTE][1], await self._history.read_forming(market.key)
-            )
-            gap = await self._find_gap(market, loaded[MINUTE][1])
+            minutes = loaded[MINUTE][1]
+            forming = await self._select_adjoining(market, minutes, await self._history.read_forming(market.key))
+            gap = await self._find_gap(market, minutes)
         except (StoreUnavailable, StoreRejected) as error:
             logger.log(level, "%s: bars cannot be loaded: %s; trying again", market.key, error)
             self._tasks.start(self._load_later(market))
@@ -171,15 +170,15 @@ class StoreReader:
 
     async def _find_gap(self, market: MarketBars, final: Sequence[Candle]) -> Range | None:
         """Return the range from the first to the last unexplained missing minute among the stored ones, or None."""
-        missing = RangeSet([(final[0].open_ms, final[-1].open_ms)] if final else ())
-        for minute in final:
-            missing.remove(minute.open_ms, minute.open_ms + MINUTE_MS)
-        for known_gap in (
-            await self._history.known_gaps(market.key, Range(final[0].open_ms, final[-1].open_ms)) if missing else ()
-        ):
+        minutes = RangeSet.of_parts((minute.open_ms for minute in final), MINUTE_MS)
+        missing = minutes.missing(*minutes.extent) if minutes.extent else RangeSet()
+        await self._remove_known_gaps(market, missing)
+        return missing.extent
+
+    async def _remove_known_gaps(self, market: MarketBars, missing: RangeSet) -> None:
+        """Remove the minutes that are known not to exist from a set of missing ones."""
+        for known_gap in await self._history.known_gaps(market.key, missing.extent) if missing.extent else ():
             missing.remove(known_gap.start_ms, known_gap.end_ms)
-        spans = list(missing)
-        return Range(spans[0].start_ms, spans[-1].end_ms) if spans else None
 
     async def _select_adjoining(
         self, market: MarketBars, final: Sequence[Candle], forming: Sequence[Candle]
@@ -193,8 +192,7 @@ class StoreReader:
         for minute in forming:
             if end_ms is not None and minute.open_ms > end_ms:
                 missing = RangeSet([(end_ms, minute.open_ms)])
-                for known_gap in await self._history.known_gaps(market.key, Range(end_ms, minute.open_ms)):
-                    missing.remove(known_gap.start_ms, known_gap.end_ms)
+                await self._remove_known_gaps(market, missing)
                 if missing:
                     break
             result.append(minute)
@@ -308,13 +306,12 @@ class StoreReader:
         This ends when every completed minute is in memory in its final version.
         """
         try:
-            for attempt, pause_s in enumerate(_pauses()):
+            for attempt, pause_s in enumerate(chain(_RECOVERY_PAUSES_S, repeat(_RECOVERY_PAUSES_S[-1]))):
                 since, lost_from_ms = market.feed_log.lost_since, market.lost_from_ms
                 is_known, is_last = market.feed_log.is_lost_logged, attempt >= _MAX_LOG_WAITS
+                everything = is_last and not is_known
                 try:
-                    for stale in await self._lost_ranges(
-                        market, since, lost_from_ms, everything=is_last and not is_known
-                    ):
+                    for stale in await self._lost_ranges(market, since, lost_from_ms, everything=everything):
                         await self._merge_range(market, stale)
                     unsure = await self._find_unsure(market, lost_from_ms)
                     is_complete = (is_known or is_last) and not unsure
@@ -347,12 +344,10 @@ class StoreReader:
         """
         if market.unread is None:
             return
-        gap, left = market.feed_log.metadata.gap, RangeSet([market.unread])
+        gap, series = market.feed_log.metadata.gap, market.aggregator.series_of(MINUTE)
+        left = _without_final(market.unread, series.bars_between(*market.unread))
         if gap is not None:
             left.remove(*gap)
-        for minute in market.aggregator.series_of(MINUTE).bars_between(*market.unread):
-            if minute.final:
-                left.remove(minute.open_ms, minute.open_ms + MINUTE_MS)
         if left:
             market.feed_log.mark_incomplete()
             self.recover_lost(market, next(iter(left)).start_ms + 2 * MINUTE_MS)
@@ -395,15 +390,11 @@ class StoreReader:
             if metadata.gap is None:
                 return RangeSet([(from_ms, END_OF_TIME_MS)])
             known_ms = metadata.gap.end_ms
-        from_ms, watermark_ms = max(from_ms, series.since_ms, known_ms), metadata.watermark_ms
-        unsure = RangeSet([(from_ms, watermark_ms)])
-        for minute in series.bars_between(from_ms, watermark_ms):
-            if minute.final:
-                unsure.remove(minute.open_ms, minute.open_ms + MINUTE_MS)
+        span = Range(max(from_ms, series.since_ms, known_ms), metadata.watermark_ms)
+        unsure = _without_final(span, series.bars_between(*span))
         if metadata.gap is not None:
             unsure.remove(*metadata.gap)
-        for known_gap in await self._history.known_gaps(market.key, Range(from_ms, watermark_ms)) if unsure else ():
-            unsure.remove(known_gap.start_ms, known_gap.end_ms)
+        await self._remove_known_gaps(market, unsure)
         return unsure
 
 
@@ -412,7 +403,6 @@ def _overlap(gap: Range | None, from_ms: int) -> Range | None:
     return None if gap is None or gap.end_ms <= from_ms else Range(max(gap.start_ms, from_ms), gap.end_ms)
 
 
-def _pauses() -> Iterator[float]:
-    yield from _RECOVERY_PAUSES_S
-    while True:
-        yield _RECOVERY_PAUSES_S[-1]
+def _without_final(span: Range, minutes: Iterable[Candle]) -> RangeSet:
+    """Return the minutes of a span that are not among the final ones of `minutes`."""
+    return RangeSet.of_parts((minute.open_ms for minute in minutes if minute.final), MINUTE_MS).missing(*span)

@@ -81,6 +81,11 @@ class RangeSet:
         """The newest range; None if the set is empty."""
         return Range(self._starts[-1], self._ends[-1]) if self._starts else None
 
+    @property
+    def extent(self) -> Range | None:
+        """The range from the first time to the last one; None if the set is empty."""
+        return Range(self._starts[0], self._ends[-1]) if self._starts else None
+
     def start_of(self, at_ms: int) -> int:
         """Return the start of the range that contains or touches `at_ms`, or `at_ms` itself if no range does."""
         index = bisect_left(self._ends, at_ms)
@@ -117,6 +122,10 @@ class RangeSet:
     def common(self, other: "RangeSet") -> "RangeSet":
         """Return the times that are in both sets."""
         return RangeSet(part for span in other for part in self.missing(*span).missing(*span))
+
+    def without(self, other: "RangeSet") -> "RangeSet":
+        """Return the times of this set that are not in the other one."""
+        return RangeSet(part for span in self for part in other.missing(*span))
 
     def total_within(self, start_ms: int, end_ms: int) -> int:
         """Return the length of the parts that lie in `[start_ms, end_ms)`."""
