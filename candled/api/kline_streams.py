@@ -5,7 +5,7 @@ Source: Binance's spot "WebSocket Streams".
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -19,7 +19,7 @@ from candled.protocol.frames import BarUpdate, Frame
 from candled.protocol.messages import FINAL, VALUES, Options
 from candled.protocol.requests import Subscribe
 from candled.rooms.encoded_bars import BarSource
-from candled.rooms.recipients import NullConnection, RecipientConnection, Recipients, RecipientSlot
+from candled.rooms.recipients import NullConnection, RecipientConnection, Recipients, RecipientSlot, filled
 from candled.serve.connection_limiter import ClientLimits
 from candled.serve.market_starts import start_later, wait_later
 from candled.token_bucket import TokenBucket
@@ -105,7 +105,7 @@ class KlineRoom(NullConnection):
         self.is_ended = True
         message = {"error": {"code": 2, "msg": f"Stream ended: {self._symbol} is not served any more"}, "id": None}
         frame = Frame.from_text(msgspec.json.encode(message), self.topic, _ENDED_MS)
-        for _, recipients in self._filled():
+        for _, recipients in filled(self._groups):
             self._publish(recipients, frame)
 
     # ------------------------------------------------------------ for subscribers
@@ -157,7 +157,7 @@ class KlineRoom(NullConnection):
             if self._order.take(bar, final=final) and not is_beginning:
                 self._send(bar, final)
         if is_beginning:
-            for style, recipients in self._filled():
+            for style, recipients in filled(self._groups):
                 for frame in self._beginning(style):
                     self._publish(recipients, frame)
 
@@ -177,14 +177,8 @@ class KlineRoom(NullConnection):
         return [*frames, self._make_frame(self._order.newest, self._order.is_closed, style)]
 
     def _send(self, bar: Candle, closes: bool) -> None:
-        for style, recipients in self._filled():
+        for style, recipients in filled(self._groups):
             self._publish(recipients, self._make_frame(bar, closes, style))
-
-    def _filled(self) -> Iterable[tuple[Style, Recipients]]:
-        for style, recipients in self._groups.items():
-            recipients.compact()
-            if recipients.member_count:
-                yield style, recipients
 
     def _make_frame(self, bar: Candle, closes: bool, style: Style) -> Frame:
         units, interval = style.units_per_ms, self.topic.interval

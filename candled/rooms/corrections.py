@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 from candled.model import Candle
 from candled.protocol.frames import Frame
+from candled.protocol.messages import FINAL
 
-from .recipients import Recipients
+from .recipients import Recipients, filled
 
 if TYPE_CHECKING:
     from .encoded_bars import BarSource
@@ -75,9 +76,11 @@ class Corrections:
 
     def _send_correction(self, group: "SubscriberGroup", bar: Candle) -> None:
         frames = dict[int, Frame]()
-        for options, recipients in group.filled_groups():
+        for options, recipients in filled(group.groups):
+            fields = options.fields
             if not options.corrections:
                 continue
-            if options.fields not in frames:
-                frames[options.fields] = self._renderer.render_correction(group, bar, options.fields)
-            self._publish(recipients, frames[options.fields])
+            if fields not in frames:
+                final = bool(fields & FINAL) and self._renderer.is_final(group, bar)
+                frames[fields] = self._renderer.render_bar("correction", group, bar, fields, final=final)
+            self._publish(recipients, frames[fields])

@@ -4,21 +4,12 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate, count, islice
 from typing import Any, Protocol
 
-from candled.model import (
-    BarTexts,
-    Candle,
-    FeedState,
-    Interval,
-    MarketKey,
-    Position,
-    RangeSet,
-    Topic,
-)
+from candled.model import BarTexts, Candle, FeedState, Interval, MarketKey, Position, RangeSet, Topic
 from candled.protocol.messages import FINAL, bar_text
 
 MOST_BYTES = 64 * 2**20
@@ -97,65 +88,47 @@ def fields_printer(fields: int) -> Printer:
     return Printer(fields, text, cares=bool(fields & FINAL), fields=fields)
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class EncodedBars:
     """Encoded bars of one topic and printer, except for the newest bar, which still changes.
 
     The texts stay valid until the revision of the series changes. With `closed`, only final bars are encoded.
     """
 
-    __slots__ = (
-        "_blobs",
-        "_closed",
-        "_ends",
-        "_finality_count",
-        "_first_ms",
-        "_kept",
-        "_newest",
-        "_newest_texts",
-        "_print",
-        "_printer",
-        "_revision",
-        "_times",
-        "_versions",
-        "cares",
-        "counted",
-        "last_ms",
-        "open",
-        "topic",
-    )
+    topic: Topic
+    printer: Printer
+    closed: bool = False
+    #: True if finality changes the texts.
+    cares: bool = field(init=False)
+    #: Opening times of the bars that are not final: encoded as such, or left out with `closed`.
+    open: list[int] = field(default_factory=list)
+    #: Bytes that `EncodedBarCache` last counted for it.
+    counted: int = 0
+    #: Opening times of the first and the last bar read so far.
+    _first_ms: int = -1
+    last_ms: int = -1
+    _times: "array[int]" = field(default_factory=lambda: array("q"))
+    #: Per column: the texts, each with a separator behind it, and the offsets at which they end.
+    _ends: list["array[int]"] = field(init=False)
+    _blobs: list[bytearray] = field(init=False)
+    #: The newest bar as last printed, its finality and the number of that version.
+    _newest: tuple[Candle, bool, int] | None = None
+    _newest_texts: Sequence[bytes] = ()
+    #: Opening time of the first bar whose text changed, and the number of that version; both are ascending.
+    _versions: list[tuple[int, int]] = field(default_factory=lambda: [(0, next(_numbers))])
+    _revision: int = -1
+    _finality_count: int = -1
+    _kept: dict[object, tuple[object, Sequence[Any]]] = field(default_factory=dict)
 
-    def __init__(self, topic: Topic, printer: Printer, closed: bool = False) -> None:
-        self.topic = topic
-        # opening times of the bars that are not final: encoded as such, or left out with `closed`
-        self.open: list[int] = []
-        self.counted = 0  # bytes that `EncodedBarCache` last counted for it
-        self._closed = closed
-        self._printer = printer
-        self._print = printer.print
-        self.cares = closed or printer.cares  # True if finality changes the texts
-        self._first_ms = self.last_ms = -1  # opening times of the first and the last bar read so far
-        self._times = array("q")
-        # per column: the texts, each with a separator behind it, and the offsets at which they end
-        self._ends = [array("L") for _ in range(printer.columns)]
-        self._blobs = [bytearray() for _ in range(printer.columns)]
-        # the newest bar as last printed, its finality and the number of that version
-        self._newest: tuple[Candle, bool, int] | None = None
-        self._newest_texts: Sequence[bytes] = ()
-        # opening time of the first bar whose text changed, and the number of that version; both are ascending
-        self._versions: list[tuple[int, int]] = [(0, next(_numbers))]
-        self._revision = -1
-        self._finality_count = -1
-        self._kept: dict[object, tuple[object, Sequence[Any]]] = {}
-
-    @property
-    def fields(self) -> int:
-        """Optional fields of WebSocket bars."""
-        return self._printer.fields
+    def __post_init__(self) -> None:
+        self.cares = self.closed or self.printer.cares
+        self._ends = [array("L") for _ in range(self.printer.columns)]
+        self._blobs = [bytearray() for _ in range(self.printer.columns)]
 
     @property
     def size_bytes(self) -> int:
         """Approximate memory in use, in bytes."""
-        texts = sum(map(len, self._blobs)) + _PER_BAR * self._printer.columns * len(self._times)
+        texts = sum(map(len, self._blobs)) + _PER_BAR * self.printer.columns * len(self._times)
         return texts + sum(len(kept[0]) for _, kept in self._kept.values())
 
     def encode_bars(
@@ -203,14 +176,10 @@ class EncodedBars:
             self._check_open(bars)
             self._finality_count = finality_count
 
-    def has_from(self, open_ms: int) -> bool:
-        """Return True if the bar that opens at `open_ms`, or a newer one, has been read."""
-        return self.last_ms >= open_ms
-
     def is_current(self, bar: Candle) -> bool:
         """Return True if the text of this bar is up to date, apart from its finality."""
         text = self.bar_text(bar.open_ms)
-        return text is not None and any(text == self._print(bar, final)[0].encode() for final in (True, False))
+        return text is not None and any(text == self.printer.print(bar, final)[0].encode() for final in (True, False))
 
     def drop_from(self, open_ms: int, revision: int) -> None:
         """Drop the texts from `open_ms` on, which changed in this revision."""
@@ -234,17 +203,14 @@ class EncodedBars:
         start = max(bisect_left(self._times, since_ms), stop - count)
         if start >= stop:
             return None, 0, memoryview(b"")
-        return (
-            self._times[start],
-            stop - start,
-            memoryview(self._blobs[0])[self._begin_of(start) : self._ends[0][stop - 1]],
-        )
+        texts = memoryview(self._blobs[0])[self._begin_of(start) : self._ends[0][stop - 1]]
+        return self._times[start], stop - start, texts
 
     def columns(self, start_ms: int, end_ms: int) -> list[bytes]:
         """Return the texts of the bars of `[start_ms, end_ms)`, one value per column, with a separator after each."""
         start, stop = bisect_left(self._times, start_ms), bisect_left(self._times, end_ms)
         if start >= stop:
-            return [b""] * self._printer.columns
+            return [b""] * self.printer.columns
         return [
             bytes(memoryview(blob)[ends[start - 1] if start else 0 : ends[stop - 1]])
             for blob, ends in zip(self._blobs, self._ends, strict=True)
@@ -256,9 +222,9 @@ class EncodedBars:
 
     def append_final(self, bars: BarTexts) -> None:
         """Append final bars all together, at a fifth of the cost of one by one."""
-        assert self._printer.print_texts is not None, "a printer of pages"
-        separator = self._printer.separator.decode()
-        for texts, blob, ends in zip(self._printer.print_texts(bars), self._blobs, self._ends, strict=True):
+        assert self.printer.print_texts is not None, "a printer of pages"
+        separator = self.printer.separator.decode()
+        for texts, blob, ends in zip(self.printer.print_texts(bars), self._blobs, self._ends, strict=True):
             ends.extend(islice(accumulate((len(text) + 1 for text in texts), initial=len(blob)), 1, None))
             blob += separator.join((*texts, "")).encode()
         self._times.extend(bars.times)
@@ -279,7 +245,7 @@ class EncodedBars:
         """Return the texts of the newest bar, one per column."""
         self.newest_version(bar, final)
         if not self._newest_texts:
-            self._newest_texts = [text.encode() for text in self._print(bar, final)]
+            self._newest_texts = [text.encode() for text in self.printer.print(bar, final)]
         return self._newest_texts
 
     def bar_text(self, open_ms: int) -> bytes | None:
@@ -304,10 +270,10 @@ class EncodedBars:
     def _append_bar(self, bar: Candle, final: bool) -> None:
         if self.cares and not final:
             self.open.append(bar.open_ms)
-            if self._closed:
+            if self.closed:
                 return
-        for text, blob, ends in zip(self._print(bar, final), self._blobs, self._ends, strict=True):
-            blob += text.encode() + self._printer.separator
+        for text, blob, ends in zip(self.printer.print(bar, final), self._blobs, self._ends, strict=True):
+            blob += text.encode() + self.printer.separator
             ends.append(len(blob))
         self._times.append(bar.open_ms)
 
@@ -351,7 +317,8 @@ class EncodedBarCache:
     """All `EncodedBars` of a process, limited to `most_bytes`. Drops the least recently used first."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
-        self._most_bytes = most_bytes
+        #: The limit of `bytes`.
+        self.most_bytes = most_bytes
         self._forms: OrderedDict[tuple[Topic, Hashable, bool], EncodedBars] = OrderedDict()
         # encoded pages of the past, with the bytes counted for each
         self._pages: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
@@ -359,11 +326,6 @@ class EncodedBarCache:
         self.bytes = 0
         # requests for encoded bars and for pages: answered from the cache, and not
         self.form_hits = self.form_misses = self.page_hits = self.page_misses = 0
-
-    @property
-    def most_bytes(self) -> int:
-        """The limit of `bytes`."""
-        return self._most_bytes
 
     def get_form(self, topic: Topic, printer: Printer, closed: bool = False) -> EncodedBars:
         """Return the encoded bars of a topic, new ones if none exist. Call `mark_used` after reading them."""
@@ -402,9 +364,9 @@ class EncodedBarCache:
         size = form.size_bytes
         self.bytes += size - form.counted
         form.counted = size
-        while self._pages and self.bytes > self._most_bytes:
+        while self._pages and self.bytes > self.most_bytes:
             self._drop_page()
-        while self.bytes > self._most_bytes and len(self._forms) > 1:
+        while self.bytes > self.most_bytes and len(self._forms) > 1:
             _, oldest = self._forms.popitem(last=False)
             self.bytes -= oldest.counted
 
@@ -430,7 +392,7 @@ class EncodedBarCache:
         self._pages[key] = page, size
         self._page_bytes += size
         self.bytes += size
-        while self._pages and (self._page_bytes > self._most_bytes // 4 or self.bytes > self._most_bytes):
+        while self._pages and (self._page_bytes > self.most_bytes // 4 or self.bytes > self.most_bytes):
             self._drop_page()
 
     def _drop_page(self) -> None:

@@ -18,7 +18,7 @@ from .corrections import Corrections
 from .counts import MessageCounts
 from .encoded_bars import BarSource, EncodedBarCache
 from .pattern_rooms import MOST_PATTERNS, PatternMembership, PatternRooms
-from .recipients import RecipientConnection, Recipients
+from .recipients import RecipientConnection, Recipients, filled
 from .renderer import MessageRenderer, Snapshot
 from .room import Member, Membership, Room, SubscriberGroup
 from .schedule import GroupSchedule
@@ -59,7 +59,7 @@ class Hub:
         self.counts = MessageCounts()
         self._renderer = MessageRenderer(bars, texts or EncodedBarCache())
         self._corrections = Corrections(bars, self._renderer, partial(self._publish_counted, "correction"))
-        self._statuses = Statuses(codec.market_head, bars.feed_state, partial(self._publish_counted, "status"))
+        self._statuses = Statuses(codec, bars, partial(self._publish_counted, "status"))
         self._patterns = PatternRooms(codec, bars, clock, partial(self._publish_counted, "pattern"))
         self._rooms: dict[MarketKey, dict[int, Room]] = {}
         self._count = 0
@@ -82,7 +82,7 @@ class Hub:
             self._rooms.setdefault(topic.market, {})[topic.interval.ms] = room
             self._count += 1
         group = room.group_for(options)
-        membership = Membership(client, connection, group, bars, options)
+        membership = Membership(connection, client, group, bars, options)
         group.members += 1  # it waits for its `initial`
         room.memberships.add(membership)
         self._room_counts[connection] += 1
@@ -283,7 +283,7 @@ class Hub:
 
     def describe_rooms(self) -> Iterator[dict[str, Any]]:
         """Yield the part of each room. The rooms may change meanwhile."""
-        for room in list(self._all_rooms()):
+        for room in [room for rooms in self._rooms.values() for room in rooms.values()]:
             if self._find_room(room.topic) is room:
                 yield {
                     "key": room.name,
@@ -296,12 +296,7 @@ class Hub:
     # ------------------------------------------------------------ inside: changes
 
     def _find_room(self, topic: Topic) -> Room | None:
-        rooms = self._rooms.get(topic.market)
-        return rooms.get(topic.interval.ms) if rooms else None
-
-    def _all_rooms(self) -> Iterator[Room]:
-        for rooms in self._rooms.values():
-            yield from rooms.values()
+        return self._rooms.get(topic.market, {}).get(topic.interval.ms)
 
     def _take_changes(
         self, group: SubscriberGroup, bars: Sequence[Candle], now: float, *, fill_up: bool = False
@@ -309,9 +304,8 @@ class Hub:
         """Queue changed bars, oldest first, for a group, and send the messages that are due."""
         if group.initialized:
             changed = self._renderer.changed_bars(group, bars)
-            self._corrections.on_past_changed(
-                group, [bar.open_ms for bar in changed if not self._offer_bar(group, bar, now)]
-            )
+            too_late = [bar.open_ms for bar in changed if not self._offer_bar(group, bar, now)]
+            self._corrections.on_past_changed(group, too_late)
             if group.mode != "live":
                 self._offer_final(group, now)
             if fill_up:
@@ -330,12 +324,8 @@ class Hub:
             return True
         can_show = group.throttle.queue_bar(bar, now, final=is_final, spread_s=group.room.phase * self._most_spread_s)
         sent = group.throttle.sent
-        if (
-            group.saw_queued_state
-            and sent is not None
-            and sent.open_ms == bar.open_ms
-            and bar.open_ms not in group.throttle.queued_bars
-        ):
+        is_last = sent is not None and sent.open_ms == bar.open_ms
+        if group.saw_queued_state and is_last and bar.open_ms not in group.throttle.queued_bars:
             # The bar is back to the values last sent, but the snapshots of these members have others.
             group.request_snapshots(list(group.saw_queued_state))
         return can_show
@@ -450,13 +440,12 @@ class Hub:
     def _send_update(self, group: SubscriberGroup, bar: Candle, now_ms: int) -> None:
         """Send the bar that the group's throttle has just released."""
         frames: dict[int, Frame] = {}
-        for options, recipients in group.filled_groups():
+        for options, recipients in filled(group.groups):
             fields = options.fields
             frame = frames.get(fields)
             if frame is None:
-                frame = frames[fields] = self._renderer.render_update(
-                    group, bar, fields, final=group.throttle.sent_final
-                )
+                final = group.throttle.sent_final
+                frame = frames[fields] = self._renderer.render_bar("update", group, bar, fields, final=final)
             self._publish(recipients, frame)
             self.counts.updates += len(recipients)
             group.room.last_broadcast_ms = now_ms

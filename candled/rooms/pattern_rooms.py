@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from candled.exchange import Clock
@@ -14,25 +15,22 @@ from candled.symbol_pattern import SymbolPattern
 from candled.universe import MarketsChanged
 
 from .encoded_bars import BarSource
-from .recipients import RecipientConnection, Recipients, RecipientSlot
+from .recipients import RecipientConnection, Recipients, RecipientSlot, filled
 
 MOST_PATTERNS = 1000  # rooms of a process; each has a list of its markets
 MOST_TOGETHER = 20  # most bars of a market sent at one moment, and most queued for a slow client
 _LOOKED_AT = 128  # newest bars of a market in which closed ones are searched
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class PatternMembership(RecipientSlot):
     """The subscription of one client to a pattern room. It is in the list of the members with equal options."""
 
-    __slots__ = ("options", "request_id", "room", "watcher")
-
-    def __init__(self, connection: RecipientConnection, room: "PatternRoom", options: Options) -> None:
-        super().__init__(connection)
-        self.room = room
-        self.options = options
-        self.request_id: RequestId = None
-        # the place in the list of those that receive `markets`; None if the client did not ask for it
-        self.watcher: RecipientSlot | None = None
+    room: "PatternRoom"
+    options: Options
+    request_id: RequestId = None
+    #: The place in the list of those that receive `markets`; None if the client did not ask for it.
+    watcher: RecipientSlot | None = None
 
 
 class PatternRoom:
@@ -290,11 +288,8 @@ class PatternRooms:
         texts: dict[int, str] = {}
         for room in list(closed.rooms):
             frames: dict[int, Frame] = {}
-            for options, recipients in list(room.groups.items()):
+            for options, recipients in filled(room.groups):
                 if kind == "correction" and not options.corrections:
-                    continue
-                recipients.compact()
-                if not recipients:
                     continue
                 fields = options.fields
                 if fields not in texts:

@@ -1,13 +1,16 @@
 """The rooms' view of a client's connection, and the lists of connections that broadcasts are sent to."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from candled.model import Topic
 from candled.protocol.frames import Frame
 
 if TYPE_CHECKING:
     from candled.access.grant import Grant
+
+K = TypeVar("K")
 
 
 class RecipientConnection(Protocol):
@@ -101,15 +104,13 @@ class NullConnection:
 NULL_CONNECTION: RecipientConnection = NullConnection()  # replaces a member's when it leaves during a broadcast
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class RecipientSlot:
     """A member's place in one list. `position` is -1 while it is in none."""
 
-    __slots__ = ("_recipients", "connection", "position")
-
-    def __init__(self, connection: RecipientConnection) -> None:
-        self.connection = connection
-        self.position = -1
-        self._recipients: Recipients | None = None
+    connection: RecipientConnection
+    position: int = field(default=-1, init=False)
+    _recipients: "Recipients | None" = field(default=None, init=False)
 
     def refresh_write(self) -> None:
         """Update the list after the connection's `write` was replaced."""
@@ -190,3 +191,13 @@ class Recipients(list[RecipientConnection]):
         if position < len(self):
             self[position], self.writes[position], self._slots[position] = connection, write, slot
             slot.position = position
+
+
+def filled(lists: Mapping[K, Recipients]) -> list[tuple[K, Recipients]]:
+    """Return the lists that have members, with their keys, compacted for a broadcast."""
+    found = []
+    for one in lists.items():
+        one[1].compact()
+        if one[1]:
+            found.append(one)
+    return found

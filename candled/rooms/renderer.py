@@ -3,12 +3,12 @@
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from candled.model import Candle, MarketKey, Position, RangeSet, Topic
 from candled.protocol import messages
 from candled.protocol.frames import BarUpdate, Frame
-from candled.protocol.messages import FINAL, SEQ, VALUES, bar_text, position_text
+from candled.protocol.messages import SEQ, VALUES, bar_text, position_text
 
 from .encoded_bars import BARS_PER_TURN, BarSource, EncodedBarCache, EncodedBars, fields_printer
 from .room import Membership, SubscriberGroup
@@ -50,7 +50,7 @@ class MessageRenderer:
         """
         topic = group.room.topic
         forms = [self._texts.find_form(topic, one.fields, one.on_close) for one in group.groups]
-        if not bars or not any(form is not None and form.has_from(bars[0].open_ms) for form in forms):
+        if not bars or not any(form is not None and form.last_ms >= bars[0].open_ms for form in forms):
             return list(bars)
         changed = [bar for bar in bars if not all(form is not None and form.is_current(bar) for form in forms)]
         revision = self._bars.revision_of(*topic)
@@ -59,31 +59,22 @@ class MessageRenderer:
                 form.drop_from(bars[0].open_ms, revision)
         return changed
 
-    def render_update(self, group: SubscriberGroup, bar: Candle, fields: int, *, final: bool) -> Frame:
-        """Return the `update` with the bar that the group's throttle has just released."""
+    def render_bar(
+        self, kind: Literal["update", "correction"], group: SubscriberGroup, bar: Candle, fields: int, *, final: bool
+    ) -> Frame:
+        """Return the `update` with the bar that the group's throttle has just released, or a `correction`."""
         position = self._position_text(group) if fields & SEQ else None
-        update = BarUpdate("update", ((bar, final),), position)
+        update = BarUpdate(kind, ((bar, final),), position)
         if fields & VALUES:
             return _values_frame(group, update, bar.open_ms)
         text = bar_text(bar, fields, final=final)
-        group.last_texts[fields] = bar, final, text
-        message = messages.bar_message("update", group.room.head, text, position_text(position))
+        message = messages.bar_message(kind, group.room.head, text, position_text(position))
         frame = Frame.from_text(message, group.room.topic, bar.open_ms)
         frame.update = update
-        return frame
-
-    def render_correction(self, group: SubscriberGroup, bar: Candle, fields: int) -> Frame:
-        """Return the `correction` with an older bar."""
-        final = bool(fields & FINAL) and self.is_final(group, bar)
-        position = self._position_text(group) if fields & SEQ else None
-        update = BarUpdate("correction", ((bar, final),), position)
-        if fields & VALUES:
-            return _values_frame(group, update, bar.open_ms)
-        text = bar_text(bar, fields, final=final)
-        message = messages.bar_message("correction", group.room.head, text, position_text(position))
-        frame = Frame.from_text(message, group.room.topic, bar.open_ms)
-        frame.corrects = True
-        frame.update = update
+        if kind == "update":
+            group.last_texts[fields] = bar, final, text
+        else:
+            frame.corrects = True
         return frame
 
     def is_final(self, group: SubscriberGroup, bar: Candle) -> bool:
@@ -138,9 +129,8 @@ class MessageRenderer:
             more = ',"recovered":false' if recovers else ""
             snapshot = self._make_initial(group, form, count, f"{more}{position_text(position)}")
             if position is not None:
-                snapshot.frame.update = self._update_of(
-                    topic, snapshot, () if options.on_close else snapshot.open, position
-                )
+                still_open = () if options.on_close else snapshot.open
+                snapshot.frame.update = self._update_of(topic, snapshot, still_open, position)
             if group.members > 1:
                 form.keep_message((count, recovers), state, snapshot)
             self._texts.mark_used(form)
@@ -195,7 +185,7 @@ class MessageRenderer:
         if last is None or not count:
             return Snapshot(Frame.from_parts(messages.initial(head, (), more), topic), None, last_ms, 0)
         final = group.mode != "live" and self.is_final(group, last)
-        text = self._last_text(group, last, final, form.fields)
+        text = self._last_text(group, last, final, form.printer.fields)
         first_ms, older_count, texts = form.newest_text(count - 1, since_ms, last.open_ms)
         with texts:
             frame = Frame.from_parts(messages.initial(head, (texts, text.encode()), more), topic)
@@ -270,7 +260,7 @@ class MessageRenderer:
         sent = group.throttle.sent
         text = None if sent is not None and sent.open_ms == bar.open_ms else form.bar_text(bar.open_ms)
         if text is None:
-            text = bar_text(bar, form.fields, final=group.mode != "live" and self.is_final(group, bar)).encode()
+            text = bar_text(bar, form.printer.fields, final=group.mode != "live" and self.is_final(group, bar)).encode()
         return text
 
     def _position_text(self, group: SubscriberGroup, known: Position | None = None) -> Position | None:

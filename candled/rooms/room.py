@@ -2,12 +2,13 @@
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from candled.model import Candle, Position, Topic
 from candled.protocol.messages import FINAL, REV, Options, RequestId, Resume
 
-from .recipients import RecipientConnection, Recipients, RecipientSlot
+from .recipients import Recipients, RecipientSlot
 from .throttle import MIN_GAP_S, UpdateThrottle
 
 MOST_CORRECTIONS = 100  # bars corrected at a time; above that a new `initial` is faster
@@ -28,47 +29,29 @@ class Member(Protocol):
         """Leave the room, whose market is not served any more."""
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Membership(RecipientSlot):
     """The subscription of one client to a room. It is in a list of its group while it receives updates."""
 
-    __slots__ = (
-        "ahead_ms",
-        "bars",
-        "client",
-        "group",
-        "is_initialized",
-        "is_new",
-        "is_short",
-        "options",
-        "prepared",
-        "request_id",
-        "resume",
-        "sent_from_ms",
-    )
-
-    def __init__(
-        self, client: Member, connection: RecipientConnection, group: "SubscriberGroup", bars: int, options: Options
-    ) -> None:
-        super().__init__(connection)
-        self.client = client
-        self.group: SubscriberGroup = group
-        self.bars = bars
-        self.options = options
-        self.request_id: RequestId = None
-        # True until the first `initial`, which may wait for more bars to be loaded
-        self.is_new = True
-        # the position to resume from, until the next `initial` or `resumed`
-        self.resume: Resume | None = None
-        # the result of `prepare_resume` for that position
-        self.prepared: Any = None
-        # True once the member has had its `initial`, until it waits for another one
-        self.is_initialized = False
-        # True if the last snapshot had fewer bars than requested
-        self.is_short = False
-        # opening time of the first bar of the last snapshot
-        self.sent_from_ms: int | None = None
-        # opening time of the last bar of its snapshot, while older bars are still queued in the group
-        self.ahead_ms: int | None = None
+    client: Member
+    group: "SubscriberGroup"
+    bars: int
+    options: Options
+    request_id: RequestId = None
+    #: True until the first `initial`, which may wait for more bars to be loaded.
+    is_new: bool = True
+    #: The position to resume from, until the next `initial` or `resumed`.
+    resume: Resume | None = None
+    #: The result of `prepare_resume` for that position.
+    prepared: Any = None
+    #: True once the member has had its `initial`, until it waits for another one.
+    is_initialized: bool = False
+    #: True if the last snapshot had fewer bars than requested.
+    is_short: bool = False
+    #: Opening time of the first bar of the last snapshot.
+    sent_from_ms: int | None = None
+    #: Opening time of the last bar of its snapshot, while older bars are still queued in the group.
+    ahead_ms: int | None = None
 
     @property
     def topic(self) -> Topic:
@@ -81,6 +64,7 @@ class Membership(RecipientSlot):
         return self.bars if self.group.mode == "live" else self.bars + _NOT_SHOWN_YET
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class SubscriberGroup:
     """Members of a room that receive the same bars at the same time.
 
@@ -93,55 +77,40 @@ class SubscriberGroup:
     With `revisions`, a new `rev` alone counts as a change.
     """
 
-    __slots__ = (
-        "_is_plain",
-        "ahead_of_queue",
-        "corrected_at",
-        "corrections",
-        "delivered_position",
-        "final_wait_s",
-        "groups",
-        "initialized",
-        "key",
-        "last_texts",
-        "members",
-        "mode",
-        "needs_snapshot",
-        "pending_final",
-        "room",
-        "saw_queued_state",
-        "scheduled_at",
-        "throttle",
-    )
+    room: "Room"
+    mode: Mode
+    revisions: bool
+    final_wait_s: float
+    #: The key in `Room.groups`.
+    key: tuple[Mode, bool, float] = field(init=False)
+    throttle: UpdateThrottle = field(init=False)
+    _is_plain: bool = field(init=False)
+    groups: dict[Options, Recipients] = field(default_factory=dict)
+    members: int = 0
+    #: The number of members that have had their `initial`.
+    initialized: int = 0
+    #: Members whose snapshot ends with a newer bar than the last one sent to the group.
+    ahead_of_queue: dict[Membership, None] = field(default_factory=dict)
+    #: Members whose snapshot contains a state of the last bar that is still queued.
+    saw_queued_state: dict[Membership, None] = field(default_factory=dict)
+    #: Members that need a new `initial`.
+    needs_snapshot: dict[Membership, None] = field(default_factory=dict)
+    #: Opening times of the bars to correct, and when the last corrections were sent.
+    corrections: set[int] = field(default_factory=set)
+    corrected_at: float = float("-inf")
+    #: Opening times of bars that were sent, or left out, before they were final, and are too old for an `update`.
+    pending_final: set[int] = field(default_factory=set)
+    #: The feed's position when the queue was last empty.
+    delivered_position: Position | None = None
+    #: When the hub runs this group next; None while nothing is queued.
+    scheduled_at: float | None = None
+    #: The last bar sent, its finality and its text, by optional fields.
+    last_texts: dict[int, tuple[Candle, bool, str]] = field(default_factory=dict)
 
-    def __init__(self, room: "Room", mode: Mode, revisions: bool, final_wait_s: float) -> None:
-        self.room = room
-        self.key = mode, revisions, final_wait_s  # in `Room.groups`
-        self.mode = mode
-        self.final_wait_s = final_wait_s
-        self._is_plain = mode == "live" and not revisions
-        self.throttle = UpdateThrottle(final_wait_s=final_wait_s, revisions=revisions)
-        self.groups: dict[Options, Recipients] = {}
-        self.members = 0
-        # number of members that have had their `initial`
-        self.initialized = 0
-        # members whose snapshot ends with a newer bar than the last one sent to the group
-        self.ahead_of_queue: dict[Membership, None] = {}
-        # members whose snapshot contains a state of the last bar that is still queued
-        self.saw_queued_state: dict[Membership, None] = {}
-        # members that need a new `initial`
-        self.needs_snapshot: dict[Membership, None] = {}
-        # opening times of the bars to correct, and when the last corrections were sent
-        self.corrections: set[int] = set()
-        self.corrected_at = float("-inf")
-        # opening times of bars that were sent, or left out, before they were final, and are too old for an `update`
-        self.pending_final: set[int] = set()
-        # the feed's position when the queue was last empty
-        self.delivered_position: Position | None = None
-        # when the hub runs this group next; None while nothing is queued
-        self.scheduled_at: float | None = None
-        # the last bar sent, its finality and its text, by optional fields
-        self.last_texts: dict[int, tuple[Candle, bool, str]] = {}
+    def __post_init__(self) -> None:
+        self.key = self.mode, self.revisions, self.final_wait_s
+        self.throttle = UpdateThrottle(final_wait_s=self.final_wait_s, revisions=self.revisions)
+        self._is_plain = self.mode == "live" and not self.revisions
 
     def is_simple(self, bar: Candle) -> bool:
         """Return True if a changed bar only needs the throttle, which is nearly always so.
@@ -188,15 +157,6 @@ class SubscriberGroup:
         """True if a new `initial` is cheaper than the queued corrections."""
         members = sum(len(recipients) for options, recipients in self.groups.items() if options.corrections)
         return len(self.corrections) > MOST_CORRECTIONS or len(self.corrections) * members > _MOST_CORRECTING
-
-    def filled_groups(self) -> list[tuple[Options, Recipients]]:
-        """Return the lists that have members, compacted for a broadcast."""
-        groups = []
-        for group in self.groups.items():
-            group[1].compact()
-            if group[1]:
-                groups.append(group)
-        return groups
 
     def initialized_members(self) -> list[Membership]:
         """Return the members that had their `initial` and do not wait for another."""

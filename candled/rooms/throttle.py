@@ -1,5 +1,7 @@
 """The throttle of a subscriber group: one update a second, and a bar's last state before the next bar's first."""
 
+from dataclasses import dataclass, field
+
 from candled.model import Candle
 
 MIN_GAP_S = 1.0
@@ -7,6 +9,7 @@ RESYNC_GAP_S = 5.0
 MOST_BEHIND = 5  # queued bars; above that a new `initial` is faster
 
 
+@dataclass(eq=False, kw_only=True, slots=True)
 class UpdateThrottle:
     """Decides when a bar is sent. Pure: `now` is monotonic seconds.
 
@@ -18,37 +21,29 @@ class UpdateThrottle:
     `revisions`, a new `rev` alone counts as a change.
     """
 
-    __slots__ = (
-        "_busy",
-        "_final_wait_s",
-        "_next_at",
-        "_resync",
-        "_resynced_at",
-        "_revisions",
-        "_slots",
-        "sent",
-        "sent_final",
-        "skipped_open_ms",
-    )
-
-    def __init__(self, *, final_wait_s: float = 0.0, revisions: bool = False) -> None:
-        self.sent: Candle | None = None  # the last bar sent
-        self.sent_final = False  # True if it was sent as final
-        self.skipped_open_ms: int | None = None  # opening time of the bar that was passed over before it was final
-        self._final_wait_s = final_wait_s
-        self._revisions = revisions
-        self._slots: dict[int, tuple[Candle, bool, float]] = {}  # bar, finality and time of queuing, by opening time
-        self._next_at = 0.0
-        self._busy = False  # True once `spread_s` was added; added again only after a quiet second
-        self._resync = False  # True while new snapshots are requested
-        self._resynced_at = float("-inf")
+    final_wait_s: float = 0.0
+    revisions: bool = False
+    #: The last bar sent, and True if it was sent as final.
+    sent: Candle | None = None
+    sent_final: bool = False
+    #: Opening time of the bar that was passed over before it was final.
+    skipped_open_ms: int | None = None
+    #: The monotonic time from which the next update may be sent.
+    next_at: float = 0.0
+    #: Bar, finality and time of queuing, by opening time.
+    _slots: dict[int, tuple[Candle, bool, float]] = field(default_factory=dict)
+    #: True once `spread_s` was added; added again only after a quiet second.
+    _busy: bool = False
+    #: True while new snapshots are requested.
+    _resync: bool = False
+    _resynced_at: float = float("-inf")
 
     def start_after(self, newest: Candle | None, now: float, *, final: bool = False) -> None:
         """Start after a snapshot that ends with `newest`; `final` is the finality of that bar."""
         self.sent = newest
         self.sent_final = final
         self._slots.clear()
-        self._next_at = max(self._next_at, now)
+        self.next_at = max(self.next_at, now)
         self._resync = False
 
     def queue_bar(self, bar: Candle, now: float, *, final: bool = False, spread_s: float = 0.0) -> bool:
@@ -61,7 +56,7 @@ class UpdateThrottle:
         if sent is not None and bar.open_ms <= sent.open_ms:
             if bar.open_ms < sent.open_ms:
                 return False
-            unchanged = bar.values == sent.values and (bar.rev == sent.rev or not self._revisions)
+            unchanged = bar.values == sent.values and (bar.rev == sent.rev or not self.revisions)
             if self.sent_final:
                 self.sent = bar
                 return unchanged
@@ -81,12 +76,12 @@ class UpdateThrottle:
 
         A shortcut for `queue_bar` and `take_due`. Not for a throttle with `final_wait_s` or `revisions`.
         """
-        if now < self._next_at or self._slots or not self._is_plain_change(bar):
+        if now < self.next_at or self._slots or not self._is_plain_change(bar):
             return False
         self._busy = False
         self.skipped_open_ms = None
         self.sent = bar
-        self._next_at = now + MIN_GAP_S
+        self.next_at = now + MIN_GAP_S
         return True
 
     def queue_pending(self, bar: Candle, now: float, spread_s: float) -> bool:
@@ -94,7 +89,7 @@ class UpdateThrottle:
 
         A shortcut for `queue_bar`. Not for a throttle with `final_wait_s` or `revisions`.
         """
-        if now >= self._next_at or not self._is_plain_change(bar):
+        if now >= self.next_at or not self._is_plain_change(bar):
             return False
         since = now
         if self._slots:
@@ -106,11 +101,6 @@ class UpdateThrottle:
             self._stagger_next(now, spread_s)
         self._slots[bar.open_ms] = bar, False, since
         return True
-
-    @property
-    def next_at(self) -> float:
-        """The monotonic time from which the next update may be sent."""
-        return self._next_at
 
     @property
     def queued_bars(self) -> tuple[int, ...]:
@@ -136,7 +126,7 @@ class UpdateThrottle:
         """The monotonic time at which `take_due` or `take_resync` has something; None if nothing is queued."""
         at = None
         if self._slots:
-            at = max(self._next_at, self._wait_until(min(self._slots)))
+            at = max(self.next_at, self._wait_until(min(self._slots)))
         if self._resync:
             resync_at = self._resynced_at + RESYNC_GAP_S
             at = resync_at if at is None else min(at, resync_at)
@@ -144,7 +134,7 @@ class UpdateThrottle:
 
     def take_due(self, now: float) -> Candle | None:
         """Return the bar to send now, or None. `sent_final` is its finality."""
-        if not self._slots or now < self._next_at:
+        if not self._slots or now < self.next_at:
             return None
         oldest_ms = min(self._slots)
         wait_until = self._wait_until(oldest_ms)
@@ -152,7 +142,7 @@ class UpdateThrottle:
             return None
         self.skipped_open_ms = self.sent.open_ms if wait_until and self.sent is not None else None
         self.sent, self.sent_final, _ = self._slots.pop(oldest_ms)
-        self._next_at = now + MIN_GAP_S
+        self.next_at = now + MIN_GAP_S
         return self.sent
 
     def take_resync(self, now: float) -> bool:
@@ -175,13 +165,13 @@ class UpdateThrottle:
 
     def _wait_until(self, open_ms: int) -> float:
         """Return when a bar may be sent although the one before it is not final; 0.0 if it need not wait."""
-        if not self._final_wait_s or self.sent_final or self.sent is None or open_ms <= self.sent.open_ms:
+        if not self.final_wait_s or self.sent_final or self.sent is None or open_ms <= self.sent.open_ms:
             return 0.0
-        return self._slots[open_ms][2] + self._final_wait_s
+        return self._slots[open_ms][2] + self.final_wait_s
 
     def _stagger_next(self, now: float, spread_s: float) -> None:
-        if now >= self._next_at:
+        if now >= self.next_at:
             self._busy = False
         elif not self._busy:
             self._busy = True
-            self._next_at += spread_s
+            self.next_at += spread_s

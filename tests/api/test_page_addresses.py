@@ -165,7 +165,7 @@ async def test_a_cold_page_that_many_clients_ask_for_is_read_and_encoded_once(st
 @pytest.mark.slow
 async def test_a_scan_of_the_past_by_one_client_leaves_the_newest_bars_of_the_others_encoded(stage):
     stage.push(minute(COUNT))
-    stage.pages._texts._most_bytes = 1_000_000
+    stage.pages._texts.most_bytes = 1_000_000
     texts, printed = stage.pages._texts, []
     real = klines_printer(MINUTE)
     newest = Printer("newest", lambda *bar: printed.append(bar[0].open_ms) or real.print(*bar))

@@ -146,7 +146,7 @@ async def check(one: Stage, pages: BarReader, rng: random.Random, rounds: int = 
                 again = pages.printed_now(BTC, interval, printer, asked, f'"x", {page.tag}')
                 if again is None:  # read from the store, and dropped because memory is tiny here
                     assert ".past." in page.tag
-                    assert pages._texts._most_bytes < 10**8
+                    assert pages._texts.most_bytes < 10**8
                     continue
                 assert (again.is_known, again.tag, again.columns) == (True, page.tag, ())
             slow = join_parts(wanted, printer, [print_bars(wanted.bars, printer)])
@@ -227,8 +227,8 @@ async def test_kept_texts_are_those_of_a_fresh_encoding(tmp_path, source):
                     await one.clock.advance(0.1)
                 at_once += await check(one, one.pages, rng, 2)
             if number % 5 == 0:  # eviction
-                texts._most_bytes = rng.choice([1_000, 100_000, 10**8])
-        assert texts.bytes <= max(texts._most_bytes, 10**6)
+                texts.most_bytes = rng.choice([1_000, 100_000, 10**8])
+        assert texts.bytes <= max(texts.most_bytes, 10**6)
     assert at_once > 100
 
 

@@ -195,5 +195,4 @@ def test_a_bar_is_sent_as_it_is_except_for_its_finality():
     assert form.is_current(minute(1))
     assert not form.is_current(minute(1, volume="2"))
     assert not form.is_current(minute(2))
-    assert form.has_from(minute(1).open_ms)
-    assert not form.has_from(minute(2).open_ms)
+    assert form.last_ms == minute(1).open_ms
