@@ -5,18 +5,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from candled.model import (
-    BarTexts,
-    Candle,
-    FeedState,
-    MarketKey,
-    PatternTopic,
-    Position,
-    Symbol,
-    Topic,
-    decimal_text,
-    iso_ms,
-)
+from candled.model import BarTexts, Candle, FeedState, Position, Symbol, decimal_text, iso_ms
 
 # Flags for printing bars: the optional fields, and numbers as JSON strings. A frame with `VALUES` has no text, only its
 # `BarUpdate`: another dialect encodes it.
@@ -56,38 +45,6 @@ PLAIN = Options()
 
 RequestId = int | str | None
 """The `id` that a client gave its request; None if it gave none."""
-
-
-def head(topic: Topic, default_exchange: str) -> str:
-    """Return the keys that name a message's topic. The exchange is left out if it is the default."""
-    return f'{market_head(topic.market, default_exchange)},"interval":"{topic.interval}"'
-
-
-def market_head(market: MarketKey, default_exchange: str) -> str:
-    """Return the keys that name a message's market. The exchange is left out if it is the default."""
-    return f'{_exchange(market.exchange, default_exchange)}"symbol":{_quoted(str(market.symbol))}'
-
-
-def request_head(topic: PatternTopic, default_exchange: str) -> str:
-    """Return the keys that name a pattern room in answers, as the request does."""
-    named = _exchange(topic.exchange, default_exchange)
-    return f'{named}"symbol":{_quoted(topic.pattern)},"interval":"{topic.interval}"'
-
-
-def pattern_head(topic: PatternTopic, default_exchange: str) -> str:
-    """Return the keys that name a pattern room in its own messages, which are about several markets."""
-    named = _exchange(topic.exchange, default_exchange)
-    return f'{named}"pattern":{_quoted(topic.pattern)},"interval":"{topic.interval}"'
-
-
-def pattern_bar_head(topic: PatternTopic, symbol: Symbol, default_exchange: str) -> str:
-    """Return the keys that name a market and the pattern room in which its bar is sent."""
-    named = _exchange(topic.exchange, default_exchange)
-    return f'{named}"pattern":{_quoted(topic.pattern)},"symbol":{_quoted(str(symbol))},"interval":"{topic.interval}"'
-
-
-def _exchange(exchange: str, default_exchange: str) -> str:
-    return "" if exchange == default_exchange else f'"exchange":{_quoted(exchange)},'
 
 
 # ---------------------------------------------------------------- bars
@@ -133,13 +90,13 @@ def _optional_fields(bar: Candle, fields: int, final: bool) -> str:
     if fields & REV:
         text += f',"rev":{bar.rev}'
     if fields & SRC:
-        text += f',"src":{_quoted(bar.src)}'
+        text += f',"src":{quoted(bar.src)}'
     return text
 
 
 def position_text(position: Position | None) -> str:
     """Return the keys of a position in the feed; an empty string if it is unknown."""
-    return "" if position is None else f',"epoch":{_quoted(position.epoch)},"seq":{position.seq}'
+    return "" if position is None else f',"epoch":{quoted(position.epoch)},"seq":{position.seq}'
 
 
 def bar_message(kind: str, head: str, bar: str, position: str = "") -> str:
@@ -176,9 +133,9 @@ def pong(request_id: RequestId = None) -> str:
 def error(message: str, request_id: RequestId = None, *, code: int = 0, temporary: bool = False) -> str:
     """Return the `error` message. `code` and `temporary` are sent only with a request id."""
     if request_id is None:
-        return f'{{"type":"error","message":{_quoted(message)}}}'
+        return f'{{"type":"error","message":{quoted(message)}}}'
     lasting = "true" if temporary else "false"
-    return f'{{"type":"error","message":{_quoted(message)},{_id(request_id)},"code":{code},"temporary":{lasting}}}'
+    return f'{{"type":"error","message":{quoted(message)},{_id(request_id)},"code":{code},"temporary":{lasting}}}'
 
 
 def authenticated(expires_ms: int | None, request_id: RequestId) -> str:
@@ -211,7 +168,7 @@ def history(head: str, bars: Iterable[str], request_id: RequestId, *, end: bool)
 
 def status(head: str, feed: FeedState) -> str:
     """Return the `status` message."""
-    reason = f',"reason":{_quoted(feed.reason)}' if feed.reason else ""
+    reason = f',"reason":{quoted(feed.reason)}' if feed.reason else ""
     return f'{{"type":"status",{head},"state":"{feed.state}","since":"{iso_ms(feed.since_ms)}"{reason}}}'
 
 
@@ -242,5 +199,6 @@ def _listed(symbols: Iterable[Symbol]) -> str:
     return msgspec.json.encode([str(symbol) for symbol in symbols]).decode()
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """Return a text as a JSON string."""
     return msgspec.json.encode(text).decode()

@@ -10,8 +10,7 @@ from candled.errors import ClientError
 from candled.model import YEAR_10000_MS, Interval, MarketKey, PatternTopic, Symbol, Topic, parse_iso_ms
 from candled.universe import MarketsChanged
 
-from . import messages
-from .messages import FIELDS, NUMBERS, PLAIN, Options, RequestId, Resume
+from .messages import FIELDS, NUMBERS, PLAIN, Options, RequestId, Resume, quoted
 
 DEFAULT_BARS = 100
 MOST_BARS = 1000
@@ -167,10 +166,6 @@ _OF_ONE = {
 }  # fmt: skip
 
 
-#: The requests that may be answered once a market has been started.
-_WAITING = ("subscribe", "history")
-
-
 class RequestCodec:
     """Decodes requests about the markets and intervals served here. The first exchange is the default."""
 
@@ -241,25 +236,29 @@ class RequestCodec:
         prefix = "" if topic.exchange == self._default else f"{topic.exchange}:"
         return f"{prefix}{topic.pattern}:{topic.interval}"
 
-    def request_head(self, topic: PatternTopic) -> str:
-        """Return the keys that name a pattern room in answers."""
-        return messages.request_head(topic, self._default)
-
-    def pattern_head(self, topic: PatternTopic) -> str:
-        """Return the keys that name a pattern room in its own messages."""
-        return messages.pattern_head(topic, self._default)
-
-    def pattern_bar_head(self, topic: PatternTopic, symbol: Symbol) -> str:
-        """Return the keys that name a market in a message of a pattern room."""
-        return messages.pattern_bar_head(topic, symbol, self._default)
-
     def topic_head(self, topic: Topic) -> str:
-        """Return the keys that name a message's topic."""
-        return messages.head(topic, self._default)
+        """Return the keys that name a message's topic. The exchange is left out if it is the default."""
+        return f'{self.market_head(topic.market)},"interval":"{topic.interval}"'
 
     def market_head(self, market: MarketKey) -> str:
-        """Return the keys that name a message's market."""
-        return messages.market_head(market, self._default)
+        """Return the keys that name a message's market. The exchange is left out if it is the default."""
+        return self._head(market.exchange, f'"symbol":{quoted(str(market.symbol))}')
+
+    def request_head(self, topic: PatternTopic) -> str:
+        """Return the keys that name a pattern room in answers, as the request does."""
+        return self._head(topic.exchange, f'"symbol":{quoted(topic.pattern)},"interval":"{topic.interval}"')
+
+    def pattern_head(self, topic: PatternTopic) -> str:
+        """Return the keys that name a pattern room in its own messages, which are about several markets."""
+        return self._head(topic.exchange, f'"pattern":{quoted(topic.pattern)},"interval":"{topic.interval}"')
+
+    def pattern_bar_head(self, topic: PatternTopic, symbol: Symbol) -> str:
+        """Return the keys that name a market and the pattern room in which its bar is sent."""
+        names = f'"pattern":{quoted(topic.pattern)},"symbol":{quoted(str(symbol))}'
+        return self._head(topic.exchange, f'{names},"interval":"{topic.interval}"')
+
+    def _head(self, exchange: str, names: str) -> str:
+        return names if exchange == self._default else f'"exchange":{quoted(exchange)},{names}'
 
     def decode_request(self, message: str | bytes) -> Request:
         """Decode one client message.
@@ -279,7 +278,7 @@ class RequestCodec:
             return self._read_request(decoded, request_id)
         except RequestError as error:
             error.request_id = request_id
-            if isinstance(error, UnknownMarket) and decoded.type in _WAITING:
+            if isinstance(error, UnknownMarket) and decoded.type == "history":
                 error.read_again = partial(self._read_request, decoded, request_id)
             raise
         except RecursionError as error:  # decoded, but nested too deeply to be printed in an error
@@ -291,12 +290,7 @@ class RequestCodec:
         Raises:
             RequestError: a field is invalid.
         """
-        decoded = _Message(**fields)
-        try:
-            return self._read_subscribe(decoded, None)
-        except UnknownMarket as error:
-            error.read_again = partial(self._read_subscribe, decoded, None)
-            raise
+        return self._read_subscribe(_Message(**fields), None)
 
     def name_of(self, message: str | bytes) -> RequestId:
         """Return the `id` of a request that is refused unread; None if it cannot be found."""
@@ -330,7 +324,12 @@ class RequestCodec:
                 raise RequestError(INVALID_FORMAT)
 
     def _read_subscribe(self, decoded: _Message, request_id: RequestId) -> Subscribe | SubscribePattern:
-        topic, bars = self._read_room(decoded), _bars(decoded.initialBars)
+        try:
+            topic = self._read_room(decoded)
+        except UnknownMarket as error:
+            error.read_again = partial(self._read_subscribe, decoded, request_id)
+            raise
+        bars = _bars(decoded.initialBars)
         options, resume = PLAIN, None
         asks = decoded.fields is not msgspec.UNSET or decoded.numbers != "number"
         if asks or decoded.mode != "all" or decoded.corrections is not False:
@@ -365,8 +364,6 @@ class RequestCodec:
                 yield self._read_subscribe(entry, request_id)
             except RequestError as error:
                 error.request_id = request_id
-                if isinstance(error, UnknownMarket):
-                    error.read_again = partial(self._read_subscribe, entry, request_id)
                 yield error
             except RecursionError:  # nested too deeply to be printed in an error
                 yield RequestError(INVALID_FORMAT)
@@ -403,10 +400,7 @@ class RequestCodec:
             renamed = self._renamed.get((exchange, symbol))
             hint = f"The exchange has renamed it to {renamed}." if renamed else choice_text(list(symbols))
             raise UnknownMarket(
-                f"Invalid symbol: {_shown(symbol)}. {hint}",
-                exchange,
-                symbol,
-                self._intervals.get(interval),
+                f"Invalid symbol: {_shown(symbol)}. {hint}", exchange, symbol, self._intervals.get(interval)
             )
         raise self._unknown_interval(interval)
 
