@@ -27,6 +27,12 @@ def test_a_range_set_behaves_as_a_set_of_times(steps, start, end, at):
     pairs = list(ranges)
     assert all(left.end_ms < right.start_ms for left, right in zip(pairs, pairs[1:], strict=False))
     assert ranges.last == (pairs[-1] if pairs else None)
+    assert ranges.extent == (Range(min(model), max(model) + 1) if model else None)
+
+
+@given(st.sets(EDGE), st.sets(EDGE))
+def test_the_difference_of_two_sets_is_that_of_their_times(one, other):
+    assert RangeSet.of_parts(one, 1).without(RangeSet.of_parts(other, 1)) == RangeSet.of_parts(one - other, 1)
 
 
 @given(st.lists(st.integers(0, 12) | st.sampled_from([10**7]), max_size=12))
