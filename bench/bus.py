@@ -26,7 +26,7 @@ from bench.latency import percentiles
 from bench.process import Process, scratch, spread, symbols
 from candled.bus import FeedMetadata, Message, MinuteChanged
 from candled.bus.codec import Names, encode_message
-from candled.bus.factory import RedisParts, make_redis_parts
+from candled.bus.factory import RedisParts
 from candled.bus.redis.leases import LeaseState
 from candled.clock import SystemClock
 from candled.model import MINUTE_MS, Candle, MarketKey, Position, Symbol
@@ -57,7 +57,7 @@ def parts(url: str, markets: Sequence[MarketKey], *, ingests: bool) -> RedisPart
     """The bus of one process."""
     universe = Universe([EXCHANGE])
     universe.set_markets(EXCHANGE, [market.symbol for market in markets])
-    return make_redis_parts(url, SystemClock(), universe, lease_s=LEASE_S, ingests=ingests, serves=not ingests)
+    return RedisParts(url, SystemClock(), universe, lease_s=LEASE_S, ingests=ingests, serves=not ingests)
 
 
 @contextlib.asynccontextmanager

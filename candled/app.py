@@ -513,7 +513,7 @@ class Daemon:
         self._tasks.start(self._writer.run())
         self._upkeep.start(self._tasks)
         if self._shared is not None:
-            await self._shared.load_markets()
+            await self._shared.lists.load()
             self._shared.start()  # messages received before the bars are loaded wait for them
             self._shared.processes.start(self.status.processes.describe_own)
         self._tasks.start_periodic(self._demand.renew, self._clock, RENEW_S)
@@ -572,9 +572,9 @@ def _shared(config: Config, universe: Universe, clock: Clock) -> "RedisParts | N
     """Return the objects shared with other processes through Redis, if the settings name one."""
     if config.bus.url.startswith("memory:"):
         return None
-    from candled.bus.factory import make_redis_parts  # a quarter of the start-up time, for Redis alone
+    from candled.bus.factory import RedisParts  # a quarter of the start-up time, for Redis alone
 
-    return make_redis_parts(
+    return RedisParts(
         config.bus.url,
         clock,
         universe,

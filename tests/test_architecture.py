@@ -63,6 +63,7 @@ HOLDERS = {
     "aggregate/resume": "reads over store/history",
     "aggregate/live_bars": "reads over aggregate/store_reader",
     **dict.fromkeys(("api/context", "api/past_pages"), "read over store/history"),
+    "bus/redis/context": "names the servers of bus/redis/connections",
     "bus/redis/processes": "calls over bus/redis/connections",
     "ingest/publisher": "repeats writes through tasks",
     "ingest/market_loader": "reads through tasks",

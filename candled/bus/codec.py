@@ -365,12 +365,9 @@ def _candle_form(candle: Candle) -> _Candle:
 
 def _set_metadata(form: _Form, metadata: FeedMetadata, complete_from_ms: int | None) -> None:
     form.logged = metadata.logged_seq
-    if metadata.watermark_ms is not None:
-        form.watermark = iso_ms(metadata.watermark_ms)
-    if metadata.gap is not None:
-        form.gap = iso_ms(metadata.gap.start_ms), iso_ms(metadata.gap.end_ms)
-    if complete_from_ms is not None:
-        form.complete_from = iso_ms(complete_from_ms)
+    form.watermark = None if metadata.watermark_ms is None else iso_ms(metadata.watermark_ms)
+    form.gap = None if metadata.gap is None else (iso_ms(metadata.gap.start_ms), iso_ms(metadata.gap.end_ms))
+    form.complete_from = None if complete_from_ms is None else iso_ms(complete_from_ms)
 
 
 def _state_values(message: StateChanged) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable
 
 from candled.exchange import Clock
 
@@ -24,26 +24,22 @@ class FailureRecord:
         self.failure_count = 0
         # Repeats the work without side effects. Set for work that may not be needed for hours.
         self.retry: Callable[[], Awaitable[None]] | None = None
+        #: The parts that fail at present, each with its reason.
+        self.parts: dict[Hashable, str] = {}
         self._clock = clock
-        self._reasons: dict[Hashable, str] = {}
         self._logged: set[str] = set()
         self._working_since = 0.0
 
     @property
     def reason(self) -> str | None:
         """The reason why the work fails at present; None if it does not."""
-        return next(iter(self._reasons.values()), None)
-
-    @property
-    def parts(self) -> Mapping[Hashable, str]:
-        """The parts that fail at present, each with its reason."""
-        return self._reasons
+        return next(iter(self.parts.values()), None)
 
     def record_failure(self, reason: str, *parts: Hashable) -> None:
         """Record a failure of some parts, or of the whole if none are given."""
         self.failure_count += 1
         for part in parts or (_ALL,):
-            self._reasons[part] = reason
+            self.parts[part] = reason
         kind = re.sub(r"\d+", "#", reason)[:100]
         if kind not in self._logged:
             self._logged.add(kind)
@@ -51,16 +47,16 @@ class FailureRecord:
 
     def record_success(self, *parts: Hashable) -> None:
         """Record that some parts succeeded or are not needed any more, or the whole if none are given."""
-        if not self._reasons:
+        if not self.parts:
             return
         for part in parts or (_ALL,):
-            self._reasons.pop(part, None)
-        if not self._reasons:
+            self.parts.pop(part, None)
+        if not self.parts:
             self._working_since = self._clock.monotonic()
 
     def log_recovery(self) -> None:
         """Log that the work succeeds again, once it has done so for a while."""
-        if self._logged and not self._reasons and self._clock.monotonic() - self._working_since >= _RECOVERED_S:
+        if self._logged and not self.parts and self._clock.monotonic() - self._working_since >= _RECOVERED_S:
             logger.info("Redis: %s: works again, after %d failures", self.work, self.failure_count)
             self._logged.clear()
             self.failure_count = 0

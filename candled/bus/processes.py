@@ -4,8 +4,6 @@ from typing import Annotated
 
 import msgspec
 
-from candled.bus.codec import BadMessage
-
 MAX_BYTES = 4096
 
 _Text = Annotated[str, msgspec.Meta(max_length=256)]
@@ -37,16 +35,12 @@ def encode_process(facts: ProcessFacts) -> bytes:
     return msgspec.json.encode(facts)
 
 
-def decode_process(data: bytes) -> ProcessFacts:
-    """Decode an announcement.
-
-    Raises:
-        BadMessage: it does not have the documented form.
-    """
+def decode_process(data: bytes) -> ProcessFacts | None:
+    """Decode an announcement; return None if it has expired, or does not have the documented form."""
     try:
         return _decode(data)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise BadMessage(str(error)) from error
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
 
 
 _decode = msgspec.json.Decoder(ProcessFacts).decode

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 from candled.bus import FeedMetadata, Message, MessagesLost, MinuteChanged, StateChanged
-from candled.bus.factory import RedisParts, make_redis_parts
+from candled.bus.factory import RedisParts
 from candled.bus.processes import ProcessFacts
 from candled.bus.redis.leases import Lease, LeaseState
 from candled.clock import SystemClock
@@ -151,7 +151,7 @@ async def process(
 ) -> AsyncIterator[Process]:
     """One process, stopped in an orderly way at the end."""
     universe = universe_of(markets)
-    parts = make_redis_parts(
+    parts = RedisParts(
         url,
         clock,
         universe,
@@ -163,7 +163,7 @@ async def process(
         **more,
     )
     one = Process(parts, universe, listens=serves)
-    await parts.load_markets()
+    await parts.lists.load()
     parts.start()
     leases = one.leases.all if follows and one.leases is not None else []
     followers = [asyncio.ensure_future(_follow(lease)) for lease in leases]

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from candled.bus.codec import Names
-from candled.bus.factory import make_redis_parts
+from candled.bus.factory import RedisParts
 from candled.bus.redis.leases import LeaseState
 from candled.clock import SystemClock
 from candled.universe_choice import DemandRules
@@ -85,7 +85,7 @@ async def test_processes_with_these_accounts_lead_publish_receive_and_take_over(
 @pytest.mark.parametrize("user", ["candled-ingest", "candled-serve"])
 async def test_requests_are_counted_and_budgets_shared(server, user):
     is_ingest = user == "candled-ingest"
-    parts = make_redis_parts(server.url_of(user), SystemClock(), universe_of(MARKETS), ingests=is_ingest, serves=True)
+    parts = RedisParts(server.url_of(user), SystemClock(), universe_of(MARKETS), ingests=is_ingest, serves=True)
     try:
         assert [(await parts.counter.count_hit(user, 5.0))[0] for _ in range(2)] == [1, 2]
         if is_ingest:

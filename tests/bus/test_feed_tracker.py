@@ -158,7 +158,7 @@ def test_a_market_that_could_not_be_read_is_read_later_and_stale_after_a_while()
 
 def test_a_shard_of_our_own_that_another_took_is_read_again():
     received = reception()
-    received.on_own_message(BTC, Position("0.20", 9))
+    received.set_position(BTC, Position("0.20", 9))
     received.on_shard_lost(0, 5.0)
     assert repaired(received) == {BTC, ETH}
     assert received.on_message(BTC, Position("0.10", 99)) is REPEATED

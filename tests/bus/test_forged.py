@@ -15,7 +15,7 @@ from redis import asyncio as aioredis
 
 from candled.bus import FeedMetadata, MinuteChanged, StateChanged
 from candled.bus.codec import Names
-from candled.bus.factory import RedisParts, make_redis_parts
+from candled.bus.factory import RedisParts
 from candled.bus.redis.leases import LeaseState
 from candled.clock import SystemClock
 from candled.model import MINUTE_MS, Candle
@@ -295,9 +295,7 @@ BUDGETS: dict[str, tuple[Any, ...]] = {
 @pytest.mark.parametrize("kind", BUDGETS)
 async def test_a_forged_request_budget_does_not_keep_anybody_from_an_exchange(kind, server):
     prefix = new_prefix()
-    parts: RedisParts = make_redis_parts(
-        server.url, SystemClock(), universe_of(MARKETS), prefix=prefix, ingests=True, serves=False
-    )
+    parts = RedisParts(server.url, SystemClock(), universe_of(MARKETS), prefix=prefix, ingests=True, serves=False)
     async with aioredis.Redis.from_url(server.url) as client:
         word, *rest = BUDGETS[kind]
         await client.execute_command(word, Names(prefix, "bitget", 1).budget_key("host"), *rest)

@@ -12,7 +12,7 @@ from typing import Any
 from candled import app, config
 from candled.aggregate import resume
 from candled.bus import factory
-from candled.bus.factory import RedisParts, make_redis_parts
+from candled.bus.factory import RedisParts
 from candled.plugins import discover
 from tests.clocks import ScaledClock
 
@@ -37,9 +37,9 @@ def main(path: Path, speed: float, start_ms: float, started: float, redis_speed:
     market = ScaledClock(speed, int(start_ms + (time.monotonic() - started) * speed * 1000))
 
     def make(url: str, clock: Any, *rest: Any, **more: Any) -> RedisParts:
-        return make_redis_parts(url, RedisClock(clock, redis_speed), *rest, **more)
+        return RedisParts(url, RedisClock(clock, redis_speed), *rest, **more)
 
-    factory.make_redis_parts = make
+    factory.RedisParts = make
     resume._LOGGED_WITHIN_S *= speed  # the store is no faster than it is
     return app.run(lambda: config.load(path, os.environ, plugins), plugins, market)
 

@@ -11,7 +11,6 @@ from candled.bus.codec import (
     MAX_BYTES,
     BadMessage,
     FutureMessage,
-    Names,
     Newest,
     decode_heartbeat,
     decode_message,
@@ -19,14 +18,13 @@ from candled.bus.codec import (
     excerpt,
     parse_fence,
 )
-from candled.bus.failures import FailureLog
 from candled.bus.shards import shard_of
-from candled.exchange import Clock
 from candled.model import YEAR_10000_MS, Decimals, MarketKey, Position
 from candled.tasks import TaskSet
 from candled.universe import MarketsChanged
 
-from .connections import Call, Caller, Servers, reason_of
+from .connections import Call, Caller, reason_of
+from .context import RedisContext
 from .feed_tracker import NOT_ARRIVING, FeedTracker, MessageOrder, order_of
 from .leases import Lease, Leases
 from .market_lists import MarketLists
@@ -61,28 +59,22 @@ class RedisBus:
 
     def __init__(
         self,
-        servers: Servers,
-        names: Names,
-        clock: Clock,
+        context: RedisContext,
         markets: Iterable[MarketKey],
-        *,
-        shards: int,
-        process: str,
         leases: Leases | None,
-        failures: FailureLog,
-        timeless: Collection[str] = (),
-        lists: MarketLists | None = None,
+        lists: MarketLists,
+        timeless: Collection[str],
     ) -> None:
         self.leases = leases
         self.lists = lists
         #: The exchanges by the channels about changes of their lists.
-        self._list_channels = {} if lists is None else lists.channels
-        self._servers = servers
-        self._names = names
-        self._clock = clock
-        self._process = process
-        self._failures = failures
+        self._list_channels = lists.channels
+        self._context = context
+        self._names = names = context.names
+        self._clock = context.clock
+        self._failures = failures = context.failures
         self._timeless = frozenset(timeless)
+        shards = context.shards
         self._shard_of = {market: shard_of(market, shards) for market in markets}
         self._channels = {names.candles_channel(market): market for market in self._shard_of}
         self._heartbeats = {names.heartbeat_channel(shard): shard for shard in range(shards)}
@@ -91,11 +83,9 @@ class RedisBus:
         self._markets_of: dict[int, dict[MarketKey, None]] = {shard: {} for shard in range(shards)}
         for market, shard in self._shard_of.items():
             self._markets_of[shard][market] = None
-        self._tracker = FeedTracker(self._markets_of, clock.monotonic())
-        self._publisher = (
-            None if leases is None else RedisPublisher(servers, names, clock, leases, self._markets_of, failures)
-        )
-        self._reader = Caller(servers)
+        self._tracker = FeedTracker(self._markets_of, self._clock.monotonic())
+        self._publisher = None if leases is None else RedisPublisher(context, leases, self._markets_of)
+        self._reader = Caller(context.servers)
         self._read_failures = failures.record_of("reading missed messages")
         self._receive_failures = failures.record_of("receiving")
         self._subscriber: Subscriber | None = None
@@ -122,7 +112,7 @@ class RedisBus:
             self.ignored["removed"] += 1  # from work that began before the market was removed
             return self._unnumbered_position(message.market)
         position = self._publisher.enqueue(message)
-        self._tracker.on_own_message(message.market, position)
+        self._tracker.set_position(message.market, position)
         if isinstance(message, StateChanged):
             self._published_states[message.market] = message
         self._notify_listeners(message, position)
@@ -139,8 +129,8 @@ class RedisBus:
         facts: dict[str, object] = {
             "kind": "redis",
             "connected": (subscriber is None or subscriber.is_connected) and not self._failures.is_vital,
-            "servers": str(self._servers.address),
-            "process": self._process,
+            "servers": str(self._context.servers.address),
+            "process": self._context.process,
         }
         if subscriber is not None:
             lag_s = subscriber.lag_s
@@ -218,13 +208,7 @@ class RedisBus:
             return
         self._tracker.expect_heartbeats(self._clock.monotonic())
         self._subscriber = Subscriber(
-            self._servers,
-            channels,
-            self._clock,
-            self._failures.record_of("subscribing"),
-            process=self._process,
-            on_message=self._receive,
-            on_ready=self._on_connection_ready,
+            self._context, channels, on_message=self._receive, on_ready=self._on_connection_ready
         )
         self._tasks.start_endless(self._subscriber.run, self._clock)
         if not self._listeners:
@@ -252,7 +236,7 @@ class RedisBus:
                 self._receive_message(market, data)
             elif channel in self._heartbeats:
                 self._receive_heartbeat(self._heartbeats[channel], data)
-            elif channel in self._list_channels and self.lists is not None:
+            elif channel in self._list_channels:
                 self.lists.on_notice(self._list_channels[channel], data)
         except BadMessage as error:
             self._reject(error, f"a message on {channel}", market, data)
@@ -296,8 +280,7 @@ class RedisBus:
 
     def _on_connection_ready(self, channels: Sequence[str]) -> None:
         self._reader.renew_connections()
-        if self.lists is not None:
-            self.lists.on_connected([self._list_channels[one] for one in channels if one in self._list_channels])
+        self.lists.read_later(self._list_channels[one] for one in channels if one in self._list_channels)
         markets = [self._channels[channel] for channel in channels if channel in self._channels]
         self._tracker.mark_missed((market for market in markets if not self._is_own(market)), "connected")
         self._has_missed.set()
@@ -485,7 +468,7 @@ class RedisBus:
     def _unnumbered_position(self, market: MarketKey) -> Position:
         """Return the next position for a message that belongs to no feed."""
         self._feedless_seqs[market] += 1
-        return Position(f"here.{self._process}", self._feedless_seqs[market])
+        return Position(f"here.{self._context.process}", self._feedless_seqs[market])
 
     # ------------------------------------------------------------ leadership of this process
 

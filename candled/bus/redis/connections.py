@@ -10,9 +10,10 @@ import logging
 import re
 import ssl
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from redis import asyncio as aioredis
+from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
@@ -59,13 +60,6 @@ class Node(NamedTuple):
         return with_port(self.host, self.port) if self.port else self.host
 
 
-class Closable(Protocol):
-    """A client, or a subscription."""
-
-    async def aclose(self) -> None:
-        """Close the client or subscription."""
-
-
 class Topology:
     """The assignment of keys and channels to servers."""
 
@@ -104,18 +98,17 @@ def check_files(address: RedisAddress) -> None:
         raise ConfigError("bus.url: key: needs cert too")
     context = ssl.create_default_context()
     try:
-        names = "ca"
-        files = [ca]
+        names, files = "ca", [ca]
         if ca:
             context.load_verify_locations(ca)
         names, files = ("cert, key", [certificate, key]) if key else ("cert", [certificate])
         if certificate:
             context.load_cert_chain(certificate, key)
-    except ssl.SSLError as error:
-        why = "no certificate in it" if names == "ca" else f"not a certificate and its key ({error.reason})"
-        raise ConfigError(f"bus.url: {names}: {', '.join(map(str, files))}: {why}") from error
     except OSError as error:
-        raise ConfigError(f"bus.url: {names}: {', '.join(map(str, files))}: {error.strerror or error}") from error
+        why = error.strerror or str(error)
+        if isinstance(error, ssl.SSLError):
+            why = "no certificate in it" if names == "ca" else f"not a certificate and its key ({error.reason})"
+        raise ConfigError(f"bus.url: {names}: {', '.join(map(str, files))}: {why}") from error
 
 
 class Servers:
@@ -277,22 +270,10 @@ class Caller:
         self._free = asyncio.Semaphore(_CONNECTIONS)
         self._is_closed = False
 
-    async def call(self, call: Call) -> Any:
-        """Return the reply to one call.
-
-        Raises:
-            Unavailable: there is no reply, so it is unknown whether the call was executed.
-            ResponseError: Redis returned an error.
-        """
-        (answer,) = await self.call_all([call])
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
     async def call_all(self, calls: Sequence[Call]) -> list[Any]:
-        """Return the reply to each call: a value, `Unavailable` or a `ResponseError`.
+        """Return the reply to each call: a value, `Unavailable` or a `ResponseError`. Errors are not raised.
 
-        Connection errors are returned, not raised.
+        After `Unavailable` it is unknown whether the call was executed.
         """
         if self._is_closed:
             return [Unavailable("the connection is closed")] * len(calls)
@@ -389,12 +370,12 @@ async def _pipeline(client: "aioredis.Redis", commands: Sequence[tuple[Any, ...]
 _closing = TaskSet()
 
 
-async def close(client: Closable) -> None:
-    """Close a client in any state. It is closed even if this call is cancelled."""
+async def close(client: "aioredis.Redis | PubSub") -> None:
+    """Close a client or a subscription in any state. It is closed even if this call is cancelled."""
     await asyncio.shield(_closing.start(_close(client)))
 
 
-async def _close(client: Closable) -> None:
+async def _close(client: "aioredis.Redis | PubSub") -> None:
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             await client.aclose()

@@ -76,6 +76,13 @@ class FeedTracker:
         """Return the position of the newest message received of a market's feed."""
         return self._positions.get(market)
 
+    def set_position(self, market: MarketKey, position: Position) -> None:
+        """Record the newest message of a market's feed that was received, or that this process published itself."""
+        self._positions[market] = position
+        undelivered = self._undelivered.get(market)
+        if undelivered is not None and order_of(position) >= order_of(undelivered.announced):
+            del self._undelivered[market]
+
     # ------------------------------------------------------------ messages
 
     def on_message(self, market: MarketKey, position: Position) -> MessageOrder:
@@ -97,7 +104,7 @@ class FeedTracker:
         if reason:
             self.mark_missed([market], reason)
             return MessageOrder.GAP
-        self._set_position(market, position)
+        self.set_position(market, position)
         return MessageOrder.NEXT
 
     def confirm_jump(self, market: MarketKey, position: Position, fence: tuple[int, int] | None) -> bool:
@@ -110,7 +117,7 @@ class FeedTracker:
         """
         if fence is not None and order_of(position) > fence:
             return False
-        self._set_position(market, position)
+        self.set_position(market, position)
         return True
 
     def on_newest_read(
@@ -129,7 +136,7 @@ class FeedTracker:
         if newest is not None and (known is None or order_of(known) < order_of(newest)):
             known = newest
         if known is not None:
-            self._set_position(market, known)
+            self.set_position(market, known)
         return known
 
     def on_external_minute(self, market: MarketKey, now: float) -> bool:
@@ -139,10 +146,6 @@ class FeedTracker:
             return False
         shard.external_at[market] = now
         return True
-
-    def on_own_message(self, market: MarketKey, position: Position) -> None:
-        """Record a message that this process published itself."""
-        self._set_position(market, position)
 
     # ------------------------------------------------------------ heartbeats
 
@@ -204,7 +207,7 @@ class FeedTracker:
                 known = Position(announced.epoch, 0)
         else:
             shard.lower_counts.pop(market, None)
-        self._set_position(market, known)
+        self.set_position(market, known)
         # The announced number never decreases, so of two different heartbeats the smaller number is certainly true.
         least = 0 if before is None or known.epoch != announced.epoch else min(before, announced.seq)
         if least > known.seq:
@@ -245,10 +248,6 @@ class FeedTracker:
         if undelivered is not None and undelivered.heartbeats >= _TWICE:
             return NOT_ARRIVING
         return NOT_LISTED if shard.unlisted_counts.get(market, 0) >= _TWICE else None
-
-    def is_late(self, market: MarketKey) -> bool:
-        """Return whether a market has no known leader."""
-        return self._shards[self._shard_of[market]].is_late
 
     def expect_heartbeats(self, now: float) -> None:
         """Begin to wait for heartbeats."""
@@ -310,13 +309,6 @@ class FeedTracker:
             self._unreadable[market] = since, reason
 
     # ------------------------------------------------------------ inside
-
-    def _set_position(self, market: MarketKey, position: Position) -> None:
-        """Set the position of a market's feed."""
-        self._positions[market] = position
-        undelivered = self._undelivered.get(market)
-        if undelivered is not None and order_of(position) >= order_of(undelivered.announced):
-            del self._undelivered[market]
 
     def _is_overtaken(self, market: MarketKey, epoch: str, known: str) -> bool:
         """Return whether a feed is that of a replaced leader: one with a lower token, while heartbeats arrive.

@@ -13,14 +13,14 @@ from enum import Enum
 from typing import Any
 from zlib import crc32
 
-from candled.bus.codec import Names, epoch_of
-from candled.bus.failures import FailureLog
+from candled.bus.codec import epoch_of
 from candled.bus.shards import fair_share
 from candled.exchange import Clock
 from candled.model.texts import printable
 from candled.tasks import TaskSet, first_of
 
 from .connections import Call, Caller, reason_of
+from .context import RedisContext
 from .lua import LEASE, REGISTER, RELEASE
 
 logger = logging.getLogger(__name__)
@@ -125,28 +125,17 @@ class Lease:
 
 
 class Leases:
-    """The leases of all shards. `process` must differ between starts; a lease lasts for `ttl_s` seconds.
+    """The leases of all shards. A lease lasts for `ttl_s` seconds.
 
     After `alone_after_s` seconds without Redis, this process ingests without leases; None: never.
     """
 
-    def __init__(
-        self,
-        caller: Caller,
-        names: Names,
-        clock: Clock,
-        failures: FailureLog,
-        *,
-        shards: int,
-        process: str,
-        ttl_s: float,
-        alone_after_s: float | None,
-    ) -> None:
-        self._caller = caller
-        self._names = names
-        self._clock = clock
-        self._process = process
-        self._member = f"{process}/{shards}"
+    def __init__(self, context: RedisContext, *, ttl_s: float, alone_after_s: float | None) -> None:
+        self._caller = Caller(context.servers)
+        self._names = context.names
+        self._clock = clock = context.clock
+        self._process = context.process
+        self._member = f"{context.process}/{context.shards}"
         self._ttl_s = ttl_s
         self._turn_s = ttl_s / _TURNS
         self._alone_after_s = alone_after_s
@@ -158,9 +147,9 @@ class Leases:
         self._too_many = 0  # turns in a row with more than a fair share
         self._is_mixed = False
         self.processes = 0  # how many ingest, including this one; 0 if not known yet
-        self._failures = failures.record_of("leases")  # its parts are shards, and the list of processes
+        self._failures = context.failures.record_of("leases")  # its parts are shards, and the list of processes
         self.transitions = 0  # changes of a lease's state or token
-        self.all = [Lease(shard, epoch_of(shard, 0, process), clock) for shard in range(shards)]
+        self.all = [Lease(shard, epoch_of(shard, 0, context.process), clock) for shard in range(context.shards)]
 
     def add_listener(self, listener: Callable[[Lease], None]) -> None:
         """Call `listener` immediately with each lease whose state or token changes."""
@@ -176,10 +165,11 @@ class Leases:
         """Release all leases, so that others take over immediately. Stop ingest before calling this."""
         await self._tasks.cancel()
         led = [lease for lease in self.all if lease.token]
-        calls = [Call.of_script(RELEASE, [self._names.lease_key(lease.shard)], self._process) for lease in led]
-        await self._caller.call_all([*calls, Call.of_script(REGISTER, [self._names.processes_key], self._member, 0)])
+        deregister = Call.of_script(REGISTER, [self._names.processes_key], self._member, 0)
+        await self._caller.call_all([*map(self._release_call, led), deregister])
         for lease in self.all:
             self._on_change(lease, lease.release())
+        await self._caller.close()
 
     def on_fenced(self, lease: Lease, token: int) -> None:
         """Handle a rejection by Redis: another process has published with a higher token.
@@ -257,15 +247,9 @@ class Leases:
 
     def _renew_call(self, lease: Lease) -> Call:
         token = lease.token if lease.must_ingest and lease.token > lease.floor else 0
-        return Call.of_script(
-            LEASE,
-            [self._names.lease_key(lease.shard), self._names.token_key(lease.shard)],
-            self._process,
-            token,
-            round(self._ttl_s * 1000),
-            int(lease.shard in self._to_take),
-            lease.floor,
-        )
+        keys = [self._names.lease_key(lease.shard), self._names.token_key(lease.shard)]
+        ttl_ms, takes_free = round(self._ttl_s * 1000), int(lease.shard in self._to_take)
+        return Call.of_script(LEASE, keys, self._process, token, ttl_ms, takes_free, lease.floor)
 
     def _release_call(self, lease: Lease) -> Call:
         return Call.of_script(RELEASE, [self._names.lease_key(lease.shard)], self._process)
@@ -281,10 +265,7 @@ class Leases:
         self.processes = sum(text.endswith(shards) for text in texts)
         is_mixed = self.processes < len(texts)
         if is_mixed and not self._is_mixed:
-            logger.error(
-                "another process has other ingest.shards than %d: no takeovers until all agree",
-                len(self.all),
-            )
+            logger.error("another process has other ingest.shards than %d: no takeovers until all agree", len(self.all))
         self._is_mixed = is_mixed
 
     def _choose_shards(self, free: Sequence[Lease]) -> set[int]:

@@ -9,22 +9,20 @@ from candled.bus.codec import (
     MAX_LISTED,
     BadMessage,
     MarketList,
-    Names,
     decode_market_list,
     decode_notice,
     encode_market_list,
     encode_notice,
     excerpt,
 )
-from candled.bus.failures import FailureLog
 from candled.bus.shards import shard_of_exchange
 from candled.errors import Unavailable
-from candled.exchange import Clock
 from candled.model import Market, MarketKey, Position, Symbol
 from candled.tasks import TaskSet
 from candled.universe import MarketsChanged, Universe, small_steps
 
-from .connections import Call, Caller, Servers, reason_of
+from .connections import Call, Caller, reason_of
+from .context import RedisContext
 from .leases import Lease, Leases, LeaseState
 from .lua import PUBLISH
 
@@ -47,25 +45,15 @@ class MarketLists:
     """
 
     def __init__(
-        self,
-        servers: Servers,
-        names: Names,
-        clock: Clock,
-        universe: Universe,
-        failures: FailureLog,
-        *,
-        shards: int,
-        leases: Leases | None,
-        chosen: Collection[str],
+        self, context: RedisContext, universe: Universe, leases: Leases | None, chosen: Collection[str]
     ) -> None:
-        self._servers = servers
-        self._caller = Caller(servers)
-        self._names = names
-        self._clock = clock
+        self._servers = context.servers
+        self._caller = Caller(context.servers)
+        self._names = names = context.names
+        self._clock = context.clock
         self._universe = universe
         self._leases = leases
-        self._chosen = frozenset(chosen)
-        self._shards = {exchange: shard_of_exchange(exchange, shards) for exchange in universe.exchanges}
+        self._shards = {exchange: shard_of_exchange(exchange, context.shards) for exchange in universe.exchanges}
         #: The exchanges by the channels of their notices.
         self.channels: Mapping[str, str] = {names.markets_channel(exchange): exchange for exchange in self._shards}
         #: The position of the list that was applied or published last.
@@ -73,14 +61,14 @@ class MarketLists:
         #: The contents of the lists that this process has published.
         self._published: dict[str, Mapping[Symbol, Market | None]] = {}
         #: The exchanges whose markets are known: chosen from the exchange's list, or read from Redis.
-        self._known = {exchange for exchange in self._shards if exchange not in self._chosen}
+        self._known = {exchange for exchange in self._shards if exchange not in chosen}
         self._to_publish: dict[str, None] = {}
         self._to_read: dict[str, None] = {}
         self._is_applying = False
         self._tasks = TaskSet()
-        self._publish_failures = failures.record_of("sharing market lists")  # its parts are exchanges
-        self._read_failures = failures.record_of("reading market lists")
-        self._follow_failures = failures.record_of("following market lists")
+        self._publish_failures = context.failures.record_of("sharing market lists")  # its parts are exchanges
+        self._read_failures = context.failures.record_of("reading market lists")
+        self._follow_failures = context.failures.record_of("following market lists")
         universe.add_listener(self._on_markets_changed)
         if leases is not None:
             leases.add_listener(self._on_lease_change)
@@ -119,16 +107,13 @@ class MarketLists:
         if notice.exchange != exchange:
             raise BadMessage(f"belongs to another exchange, {notice.exchange[:64]}")
         if notice.position != self._positions.get(exchange):
-            self._read_later([exchange])
+            self.read_later([exchange])
 
-    def on_connected(self, exchanges: Iterable[str]) -> None:
-        """Read lists whose notices may have been missed."""
-        self._read_later(exchanges)
+    def read_later(self, exchanges: Iterable[str]) -> None:
+        """Read lists whose notices may have been missed, unless this process chooses the markets."""
+        self._to_read |= dict.fromkeys(exchange for exchange in exchanges if not self._is_led_here(exchange))
 
     # ------------------------------------------------------------ inside
-
-    def _read_later(self, exchanges: Iterable[str]) -> None:
-        self._to_read |= dict.fromkeys(exchange for exchange in exchanges if not self._is_led_here(exchange))
 
     def _on_markets_changed(self, change: MarketsChanged) -> None:
         if not self._is_applying:
@@ -139,7 +124,7 @@ class MarketLists:
         exchanges = [exchange for exchange, shard in self._shards.items() if shard == lease.shard]
         if not lease.must_ingest:
             self._publish_failures.record_success(*exchanges)
-            self._read_later(exchanges)
+            self.read_later(exchanges)
             return
         self._read_failures.record_success(*exchanges)  # they need not be read now
         if lease.state is LeaseState.LEADER:
@@ -149,7 +134,7 @@ class MarketLists:
         self._publish_later(self._shards)
 
     def _retry_failed(self) -> None:
-        self._read_later(map(str, self._read_failures.parts))
+        self.read_later(map(str, self._read_failures.parts))
         self._publish_later(map(str, self._publish_failures.parts))
 
     def _publish_later(self, exchanges: Iterable[str]) -> None:
@@ -184,18 +169,11 @@ class MarketLists:
             return
         markets = {symbol: self._universe.facts(MarketKey(exchange, symbol)) for symbol in symbols}
         position = self._next_position(exchange, lease.epoch, markets)
-        call = Call.of_script(
-            PUBLISH,
-            [self._names.markets_fence_key(exchange), self._names.markets_key(exchange)],
-            lease.token,
-            position.seq,
-            1,  # a higher number of the same token is another program's
-            self._names.markets_channel(exchange),
-            await self._publish_word(),
-            _KEY_TTL_S,
-            encode_market_list(exchange, position, markets),
-            encode_notice(exchange, position),
-        )
+        keys = [self._names.markets_fence_key(exchange), self._names.markets_key(exchange)]
+        number = position.seq, 1  # 1, because a higher number of the same token is another program's
+        target = self._names.markets_channel(exchange), await self._publish_word(), _KEY_TTL_S
+        texts = encode_market_list(exchange, position, markets), encode_notice(exchange, position)
+        call = Call.of_script(PUBLISH, keys, lease.token, *number, *target, *texts)
         (answer,) = await self._caller.call_all([call])
         if isinstance(answer, Exception):
             self._publish_failures.record_failure(reason_of(answer), exchange)

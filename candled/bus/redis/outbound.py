@@ -1,6 +1,7 @@
 """The unsent messages of one market and its newest state, both bounded."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from candled.bus import FeedMetadata, HistoryChanged, Message, MinuteChanged, StateChanged
@@ -18,39 +19,30 @@ class Numbered(NamedTuple):
     seq: int
 
 
+@dataclass(eq=False, slots=True)
 class OutboundQueue:
-    """The numbered messages of one market, kept until they are sent.
+    """The numbered messages of one market, kept until they are sent. `seq` is the number of its last message.
 
     While Redis is unavailable (`is_blocked`), it keeps only the newest version of the forming minute, and the last few
     other messages. This avoids a flood afterwards. Receivers see a jump in the numbers if messages are missing.
     """
 
-    __slots__ = (
-        "_candles",
-        "_complete_from_ms",
-        "_metadata",
-        "_pending",
-        "_state",
-        "as_of_ms",
-        "ignores_number",
-        "is_blocked",
-        "sent_seq",
-        "seq",
-    )
+    seq: int = 0
+    #: The number of the last sent message.
+    sent_seq: int = field(init=False)
+    #: The exchange's newest time in a message.
+    as_of_ms: int = 0
+    is_blocked: bool = False
+    #: True if Redis has a number that this process never assigned, which must be overwritten.
+    ignores_number: bool = False
+    _pending: list[Numbered] = field(default_factory=list)
+    _candles: list[Candle] = field(default_factory=list)
+    _metadata: FeedMetadata = FeedMetadata()
+    _complete_from_ms: int | None = None
+    _state: StateChanged | None = None
 
-    def __init__(self, seq: int = 0) -> None:
-        """Create an empty queue for a market whose last message has the number `seq`."""
-        self.seq = seq  # number of the last message
-        self.sent_seq = seq  # number of the last sent message
-        self.as_of_ms = 0  # the exchange's newest time in a message
-        self.is_blocked = False
-        # True if Redis has a number that this process never assigned, which must be overwritten
-        self.ignores_number = False
-        self._pending: list[Numbered] = []
-        self._candles: list[Candle] = []
-        self._metadata = FeedMetadata()
-        self._complete_from_ms: int | None = None
-        self._state: StateChanged | None = None
+    def __post_init__(self) -> None:
+        self.sent_seq = self.seq
 
     @property
     def has_pending(self) -> bool:

@@ -3,13 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from candled.bus.codec import BadMessage, Names
-from candled.bus.failures import FailureLog
 from candled.bus.processes import MAX_BYTES, ProcessFacts, decode_process, encode_process
-from candled.exchange import Clock
 from candled.tasks import TaskSet
 
 from .connections import Call, Caller, reason_of
+from .context import RedisContext
 
 _TURN_S = 5.0
 _KEY_TTL_S = 15.0
@@ -18,19 +16,20 @@ _MOST_READ = 500
 
 
 class ProcessRegistry:
-    """Announces this process, whose name in leases is `process`, and reads the announcements of the others.
+    """Announces this process and reads the announcements of the others.
 
     It uses plain commands, so that a process that only serves needs no permission to run scripts.
     """
 
-    def __init__(self, caller: Caller, names: Names, clock: Clock, failures: FailureLog, process: str) -> None:
-        self.process = process
+    def __init__(self, context: RedisContext, caller: Caller) -> None:
+        #: The name of this process, as in leases.
+        self.process = context.process
         #: The other processes; none while Redis cannot be read.
         self.others: Sequence[ProcessFacts] = ()
         self._caller = caller
-        self._names = names
-        self._clock = clock
-        self._failures = failures.record_of("announcing processes", vital=False)
+        self._names = context.names
+        self._clock = context.clock
+        self._failures = context.failures.record_of("announcing processes", vital=False)
         self._tasks = TaskSet()
 
     def start(self, describe: Callable[[], ProcessFacts]) -> None:
@@ -65,7 +64,7 @@ class ProcessRegistry:
         others = [one for one in listed if one != self.process.encode() and one.isalnum()]
         reads = [("GETRANGE", self._names.process_key(one.decode()), 0, MAX_BYTES) for one in others]
         texts = await self._call(key, *reads) if reads else []
-        self.others = [facts for text in texts if (facts := _read(text)) is not None]
+        self.others = [facts for text in texts if (facts := decode_process(text)) is not None]
 
     async def _call(self, key: str, *commands: tuple[Any, ...]) -> list[Any]:
         """Return the replies to commands about keys on the server of `key`; an empty list if a command fails."""
@@ -76,11 +75,3 @@ class ProcessRegistry:
             return []
         self._failures.record_success()
         return answers
-
-
-def _read(data: bytes) -> ProcessFacts | None:
-    """Return the facts of an announcement; None if it has expired, or if another program wrote it."""
-    try:
-        return decode_process(data) if data else None
-    except BadMessage:
-        return None

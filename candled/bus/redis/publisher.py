@@ -7,15 +7,14 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from candled.bus import Message
-from candled.bus.codec import Names, encode_heartbeat, encode_message, encode_newest
-from candled.bus.failures import FailureLog
+from candled.bus.codec import encode_heartbeat, encode_message, encode_newest
 from candled.bus.shards import shard_of
 from candled.errors import Unavailable
-from candled.exchange import Clock
 from candled.model import MarketKey, Position
 from candled.tasks import TaskSet
 
-from .connections import Call, Caller, Node, Servers, Topology, reason_of
+from .connections import Call, Caller, Node, Topology, reason_of
+from .context import RedisContext
 from .leases import Lease, Leases, LeaseState
 from .lua import HEARTBEAT, PUBLISH
 from .outbound import OutboundQueue
@@ -34,18 +33,11 @@ class RedisPublisher:
     """
 
     def __init__(
-        self,
-        servers: Servers,
-        names: Names,
-        clock: Clock,
-        leases: Leases,
-        markets_of: Mapping[int, Mapping[MarketKey, None]],
-        failures: FailureLog,
+        self, context: RedisContext, leases: Leases, markets_of: Mapping[int, Mapping[MarketKey, None]]
     ) -> None:
-        self._servers = servers
-        self._caller = Caller(servers)
-        self._names = names
-        self._clock = clock
+        self._servers = context.servers
+        self._caller = Caller(context.servers)
+        self._names = context.names
         self._leases = leases
         self._markets_of = markets_of
         self._shard_of = {market: shard for shard, markets in markets_of.items() for market in markets}
@@ -58,7 +50,8 @@ class RedisPublisher:
         self._beats_due: set[int] = set()
         self._wake = asyncio.Event()
         self._pumps: dict[Node, _Pump] = {}
-        self._failures = failures.record_of("publishing")  # its parts are markets, and shards for their heartbeats
+        # its parts are markets, and shards for their heartbeats
+        self._failures = context.failures.record_of("publishing")
         self.published = 0
         self.refused = 0
         self._sending = TaskSet()  # a task per pump that has something to send
@@ -151,9 +144,6 @@ class RedisPublisher:
 
     # ------------------------------------------------------------ inside
 
-    def _find_shard(self, market: MarketKey) -> int:
-        return shard_of(market, len(self._leases.all))
-
     def _lease_of(self, market: MarketKey) -> Lease:
         return self._leases.all[self._shard_of[market]]
 
@@ -164,8 +154,8 @@ class RedisPublisher:
         self._known_epochs.add(lease.epoch)
         for market in self._markets_of[lease.shard]:
             self._markets[market].begin_feed()
-        ended = {market: seq for market, seq in self._ended_seqs.items() if self._find_shard(market) != lease.shard}
-        self._ended_seqs = ended
+        shards, ended = len(self._leases.all), self._ended_seqs
+        self._ended_seqs = {market: seq for market, seq in ended.items() if shard_of(market, shards) != lease.shard}
 
     async def _distribute_due(self) -> None:
         """Give due markets and heartbeats to the pumps of their servers."""
@@ -243,18 +233,12 @@ class RedisPublisher:
         messages = outgoing.next_batch()
         seq = messages[-1].seq if messages else outgoing.sent_seq
         newest = outgoing.newest_state(lease.epoch, seq)
-        call = Call.of_script(
-            PUBLISH,
-            [names.fence_key(market), names.newest_key(market)],
-            lease.token,
-            seq,
-            int(outgoing.ignores_number),
-            names.candles_channel(market),
-            word,
-            _KEY_TTL_S,
-            b"" if newest is None else encode_newest(newest),
-            *(encode_message(one.message, Position(lease.epoch, one.seq)) for one in messages),
-        )
+        keys = [names.fence_key(market), names.newest_key(market)]
+        number = seq, int(outgoing.ignores_number)
+        target = names.candles_channel(market), word, _KEY_TTL_S
+        state = b"" if newest is None else encode_newest(newest)
+        texts = [encode_message(one.message, Position(lease.epoch, one.seq)) for one in messages]
+        call = Call.of_script(PUBLISH, keys, lease.token, *number, *target, state, *texts)
         return _Batch(market, lease.epoch, seq, len(messages), call)
 
     def _make_heartbeats(self, shards: Iterable[int], word: str) -> list[tuple[Lease, Call]]:

@@ -176,12 +176,7 @@ class RedisBudgets:
     """
 
     def __init__(
-        self,
-        caller: Caller,
-        names: Names,
-        clock: Clock,
-        failures: FailureLog,
-        processes: Callable[[], int] | None,
+        self, caller: Caller, names: Names, clock: Clock, failures: FailureLog, processes: Callable[[], int] | None
     ) -> None:
         self._redis = _RedisCaller(caller, clock, failures.record_of("sharing request budgets", vital=False))
         self._names = names

@@ -13,12 +13,11 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from candled.bus.codec import private_channel
-from candled.bus.failures import FailureRecord
 from candled.errors import Unavailable
-from candled.exchange import Clock
 from candled.tasks import Backoff, TaskSet, repeat, retry
 
-from .connections import REDIS_ERRORS, Node, Servers, close, reason_of
+from .connections import REDIS_ERRORS, Node, close, reason_of
+from .context import RedisContext
 
 logger = logging.getLogger(__name__)
 
@@ -54,28 +53,25 @@ class Subscriber:
 
     def __init__(
         self,
-        servers: Servers,
+        context: RedisContext,
         channels: Sequence[str],
-        clock: Clock,
-        failures: FailureRecord,
         *,
-        process: str,
         on_message: Callable[[str, bytes], None],
         on_ready: Callable[[Sequence[str]], None],
     ) -> None:
-        self.servers = servers
-        self.clock = clock
-        self.process = process
+        self.context = context
         self.on_message = on_message
         self._channels = tuple(channels)
-        self._on_ready = on_ready
+        self.on_ready = on_ready
         self._connections: dict[Node, _SubscriberConnection] = {}
         self._has_failed = asyncio.Event()
         self._must_arrange = asyncio.Event()  # set if a connection failed or the channels changed
-        self._backoff = Backoff(_MIN_RETRY_S, _MAX_RETRY_S)
+        #: The pauses between attempts to connect, until a loopback message shows that a connection works.
+        self.backoff = Backoff(_MIN_RETRY_S, _MAX_RETRY_S)
         self.generation = 0  # how many connections were made
         self.end_counts: Counter[str] = Counter()
-        self._failures = failures
+        self._failures = context.failures.record_of("subscribing")
+        self._servers = context.servers
 
     @property
     def is_connected(self) -> bool:
@@ -95,7 +91,7 @@ class Subscriber:
 
     async def run(self) -> None:
         """Keep a connection to each server that has channels, until cancelled. `stop` ends the connections."""
-        await retry(self._keep_connected, self.clock, self._backoff, on=Unavailable)
+        await retry(self._keep_connected, self.context.clock, self.backoff, on=Unavailable)
 
     async def stop(self) -> None:
         """End the connections, after `run` has ended."""
@@ -115,16 +111,16 @@ class Subscriber:
                 await self._arrange_connections()
             except Unavailable as error:
                 self._failures.record_failure(str(error), None)
-                self.servers.suspect_topology()
+                self._servers.suspect_topology()
                 raise
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._must_arrange.wait(), None if self.servers.is_fixed else _CHECK_S)
+                await asyncio.wait_for(self._must_arrange.wait(), None if self._servers.is_fixed else _CHECK_S)
         raise Unavailable("a connection failed")
 
     async def _arrange_connections(self) -> None:
         """Replace connections that ended, and those whose channels have moved; subscribe to channels that are new."""
-        if not self.servers.is_fixed:
-            self.servers.suspect_topology()
+        if not self._servers.is_fixed:
+            self._servers.suspect_topology()
         assigned = {one.node: one for one in await self._assign_channels()}
         self._failures.record_success(*(node for node in self._failures.parts if node not in assigned))
         wanted = frozenset(self._channels)
@@ -138,7 +134,7 @@ class Subscriber:
                 self._connections[node] = _SubscriberConnection(self, one)
 
     async def _assign_channels(self) -> list[_ServerChannels]:
-        topology = await self.servers.find_topology()
+        topology = await self._servers.find_topology()
         groups: dict[Node, list[str]] = {}
         for channel in self._channels:
             groups.setdefault(topology.owner_of(channel), []).append(channel)
@@ -153,22 +149,14 @@ class Subscriber:
         """Record that a connection has subscribed, and notify the owner."""
         self.generation += 1
         self._failures.record_success(connection.assigned.node)
-        self._on_ready(channels)
-
-    def on_channels_added(self, channels: Sequence[str]) -> None:
-        """Notify the owner that a connection has subscribed to more channels."""
-        self._on_ready(channels)
-
-    def on_connection_alive(self) -> None:
-        """Record a loopback message: the connection works."""
-        self._backoff.on_success()
+        self.on_ready(channels)
 
     def on_connection_end(self, connection: "_SubscriberConnection", reason: str, *, was_ready: bool) -> None:
         """Record the end of a connection, and have it replaced."""
         if was_ready:
             self.end_counts[reason.split(":")[0]] += 1
         self._failures.record_failure(f"{connection.assigned.node}: {reason}", connection.assigned.node)
-        self.servers.suspect_topology(connection.assigned.node)
+        self._servers.suspect_topology(connection.assigned.node)
         self._has_failed.set()
         self._must_arrange.set()
 
@@ -183,10 +171,10 @@ class _SubscriberConnection:
         self._is_stopped = False
         self.lag_s: float | None = None
         self._owner = owner
-        self._clock = owner.clock
-        self._private = private_channel(assigned.channels[0], owner.process)
+        self._clock = owner.context.clock
+        self._private = private_channel(assigned.channels[0], owner.context.process)
         self._loopback_at = 0.0
-        self._client, self._loopback_client = (owner.servers.make_client(assigned.node) for _ in range(2))
+        self._client, self._loopback_client = (owner.context.servers.make_client(assigned.node) for _ in range(2))
         self._pubsub = self._client.pubsub()
         self._loopback_error = ""
         # the assignment for which subscriptions were sent last, and its channels
@@ -251,11 +239,7 @@ class _SubscriberConnection:
         pubsub: Any = self._pubsub
         channels = (*self._subscribed, self._private)
         async with asyncio.timeout(_SUBSCRIBE_S):
-            if self.assigned.sharded:
-                for channel in channels:  # one command accepts channels of one slot only
-                    await pubsub.ssubscribe(channel)
-            else:
-                await pubsub.subscribe(*channels)
+            await self._send_command("subscribe", channels)
             confirmed = 0
             while confirmed < len(channels):
                 message = await pubsub.get_message(timeout=_SUBSCRIBE_S)
@@ -266,7 +250,6 @@ class _SubscriberConnection:
 
     async def _apply_assignment(self) -> None:
         """Subscribe to the channels that were added, and unsubscribe from those that were removed."""
-        pubsub: Any = self._pubsub
         self._applied = self.assigned
         channels = dict.fromkeys(self.assigned.channels)
         added = [channel for channel in channels if channel not in self._subscribed]
@@ -275,16 +258,16 @@ class _SubscriberConnection:
         self._expected.update((True, channel) for channel in added)
         self._expected.update((False, channel) for channel in removed)
         self._expected_until = self._clock.monotonic() + _SUBSCRIBE_S
+        await self._send_command("subscribe", added)
+        await self._send_command("unsubscribe", removed)
+
+    async def _send_command(self, command: str, channels: Collection[str]) -> None:
+        """Send `subscribe` or `unsubscribe` with channels, or the variants of sharded channels."""
         if self.assigned.sharded:
-            for channel in added:
-                await pubsub.ssubscribe(channel)
-            for channel in removed:
-                await pubsub.sunsubscribe(channel)
-            return
-        if added:
-            await pubsub.subscribe(*added)
-        if removed:
-            await pubsub.unsubscribe(*removed)
+            for channel in channels:  # one command accepts channels of one slot only
+                await getattr(self._pubsub, f"s{command}")(channel)
+        elif channels:
+            await getattr(self._pubsub, command)(*channels)
 
     def _confirm(self, message: dict[str, Any]) -> str:
         """Process the confirmation of a change; for an unexpected one, return why the connection is unusable."""
@@ -299,7 +282,7 @@ class _SubscriberConnection:
         self._expected += Counter()  # drops those that are zero
         if not self._expected and self._added:
             added, self._added = self._added, []
-            self._owner.on_channels_added(added)
+            self._owner.on_ready(added)
         return ""
 
     async def _read_messages(self) -> str:
@@ -342,7 +325,7 @@ class _SubscriberConnection:
         if sent_at is None or not now - _OLDEST_LOOPBACK_S <= sent_at <= now:  # this process did not send it
             return
         self._loopback_at, self.lag_s = now, now - sent_at
-        self._owner.on_connection_alive()
+        self._owner.backoff.on_success()
 
     async def _send_loopback(self) -> None:
         """Publish to the private channel. The receiving side detects failures."""
