@@ -155,12 +155,12 @@ class ShardedIngest:
         """Return the present state of each exchange in numbers, combining all shards that are read here."""
         result: dict[str, IngestMeasures] = {}
         for ingest in self.running:
-            measures, silent = ingest.measure_feeds(), ingest.silent_symbols
+            measures, silent = result.setdefault(ingest.name, IngestMeasures()), ingest.silent_symbols
+            ingest.measure_feeds(measures)
             for symbol in list(ingest.symbols):
                 await pace.spend(_MEASURED_US)
                 if symbol in ingest.symbols:  # it may have been removed meanwhile
                     ingest.measure_market(symbol, measures, silent)
-            _add_measures(result, ingest.name, measures)
         return result
 
     @property
@@ -408,14 +408,6 @@ class ShardedIngest:
             if shard_of_exchange(name, self._shards) == shard:
                 chooser.stop_choosing()
         await asyncio.gather(*map(self._stop_ingest, self._running.pop(shard, [])))
-
-
-def _add_measures(known: dict[str, IngestMeasures], exchange: str, measures: IngestMeasures) -> None:
-    """Add the numbers of one shard of an exchange."""
-    if exchange in known:
-        known[exchange].add_shard(measures)
-    else:
-        known[exchange] = measures
 
 
 def _options(config: Config) -> IngestOptions:

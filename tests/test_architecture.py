@@ -65,6 +65,7 @@ HOLDERS = {
     **dict.fromkeys(("api/context", "api/past_pages"), "read over store/history"),
     "bus/redis/context": "names the servers of bus/redis/connections",
     "bus/redis/processes": "calls over bus/redis/connections",
+    "ingest/context": "names store/ingest_store and ingest/http",
     "ingest/publisher": "repeats writes through tasks",
     "ingest/market_loader": "reads through tasks",
     "ingest/market_chooser": "changes many markets through tasks",

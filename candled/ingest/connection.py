@@ -115,7 +115,8 @@ class FeedConnection:
             elif isinstance(event, Pong):
                 self._pong_due = None
             elif isinstance(event, Subscribed):
-                self._on_acknowledgement(event.symbol)
+                if event.symbol in self._subscriptions:
+                    self._subscriptions[event.symbol].acknowledged = True
             elif isinstance(event, Reply):
                 self._urgent.append(event.text)
                 if len(self._urgent) > _MOST_REPLIES:
@@ -254,10 +255,6 @@ class FeedConnection:
     def _queue_unsubscribe(self, symbols: Sequence[Symbol]) -> None:
         shares = _with_shares(self._feed.unsubscribe(symbols), symbols)
         self._frames.extend(_QueuedFrame(text, unsubscribed=share) for text, share in shares)
-
-    def _on_acknowledgement(self, symbol: Symbol) -> None:
-        if symbol in self._subscriptions:
-            self._subscriptions[symbol].acknowledged = True
 
     def _on_sign_of_life(self, symbol: Symbol) -> None:
         self._rejected.remove_symbol(symbol)

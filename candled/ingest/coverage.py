@@ -318,11 +318,7 @@ class Coverage:
     def reopen_unconfirmed(self) -> None:
         """Forget the `unconfirmed` gaps, so that they are requested again: the answers so far are no evidence."""
         self.version += 1
-        reopened = [known_gap for known_gap in self._known_gaps if known_gap.reason == "unconfirmed"]
-        self._known_gaps = [known_gap for known_gap in self._known_gaps if known_gap.reason != "unconfirmed"]
-        self._count_gaps(reopened, -1)
-        for known_gap in reopened:
-            self._record_change(known_gap.start_ms, known_gap.end_ms)
+        self._replace_gaps([known_gap for known_gap in self._known_gaps if known_gap.reason != "unconfirmed"])
 
     def mark_not_stored(self, start_ms: int, end_ms: int) -> None:
         """Record that the store could not keep final minutes: they are missing again."""
@@ -376,9 +372,8 @@ class Coverage:
         due = self._oldest_unconfirmed(confirm_until_ms, most_ms)
         if due:
             return Window(Urgency.CONFIRM, *due)
-        gaps = self._newest_gaps(self.unasked_within(self.from_ms, until_ms), most_ms) or self._due_gaps(
-            now_ms, most_ms
-        )
+        gaps = self._newest_gaps(self.unasked_within(self.from_ms, until_ms), most_ms)
+        gaps = gaps or self._due_gaps(now_ms, most_ms)
         return Window(Urgency.HISTORY, *gaps) if gaps else None
 
     def _newest_gaps(self, gaps: RangeSet, most_ms: int) -> Range | None:
@@ -399,10 +394,7 @@ class Coverage:
 
         One request then fills the gaps and confirms what follows them, as after the first answer of a stream.
         """
-        reach_ms = min(before_ms, gaps.start_ms + most_ms)
-        index = bisect_left(self._known_gaps, gaps.end_ms, key=_START)
-        if index < len(self._known_gaps):
-            reach_ms = min(reach_ms, self._known_gaps[index].start_ms)
+        reach_ms = min(before_ms, gaps.start_ms + most_ms, self._next_gap_ms(gaps.end_ms))
         return max(gaps.end_ms, self.unconfirmed.end_within(gaps.end_ms, reach_ms))
 
     def _oldest_unconfirmed(self, before_ms: int, most_ms: int) -> Range | None:
@@ -417,9 +409,13 @@ class Coverage:
             oldest = self.unconfirmed.oldest
         if oldest is None or oldest.start_ms >= before_ms:
             return None
-        index = bisect_left(self._known_gaps, oldest.start_ms, key=_START)
-        gap_ms = self._known_gaps[index].start_ms if index < len(self._known_gaps) else before_ms
-        return Range(oldest.start_ms, min(before_ms, oldest.start_ms + most_ms, gap_ms))
+        end_ms = min(before_ms, oldest.start_ms + most_ms, self._next_gap_ms(oldest.start_ms))
+        return Range(oldest.start_ms, end_ms)
+
+    def _next_gap_ms(self, at_ms: int) -> int:
+        """Return the start of the first known gap from a time on; END_OF_TIME_MS if there is none."""
+        index = bisect_left(self._known_gaps, at_ms, key=_START)
+        return self._known_gaps[index].start_ms if index < len(self._known_gaps) else END_OF_TIME_MS
 
     def _due_gaps(self, now_ms: int, most_ms: int) -> Range | None:
         """Return a window that ends with the newest due gap and extends back over due gaps that fit completely."""
@@ -441,11 +437,10 @@ class Coverage:
     def _asked_again(self, known_gap: Gap, unreadable: RangeSet, now_ms: int) -> Iterator[Gap]:
         is_due = known_gap.retry_ms is not None and known_gap.retry_ms <= now_ms
         for start_ms, end_ms, reason in self._split_by_reason(Range(known_gap.start_ms, known_gap.end_ms), unreadable):
-            if reason == "unconfirmed" != known_gap.reason:
+            is_doubted = reason == "unconfirmed" != known_gap.reason
+            if is_doubted:
                 self._covered.remove(start_ms, end_ms)
-            if reason == "unconfirmed" != known_gap.reason or (reason == "invalid") is not (
-                known_gap.reason == "invalid"
-            ):
+            if is_doubted or (reason == "invalid") is not (known_gap.reason == "invalid"):
                 yield make_gap(start_ms, end_ms, reason, 1, now_ms)
             elif is_due:
                 yield make_gap(start_ms, end_ms, known_gap.reason, known_gap.attempts + 1, now_ms)
@@ -534,9 +529,8 @@ class Coverage:
 
     def _before_history(self, known_gap: Gap, now_ms: int) -> Iterator[Gap]:
         begins_ms = known_gap.start_ms if self._begins_ms is None else self._begins_ms
-        is_confirmed = known_gap.reason == "beyond_history" or (
-            known_gap.reason == "unconfirmed" and known_gap.attempts >= _LOOKS
-        )
+        is_repeated = known_gap.reason == "unconfirmed" and known_gap.attempts >= _LOOKS
+        is_confirmed = known_gap.reason == "beyond_history" or is_repeated
         if is_confirmed and not self._is_contradicted and self.first_ms is not None:
             begins_ms = known_gap.end_ms
         for piece in clip_gap(known_gap, known_gap.start_ms, begins_ms):

@@ -12,9 +12,9 @@ TOLERANCE_MS = 10_000
 # Only timestamps in this range are times. Seconds and microseconds are far outside.
 _EARLIEST_MS, _LATEST_MS = 1_230_768_000_000, 4_102_444_800_000  # 2009, 2100
 _FRESHEST_ROW_MS = 600_000  # the newest row of a frame begins at most this long before the frame is sent
-_ENOUGH_FRAMES = 8  # this many are trusted alone if nothing else is known
 _FEW_FRAMES = 3  # fewer prove nothing against the estimate so far
-_ENOUGH_ANSWERS = 3
+# This many measurements of a source are trusted alone if nothing else is known.
+_ENOUGH: Mapping[Source, int] = {"answers": 3, "dates": 3, "stream": 8}
 # At startup, wait this long for a second source, and longer if sources disagree.
 _WAIT_MS, _WAIT_UNSURE_MS = 3_000, 15_000
 _LOOK_MS = 400
@@ -73,7 +73,12 @@ class ExchangeClock:
     def __init__(self) -> None:
         #: True once two sources agreed, or the wait for them is over. Until then nothing should depend on the time.
         self.is_reliable = False
-        self._answers, self._dates, self._stream = _Measurements(5, 2), _Measurements(5, 2), _Measurements(64, 3)
+        self._stream = _Measurements(64, 3)
+        self._measured: dict[Source, _Measurements] = {
+            "answers": _Measurements(5, 2),
+            "dates": _Measurements(5, 2),
+            "stream": self._stream,
+        }
         self._machine_ms: int | None = None  # this machine's clock minus the steady one, at the last `update_estimate`
         self._offset_ms: int | None = None  # the estimate; None before the first call of `update_estimate`
         self._is_known = False  # True if the estimate is based on more than this machine's clock
@@ -100,12 +105,12 @@ class ExchangeClock:
     def observe_answer(self, as_of_ms: int, asked_ms: int, answered_ms: int) -> None:
         """Use the time in the body of a REST response. `asked_ms` and `answered_ms` are on the steady clock."""
         if _is_time(as_of_ms) and answered_ms - asked_ms < TOLERANCE_MS:
-            self._answers.add_measurement(as_of_ms - (asked_ms + answered_ms) // 2)
+            self._measured["answers"].add_measurement(as_of_ms - (asked_ms + answered_ms) // 2)
 
     def observe_date(self, date_ms: int, asked_ms: int, answered_ms: int) -> None:
         """Use the `Date` of a REST response, a whole second. `asked_ms` and `answered_ms` are on the steady clock."""
         if _is_time(date_ms) and answered_ms - asked_ms < TOLERANCE_MS:
-            self._dates.add_measurement(date_ms + 500 - (asked_ms + answered_ms) // 2)
+            self._measured["dates"].add_measurement(date_ms + 500 - (asked_ms + answered_ms) // 2)
 
     def update_estimate(self, steady_ms: int, machine_ms: int) -> bool:
         """Update the estimate; return whether this machine's clock was set, or the machine slept, since the last call.
@@ -119,13 +124,13 @@ class ExchangeClock:
         is_step = self._machine_ms is not None and abs(offset_ms - self._machine_ms) > TOLERANCE_MS
         # the steady clock may have stopped, so earlier measurements prove nothing
         if is_step:
-            for source in (self._answers, self._dates, self._stream):
+            for source in self._measured.values():
                 source.clear()
         self._machine_ms = offset_ms
         self._choose_estimate()
         if self._began_ms is None:
             self._began_ms = steady_ms
-        enough = len(self._agreed) > 1 or len(self._stream) >= _ENOUGH_FRAMES
+        enough = len(self._agreed) > 1 or len(self._stream) >= _ENOUGH["stream"]
         wait_ms = _WAIT_UNSURE_MS if self.ignored else _WAIT_MS
         if enough or steady_ms - self._began_ms >= wait_ms:
             self.is_reliable = True
@@ -142,12 +147,8 @@ class ExchangeClock:
         return {"sources": dict(self._differences()), "notBelieved": sorted(self.ignored)}
 
     def _offsets(self) -> dict[Source, int]:
-        offsets: dict[Source, int | None] = {
-            "answers": self._answers.offset_ms,
-            "dates": self._dates.offset_ms,
-            "stream": self._stream.offset_ms,
-            "machine": self._machine_ms,
-        }
+        offsets: dict[Source, int | None] = {source: one.offset_ms for source, one in self._measured.items()}
+        offsets["machine"] = self._machine_ms
         return {source: ms for source, ms in offsets.items() if ms is not None}
 
     def _differences(self) -> dict[Source, int]:
@@ -174,13 +175,7 @@ class ExchangeClock:
 
     def _candidates(self, offsets: Mapping[Source, int]) -> list[int]:
         """Return the times to vote on. Of those with the same number of votes, the first one wins."""
-        enough: list[Source] = []
-        if len(self._answers) >= _ENOUGH_ANSWERS:
-            enough.append("answers")
-        if len(self._dates) >= _ENOUGH_ANSWERS:
-            enough.append("dates")
-        if len(self._stream) >= _ENOUGH_FRAMES:
-            enough.append("stream")
+        enough = [source for source, least in _ENOUGH.items() if len(self._measured[source]) >= least]
         few: tuple[Source, ...] = ("answers", "dates", "machine")  # a few frames may only support others
         return [
             *(offsets[source] for source in enough),

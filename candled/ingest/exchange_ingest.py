@@ -13,13 +13,13 @@ from candled.model import MINUTE, MarketKey, Symbol
 from candled.proxies import Proxies
 from candled.tasks import LoopTurns, TaskSet, in_parallel
 
+from .context import IngestContext
 from .counts import IngestCounts
 from .early_events import EarlyEvents
 from .error_counter import ErrorCounter
 from .exchange_clock import TOLERANCE_MS
 from .feed_pool import FeedPool
 from .feeds import FLOODED
-from .gap_retry import Absence, absence_reason
 from .http import HttpClient
 from .ingest_clock import IngestClock
 from .market import MarketIngest, Outcome
@@ -113,15 +113,19 @@ class ExchangeIngest:
         #: The symbols that are wanted, in order.
         self._symbols = dict.fromkeys(symbols)
         self._clock, self._store, self._http, self._tasks = clock, store, http, TaskSet()
-        self._loader = MarketLoader(name, exchange, store, clock, options)
-        self._time, self._newest = IngestClock(name, exchange, clock), _NewestMinutes(self._loader, self._tasks)
+        self._time = IngestClock(name, exchange, clock)
+        context = IngestContext(name, exchange, clock, self._time, store, http, counts)
+        self._loader = MarketLoader(context, options)
+        self._newest = _NewestMinutes(self._loader, self._tasks)
         self._publisher = IngestPublisher(bus, store, clock, checkpoint_ms=options.checkpoint_ms)
-        self._past = StoredPast(name, _absence(exchange), store, self._publisher, clock)
-        self._audit = StoreAudit(store, self._publisher, self._past.examine_again, clock, self._time, counts)
-        self._listing = listing = MarketListing(name, exchange, http, clock, lists or ListOptions())
+        self._past = StoredPast(context, self._loader.absence, self._publisher)
+        self._audit = StoreAudit(context, self._publisher, self._past.examine_again)
+        self._listing = listing = MarketListing(context, lists or ListOptions())
         listing.on_listed, listing.on_ended, listing.on_renamed = self._on_listed, self._on_ended, self._on_renamed
-        self._renamed, self._short = RenamedHistory(name, store, clock), ShortSnapshots(exchange.max_history_minutes)
-        self._repair = self._make_repair()
+        self._renamed, self._short = RenamedHistory(context), ShortSnapshots(exchange.max_history_minutes)
+        self._repair = RepairScheduler(
+            context, self._publisher, listing, on_answer=self._on_answer, awaits_snapshot=self._awaits_snapshot
+        )
         #: The markets that are open.
         self._markets: dict[Symbol, MarketIngest] = {}
         #: Those of them with minutes in their grace period.
@@ -132,15 +136,11 @@ class ExchangeIngest:
         self._turns = _OpeningTurns(clock), _OpeningTurns(clock)
         self._is_reading = False  # True once feeds may be opened
         self._feeds = FeedPool(
-            name,
-            exchange,
+            context,
             self,
-            clock,
-            http,
             is_behind=lambda: store.is_behind and not self._short.is_shortening,
             proxies=proxies,
             shards=shards,
-            counts=counts,
         )
         #: The symbols whose feeds are connected.
         self._connected: set[Symbol] = set()
@@ -149,20 +149,6 @@ class ExchangeIngest:
         self._early, self._untimed = EarlyEvents(), EarlyEvents()
         #: Counts errors that the exchange reported about whole connections.
         self._errors = ErrorCounter()
-
-    def _make_repair(self) -> RepairScheduler:
-        return RepairScheduler(
-            self.name,
-            self._exchange,
-            http=self._http,
-            clock=self._clock,
-            time=self._time,
-            store=self._store,
-            publisher=self._publisher,
-            listing=self._listing,
-            on_answer=self._on_answer,
-            awaits_snapshot=self._awaits_snapshot,
-        )
 
     # ------------------------------------------------------------ lifecycle
 
@@ -291,18 +277,16 @@ class ExchangeIngest:
         """The symbols that are wanted, in order."""
         return self._symbols.keys()
 
-    def measure_feeds(self) -> IngestMeasures:
-        """Return the numbers that belong to no single market."""
+    def measure_feeds(self, measures: IngestMeasures) -> None:
+        """Add the numbers that belong to no single market to `measures`, those of the exchange."""
         runners = self._feeds.runners
         compared, differing = self._repair.parity.totals(self._time.now_ms())
-        return IngestMeasures(
-            feeds=len(runners),
-            connected_feeds=sum(runner.is_connected for runner in runners),
-            skew_ms=self._time.skew_ms(),
-            is_rest_available=self._repair.problem is None,
-            compared=compared,
-            differing=differing,
-        )
+        measures.feeds += len(runners)
+        measures.connected_feeds += sum(runner.is_connected for runner in runners)
+        measures.skew_ms = max(measures.skew_ms, self._time.skew_ms(), key=abs)
+        measures.is_rest_available = measures.is_rest_available and self._repair.problem is None
+        measures.compared += compared
+        measures.differing += differing
 
     def measure_market(
         self, symbol: Symbol, measures: IngestMeasures, silent: Collection[Symbol]
@@ -533,7 +517,7 @@ class ExchangeIngest:
         """Renew the subscription of a market if REST did not deliver the minutes that its snapshot had."""
         symbol = market.key.symbol
         if self._repair.has_failed(symbol) or market.status.is_credible is False or market.ended_ms is not None:
-            self._short.on_failure([symbol])
+            self._short.on_failure(symbol)
         if symbol in self._short.unmet and (runner := self._feeds.runner_of(symbol)) is not None:
             runner.renew_subscription(symbol)  # unless it was renewed a moment ago
 
@@ -562,7 +546,3 @@ class ExchangeIngest:
         """Make a REST request to learn the time, after this machine's clock was set or the machine slept."""
         with contextlib.suppress(Unavailable, ExchangeError):
             await self._exchange.fetch_markets(self._http)
-
-
-def _absence(exchange: Exchange) -> Absence:
-    return absence_reason(publishes_empty_candles=exchange.publishes_empty_candles)

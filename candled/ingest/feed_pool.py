@@ -4,16 +4,15 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from candled.exchange import Clock, Event, Exchange, Feed, SocketFeed
+from candled.exchange import Event, Feed, SocketFeed
 from candled.model import Symbol
 from candled.proxies import Proxies
 from candled.tasks import TaskSet
 from candled.token_bucket import TokenBucket
 
-from .counts import IngestCounts
+from .context import IngestContext
 from .distribution import distribute
 from .feeds import FeedRunner, FeedSink, LoopBudget
-from .http import HttpClient
 from .snapshot_places import SnapshotPlaces
 
 logger = logging.getLogger(__name__)
@@ -34,26 +33,22 @@ class FeedPool:
 
     def __init__(
         self,
-        name: str,
-        exchange: Exchange,
+        context: IngestContext,
         sink: FeedSink,
-        clock: Clock,
-        http: HttpClient,
         *,
         is_behind: Callable[[], bool],
-        proxies: Proxies | None = None,
-        shards: int = 1,
-        counts: IngestCounts | None = None,
+        proxies: Proxies | None,
+        shards: int,
     ) -> None:
-        self._name = name
-        self._exchange = exchange
+        self._name = context.name
+        self._exchange = context.exchange
         self._sink = sink
-        self._clock = clock
-        self._http = http
+        self._clock = context.clock
+        self._http = context.http
         self._proxies = proxies
         self._shards = shards
-        self._counts = counts
-        per_minute = exchange.limits.attempts_per_minute / shards
+        self._counts = context.counts
+        per_minute = self._exchange.limits.attempts_per_minute / shards
         self._attempts = TokenBucket(per_minute / 60, per_minute * _ATTEMPTS_AT_ONCE)
         self._turns, self._places = LoopBudget(), SnapshotPlaces(is_behind=is_behind)
         self._feeds: dict[FeedRunner, asyncio.Task[None]] = {}
@@ -88,7 +83,9 @@ class FeedPool:
                 runner.add_symbols(added, is_urgent=is_urgent)
                 self._by_symbol |= dict.fromkeys(added, runner)
         for added in groups[len(runners) :]:
-            self._open_feed(added)
+            runner = self._make_runner(added)
+            self._feeds[runner] = self._tasks.start(runner.run())
+            self._by_symbol |= dict.fromkeys(runner.feed.symbols, runner)
 
     def remove_symbols(self, symbols: Iterable[Symbol]) -> None:
         """Stop carrying some symbols. Their places go to the symbols for which no connection was left."""
@@ -109,11 +106,6 @@ class FeedPool:
     async def stop(self) -> None:
         """Close all connections."""
         await self._tasks.cancel()
-
-    def _open_feed(self, symbols: Sequence[Symbol]) -> None:
-        runner = self._make_runner(symbols)
-        self._feeds[runner] = self._tasks.start(runner.run())
-        self._by_symbol |= dict.fromkeys(runner.feed.symbols, runner)
 
     def _make_runner(self, symbols: Sequence[Symbol]) -> FeedRunner:
         self._opened += 1

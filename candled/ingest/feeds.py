@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidURI, SecurityError, WebSocketException
 from websockets.protocol import State
-from websockets.uri import WebSocketURI, parse_uri
+from websockets.uri import parse_uri
 
 from candled.errors import CandledError, ExchangeError, Unavailable
 from candled.exchange import (
@@ -185,11 +185,6 @@ class FeedRunner:
 
         await retry(lambda: self._run_once(backoff), self._clock, backoff, on=Unavailable, report=report)
 
-    @property
-    def symbols(self) -> frozenset[Symbol]:
-        """The symbols that the feed carries now."""
-        return self._symbols
-
     def add_symbols(self, symbols: Sequence[Symbol], *, is_urgent: bool = False) -> None:
         """Carry more symbols on the open connection, urgent ones first. A `StreamFeed` cannot do this."""
         feed = self.feed
@@ -213,8 +208,9 @@ class FeedRunner:
             self._connection.remove_symbols(symbols)
 
     def _set_symbols(self, symbols: Sequence[Symbol]) -> None:
-        self._symbols = frozenset(symbols)
-        rate = _FRAMES_PER_S + _FRAMES_PER_S_AND_SYMBOL * len(self._symbols)
+        #: The symbols that the feed carries now.
+        self.symbols = frozenset(symbols)
+        rate = _FRAMES_PER_S + _FRAMES_PER_S_AND_SYMBOL * len(self.symbols)
         self._frames = TokenBucket(rate, rate * _FRAMES_BURST_S)
 
     def renew_subscription(self, symbol: Symbol) -> None:
@@ -280,7 +276,7 @@ class FeedRunner:
         self._sink.on_connected(self.feed)
 
     def _on_event(self, event: Event) -> None:
-        if isinstance(event, Candles | SubscriptionRejected) and event.symbol not in self._symbols:
+        if isinstance(event, Candles | SubscriptionRejected) and event.symbol not in self.symbols:
             self.unsubscribed_events += 1
         elif isinstance(event, ClosingSoon):
             self._on_announcement(event)
@@ -445,22 +441,18 @@ def _weight_of(events: Sequence[Event]) -> float:
     return _ROW * (rows + len(events))
 
 
-def may_redirect(source: WebSocketURI, target: WebSocketURI) -> bool:
-    """Return True if both have the same host, port and scheme.
+class _Connect(connect):
+    """Follows redirects only to the same host, port and scheme.
 
     A redirect therefore never leads to a private address, unless the settings or the plugin contain that address.
     """
-    return (source.secure, source.host, source.port) == (target.secure, target.host, target.port)
-
-
-class _Connect(connect):
-    """Follows redirects only to the same host, port and scheme."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         """Return the address of a redirect, or the error that ends the attempt."""
         target = super().process_redirect(exc)
         if isinstance(target, str):
-            if may_redirect(self.ws_uri, parse_uri(target)):
+            old, new = self.ws_uri, parse_uri(target)
+            if (old.secure, old.host, old.port) == (new.secure, new.host, new.port):
                 return target
             return SecurityError(f"redirects to another host or scheme: {target[:200]}")
         return SecurityError(str(target)[:200]) if isinstance(target, ValueError) else target

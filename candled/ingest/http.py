@@ -109,9 +109,8 @@ class HttpClient:
         """Return the proxy for a socket; see `candled.exchange.Http.find_proxy`."""
         parts = urlsplit(url)
         is_secure = parts.scheme in ("https", "wss")
-        proxy = self._proxies.choose(
-            parts.hostname or "", parts.port or (443 if is_secure else 80), is_secure=is_secure
-        )
+        port = parts.port or (443 if is_secure else 80)
+        proxy = self._proxies.choose(parts.hostname or "", port, is_secure=is_secure)
         return None if proxy is None else proxy.full_text
 
     def pause_requests(self, url: str, seconds: float) -> None:
@@ -210,19 +209,16 @@ class HttpClient:
         return LocalBudget(self._clock, rate)
 
     def _obey_pause(self, name: str, host: "_Host", response: HTTPResponse) -> None:
-        if response.code in TOO_MANY:
-            wait_s = self._silence_requested(host, response)
-            logger.warning("%s answered %d: no requests for %.0f s", name, response.code, wait_s)
-            raise Unavailable(f"{name} answered {response.code}, too many requests", retry_after_s=wait_s)
-        host.penalties = 0
-
-    def _silence_requested(self, host: "_Host", response: HTTPResponse) -> float:
-        asked_s = _retry_after_s(response.headers.get("Retry-After"), self._clock.now_ms())
-        if asked_s is None:
-            asked_s = min(_MOST_PENALTY_S, _FIRST_PENALTY_S * 2.0 ** min(host.penalties, _MOST_DOUBLINGS))
+        if response.code not in TOO_MANY:
+            host.penalties = 0
+            return
+        wait_s = _retry_after_s(response.headers.get("Retry-After"), self._clock.now_ms())
+        if wait_s is None:
+            wait_s = min(_MOST_PENALTY_S, _FIRST_PENALTY_S * 2.0 ** min(host.penalties, _MOST_DOUBLINGS))
         host.penalties += 1
-        host.budget.close_for(asked_s)
-        return asked_s
+        host.budget.close_for(wait_s)
+        logger.warning("%s answered %d: no requests for %.0f s", name, response.code, wait_s)
+        raise Unavailable(f"{name} answered {response.code}, too many requests", retry_after_s=wait_s)
 
 
 def read_answer(host: str, status: int, kind: str | None, content: bytes) -> Any:

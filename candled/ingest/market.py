@@ -221,7 +221,7 @@ class MarketIngest:
         """Return the range from the first to the last minute of a window that is not stored; all of it if none is."""
         span = Range(window.start_ms, window.end_ms)
         unstored = self._coverage_of(window.start_ms).unstored_within(*span)
-        return next(iter(unstored)).hull(unstored.last) if unstored else span
+        return unstored.extent or span
 
     def _update_credibility(self, window: Window, has_rows: bool, now_ms: int) -> None:
         """Judge whether an empty response is evidence. It is not if REST denies minutes that it must have."""
@@ -343,11 +343,9 @@ class MarketIngest:
             until_ms = min(until_ms, MINUTE.floor(self.ended_ms))
         missing = self.coverage.missing_within(self.coverage.from_ms, until_ms)
         if self.older is not None:
-            for start_ms, end_ms in self.older.missing_within(self.older.from_ms, self._older_until_ms):
-                missing.add(start_ms, end_ms)
+            missing = RangeSet([*self.older.missing_within(self.older.from_ms, self._older_until_ms), *missing])
         if self._restored:
-            for start_ms, end_ms in self.coverage.missing_within(until_ms, self._restored[-1].open_ms):
-                missing.add(start_ms, end_ms)
+            missing = RangeSet([*missing, *self.coverage.missing_within(until_ms, self._restored[-1].open_ms)])
             for candle in self._restored:
                 if candle.open_ms >= until_ms:
                     missing.remove(candle.open_ms, candle.open_ms + MINUTE_MS)
@@ -365,7 +363,7 @@ class MarketIngest:
             for candle in self.minutes.forming:  # regardless of REST: their end was not seen
                 if candle.open_ms < watermark_ms:
                     missing.add(candle.open_ms, candle.open_ms + MINUTE_MS)
-            self._gap = next(iter(missing)).hull(missing.last) if missing else None
+            self._gap = missing.extent
             self._gap_of = known
         return FeedMetadata(watermark_ms, self._gap, logged_seq)
 
@@ -384,19 +382,14 @@ class MarketIngest:
         Returns:
             The lost minutes and the new ones.
         """
-        not_stored, new = RangeSet(), RangeSet()
         self._reported_missing.remove(0, span.start_ms)
-        for gap in (gap for stretch in expected for gap in stored.missing(*stretch)):
-            for start_ms, end_ms in self._reported_missing.missing(*gap):
-                not_stored.add(start_ms, end_ms)
-                self.coverage.mark_not_stored(start_ms, end_ms)
+        not_stored = expected.without(stored).without(self._reported_missing)
         for start_ms, end_ms in not_stored:
+            self.coverage.mark_not_stored(start_ms, end_ms)
             self._reported_missing.add(start_ms, end_ms)
-        known = self.coverage.covered_within(*span)
-        for start_ms, end_ms in stored:
-            for find in known.missing(start_ms, end_ms):
-                new.add(*find)
-                self.coverage.add_stored(*find)
+        new = stored.without(self.coverage.covered_within(*span))
+        for start_ms, end_ms in new:
+            self.coverage.add_stored(start_ms, end_ms)
         if not_stored:
             self._idle_until_ms = 0
         return not_stored, new
@@ -570,13 +563,10 @@ class MarketIngest:
 
         This applies to exchanges whose candles open at the previous close: a difference reveals a missed push.
         """
+        if known_version is not None or not self._rules.opens_at_previous_close:
+            return
         previous = self.minutes.get_minute(candle.open_ms - MINUTE_MS)
-        if (
-            self._rules.opens_at_previous_close
-            and known_version is None
-            and previous is not None
-            and previous.close != candle.open
-        ):
+        if previous is not None and previous.close != candle.open:
             self.coverage.mark_unconfirmed(previous.open_ms)
             self._idle_until_ms = 0
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from candled.errors import CandledError
-from candled.exchange import Clock, Exchange
 from candled.model import END_OF_TIME_MS, Market, MarketKey, Symbol
 from candled.tasks import Backoff, retry
 from candled.universe_choice import follow_life, has_been_delisted
 
+from .context import IngestContext
+
 if TYPE_CHECKING:
-    from .http import HttpClient
     from .market import MarketIngest
 
 
@@ -43,16 +43,14 @@ class ListOptions:
 class MarketListing:
     """Reads an exchange's list of markets regularly, and compares it with the markets that candled reads."""
 
-    def __init__(
-        self, name: str, exchange: Exchange, http: "HttpClient", clock: Clock, options: ListOptions | None = None
-    ) -> None:
-        self._name = name
-        self._exchange = exchange
-        self._http = http
-        self._clock = clock
-        self._options = options or ListOptions()
+    def __init__(self, context: IngestContext, options: ListOptions) -> None:
+        self._name = context.name
+        self._exchange = context.exchange
+        self._http = context.http
+        self._clock = context.clock
+        self._options = options
         #: Returns whether clients wait for a market.
-        self.is_urgent = self._options.is_urgent
+        self.is_urgent = options.is_urgent
         #: Is called with a symbol that was not traded and is traded now.
         self.on_listed: Callable[[Symbol], None] = lambda symbol: None
         #: Is called after each list with a symbol that has been delisted for a day and is not used.

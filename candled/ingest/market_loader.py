@@ -3,22 +3,19 @@
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from candled.errors import StoreUnavailable
-from candled.exchange import Clock, Exchange
 from candled.model import END_OF_TIME_MS, MINUTE, MINUTE_MS, WEEK, Gap, MarketKey, Range, Symbol
 from candled.model.gaps import clip_gap
 from candled.tasks import Backoff, in_parallel, retry
 
+from .context import IngestContext
 from .coverage import RECHECK_MS, Coverage
 from .gap_retry import absence_reason
 from .market import MarketIngest
 from .market_status import Rules
 from .minutes import WINDOW_MS
-
-if TYPE_CHECKING:
-    from candled.store.ingest_store import IngestStore
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +43,11 @@ class IngestOptions:
 class MarketLoader:
     """Reads markets from the store, with retries while it is unavailable."""
 
-    def __init__(
-        self, name: str, exchange: Exchange, store: "IngestStore", clock: Clock, options: IngestOptions
-    ) -> None:
-        self._name = name
-        self._exchange = exchange
-        self._store = store
-        self._clock = clock
+    def __init__(self, context: IngestContext, options: IngestOptions) -> None:
+        exchange = context.exchange
+        self._name = context.name
+        self._store = context.store
+        self._clock = context.clock
         self._backfill_ms = options.backfill_ms
         self._rules = Rules(
             grace_period_ms=options.grace_period_ms,
@@ -64,6 +59,7 @@ class MarketLoader:
             closed_flag=exchange.closed_flag,
             history_minutes=exchange.history_minutes,
         )
+        self.absence = absence_reason(publishes_empty_candles=exchange.publishes_empty_candles)
         self._is_store_away = False
 
     async def load_newest_minutes(self) -> Mapping[Symbol, int]:
@@ -113,7 +109,7 @@ class MarketLoader:
             known_gaps=[_examined(gap) for gap in await self._known_gaps(key, from_ms, MINUTE.floor(now_ms))],
             since_ms=await self._store.complete_from(key),
             from_ms=from_ms,
-            absence=absence_reason(publishes_empty_candles=self._rules.publishes_empty_candles),
+            absence=self.absence,
             older=newest_ms is not None and await self._store.has_before(key, from_ms),
         )
         coverage.recheck_since(now_ms - RECHECK_MS)

@@ -39,9 +39,9 @@ class IngestMeasures:
     invalid_rows: int = 0
     #: When a feed last delivered a candle, UTC epoch milliseconds on the exchange's clock; None before the first.
     pushed_ms: int | None = None
-    #: How far the exchange's clock is ahead of this machine's, in milliseconds.
+    #: How far the exchange's clock is ahead of this machine's, in milliseconds. Of several shards, the largest.
     skew_ms: int = 0
-    #: True if the exchange's REST API can be read.
+    #: True if the exchange's REST API can be read, by all shards.
     is_rest_available: bool = True
     #: Minutes compared with REST in the last 24 hours, and those that differed.
     compared: int = 0
@@ -67,19 +67,3 @@ class IngestMeasures:
         pushed_ms = market.presence.pushed_ms
         if pushed_ms is not None and (self.pushed_ms is None or pushed_ms > self.pushed_ms):
             self.pushed_ms = pushed_ms
-
-    def add_shard(self, other: "IngestMeasures") -> None:
-        """Add the numbers of another shard of the same exchange."""
-        self.states.add_counts([other.states])
-        self.feeds += other.feeds
-        self.connected_feeds += other.connected_feeds
-        self.gaps += other.gaps
-        self.gap_minutes += other.gap_minutes
-        self.unconfirmed += other.unconfirmed
-        self.revisions += other.revisions
-        self.invalid_rows += other.invalid_rows
-        self.pushed_ms = max((ms for ms in (self.pushed_ms, other.pushed_ms) if ms is not None), default=None)
-        self.skew_ms = max(self.skew_ms, other.skew_ms, key=abs)
-        self.is_rest_available = self.is_rest_available and other.is_rest_available
-        self.compared += other.compared
-        self.differing += other.differing

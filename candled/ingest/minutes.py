@@ -137,7 +137,6 @@ class Minutes:
         for open_ms, seen_ms in self._open.items():
             if open_ms < candle.open_ms and seen_ms is None:
                 self._open[open_ms] = now_ms
-        for open_ms in [
-            old for old in self._minutes if not self.is_live_edge(old, now_ms) and self._minutes[old].final
-        ]:
+        old = [at for at in self._minutes if not self.is_live_edge(at, now_ms) and self._minutes[at].final]
+        for open_ms in old:
             del self._minutes[open_ms]

@@ -71,14 +71,7 @@ class IngestPublisher:
     A change of a final minute is logged before it is stored, so the log is never behind the store.
     """
 
-    def __init__(
-        self,
-        bus: Bus,
-        store: "IngestStore",
-        clock: Clock,
-        *,
-        checkpoint_ms: int,
-    ) -> None:
+    def __init__(self, bus: Bus, store: "IngestStore", clock: Clock, *, checkpoint_ms: int) -> None:
         self._bus = bus
         self._store = store
         self._clock = clock
@@ -253,16 +246,13 @@ class IngestPublisher:
             return
         await self._store.flush()
         for symbol, seq in waiting.items():
-            if (published := self._published.get(symbol)) is None:
-                continue
-            published.first_unlogged = None if published.last_unlogged == seq else seq + 1
+            if (published := self._published.get(symbol)) is not None:
+                published.first_unlogged = None if published.last_unlogged == seq else seq + 1
 
     async def _log_change(self, market: MarketKey, position: Position, changed: Range) -> None:
         """Log the message number of a published change. Until then, resuming clients may receive it twice."""
-        try:
+        with suppress(StoreUnavailable, StoreRejected):
             await self._store.log_changes(market, position.epoch, [(position.seq, changed)])
-        except (StoreUnavailable, StoreRejected):
-            return
 
     def _record_position(self, published: _Published, position: Position) -> Position:
         if position.epoch != published.epoch:

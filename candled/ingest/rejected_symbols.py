@@ -44,15 +44,15 @@ class RejectedSymbols:
 
     def select_allowed(self, symbols: Iterable[Symbol], now: float) -> tuple[Symbol, ...]:
         """Return the symbols to request on a new connection: all but those that are still in a pause."""
-        select_allowed = []
+        allowed = []
         for symbol in symbols:
             rejection = self._known.get(symbol)
             if rejection is not None:
                 if rejection.retry_at is not None and rejection.retry_at > now:
                     continue
                 rejection.retry_at = None
-            select_allowed.append(symbol)
-        return tuple(select_allowed)
+            allowed.append(symbol)
+        return tuple(allowed)
 
     def take_due(self, now: float) -> tuple[Symbol, ...]:
         """Return the symbols whose pause is over, each once."""

@@ -1,16 +1,13 @@
 """The history of renamed markets: minutes that are stored under a former symbol are copied to the new one."""
 
 import logging
-from typing import TYPE_CHECKING
 
 from candled.errors import StoreRejected, StoreUnavailable
-from candled.exchange import Clock
 from candled.model import DAY_MS, WEEK, MarketKey, Range, RangeSet, Symbol
 from candled.store.interface import SEQ_UNPUBLISHED
 from candled.tasks import Backoff, retry
 
-if TYPE_CHECKING:
-    from candled.store.ingest_store import IngestStore
+from .context import IngestContext
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +22,10 @@ class RenamedHistory:
     them.
     """
 
-    def __init__(self, exchange: str, store: "IngestStore", clock: Clock) -> None:
-        self._exchange = exchange
-        self._store = store
-        self._clock = clock
+    def __init__(self, context: IngestContext) -> None:
+        self._exchange = context.name
+        self._store = context.store
+        self._clock = context.clock
         #: Until when the history of each new symbol was copied, UTC epoch milliseconds.
         self._copied_ms: dict[Symbol, int] = {}
         #: The new symbols whose history is being copied.
@@ -54,11 +51,11 @@ class RenamedHistory:
         """Copy the missing minutes; return their number."""
         span = Range(max(0, self._copied_ms.get(target.symbol, 0) - _AGAIN_MS), self._clock.now_ms())
         known, count = RangeSet(await self._store.stored_ranges(target, *span)), 0
-        for stored in await self._store.stored_ranges(source, *span):
-            for start_ms, end_ms in known.missing(*stored):
-                for week_ms in range(WEEK.floor(start_ms), end_ms, WEEK.ms):
-                    part = Range(max(week_ms, start_ms), min(week_ms + WEEK.ms, end_ms))
-                    count += await self._copy_range(source, target, part)
+        stored = RangeSet(await self._store.stored_ranges(source, *span))
+        for start_ms, end_ms in stored.without(known):
+            for week_ms in range(WEEK.floor(start_ms), end_ms, WEEK.ms):
+                part = Range(max(week_ms, start_ms), min(week_ms + WEEK.ms, end_ms))
+                count += await self._copy_range(source, target, part)
         self._copied_ms[target.symbol] = span.end_ms
         return count
 

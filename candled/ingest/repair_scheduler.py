@@ -4,18 +4,16 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from candled.errors import CandledError, ExchangeError, StoreRejected, StoreUnavailable, Unavailable
-from candled.exchange import Clock, Exchange, InvalidRow
+from candled.exchange import InvalidRow
 from candled.model import MINUTE_MS, Candle, Range, Symbol
 from candled.model.texts import printable
 from candled.tasks import Backoff, LoopTurns
 
+from .context import IngestContext
 from .coverage import Urgency, Window
 from .evidence import find_evidence
-from .http import HttpClient
-from .ingest_clock import IngestClock
 from .market import POLL_MS, MarketIngest, Outcome
 from .market_listing import MarketListing
 from .market_status import MAX_PROBLEM
@@ -23,9 +21,6 @@ from .parity import Parity
 from .publisher import IngestPublisher
 from .request_queue import Place, RequestQueue
 from .retention import fetch_kept, kept_since
-
-if TYPE_CHECKING:
-    from candled.store.ingest_store import IngestStore
 
 logger = logging.getLogger(__name__)
 
@@ -62,24 +57,19 @@ class RepairScheduler:
 
     def __init__(
         self,
-        name: str,
-        exchange: Exchange,
-        *,
-        http: HttpClient,
-        clock: Clock,
-        time: IngestClock,
-        store: "IngestStore",
+        context: IngestContext,
         publisher: IngestPublisher,
         listing: MarketListing,
+        *,
         on_answer: Callable[[MarketIngest, Outcome], None],
         awaits_snapshot: Callable[[Symbol], bool],
     ) -> None:
-        self._name = name
-        self._exchange = exchange
-        self._http = http
-        self._clock = clock
-        self._time = time
-        self._store = store
+        self._name = context.name
+        self._exchange = context.exchange
+        self._http = context.http
+        self._clock = context.clock
+        self._time = context.time
+        self._store = context.store
         self._publisher = publisher
         self._listing = listing
         self._on_answer = on_answer
@@ -88,7 +78,7 @@ class RepairScheduler:
         #: Set when the queue is not empty.
         self._queued = asyncio.Event()
         #: For work with the rows of an answer.
-        self._turns = LoopTurns(clock)
+        self._turns = LoopTurns(context.clock)
         #: The workers that make a request. The others save answers, which may take long.
         self._requesting = asyncio.Semaphore(_REQUESTS_AT_ONCE)
         #: The number of answers that are being saved.

@@ -53,9 +53,8 @@ class RestComparison:
             and streamed.src in _STREAMED
         ]
         most = 1 if len(pairs) >= _FOREIGN_MINUTES else _FOREIGN_FACTOR
-        if not pairs or not all(
-            row.low > most * streamed.high or most * row.high < streamed.low for row, streamed in pairs
-        ):
+        is_disjoint = all(row.low > most * one.high or most * row.high < one.low for row, one in pairs)
+        if not pairs or not is_disjoint:
             return None
         row, streamed = pairs[-1]
         difference = f"{row.low} to {row.high}, where the stream had {streamed.low} to {streamed.high}"
@@ -106,11 +105,8 @@ class RestComparison:
     ) -> tuple[int, int]:
         """Count the final minutes compared with REST for the first time, and all minutes that differ from it."""
         checked = mismatched = 0
-        awaiting = set(
-            self._coverage.unconfirmed.minutes_within(
-                window.start_ms, min(window.end_ms, self._rules.expected_until(now_ms))
-            )
-        )
+        until_ms = min(window.end_ms, self._rules.expected_until(now_ms))
+        awaiting = set(self._coverage.unconfirmed.minutes_within(window.start_ms, until_ms))
         compared = known.keys() | awaiting
         answered = {one.open_ms: one for one in candles if one.open_ms in compared and self._rules.has_ended(one)}
         for open_ms in awaiting | answered.keys():

@@ -35,12 +35,8 @@ class Answer:
         minutes = RangeSet.of_parts((candle.open_ms for candle in self.candles), MINUTE_MS)
         if any(row.open_ms is None for row in self.invalid):
             return minutes.missing(*span)
-        found = RangeSet()
-        for row in self.invalid:
-            open_ms = MINUTE.floor(row.open_ms or 0)
-            if open_ms not in minutes:
-                found.add(open_ms, open_ms + MINUTE_MS)
-        return found
+        times = {MINUTE.floor(row.open_ms or 0) for row in self.invalid}
+        return RangeSet.of_parts(times, MINUTE_MS).without(minutes)
 
 
 def sift(rows: Iterable[Candle | InvalidRow], span: Range) -> Answer:

@@ -1,6 +1,6 @@
 """Snapshots that are shortened to their newest minutes, because REST will be asked for the others anyway. Pure."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -75,12 +75,10 @@ class ShortSnapshots:
         if any(coverage.unstored_within(*span) for span in left_out):
             self.unmet.add(market.key.symbol)
 
-    def on_failure(self, symbols: Collection[Symbol]) -> None:
-        """Record that REST cannot be asked about some markets."""
-        failed = self._left_out.keys() & symbols
-        self.unmet |= failed
-        for symbol in failed:
-            del self._left_out[symbol]
+    def on_failure(self, symbol: Symbol) -> None:
+        """Record that REST cannot be asked about a market."""
+        if self._left_out.pop(symbol, None) is not None:
+            self.unmet.add(symbol)
 
     def forget_markets(self, symbols: Iterable[Symbol]) -> None:
         """Forget some markets."""

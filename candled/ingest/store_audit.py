@@ -3,20 +3,14 @@
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from candled.errors import StoreRejected, StoreUnavailable
-from candled.exchange import Clock
 from candled.model import MINUTE, MINUTE_MS, Range, RangeSet, Symbol
 
-from .counts import IngestCounts
+from .context import IngestContext
 from .coverage import RECHECK_MS
-from .ingest_clock import IngestClock
 from .market import MarketIngest, Outcome
 from .publisher import IngestPublisher
-
-if TYPE_CHECKING:
-    from candled.store.ingest_store import IngestStore
 
 logger = logging.getLogger(__name__)
 
@@ -33,20 +27,14 @@ class StoreAudit:
     """Finds minutes that the store has lost, and minutes that other processes have stored."""
 
     def __init__(
-        self,
-        store: "IngestStore",
-        publisher: IngestPublisher,
-        examine_again: Callable[[Symbol], None],
-        clock: Clock,
-        time: IngestClock,
-        counts: IngestCounts,
+        self, context: IngestContext, publisher: IngestPublisher, examine_again: Callable[[Symbol], None]
     ) -> None:
-        self._store = store
+        self._store = context.store
         self._publisher = publisher
         self._examine_again = examine_again
-        self._clock = clock
-        self._time = time
-        self._counts = counts
+        self._clock = context.clock
+        self._time = context.time
+        self._counts = context.counts
 
     async def run(self, markets: Mapping[Symbol, MarketIngest]) -> None:
         """Compare the markets with the store in an endless loop, one at a time, and have some rechecked with REST."""
@@ -87,6 +75,5 @@ class StoreAudit:
             new.add(since_ms, before_ms or until_ms)
         if self._publisher.is_open(market):
             self._examine_again(market.key.symbol)
-        finds = list(new)
-        if finds:
-            await self._publisher.publish_repair(market, Outcome(repaired=Range(finds[0].start_ms, finds[-1].end_ms)))
+        if new:
+            await self._publisher.publish_repair(market, Outcome(repaired=new.extent))

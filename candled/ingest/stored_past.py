@@ -1,21 +1,17 @@
 """The stored history that this ingest did not fetch itself, of any age and from any writer."""
 
-import contextlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from contextlib import suppress
 
 from candled.errors import StoreRejected, StoreUnavailable
-from candled.exchange import Clock
 from candled.model import MINUTE_MS, WEEK, Range, RangeSet, Symbol
 from candled.tasks import repeat
 
+from .context import IngestContext
 from .coverage import Coverage
 from .gap_retry import Absence
 from .market import MarketIngest, Outcome
 from .publisher import IngestPublisher
-
-if TYPE_CHECKING:
-    from candled.store.ingest_store import IngestStore
 
 _SEGMENT_MS = 4 * WEEK.ms  # limits memory: a longer history is examined in parts
 _TICK_S = 1.0
@@ -29,14 +25,12 @@ class StoredPast:
     that other processes store are noticed within ten seconds and published.
     """
 
-    def __init__(
-        self, exchange: str, absence: Absence, store: "IngestStore", publisher: IngestPublisher, clock: Clock
-    ) -> None:
-        self._exchange = exchange
+    def __init__(self, context: IngestContext, absence: Absence, publisher: IngestPublisher) -> None:
+        self._exchange = context.name
         self._absence: Absence = absence
-        self._store = store
+        self._store = context.store
         self._publisher = publisher
-        self._clock = clock
+        self._clock = context.clock
         self._markets: Mapping[Symbol, MarketIngest] = {}
         self._unexamined: dict[Symbol, None] = {}  # markets for which the store may have more; an ordered set
         self._found_before: dict[Symbol, RangeSet] = {}
@@ -50,9 +44,7 @@ class StoredPast:
 
     async def _examine_markets(self) -> None:
         self._ticks += 1
-        with contextlib.suppress(
-            StoreUnavailable, StoreRejected
-        ):  # logged by the writer; tried again in the next round
+        with suppress(StoreUnavailable, StoreRejected):  # logged by the writer; tried again in the next round
             if self._ticks % _TICKS_PER_SEARCH == 0:
                 await self._find_foreign_changes()
             for symbol in list(self._unexamined):

@@ -38,7 +38,8 @@ class MarketRows:
         measures: dict[str, IngestMeasures] = {}
         pace = Pace(self._clock)
         for ingest in [] if self._ingest is None else self._ingest.running:
-            own, silent = ingest.measure_feeds(), ingest.silent_symbols
+            own, silent = measures.setdefault(ingest.name, IngestMeasures()), ingest.silent_symbols
+            ingest.measure_feeds(own)
             unpublished = self._bus.unpublished_markets()
             for symbol in list(ingest.symbols):
                 await pace.spend(_MARKET)
@@ -52,9 +53,6 @@ class MarketRows:
                 if market is not None:
                     row["days"] = await self._find_days(market, ingest.now_ms, pace)
                 rows[key] = encode(row)
-            known = measures.setdefault(ingest.name, own)
-            if known is not own:
-                known.add_shard(own)
         for key, feed in self._bars.list_feeds().items():
             if key not in rows:
                 await pace.spend(_FEED)

@@ -8,8 +8,11 @@ import pytest
 
 from candled.clock import SystemClock
 from candled.exchange import Candles, ClosingSoon, ConnectionLimits, Event, Exchange, Feed, SocketFeed
+from candled.ingest.context import IngestContext
+from candled.ingest.counts import IngestCounts
 from candled.ingest.feed_pool import FeedPool
 from candled.ingest.http import HttpClient
+from candled.ingest.ingest_clock import IngestClock
 from candled.model import Symbol
 from candled.settings import Settings
 from tests import deadlines
@@ -97,7 +100,9 @@ async def reading(clock: LaterClock) -> AsyncIterator[tuple[Server, FeedPool, Si
                 return []
 
         http = HttpClient(clock, 100.0)
-        pool = FeedPool("plain", Plain(Settings(), clock), sink, clock, http, is_behind=lambda: False)
+        plain, store = Plain(Settings(), clock), None
+        context = IngestContext("plain", plain, clock, IngestClock("plain", plain, clock), store, http, IngestCounts())
+        pool = FeedPool(context, sink, is_behind=lambda: False, proxies=None, shards=1)
         pool.add_symbols([BTC])
         await server.until(lambda: server.subscribed and server.subscribed[0] == {"+BTC/USDT"})
         try:

@@ -27,11 +27,14 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
-def measure(ingest: ExchangeIngest) -> IngestMeasures:
+def measure(*shards: ExchangeIngest) -> IngestMeasures:
     """The present state in numbers, as `ShardedIngest.measure` adds it up in slices."""
-    measures, silent = ingest.measure_feeds(), ingest.silent_symbols
-    for symbol in ingest.symbols:
-        ingest.measure_market(symbol, measures, silent)
+    measures = IngestMeasures()
+    for ingest in shards:
+        ingest.measure_feeds(measures)
+        silent = ingest.silent_symbols
+        for symbol in ingest.symbols:
+            ingest.measure_market(symbol, measures, silent)
     return measures
 
 
@@ -112,17 +115,17 @@ def test_known_gaps_are_counted_by_reason_after_any_change(changes):
         assert coverage.gap_counts == expected
 
 
-def test_shards_add_up():
-    one, other = IngestMeasures(feeds=1, skew_ms=-5, pushed_ms=7), IngestMeasures(feeds=2, skew_ms=3, compared=4)
-    other.is_rest_available = False
-    other.gaps["missing"] = 2
-    one.states.count_state("live", "", has_problem=False)
-    other.states.count_state("stale", "stream_down", has_problem=False)
-    one.add_shard(other)
-    assert (one.feeds, one.skew_ms, one.pushed_ms, one.compared) == (3, -5, 7, 4)
-    assert (one.gaps, one.is_rest_available) == ({"missing": 2}, False)
-    assert (one.states.states, one.states.reasons, one.states.unhealthy) == (
-        {"live": 1, "stale": 1},
-        {"stream_down": 1},
-        1,
-    )
+@pytest.mark.slow
+async def test_shards_add_up():
+    one, other = await started(), await started(stream="down", rest="down", lacks=lambda open_ms: True)
+    await one.run(60)
+    await other.run(60)
+    own, others, measures = measure(one.ingest), measure(other.ingest), measure(one.ingest, other.ingest)
+    for name in ("feeds", "connected_feeds", "gaps", "gap_minutes", "unconfirmed", "revisions", "compared"):
+        assert getattr(measures, name) == getattr(own, name) + getattr(others, name), name
+    assert measures.states.states == own.states.states + others.states.states
+    assert measures.states.unhealthy == own.states.unhealthy + others.states.unhealthy == 1
+    assert measures.skew_ms == max(own.skew_ms, others.skew_ms, key=abs)
+    assert (own.is_rest_available, measures.is_rest_available, measures.pushed_ms) == (True, False, own.pushed_ms)
+    await one.stop()
+    await other.stop()

@@ -88,10 +88,10 @@ def test_minutes_that_rest_lacks_are_taken_from_the_next_snapshot():
 
 def test_after_a_failure_of_rest_the_next_snapshot_is_used_whole():
     short, one = ShortSnapshots(1000), market(present=())
-    short.on_failure([BTC])
+    short.on_failure(BTC)
     assert short.unmet == set()  # nothing was left out
     short.use_snapshot(snapshot(), one, may_shorten=True)
-    short.on_failure([BTC])
+    short.on_failure(BTC)
     assert short.unmet == {BTC}
     assert short.use_snapshot(snapshot(), one, may_shorten=True) == snapshot()
 
@@ -101,7 +101,7 @@ def test_nothing_is_left_of_a_market_that_is_forgotten():
     short.use_snapshot(snapshot(), one, may_shorten=True)
     short.forget_markets([BTC])
     short.on_answer(one)
-    short.on_failure([BTC])
+    short.on_failure(BTC)
     assert (short._left_out, short.unmet) == ({}, set())
 
 

@@ -48,8 +48,9 @@ class ManyMarkets:
     def __init__(self, markets: dict[Symbol, MarketIngest | None]) -> None:
         self.symbols = markets
 
-    def measure_feeds(self) -> IngestMeasures:
-        return IngestMeasures(feeds=1, connected_feeds=1)
+    def measure_feeds(self, measures: IngestMeasures) -> None:
+        measures.feeds += 1
+        measures.connected_feeds += 1
 
     def measure_market(
         self, symbol: Symbol, measures: IngestMeasures, silent: Collection[Symbol]
