@@ -1,8 +1,8 @@
 """Longer bars in the file, folded from stored ones."""
 
 import sqlite3
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, repeat
 
 import msgspec
 
@@ -18,11 +18,34 @@ _decode_rows = msgspec.json.Decoder(list[tuple[int, str, str, str, str, str, str
 _ROWS_AT_ONCE = (64, 16, 4, 1)  # at most 999 values, the limit of an old SQLite
 
 
+class RowBuffer:
+    """Rows to be written at the end of a transaction: those of many markets take a few statements."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self._minutes: list[tuple[int, Candle]] = []
+        self._bars: list[tuple[int, int, Candle]] = []
+
+    def add_minutes(self, market_id: int, minutes: Iterable[Candle]) -> None:
+        """Add a market's minutes."""
+        self._minutes += zip(repeat(market_id), minutes)
+
+    def add_bars(self, market_id: int, interval: Interval, bars: Iterable[Candle]) -> None:
+        """Add a market's longer bars."""
+        self._bars += zip(repeat(market_id), repeat(interval.ms), bars)
+
+    def flush(self) -> None:
+        """Write all rows."""
+        put_rows(self.connection, sql.PUT_MINUTE, minute_rows(self._minutes))
+        put_rows(self.connection, sql.PUT_BAR, bar_rows(self._bars))
+        self._minutes, self._bars = [], []
+
+
 class KnownBars:
     """One market's bars during a transaction. Those that were read or folded before are not read again."""
 
-    def __init__(self, connection: sqlite3.Connection, market_id: int) -> None:
-        self._connection = connection
+    def __init__(self, buffer: RowBuffer, market_id: int) -> None:
+        self._buffer = buffer
         self._market_id = market_id
         #: By interval: the ranges whose bars are known, and these bars by opening time.
         self._known: dict[Interval, tuple[RangeSet, dict[int, Candle]]] = {}
@@ -33,26 +56,31 @@ class KnownBars:
         unread = list(spans.missing(start_ms, end_ms))
         if unread:
             first_ms, last_ms = unread[0].start_ms, unread[-1].end_ms
-            read = bars_between(self._connection, self._market_id, interval, first_ms, last_ms)
+            read = bars_between(self._buffer.connection, self._market_id, interval, first_ms, last_ms)
             for bar in read:
                 bars.setdefault(bar.open_ms, bar)
             spans.add(first_ms, last_ms)
         return [bars[open_ms] for open_ms in sorted(bars) if start_ms <= open_ms < end_ms]
 
     def put_minutes(self, minutes: Sequence[Candle]) -> None:
-        """Write minutes."""
-        put_rows(self._connection, sql.PUT_MINUTE, minute_rows(self._market_id, minutes))
+        """Have minutes written at the end of the transaction."""
+        self._buffer.add_minutes(self._market_id, minutes)
         self._known.setdefault(MINUTE, (RangeSet(), {}))[1].update((one.open_ms, one) for one in minutes)
 
-    def fold_level(self, interval: Interval, source: Interval, changed: RangeSet) -> None:
-        """Recompute every bar of `interval` that overlaps `changed` from bars of `source`."""
+    def fold_levels(self, changed: RangeSet, levels: Mapping[Interval, Interval]) -> None:
+        """Recompute every bar of `levels` (each with the interval it is folded from) that overlaps `changed`."""
+        for interval, source in levels.items():
+            self._fold_level(interval, source, changed)
+
+    def _fold_level(self, interval: Interval, source: Interval, changed: RangeSet) -> None:
+        """Recompute every bar of `interval` that overlaps `changed` from bars of `source`, and have them written."""
         spans, bars = self._known.setdefault(interval, (RangeSet(), {}))
         folded = []
         for start_ms, end_ms in touched_bars(changed, interval):
             folded += fold_bars(self.bars_between(source, start_ms, end_ms), interval)
             spans.add(start_ms, end_ms)
         bars.update((bar.open_ms, bar) for bar in folded)
-        put_rows(self._connection, sql.PUT_BAR, bar_rows(self._market_id, interval, folded))
+        self._buffer.add_bars(self._market_id, interval, folded)
 
 
 def put_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[Value, ...]]) -> None:
@@ -102,10 +130,13 @@ def _range_of(market_id: int, interval: Interval, start_ms: int, end_ms: int) ->
     return (market_id, *kind, start_ms, end_ms)
 
 
-def fold_levels(known: KnownBars, changed: RangeSet, levels: Mapping[Interval, Interval]) -> None:
+def fold_levels(
+    connection: sqlite3.Connection, market_id: int, changed: RangeSet, levels: Mapping[Interval, Interval]
+) -> None:
     """Recompute every bar of `levels` (each with the interval it is folded from) that overlaps `changed`."""
-    for interval, source in levels.items():
-        known.fold_level(interval, source, changed)
+    buffer = RowBuffer(connection)
+    KnownBars(buffer, market_id).fold_levels(changed, levels)
+    buffer.flush()
 
 
 def rebuild_rollups(connection: sqlite3.Connection, market_id: int, changed: RangeSet, kept_from_ms: int) -> None:
@@ -118,7 +149,7 @@ def rebuild_rollups(connection: sqlite3.Connection, market_id: int, changed: Ran
     for interval in kept:
         rows = [(market_id, interval.ms, *span) for span in touched_bars(changed, interval)]
         connection.executemany(sql.DROP_BARS_BETWEEN, rows)
-    fold_levels(KnownBars(connection, market_id), changed, kept)
+    fold_levels(connection, market_id, changed, kept)
 
 
 def read_fold_sources(connection: sqlite3.Connection) -> Mapping[Interval, Interval]:

@@ -6,7 +6,7 @@ from functools import partial
 from itertools import repeat
 from typing import Any
 
-from candled.model import END_OF_TIME_MS, Candle, Interval, iso_ms
+from candled.model import END_OF_TIME_MS, Candle, iso_ms
 from candled.store.batch import SOURCES, number_texts, source_number
 
 _new_candle = partial(tuple.__new__, Candle)
@@ -22,17 +22,24 @@ Value = int | str | None
 """A value of a column."""
 
 
-def minute_rows(market_id: int, minutes: Sequence[Candle]) -> list[tuple[Value, ...]]:
-    """Return the rows of a market's minutes: as those of longer bars, with their source and without a length."""
+def minute_rows(minutes: Sequence[tuple[int, Candle]]) -> list[tuple[Value, ...]]:
+    """Return the rows of minutes, given with their markets' numbers: as those of longer bars, with their source."""
     if not minutes:
         return []
-    sources = map(source_number, (minute.src for minute in minutes))
-    return list(zip(repeat(market_id), *_columns(minutes), sources, strict=False))
+    market_ids, candles = zip(*minutes, strict=True)
+    sources = (source_number(candle.src) for candle in candles)
+    return list(zip(market_ids, *_columns(candles), sources, strict=True))
 
 
-def bar_rows(market_id: int, interval: Interval, bars: Sequence[Candle]) -> list[tuple[Value, ...]]:
-    """Return the rows of a market's longer bars: decimals as text, with all digits and without an exponent."""
-    return list(zip(repeat(market_id), repeat(interval.ms), *_columns(bars), strict=False)) if bars else []
+def bar_rows(bars: Sequence[tuple[int, int, Candle]]) -> list[tuple[Value, ...]]:
+    """Return the rows of longer bars, given with their markets' numbers and their lengths in milliseconds.
+
+    Decimals are text, with all digits and without an exponent.
+    """
+    if not bars:
+        return []
+    market_ids, lengths, candles = zip(*bars, strict=True)
+    return list(zip(market_ids, lengths, *_columns(candles), strict=True))
 
 
 def _columns(candles: Sequence[Candle]) -> list[Iterable[Value]]:

@@ -36,6 +36,7 @@ from .file import WRONG_FILE, DatabaseFile, primary_code
 from .retention import drop_minutes
 from .rollups import (
     KnownBars,
+    RowBuffer,
     bars_between,
     fold_levels,
     json_between,
@@ -183,10 +184,13 @@ class SqliteStore(SqlStore):
     def _write_batches(self, batches: Mapping[MarketKey, MarketBatch]) -> None:
         with self._file.begin_transaction() as connection:
             ids = {market: self._add_market(connection, market) for market in batches}
+            kept_ms, levels, buffer = _kept_from(connection), read_fold_sources(connection), RowBuffer(connection)
             for market, batch in batches.items():
-                if batch.minutes:
-                    self._write_minutes(connection, ids[market], batch.minutes)
+                minutes = {open_ms: candle for open_ms, candle in batch.minutes.items() if open_ms >= kept_ms}
+                if minutes:
+                    self._write_minutes(buffer, ids[market], minutes, levels)
                 self._write_forming(connection, ids[market], batch)
+            buffer.flush()
         self._ids.update(ids)
 
     def drop_interval(self, interval: Interval) -> int:
@@ -205,7 +209,7 @@ class SqliteStore(SqlStore):
         """See `SqlStore.put_bars`."""
         with self._file.begin_transaction() as connection:
             market_id = self._add_market(connection, market)
-            put_rows(connection, sql.PUT_BAR, bar_rows(market_id, interval, bars))
+            put_rows(connection, sql.PUT_BAR, bar_rows([(market_id, interval.ms, bar) for bar in bars]))
 
     def set_kept_from(self, since_ms: int) -> None:
         """See `SqlStore.set_kept_from`."""
@@ -444,15 +448,15 @@ class SqliteStore(SqlStore):
         # A bar across the edge of two chunks is folded with each of them. The second time, all its parts exist.
         for start_ms in range(oldest_ms, newest_ms + 1, FOLD_CHUNK_MS):
             with self._file.begin_transaction() as connection:
-                fold_levels(KnownBars(connection, market_id), RangeSet([(start_ms, start_ms + FOLD_CHUNK_MS)]), fresh)
+                fold_levels(connection, market_id, RangeSet([(start_ms, start_ms + FOLD_CHUNK_MS)]), fresh)
             yield
 
     # ------------------------------------------------------------ writing
 
-    def _write_minutes(self, connection: sqlite3.Connection, market_id: int, minutes: Mapping[int, Candle]) -> None:
-        kept_ms = _kept_from(connection)
-        minutes = {open_ms: candle for open_ms, candle in minutes.items() if open_ms >= kept_ms}
-        levels, known = read_fold_sources(connection), KnownBars(connection, market_id)
+    def _write_minutes(
+        self, buffer: RowBuffer, market_id: int, minutes: Mapping[int, Candle], levels: Mapping[Interval, Interval]
+    ) -> None:
+        known = KnownBars(buffer, market_id)
         shortest = next(iter(levels), MINUTE)  # the minutes of its bars are needed to fold them
         stored = {
             candle.open_ms: candle
@@ -463,10 +467,10 @@ class SqliteStore(SqlStore):
         if not changed:
             return
         known.put_minutes(changed)
-        fold_levels(known, RangeSet.of_parts((candle.open_ms for candle in changed), MINUTE_MS), levels)
+        known.fold_levels(RangeSet.of_parts((candle.open_ms for candle in changed), MINUTE_MS), levels)
         unknown = unknown_revisions(minutes, ((candle.open_ms, candle.rev) for candle in changed))
         if unknown:
-            _log_changes(connection, market_id, None, unknown)
+            _log_changes(buffer.connection, market_id, None, unknown)
 
     def _delete_bad_rows(self, batches: Mapping[MarketKey, MarketBatch]) -> bool:
         """Delete invalid rows in the weeks of some minutes; return whether there were any.
@@ -499,7 +503,7 @@ class SqliteStore(SqlStore):
             if kept is known or open_ms in batch.minutes:
                 continue
             if known is not None or not connection.execute(sql.IS_FINAL, (market_id, open_ms)).fetchone():
-                connection.execute(sql.PUT_FORMING, minute_rows(market_id, [kept])[0])
+                connection.execute(sql.PUT_FORMING, minute_rows([(market_id, kept)])[0])
         ended = stored.keys() & batch.minutes.keys()
         connection.executemany(sql.DROP_FORMING, [(market_id, open_ms) for open_ms in ended])
 
