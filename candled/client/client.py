@@ -268,7 +268,9 @@ class Client:
     def _on_message(self, message: Message) -> None:
         match message["type"]:
             case "markets" | "update" | "correction" if "pattern" in message:
-                self._on_pattern_message(message)
+                for pattern in self._select(PatternSubscription):
+                    if self._is_about(pattern, message["pattern"], message):
+                        pattern.on_message(message)
             case "initial" | "resumed" | "update" | "correction":
                 topic = self._topic_of(message)
                 if topic is not None:
@@ -285,14 +287,6 @@ class Client:
                 self._on_error(message)
             case "bye":
                 self._connection.expect_end(float(message["reconnectAfterMs"]) / 1000)
-
-    def _on_pattern_message(self, message: Message) -> None:
-        for topic in self._select(PatternSubscription):
-            if self._is_about(topic, message["pattern"], message):
-                if message["type"] == "markets":
-                    topic.on_markets_message(message)
-                else:
-                    topic.on_bar_message(message)
 
     def _on_answer(self, number: int, answer: Message | RequestRejected) -> None:
         _, waiting = self._questions.get(number, (None, None))

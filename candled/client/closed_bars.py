@@ -30,14 +30,17 @@ class PatternSubscription(Subscription["ClosedBarStream"]):
         """Apply `subscribed`."""
         self.set_status(Status("live"))
 
-    def on_bar_message(self, message: Any) -> None:
-        """Apply `update` or `correction`."""
+    def on_message(self, message: Any) -> None:
+        """Apply `markets`, `update` or `correction`."""
+        if message["type"] == "markets":
+            self._apply_markets(message)
+            return
         bar = MarketBar(str(message["symbol"]), Bar.from_wire(message["bar"]))
         for follower in list(self.followers):
             follower.queue_bar(bar, is_correction=message["type"] == "correction")
 
-    def on_markets_message(self, message: Any) -> None:
-        """Apply `markets`: a complete list, or a change of it."""
+    def _apply_markets(self, message: Any) -> None:
+        """Apply a complete list of the markets, or a change of it."""
         before = self.markets
         if "symbols" in message:
             self.markets = tuple(map(str, message["symbols"]))

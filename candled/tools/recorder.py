@@ -177,8 +177,9 @@ class Recorder:
             self._http,
             create_connection=_recorded_connections(self),
         )
+        rest_s = max(0, span.end_ms + _TAIL_MS - self._clock.now_ms()) / 1000
         try:
-            await first_of(runner.run(), self._wait_until(span.end_ms + _TAIL_MS))
+            await first_of(runner.run(), self._clock.sleep(rest_s))
         except asyncio.CancelledError:
             task = asyncio.current_task()
             assert task is not None  # this one
@@ -206,9 +207,6 @@ class Recorder:
     def _add_failure(self, failure: str) -> None:
         if len(self.failures) < _MOST_FAILURES and failure not in self.failures:
             self.failures.append(failure)
-
-    async def _wait_until(self, end_ms: int) -> None:
-        await self._clock.sleep(max(0, end_ms - self._clock.now_ms()) / 1000)
 
     def on_connected(self, feed: Feed) -> None:
         """Do nothing: the first use of a connection opens it in the recording."""
