@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
-from candled.model import MINUTE, WEEK, Candle, MarketKey, Symbol
+from candled.model import MINUTE, WEEK, Candle, MarketKey, Range, Symbol
 from candled.store import make_store
 
 
@@ -38,6 +38,5 @@ class StoredMinutes:
 
     def read(self, exchange: str, symbol: Symbol, start_ms: int, end_ms: int) -> Iterator[Candle]:
         """Yield the final minutes with `start_ms <= open_ms < end_ms` (UTC epoch ms), oldest first."""
-        for page_ms in range(start_ms, end_ms, WEEK.ms):
-            page_end_ms = min(page_ms + WEEK.ms, end_ms)
-            yield from self._store.read_bars_between(MarketKey(exchange, symbol), MINUTE, page_ms, page_end_ms)
+        for page in Range(start_ms, end_ms).split(WEEK.ms):
+            yield from self._store.read_bars_between(MarketKey(exchange, symbol), MINUTE, *page)

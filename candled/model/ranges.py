@@ -19,6 +19,10 @@ class Range(NamedTuple):
             return self
         return Range(min(self.start_ms, other.start_ms), max(self.end_ms, other.end_ms))
 
+    def common(self, other: "Range") -> "Range":
+        """Return the times that are in both; `end_ms` is not after `start_ms` if there are none."""
+        return Range(max(self.start_ms, other.start_ms), min(self.end_ms, other.end_ms))
+
     def split(self, length_ms: int) -> "Iterator[Range]":
         """Yield the range in parts of one length, oldest first. The last one may be shorter."""
         for start_ms in range(self.start_ms, self.end_ms, length_ms):

@@ -91,9 +91,7 @@ class ExchangeCheck:
         self, market: MarketKey, bounds: Range, windows: int | Literal["all"], suspect: RangeSet
     ) -> list[tuple[Interval, Range]]:
         """Return the ranges to compare, minutes first; none extends past the stored minutes."""
-        span = self._store.span(market, MINUTE)
-        start_ms = max(span.start_ms if span else 0, bounds.start_ms)
-        end_ms = min(span.end_ms if span else 0, bounds.end_ms)
+        start_ms, end_ms = bounds.common(self._store.span(market, MINUTE) or Range(0, 0))
         kept_ms = max(start_ms, kept_since(self._exchange.history_minutes, self._exchange.now_ms() + MARGIN_MS))
         plan: list[tuple[Interval, Range]] = []
         if windows != "all":

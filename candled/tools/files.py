@@ -136,7 +136,7 @@ def read_candles(path: Path, now_ms: int) -> Iterator[Candle | BadRow]:
     Raises:
         ConfigError: the file cannot be read, or is not of that form.
     """
-    with _readable(path), _open_table(path) as table:
+    with _open_table(path) as table:
         pick = _picker(path, table.columns)
         newest_ms = -1
         for where, cells in table.rows:
@@ -159,17 +159,8 @@ def has_as_of(path: Path) -> bool:
     Raises:
         ConfigError: as `read_candles`.
     """
-    with _readable(path), _open_table(path) as table:
+    with _open_table(path) as table:
         return "as_of_ms" in table.columns
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, UnicodeDecodeError, csv.Error, EOFError, zlib.error) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise ConfigError(f"{path}: cannot be read: {reason or error}") from error
 
 
 def _picker(path: Path, columns: Sequence[str]) -> Callable[[Sequence[str]], Sequence[str]]:
@@ -200,18 +191,23 @@ def _candle(cells: Sequence[str], now_ms: int) -> Candle:
 
 @contextmanager
 def _open_table(path: Path) -> Iterator[_Table]:
-    with path.open("rb") as file:
-        magic = file.read(len(_PARQUET))
-    with ExitStack() as stack:
-        if magic == _PARQUET:
-            yield stack.enter_context(_open_parquet(path))
-            return
-        raw: IO[bytes] = stack.enter_context(path.open("rb"))
-        if magic.startswith(_GZIP):
-            raw = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=raw)))
-        reader = csv.reader(stack.enter_context(io.TextIOWrapper(raw, "utf-8-sig", newline="")))
-        columns = next(reader, [])
-        yield _Table(columns, ((f"line {reader.line_num}", cells) for cells in reader if cells))
+    """Open a file; errors of reading within the block become a `ConfigError`."""
+    try:
+        with ExitStack() as stack:
+            raw: IO[bytes] = stack.enter_context(path.open("rb"))
+            magic = raw.read(len(_PARQUET))
+            raw.seek(0)
+            if magic == _PARQUET:
+                yield stack.enter_context(_open_parquet(path))
+                return
+            if magic.startswith(_GZIP):
+                raw = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=raw)))
+            reader = csv.reader(stack.enter_context(io.TextIOWrapper(raw, "utf-8-sig", newline="")))
+            columns = next(reader, [])
+            yield _Table(columns, ((f"line {reader.line_num}", cells) for cells in reader if cells))
+    except (OSError, UnicodeDecodeError, csv.Error, EOFError, zlib.error) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ConfigError(f"{path}: cannot be read: {reason or error}") from error
 
 
 @contextmanager

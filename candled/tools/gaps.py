@@ -7,8 +7,8 @@ from typing import Any
 
 from candled.config import Config
 from candled.exchange import Clock
-from candled.model import MINUTE, MINUTE_MS, WEEK, Gap, MarketKey, Range, iso_ms
-from candled.model.gaps import join_neighbours
+from candled.model import MINUTE, WEEK, Gap, MarketKey, Range, iso_ms
+from candled.model.gaps import clip_gap, join_neighbours
 from candled.store.history import read_gaps as read_page
 from candled.store.interface import Store
 
@@ -180,13 +180,9 @@ def _listed_gaps(store: Store, market: MarketKey, span: Range) -> list[Gap]:
 
 def _outcome(gap: Gap, after: list[Gap]) -> dict[str, Any]:
     """Return the number of minutes of a gap that are stored now, and the reasons for the others."""
-    left = [
-        (one, min(one.end_ms, gap.end_ms) - max(one.start_ms, gap.start_ms))
-        for one in after
-        if one.start_ms < gap.end_ms and gap.start_ms < one.end_ms
-    ]
-    missing = sum(length_ms for _, length_ms in left) // MINUTE_MS
-    return {"repaired": gap.minute_count - missing, "now": sorted({one.reason for one, _ in left})}
+    left = [piece for one in after for piece in clip_gap(one, gap.start_ms, gap.end_ms)]
+    missing = sum(piece.minute_count for piece in left)
+    return {"repaired": gap.minute_count - missing, "now": sorted({piece.reason for piece in left})}
 
 
 def _print_repair(market: MarketKey, report: dict[str, Any]) -> None:

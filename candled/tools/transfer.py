@@ -39,9 +39,8 @@ def export(
         if interval not in kept:
             raise ConfigError(f"--interval: no bars of {interval} are kept, only of {', '.join(map(str, kept))}")
         stored = store.span(market, interval)
-        start_ms = max(bounds.start_ms, stored.start_ms if stored else 0)
-        end_ms = min(bounds.end_ms, stored.end_ms if stored else 0)
-        if start_ms >= end_ms:
+        span = bounds.common(stored or Range(0, 0))
+        if span.start_ms >= span.end_ms:
             have = f"; there are some from {iso_ms(stored.start_ms)} to {iso_ms(stored.end_ms)}" if stored else ""
             print(f"candled: no {interval} bars of {market} are stored in that time{have}", file=sys.stderr)
             return 1
@@ -49,17 +48,17 @@ def export(
         with (
             open_writer(output, kind, market, interval) as write,
             show_progress(
-                f"export {market} {interval}", _slots(start_ms, end_ms, interval), quiet=quiet or is_on_terminal
+                f"export {market} {interval}", _slots(span, interval), quiet=quiet or is_on_terminal
             ) as advance,
         ):
-            for page in Range(start_ms, end_ms).split(_PAGE_BARS * interval.ms):
+            for page in span.split(_PAGE_BARS * interval.ms):
                 write(store.read_bars_between(market, interval, *page))
-                advance(_slots(*page, interval))
+                advance(_slots(page, interval))
     return 0
 
 
-def _slots(start_ms: int, end_ms: int, interval: Interval) -> int:
-    return -(-(end_ms - start_ms) // interval.ms)
+def _slots(span: Range, interval: Interval) -> int:
+    return -(-(span.end_ms - span.start_ms) // interval.ms)
 
 
 # ---------------------------------------------------------------- import

@@ -232,8 +232,7 @@ class MarketCheck:
         minutes = Range(first_ms, first_ms) if span is None else _whole_weeks(span)
         within = _whole_weeks(bounds)
         for start_ms, end_ms in ((max(first_ms, self.from_ms), minutes.start_ms), (minutes.end_ms, last_ms)):
-            start_ms, end_ms = max(WEEK.floor(start_ms), within.start_ms), min(end_ms, within.end_ms)
-            yield from Range(start_ms, end_ms).split(_EMPTY_WEEKS * WEEK.ms)
+            yield from Range(WEEK.floor(start_ms), end_ms).common(within).split(_EMPTY_WEEKS * WEEK.ms)
 
     def _check_page(self, page: Range) -> list[Candle]:
         """Report the differences in a page; return its minutes."""
@@ -343,9 +342,9 @@ def _whole_weeks(span: Range) -> Range:
 
 def _weeks(span: Range, bounds: Range) -> Iterator[Range]:
     """Yield the weeks that both ranges touch, in full."""
-    start_ms, end_ms = max(span.start_ms, bounds.start_ms), min(span.end_ms, bounds.end_ms)
-    if start_ms < end_ms:
-        yield from _whole_weeks(Range(start_ms, end_ms)).split(WEEK.ms)
+    common = span.common(bounds)
+    if common.start_ms < common.end_ms:
+        yield from _whole_weeks(common).split(WEEK.ms)
 
 
 # ---------------------------------------------------------------- digests
