@@ -2,12 +2,13 @@
 
 import asyncio
 import fcntl
-import json
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import msgspec
 
 from candled.budget import LocalBudget
 from candled.exchange import Clock
@@ -167,20 +168,13 @@ class SharedBudget:
 
 def _read(descriptor: int) -> dict[str, BucketState]:
     try:
-        found = json.loads(os.pread(descriptor, _LARGEST, 0))
-        return {str(host): BucketState(*map(_number, state)) for host, state in found.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError):
+        return msgspec.json.decode(os.pread(descriptor, _LARGEST, 0), type=dict[str, BucketState])
+    except (ValueError, RecursionError):
         return {}
 
 
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
-        raise ValueError(f"expected a time or a count, got {value!r}")
-    return float(value)
-
-
 def _write(descriptor: int, states: dict[str, BucketState]) -> None:
-    data = json.dumps(states).encode()
+    data = msgspec.json.encode(states)
     if len(data) > _LARGEST:
         data = b"{}"
     os.pwrite(descriptor, data, 0)
