@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from candled import __version__
@@ -31,54 +32,43 @@ _FEED_US, _MARKET_US, _ROOM_US = 10, 60, 10  # to describe a feed, a market and 
 _ANY_MARKET = MarketKey("none", Symbol("NONE", "NONE"))  # read to see whether the store answers
 
 
+@dataclass(eq=False)
 class Health:
     """Reads the states of the daemon's parts."""
 
-    def __init__(
-        self,
-        config: Config,
-        plugins: Plugins,
-        clock: Clock,
-        *,
-        store: Store,
-        upkeep: StoreUpkeep,
-        writer: Writer,
-        history: HistoryReader,
-        bus: Bus,
-        bars: LiveBars,
-        watchdog: LoopWatchdog,
-        universe: Universe,
-        ingest: "ShardedIngest | None",
-        describe_hooks: Callable[[str], Mapping[str, Any]],
-    ) -> None:
-        self._config = config
-        self._plugins = plugins
-        self._clock = clock
-        self._started = clock.monotonic()
-        self._store = store
-        self._upkeep = upkeep
-        self._writer = writer
-        self._history = history
-        self._bus = bus
-        self._bars = bars
-        self._watchdog = watchdog
-        self._ingest = ingest
-        self._universe = universe
-        self._describe_hooks = describe_hooks
+    config: Config
+    plugins: Plugins
+    clock: Clock
+    store: Store
+    upkeep: StoreUpkeep
+    writer: Writer
+    history: HistoryReader
+    bus: Bus
+    bars: LiveBars
+    watchdog: LoopWatchdog
+    universe: Universe
+    #: None if this process only serves.
+    ingest: "ShardedIngest | None"
+    #: Returns what the hooks of a plugin add to its part of `/health?verbose`.
+    describe_hooks: Callable[[str], Mapping[str, Any]]
+    #: True once the store is open.
+    is_reading: bool = False
+
+    def __post_init__(self) -> None:
+        """Begin to count the time."""
+        self._started = self.clock.monotonic()
         self._was_loaded = False
-        #: True once the store is open.
-        self.is_reading = False
 
     async def summarize(self) -> Mapping[str, Any]:
         """Return the body of `/health`: it has no error texts, addresses or symbols. No slice holds the loop."""
-        measures = {} if self._ingest is None else await self._ingest.measure(Pace(self._clock))
+        measures = {} if self.ingest is None else await self.ingest.measure(Pace(self.clock))
         return self.summarize_measures(measures)
 
     def summarize_measures(self, measures: "Mapping[str, IngestMeasures]") -> Mapping[str, Any]:
         """Do the same, given the exchanges that this process reads, as `ShardedIngest.measure` returned them."""
-        exchanges, writer, bus = self._summarize_exchanges(measures), self.describe_writer(), self._bus.describe()
+        exchanges, writer, bus = self._summarize_exchanges(measures), self.describe_writer(), self.bus.describe()
         is_store_well, is_bus_well = self._is_store_well(writer), "trouble" not in bus
-        is_well = all(one["status"] == "pass" for one in exchanges.values()) and not self._bus.unpublished_markets()
+        is_well = all(one["status"] == "pass" for one in exchanges.values()) and not self.bus.unpublished_markets()
         return {
             "status": _status(is_well and is_store_well and is_bus_well),
             **self._describe_process(),
@@ -89,51 +79,51 @@ class Health:
 
     async def report(self) -> Mapping[str, Any]:
         """Return the body of `/health?verbose`. No slice holds the loop."""
-        exchanges = await self._report_exchanges(Pace(self._clock))
-        writer, bus = self.describe_writer(), self._bus.describe()
+        exchanges = await self._report_exchanges(Pace(self.clock))
+        writer, bus = self.describe_writer(), self.bus.describe()
         is_well = all(map(is_healthy, exchanges.values())) and self._is_store_well(writer) and "trouble" not in bus
         return {
             "status": _status(is_well),
             **self._describe_process(),
             "exchanges": exchanges,
             "store": {
-                **self._store.describe(),
-                "conflicts": list(self._upkeep.conflicts),
-                "readError": self._history.problem,
+                **self.store.describe(),
+                "conflicts": list(self.upkeep.conflicts),
+                "readError": self.history.problem,
                 **writer,
             },
             "bus": bus,
-            "bars": self._bars.describe_recovery(),
-            "plugins": {status.name: self._report_plugin(status) for status in self._plugins.statuses},
+            "bars": self.bars.describe_recovery(),
+            "plugins": {status.name: self._report_plugin(status) for status in self.plugins.statuses},
         }
 
     async def count_clients(self, hub: Hub) -> Mapping[str, Any]:
         """Return the body of `/health/ws-stats`. No slice holds the loop."""
-        rooms = [one async for one in Pace(self._clock).spread(hub.describe_rooms(), _ROOM_US)]
-        return {"broadcaster": {**hub.describe(), "rooms": rooms}, "aggregator": self._bars.describe()}
+        rooms = [one async for one in Pace(self.clock).spread(hub.describe_rooms(), _ROOM_US)]
+        return {"broadcaster": {**hub.describe(), "rooms": rooms}, "aggregator": self.bars.describe()}
 
     def _describe_process(self) -> dict[str, Any]:
         return {
             "version": __version__,
-            "uptimeSeconds": round(self._clock.monotonic() - self._started, 1),
-            "roles": list(self._config.roles),
+            "uptimeSeconds": round(self.clock.monotonic() - self._started, 1),
+            "roles": list(self.config.roles),
         }
 
     def describe_writer(self) -> dict[str, Any]:
         """Return `Writer.describe`, with the store as unavailable before it was opened."""
-        writer = self._writer.describe()
+        writer = self.writer.describe()
         if self.is_reading:
             return writer
         # nothing was written yet, so the writer has no errors to report
-        return {**writer, "state": "unavailable", "lastError": self._upkeep.problem or None}
+        return {**writer, "state": "unavailable", "lastError": self.upkeep.problem or None}
 
     def _is_store_well(self, writer: Mapping[str, Any]) -> bool:
-        return writer["state"] == "ok" and not self._history.problem and not self._upkeep.conflicts
+        return writer["state"] == "ok" and not self.history.problem and not self.upkeep.conflicts
 
     def count_states(self, measures: "Mapping[str, IngestMeasures]") -> dict[str, StateCounts]:
         """Return the number of markets in each state, by exchange: those that are read here, and those on the bus."""
-        result = {name: StateCounts() for name in self._universe.exchanges}
-        served = self._bars.count_states(() if self._ingest is None else self._ingest.markets)
+        result = {name: StateCounts() for name in self.universe.exchanges}
+        served = self.bars.count_states(() if self.ingest is None else self.ingest.markets)
         for name, counts in result.items():
             read = [measures[name].states] if name in measures else []
             counts.add_counts([*read, *([served[name]] if name in served else [])])
@@ -141,7 +131,7 @@ class Health:
 
     def _summarize_exchanges(self, measures: "Mapping[str, IngestMeasures]") -> dict[str, dict[str, Any]]:
         """Return the number of markets in each state, and whether all is well, by exchange."""
-        problems = set() if self._ingest is None else set(self._ingest.problems)
+        problems = set() if self.ingest is None else set(self.ingest.problems)
         problems |= {name for name, one in measures.items() if not one.is_rest_available}
         return {
             name: {
@@ -156,8 +146,8 @@ class Health:
 
     def _report_plugin(self, status: PluginStatus) -> dict[str, Any]:
         facts: dict[str, Any] = {"status": "ok" if status.ok else "broken", "error": status.error}
-        facts |= self._describe_hooks(status.name)
-        blocked = self._watchdog.describe(status.name)
+        facts |= self.describe_hooks(status.name)
+        blocked = self.watchdog.describe(status.name)
         return facts if blocked is None else {**facts, "blocked": blocked}
 
     async def report_readiness(self) -> Mapping[str, str | None]:
@@ -165,10 +155,10 @@ class Health:
 
         A reachable exchange is not a requirement.
         """
-        bus = self._bus.describe()
+        bus = self.bus.describe()
         if not self._was_loaded:  # markets that are added later do not make a running process unready
-            markets = self._universe.markets if "serve" in self._config.roles else ()
-            self._was_loaded = self.is_reading and all(self._bars.is_loaded(key, MINUTE, 1) for key in markets)
+            markets = self.universe.markets if "serve" in self.config.roles else ()
+            self._was_loaded = self.is_reading and all(self.bars.is_loaded(key, MINUTE, 1) for key in markets)
         return {
             "store": await self._store_problem(),
             "bus": None if bus["connected"] else str(bus.get("trouble", "is not connected")),
@@ -178,13 +168,13 @@ class Health:
     async def _store_problem(self) -> str | None:
         """Return why the store is not usable at this moment, or None."""
         if not self.is_reading:
-            return self._upkeep.problem or "is being opened"
-        writer = self._writer.describe()
+            return self.upkeep.problem or "is being opened"
+        writer = self.writer.describe()
         if writer["state"] != "ok":
             return f"{writer['state']}: {writer['lastError']}"
         try:
             async with asyncio.timeout(_READY_S):
-                await self._history.complete_from(next(iter(self._universe.markets), _ANY_MARKET))
+                await self.history.complete_from(next(iter(self.universe.markets), _ANY_MARKET))
         except TimeoutError:
             return f"did not answer within {_READY_S} s"
         except (StoreUnavailable, StoreRejected) as error:
@@ -193,24 +183,24 @@ class Health:
 
     async def _report_exchanges(self, pace: Pace) -> dict[str, dict[str, Any]]:
         """Return the state of each feed, with all details for feeds that this process reads."""
-        feeds = {key: facts async for key, facts in pace.spread(self._bars.describe_feeds(), _FEED_US)}
-        if self._ingest is not None:
-            feeds |= {key: facts async for key, facts in pace.spread(self._ingest.describe_symbols(), _MARKET_US)}
-        for market, problem in self._bus.unpublished_markets().items():
+        feeds = {key: facts async for key, facts in pace.spread(self.bars.describe_feeds(), _FEED_US)}
+        if self.ingest is not None:
+            feeds |= {key: facts async for key, facts in pace.spread(self.ingest.describe_symbols(), _MARKET_US)}
+        for market, problem in self.bus.unpublished_markets().items():
             if market in feeds:  # read here, but other processes receive nothing
                 feeds[market] |= {"state": "stale", "reason": "not_published", "trouble": problem}
-        described = {} if self._ingest is None else self._ingest.describe()
+        described = {} if self.ingest is None else self.ingest.describe()
         exchanges: dict[str, dict[str, Any]] = {
             name: {**self._describe_origin(name), **described.get(name, {}), "symbols": {}}
-            for name in self._universe.exchanges
+            for name in self.universe.exchanges
         }
         for key, facts in feeds.items():
-            if key in self._universe:  # it may have been removed meanwhile
+            if key in self.universe:  # it may have been removed meanwhile
                 exchanges[key.exchange]["symbols"][str(key.symbol)] = facts
         return exchanges
 
     def _describe_origin(self, exchange: str) -> dict[str, Any]:
-        return {"simulated": True} if exchange in self._universe.simulated else {}
+        return {"simulated": True} if exchange in self.universe.simulated else {}
 
 
 def make_reports(
