@@ -91,7 +91,7 @@ def run(read: ReadSettings, plugins: Plugins, clock: Clock | None = None) -> int
             recording.
     """
     config = read()
-    return _run_one(config, read, plugins, clock or SystemClock(), _start_log(config))
+    return asyncio.run(_run(config, read, plugins, clock or SystemClock(), _start_log(config)))
 
 
 def run_workers(read: ReadSettings, plugins: Plugins, count: int, name: str | None) -> int:
@@ -112,7 +112,7 @@ def run_workers(read: ReadSettings, plugins: Plugins, count: int, name: str | No
         workers.check(wanted, count)
         return workers.settings_of(worker, wanted)
 
-    return _run_one(workers.settings_of(worker, config), read_own, plugins, SystemClock(), log, worker)
+    return asyncio.run(_run(workers.settings_of(worker, config), read_own, plugins, SystemClock(), log, worker))
 
 
 def _start_log(config: Config, worker: str | None = None) -> BoundedHandler:
@@ -123,7 +123,7 @@ def _start_log(config: Config, worker: str | None = None) -> BoundedHandler:
     return handler
 
 
-def _run_one(
+async def _run(
     config: Config,
     read: ReadSettings,
     plugins: Plugins,
@@ -134,12 +134,6 @@ def _run_one(
     for warning in filter(None, (*config_warnings(config), _descriptor_warning(config))):
         logger.warning("%s", warning)
     switch_often()
-    return asyncio.run(_run(config, read, plugins, clock, log, worker))
-
-
-async def _run(
-    config: Config, read: ReadSettings, plugins: Plugins, clock: Clock, log: BoundedHandler, worker: str | None
-) -> int:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(DaemonThreads(_LOOKUPS, "lookup"))
     daemon = Daemon(config, plugins, clock, worker)  # until now a signal ends the process immediately
@@ -282,16 +276,16 @@ class Daemon:
         The codec and the catalog come first: only requests that they accept use rooms and bars.
         """
         catalog = MarketCatalog(symbols, self._config.intervals)
-        self.universe.add_listener(self._codec.on_markets_changed)
         universe = self.universe
+        universe.add_listener(self._codec.on_markets_changed)
         universe.add_listener(lambda change: self._codec.set_renamed(universe.renamed))
         universe.add_listener(lambda change: catalog.set_markets(universe.symbols_by_exchange, universe.renamed))
-        self.universe.add_listener(self._hub.on_markets_changed)
+        universe.add_listener(self._hub.on_markets_changed)
         if self._keeps_bars:
-            self.universe.add_listener(self._bars.on_markets_changed)
-            self.universe.add_listener(self._hooks.on_markets_changed)
+            universe.add_listener(self._bars.on_markets_changed)
+            universe.add_listener(self._hooks.on_markets_changed)
         if self._ingest is not None:  # after those that use its messages
-            self.universe.add_listener(self._ingest.on_markets_changed)
+            universe.add_listener(self._ingest.on_markets_changed)
         return catalog
 
     def _make_server(self, catalog: MarketCatalog, broadcaster: Broadcaster, texts: EncodedBarCache) -> Server:
