@@ -171,12 +171,8 @@ def _marks_the_past(evidence: _Evidence) -> _Result:
         for at_ms, one in evidence.replay.newest_candles(evidence.recording.symbol)
         if one.final and at_ms + _CLOCK_MS < one.open_ms + MINUTE_MS
     ]
-    if early:
-        return (
-            False,
-            f'the closed flag lies: {_list_minutes(early)}. Set closed_flag = "ignored", or do not set `final`',
-        )
-    return True, ""
+    lie = f'the closed flag lies: {_list_minutes(early)}. Set closed_flag = "ignored", or do not set `final`'
+    return (False, lie) if early else (True, "")
 
 
 def _opens_at_close(evidence: _Evidence) -> _Result:
@@ -216,12 +212,7 @@ def _equals_history(evidence: _Evidence) -> _Result:
 
 def _keeps_range(evidence: _Evidence) -> _Result:
     pages = evidence.replay.pages
-    outside = [
-        row.open_ms
-        for call, rows in pages
-        for row in rows
-        if not (call.start_ms or 0) <= row.open_ms < (call.end_ms or 0)
-    ]
+    outside = [row.open_ms for call, rows in pages for row in rows if row.open_ms not in range(*call.span)]
     twice = [one.open_ms for _, rows in pages for one, two in pairwise(sorted(rows)) if one.open_ms == two.open_ms]
     if not any(rows for _, rows in pages):
         return None, "there are no minutes of history"
@@ -235,9 +226,9 @@ def _has_whole_pages(evidence: _Evidence) -> _Result:
     before = [(call, rows) for call, rows in evidence.replay.pages if call.phase == "before"]
     if len(before) < 2:
         return None, "the recording has no pages of different lengths"
-    (longest, rows), *shorter = sorted(before, key=lambda one: (one[0].start_ms or 0) - (one[0].end_ms or 0))
+    (longest, rows), *shorter = sorted(before, key=lambda one: len(range(*one[0].span)), reverse=True)
     have = {row.open_ms for row in rows}
-    span = range(longest.start_ms or 0, longest.end_ms or 0)
+    span = range(*longest.span)
     lacks = {row.open_ms for _, some in shorter for row in some if row.open_ms in span} - have
     total = len(span) // MINUTE_MS
     if lacks:

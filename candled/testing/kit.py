@@ -201,6 +201,6 @@ def _run_with(check: Check, stage: Stage) -> Result:
 
 def format_result(result: Result) -> str:
     """Return a line of the report; that of a failure says why it matters."""
-    marks = {"passed": "passed", "failed": "FAILED", "skipped": "skipped", "note": "note"}
-    line = f"{marks[result.outcome]:<8}{result.check.name}" + (f": {result.detail}" if result.detail else "")
+    mark = "FAILED" if result.outcome == "failed" else result.outcome
+    line = f"{mark:<8}{result.check.name}" + (f": {result.detail}" if result.detail else "")
     return f"{line}\n        {result.check.why}" if result.outcome == "failed" else line

@@ -12,7 +12,8 @@ from candled.model import MINUTE, MINUTE_MS, Candle, Market, Range, Symbol
 
 from .documents import Path, list_values, parse_document, with_value, write_document
 from .recording import Call, Request
-from .scripted_pages import Script, ScriptedHttp, history_calls, name_missing, span_of, units_in
+from .replayed import RecordedHttp
+from .scripted_pages import Script, ScriptedHttp, history_calls, name_missing, units_in
 from .stage import CheckFailed, NotShown, Stage, require
 
 _HTML = "<html><head><title>Just a moment...</title></head><body>Checking your browser</body></html>"
@@ -53,7 +54,7 @@ def _times(rows: Iterable[Any], span: tuple[int, int]) -> list[int]:
 def check_pages_are_read(stage: Stage) -> str:
     """Require that the plugin reads at least one minute of each recorded page that has minutes of its range."""
     for page in stage.pages:
-        start_ms, end_ms = span_of(page.call)
+        start_ms, end_ms = page.call.span
         inside = [at for at in page.times if start_ms <= at < end_ms]
         read = stage.replay.minutes.get(page.call.phase, {})
         require(
@@ -62,9 +63,7 @@ def check_pages_are_read(stage: Stage) -> str:
             "them: does it read them in another unit?",
         )
     empty = [call for call in history_calls(stage.recording) if not any(page.call is call for page in stage.pages)]
-    units = {
-        unit for call in empty for one in stage.recording.requests_of(call) for unit in units_in(one, span_of(call))
-    }
+    units = {unit for call in empty for one in stage.recording.requests_of(call) for unit in units_in(one, call.span)}
     known = {form.unit for _, form in stage.form.times} if empty else set()
     require(
         not empty,
@@ -107,7 +106,7 @@ def _recent(stage: Stage, count: int) -> tuple[int, int]:
     Raises:
         NotShown: no page was recorded.
     """
-    stage.require_page()
+    assert stage.page  # else NotShown
     end_ms = MINUTE.floor(stage.now_ms) - 10 * MINUTE_MS
     return end_ms - min(count, stage.kind.max_history_minutes) * MINUTE_MS, end_ms
 
@@ -292,8 +291,6 @@ def _market_reader(stage: Stage) -> Callable[[Callable[[Any], Any]], list[Market
     Raises:
         NotShown: no list was recorded.
     """
-    from .replayed import RecordedHttp
-
     recording = stage.recording
     calls = [call for call in recording.select(Call) if call.method == "fetch_markets" and recording.requests_of(call)]
     if not calls or stage.replay.markets is None:

@@ -39,7 +39,7 @@ class ExchangeTests:
         if "check" in metafunc.fixturenames:
             from .kit import CHECKS  # the kit reads much of the ingest
 
-            metafunc.parametrize("check", [check.name for check in CHECKS] if self._has_recordings() else [])
+            metafunc.parametrize("check", [check.name for check in CHECKS] if self._list_files() else [])
 
     def test_the_plugin_keeps_the_rules_of_the_hooks(self) -> None:
         """Check the class, and the defaults of its settings."""
@@ -70,17 +70,10 @@ class ExchangeTests:
         """Run one check of the conformance kit. It is skipped only with a reason of the plugin."""
         from .kit import format_result
 
-        result = self._run_kit()[check]
+        result = _results_of(self.exchange, self.settings, tuple(self._list_files()))[check]
         if result.outcome == "skipped":
             _skip(result.detail)
         assert result.outcome != "failed", format_result(result)
-
-    def _run_kit(self) -> "dict[str, Result]":
-        """Return the results of the kit by the names of the checks."""
-        return _results_of(self.exchange, self.settings, tuple(self._list_files()))
-
-    def _has_recordings(self) -> bool:
-        return bool(self._list_files())
 
     def _list_files(self) -> list[Path]:
         return [] if self.recordings is None else sorted(self.recordings.glob("*.jsonl*"))

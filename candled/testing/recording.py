@@ -126,6 +126,13 @@ class Call(Line, tag="call", frozen=True, kw_only=True):
     #: The interval of `fetch_bars`.
     interval: str | None = None
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """The range of `fetch_history` and `fetch_bars`."""
+        assert self.start_ms is not None
+        assert self.end_ms is not None
+        return self.start_ms, self.end_ms
+
 
 class Request(Line, tag="request", frozen=True, kw_only=True):
     """A request over REST and its answer."""

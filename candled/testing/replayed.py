@@ -113,8 +113,8 @@ def _parts_of(url: str) -> tuple[str, str]:
 def _is_same(asked: tuple[str, ...], recorded: tuple[str, ...]) -> bool:
     if asked[:2] != recorded[:2]:
         return recorded[1] == ""  # a converted file that has no addresses
-    pairs = zip(_words_of(asked[2:]), _words_of(recorded[2:]), strict=False)
-    return len(_words_of(asked[2:])) == len(_words_of(recorded[2:])) and all(_is_close(*pair) for pair in pairs)
+    one, other = _words_of(asked[2:]), _words_of(recorded[2:])
+    return len(one) == len(other) and all(map(_is_close, one, other))
 
 
 def _words_of(parts: Iterable[str]) -> list[str]:
@@ -244,9 +244,7 @@ class _Player:
             rows = [row for row in found if isinstance(row, Candle)]
             replay.pages.append((call, rows))
             replay.minutes.setdefault(call.phase, {}).update({row.open_ms: row for row in rows})
-            assert call.start_ms is not None
-            assert call.end_ms is not None
-            replay.ranges.setdefault(call.phase, []).append((call.start_ms, call.end_ms))
+            replay.ranges.setdefault(call.phase, []).append(call.span)
 
     # ------------------------------------------------------------ frames
 
@@ -320,9 +318,7 @@ async def make_call(exchange: Exchange, http: Any, symbol: Symbol, call: Call) -
     """
     if call.method == "fetch_markets":
         return await exchange.fetch_markets(http)
-    assert call.start_ms is not None
-    assert call.end_ms is not None
     if call.method == "fetch_history":
-        return await exchange.fetch_history(http, symbol, call.start_ms, call.end_ms)
+        return await exchange.fetch_history(http, symbol, *call.span)
     assert call.interval is not None
-    return await exchange.fetch_bars(http, symbol, Interval.parse(call.interval), call.start_ms, call.end_ms)
+    return await exchange.fetch_bars(http, symbol, Interval.parse(call.interval), *call.span)

@@ -95,25 +95,18 @@ def _role_of(name: str, time: Time, span: tuple[int, int]) -> Role:
 def learn_roles(recording: Recording) -> dict[str, Role]:
     """Return the roles of the parameters with times, by their names, as the longest ranges show them."""
     roles: dict[str, Role] = {}
-    calls = sorted(history_calls(recording), key=lambda call: span_of(call)[1] - span_of(call)[0])
+    calls = sorted(history_calls(recording), key=lambda call: call.span[1] - call.span[0])
     for call in calls:
         for request in recording.requests_of(call)[:1]:
             for name, value in _parameters(request.url, request.body):
-                if (time := _time_near(value, span_of(call))) is not None:
-                    roles[name] = _role_of(name, time, span_of(call))
+                if (time := _time_near(value, call.span)) is not None:
+                    roles[name] = _role_of(name, time, call.span)
     return roles
 
 
 def history_calls(recording: Recording) -> list[Call]:
     """Return the calls of `fetch_history`."""
     return [call for call in recording.select(Call) if call.method == "fetch_history" and call.start_ms is not None]
-
-
-def span_of(call: Call) -> tuple[int, int]:
-    """Return the range of a call of `fetch_history`."""
-    assert call.start_ms is not None
-    assert call.end_ms is not None
-    return call.start_ms, call.end_ms
 
 
 def _parameters(url: str, body: str) -> Iterator[tuple[str, Any]]:
@@ -164,8 +157,8 @@ class Page:
 
 def _read_page(request: Request, call: Call, roles: Mapping[str, Role]) -> Page | None:
     """Return the page in an answer; None if it has no rows of minutes."""
-    document = parse_document(request.answer)
-    start_ms, end_ms = span_of(call)
+    document, address = parse_document(request.answer), urlsplit(request.url).path
+    start_ms, end_ms = call.span
     query = read_query(request, (start_ms, end_ms), roles)
     middle_ms, within_ms = (start_ms + end_ms) // 2, (end_ms - start_ms) // 2 + _DAYS_MS
     best: Page | None = None
@@ -173,17 +166,8 @@ def _read_page(request: Request, call: Call, roles: Mapping[str, Role]) -> Page 
         times, unit = _opening_times(rows, middle_ms, within_ms)
         if times and (best is None or len(times) > len(best.times)):
             is_newest_first = len(times) > 1 and times[0] > times[-1]
-            best = Page(
-                call,
-                query,
-                urlsplit(request.url).path,
-                document,
-                path,
-                tuple(rows),
-                tuple(sorted(times)),
-                unit,
-                is_newest_first,
-            )
+            opened = tuple(sorted(times))
+            best = Page(call, query, address, document, path, tuple(rows), opened, unit, is_newest_first)
     return best
 
 
@@ -368,9 +352,8 @@ class ScriptedHttp:
 def name_missing(missing: Sequence[int], span: tuple[int, int], asked: Sequence[Query], rule: PageRule) -> str:
     """Return the mistake that explains the minutes missing from a range."""
     start_ms, end_ms = span
-    seen = (
-        f"{len(missing)} of {(end_ms - start_ms) // MINUTE_MS} minutes are missing, the first at {iso_ms(missing[0])}"
-    )
+    total = (end_ms - start_ms) // MINUTE_MS
+    seen = f"{len(missing)} of {total} minutes are missing, the first at {iso_ms(missing[0])}"
     ends = [one for one in asked if one.until_ms in missing]
     if ends and not rule.is_until_inclusive:
         return (
@@ -383,20 +366,14 @@ def name_missing(missing: Sequence[int], span: tuple[int, int], asked: Sequence[
             f"the beginning of a page is exclusive on this exchange: a page from {starts[0].first}="
             f"{iso_ms(starts[0].first_ms or 0)} does not have that minute, but the plugin expects it ({seen})"
         )
-    if (
-        missing[0] == start_ms
-        and len(missing) == 1
-        and rule.is_until_inclusive
-        and asked
-        and asked[0].until_ms == end_ms
-    ):
+    if list(missing) == [start_ms] and rule.is_until_inclusive and asked and asked[0].until_ms == end_ms:
         return f"the end of a page is inclusive on this exchange, so that its oldest minute does not fit ({seen})"
     if not asked:
         return f"the plugin asks for nothing ({seen})"
     most = min(rule.rows, asked[0].limit or rule.rows)
-    if len(missing) > 1 and len(missing) >= (end_ms - start_ms) // MINUTE_MS - 1:
+    if len(missing) > 1 and len(missing) >= total - 1:
         return f"the plugin finds no minute: does it ask for times in another unit, or read them so? ({seen})"
-    if (end_ms - start_ms) // MINUTE_MS > most:
+    if total > most:
         kept = "newest" if rule.is_newest_kept else "oldest"
         return f"a page has the {kept} {most} rows, and the plugin does not ask for the others ({seen})"
     return f"a minute is missing where two pages meet, or at an end ({rule}; {seen})"

@@ -84,13 +84,9 @@ class Stage:
     @cached_property
     def replay(self) -> Replay:
         """The recording, as the plugin reads it."""
-        return self._replayed[0]
-
-    @cached_property
-    def _replayed(self) -> tuple[Replay, Exchange]:
         clock = RecordedClock()
         exchange = make_exchange(self.kind, self.settings, clock)
-        return self.runner.run(replay_recording(self.recording, exchange, clock)), exchange
+        return self.runner.run(replay_recording(self.recording, exchange, clock))
 
     @cached_property
     def versions(self) -> dict[int, list[Candle]]:
@@ -144,14 +140,6 @@ class Stage:
         if not self.pages:
             raise NotShown("no answer to fetch_history with rows of minutes was recorded")
         return max(self.pages, key=lambda page: len(page.rows))
-
-    def require_page(self) -> None:
-        """Do nothing if a page was recorded.
-
-        Raises:
-            NotShown: there is none.
-        """
-        assert self.page
 
     @cached_property
     def rule(self) -> PageRule:
