@@ -99,15 +99,11 @@ class Replay(Exchange):
         self.faults = Faults(settings.faults)
         # the last minute in which the connection was lost on purpose
         self._disconnected_ms = -1
-        self._started_ms = clock.now_ms()
-        self._origin_ms = self._started_ms
-        self._latest_ms = self._started_ms
-        self.faults.start_script(self._origin_ms)
+        self.resume_after(None)
 
     def resume_after(self, newest_ms: int | None) -> None:
         """Start the market clock: now, or after `newest_ms` if a faster run got further than that."""
-        self._started_ms = self.clock.now_ms()
-        self._origin_ms = self._started_ms
+        self._started_ms = self._origin_ms = self.clock.now_ms()
         if newest_ms is not None:
             self._origin_ms = max(self._started_ms, newest_ms + MINUTE_MS)
         self._latest_ms = self._origin_ms
