@@ -220,20 +220,17 @@ class ShardedIngest:
         They count only after `REPORTED_S` seconds: by then, every process has reported its own.
         """
         for name in self._universe.exchanges:
-            used = await self._try_read_delisted(name) if self._universe.delisted(name) else None
+            used = None
+            if self._universe.delisted(name):
+                with contextlib.suppress(Unavailable):  # the book logs it; until it answers, no feed ends
+                    used = frozenset(await self._book.read_delisted(name))
             if used is None:
                 self._delisted_read_at.pop(name, None)
                 self._used_delisted.pop(name, None)
-            elif (
-                self._clock.monotonic() - self._delisted_read_at.setdefault(name, self._clock.monotonic()) > REPORTED_S
-            ):
+                continue
+            now = self._clock.monotonic()
+            if now - self._delisted_read_at.setdefault(name, now) > REPORTED_S:
                 self._used_delisted[name] = used
-
-    async def _try_read_delisted(self, exchange: str) -> frozenset[Symbol] | None:
-        try:
-            return frozenset(await self._book.read_delisted(exchange))
-        except Unavailable:  # the book logs it; until it answers, no feed ends
-            return None
 
     def _is_used_anywhere(self, market: MarketKey) -> bool:
         """Return whether clients of any process use a delisted market, or may use it."""

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 from contextlib import nullcontext
-from types import TracebackType
+from typing import Any
 
 from candled.model import iso_ms
 from candled.model.texts import SECRET_NAMES, printable
@@ -30,9 +30,7 @@ class LineFormatter(logging.Formatter):
         """Return the line of a record, without its traceback."""
         return _safe(super().formatMessage(record))
 
-    def formatException(
-        self, ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
-    ) -> str:
+    def formatException(self, ei: Any) -> str:
         """Return a traceback."""
         return _indented(super().formatException(ei))
 

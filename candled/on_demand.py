@@ -22,56 +22,31 @@ class DemandRefused(ClientError):
 
 
 class DemandBook(Protocol):
-    """The markets on demand, each with the time of its last use. Processes may share it."""
+    """The markets on demand, each with the time of its last use. Processes may share it.
+
+    Each method raises `Unavailable` if the book cannot be reached.
+    """
 
     async def request_market(self, market: MarketKey, rules: DemandRules) -> bool:
-        """Add a market, or renew it; return False if there is no space for it.
-
-        Raises:
-            Unavailable: the book cannot be reached.
-        """
+        """Add a market, or renew it; return False if there is no space for it."""
 
     async def renew_markets(self, exchange: str, symbols: Sequence[Symbol]) -> None:
-        """Record that markets of the book are still used.
-
-        Raises:
-            Unavailable: the book cannot be reached.
-        """
+        """Record that markets of the book are still used."""
 
     async def read_markets(self, exchange: str, rules: DemandRules) -> list[Symbol]:
-        """Return the markets of an exchange, least recently used first. Those that were unused for long leave the book.
-
-        Raises:
-            Unavailable: the book cannot be reached.
-        """
+        """Return the markets of an exchange, least recently used first. Those unused for long leave the book."""
 
     async def write_listed(self, exchange: str, symbols: Iterable[Symbol]) -> None:
-        """Share the symbols of an exchange's newest list with the processes that do not read it.
-
-        Raises:
-            Unavailable: the book cannot be reached.
-        """
+        """Share the symbols of an exchange's newest list with the processes that do not read it."""
 
     async def read_listed(self, exchange: str) -> list[Symbol]:
-        """Return the shared symbols; none if they are not known.
-
-        Raises:
-            Unavailable: the book cannot be reached.
-        """
+        """Return the shared symbols; none if they are not known."""
 
     async def report_delisted(self, exchange: str, symbols: Sequence[Symbol]) -> None:
-        """Record that clients still use delisted markets, on demand or not, so that their feeds continue.
-
-        Raises:
-            Unavailable: the book cannot be reached.
-        """
+        """Record that clients still use delisted markets, on demand or not, so that their feeds continue."""
 
     async def read_delisted(self, exchange: str) -> list[Symbol]:
-        """Return the delisted markets of an exchange that were reported in the last `REPORTED_S` seconds.
-
-        Raises:
-            Unavailable: the book cannot be reached.
-        """
+        """Return the delisted markets of an exchange that were reported in the last `REPORTED_S` seconds."""
 
 
 class MemoryBook:

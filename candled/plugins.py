@@ -276,11 +276,18 @@ def _read_exchanges(offers: Offers) -> dict[str, type[Exchange]]:
     answer = offers.call_hook("candled_exchanges")
     if answer is None:
         raise PluginError("candled_exchanges returned nothing, expected a list of Exchange classes")
+    if inspect.iscoroutine(answer):
+        answer.close()  # else Python warns that it was never awaited
+    if not isinstance(answer, list | tuple):
+        raise PluginError(f"candled_exchanges returned {_what(answer)}, expected a list of Exchange classes")
     offered: dict[str, type[Exchange]] = {}
-    for exchange in _checked(answer):
-        if exchange.name in offered:
-            raise PluginError(f"offers exchange {exchange.name} twice")
-        offered[exchange.name] = exchange
+    for one in answer:
+        if not (isinstance(one, type) and issubclass(one, Exchange)):
+            raise PluginError(f"candled_exchanges offered {_what(one)}, expected a subclass of candled.Exchange")
+        check_exchange(one)
+        if one.name in offered:
+            raise PluginError(f"offers exchange {one.name} twice")
+        offered[one.name] = one
     return offered
 
 
@@ -304,18 +311,6 @@ def _refuse_async(caller: pluggy.HookCaller) -> None:
         function = implementation.function
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             raise PluginError(f"{caller.name} is async; hooks are plain functions")
-
-
-def _checked(answer: object) -> list[type[Exchange]]:
-    if inspect.iscoroutine(answer):
-        answer.close()  # else Python warns that it was never awaited
-    if not isinstance(answer, list | tuple):
-        raise PluginError(f"candled_exchanges returned {_what(answer)}, expected a list of Exchange classes")
-    for one in answer:
-        if not (isinstance(one, type) and issubclass(one, Exchange)):
-            raise PluginError(f"candled_exchanges offered {_what(one)}, expected a subclass of candled.Exchange")
-        check_exchange(one)
-    return list(answer)
 
 
 def _what(value: object) -> str:

@@ -1,7 +1,6 @@
 """Stored minutes, for plugins that read them."""
 
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Self
 
 from candled.model import MINUTE, WEEK, Candle, MarketKey, Range, Symbol
@@ -26,9 +25,7 @@ class StoredMinutes:
         self._store.open()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the store."""
         self._store.close()
 

@@ -115,10 +115,10 @@ def choose_markets(
     """
     former = former or MarketChoice(symbols=())
     facts = {market.symbol: market for market in listed}
+    renamed = _renamed(rules, facts, former)
+    first = _first(rules, renamed, is_used)
     if not facts:
         kept = [symbol for symbol in former.symbols if rules.matches(symbol)]
-        renamed = _renamed(rules, facts, former)
-        first = _first(rules, renamed, is_used)
         return MarketChoice(symbols=_unique(first, kept), leaving=former.leaving, renamed=renamed)
     matching = [market for market in facts.values() if rules.matches(market.symbol)]
     listed_matches = {market.symbol for market in matching}
@@ -141,8 +141,6 @@ def choose_markets(
         for symbol, rank in ranks.items()
         if (top is None or rank < top) and _is_open(facts[symbol], rules.min_age, now_ms)
     ]
-    renamed = _renamed(rules, facts, former)
-    first = _first(rules, renamed, is_used)
     wanted = _unique(first, kept, new)
     most = max(rules.most, len(first))
     chosen = dict.fromkeys(wanted[:most])
