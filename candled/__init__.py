@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Ready,
         Reply,
         RequestBudget,
+        Row,
         SocketFeed,
         StreamFeed,
         Subscribed,
@@ -44,7 +45,18 @@ if TYPE_CHECKING:
         read_rows_in_slices,
         rows_within,
     )
-    from .frames import CommandFeed, SubscribeRequests, base_volume, find_symbol, parse_object, read_candles
+    from .frames import (
+        CommandFeed,
+        SubscribeRequests,
+        base_volume,
+        find_symbol,
+        parse_object,
+        read_candles,
+        reading,
+        reject_symbol,
+        take_cells,
+        write_object,
+    )
     from .hookspecs import RouteContext, hookimpl
     from .market_table import MarketTable
     from .model import (
@@ -111,6 +123,7 @@ __all__ = [
     "Reply",
     "RequestBudget",
     "RouteContext",
+    "Row",
     "Settings",
     "SocketFeed",
     "Store",
@@ -134,9 +147,13 @@ __all__ = [
     "read_candles",
     "read_rows",
     "read_rows_in_slices",
+    "reading",
+    "reject_symbol",
     "rows_within",
     "setting",
     "skip_without",
+    "take_cells",
+    "write_object",
 ]
 
 _SOURCES = (

@@ -7,7 +7,7 @@ the request budget, ordering, duplicates and the repair of gaps.
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 from candled.errors import ExchangeError, InvalidCandle
@@ -31,6 +31,9 @@ class InvalidRow:
     reason: str
 
 
+Row = Candle | InvalidRow
+"""A row of a page or frame, once it was read."""
+
 #: The most rows of one page or frame.
 MAX_ROWS = 5000
 
@@ -44,7 +47,7 @@ def read_rows(
     *,
     open_ms: Callable[[Any], int] | None = None,
     read_all: ReadAll | None = None,
-) -> list[Candle | InvalidRow]:
+) -> list[Row]:
     """Read each row of a page or frame, turning every row that `read` rejects into an `InvalidRow`.
 
     `open_ms` extracts the opening time of such a row. By default, this is the row's first cell. `read_all` may read
@@ -52,12 +55,12 @@ def read_rows(
     unusual.
 
     Raises:
-        ExchangeError: there are more than `MAX_ROWS` rows.
+        ExchangeError: `rows` is not a list, or has more than `MAX_ROWS` rows.
     """
-    _check_count(rows)
+    _check_rows(rows)
     if read_all is not None and len(rows) >= _MANY and (candles := read_all(rows)) is not None and are_valid(candles):
         return list(candles)
-    found: list[Candle | InvalidRow] = []
+    found: list[Row] = []
     for row in rows:
         try:
             found.append(read(row))
@@ -74,14 +77,14 @@ async def read_rows_in_slices(
     *,
     open_ms: Callable[[Any], int] | None = None,
     read_all: ReadAll | None = None,
-) -> list[Candle | InvalidRow]:
+) -> list[Row]:
     """Do the same as `read_rows` for a page of many rows, and let other tasks run in between.
 
     Raises:
         ExchangeError: as `read_rows`.
     """
-    _check_count(rows)
-    found: list[Candle | InvalidRow] = []
+    _check_rows(rows)
+    found: list[Row] = []
     most = _SLICE if read_all is None else _FAST_SLICE
     for start in range(0, len(rows), most):
         if start:
@@ -90,12 +93,12 @@ async def read_rows_in_slices(
     return found
 
 
-def rows_within(rows: Iterable[Candle | InvalidRow], start_ms: int, end_ms: int) -> list[Candle | InvalidRow]:
+def rows_within(rows: Iterable[Row], start_ms: int, end_ms: int) -> list[Row]:
     """Return the rows that open in `[start_ms, end_ms)`, and those whose time could not be read."""
     return [row for row in rows if row.open_ms is None or start_ms <= row.open_ms < end_ms]
 
 
-def _strict_candles(rows: Iterable[Candle | InvalidRow], interval: Interval) -> list[Candle]:
+def _strict_candles(rows: Iterable[Row], interval: Interval) -> list[Candle]:
     """Return the bars of an answer, oldest first. Each row must be a bar on a boundary of `interval` in UTC.
 
     Raises:
@@ -111,7 +114,9 @@ def _strict_candles(rows: Iterable[Candle | InvalidRow], interval: Interval) -> 
     return sorted(candles)
 
 
-def _check_count(rows: Sequence[Any]) -> None:
+def _check_rows(rows: Any) -> None:
+    if not isinstance(rows, list) and (isinstance(rows, str) or not isinstance(rows, Sequence)):
+        raise ExchangeError(f"expected a list of rows, got {_excerpt(rows)}")
     if len(rows) > MAX_ROWS:
         raise ExchangeError(f"expected at most {MAX_ROWS} rows, got {len(rows)}")
 
@@ -462,7 +467,8 @@ class Exchange(ABC):
     requests_per_s: ClassVar[float] = 5.0
     #: Further budgets of each host by name, for requests that the exchange limits in another way.
     request_budgets: ClassVar[Mapping[str, RequestBudget]] = {}
-    #: The limits for WebSocket connections. The constructor may replace them.
+    #: The limits for WebSocket connections. A setting `symbols_per_connection` replaces that limit, and the constructor
+    #: may replace all of them.
     limits: ConnectionLimits = ConnectionLimits()
     #: The class of a feed, which `make_feed` creates with the setting `ws_url`.
     feed_class: ClassVar[type[SocketFeed] | None] = None
@@ -490,6 +496,8 @@ class Exchange(ABC):
     def __init__(self, settings: Any, clock: Clock) -> None:
         self.settings = settings
         self.clock = clock
+        if (most := getattr(settings, "symbols_per_connection", None)) is not None:
+            self.limits = replace(self.limits, symbols_per_connection=most)
 
     def resume_after(self, newest_ms: int | None) -> None:  # noqa: B027 - most exchanges need nothing here
         """Receive the newest completed minute in the store.
@@ -528,9 +536,7 @@ class Exchange(ABC):
             raise NotImplementedError(f"{type(self).__name__} has no feed_class and does not implement make_feed")
         return self.feed_class(self.settings.ws_url, symbols)
 
-    async def fetch_history(
-        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
-    ) -> Sequence[Candle | InvalidRow]:
+    async def fetch_history(self, http: Http, symbol: Symbol, start_ms: int, end_ms: int) -> Sequence[Row]:
         """Return every 1-minute candle with `start_ms <= open_ms < end_ms`, as the exchange has it now, in any order.
 
         Return a row that is not a valid candle as an `InvalidRow`, so that the other rows are still used; `read_rows`
@@ -551,7 +557,7 @@ class Exchange(ABC):
 
     async def fetch_rows(
         self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> Sequence[Candle | InvalidRow]:
+    ) -> Sequence[Row]:
         """Return the exchange's bars of `interval`, in any order. It is 1m or one of `intervals`.
 
         Implement it in place of `fetch_history` if the exchange has longer bars, and name those in `intervals`. The

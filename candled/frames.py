@@ -1,8 +1,10 @@
-"""Steps that plugins share when they read frames: JSON, rows of candles, and answers to numbered requests."""
+"""Steps that plugins share when they read frames and answers: JSON, rows, commands, and numbered requests."""
 
+import json
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -24,6 +26,7 @@ from candled.model import Candle, Symbol
 _decoder = msgspec.json.Decoder(float_hook=Decimal)  # a number keeps its digits
 _EXCERPT = 200
 _MOST_REQUESTS = 10_000
+_MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
 
 
 def parse_object(frame: str | bytes) -> dict[str, Any]:
@@ -39,6 +42,23 @@ def parse_object(frame: str | bytes) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise ExchangeError(f"expected a JSON object, got {frame[:_EXCERPT]!r}")
     return message
+
+
+def write_object(message: Mapping[str, Any]) -> str:
+    """Return a JSON object as a text frame, without blanks."""
+    return json.dumps(message, separators=(",", ":"))
+
+
+@contextmanager
+def reading(part: str) -> Iterator[None]:
+    """Turn the errors of a block that reads `part` of an answer, for instance "a market", into an `ExchangeError`.
+
+    These are missing fields, values of other types, and texts that are no numbers.
+    """
+    try:
+        yield
+    except _MALFORMED as error:
+        raise ExchangeError(f"{part} is not as documented: {error!r}") from error
 
 
 def read_candles(
@@ -63,6 +83,17 @@ def read_candles(
     return Candles(symbol, tuple(candles), snapshot, tuple(row for row in found if isinstance(row, InvalidRow)))
 
 
+def take_cells(row: Any, count: int) -> list[Any]:
+    """Return the first `count` cells of a row, for a function that `read_rows` calls.
+
+    Raises:
+        InvalidCandle: the row is not a list, or has fewer cells.
+    """
+    if not isinstance(row, list) or len(row) < count:
+        raise InvalidCandle(f"expected a row of {count} columns or more, got {str(row)[:_EXCERPT]}")
+    return row[:count]
+
+
 def find_symbol(symbols: Mapping[str, Symbol], name: Any) -> Symbol:
     """Return the symbol that has a name in the exchange's frames. `symbols` is `SocketFeed.by_name`.
 
@@ -73,6 +104,12 @@ def find_symbol(symbols: Mapping[str, Symbol], name: Any) -> Symbol:
     if symbol is None:
         raise ExchangeError(f"got a message about {str(name)[:_EXCERPT]!r}, which was not subscribed")
     return symbol
+
+
+def reject_symbol(symbols: Mapping[str, Symbol], name: Any, reason: str) -> Event:
+    """Return the event of a refusal: of the symbol that has a name in frames, or a `FeedError` if none has it."""
+    symbol = symbols.get(str(name))
+    return FeedError(reason) if symbol is None else SubscriptionRejected(symbol, reason)
 
 
 def base_volume(contracts: Any, size: Decimal) -> str:
@@ -92,18 +129,29 @@ class CommandFeed(SocketFeed):
 
     #: The exchange's words for subscribing and unsubscribing.
     commands: ClassVar[tuple[str, str]] = ("subscribe", "unsubscribe")
+    #: The most symbols in one frame.
+    symbols_per_frame: ClassVar[int] = 1
+
+    def __init__(self, url: str, symbols: Sequence[Symbol]) -> None:
+        super().__init__(url, symbols)
+        #: The numbers of frames, for exchanges that answer with them.
+        self.requests = SubscribeRequests()
 
     def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
         """Return the frames that subscribe to `symbols`, in order."""
-        return self.make_commands(self.commands[0], symbols)
+        return self._make_commands(self.commands[0], symbols)
 
     def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
         """Return the frames that unsubscribe from `symbols`, in order."""
-        return self.make_commands(self.commands[1], symbols)
+        return self._make_commands(self.commands[1], symbols)
+
+    def _make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
+        most = self.symbols_per_frame
+        return [self.make_command(command, symbols[first : first + most]) for first in range(0, len(symbols), most)]
 
     @abstractmethod
-    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames of a command, one of `commands`, for `symbols`, in order."""
+    def make_command(self, command: str, symbols: Sequence[Symbol]) -> str:
+        """Return the frame of a command, one of `commands`, for at most `symbols_per_frame` symbols."""
 
 
 class SubscribeRequests:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 
 from candled.errors import CandledError, Unavailable
-from candled.exchange import Candles, Event, Exchange, Http, InvalidRow, StreamFeed
+from candled.exchange import Candles, Event, Exchange, Http, InvalidRow, Row, StreamFeed
 from candled.model import MINUTE, MINUTE_MS, Candle, Symbol
 from candled.tasks import in_parallel
 
@@ -71,7 +71,7 @@ class PollingFeed(StreamFeed):
             raise Unavailable(str(errors[-1]), retry_after_s=getattr(errors[-1], "retry_after_s", None))
         return events
 
-    def _follow_clock(self, rows: Sequence[Candle | InvalidRow]) -> None:
+    def _follow_clock(self, rows: Sequence[Row]) -> None:
         as_of_ms = max((row.as_of_ms for row in rows if isinstance(row, Candle)), default=0)
         ahead_ms = as_of_ms - self._exchange.now_ms()
         if as_of_ms and abs(ahead_ms) <= _MOST_AHEAD_MS:

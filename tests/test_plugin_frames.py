@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import ClassVar
 
 import pytest
@@ -11,15 +12,26 @@ from hypothesis import strategies as st
 from candled import (
     Candle,
     CommandFeed,
+    ConnectionLimits,
     Exchange,
     ExchangeError,
+    FeedError,
     Http,
+    InvalidCandle,
     InvalidRow,
     Market,
     Settings,
+    SubscriptionRejected,
     Symbol,
     find_symbol,
+    parse_object,
+    read_rows,
+    reading,
+    reject_symbol,
     rows_within,
+    setting,
+    take_cells,
+    write_object,
 )
 from candled.model import MINUTE, Interval
 from tests.clocks import ManualClock
@@ -41,8 +53,8 @@ class OfRows(Exchange):
     Settings = Settings
     intervals: ClassVar[Mapping[str, str]] = {"1m": "1", "5m": "5"}
 
-    def __init__(self, page_rows: int = 200) -> None:
-        super().__init__(Settings(), ManualClock())
+    def __init__(self, page_rows: int = 200, settings: Settings | None = None) -> None:
+        super().__init__(settings or Settings(), ManualClock())
         self.max_history_minutes = page_rows
         self.asked: list[int] = []
         self.extra: list[Candle | InvalidRow] = []
@@ -69,8 +81,8 @@ def test_a_range_is_fetched_in_pages_that_neither_overlap_nor_leave_a_gap(first,
 
 
 class Plain(CommandFeed):
-    def make_commands(self, command, symbols):
-        return [f"{command} {self.name_symbol(symbol)}" for symbol in symbols]
+    def make_command(self, command, symbols):
+        return f"{command} {','.join(map(self.name_symbol, symbols))}"
 
     def read_frame(self, frame):
         return []
@@ -78,6 +90,7 @@ class Plain(CommandFeed):
 
 class Lower(Plain):
     commands = ("sub", "unsub")
+    symbols_per_frame = 2
     name_symbol = staticmethod(lambda symbol: f"{symbol.base}{symbol.quote}".lower())
 
 
@@ -93,11 +106,68 @@ def test_a_feed_keeps_its_symbols_by_the_names_of_the_exchange(kind, name, comma
     assert feed.unsubscribe([BTC]) == [f"{commands[1]} {name}"]
 
 
+def test_a_frame_of_a_command_has_at_most_so_many_symbols():
+    assert Lower("ws://localhost", []).subscribe([BTC, ETH, BTC]) == ["sub btcusdt,ethusdt", "sub btcusdt"]
+    assert Plain("ws://localhost", []).subscribe([BTC, ETH]) == ["subscribe BTC/USDT", "subscribe ETH/USDT"]
+    assert Plain("ws://localhost", []).subscribe([]) == []
+
+
 def test_a_name_that_the_feed_does_not_carry_is_an_exchange_error():
     feed = Lower("ws://localhost", [BTC])
     assert find_symbol(feed.by_name, "btcusdt") == BTC
     with pytest.raises(ExchangeError, match="got a message about 'ethusdt', which was not subscribed"):
         find_symbol(feed.by_name, "ethusdt")
+
+
+def test_a_refusal_is_about_the_symbol_of_the_name_or_else_about_the_connection():
+    feed = Lower("ws://localhost", [BTC])
+    assert reject_symbol(feed.by_name, "btcusdt", "no such market") == SubscriptionRejected(BTC, "no such market")
+    assert reject_symbol(feed.by_name, None, "too busy") == FeedError("too busy")
+
+
+def test_an_object_is_written_without_blanks_and_read_back():
+    assert write_object({"id": 1, "args": ["é"]}) == '{"id":1,"args":["\\u00e9"]}'
+    assert parse_object(write_object({"id": 1, "args": ["é"]})) == {"id": 1, "args": ["é"]}
+
+
+def test_a_row_without_enough_cells_is_no_candle():
+    assert take_cells(["a", "b", "c"], 2) == ["a", "b"]
+    for row in (["a"], {"a": 1, "b": 2}, "ab", None):
+        with pytest.raises(InvalidCandle, match="expected a row of 2 columns or more, got"):
+            take_cells(row, 2)
+
+
+@pytest.mark.parametrize("rows", [None, {"rows": []}, "rows", 7])
+def test_rows_that_are_no_list_are_an_exchange_error(rows):
+    with pytest.raises(ExchangeError, match="expected a list of rows, got"):
+        read_rows(rows, lambda row: bar(0))
+
+
+@pytest.mark.parametrize(
+    "read", [lambda: {}["name"], lambda: None + 1, lambda: int("x"), lambda: Decimal("x"), lambda: "x".get("name")]
+)
+def test_an_entry_that_cannot_be_read_is_an_exchange_error(read):
+    with pytest.raises(ExchangeError, match="a market is not as documented: "), reading("a market"):
+        read()
+
+
+def test_other_errors_of_a_reader_are_passed_on():
+    with pytest.raises(InvalidCandle, match="too long"), reading("a market"):
+        raise InvalidCandle("too long")
+
+
+class Limited(OfRows):
+    limits = ConnectionLimits(symbols_per_connection=7, frames_per_s=3.0)
+
+
+class LimitedSettings(Settings):
+    symbols_per_connection: int = setting(50, "symbols on one connection")
+
+
+def test_the_setting_for_symbols_of_a_connection_replaces_that_limit_of_the_exchange():
+    assert Limited().limits == ConnectionLimits(symbols_per_connection=7, frames_per_s=3.0)
+    exchange = Limited(settings=LimitedSettings())
+    assert exchange.limits == ConnectionLimits(symbols_per_connection=50, frames_per_s=3.0)
 
 
 async def test_the_minutes_of_a_range_are_those_of_the_rows():

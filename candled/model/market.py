@@ -119,16 +119,18 @@ MarketState = Literal["upcoming", "trading", "suspended", "delisted"]
 class Market:
     """A market as the exchange lists it. A fact that the exchange does not publish is None.
 
-    A `tick_size`, `quote_volume_24h`, `listed_ms` or `delisted_ms` beyond the bounds of candles becomes None too.
+    A step, `quote_volume_24h`, `listed_ms` or `delisted_ms` beyond the bounds of candles becomes None too.
     """
 
     symbol: Symbol
     #: The number of decimal places of prices, 0 to 49. Without it, that of `tick_size` applies.
     price_decimals: int | None = None
-    #: The number of decimal places of volumes, 0 to 49.
+    #: The number of decimal places of volumes, 0 to 49. Without it, that of `volume_step` applies.
     volume_decimals: int | None = None
     #: The smallest step of prices, which may be 0.5 or 25.
     tick_size: Decimal | None = None
+    #: The smallest step of volumes.
+    volume_step: Decimal | None = None
     #: The state of trading. A market that the exchange leaves out of its list, after it was listed, is delisted.
     status: MarketState = "trading"
     #: The start of trading, UTC epoch milliseconds.
@@ -142,7 +144,7 @@ class Market:
 
     def __post_init__(self) -> None:
         """Replace facts that are not credible with None. Printing 1e999999999 would take all memory."""
-        for name in ("tick_size", "quote_volume_24h"):
+        for name in ("tick_size", "volume_step", "quote_volume_24h"):
             number = getattr(self, name)
             if number is not None and not (is_bounded(number) and number >= 0):
                 object.__setattr__(self, name, None)
@@ -160,7 +162,7 @@ class Market:
     def decimals(self) -> Decimals:
         """The decimal places of prices and volumes, unknown if they are not credible."""
         return Decimals(_believed(self.price_decimals), _believed(self.volume_decimals)).or_else(
-            Decimals(_places_of(self.tick_size))
+            Decimals(_places_of(self.tick_size), _places_of(self.volume_step))
         )
 
 

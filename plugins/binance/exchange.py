@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from candled import (
-    Candle,
-    Clock,
     CommandFeed,
     ConnectionLimits,
     Event,
@@ -15,11 +13,10 @@ from candled import (
     HttpRejected,
     HttpUrl,
     Interval,
-    InvalidRow,
     Market,
     RequestBudget,
+    Row,
     Settings,
-    SubscribeRequests,
     Symbol,
     Unavailable,
     WebSocketUrl,
@@ -29,7 +26,6 @@ from candled import (
 )
 
 from . import messages
-from .messages import Kind
 
 _USED_WEIGHT = "X-MBX-USED-WEIGHT-1M"
 _FIREWALL_PAUSE_S = 300.0
@@ -64,23 +60,20 @@ class BinanceFeed(CommandFeed):
 
     lifetime_s = 23.5 * 3600
     commands = ("SUBSCRIBE", "UNSUBSCRIBE")
-    kind: ClassVar[Kind] = "spot"
-
-    def __init__(self, url: str, symbols: Sequence[Symbol]) -> None:
-        super().__init__(url, symbols)
-        self._requests = SubscribeRequests()
+    symbols_per_frame = 50
+    kind: ClassVar[messages.Kind] = "spot"
 
     def name_symbol(self, symbol: Symbol) -> str:
         """Return Binance's name of a symbol."""
         return messages.name_of(symbol, self.kind)
 
-    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames of a command."""
-        return messages.command_frames(command, symbols, self.kind, self._requests)
+    def make_command(self, command: str, symbols: Sequence[Symbol]) -> str:
+        """Return the frame of a command."""
+        return messages.command_frame(command, symbols, self.kind, self.requests)
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
-        return messages.read_frame(frame, self.by_name, self._requests)
+        return messages.read_frame(frame, self.by_name, self.requests)
 
 
 class BinanceUsdmFeed(BinanceFeed):
@@ -114,24 +107,18 @@ class Binance(Exchange):
     max_history_minutes = 1000
     intervals = messages.INTERVALS
     publishes_empty_candles = True
-    kind: ClassVar[Kind] = "spot"
+    kind: ClassVar[messages.Kind] = "spot"
     #: The path before the name of an endpoint.
     api: ClassVar[str] = "/api/v3"
     #: The weight of a request for candles, with any number of rows up to `max_history_minutes`.
     candles_weight: ClassVar[float] = 2.0
     #: Binance counts five frames a second on a connection, those that answer its pings among them.
-    frames_per_s: ClassVar[float] = 2.5
+    limits = ConnectionLimits(frames_per_s=2.5)
     #: Leaves out markets that are not traded, and permissions: the list then has 3 MB instead of 15.
     info_query: ClassVar[Mapping[str, str]] = {"symbolStatus": "TRADING", "showPermissionSets": "false"}
     tickers_query: ClassVar[Mapping[str, str]] = {"type": "MINI"}
     #: The weights of `exchangeInfo` and of `ticker/24hr` for all markets.
     list_weights: ClassVar[tuple[float, float]] = (20.0, 80.0)
-
-    def __init__(self, settings: Any, clock: Clock) -> None:
-        super().__init__(settings, clock)
-        self.limits = ConnectionLimits(
-            symbols_per_connection=settings.symbols_per_connection, frames_per_s=self.frames_per_s
-        )
 
     async def fetch_markets(self, http: Http) -> list[Market]:
         """Return the listed markets."""
@@ -140,9 +127,7 @@ class Binance(Exchange):
         tickers = await self._fetch_endpoint(http, "ticker/24hr", self.tickers_query, tickers_weight)
         return messages.read_markets(info, tickers)
 
-    async def fetch_rows(
-        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle | InvalidRow]:
+    async def fetch_rows(self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int) -> list[Row]:
         """Return Binance's bars. It compares both bounds with opening times."""
         query = {
             "symbol": messages.name_of(symbol, self.kind),
@@ -152,7 +137,7 @@ class Binance(Exchange):
             "limit": str(self.max_history_minutes),
         }
         body = await self._fetch_endpoint(http, "klines", query, self.candles_weight)
-        return await read_rows_in_slices(messages.read_rows_of(body), messages.read_row, self.clock)
+        return await read_rows_in_slices(body, messages.read_row, self.clock)
 
     async def _fetch_endpoint(self, http: Http, endpoint: str, query: Mapping[str, str], weight: float) -> Any:
         url = f"{self.settings.rest_url.rstrip('/')}{self.api}/{endpoint}"
@@ -186,7 +171,7 @@ class BinanceUsdm(Binance):
     max_history_minutes = 499  # the most rows for a weight of 2; up to 1,000 weigh 5
     kind = "usdm"
     api = "/fapi/v1"
-    frames_per_s = 5.0
+    limits = ConnectionLimits(frames_per_s=5.0)
     info_query: ClassVar[Mapping[str, str]] = {}
     tickers_query: ClassVar[Mapping[str, str]] = {}
     list_weights = (1.0, 40.0)

@@ -4,7 +4,6 @@ Sources: binance/binance-spot-api-docs (web-socket-streams.md, rest-api.md, filt
 ("USDⓈ-M Futures", market data); recorded frames, listed in tests/plugins/binance/frames/README.md.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal
@@ -14,7 +13,6 @@ from candled import (
     ClosingSoon,
     Event,
     ExchangeError,
-    InvalidCandle,
     Market,
     MarketState,
     SubscribeRequests,
@@ -22,9 +20,10 @@ from candled import (
     find_symbol,
     parse_object,
     read_candles,
+    reading,
+    take_cells,
+    write_object,
 )
-
-MOST_STREAMS = 50  # per frame
 
 Kind = Literal["spot", "usdm"]
 
@@ -39,7 +38,6 @@ _STATES: Mapping[str, MarketState] = {
     "PENDING_TRADING": "upcoming",
     **dict.fromkeys(("SETTLING", "CLOSE", "PRE_DELIVERING", "DELIVERING", "DELIVERED", "PRE_SETTLE"), "delisted"),
 }
-_COLUMNS = 8
 _STREAM = "kline_1m"
 
 
@@ -54,15 +52,11 @@ def name_of(symbol: Symbol, kind: Kind) -> str:
 # ---------------------------------------------------------------- WebSocket
 
 
-def command_frames(method: str, symbols: Sequence[Symbol], kind: Kind, requests: SubscribeRequests) -> list[str]:
-    """Return the frames of `method`, `SUBSCRIBE` or `UNSUBSCRIBE`, for the minute candles of `symbols`."""
-    frames = []
-    for first in range(0, len(symbols), MOST_STREAMS):
-        group = symbols[first : first + MOST_STREAMS]
-        streams = [f"{name_of(symbol, kind).lower()}@{_STREAM}" for symbol in group]
-        number = requests.add_request(group if method == "SUBSCRIBE" else ())
-        frames.append(json.dumps({"method": method, "params": streams, "id": number}, separators=(",", ":")))
-    return frames
+def command_frame(method: str, symbols: Sequence[Symbol], kind: Kind, requests: SubscribeRequests) -> str:
+    """Return the frame of `method`, `SUBSCRIBE` or `UNSUBSCRIBE`, for the minute candles of `symbols`."""
+    streams = [f"{name_of(symbol, kind).lower()}@{_STREAM}" for symbol in symbols]
+    number = requests.add_request(symbols if method == "SUBSCRIBE" else ())
+    return write_object({"method": method, "params": streams, "id": number})
 
 
 def read_frame(frame: str | bytes, symbols: Mapping[str, Symbol], requests: SubscribeRequests) -> list[Event]:
@@ -113,21 +107,8 @@ def read_row(row: Any) -> Candle:
     Raises:
         InvalidCandle: the row has another form, or is not a possible candle.
     """
-    if not isinstance(row, list) or len(row) < _COLUMNS:
-        raise InvalidCandle(f"expected a row of {_COLUMNS} columns or more, got {str(row)[:200]}")
-    open_ms, opened, high, low, close, volume, _, quote = row[:_COLUMNS]
+    open_ms, opened, high, low, close, volume, _, quote = take_cells(row, 8)
     return Candle.parse(open_ms, opened, high, low, close, volume, quote)
-
-
-def read_rows_of(body: Any) -> list[Any]:
-    """Return the rows of an answer.
-
-    Raises:
-        ExchangeError: the answer is not a list.
-    """
-    if not isinstance(body, list):
-        raise ExchangeError(f"expected a list of rows, got {str(body)[:200]}")
-    return body
 
 
 def read_markets(info: Any, tickers: Any) -> list[Market]:
@@ -136,12 +117,10 @@ def read_markets(info: Any, tickers: Any) -> list[Market]:
     Raises:
         ExchangeError: the answers are not as documented.
     """
-    try:
+    with reading("a market"):
         volumes = {one["symbol"]: Decimal(one["quoteVolume"]) for one in tickers}
         found = (_read_market(one, volumes) for one in info["symbols"])
         return [market for market in found if market is not None]
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise ExchangeError(f"a market is not as documented: {error!r}") from error
 
 
 def _read_market(entry: Mapping[str, Any], volumes: Mapping[str, Decimal]) -> Market | None:
@@ -149,17 +128,13 @@ def _read_market(entry: Mapping[str, Any], volumes: Mapping[str, Decimal]) -> Ma
     if name_of(symbol, "usdm" if symbol.settle else "spot") != entry["symbol"]:
         return None
     filters = {one["filterType"]: one for one in entry["filters"]}
+    step = filters.get("LOT_SIZE", {}).get("stepSize")
     return Market(
         symbol=symbol,
-        volume_decimals=_places(filters.get("LOT_SIZE", {}).get("stepSize")),
+        volume_step=None if step is None else Decimal(step),
         # `pricePrecision` is not the tick
         tick_size=Decimal(filters["PRICE_FILTER"]["tickSize"]) if "PRICE_FILTER" in filters else None,
         status=_STATES.get(entry["status"], "suspended"),
         listed_ms=entry.get("onboardDate"),
         quote_volume_24h=volumes.get(entry["symbol"]),
     )
-
-
-def _places(step: str | None) -> int | None:
-    """Return the decimal places of a step, without the zeros at its end; None if there is none."""
-    return None if step is None else max(0, -int(Decimal(step).normalize().as_tuple().exponent))

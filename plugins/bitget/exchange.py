@@ -17,8 +17,8 @@ from candled import (
     Http,
     HttpUrl,
     Interval,
-    InvalidRow,
     Market,
+    Row,
     Settings,
     Symbol,
     WebSocketUrl,
@@ -62,17 +62,18 @@ class BitgetFeed(CommandFeed):
     ping_every_s = 20.0
     lifetime_s = 23.5 * 3600
     snapshot = True
+    symbols_per_frame = 10  # of at most 4,096 bytes
 
     def __init__(self, url: str, symbols: Sequence[Symbol], products: Sequence[ProductType]) -> None:
         super().__init__(url, symbols)
         self._products = products
         self._symbols: dict[InstrumentKey, Symbol] = {}
 
-    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames of a command. Symbols stay known after they were removed."""
+    def make_command(self, command: str, symbols: Sequence[Symbol]) -> str:
+        """Return the frame of a command. Symbols stay known after they were removed."""
         named = {messages.find_instrument(symbol, self._products).key: symbol for symbol in symbols}
         self._symbols |= named
-        return messages.command_frames(command, named)
+        return messages.command_frame(command, named)
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
@@ -100,12 +101,10 @@ class Bitget(Exchange):
     max_history_minutes = _RECENT_PAGE - 1
     publishes_empty_candles = True
     opens_at_previous_close = True
+    limits = ConnectionLimits(frames_per_s=5.0, attempts_per_minute=30.0)
 
     def __init__(self, settings: BitgetSettings, clock: Clock) -> None:
         super().__init__(settings, clock)
-        self.limits = ConnectionLimits(
-            symbols_per_connection=settings.symbols_per_connection, frames_per_s=5.0, attempts_per_minute=30.0
-        )
         self._products = [PRODUCT_TYPES[name] for name in settings.markets]
 
     async def fetch_markets(self, http: Http) -> list[Market]:
@@ -121,9 +120,7 @@ class Bitget(Exchange):
         """Return the feed of one connection."""
         return BitgetFeed(self.settings.ws_url, symbols, self._products)
 
-    async def fetch_history(
-        self, http: Http, symbol: Symbol, start_ms: int, end_ms: int
-    ) -> Sequence[Candle | InvalidRow]:
+    async def fetch_history(self, http: Http, symbol: Symbol, start_ms: int, end_ms: int) -> Sequence[Row]:
         """Return the minutes in `[start_ms, end_ms)`, recent ones from `candles`, others from `history-candles`."""
         recent = start_ms >= self.now_ms() - _RECENT_MS
         market = messages.find_instrument(symbol, self._products)
@@ -145,14 +142,14 @@ class Bitget(Exchange):
 
     async def _fetch_pages(
         self, http: Http, path: str, most: int, market: Instrument, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle | InvalidRow]:
+    ) -> list[Row]:
         """Page back from `end_ms`. Each page of `most` bars ends at the oldest bar of the page before it.
 
         `history-candles` excludes the bar at `endTime`, `candles` includes it. So pages of either leave no gap, and
         duplicates are dropped. A page without new bars may be a gap of the exchange that is longer than a page, so the
         next one starts a page earlier.
         """
-        found: list[Candle | InvalidRow] = []
+        found: list[Row] = []
         while end_ms > start_ms:
             limit = min(most, (end_ms - start_ms) // interval.ms + 1)
             page = await self._fetch_page(http, path, market, interval, end_ms, limit)
@@ -169,7 +166,7 @@ class Bitget(Exchange):
 
     async def _fetch_page(
         self, http: Http, path: str, market: Instrument, interval: Interval, end_ms: int, limit: int
-    ) -> list[Candle | InvalidRow]:
+    ) -> list[Row]:
         # `startTime` is left out: beside `endTime` and `limit` it has no effect, except that a window wider than
         # `limit` is answered with a different window.
         query = {

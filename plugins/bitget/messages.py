@@ -4,7 +4,6 @@ Sources: bitget.com/api-doc, pages "Websocket API", "Candlestick Channel" (spot 
 History Candle Data", "Get Symbols"; and captured frames, listed in tests/plugins/bitget/frames/README.md.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from candled import (
     Market,
     MarketState,
     Pong,
+    Row,
     Subscribed,
     SubscriptionRejected,
     Symbol,
@@ -33,12 +33,13 @@ from candled import (
     parse_object,
     read_rows,
     read_rows_in_slices,
+    reading,
+    write_object,
 )
 
 CHANNEL = "candle1m"
 MINUTE = Interval.parse("1m")
 PING = "ping"
-MOST_ARGS = 10  # per frame of at most 4,096 bytes
 
 _SUCCESS = "00000"
 _RETRY_LATER = frozenset({"429", "40010", "40910", "40015", "40725", "45001"})
@@ -158,13 +159,10 @@ def find_instrument(symbol: Symbol, products: Sequence[ProductType]) -> Instrume
 # ---------------------------------------------------------------- WebSocket
 
 
-def command_frames(op: str, markets: Iterable[InstrumentKey]) -> list[str]:
-    """Return the frames of `op`, `subscribe` or `unsubscribe`, for the minute candles of `markets`."""
+def command_frame(op: str, markets: Iterable[InstrumentKey]) -> str:
+    """Return the frame of `op`, `subscribe` or `unsubscribe`, for the minute candles of `markets`."""
     args = [{"instType": inst_type, "channel": CHANNEL, "instId": inst_id} for inst_type, inst_id in markets]
-    return [
-        json.dumps({"op": op, "args": args[first : first + MOST_ARGS]}, separators=(",", ":"))
-        for first in range(0, len(args), MOST_ARGS)
-    ]
+    return write_object({"op": op, "args": args})
 
 
 def read_frame(text: str | bytes, symbols: Mapping[InstrumentKey, Symbol]) -> list[Event]:
@@ -264,7 +262,7 @@ def refuse_failure(body: Any) -> None:
 
 async def read_page(
     body: Any, product: ProductType, end_ms: int, clock: Clock, interval: Interval = MINUTE
-) -> list[Candle | InvalidRow]:
+) -> list[Row]:
     """Return the bars of an answer, oldest first, to a request for bars of `interval` up to `end_ms`.
 
     Some endpoints include the bar at `end_ms`, others exclude it. An invalid row, or a single one later than requested,
@@ -290,13 +288,13 @@ async def read_page(
     return in_order(row for row in page if row.open_ms is None or row.open_ms <= end_ms)
 
 
-def _without_repeated(rows: Sequence[Candle | InvalidRow]) -> list[Candle | InvalidRow]:
+def _without_repeated(rows: Sequence[Row]) -> list[Row]:
     """Return the rows without duplicates. Only rows of the same time are compared: hashing a candle takes 8 µs."""
     counts = Counter(row.open_ms for row in rows)
     if len(counts) == len(rows):
         return list(rows)
-    seen: set[Candle | InvalidRow] = set()
-    found: list[Candle | InvalidRow] = []
+    seen: set[Row] = set()
+    found: list[Row] = []
     for row in rows:
         if counts[row.open_ms] > 1:
             if row in seen:
@@ -306,12 +304,12 @@ def _without_repeated(rows: Sequence[Candle | InvalidRow]) -> list[Candle | Inva
     return found
 
 
-def in_order(rows: Iterable[Candle | InvalidRow]) -> list[Candle | InvalidRow]:
+def in_order(rows: Iterable[Row]) -> list[Row]:
     """Return the rows sorted by time, those without a time first."""
     return sorted(rows, key=lambda row: -1 if row.open_ms is None else row.open_ms)
 
 
-def oldest_of(rows: Iterable[Candle | InvalidRow], earliest_ms: int, interval: Interval) -> int | None:
+def oldest_of(rows: Iterable[Row], earliest_ms: int, interval: Interval) -> int | None:
     """Return how far back a page reaches, in ms; None for a page without rows.
 
     A row before `earliest_ms` without a neighbour has a wrong time, so the page does not reach back to it.
@@ -323,7 +321,7 @@ def oldest_of(rows: Iterable[Candle | InvalidRow], earliest_ms: int, interval: I
     )
 
 
-def strict(row: Candle | InvalidRow) -> Candle:
+def strict(row: Row) -> Candle:
     """Return the row if it is a candle.
 
     Raises:
@@ -450,13 +448,11 @@ def read_markets(body: Any, tickers: Any, product: ProductType) -> list[Market]:
         Unavailable, ExchangeError: as `read_envelope`; an entry without the documented fields.
     """
     (entries, _), (shown, _) = read_envelope(body), read_envelope(tickers)
-    try:
+    with reading("a market"):
         volumes = {one["symbol"]: one["quoteVolume"] for one in shown}
         return [
             _read_market(entry, product, volumes.get(entry["symbol"])) for entry in entries if _is_plain(entry, product)
         ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ExchangeError(f"a market is not as documented: {error!r}") from error
 
 
 def _is_plain(entry: Mapping[str, Any], product: ProductType) -> bool:

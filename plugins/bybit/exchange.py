@@ -5,10 +5,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from candled import (
-    Candle,
-    Clock,
     CommandFeed,
-    ConnectionLimits,
     Event,
     Evidence,
     Exchange,
@@ -16,10 +13,9 @@ from candled import (
     HttpRejected,
     HttpUrl,
     Interval,
-    InvalidRow,
     Market,
+    Row,
     Settings,
-    SubscribeRequests,
     Symbol,
     Unavailable,
     WebSocketUrl,
@@ -29,59 +25,50 @@ from candled import (
 )
 
 from . import messages
-from .messages import Category
 
 _PAGE = 1000
 _PAUSE_S = 5.0  # the period of Bybit's limit
 _BAN_S = 600.0  # after a 403, Bybit asks for ten minutes without requests
-_REST_URL = "https://api.bybit.com"
 
 
 class BybitSettings(Settings):
     """Settings of the Bybit spot exchange."""
 
     ws_url: WebSocketUrl = setting("wss://stream.bybit.com/v5/public/spot", "the public WebSocket for spot pairs")
-    rest_url: HttpUrl = setting(_REST_URL, "the REST API, without a path")
+    rest_url: HttpUrl = setting("https://api.bybit.com", "the REST API, without a path")
     symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
 
 
-class BybitLinearSettings(Settings):
+class BybitLinearSettings(BybitSettings):
     """Settings of Bybit's linear contracts."""
 
     ws_url: WebSocketUrl = setting("wss://stream.bybit.com/v5/public/linear", "the WebSocket for linear contracts")
-    rest_url: HttpUrl = setting(_REST_URL, "the REST API, without a path")
-    symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
 
 
-class BybitInverseSettings(Settings):
+class BybitInverseSettings(BybitSettings):
     """Settings of Bybit's inverse contracts."""
 
     ws_url: WebSocketUrl = setting("wss://stream.bybit.com/v5/public/inverse", "the WebSocket for inverse contracts")
-    rest_url: HttpUrl = setting(_REST_URL, "the REST API, without a path")
-    symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
 
 
 class BybitFeed(CommandFeed):
     """One connection to a public WebSocket of Bybit, which asks for a ping every 20 seconds."""
 
     ping = messages.PING
-    category: ClassVar[Category] = "spot"
-
-    def __init__(self, url: str, symbols: Sequence[Symbol]) -> None:
-        super().__init__(url, symbols)
-        self._requests = SubscribeRequests()
+    symbols_per_frame = 10  # a limit of spot
+    category: ClassVar[messages.Category] = "spot"
 
     def name_symbol(self, symbol: Symbol) -> str:
         """Return Bybit's name of a symbol."""
         return messages.name_of(symbol, self.category)
 
-    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames of a command."""
-        return messages.command_frames(command, symbols, self.category, self._requests)
+    def make_command(self, command: str, symbols: Sequence[Symbol]) -> str:
+        """Return the frame of a command."""
+        return messages.command_frame(command, symbols, self.category, self.requests)
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
-        return messages.read_frame(frame, self.category, self.by_name, self._requests)
+        return messages.read_frame(frame, self.category, self.by_name, self.requests)
 
 
 class BybitLinearFeed(BybitFeed):
@@ -109,11 +96,7 @@ class Bybit(Exchange):
     requests_per_s = 20.0
     max_history_minutes = _PAGE
     intervals = messages.INTERVALS
-    category: ClassVar[Category] = "spot"
-
-    def __init__(self, settings: Any, clock: Clock) -> None:
-        super().__init__(settings, clock)
-        self.limits = ConnectionLimits(symbols_per_connection=settings.symbols_per_connection)
+    category: ClassVar[messages.Category] = "spot"
 
     async def fetch_markets(self, http: Http) -> list[Market]:
         """Return the listed markets, which come in pages, except those of spot."""
@@ -121,11 +104,8 @@ class Bybit(Exchange):
         entries: list[Any] = []
         cursor = ""
         while True:
-            result, _ = messages.read_envelope(
-                await self._fetch_market_data(
-                    http, "instruments-info", {**query, "cursor": cursor} if cursor else query
-                )
-            )
+            page = {**query, "cursor": cursor} if cursor else query
+            result, _ = messages.read_envelope(await self._fetch_market_data(http, "instruments-info", page))
             entries += result["list"]
             last, cursor = cursor, str(result.get("nextPageCursor") or "")
             if not cursor or cursor == last or not result["list"]:
@@ -133,9 +113,7 @@ class Bybit(Exchange):
         tickers, _ = messages.read_envelope(await self._fetch_market_data(http, "tickers", {"category": self.category}))
         return messages.read_markets(entries, tickers["list"], self.category)
 
-    async def fetch_rows(
-        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle | InvalidRow]:
+    async def fetch_rows(self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int) -> list[Row]:
         """Return Bybit's bars. Both bounds are inclusive."""
         query = {
             "category": self.category,  # without it, Bybit answers about linear contracts

@@ -4,7 +4,6 @@ Sources: bybit-exchange/docs (v5: "Kline" of WebSocket and market, "Get Instrume
 frames, listed in tests/plugins/bybit/frames/README.md.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from functools import partial
@@ -14,7 +13,6 @@ from candled import (
     Candle,
     Event,
     ExchangeError,
-    InvalidCandle,
     Market,
     MarketState,
     Pong,
@@ -23,10 +21,12 @@ from candled import (
     Unavailable,
     parse_object,
     read_candles,
+    reading,
+    take_cells,
+    write_object,
 )
 
 PING = '{"op":"ping"}'
-MOST_ARGS = 10  # per frame; a limit of spot
 Category = Literal["spot", "linear", "inverse"]
 
 #: Bybit's names of intervals. Days and weeks begin at 00:00 UTC, weeks on Monday.
@@ -43,7 +43,6 @@ _STATES: Mapping[str, MarketState] = {
     **{"Settling": "delisted", "Delivering": "delisted", "Closed": "delisted"},
 }
 _TOPIC = "kline.1."
-_COLUMNS = 7
 
 
 def name_of(symbol: Symbol, category: Category) -> str:
@@ -60,15 +59,11 @@ def name_of(symbol: Symbol, category: Category) -> str:
 # ---------------------------------------------------------------- WebSocket
 
 
-def command_frames(op: str, symbols: Sequence[Symbol], category: Category, requests: SubscribeRequests) -> list[str]:
-    """Return the frames of `op`, `subscribe` or `unsubscribe`, for the minute candles of `symbols`."""
-    frames = []
-    for first in range(0, len(symbols), MOST_ARGS):
-        group = symbols[first : first + MOST_ARGS]
-        number = requests.add_request(group if op == "subscribe" else ())
-        args = [_TOPIC + name_of(symbol, category) for symbol in group]
-        frames.append(json.dumps({"op": op, "req_id": str(number), "args": args}, separators=(",", ":")))
-    return frames
+def command_frame(op: str, symbols: Sequence[Symbol], category: Category, requests: SubscribeRequests) -> str:
+    """Return the frame of `op`, `subscribe` or `unsubscribe`, for the minute candles of `symbols`."""
+    number = requests.add_request(symbols if op == "subscribe" else ())
+    args = [_TOPIC + name_of(symbol, category) for symbol in symbols]
+    return write_object({"op": op, "req_id": str(number), "args": args})
 
 
 def read_frame(
@@ -154,9 +149,7 @@ def read_row(row: Any, category: Category, now_ms: int) -> Candle:
     Raises:
         InvalidCandle: the row has another form, or is not a possible candle.
     """
-    if not isinstance(row, list) or len(row) < _COLUMNS:
-        raise InvalidCandle(f"expected a row of {_COLUMNS} columns, got {str(row)[:200]}")
-    open_ms, opened, high, low, close, volume, turnover = row[:_COLUMNS]
+    open_ms, opened, high, low, close, volume, turnover = take_cells(row, 7)
     base, quote = _volumes(volume, turnover, category)
     return Candle.parse(open_ms, opened, high, low, close, base, quote, as_of_ms=now_ms)
 
@@ -168,12 +161,10 @@ def read_markets(entries: Sequence[Any], tickers: Sequence[Any], category: Categ
         ExchangeError: an entry without the documented fields.
     """
     volumes_in = "volume24h" if category == "inverse" else "turnover24h"
-    try:
+    with reading("a market"):
         volumes = {one["symbol"]: Decimal(one[volumes_in] or 0) for one in tickers}
         found = (_read_market(one, category, volumes) for one in entries)
         return [market for market in found if market is not None]
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise ExchangeError(f"a market is not as documented: {error!r}") from error
 
 
 def _read_market(entry: Mapping[str, Any], category: Category, volumes: Mapping[str, Decimal]) -> Market | None:
@@ -186,7 +177,7 @@ def _read_market(entry: Mapping[str, Any], category: Category, volumes: Mapping[
     step = lots.get("basePrecision") if category == "spot" else lots.get("qtyStep") if category == "linear" else None
     return Market(
         symbol=symbol,
-        volume_decimals=None if step is None else max(0, -int(Decimal(step).normalize().as_tuple().exponent)),
+        volume_step=None if step is None else Decimal(step),
         tick_size=Decimal(entry["priceFilter"]["tickSize"]),
         status=_STATES.get(entry["status"], "suspended"),
         listed_ms=int(entry.get("launchTime") or 0) or None,

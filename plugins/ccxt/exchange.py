@@ -4,19 +4,17 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from candled import (
-    Candle,
     Clock,
     ConfigError,
-    ConnectionLimits,
     Exchange,
     ExchangeError,
     Feed,
     Http,
     Interval,
-    InvalidRow,
     Market,
     PollingFeed,
     RequestBudget,
+    Row,
     Settings,
     Symbol,
     read_rows,
@@ -67,7 +65,6 @@ class Ccxt(Exchange):
         self.request_budgets = {BUDGET: RequestBudget(limit=60_000 / rate_limit_ms)}  # type: ignore[misc]
         self.max_history_minutes = self._page  # type: ignore[misc]
         self.intervals = {messages.INTERVALS.get(name, name): name for name in self._client.timeframes}  # type: ignore[misc]
-        self.limits = ConnectionLimits(symbols_per_connection=settings.symbols_per_connection)
         #: The rows of the longest answer so far.
         self._most = 0
 
@@ -133,31 +130,23 @@ class Ccxt(Exchange):
         except Exception as error:
             raise translate_error(error, self._client.errors) from error
 
-    async def fetch_rows(
-        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle | InvalidRow]:
-        """Return the exchange's bars."""
-        await self._load_markets(http)
-        return await self._fetch_ohlcv(symbol, self.intervals[str(interval)], interval.ms, start_ms, end_ms)
-
-    async def _fetch_ohlcv(
-        self, symbol: Symbol, timeframe: str, bar_ms: int, start_ms: int, end_ms: int
-    ) -> list[Candle | InvalidRow]:
-        """Return the bars that open in `[start_ms, end_ms)`.
+    async def fetch_rows(self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int) -> list[Row]:
+        """Return the exchange's bars.
 
         A page is believed to be complete, unless it has as many rows as the longest one so far: then the exchange may
         have cut it, and the rest is asked for.
         """
-        found: list[Candle | InvalidRow] = []
+        await self._load_markets(http)
+        found: list[Row] = []
         ranges = [(start_ms, end_ms)]
         for _ in range(_MOST_PAGES):
             if not ranges:
                 return found
             from_ms, until_ms = ranges.pop()
-            page_ms = min(until_ms, from_ms + self._page * bar_ms)
+            page_ms = min(until_ms, from_ms + self._page * interval.ms)
             if page_ms < until_ms:
                 ranges.append((page_ms, until_ms))
-            rows = await self._fetch_page(symbol, timeframe, bar_ms, from_ms, page_ms)
+            rows = await self._fetch_page(symbol, interval, from_ms, page_ms)
             opened = [row.open_ms for row in rows if row.open_ms is not None]
             if opened and min(opened) >= page_ms and not found:
                 # perhaps the range has none, perhaps the exchange ignores where it begins
@@ -166,16 +155,13 @@ class Ccxt(Exchange):
             found += within
             times = [row.open_ms for row in within if row.open_ms is not None]
             if times and len(rows) >= self._most:
-                rest = ((from_ms, min(times)), (max(times) + bar_ms, page_ms))
+                rest = ((from_ms, min(times)), (max(times) + interval.ms, page_ms))
                 ranges += [one for one in rest if one[0] < one[1]]
             self._most = max(self._most, len(rows))
-        raise ExchangeError(
-            f"expected at most {_MOST_PAGES} pages for {(end_ms - start_ms) // bar_ms} bars of {symbol}"
-        )
+        count = (end_ms - start_ms) // interval.ms
+        raise ExchangeError(f"expected at most {_MOST_PAGES} pages for {count} bars of {symbol}")
 
-    async def _fetch_page(
-        self, symbol: Symbol, timeframe: str, bar_ms: int, from_ms: int, until_ms: int
-    ) -> list[Candle | InvalidRow]:
+    async def _fetch_page(self, symbol: Symbol, interval: Interval, from_ms: int, until_ms: int) -> list[Row]:
         """Return the rows of an answer to a request for `[from_ms, until_ms)`; some may be outside.
 
         Raises:
@@ -184,9 +170,10 @@ class Ccxt(Exchange):
         client = self._client
         is_bounded = "params.until" in (type(client).fetch_ohlcv.__doc__ or "")
         params = {"until": until_ms - 1} if is_bounded else {}
-        limit = (until_ms - from_ms) // bar_ms + _EDGES
+        limit = (until_ms - from_ms) // interval.ms + _EDGES
+        since_ms, timeframe = max(0, from_ms - interval.ms), self.intervals[str(interval)]
         try:
-            rows = await client.fetch_ohlcv(str(symbol), timeframe, max(0, from_ms - bar_ms), limit, params)
+            rows = await client.fetch_ohlcv(str(symbol), timeframe, since_ms, limit, params)
         except Exception as error:
             raise translate_error(error, client.errors) from error
         return read_rows(rows, messages.read_row)

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Self
 
-from candled import Candle, ExchangeError, InvalidCandle, Market, Symbol
+from candled import Candle, ExchangeError, InvalidCandle, Market, Symbol, reading, take_cells
 
 #: candled's names of intervals that differ from ccxt's.
 INTERVALS: Mapping[str, str] = {"1d": "1D", "1w": "1W"}
 
-_CELLS = 6
 _DECIMAL_PLACES, _TICK_SIZE = 2, 4  # ccxt's `precisionMode`
 
 
@@ -37,9 +36,7 @@ def read_row(row: Any) -> Candle:
     Raises:
         InvalidCandle: a cell is a float or missing, or the row is not a possible candle.
     """
-    if not isinstance(row, list) or len(row) < _CELLS:
-        raise InvalidCandle(f"expected a row of {_CELLS} cells, got {str(row)[:200]}")
-    open_ms, *cells = (cell.text if isinstance(cell, PrintedFloat) else cell for cell in row[:_CELLS])
+    open_ms, *cells = (cell.text if isinstance(cell, PrintedFloat) else cell for cell in take_cells(row, 6))
     if inexact := [cell for cell in cells if not isinstance(cell, str)]:
         raise InvalidCandle(f"expected numbers as text, got {str(inexact[0])[:60]!r} in {str(row)[:200]}")
     return Candle.parse(open_ms, *cells)
@@ -67,14 +64,12 @@ def read_markets(
     Raises:
         ExchangeError: a market is not as ccxt documents it.
     """
-    found = []
-    try:
-        for name, market in markets.items():
-            if market.get("type") == kind and (symbol := _symbol_of(name)) is not None:
-                found.append(_read_market(symbol, market, tickers.get(name) or {}, precision_mode))
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise ExchangeError(f"a market is not as documented: {error!r}") from error
-    return found
+    with reading("a market"):
+        return [
+            _read_market(symbol, market, tickers.get(name) or {}, precision_mode)
+            for name, market in markets.items()
+            if market.get("type") == kind and (symbol := _symbol_of(name)) is not None
+        ]
 
 
 def _symbol_of(name: str) -> Symbol | None:
@@ -92,6 +87,7 @@ def _read_market(symbol: Symbol, market: Mapping[str, Any], ticker: Mapping[str,
         price_decimals=_places_of(price, precision_mode),
         volume_decimals=_places_of(amount, precision_mode),
         tick_size=price if precision_mode == _TICK_SIZE else None,
+        volume_step=amount if precision_mode == _TICK_SIZE else None,
         status="suspended" if market.get("active") is False else "trading",
         listed_ms=market.get("created"),
         quote_volume_24h=exact(ticker.get("quoteVolume")),
@@ -99,14 +95,10 @@ def _read_market(symbol: Symbol, market: Mapping[str, Any], ticker: Mapping[str,
 
 
 def _places_of(precision: Decimal | None, precision_mode: int) -> int | None:
-    """Return the decimal places; None if unknown, as with a number of significant digits."""
-    if precision is None or not precision.is_finite():
+    """Return the decimal places; None if they follow from a step, or are unknown, as with significant digits."""
+    if precision is None or not precision.is_finite() or precision_mode != _DECIMAL_PLACES:
         return None
-    if precision_mode == _DECIMAL_PLACES:
-        return int(precision)
-    if precision_mode == _TICK_SIZE:
-        return max(0, -int(precision.normalize().as_tuple().exponent))
-    return None
+    return int(precision)
 
 
 def contract_size(market: Mapping[str, Any]) -> Decimal | None:

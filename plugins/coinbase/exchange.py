@@ -4,9 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from candled import (
-    Candle,
-    Clock,
-    CommandFeed,
     ConnectionLimits,
     Event,
     Evidence,
@@ -17,9 +14,10 @@ from candled import (
     HttpUrl,
     Interval,
     InvalidCandle,
-    InvalidRow,
     Market,
+    Row,
     Settings,
+    SocketFeed,
     Subscribed,
     Symbol,
     TradeBars,
@@ -30,7 +28,6 @@ from candled import (
 )
 
 from . import messages
-from .messages import Message
 
 _PAGE = 290  # rows; above 300 Coinbase refuses, and both bounds may count
 
@@ -43,7 +40,7 @@ class CoinbaseSettings(Settings):
     symbols_per_connection: int = setting(30, "symbols on one connection", ge=1, le=1000)
 
 
-class CoinbaseFeed(CommandFeed):
+class CoinbaseFeed(SocketFeed):
     """One connection to Coinbase's market data.
 
     Coinbase has live candles of five minutes only, so the candles of a minute are made from its trades. Its frames are
@@ -65,9 +62,13 @@ class CoinbaseFeed(CommandFeed):
 
     name_symbol = staticmethod(messages.product_of)
 
-    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames of a command."""
-        return messages.command_frames(command, [messages.product_of(symbol) for symbol in symbols])
+    def subscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frames that subscribe to the trades of `symbols`, and to the heartbeats of their connection."""
+        return [messages.command_frame("subscribe", channel, symbols) for channel in ("market_trades", "heartbeats")]
+
+    def unsubscribe(self, symbols: Sequence[Symbol]) -> list[str]:
+        """Return the frame that unsubscribes from the trades of `symbols`."""
+        return [messages.command_frame("unsubscribe", "market_trades", symbols)]
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
@@ -91,7 +92,7 @@ class CoinbaseFeed(CommandFeed):
             events += bars.take_candles(message.sent_ms)
         return events
 
-    def _add_trades(self, message: Message) -> list[TradeBars]:
+    def _add_trades(self, message: messages.Message) -> list[TradeBars]:
         """Add the trades of a frame, and return the bars that they belong to.
 
         Raises:
@@ -122,20 +123,13 @@ class Coinbase(Exchange):
     requests_per_s = 5.0  # Coinbase allows ten per second and address
     max_history_minutes = _PAGE
     intervals = messages.INTERVALS
-
-    def __init__(self, settings: CoinbaseSettings, clock: Clock) -> None:
-        super().__init__(settings, clock)
-        self.limits = ConnectionLimits(
-            symbols_per_connection=settings.symbols_per_connection, frames_per_s=4.0, attempts_per_minute=30.0
-        )
+    limits = ConnectionLimits(frames_per_s=4.0, attempts_per_minute=30.0)
 
     async def fetch_markets(self, http: Http) -> list[Market]:
         """Return the listed spot pairs."""
         return messages.read_markets(await self._fetch_products(http, "", {"product_type": "SPOT"}))
 
-    async def fetch_rows(
-        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle | InvalidRow]:
+    async def fetch_rows(self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int) -> list[Row]:
         """Return Coinbase's bars. Some from before the start may be among them."""
         query = {
             "start": str(start_ms // 1000),

@@ -4,13 +4,12 @@ Sources: docs.cdp.coinbase.com ("Market Trades Channel", "Heartbeats Channel", "
 Public Products"). No recorded frame with trades was found.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from candled import Candle, ExchangeError, FeedError, Market, Symbol, parse_object
+from candled import Candle, ExchangeError, FeedError, Market, Symbol, parse_object, reading, write_object
 
 #: Coinbase's names of intervals. It has no weeks.
 INTERVALS: Mapping[str, str] = {
@@ -18,7 +17,6 @@ INTERVALS: Mapping[str, str] = {
     **{"1h": "ONE_HOUR", "2h": "TWO_HOUR", "6h": "SIX_HOUR", "1D": "ONE_DAY"},
 }
 
-_CHANNELS = ("market_trades", "heartbeats")  # heartbeats keep a quiet channel open
 _CELLS = ("open", "high", "low", "close", "volume")
 
 
@@ -49,12 +47,12 @@ def product_of(symbol: Symbol) -> str:
 # ---------------------------------------------------------------- WebSocket
 
 
-def command_frames(kind: str, products: Sequence[str]) -> list[str]:
-    """Return the frames of `kind`, `subscribe` or `unsubscribe`, for the trades of products."""
-    return [
-        json.dumps({"type": kind, "channel": channel, "product_ids": list(products)}, separators=(",", ":"))
-        for channel in _CHANNELS[: 2 if kind == "subscribe" else 1]
-    ]
+def command_frame(kind: str, channel: str, symbols: Sequence[Symbol]) -> str:
+    """Return the frame of `kind`, `subscribe` or `unsubscribe`, for `market_trades`, or for `heartbeats`.
+
+    Heartbeats keep a quiet channel open.
+    """
+    return write_object({"type": kind, "channel": channel, "product_ids": list(map(product_of, symbols))})
 
 
 def read_frame(frame: str | bytes) -> Message | FeedError:
@@ -140,10 +138,8 @@ def read_markets(body: Any) -> list[Market]:
     Raises:
         ExchangeError: the answer is not as documented.
     """
-    try:
+    with reading("a market"):
         return [_read_market(one) for one in body["products"] if not one.get("alias")]
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise ExchangeError(f"a market is not as documented: {error!r}") from error
 
 
 def _read_market(entry: Mapping[str, Any]) -> Market:
@@ -151,7 +147,7 @@ def _read_market(entry: Mapping[str, Any]) -> Market:
     volume = entry.get("approximate_quote_24h_volume")
     return Market(
         symbol=Symbol(entry["base_currency_id"], entry["quote_currency_id"]),
-        volume_decimals=max(0, -int(Decimal(entry["base_increment"]).normalize().as_tuple().exponent)),
+        volume_step=Decimal(entry["base_increment"]),
         tick_size=Decimal(entry["price_increment"]),
         status="trading" if is_open and not entry.get("view_only") else "suspended",
         listed_ms=read_ms(entry["new_at"]) if entry.get("new_at") else None,

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from typing import Any, ClassVar
 
 from candled import (
-    Candle,
     Clock,
     CommandFeed,
-    ConnectionLimits,
     Event,
     Evidence,
     Exchange,
@@ -16,12 +15,11 @@ from candled import (
     Http,
     HttpUrl,
     Interval,
-    InvalidRow,
     Market,
     MarketTable,
     RequestBudget,
+    Row,
     Settings,
-    SubscribeRequests,
     Symbol,
     WebSocketUrl,
     read_rows_in_slices,
@@ -30,37 +28,31 @@ from candled import (
 )
 
 from . import messages
-from .messages import Kind
-
-_REST_URL = "https://api.gateio.ws"
 
 
 class GateioSettings(Settings):
     """Settings of the Gate spot exchange."""
 
     ws_url: WebSocketUrl = setting("wss://api.gateio.ws/ws/v4/", "the public WebSocket for spot pairs")
-    rest_url: HttpUrl = setting(_REST_URL, "the REST API, without a path")
+    rest_url: HttpUrl = setting("https://api.gateio.ws", "the REST API, without a path")
     symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
 
 
-class GateioUsdtSettings(Settings):
+class GateioUsdtSettings(GateioSettings):
     """Settings of Gate's contracts in USDT."""
 
     ws_url: WebSocketUrl = setting("wss://fx-ws.gateio.ws/v4/ws/usdt", "the WebSocket for contracts in USDT")
-    rest_url: HttpUrl = setting(_REST_URL, "the REST API, without a path")
-    symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
 
 
 class GateioFeed(CommandFeed):
     """One connection to Gate's WebSocket, which takes one market in a frame."""
 
     ping_every_s = 15.0
-    kind: ClassVar[Kind] = "spot"
+    kind: ClassVar[messages.Kind] = "spot"
 
     def __init__(self, url: str, symbols: Sequence[Symbol], now_ms: Callable[[], int]) -> None:
         super().__init__(url, symbols)
         self._now_ms = now_ms
-        self._requests = SubscribeRequests()
 
     def name_symbol(self, symbol: Symbol) -> str:
         """Return Gate's name of a symbol."""
@@ -70,13 +62,13 @@ class GateioFeed(CommandFeed):
         """Return the next ping, which has the time."""
         return messages.ping_frame(self.kind, self._now_ms())
 
-    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames of a command."""
-        return messages.command_frames(command, self.kind, symbols, self._requests, self._now_ms())
+    def make_command(self, command: str, symbols: Sequence[Symbol]) -> str:
+        """Return the frame of a command."""
+        return messages.command_frame(command, self.kind, symbols, self.requests, self._now_ms())
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
-        return messages.read_frame(frame, self.by_name, self._requests, None)
+        return messages.read_frame(frame, self.by_name, self.requests, None)
 
 
 class GateioUsdtFeed(GateioFeed):
@@ -101,7 +93,7 @@ class GateioUsdtFeed(GateioFeed):
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
-        return messages.read_frame(frame, self.by_name, self._requests, self._sizes.known)
+        return messages.read_frame(frame, self.by_name, self.requests, self._sizes.known)
 
 
 class Gateio(Exchange):
@@ -114,12 +106,8 @@ class Gateio(Exchange):
     request_budgets: ClassVar[Mapping[str, RequestBudget]] = {"candles": RequestBudget(limit=200, period_s=10)}
     max_history_minutes = 999  # both bounds count, and a page has 1,000 rows
     history_minutes = 9990
-    kind: ClassVar[Kind] = "spot"
+    kind: ClassVar[messages.Kind] = "spot"
     intervals = messages.INTERVALS
-
-    def __init__(self, settings: Any, clock: Clock) -> None:
-        super().__init__(settings, clock)
-        self.limits = ConnectionLimits(symbols_per_connection=settings.symbols_per_connection, frames_per_s=10.0)
 
     async def fetch_markets(self, http: Http) -> list[Market]:
         """Return the listed markets."""
@@ -130,16 +118,11 @@ class Gateio(Exchange):
         """Return the feed of one connection."""
         return GateioFeed(self.settings.ws_url, symbols, self.now_ms)
 
-    async def fetch_rows(
-        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle | InvalidRow]:
+    async def fetch_rows(self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int) -> list[Row]:
         """Return Gate's bars. It refuses minutes that it does not keep any more."""
-        body = await self._fetch_path(
-            http, "spot/candlesticks", self._query(symbol, interval, start_ms, end_ms), "candles"
-        )
-        return await read_rows_in_slices(
-            messages.rows_of(body), messages.read_spot_row, self.clock, open_ms=messages.spot_row_ms
-        )
+        query = self._query(symbol, interval, start_ms, end_ms)
+        body = await self._fetch_path(http, "spot/candlesticks", query, "candles")
+        return await read_rows_in_slices(body, messages.read_spot_row, self.clock, open_ms=messages.spot_row_ms)
 
     def _query(self, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int) -> dict[str, str]:
         """Return the query for a range. Both bounds are inclusive; a `limit` beside them is refused."""
@@ -187,17 +170,11 @@ class GateioUsdt(Gateio):
         """Return the feed of one connection."""
         return GateioUsdtFeed(self.settings.ws_url, symbols, self.now_ms, self._sizes)
 
-    async def fetch_rows(
-        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle | InvalidRow]:
+    async def fetch_rows(self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int) -> list[Row]:
         """Return Gate's bars, with volumes in base currency."""
         size = await self._sizes.find(http, messages.name_of(symbol, self.kind))
         query = self._query(symbol, interval, start_ms, end_ms)
         query["contract"] = query.pop("currency_pair")
         body = await self._fetch_path(http, "futures/usdt/candlesticks", query, "candles")
-        return await read_rows_in_slices(
-            messages.rows_of(body),
-            lambda row: messages.read_futures_row(row, size),
-            self.clock,
-            open_ms=messages.opening_of,
-        )
+        read = partial(messages.read_futures_row, size=size)
+        return await read_rows_in_slices(body, read, self.clock, open_ms=messages.opening_of)

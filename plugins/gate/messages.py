@@ -4,7 +4,6 @@ Sources: gateio/gateapi-python (docs: SpotApi, FuturesApi, CurrencyPair, Contrac
 "Futures WebSocket v4", channel candlesticks; recorded frames, listed in tests/plugins/gate/frames/README.md.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from functools import partial
@@ -14,7 +13,6 @@ from candled import (
     Candle,
     Event,
     ExchangeError,
-    InvalidCandle,
     Market,
     Pong,
     SubscribeRequests,
@@ -23,6 +21,9 @@ from candled import (
     find_symbol,
     parse_object,
     read_candles,
+    reading,
+    take_cells,
+    write_object,
 )
 
 Kind = Literal["spot", "futures"]
@@ -34,7 +35,6 @@ INTERVALS: Mapping[str, str] = {
 }
 
 _PREFIX = "1m_"
-_COLUMNS = 7
 
 
 def name_of(symbol: Symbol, kind: Kind) -> str:
@@ -48,28 +48,22 @@ def name_of(symbol: Symbol, kind: Kind) -> str:
 # ---------------------------------------------------------------- WebSocket
 
 
-def command_frames(
-    event: str, kind: Kind, symbols: Sequence[Symbol], requests: SubscribeRequests, now_ms: int
-) -> list[str]:
-    """Return the frames of `event`, `subscribe` or `unsubscribe`, one for each market."""
-    return [
-        json.dumps(
-            {
-                "time": now_ms // 1000,
-                "id": requests.add_request([symbol] if event == "subscribe" else ()),
-                "channel": f"{kind}.candlesticks",
-                "event": event,
-                "payload": ["1m", name_of(symbol, kind)],
-            },
-            separators=(",", ":"),
-        )
-        for symbol in symbols
-    ]
+def command_frame(event: str, kind: Kind, symbols: Sequence[Symbol], requests: SubscribeRequests, now_ms: int) -> str:
+    """Return the frame of `event`, `subscribe` or `unsubscribe`, for one market."""
+    return write_object(
+        {
+            "time": now_ms // 1000,
+            "id": requests.add_request(symbols if event == "subscribe" else ()),
+            "channel": f"{kind}.candlesticks",
+            "event": event,
+            "payload": ["1m", name_of(symbols[0], kind)],
+        }
+    )
 
 
 def ping_frame(kind: Kind, now_ms: int) -> str:
     """Return a ping."""
-    return json.dumps({"time": now_ms // 1000, "channel": f"{kind}.ping"}, separators=(",", ":"))
+    return write_object({"time": now_ms // 1000, "channel": f"{kind}.ping"})
 
 
 def read_frame(
@@ -122,17 +116,9 @@ def _sent_ms(message: Mapping[str, Any]) -> int:
 def _read_push(row: Mapping[str, Any], size: Decimal | None, sent_ms: int) -> Candle:
     # of a spot pair, `v` is the quote volume and `a` the base volume
     volume, quote = (row["a"], row["v"]) if size is None else (base_volume(row["v"], size), None)
-    return Candle.parse(
-        opening_of(row),
-        row["o"],
-        row["h"],
-        row["l"],
-        row["c"],
-        volume,
-        quote,
-        as_of_ms=sent_ms,
-        final=row.get("w") is True,
-    )
+    opened, high, low, close = (row[name] for name in "ohlc")
+    final = row.get("w") is True
+    return Candle.parse(opening_of(row), opened, high, low, close, volume, quote, as_of_ms=sent_ms, final=final)
 
 
 def opening_of(row: Mapping[str, Any]) -> int:
@@ -149,26 +135,13 @@ def _size_of(name: str, sizes: Mapping[str, Decimal]) -> Decimal:
 # ---------------------------------------------------------------- REST
 
 
-def rows_of(body: Any) -> list[Any]:
-    """Return the rows of an answer.
-
-    Raises:
-        ExchangeError: the answer is not a list.
-    """
-    if not isinstance(body, list):
-        raise ExchangeError(f"expected a list, got {str(body)[:200]}")
-    return body
-
-
 def read_spot_row(row: Any) -> Candle:
     """Return the candle in a row: opening time in s, quote volume, close, high, low, open, base volume, closed.
 
     Raises:
         InvalidCandle: the row has another form, or is not a possible candle.
     """
-    if not isinstance(row, list) or len(row) < _COLUMNS:
-        raise InvalidCandle(f"expected a row of {_COLUMNS} columns or more, got {str(row)[:200]}")
-    quote, close, high, low, opened, base = row[1:7]
+    _, quote, close, high, low, opened, base = take_cells(row, 7)
     return Candle.parse(spot_row_ms(row), opened, high, low, close, base, quote)
 
 
@@ -193,10 +166,8 @@ def read_sizes(contracts: Any) -> dict[str, Decimal]:
     Raises:
         ExchangeError: an entry without the documented fields.
     """
-    try:
-        return {one["name"]: Decimal(one["quanto_multiplier"]) for one in rows_of(contracts)}
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise ExchangeError(f"a contract is not as documented: {error!r}") from error
+    with reading("a contract"):
+        return {one["name"]: Decimal(one["quanto_multiplier"]) for one in contracts}
 
 
 def read_spot_markets(pairs: Any, tickers: Any) -> list[Market]:
@@ -205,8 +176,8 @@ def read_spot_markets(pairs: Any, tickers: Any) -> list[Market]:
     Raises:
         ExchangeError: an entry without the documented fields.
     """
-    try:
-        volumes = {one["currency_pair"]: Decimal(one["quote_volume"] or 0) for one in rows_of(tickers)}
+    with reading("a market"):
+        volumes = {one["currency_pair"]: Decimal(one["quote_volume"] or 0) for one in tickers}
         return [
             Market(
                 symbol=Symbol(one["base"], one["quote"]),
@@ -216,10 +187,8 @@ def read_spot_markets(pairs: Any, tickers: Any) -> list[Market]:
                 listed_ms=int(one.get("buy_start") or 0) * 1000 or None,
                 quote_volume_24h=volumes.get(one["id"]),
             )
-            for one in rows_of(pairs)
+            for one in pairs
         ]
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise ExchangeError(f"a market is not as documented: {error!r}") from error
 
 
 def read_futures_markets(contracts: Any, tickers: Any) -> list[Market]:
@@ -228,18 +197,16 @@ def read_futures_markets(contracts: Any, tickers: Any) -> list[Market]:
     Raises:
         ExchangeError: an entry without the documented fields.
     """
-    try:
-        volumes = {one["contract"]: Decimal(one.get("volume_24h_quote") or 0) for one in rows_of(tickers)}
-        return [_read_contract(one, volumes) for one in rows_of(contracts)]
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise ExchangeError(f"a market is not as documented: {error!r}") from error
+    with reading("a market"):
+        volumes = {one["contract"]: Decimal(one.get("volume_24h_quote") or 0) for one in tickers}
+        return [_read_contract(one, volumes) for one in contracts]
 
 
 def _read_contract(entry: Mapping[str, Any], volumes: Mapping[str, Decimal]) -> Market:
     base, _, quote = entry["name"].rpartition("_")
     return Market(
         symbol=Symbol(base, quote, "USDT"),
-        volume_decimals=max(0, -int(Decimal(entry["quanto_multiplier"]).normalize().as_tuple().exponent)),
+        volume_step=Decimal(entry["quanto_multiplier"]),
         tick_size=Decimal(entry["order_price_round"]),
         status="delisted" if entry.get("in_delisting") else "trading",
         listed_ms=int(entry.get("create_time") or 0) * 1000 or None,

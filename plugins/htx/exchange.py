@@ -5,18 +5,15 @@ from functools import partial
 from typing import Any, ClassVar
 
 from candled import (
-    Candle,
-    Clock,
     CommandFeed,
-    ConnectionLimits,
     Event,
     Evidence,
     Exchange,
     Http,
     HttpUrl,
     Interval,
-    InvalidRow,
     Market,
+    Row,
     Settings,
     Symbol,
     WebSocketUrl,
@@ -38,12 +35,11 @@ class HtxSettings(Settings):
     symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
 
 
-class HtxUsdtSettings(Settings):
+class HtxUsdtSettings(HtxSettings):
     """Settings of HTX's contracts in USDT."""
 
     ws_url: WebSocketUrl = setting("wss://api.hbdm.com/linear-swap-ws", "the WebSocket for contracts in USDT")
     rest_url: HttpUrl = setting("https://api.hbdm.com", "the REST API for contracts, without a path")
-    symbols_per_connection: int = setting(100, "symbols on one connection", ge=1, le=1000)
 
 
 class HtxFeed(CommandFeed):
@@ -57,9 +53,9 @@ class HtxFeed(CommandFeed):
 
     name_symbol = staticmethod(messages.topic_of)
 
-    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames of a command."""
-        return messages.command_frames(command, symbols)
+    def make_command(self, command: str, symbols: Sequence[Symbol]) -> str:
+        """Return the frame of a command."""
+        return messages.command_frame(command, symbols[0])
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
@@ -80,26 +76,18 @@ class Htx(Exchange):
     publishes_empty_candles = True
     intervals = messages.INTERVALS
 
-    def __init__(self, settings: Any, clock: Clock) -> None:
-        super().__init__(settings, clock)
-        self.limits = ConnectionLimits(symbols_per_connection=settings.symbols_per_connection)
-
     async def fetch_markets(self, http: Http) -> list[Market]:
         """Return the listed markets."""
         symbols = await self._fetch_path(http, "/v1/common/symbols", {})
         return messages.read_markets(symbols, await self._fetch_path(http, "/market/tickers", {}))
 
-    async def fetch_rows(
-        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle | InvalidRow]:
+    async def fetch_rows(self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int) -> list[Row]:
         """Return HTX's bars, of the newest 2,000. A request names a number of rows, which end with the newest one."""
         size = (self.now_ms() - start_ms) // interval.ms + 2
         query = {"symbol": messages.name_of(symbol), "size": str(max(1, min(_NEWEST, size)))}
         return await self._fetch_kline(http, "/market/history/kline", interval, query)
 
-    async def _fetch_kline(
-        self, http: Http, path: str, interval: Interval, query: Mapping[str, str]
-    ) -> list[Candle | InvalidRow]:
+    async def _fetch_kline(self, http: Http, path: str, interval: Interval, query: Mapping[str, str]) -> list[Row]:
         answer = await self._fetch_path(http, path, {**query, "period": self.intervals[str(interval)]})
         data, now_ms = messages.read_envelope(answer)
         read = partial(messages.read_row, as_of_ms=now_ms)
@@ -125,9 +113,7 @@ class HtxUsdt(Htx):
         merged = await self._fetch_path(http, "/linear-swap-ex/market/detail/batch_merged", {})
         return messages.read_contracts(infos, merged)
 
-    async def fetch_rows(
-        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle | InvalidRow]:
+    async def fetch_rows(self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int) -> list[Row]:
         """Return HTX's bars. Whether `from` is inclusive is not documented, so the request begins a bar earlier."""
         query = {
             "contract_code": messages.name_of(symbol),

@@ -6,7 +6,7 @@ tests/plugins/htx/frames/README.md.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -15,16 +15,16 @@ from candled import (
     Candle,
     Event,
     ExchangeError,
-    FeedError,
     Market,
     MarketState,
     Reply,
     Subscribed,
-    SubscriptionRejected,
     Symbol,
     find_symbol,
     parse_object,
     read_candles,
+    reading,
+    reject_symbol,
 )
 
 #: HTX's names of intervals. Its days and weeks are left out: they begin in UTC+8.
@@ -56,10 +56,10 @@ def topic_of(symbol: Symbol) -> str:
     return f"market.{name_of(symbol)}.kline.1min"
 
 
-def command_frames(verb: str, symbols: Sequence[Symbol]) -> list[str]:
-    """Return the frames of `sub` or `unsub` (the `verb`), one for each market. The topic is also their number."""
-    topics = map(topic_of, symbols)
-    return [json.dumps({verb: topic, "id": topic}, separators=(",", ":")) for topic in topics]
+def command_frame(verb: str, symbol: Symbol) -> str:
+    """Return the frame of `sub` or `unsub` (the `verb`) for a market. The topic is also its number."""
+    topic = topic_of(symbol)
+    return json.dumps({verb: topic, "id": topic}, separators=(",", ":"))
 
 
 def read_frame(frame: str | bytes, symbols: Mapping[str, Symbol]) -> list[Event]:
@@ -74,8 +74,8 @@ def read_frame(frame: str | bytes, symbols: Mapping[str, Symbol]) -> list[Event]
     if "ping" in message:
         return [Reply(json.dumps({"pong": _whole(message["ping"])}))]
     if message.get("status") == "error":
-        reason, symbol = f"{message.get('err-code')} {message.get('err-msg')}", symbols.get(str(message.get("id")))
-        return [FeedError(reason) if symbol is None else SubscriptionRejected(symbol, reason)]
+        reason = f"{message.get('err-code')} {message.get('err-msg')}"
+        return [reject_symbol(symbols, message.get("id"), reason)]
     if "subbed" in message:
         return [Subscribed(find_symbol(symbols, message["subbed"]))]
     if "unsubbed" in message:
@@ -134,11 +134,9 @@ def read_markets(symbols: Any, tickers: Any) -> list[Market]:
     Raises:
         ExchangeError: as `read_envelope`; an entry without the documented fields.
     """
-    try:
+    with reading("a market"):
         volumes = {one["symbol"]: Decimal(one["vol"] or 0) for one in read_envelope(tickers)[0]}
         return [_read_market(one, volumes) for one in read_envelope(symbols)[0]]
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise ExchangeError(f"a market is not as documented: {error!r}") from error
 
 
 def _read_market(entry: Mapping[str, Any], volumes: Mapping[str, Decimal]) -> Market:
@@ -157,12 +155,10 @@ def read_contracts(infos: Any, merged: Any) -> list[Market]:
     Raises:
         ExchangeError: as `read_envelope`; an entry without the documented fields.
     """
-    try:
+    with reading("a contract"):
         volumes = {one["contract_code"]: Decimal(one.get("trade_turnover") or 0) for one in merged["ticks"]}
         entries = [one for one in read_envelope(infos)[0] if one.get("business_type", "swap") == "swap"]
         return [_read_contract(one, volumes) for one in entries]
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise ExchangeError(f"a contract is not as documented: {error!r}") from error
 
 
 def _read_contract(entry: Mapping[str, Any], volumes: Mapping[str, Decimal]) -> Market:
@@ -170,7 +166,7 @@ def _read_contract(entry: Mapping[str, Any], volumes: Mapping[str, Decimal]) -> 
     return Market(
         symbol=Symbol(base, quote, quote),
         tick_size=Decimal(entry["price_tick"]),
-        volume_decimals=max(0, -int(Decimal(entry["contract_size"]).normalize().as_tuple().exponent)),
+        volume_step=Decimal(entry["contract_size"]),
         status=_CONTRACT_STATES.get(entry["contract_status"], "suspended"),
         quote_volume_24h=volumes.get(entry["contract_code"]),
     )

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 from candled import (
-    Candle,
     Clock,
     CommandFeed,
     ConnectionLimits,
@@ -17,10 +16,10 @@ from candled import (
     Http,
     HttpUrl,
     Interval,
-    InvalidRow,
     Market,
     MarketTable,
     RequestBudget,
+    Row,
     Settings,
     Symbol,
     WebSocketUrl,
@@ -75,12 +74,12 @@ class HyperliquidFeed(CommandFeed):
             await self._pairs.load(http)
         return self.url
 
-    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames of a command. Some of the names may have become known after `set_symbols`."""
-        coins = {self.name_symbol(symbol): symbol for symbol in symbols}
+    def make_command(self, command: str, symbols: Sequence[Symbol]) -> str:
+        """Return the frame of a command. The name may have become known after `set_symbols`."""
+        coin = self.name_symbol(symbols[0])
         if command == "subscribe":
-            self.by_name |= coins
-        return messages.command_frames(command, coins)
+            self.by_name[coin] = symbols[0]
+        return messages.command_frame(command, coin)
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
@@ -103,12 +102,10 @@ class Hyperliquid(Exchange):
     max_history_minutes = 1500
     history_minutes = _NEWEST - 10
     intervals = messages.INTERVALS
+    limits = ConnectionLimits(connections=10, attempts_per_minute=15.0)
 
     def __init__(self, settings: HyperliquidSettings, clock: Clock) -> None:
         super().__init__(settings, clock)
-        self.limits = ConnectionLimits(
-            symbols_per_connection=settings.symbols_per_connection, connections=10, attempts_per_minute=15.0
-        )
         #: Hyperliquid's names of spot pairs.
         self._pairs = MarketTable(self._fetch_pairs)
 
@@ -131,16 +128,14 @@ class Hyperliquid(Exchange):
         """Return the feed of one connection."""
         return HyperliquidFeed(self.settings.ws_url, symbols, self._pairs)
 
-    async def fetch_rows(
-        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle | InvalidRow]:
+    async def fetch_rows(self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int) -> list[Row]:
         """Return Hyperliquid's bars, of the newest 5,000. Both bounds are inclusive."""
         name = self.intervals[str(interval)]
         coin = messages.coin_of(symbol, {}) if symbol.settle else await self._pairs.find(http, symbol)
         request = {"coin": coin, "interval": name, "startTime": start_ms, "endTime": end_ms - 1}
         most = min(_NEWEST, (end_ms - start_ms) // interval.ms)
         body = {"type": "candleSnapshot", "req": request}
-        answer = messages.rows_of(await self._post(http, body, _WEIGHT + most / _ROWS_PER_WEIGHT))
+        answer = await self._post(http, body, _WEIGHT + most / _ROWS_PER_WEIGHT)
         read = partial(messages.read_row, interval=name)
         return await read_rows_in_slices(answer, read, self.clock, open_ms=messages.opening_of)
 

@@ -5,9 +5,8 @@ issue 308 says how facts of spot pairs are matched; richkuo/go-trader issue 831 
 frames, listed in tests/plugins/hyperliquid/frames/README.md.
 """
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -15,16 +14,17 @@ from candled import (
     Candle,
     Event,
     ExchangeError,
-    FeedError,
     InvalidCandle,
     Market,
     Pong,
     Subscribed,
-    SubscriptionRejected,
     Symbol,
     find_symbol,
     parse_object,
     read_candles,
+    reading,
+    reject_symbol,
+    write_object,
 )
 
 PING = '{"method":"ping"}'
@@ -53,15 +53,9 @@ def coin_of(symbol: Symbol, pairs: Mapping[Symbol, str]) -> str:
 # ---------------------------------------------------------------- WebSocket
 
 
-def command_frames(method: str, coins: Iterable[str]) -> list[str]:
-    """Return the frames of `method`, `subscribe` or `unsubscribe`, one for each market."""
-    return [
-        json.dumps(
-            {"method": method, "subscription": {"type": "candle", "coin": coin, "interval": "1m"}},
-            separators=(",", ":"),
-        )
-        for coin in coins
-    ]
+def command_frame(method: str, coin: str) -> str:
+    """Return the frame of `method`, `subscribe` or `unsubscribe`, for one market."""
+    return write_object({"method": method, "subscription": {"type": "candle", "coin": coin, "interval": "1m"}})
 
 
 def read_frame(frame: str | bytes, symbols: Mapping[str, Symbol]) -> list[Event]:
@@ -93,8 +87,7 @@ def _read_error(reason: str, symbols: Mapping[str, Symbol]) -> list[Event]:
     if reason.startswith(_HARMLESS):
         return []
     named = _NAMED.search(reason)
-    symbol = symbols.get(named[1]) if named else None
-    return [FeedError(reason) if symbol is None else SubscriptionRejected(symbol, reason)]
+    return [reject_symbol(symbols, named and named[1], reason)]
 
 
 def read_row(row: Mapping[str, Any], interval: str = "1m") -> Candle:
@@ -117,17 +110,6 @@ def opening_of(row: Mapping[str, Any]) -> int:
 # ---------------------------------------------------------------- REST
 
 
-def rows_of(body: Any) -> list[Any]:
-    """Return the rows of an answer.
-
-    Raises:
-        ExchangeError: the answer is not a list.
-    """
-    if not isinstance(body, list):
-        raise ExchangeError(f"expected a list of rows, got {str(body)[:200]}")
-    return body
-
-
 def read_markets(body: Any) -> list[Market]:
     """Return the markets in an answer to `metaAndAssetCtxs`: a list of contracts, and one of facts in the same order.
 
@@ -136,7 +118,7 @@ def read_markets(body: Any) -> list[Market]:
     Raises:
         ExchangeError: the answer is not as documented.
     """
-    try:
+    with reading("a market"):
         meta, contexts = body
         return [
             Market(
@@ -147,8 +129,6 @@ def read_markets(body: Any) -> list[Market]:
             )
             for entry, context in zip(meta["universe"], contexts, strict=True)
         ]
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise ExchangeError(f"a market is not as documented: {error!r}") from error
 
 
 def read_pairs(body: Any) -> dict[str, Market]:
@@ -161,7 +141,7 @@ def read_pairs(body: Any) -> dict[str, Market]:
     Raises:
         ExchangeError: the answer is not as documented.
     """
-    try:
+    with reading("a spot pair"):
         meta, contexts = body
         tokens = {token["index"]: token for token in meta["tokens"]}
         facts = {context.get("coin", place): context for place, context in enumerate(contexts)}
@@ -177,6 +157,4 @@ def read_pairs(body: Any) -> dict[str, Market]:
                 quote_volume_24h=None if fact is None else Decimal(fact["dayNtlVlm"]),
             )
             found.setdefault(symbol, (pair["name"], market))
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise ExchangeError(f"a spot pair is not as documented: {error!r}") from error
     return dict(found.values())

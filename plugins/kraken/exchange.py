@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from candled import (
-    Candle,
-    Clock,
     CommandFeed,
     ConnectionLimits,
     Event,
@@ -14,8 +12,8 @@ from candled import (
     Http,
     HttpUrl,
     Interval,
-    InvalidRow,
     Market,
+    Row,
     Settings,
     Symbol,
     WebSocketUrl,
@@ -49,10 +47,11 @@ class KrakenFeed(CommandFeed):
     ping = messages.PING
     pings_when_idle = True
     snapshot = True
+    symbols_per_frame = 100
 
-    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames of a command."""
-        return messages.command_frames(command, list(map(str, symbols)))
+    def make_command(self, command: str, symbols: Sequence[Symbol]) -> str:
+        """Return the frame of a command."""
+        return messages.command_frame(command, list(map(str, symbols)))
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
@@ -75,23 +74,15 @@ class Kraken(Exchange):
     max_history_minutes = _NEWEST - 20
     history_minutes = _NEWEST - 20
     intervals = messages.INTERVALS
-
-    def __init__(self, settings: KrakenSettings, clock: Clock) -> None:
-        super().__init__(settings, clock)
-        self.limits = ConnectionLimits(
-            symbols_per_connection=settings.symbols_per_connection,
-            frames_per_s=2.0,
-            attempts_per_minute=10.0,  # Kraken allows about 150 in ten minutes per address
-        )
+    # Kraken allows about 150 attempts in ten minutes per address
+    limits = ConnectionLimits(frames_per_s=2.0, attempts_per_minute=10.0)
 
     async def fetch_markets(self, http: Http) -> list[Market]:
         """Return the listed markets."""
         pairs = await self._fetch_public(http, "AssetPairs", {})
         return messages.read_markets(pairs, await self._fetch_public(http, "Ticker", {}))
 
-    async def fetch_rows(
-        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle | InvalidRow]:
+    async def fetch_rows(self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int) -> list[Row]:
         """Return Kraken's bars: those after `since`, up to the present, of the newest 720."""
         query = {
             "pair": messages.pair_of(symbol),

@@ -4,7 +4,6 @@ Sources: docs.kraken.com ("OHLC" of WebSocket V2, "Get OHLC Data", "Get Tradable
 Information"); recorded frames, listed in tests/plugins/kraken/frames/README.md.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -15,27 +14,26 @@ from candled import (
     Candle,
     Event,
     ExchangeError,
-    FeedError,
     InvalidCandle,
     Market,
     MarketState,
     Pong,
     Subscribed,
-    SubscriptionRejected,
     Symbol,
     Unavailable,
     find_symbol,
     parse_object,
     read_candles,
+    reading,
+    reject_symbol,
+    take_cells,
+    write_object,
 )
 
 PING = '{"method":"ping"}'
-MOST_SYMBOLS = 100  # per frame
 
 #: Kraken's names of intervals, in minutes. Its weeks are left out: they do not begin on Monday.
-INTERVALS: Mapping[str, str] = {
-    **{"1m": "1", "5m": "5", "15m": "15", "30m": "30", "1h": "60", "4h": "240", "1D": "1440"}
-}
+INTERVALS: Mapping[str, str] = {"1m": "1", "5m": "5", "15m": "15", "30m": "30", "1h": "60", "4h": "240", "1D": "1440"}
 
 # REST and the list of markets use names of their own for two coins.
 _REST_COINS = {"BTC": "XBT", "DOGE": "XDG"}
@@ -44,7 +42,6 @@ _STATES: Mapping[str, MarketState] = {"online": "trading", "limit_only": "tradin
 _RETRY_LATER = ("EAPI:Rate limit", "EGeneral:Too many requests", "EService:", "EGeneral:Temporary lockout")
 _TOO_MANY = ("EAPI:Rate limit", "EGeneral:Too many requests", "EGeneral:Temporary lockout")
 _CELLS = ("open", "high", "low", "close", "volume")
-_COLUMNS = 7
 
 
 def pair_of(symbol: Symbol) -> str:
@@ -60,15 +57,12 @@ def pair_of(symbol: Symbol) -> str:
 # ---------------------------------------------------------------- WebSocket
 
 
-def command_frames(method: str, names: Sequence[str]) -> list[str]:
-    """Return the frames of `method`, `subscribe` or `unsubscribe`, for the minute candles of markets."""
-    frames = []
-    for first in range(0, len(names), MOST_SYMBOLS):
-        params: dict[str, Any] = {"channel": "ohlc", "symbol": names[first : first + MOST_SYMBOLS], "interval": 1}
-        if method == "subscribe":
-            params["snapshot"] = True
-        frames.append(json.dumps({"method": method, "params": params}, separators=(",", ":")))
-    return frames
+def command_frame(method: str, names: Sequence[str]) -> str:
+    """Return the frame of `method`, `subscribe` or `unsubscribe`, for the minute candles of markets."""
+    params: dict[str, Any] = {"channel": "ohlc", "symbol": names, "interval": 1}
+    if method == "subscribe":
+        params["snapshot"] = True
+    return write_object({"method": method, "params": params})
 
 
 def read_frame(frame: str | bytes, symbols: Mapping[str, Symbol]) -> list[Event]:
@@ -112,8 +106,7 @@ def _read_answer(message: Mapping[str, Any], symbols: Mapping[str, Symbol]) -> l
         return [Subscribed(find_symbol(symbols, result.get("symbol")))]
     if "error" not in message:
         raise ExchangeError(f"expected candles or an answer, got {str(message)[:200]}")
-    reason, symbol = str(message["error"]), symbols.get(str(message.get("symbol")))
-    return [FeedError(reason) if symbol is None else SubscriptionRejected(symbol, reason)]
+    return [reject_symbol(symbols, message.get("symbol"), str(message["error"]))]
 
 
 def _read_candle(row: Mapping[str, Any], sent_ms: int) -> Candle:
@@ -184,9 +177,7 @@ def read_row(row: Any) -> Candle:
     Raises:
         InvalidCandle: the row has another form, or is not a possible candle.
     """
-    if not isinstance(row, list) or len(row) < _COLUMNS:
-        raise InvalidCandle(f"expected a row of {_COLUMNS} columns or more, got {str(row)[:200]}")
-    _, opened, high, low, close, _, volume = row[:_COLUMNS]
+    _, opened, high, low, close, _, volume = take_cells(row, 7)
     return Candle.parse(row_ms(row), opened, high, low, close, volume)
 
 
@@ -201,11 +192,9 @@ def read_markets(pairs: Mapping[str, Any], tickers: Mapping[str, Any]) -> list[M
     Raises:
         ExchangeError: an entry without the documented fields.
     """
-    try:
+    with reading("a market"):
         found = (_read_market(entry, tickers.get(name)) for name, entry in pairs.items())
         return [market for market in found if market is not None]
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise ExchangeError(f"a market is not as documented: {error!r}") from error
 
 
 def _read_market(entry: Mapping[str, Any], ticker: Mapping[str, Any] | None) -> Market | None:

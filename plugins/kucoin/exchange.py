@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 from candled import (
-    Candle,
     Clock,
     CommandFeed,
     ConnectionLimits,
@@ -17,12 +16,11 @@ from candled import (
     Http,
     HttpUrl,
     Interval,
-    InvalidRow,
     Market,
     MarketTable,
     RequestBudget,
+    Row,
     Settings,
-    SubscribeRequests,
     Symbol,
     read_rows_in_slices,
     setting,
@@ -61,10 +59,7 @@ class KucoinFeed(CommandFeed):
 
     awaits_ready = True
     lifetime_s = 23.5 * 3600  # a token is valid for 24 hours
-
-    def __init__(self, rest_url: str, symbols: Sequence[Symbol]) -> None:
-        super().__init__(rest_url, symbols)
-        self._requests = SubscribeRequests()
+    symbols_per_frame = 100
 
     name_symbol = staticmethod(messages.name_of)
 
@@ -81,19 +76,21 @@ class KucoinFeed(CommandFeed):
 
     def make_ping(self) -> str:
         """Return the next ping."""
-        return messages.ping_frame(self._requests)
+        return messages.ping_frame(self.requests)
 
-    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames of a command."""
-        return messages.command_frames(command, symbols, self._requests)
+    def make_command(self, command: str, symbols: Sequence[Symbol]) -> str:
+        """Return the frame of a command."""
+        return messages.command_frame(command, symbols, self.requests)
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
-        return messages.read_frame(frame, self.by_name, self._requests)
+        return messages.read_frame(frame, self.by_name, self.requests)
 
 
 class KucoinUsdtFeed(KucoinFeed):
     """One connection for contracts. It reads their sizes before it connects, because KuCoin counts contracts."""
+
+    symbols_per_frame = 1
 
     def __init__(self, rest_url: str, symbols: Sequence[Symbol], sizes: MarketTable[str, Decimal]) -> None:
         super().__init__(rest_url, symbols)
@@ -110,7 +107,7 @@ class KucoinUsdtFeed(KucoinFeed):
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
-        return messages.read_frame(frame, self.by_name, self._requests, self._sizes.known)
+        return messages.read_frame(frame, self.by_name, self.requests, self._sizes.known)
 
 
 class Kucoin(Exchange):
@@ -129,12 +126,7 @@ class Kucoin(Exchange):
     request_budgets: ClassVar[Mapping[str, RequestBudget]] = {"weight": RequestBudget(limit=2000, period_s=30)}
     max_history_minutes = 1490  # a page has 1,500 rows
     intervals = messages.INTERVALS
-
-    def __init__(self, settings: Any, clock: Clock) -> None:
-        super().__init__(settings, clock)
-        self.limits = ConnectionLimits(
-            symbols_per_connection=settings.symbols_per_connection, frames_per_s=5.0, attempts_per_minute=15.0
-        )
+    limits = ConnectionLimits(frames_per_s=5.0, attempts_per_minute=15.0)
 
     async def fetch_markets(self, http: Http) -> list[Market]:
         """Return the listed markets."""
@@ -145,9 +137,7 @@ class Kucoin(Exchange):
         """Return the feed of one connection."""
         return KucoinFeed(self.settings.rest_url, symbols)
 
-    async def fetch_rows(
-        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle | InvalidRow]:
+    async def fetch_rows(self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int) -> list[Row]:
         """Return KuCoin's bars. `startAt` is inclusive, `endAt` exclusive."""
         query = {
             "symbol": messages.name_of(symbol),
@@ -155,7 +145,7 @@ class Kucoin(Exchange):
             "startAt": str(start_ms // 1000),
             "endAt": str(end_ms // 1000),
         }
-        data = messages.rows_of(await self._fetch_data(http, "/api/v1/market/candles", query, 3.0))
+        data = await self._fetch_data(http, "/api/v1/market/candles", query, 3.0)
         return await read_rows_in_slices(data, messages.read_row, self.clock, open_ms=messages.opening_of)
 
     async def _fetch_data(self, http: Http, path: str, query: Mapping[str, str], weight: float) -> Any:
@@ -191,9 +181,7 @@ class KucoinUsdt(Kucoin):
         """Return the feed of one connection."""
         return KucoinUsdtFeed(self.settings.rest_url, symbols, self._sizes)
 
-    async def fetch_rows(
-        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle | InvalidRow]:
+    async def fetch_rows(self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int) -> list[Row]:
         """Return KuCoin's bars. `from` is exclusive, so it is a bar earlier."""
         name = messages.name_of(symbol)
         size = await self._sizes.find(http, name)
@@ -203,7 +191,7 @@ class KucoinUsdt(Kucoin):
             "from": str(start_ms - interval.ms),
             "to": str(end_ms - 1),
         }
-        data = messages.rows_of(await self._fetch_data(http, "/api/v1/kline/query", query, 3.0))
+        data = await self._fetch_data(http, "/api/v1/kline/query", query, 3.0)
         return await read_rows_in_slices(data, partial(messages.read_contract_row, size=size), self.clock)
 
     async def _fetch_sizes(self, http: Http) -> dict[str, Decimal]:

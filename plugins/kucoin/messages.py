@@ -5,7 +5,6 @@ Kucoin/kucoin-universal-sdk (futures_public, futures market) and ccxt's samples 
 frames, listed in tests/plugins/kucoin/frames/README.md.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from functools import partial
@@ -16,7 +15,6 @@ from candled import (
     Event,
     ExchangeError,
     FeedError,
-    InvalidCandle,
     Market,
     Pong,
     Ready,
@@ -27,9 +25,10 @@ from candled import (
     find_symbol,
     parse_object,
     read_candles,
+    reading,
+    take_cells,
+    write_object,
 )
-
-MOST_SYMBOLS = 100  # per frame
 
 #: KuCoin's names of intervals. Its weeks are left out, because their first day is not documented.
 INTERVALS: Mapping[str, str] = {
@@ -49,7 +48,6 @@ _RETRY_LATER = frozenset({TOO_MANY, "500000", "503000"})
 _TOPIC, _CONTRACT_TOPIC = "/market/candles:", "/contractMarket/limitCandle:"
 _SUFFIX = "_1min"
 _EXPIRED = "token is expired"
-_COLUMNS, _CONTRACT_COLUMNS = 7, 6
 _YEAR_5138_MS = 10**14  # times above are in finer units
 
 
@@ -93,23 +91,18 @@ def read_connection(answer: Any) -> Connection:
         raise ExchangeError(f"expected a token and servers, got {type(answer).__name__}: {error!r}") from error
 
 
-def command_frames(kind: str, symbols: Sequence[Symbol], requests: SubscribeRequests) -> list[str]:
-    """Return the frames of `kind`, `subscribe` or `unsubscribe`, for the minute candles of `symbols`."""
-    frames = []
-    prefix, most = (_CONTRACT_TOPIC, 1) if symbols and symbols[0].settle else (_TOPIC, MOST_SYMBOLS)
-    for first in range(0, len(symbols), most):
-        group = symbols[first : first + most]
-        number = requests.add_request(group if kind == "subscribe" else ())
-        topic = prefix + ",".join(name_of(symbol) + _SUFFIX for symbol in group)
-        # without `response`, KuCoin does not answer
-        message = {"id": str(number), "type": kind, "topic": topic, "response": True}
-        frames.append(json.dumps(message, separators=(",", ":")))
-    return frames
+def command_frame(kind: str, symbols: Sequence[Symbol], requests: SubscribeRequests) -> str:
+    """Return the frame of `kind`, `subscribe` or `unsubscribe`, for the minute candles of `symbols`."""
+    number = requests.add_request(symbols if kind == "subscribe" else ())
+    prefix = _CONTRACT_TOPIC if symbols[0].settle else _TOPIC
+    topic = prefix + ",".join(name_of(symbol) + _SUFFIX for symbol in symbols)
+    # without `response`, KuCoin does not answer
+    return write_object({"id": str(number), "type": kind, "topic": topic, "response": True})
 
 
 def ping_frame(requests: SubscribeRequests) -> str:
     """Return a ping with a number of its own."""
-    return json.dumps({"id": str(requests.add_request()), "type": "ping"}, separators=(",", ":"))
+    return write_object({"id": str(requests.add_request()), "type": "ping"})
 
 
 def read_frame(
@@ -168,17 +161,13 @@ def read_row(row: Any, as_of_ms: int = 0) -> Candle:
     Raises:
         InvalidCandle: the row has another form, or is not a possible candle.
     """
-    if not isinstance(row, list) or len(row) < _COLUMNS:
-        raise InvalidCandle(f"expected a row of {_COLUMNS} columns, got {str(row)[:200]}")
-    _, opened, close, high, low, volume, quote = row[:_COLUMNS]
+    _, opened, close, high, low, volume, quote = take_cells(row, 7)
     return Candle.parse(opening_of(row), opened, high, low, close, volume, quote, as_of_ms=as_of_ms)
 
 
 def _read_contract_push(row: Any, size: Decimal, as_of_ms: int) -> Candle:
     """Return the candle of a contract in a frame. Its sixth column is wrong, and the seventh has the contracts."""
-    if not isinstance(row, list) or len(row) < _COLUMNS:
-        raise InvalidCandle(f"expected a row of {_COLUMNS} columns, got {str(row)[:200]}")
-    _, opened, close, high, low, _, contracts = row[:_COLUMNS]
+    _, opened, close, high, low, _, contracts = take_cells(row, 7)
     return Candle.parse(
         opening_of(row), opened, high, low, close, base_volume(contracts, size), None, as_of_ms=as_of_ms
     )
@@ -190,9 +179,7 @@ def read_contract_row(row: Any, size: Decimal) -> Candle:
     Raises:
         InvalidCandle: the row has another form, or is not a possible candle.
     """
-    if not isinstance(row, list) or len(row) < _CONTRACT_COLUMNS:
-        raise InvalidCandle(f"expected a row of {_CONTRACT_COLUMNS} columns, got {str(row)[:200]}")
-    open_ms, opened, high, low, close, contracts = row[:_CONTRACT_COLUMNS]
+    open_ms, opened, high, low, close, contracts = take_cells(row, 6)
     return Candle.parse(open_ms, opened, high, low, close, base_volume(contracts, size))
 
 
@@ -225,17 +212,6 @@ def is_too_many(body: Any) -> bool:
     return isinstance(body, dict) and str(body.get("code")) == TOO_MANY
 
 
-def rows_of(data: Any) -> list[Any]:
-    """Return the rows of an answer.
-
-    Raises:
-        ExchangeError: the data is not a list.
-    """
-    if not isinstance(data, list):
-        raise ExchangeError(f"expected a list of rows, got {str(data)[:200]}")
-    return data
-
-
 def read_markets(symbols: Any, tickers: Any) -> list[Market]:
     """Return the markets in the data of `symbols` and `allTickers`.
 
@@ -244,18 +220,16 @@ def read_markets(symbols: Any, tickers: Any) -> list[Market]:
     Raises:
         ExchangeError: an entry without the documented fields.
     """
-    try:
+    with reading("a market"):
         volumes = {one["symbol"]: Decimal(one.get("volValue") or 0) for one in tickers["ticker"]}
         return [_read_market(one, volumes) for one in symbols]
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise ExchangeError(f"a market is not as documented: {error!r}") from error
 
 
 def _read_market(entry: Mapping[str, Any], volumes: Mapping[str, Decimal]) -> Market:
     base, quote = entry["symbol"].split("-")
     return Market(
         symbol=Symbol(base, quote),
-        volume_decimals=max(0, -int(Decimal(entry["baseIncrement"]).normalize().as_tuple().exponent)),
+        volume_step=Decimal(entry["baseIncrement"]),
         tick_size=Decimal(entry["priceIncrement"]),
         status="trading" if entry["enableTrading"] else "suspended",
         listed_ms=int(entry.get("tradingStartTime") or 0) or None,
@@ -269,10 +243,8 @@ def read_sizes(contracts: Any) -> dict[str, Decimal]:
     Raises:
         ExchangeError: an entry without the documented fields.
     """
-    try:
-        return {one["symbol"]: Decimal(one["multiplier"]) for one in rows_of(contracts) if _is_perpetual(one)}
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise ExchangeError(f"a contract is not as documented: {error!r}") from error
+    with reading("a contract"):
+        return {one["symbol"]: Decimal(one["multiplier"]) for one in contracts if _is_perpetual(one)}
 
 
 def read_contracts(contracts: Any) -> list[Market]:
@@ -281,10 +253,8 @@ def read_contracts(contracts: Any) -> list[Market]:
     Raises:
         ExchangeError: an entry without the documented fields.
     """
-    try:
-        return [_read_contract(one) for one in rows_of(contracts) if _is_perpetual(one)]
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise ExchangeError(f"a contract is not as documented: {error!r}") from error
+    with reading("a contract"):
+        return [_read_contract(one) for one in contracts if _is_perpetual(one)]
 
 
 def _is_perpetual(entry: Mapping[str, Any]) -> bool:
@@ -295,7 +265,7 @@ def _read_contract(entry: Mapping[str, Any]) -> Market:
     base = "BTC" if entry["baseCurrency"] == "XBT" else entry["baseCurrency"]
     return Market(
         symbol=Symbol(base, entry["quoteCurrency"], "USDT"),
-        volume_decimals=max(0, -int(Decimal(entry["multiplier"]).normalize().as_tuple().exponent)),
+        volume_step=Decimal(entry["multiplier"]),
         tick_size=Decimal(entry["tickSize"]),
         status="trading" if entry["status"] == "Open" else "suspended",
         listed_ms=int(entry.get("firstOpenDate") or 0) or None,

@@ -6,10 +6,8 @@ from functools import partial
 from typing import Any, ClassVar
 
 from candled import (
-    Candle,
     Clock,
     CommandFeed,
-    ConnectionLimits,
     Event,
     Evidence,
     Exchange,
@@ -19,10 +17,10 @@ from candled import (
     HttpRejected,
     HttpUrl,
     Interval,
-    InvalidRow,
     Market,
     MarketTable,
     RequestBudget,
+    Row,
     Settings,
     Symbol,
     Unavailable,
@@ -64,6 +62,7 @@ class MexcFeed(CommandFeed):
     ping = messages.PING
     lifetime_s = 23.5 * 3600
     commands = ("SUBSCRIPTION", "UNSUBSCRIPTION")
+    symbols_per_frame = 10
 
     def __init__(self, url: str, symbols: Sequence[Symbol], push_class: Any) -> None:
         super().__init__(url, symbols)
@@ -71,9 +70,9 @@ class MexcFeed(CommandFeed):
 
     name_symbol = staticmethod(messages.channel_of)
 
-    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames of a command."""
-        return messages.command_frames(command, symbols)
+    def make_command(self, command: str, symbols: Sequence[Symbol]) -> str:
+        """Return the frame of a command."""
+        return messages.command_frame(command, symbols)
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
@@ -102,7 +101,6 @@ class Mexc(Exchange):
     def __init__(self, settings: MexcSettings, clock: Clock) -> None:
         super().__init__(settings, clock)
         self._push_class = make_push_class()
-        self.limits = ConnectionLimits(symbols_per_connection=settings.symbols_per_connection)
 
     async def fetch_markets(self, http: Http) -> list[Market]:
         """Return the listed markets."""
@@ -113,9 +111,7 @@ class Mexc(Exchange):
         """Return the feed of one connection."""
         return MexcFeed(self.settings.ws_url, symbols, self._push_class)
 
-    async def fetch_rows(
-        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle | InvalidRow]:
+    async def fetch_rows(self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int) -> list[Row]:
         """Return MEXC's bars. A request has both bounds or none, and the end is exclusive."""
         query = {
             "symbol": messages.name_of(symbol),
@@ -125,7 +121,7 @@ class Mexc(Exchange):
             "limit": str(self.max_history_minutes),
         }
         body = await self._fetch_endpoint(http, "klines", query, 1.0)
-        return await read_rows_in_slices(messages.rows_of(body), messages.read_row, self.clock)
+        return await read_rows_in_slices(body, messages.read_row, self.clock)
 
     async def _fetch_endpoint(self, http: Http, endpoint: str, query: Mapping[str, str], weight: float) -> Any:
         url = f"{self.settings.rest_url.rstrip('/')}/api/v3/{endpoint}"
@@ -163,9 +159,9 @@ class MexcUsdtFeed(CommandFeed):
         await self._sizes.load(http)
         return self.url
 
-    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames of a command."""
-        return messages.contract_frames(command, symbols)
+    def make_command(self, command: str, symbols: Sequence[Symbol]) -> str:
+        """Return the frame of a command."""
+        return messages.contract_frame(command, symbols[0])
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
@@ -185,7 +181,6 @@ class MexcUsdt(Exchange):
 
     def __init__(self, settings: MexcUsdtSettings, clock: Clock) -> None:
         super().__init__(settings, clock)
-        self.limits = ConnectionLimits(symbols_per_connection=settings.symbols_per_connection)
         #: The base coins in one contract of each market, by MEXC's names.
         self._sizes = MarketTable(self._fetch_sizes)
 
@@ -199,9 +194,7 @@ class MexcUsdt(Exchange):
         """Return the feed of one connection."""
         return MexcUsdtFeed(self.settings.ws_url, symbols, self._sizes)
 
-    async def fetch_rows(
-        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle | InvalidRow]:
+    async def fetch_rows(self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int) -> list[Row]:
         """Return MEXC's bars. Whether `start` is inclusive is not documented, so the request begins a bar earlier."""
         name = messages.contract_name(symbol)
         size = await self._sizes.find(http, name)

@@ -4,19 +4,15 @@ Sources: mexcdevelop/apidocs (spot_v3_en: "Websocket Market Streams", "Kline/Can
 contract_v1_en: "K-line Data", "Contract Information"), ccxt's samples of contracts. No recorded frame was found.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 from candled import (
     Candle,
-    Candles,
     Event,
     ExchangeError,
     FeedError,
-    InvalidCandle,
-    InvalidRow,
     Market,
     MarketState,
     Pong,
@@ -28,11 +24,13 @@ from candled import (
     find_symbol,
     parse_object,
     read_candles,
+    reading,
+    take_cells,
+    write_object,
 )
 
 PING = '{"method":"PING"}'
 CONTRACT_PING = '{"method":"ping"}'
-MOST_CHANNELS = 10  # per frame
 
 #: MEXC's names of intervals. Its weeks are left out, because their first day is not documented.
 INTERVALS: Mapping[str, str] = {
@@ -50,7 +48,6 @@ _CONTRACT_COLUMNS = ("time", "open", "high", "low", "close", "vol", "amount")
 _CONTRACT_STATES: Mapping[int, MarketState] = {0: "trading", 2: "delisted", 3: "delisted"}
 _PREFIX, _SUFFIX = "spot@public.kline.v3.api.pb@", "@Min1"
 _STATES: Mapping[str, MarketState] = {"1": "trading", "2": "suspended", "3": "delisted"}
-_COLUMNS = 8
 
 
 def name_of(symbol: Symbol) -> str:
@@ -66,15 +63,9 @@ def channel_of(symbol: Symbol) -> str:
     return f"{_PREFIX}{name_of(symbol)}{_SUFFIX}"
 
 
-def command_frames(method: str, symbols: Sequence[Symbol]) -> list[str]:
-    """Return the frames of `method`, `SUBSCRIPTION` or `UNSUBSCRIPTION`, for the minute candles of `symbols`."""
-    return [
-        json.dumps(
-            {"method": method, "params": [channel_of(symbol) for symbol in symbols[first : first + MOST_CHANNELS]]},
-            separators=(",", ":"),
-        )
-        for first in range(0, len(symbols), MOST_CHANNELS)
-    ]
+def command_frame(method: str, symbols: Sequence[Symbol]) -> str:
+    """Return the frame of `method`, `SUBSCRIPTION` or `UNSUBSCRIPTION`, for the minute candles of `symbols`."""
+    return write_object({"method": method, "params": list(map(channel_of, symbols))})
 
 
 def read_answer(frame: str, symbols: Mapping[str, Symbol]) -> list[Event]:
@@ -106,31 +97,18 @@ def read_push(push: Any, symbols: Mapping[str, Symbol]) -> list[Event]:
     Raises:
         ExchangeError: it is about a market that was not subscribed.
     """
-    symbol = find_symbol(symbols, push.channel)
-    row = push.publicSpotKline
-    open_ms = row.windowStart * 1000
-    try:
-        candle = Candle.parse(
-            open_ms, row.openingPrice, row.highestPrice, row.lowestPrice, row.closingPrice, row.volume, row.amount,
-            as_of_ms=push.createTime,
-        )  # fmt: skip
-    except InvalidCandle as error:
-        return [Candles(symbol, (), invalid=(InvalidRow(open_ms, str(error)),))]
-    return [Candles(symbol, (candle,))]
+
+    def read(row: Any) -> Candle:
+        prices = row.openingPrice, row.highestPrice, row.lowestPrice, row.closingPrice
+        return Candle.parse(open_ms(row), *prices, row.volume, row.amount, as_of_ms=push.createTime)
+
+    def open_ms(row: Any) -> int:
+        return int(row.windowStart) * 1000
+
+    return [read_candles(find_symbol(symbols, push.channel), [push.publicSpotKline], read, open_ms=open_ms)]
 
 
 # ---------------------------------------------------------------- REST
-
-
-def rows_of(body: Any) -> list[Any]:
-    """Return the rows of an answer.
-
-    Raises:
-        ExchangeError: the answer is not a list.
-    """
-    if not isinstance(body, list):
-        raise ExchangeError(f"expected a list of rows, got {str(body)[:200]}")
-    return body
 
 
 def read_row(row: Any) -> Candle:
@@ -139,9 +117,7 @@ def read_row(row: Any) -> Candle:
     Raises:
         InvalidCandle: the row has another form, or is not a possible candle.
     """
-    if not isinstance(row, list) or len(row) < _COLUMNS:
-        raise InvalidCandle(f"expected a row of {_COLUMNS} columns or more, got {str(row)[:200]}")
-    open_ms, opened, high, low, close, volume, _, quote = row[:_COLUMNS]
+    open_ms, opened, high, low, close, volume, _, quote = take_cells(row, 8)
     return Candle.parse(open_ms, opened, high, low, close, volume, quote)
 
 
@@ -151,11 +127,9 @@ def read_markets(info: Any, tickers: Any) -> list[Market]:
     Raises:
         ExchangeError: the answers are not as documented.
     """
-    try:
+    with reading("a market"):
         volumes = {one["symbol"]: one.get("quoteVolume") for one in tickers}
         return [_read_market(one, volumes.get(one["symbol"])) for one in info["symbols"]]
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise ExchangeError(f"a market is not as documented: {error!r}") from error
 
 
 def _read_market(entry: Mapping[str, Any], volume: Any) -> Market:
@@ -176,14 +150,9 @@ def contract_name(symbol: Symbol) -> str:
     return f"{symbol.base}_USDT" if (symbol.quote, symbol.settle) == ("USDT", "USDT") else str(symbol)
 
 
-def contract_frames(method: str, symbols: Sequence[Symbol]) -> list[str]:
-    """Return the frames of `method`, `sub.kline` or `unsub.kline`, one for each market."""
-    return [
-        json.dumps(
-            {"method": method, "param": {"symbol": contract_name(symbol), "interval": "Min1"}}, separators=(",", ":")
-        )
-        for symbol in symbols
-    ]
+def contract_frame(method: str, symbol: Symbol) -> str:
+    """Return the frame of `method`, `sub.kline` or `unsub.kline`, for one market."""
+    return write_object({"method": method, "param": {"symbol": contract_name(symbol), "interval": "Min1"}})
 
 
 def read_contract_frame(frame: str | bytes, symbols: Mapping[str, Symbol], sizes: Mapping[str, Decimal]) -> list[Event]:
@@ -273,10 +242,8 @@ def read_sizes(contracts: Any) -> dict[str, Decimal]:
     Raises:
         ExchangeError: an entry without the documented fields.
     """
-    try:
+    with reading("a contract"):
         return {one["symbol"]: Decimal(one["contractSize"]) for one in contracts}
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise ExchangeError(f"a contract is not as documented: {error!r}") from error
 
 
 def read_contracts(contracts: Any, tickers: Any) -> list[Market]:
@@ -285,18 +252,16 @@ def read_contracts(contracts: Any, tickers: Any) -> list[Market]:
     Raises:
         ExchangeError: an entry without the documented fields.
     """
-    try:
+    with reading("a contract"):
         volumes = {one["symbol"]: Decimal(one.get("amount24") or 0) for one in tickers}
         return [
             Market(
                 symbol=Symbol(one["baseCoin"], one["quoteCoin"], "USDT"),
                 tick_size=Decimal(one["priceUnit"]),
-                volume_decimals=max(0, -int(Decimal(one["contractSize"]).normalize().as_tuple().exponent)),
+                volume_step=Decimal(one["contractSize"]),
                 status=_CONTRACT_STATES.get(one["state"], "suspended"),
                 quote_volume_24h=volumes.get(one["symbol"]),
             )
             for one in contracts
             if one["settleCoin"] == "USDT"
         ]
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise ExchangeError(f"a contract is not as documented: {error!r}") from error

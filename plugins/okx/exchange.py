@@ -6,8 +6,6 @@ from typing import Any, ClassVar, Literal
 
 from candled import (
     MINUTE_MS,
-    Candle,
-    Clock,
     CommandFeed,
     ConnectionLimits,
     Distinct,
@@ -18,9 +16,9 @@ from candled import (
     Http,
     HttpUrl,
     Interval,
-    InvalidRow,
     Market,
     RequestBudget,
+    Row,
     Settings,
     Symbol,
     WebSocketUrl,
@@ -31,13 +29,12 @@ from candled import (
 )
 
 from . import messages
-from .messages import InstType
 
 # `candles` has the newest 1,440 bars, the forming one among them.
 _RECENT_BARS = 1430
 _PAGE = 300
 _PAUSE_S = 2.0  # the period of OKX's limits
-_INST_TYPES: Mapping[str, InstType] = {"spot": "SPOT", "swap": "SWAP"}
+_INST_TYPES: Mapping[str, messages.InstType] = {"spot": "SPOT", "swap": "SWAP"}
 
 
 class OkxSettings(Settings):
@@ -61,12 +58,13 @@ class OkxFeed(CommandFeed):
     ping = messages.PING
     ping_every_s = 15.0
     pings_when_idle = True
+    symbols_per_frame = 100  # of at most 64 KB
 
     name_symbol = staticmethod(messages.inst_id_of)
 
-    def make_commands(self, command: str, symbols: Sequence[Symbol]) -> list[str]:
-        """Return the frames of a command."""
-        return messages.command_frames(command, map(messages.inst_id_of, symbols))
+    def make_command(self, command: str, symbols: Sequence[Symbol]) -> str:
+        """Return the frame of a command."""
+        return messages.command_frame(command, map(messages.inst_id_of, symbols))
 
     def read_frame(self, frame: str | bytes) -> list[Event]:
         """Return the events of a frame."""
@@ -93,15 +91,7 @@ class Okx(Exchange):
     }
     max_history_minutes = _PAGE
     intervals = messages.INTERVALS
-
-    def __init__(self, settings: OkxSettings, clock: Clock) -> None:
-        super().__init__(settings, clock)
-        self.limits = ConnectionLimits(
-            symbols_per_connection=settings.symbols_per_connection,
-            frames_per_s=3.0,
-            subscribes_per_hour=480,
-            attempts_per_minute=60.0,
-        )
+    limits = ConnectionLimits(frames_per_s=3.0, subscribes_per_hour=480, attempts_per_minute=60.0)
 
     async def fetch_markets(self, http: Http) -> list[Market]:
         """Return the listed markets of all configured kinds."""
@@ -114,9 +104,7 @@ class Okx(Exchange):
             found += messages.read_markets(instruments, tickers, inst_type)
         return found
 
-    async def fetch_rows(
-        self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int
-    ) -> list[Candle | InvalidRow]:
+    async def fetch_rows(self, http: Http, symbol: Symbol, interval: Interval, start_ms: int, end_ms: int) -> list[Row]:
         """Return OKX's bars: minutes of the last day from `candles`, others from `history-candles`.
 
         Page back from `end_ms`, because some clients got 100 rows of `history-candles` where others got 300. `before`
@@ -125,7 +113,7 @@ class Okx(Exchange):
         is_recent = interval.ms == MINUTE_MS and start_ms >= self.now_ms() - _RECENT_BARS * MINUTE_MS
         read = partial(messages.read_row, inst_type=messages.inst_type_of(symbol))
         path, budget = ("candles", "candles") if is_recent else ("history-candles", "history")
-        found: list[Candle | InvalidRow] = []
+        found: list[Row] = []
         while end_ms > start_ms:
             query = {
                 "instId": messages.inst_id_of(symbol),

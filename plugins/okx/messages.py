@@ -5,7 +5,6 @@ instruments", "Get tickers", "Error Code"; the order of columns and the meaning 
 them (`okx.py`, `parse_ohlcv`); recorded frames, listed in tests/plugins/okx/frames/README.md.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
@@ -18,22 +17,23 @@ from candled import (
     Event,
     ExchangeError,
     FeedError,
-    InvalidCandle,
     Market,
     MarketState,
     Pong,
     Subscribed,
-    SubscriptionRejected,
     Symbol,
     Unavailable,
     find_symbol,
     parse_object,
     read_candles,
+    reading,
+    reject_symbol,
+    take_cells,
+    write_object,
 )
 
 PING = "ping"
 CHANNEL = "candle1m"
-MOST_ARGS = 100  # per frame of at most 64 KB
 
 #: OKX's names of intervals with boundaries in UTC. From six hours on, names without `utc` mean UTC+8.
 INTERVALS: Mapping[str, str] = {
@@ -70,13 +70,9 @@ def inst_id_of(symbol: Symbol) -> str:
 # ---------------------------------------------------------------- WebSocket
 
 
-def command_frames(op: str, inst_ids: Iterable[str]) -> list[str]:
-    """Return the frames of `op`, `subscribe` or `unsubscribe`, for the minute candles of markets."""
-    args = [{"channel": CHANNEL, "instId": inst_id} for inst_id in inst_ids]
-    return [
-        json.dumps({"op": op, "args": args[first : first + MOST_ARGS]}, separators=(",", ":"))
-        for first in range(0, len(args), MOST_ARGS)
-    ]
+def command_frame(op: str, inst_ids: Iterable[str]) -> str:
+    """Return the frame of `op`, `subscribe` or `unsubscribe`, for the minute candles of markets."""
+    return write_object({"op": op, "args": [{"channel": CHANNEL, "instId": inst_id} for inst_id in inst_ids]})
 
 
 def read_frame(frame: str | bytes, symbols: Mapping[str, Symbol]) -> list[Event]:
@@ -109,8 +105,7 @@ def _read_event(message: Mapping[str, Any], symbols: Mapping[str, Symbol]) -> li
     if event != "error":
         raise ExchangeError(f"expected subscribe, unsubscribe, notice or error, got the event {event!r}")
     named = _NAMED.search(reason)  # only the text names the market
-    symbol = symbols.get(named[1]) if named else None
-    return [FeedError(reason) if symbol is None else SubscriptionRejected(symbol, reason)]
+    return [reject_symbol(symbols, named and named[1], reason)]
 
 
 def _symbol_of(arg: Any, symbols: Mapping[str, Symbol]) -> Symbol:
@@ -128,9 +123,7 @@ def read_row(row: Any, inst_type: InstType) -> Candle:
     Raises:
         InvalidCandle: the row has another form, or is not a possible candle.
     """
-    if not isinstance(row, list) or len(row) < _COLUMNS:
-        raise InvalidCandle(f"expected a row of {_COLUMNS} columns or more, got {str(row)[:200]}")
-    open_ms, opened, high, low, close, vol, vol_ccy = row[:_COLUMNS]
+    open_ms, opened, high, low, close, vol, vol_ccy = take_cells(row, _COLUMNS)
     volume, quote = (vol, vol_ccy) if inst_type == "SPOT" else (vol_ccy, None)
     if len(row) > _COLUMNS:
         quote = row[_COLUMNS]
@@ -172,12 +165,10 @@ def read_markets(instruments: Any, tickers: Any, inst_type: InstType) -> list[Ma
     Raises:
         Unavailable, ExchangeError: as `read_envelope`; an entry without the documented fields.
     """
-    try:
+    with reading("a market"):
         volumes = {one["instId"]: _quote_volume(one, inst_type) for one in read_envelope(tickers)}
         found = (_read_market(one, inst_type, volumes) for one in read_envelope(instruments))
         return [market for market in found if market is not None]
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise ExchangeError(f"a market is not as documented: {error!r}") from error
 
 
 def _read_market(entry: Mapping[str, Any], inst_type: InstType, volumes: Mapping[str, Decimal]) -> Market | None:
@@ -193,7 +184,7 @@ def _read_market(entry: Mapping[str, Any], inst_type: InstType, volumes: Mapping
         return None
     return Market(
         symbol=symbol,
-        volume_decimals=_volume_decimals(entry, inst_type),
+        volume_step=_volume_step(entry, inst_type),
         tick_size=Decimal(entry["tickSz"]) if entry.get("tickSz") else None,
         status=_STATES.get(entry["state"], "suspended"),
         # the start of continuous trading, after an auction; not every market has one
@@ -202,16 +193,15 @@ def _read_market(entry: Mapping[str, Any], inst_type: InstType, volumes: Mapping
     )
 
 
-def _volume_decimals(entry: Mapping[str, Any], inst_type: InstType) -> int | None:
-    """Return the decimal places of base volumes: those of a lot, times the base coins in one contract (`ctVal`)."""
+def _volume_step(entry: Mapping[str, Any], inst_type: InstType) -> Decimal | None:
+    """Return the smallest step of base volumes: a lot, times the base coins in one contract (`ctVal`)."""
     if not entry.get("lotSz"):
         return None
-    step = Decimal(entry["lotSz"])
-    if inst_type == "SWAP":
-        if entry.get("ctValCcy") != entry["uly"].partition("-")[0]:  # a contract of so many dollars
-            return None
-        step *= Decimal(entry["ctVal"])
-    return max(0, -int(step.normalize().as_tuple().exponent))
+    if inst_type == "SPOT":
+        return Decimal(entry["lotSz"])
+    if entry.get("ctValCcy") != entry["uly"].partition("-")[0]:  # a contract of so many dollars
+        return None
+    return Decimal(entry["lotSz"]) * Decimal(entry["ctVal"])
 
 
 def _quote_volume(ticker: Mapping[str, Any], inst_type: InstType) -> Decimal:

@@ -100,6 +100,12 @@ def test_the_decimals_of_prices_follow_from_the_tick_unless_they_are_stated(tick
     assert Market(symbol=Symbol("BTC", "USDT"), tick_size=Decimal(tick), price_decimals=3).decimals.price == 3
 
 
+@pytest.mark.parametrize(("step", "places"), [("0.00010", 4), ("100", 0), ("1e-50", None), ("0", None), ("NaN", None)])
+def test_the_decimals_of_volumes_follow_from_the_step_unless_they_are_stated(step, places):
+    assert Market(symbol=Symbol("BTC", "USDT"), volume_step=Decimal(step)).decimals == (None, places)
+    assert Market(symbol=Symbol("BTC", "USDT"), volume_step=Decimal(step), volume_decimals=3).decimals.volume == 3
+
+
 def test_a_tick_that_is_no_number_is_unknown():
     assert Market(symbol=Symbol("BTC", "USDT"), tick_size=Decimal("NaN")).decimals.price is None
 

@@ -229,7 +229,7 @@ async def test_markets_with_their_facts():
 
     http = FakeHttp(answer)
     (found,) = await spot().fetch_markets(http)
-    assert (found.symbol, found.tick_size, found.volume_decimals, found.status, found.quote_volume_24h) == (
+    assert (found.symbol, found.tick_size, found.decimals.volume, found.status, found.quote_volume_24h) == (
         BTC, Decimal("0.1"), 5, "trading", Decimal("123.5"),
     )  # fmt: skip
     assert [weight for _, _, weight, _ in http.requests] == [20.0, 80.0]

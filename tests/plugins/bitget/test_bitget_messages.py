@@ -25,6 +25,7 @@ from candled import (
 )
 from candled.model import MINUTE_MS, decimal_text
 from candled_plugins.bitget import messages
+from candled_plugins.bitget.exchange import BitgetFeed
 from candled_plugins.bitget.messages import SPOT, USDT_FUTURES
 from tests.plugins.bitget.pages import read_page
 
@@ -173,8 +174,7 @@ def test_whatever_arrives_is_events_or_an_exchange_error(frame):
 
 def test_subscriptions_are_written_ten_to_a_frame_and_within_its_size():
     symbols = [Symbol(f"{'X' * 20}{number:03}", "USDT", "USDT") for number in range(25)]
-    keys = [messages.find_instrument(symbol, [SPOT, USDT_FUTURES]).key for symbol in symbols]
-    frames = messages.command_frames("subscribe", keys)
+    frames = BitgetFeed("ws://localhost", symbols, [SPOT, USDT_FUTURES]).subscribe(symbols)
     args = [json.loads(frame)["args"] for frame in frames]
     assert [len(part) for part in args] == [10, 10, 5]
     assert max(map(len, frames)) < 4096

@@ -220,7 +220,7 @@ async def test_markets_come_in_pages():
         return {"retCode": 0, "result": {"list": rows, "nextPageCursor": cursor}, "time": 1}
 
     found, usdc = await made("linear").fetch_markets(FakeHttp(answer))
-    assert (found.symbol, found.tick_size, found.volume_decimals, found.status) == (
+    assert (found.symbol, found.tick_size, found.decimals.volume, found.status) == (
         LINEAR, Decimal("0.10"), 3, "trading",
     )  # fmt: skip
     assert (found.listed_ms, found.quote_volume_24h) == (1585526400000, Decimal("99.5"))
@@ -236,6 +236,6 @@ async def test_spot_and_inverse_markets_have_other_steps():
         return {"retCode": 0, "result": {"list": rows}, "time": 1}
 
     (inverse,) = await made("inverse").fetch_markets(FakeHttp(answer))
-    assert (inverse.symbol, inverse.volume_decimals, inverse.quote_volume_24h) == (INVERSE, None, 8)
+    assert (inverse.symbol, inverse.decimals.volume, inverse.quote_volume_24h) == (INVERSE, None, 8)
     (spot,) = await made().fetch_markets(FakeHttp(answer))
-    assert (spot.symbol, spot.volume_decimals, spot.listed_ms) == (BTC, 6, None)
+    assert (spot.symbol, spot.decimals.volume, spot.listed_ms) == (BTC, 6, None)

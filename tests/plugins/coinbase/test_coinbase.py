@@ -306,7 +306,7 @@ async def test_markets_without_aliases():
     alias = {**entry, "product_id": "BTC-USDC", "quote_currency_id": "USDC", "alias": "BTC-USD"}
     closed = {**entry, "base_currency_id": "OLD", "view_only": True, "new_at": None}
     found, old = await coinbase().fetch_markets(FakeHttp(lambda path, query: {"products": [entry, alias, closed]}))
-    assert (found.symbol, found.tick_size, found.volume_decimals, found.status) == (BTC, Decimal("0.01"), 8, "trading")
+    assert (found.symbol, found.tick_size, found.decimals.volume, found.status) == (BTC, Decimal("0.01"), 8, "trading")
     assert (found.listed_ms, found.quote_volume_24h) == (1672531200000, Decimal("7.5"))
     assert (old.status, old.listed_ms) == ("suspended", None)
     for body in ({}, None, {"products": [{}]}):

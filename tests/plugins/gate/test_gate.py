@@ -217,10 +217,10 @@ async def test_markets_with_their_facts():
         return CONTRACTS if path.endswith("contracts") else [pair, {**pair, "trade_status": "untradable"}]
 
     found, closed = await gate().fetch_markets(FakeHttp(answer))
-    assert (found.symbol, found.price_decimals, found.volume_decimals, found.status) == (BTC, 1, 6, "trading")
+    assert (found.symbol, found.price_decimals, found.decimals.volume, found.status) == (BTC, 1, 6, "trading")
     assert (found.listed_ms, found.quote_volume_24h, closed.status) == (1574640000000, Decimal("7.5"), "suspended")
     found, _ = await gate_usdt().fetch_markets(FakeHttp(answer))
-    assert (found.symbol, found.tick_size, found.volume_decimals) == (CONTRACT, Decimal("0.1"), 4)
+    assert (found.symbol, found.tick_size, found.decimals.volume) == (CONTRACT, Decimal("0.1"), 4)
     assert (found.listed_ms, found.quote_volume_24h) == (1000, 8)
 
 

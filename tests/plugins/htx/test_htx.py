@@ -211,7 +211,7 @@ async def test_markets_with_their_facts():
             "/market/tickers": [{"symbol": "btcusdt", "vol": Decimal("7.5")}]}  # fmt: skip
     answer = FakeHttp(lambda path, query: {"status": "ok", "data": data[path]})
     found, gone = await htx().fetch_markets(answer)
-    assert (found.symbol, found.price_decimals, found.volume_decimals, found.status, found.quote_volume_24h) == (
+    assert (found.symbol, found.price_decimals, found.decimals.volume, found.status, found.quote_volume_24h) == (
         BTC, 2, 6, "trading", Decimal("7.5"),
     )  # fmt: skip
     assert (gone.status, gone.quote_volume_24h) == ("delisted", None)
@@ -262,7 +262,7 @@ async def test_contracts_that_expire_are_not_listed():
     infos = {"status": "ok", "data": [entry, future, {**entry, "contract_code": "X-USDT", "contract_status": 3}]}
     http = FakeHttp(lambda path, query: merged if "merged" in path else infos)
     found, halted = await htx_usdt().fetch_markets(http)
-    assert (found.symbol, found.tick_size, found.volume_decimals, found.status, found.quote_volume_24h) == (
+    assert (found.symbol, found.tick_size, found.decimals.volume, found.status, found.quote_volume_24h) == (
         CONTRACT, Decimal("0.1"), 3, "trading", Decimal("7.5"),
     )  # fmt: skip
     assert (halted.symbol, halted.status) == (Symbol("X", "USDT", "USDT"), "suspended")

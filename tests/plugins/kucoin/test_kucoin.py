@@ -254,7 +254,7 @@ async def test_a_renamed_market_keeps_the_name_that_kucoin_knows():
     data = {"/api/v2/symbols": [renamed], "/api/v1/market/allTickers": {"ticker": [
         {"symbol": "BCHSV-USDT", "volValue": "7.5"}]}}  # fmt: skip
     (found,) = await kucoin().fetch_markets(FakeHttp(lambda path, query: {"code": "200000", "data": data[path]}))
-    assert (found.symbol, found.tick_size, found.volume_decimals, found.status, found.quote_volume_24h) == (
+    assert (found.symbol, found.tick_size, found.decimals.volume, found.status, found.quote_volume_24h) == (
         BCHSV, Decimal("0.01"), 4, "trading", Decimal("7.5"),
     )  # fmt: skip
     data["/api/v2/symbols"] = [{"symbol": "A-B-C"}]
@@ -320,7 +320,7 @@ async def test_every_minute_of_a_range_of_a_contract_is_found_in_base_coins():
 
 async def test_contracts_have_the_usual_name_of_their_coin():
     (found,) = await kucoin_usdt().fetch_markets(FakeHttp(contracts))
-    assert (found.symbol, found.tick_size, found.volume_decimals, found.status) == (
+    assert (found.symbol, found.tick_size, found.decimals.volume, found.status) == (
         CONTRACT, Decimal("0.1"), 3, "trading",
     )  # fmt: skip
     assert (found.listed_ms, found.quote_volume_24h) == (1585555200000, Decimal("7.5"))

@@ -174,7 +174,7 @@ async def test_markets_with_their_facts():
     tickers = [{"symbol": "BTCUSDT", "quoteVolume": "7.5"}, {"symbol": "ETHUSDT", "quoteVolume": None}]
     http = FakeHttp(lambda path, query: tickers if "ticker" in path else info)
     found, gone = await mexc().fetch_markets(http)
-    assert (found.symbol, found.price_decimals, found.volume_decimals, found.status, found.quote_volume_24h) == (
+    assert (found.symbol, found.price_decimals, found.decimals.volume, found.status, found.quote_volume_24h) == (
         BTC, 2, 6, "trading", Decimal("7.5"),
     )  # fmt: skip
     assert (gone.status, gone.quote_volume_24h) == ("delisted", None)
@@ -283,7 +283,7 @@ async def test_answers_about_contracts_without_candles(body, error, paused):
 
 async def test_only_contracts_in_usdt_are_listed_and_their_tick_size_is_not_the_scale():
     (found,) = await mexc_usdt().fetch_markets(FakeHttp(contracts()))
-    assert (found.symbol, found.tick_size, found.volume_decimals, found.status, found.quote_volume_24h) == (
+    assert (found.symbol, found.tick_size, found.decimals.volume, found.status, found.quote_volume_24h) == (
         CONTRACT, Decimal("0.5"), 4, "trading", Decimal("7.5"),
     )  # fmt: skip
     with pytest.raises(ExchangeError, match="not as documented"):

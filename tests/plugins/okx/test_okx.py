@@ -235,12 +235,12 @@ def listed(path: str, query: dict[str, str]):
 
 async def test_markets_with_their_facts():
     spot, swap, inverse = await okx(markets=("spot", "swap")).fetch_markets(FakeHttp(listed))
-    assert (spot.symbol, spot.tick_size, spot.volume_decimals, spot.status) == (BTC, Decimal("0.1"), 8, "trading")
+    assert (spot.symbol, spot.tick_size, spot.decimals.volume, spot.status) == (BTC, Decimal("0.1"), 8, "trading")
     assert (spot.listed_ms, spot.quote_volume_24h) == (1548133413000, Decimal("1500.5"))
     # a lot is 0.01 contracts of 0.01 BTC each, and the volume of 24 hours is in BTC
-    assert (swap.symbol, swap.volume_decimals, swap.status) == (SWAP, 4, "suspended")
+    assert (swap.symbol, swap.decimals.volume, swap.status) == (SWAP, 4, "suspended")
     assert (swap.listed_ms, swap.quote_volume_24h) == (1611917000000, 60_000 * Decimal("1500.5"))
-    assert (inverse.symbol, inverse.volume_decimals) == (INVERSE, None)
+    assert (inverse.symbol, inverse.decimals.volume) == (INVERSE, None)
     assert [one.symbol for one in await okx().fetch_markets(FakeHttp(listed))] == [BTC]
 
 
