@@ -134,9 +134,12 @@ def test_compressed_minutes_of_the_first_schema_are_upgraded_as_they_stand(datab
     for statement in (
         "ALTER TABLE candled.candles DROP COLUMN rev",
         "ALTER TABLE candled.candles DROP COLUMN src",
-        "ALTER TABLE candled.running DROP COLUMN rev, DROP COLUMN src",
+        "ALTER TABLE candled.forming DROP COLUMN rev, DROP COLUMN src",
+        "ALTER TABLE candled.forming DROP CONSTRAINT forming_pkey, ADD CONSTRAINT running_pkey PRIMARY KEY (market)",
+        "ALTER TABLE candled.forming RENAME TO running",
         "ALTER TABLE candled.rollups DROP COLUMN rev",
-        "DROP TABLE candled.feeds, candled.changes",
+        "ALTER TABLE candled.intervals ADD COLUMN used_at timestamptz",
+        "DROP TABLE candled.feeds, candled.changes, candled.processes",
         "UPDATE candled.state SET schema = 1",
     ):
         database.rows(statement)
@@ -237,7 +240,7 @@ def on_own_server(**settings: str) -> Iterator[Database]:
 
 def test_minutes_from_before_timescale_stay_in_a_plain_table(open_store, monkeypatch):
     with monkeypatch.context() as without:
-        without.setattr(postgres.timescale, "prepare", lambda link: Timescale())
+        without.setattr(postgres.timescale, "prepare_extension", lambda link: Timescale())
         open_store(M5).write_minutes([(BTC, minute(0))])
     store = open_store(M5, compress_after_days=1, retention_days=300)
     store.write_minutes([(BTC, minute(1))])
