@@ -65,9 +65,17 @@ class Candle(NamedTuple):
             InvalidCandle: a text is not a number, or `checked` rejects the values.
         """
         try:
-            numbers = map(Decimal, (open, high, low, close, volume))
-            quote = None if quote_volume is None else Decimal(quote_volume)
-            candle = cls._make((int(open_ms), *numbers, quote, as_of_ms, final, 0, ""))
+            candle = cls(
+                int(open_ms),
+                Decimal(open),
+                Decimal(high),
+                Decimal(low),
+                Decimal(close),
+                Decimal(volume),
+                None if quote_volume is None else Decimal(quote_volume),
+                as_of_ms,
+                final,
+            )
         except (ValueError, TypeError, DecimalException) as error:
             row = [open_ms, open, high, low, close, volume, quote_volume]
             raise InvalidCandle(f"expected a time and decimal numbers, got {str(row)[:_EXCERPT]}") from error
