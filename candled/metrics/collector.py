@@ -50,13 +50,8 @@ class Metrics:
             collect_ingest(samples, ingest, measures)
             if parts.config.server.metrics_per_symbol:
                 await collect_symbols(samples, ingest, pace)
-        facts = parts.health.describe_writer()
-        collect_store(samples, parts.store, facts, parts.writer, parts.history, parts.upkeep)
-        collect_bus(samples, parts.bus)
-        collect_clients(samples, parts.server, parts.hub)
-        collect_requests(samples, parts.server)
-        collect_tokens(samples, parts.server)
-        collect_bars(samples, parts.bars, parts.cache)
+        for collect in (collect_store, collect_bus, collect_clients, collect_requests, collect_tokens, collect_bars):
+            collect(samples, parts)
         return samples
 
 

@@ -43,14 +43,10 @@ PROCESS = (
     _gauge("stopping", "1 once the process is stopping, else 0"),
     _histogram("loop_lag_seconds", "how late a timer of the event loop runs, sampled ten times a second"),
     _counter("plugin_blocks_total", "times that a plugin has blocked the event loop for half a second", "plugin"),
-    _counter(
-        "closed_bar_calls_total",
-        "calls of a plugin's hook for closed bars: `ok`, `failed`, or `dropped` because too many waited",
-        "plugin",
-        "result",
-    ),
+    _counter("closed_bar_calls_total", "calls of a plugin's hook for closed bars: `ok`, `failed`, or `dropped` because "
+             "too many waited", "plugin", "result"),
     _gauge("closed_bar_calls_waiting", "waiting calls of a plugin's hook for closed bars", "plugin"),
-)
+)  # fmt: skip
 
 INGEST = (
     _gauge("feed_state", "symbols in each state", "exchange", "state"),

@@ -1,18 +1,13 @@
 """The metrics of clients: rooms, connections, HTTP requests and caches."""
 
-from typing import TYPE_CHECKING
+from candled.parts import Parts
 
 from .samples import Samples
 
-if TYPE_CHECKING:
-    from candled.aggregate.live_bars import LiveBars
-    from candled.rooms.encoded_bars import EncodedBarCache
-    from candled.rooms.hub import Hub
-    from candled.serve.server import Server
 
-
-def collect_clients(samples: Samples, server: "Server", hub: "Hub") -> None:
+def collect_clients(samples: Samples, parts: Parts) -> None:
     """Add the clients, their rooms and their messages."""
+    server, hub = parts.server, parts.hub
     counts, messages = server.counts, hub.counts
     samples.add("ws_connections", server.connection_count)
     samples.add("ws_connections_limit", server.most_connections)
@@ -30,17 +25,18 @@ def collect_clients(samples: Samples, server: "Server", hub: "Hub") -> None:
     samples.add("ws_fell_behind_total", messages.fell_behind)
 
 
-def collect_tokens(samples: Samples, server: "Server") -> None:
+def collect_tokens(samples: Samples, parts: Parts) -> None:
     """Add the use of access tokens, if clients need one."""
-    guard = server.guard
+    guard = parts.server.guard
     if guard is not None:
         samples.add_all("token_connections", guard.count_connections().items())
         samples.add_all("token_requests_total", guard.requests.items())
         samples.add_all("token_refusals_total", guard.refusals.items())
 
 
-def collect_requests(samples: Samples, server: "Server") -> None:
+def collect_requests(samples: Samples, parts: Parts) -> None:
     """Add the HTTP requests and the budgets of work."""
+    server = parts.server
     for (route, status), count in server.counts.requests.items():
         samples.add("http_requests_total", count, route, str(status))
     for route, histogram in server.counts.request_s.items():
@@ -58,8 +54,9 @@ def collect_requests(samples: Samples, server: "Server") -> None:
     samples.add("work_disconnects_total", work["ended"])
 
 
-def collect_bars(samples: Samples, bars: "LiveBars", cache: "EncodedBarCache") -> None:
+def collect_bars(samples: Samples, parts: Parts) -> None:
     """Add the bars in memory, and their encoded copies."""
+    bars, cache = parts.bars, parts.cache
     samples.add("cache_bytes", cache.bytes)
     samples.add("cache_limit_bytes", cache.most_bytes)
     for name, hits, misses in (

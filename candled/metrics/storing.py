@@ -3,11 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from candled.bus import Bus
-from candled.store.history import HistoryReader
-from candled.store.interface import Store
-from candled.store.upkeep import StoreUpkeep
-from candled.store.writer import Writer
+from candled.parts import Parts
 
 from .samples import Samples
 
@@ -16,18 +12,12 @@ _LEASE_STATES = ("leader", "follower", "unsure")
 _GAPS = ("hole", "heartbeat")  # the reasons for reading a symbol again that mean missing messages
 
 
-def collect_store(
-    samples: Samples,
-    store: Store,
-    facts: Mapping[str, Any],
-    writer: Writer,
-    history: HistoryReader,
-    upkeep: StoreUpkeep,
-) -> None:
-    """Add the store, given the facts about its writer, and the journal."""
+def collect_store(samples: Samples, parts: Parts) -> None:
+    """Add the store and the journal."""
+    writer, history, facts = parts.writer, parts.history, parts.health.describe_writer()
     samples.add_all("db_state", ((state, state == facts["state"]) for state in _STORE_STATES))
     samples.add("db_read_up", history.problem is None)
-    samples.add("db_conflicts", len(upkeep.conflicts))
+    samples.add("db_conflicts", len(parts.upkeep.conflicts))
     samples.add("db_queue_rows", facts["waiting"])
     samples.add_histogram("db_write_seconds", writer.write_s)
     samples.add_histogram("db_batch_rows", writer.batch_rows)
@@ -38,7 +28,7 @@ def collect_store(
     samples.add_all("db_reads_total", ((result, history.reads[result]) for result in ("ok", "failed")))
     if facts["lastFlushMs"] is not None:
         samples.add("db_last_write_timestamp_seconds", facts["lastFlushMs"] / 1000)
-    kind = store.describe()
+    kind = parts.store.describe()
     if "bytes" in kind:
         samples.add_all("db_file_bytes", {"data": kind["bytes"], "log": kind["walBytes"]}.items())
     if "freeWriters" in kind:
@@ -50,11 +40,11 @@ def collect_store(
         samples.add("journal_limit_bytes", journal["limit"])
 
 
-def collect_bus(samples: Samples, bus: Bus) -> None:
+def collect_bus(samples: Samples, parts: Parts) -> None:
     """Add the bus. A bus in memory reports less than Redis does. A process that only serves has no leases."""
-    facts: Mapping[str, Any] = bus.describe()
+    facts: Mapping[str, Any] = parts.bus.describe()
     samples.add("bus_connected", facts["connected"])
-    samples.add("bus_unpublished_symbols", len(bus.unpublished_markets()))
+    samples.add("bus_unpublished_symbols", len(parts.bus.unpublished_markets()))
     if "generation" in facts:
         _collect_receiving(samples, facts)
     if "published" in facts:

@@ -3,7 +3,6 @@
 import json
 from typing import TYPE_CHECKING, Any
 
-from candled.exchange import Clock
 from candled.ingest.market import MarketIngest
 from candled.ingest.measures import IngestMeasures
 from candled.model import FeedState, MarketKey
@@ -12,9 +11,7 @@ from candled.tasks import Pace
 from .days import FULL, grade_day, join_equal, last_days
 
 if TYPE_CHECKING:
-    from candled.aggregate.live_bars import LiveBars
-    from candled.bus import Bus
-    from candled.ingest_side import ShardedIngest
+    from candled.parts import Parts
 
 # The work of the parts of a row, in microseconds of a slow machine.
 _MARKET, _FEED, _DAY, _UNEVEN_DAY = 100, 10, 1, 50
@@ -22,13 +19,10 @@ _DAYS_LAST_S = 30.0  # how long the days of a market are kept
 
 
 class MarketRows:
-    """Reads the markets of this process: those of `ingest` from their exchanges, and those of `bars` over the bus."""
+    """Reads the markets of this process: those of ingest from their exchanges, and those of the bars over the bus."""
 
-    def __init__(self, ingest: "ShardedIngest | None", bus: "Bus", bars: "LiveBars", clock: Clock) -> None:
-        self._ingest = ingest
-        self._bus = bus
-        self._bars = bars
-        self._clock = clock
+    def __init__(self, parts: "Parts") -> None:
+        self._parts = parts
         # the graded days of each market, and the monotonic time until which they are kept
         self._days: dict[MarketKey, tuple[float, str]] = {}
 
@@ -36,11 +30,11 @@ class MarketRows:
         """Return a row of JSON for each market, and the numbers of the exchanges that are read here."""
         rows: dict[MarketKey, bytes] = {}
         measures: dict[str, IngestMeasures] = {}
-        pace = Pace(self._clock)
-        for ingest in [] if self._ingest is None else self._ingest.running:
+        parts, pace = self._parts, Pace(self._parts.clock)
+        for ingest in [] if parts.ingest is None else parts.ingest.running:
             own, silent = measures.setdefault(ingest.name, IngestMeasures()), ingest.silent_symbols
             ingest.measure_feeds(own)
-            unpublished = self._bus.unpublished_markets()
+            unpublished = parts.bus.unpublished_markets()
             for symbol in list(ingest.symbols):
                 await pace.spend(_MARKET)
                 if symbol not in ingest.symbols:  # removed meanwhile
@@ -53,7 +47,7 @@ class MarketRows:
                 if market is not None:
                     row["days"] = await self._find_days(market, ingest.now_ms, pace)
                 rows[key] = encode(row)
-        for key, feed in self._bars.list_feeds().items():
+        for key, feed in parts.bars.list_feeds().items():
             if key not in rows:
                 await pace.spend(_FEED)
                 rows[key] = encode(_describe_feed(key, feed, shows_details=shows_details))
@@ -62,7 +56,7 @@ class MarketRows:
 
     async def _find_days(self, market: MarketIngest, now_ms: int, pace: Pace) -> str:
         """Return the levels of a market's last days. They are kept for a while, because they change slowly."""
-        now, kept = self._clock.monotonic(), self._days.get(market.key)
+        now, kept = self._parts.clock.monotonic(), self._days.get(market.key)
         if kept is None or now >= kept[0]:
             levels = []
             for day in last_days(now_ms):

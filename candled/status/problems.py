@@ -41,10 +41,7 @@ PROBLEMS: Mapping[str, tuple[Severity, str]] = {
         "critical",
         "No process that reads the exchanges has sent a heartbeat for {time}: charts stop.",
     ),
-    "CandledFeedDown": (
-        "critical",
-        "The exchange's stream does not answer: {count} of {of} connections are missing.",
-    ),
+    "CandledFeedDown": ("critical", "The exchange's stream does not answer: {count} of {of} connections are missing."),
     "CandledExchangePaused": ("critical", "The exchange refuses requests, and asked for a pause of {time}."),
     "CandledRestDown": (
         "warning",

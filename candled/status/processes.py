@@ -1,7 +1,6 @@
 """The processes that share the bus, for the status page and `/health?verbose`."""
 
 import platform
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -45,14 +44,14 @@ class ProcessList:
             stopping=self._server.reports.is_stopping(),
         )
 
-    def list_all(self) -> Sequence[ProcessFacts]:
-        """Return all processes, those that ingest first."""
-        others = () if self._registry is None else self._registry.others
-        return sorted([self.describe_own(), *others], key=lambda one: (one.roles, one.host, one.name, one.process))
-
     def describe(self, *, shows_details: bool) -> dict[str, list[dict[str, Any]]]:
-        """Return all processes as JSON has them; without details, the names of machines are left out."""
-        found: list[dict[str, Any]] = [msgspec.to_builtins(one) for one in self.list_all()]
+        """Return all processes as JSON has them, those that ingest first.
+
+        Without details, the names of machines are left out.
+        """
+        others = () if self._registry is None else self._registry.others
+        every = sorted([self.describe_own(), *others], key=lambda one: (one.roles, one.host, one.name, one.process))
+        found: list[dict[str, Any]] = [msgspec.to_builtins(one) for one in every]
         for one in found:
             if not shows_details:
                 del one["host"]

@@ -34,7 +34,7 @@ class StatusReport:
         self.processes = ProcessList(parts, process, registry)
         self._process = process
         self._hour = LastHour()
-        self._markets = MarketRows(parts.ingest, parts.bus, parts.bars, parts.clock)
+        self._markets = MarketRows(parts)
 
     def take_sample(self) -> None:
         """Add the present numbers to the last hour."""

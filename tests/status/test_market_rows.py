@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,7 +83,8 @@ def market(symbol: Symbol, gaps: Collection[Range] = ()) -> MarketIngest:
 
 
 def rows_of(ingest: Any, clock: ManualClock) -> MarketRows:
-    return MarketRows(ingest, MemoryBus(), LiveBars([], [], None, clock), clock)  # type: ignore[arg-type]
+    bars = LiveBars([], [], None, clock)  # type: ignore[arg-type]
+    return MarketRows(SimpleNamespace(ingest=ingest, bus=MemoryBus(), bars=bars, clock=clock))  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -143,7 +145,8 @@ async def test_a_market_that_is_not_loaded_yet_and_one_that_only_the_bus_knows()
     clock = ManualClock()
     loading, remote = Symbol("NEW", "USDT"), MarketKey("virtual", Symbol("FAR", "USDT"))
     bars = LiveBars([remote], [], None, clock)  # type: ignore[arg-type]
-    rows = MarketRows(Ingest(ManyMarkets({loading: None})), MemoryBus(), bars, clock)  # type: ignore[arg-type]
+    ingest = Ingest(ManyMarkets({loading: None}))
+    rows = MarketRows(SimpleNamespace(ingest=ingest, bus=MemoryBus(), bars=bars, clock=clock))  # type: ignore[arg-type]
     first, second = [json.loads(row) for row in (await rows.read(shows_details=True))[0]]
     assert first == {"exchange": "virtual", "symbol": "NEW/USDT", "state": "warming", "reason": "starting"}
     assert second.keys() == {"exchange", "symbol", "state", "reason"}
