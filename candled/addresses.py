@@ -6,6 +6,8 @@ from functools import lru_cache
 
 _IPV6_CUSTOMER = 56  # bits that providers assign to one customer; express-rate-limit uses the same
 _IPV6_NETWORK = 64  # bits of one network, in which a machine may choose any address
+#: The IPv6 networks of one customer that may reach the limits of an address.
+NETWORKS_PER_CUSTOMER = 4
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # its last 32 bits are an IPv4 address
 _HOP = re.compile(r'"?(?:\[([0-9A-Fa-f:.]+)\](?::\d*)?|(\d+\.\d+\.\d+\.\d+):\d*)"?')
 

@@ -16,7 +16,7 @@ from candled.tasks import TaskSet
 
 from .broadcaster import Broadcaster
 from .descriptors import Descriptors
-from .hot_stream import TOO_MANY, Answer, HotStream, SecureHotStream
+from .hot_stream import TOO_MANY, Answer, HotStream, SecureHotStream, unavailable_answer
 from .http_connections import HttpConnections
 from .stream_poller import StreamPoller
 from .tls import ServerTls
@@ -27,11 +27,7 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE_S = 1.0
 _RESERVED_S = 10.0  # a connection on one of the last descriptors is closed after this time
 _PEEKED = 256  # bytes of a request that show if it is a probe
-_BODY = b'{"error":{"code":503,"message":"This server has no file descriptors left"}}\n'
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nServer: candled\r\nRetry-After: 10\r\nConnection: close\r\n"
-    b"Content-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n\r\n%s"
-) % (len(_BODY), _BODY)
+_FULL = unavailable_answer("This server has no file descriptors left")
 
 
 class Acceptor:
@@ -131,10 +127,18 @@ class Acceptor:
         self._http.handle_stream(stream, address)
 
     def _refuse_unread(self, peer: socket.socket, answer: bytes) -> None:
-        if self._tls is None:
-            _refuse_unread(peer, answer)
-        else:
-            peer.close()  # a handshake only to refuse would cost more than an answer
+        """Answer without reading the request, or only close: a TLS handshake would cost more than an answer.
+
+        Discard the received bytes first: if bytes are unread, the kernel resets the connection, and the answer may be
+        lost.
+        """
+        with peer, suppress(OSError):
+            if self._tls is None:
+                peer.setblocking(False)
+                with suppress(BlockingIOError):
+                    peer.recv(64 * 1024)
+                peer.send(answer)
+                peer.shutdown(socket.SHUT_WR)
 
     async def _cut_later(self, stream: IOStream) -> None:
         """Close a connection on a reserved descriptor after a while."""
@@ -148,20 +152,6 @@ class Acceptor:
 
 def _received(peer: socket.socket) -> bytes:
     """Return the beginning of a request without taking it from the socket; nothing if it has not arrived."""
-    try:
+    with suppress(OSError):
         return peer.recv(_PEEKED, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except OSError:
-        return b""
-
-
-def _refuse_unread(peer: socket.socket, answer: bytes) -> None:
-    """Answer without reading the request.
-
-    Discard the received bytes first: if bytes are unread, the kernel resets the connection, and the answer may be lost.
-    """
-    with peer, suppress(OSError):
-        peer.setblocking(False)
-        with suppress(BlockingIOError):
-            peer.recv(64 * 1024)
-        peer.send(answer)
-        peer.shutdown(socket.SHUT_WR)
+    return b""

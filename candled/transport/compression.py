@@ -11,7 +11,6 @@ from websockets.exceptions import InvalidHeader, NegotiationError
 from websockets.extensions import Extension
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 from websockets.headers import build_extension, parse_extension
-from websockets.typing import ExtensionHeader
 
 from candled.protocol.frames import Frame, header, header_of
 
@@ -27,7 +26,11 @@ def agree(offers: str) -> tuple[str, list[Extension]]:
 
     Both are empty if no offer is accepted.
     """
-    for name, parameters in _parsed(offers):
+    try:
+        parsed = parse_extension(offers)
+    except InvalidHeader:
+        return "", []
+    for name, parameters in parsed:
         if name == _factory.name and not _limits_window(parameters):
             try:
                 answer, extension = _factory.process_request_params(parameters, [])
@@ -35,13 +38,6 @@ def agree(offers: str) -> tuple[str, list[Extension]]:
                 continue
             return build_extension([(_factory.name, answer)]), [extension]
     return "", []
-
-
-def _parsed(offers: str) -> list[ExtensionHeader]:
-    try:
-        return parse_extension(offers)
-    except InvalidHeader:
-        return []
 
 
 def _limits_window(parameters: Iterable[tuple[str, str | None]]) -> bool:

@@ -32,17 +32,26 @@ _MOST_HEAD = 4096
 _READ = 2 * LARGEST  # bytes that Tornado reads at a time, for which it makes a buffer: more than the largest head
 _STATUS_REFUSED = b"HTTP/1.1 429 "
 _END = b"\r\n\r\n"
-_BODY = b"Too many requests, please try again later."
-TOO_MANY = (
-    b"HTTP/1.1 429 Too Many Requests\r\nServer: candled\r\nRetry-After: %d\r\nConnection: close\r\n"
-    b"Content-Type: text/html; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
-) % (REFUSED_S, len(_BODY), _BODY)
-_NO_ROOM_BODY = b'{"error":{"code":503,"message":"This server has no room for more connections"}}\n'
-_NO_ROOM = (
-    b"HTTP/1.1 503 Service Unavailable\r\nServer: candled\r\nRetry-After: 10\r\nConnection: close\r\n"
-    b"Content-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
-) % (len(_NO_ROOM_BODY), _NO_ROOM_BODY)
 _BY_TORNADO_S = 1800.0  # a request reaches Tornado at least this often: it closes idle connections after an hour
+
+
+def closing_answer(status: str, retry_s: int, content_type: str, body: str) -> bytes:
+    """Return the complete answer to a request that is not parsed, whose connection is closed after it."""
+    head = (
+        f"HTTP/1.1 {status}\r\nServer: candled\r\nRetry-After: {retry_s}\r\nConnection: close\r\n"
+        f"Content-Type: {content_type}; charset=utf-8\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return (head + body).encode("ascii")
+
+
+def unavailable_answer(message: str) -> bytes:
+    """Return the complete answer to a request for which there is no room."""
+    body = f'{{"error":{{"code":503,"message":"{message}"}}}}\n'
+    return closing_answer("503 Service Unavailable", 10, "application/json", body)
+
+
+TOO_MANY = closing_answer("429 Too Many Requests", REFUSED_S, "text/html", "Too many requests, please try again later.")
+_NO_ROOM = unavailable_answer("This server has no room for more connections")
 
 
 class HotStream(IOStream):

@@ -3,9 +3,9 @@
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
-from candled.addresses import client_of
+from candled.addresses import NETWORKS_PER_CUSTOMER, client_of
 from candled.token_bucket import TokenBucket
 
 from .work_budget import CONNECT, REFUSAL, REFUSED, UNLIMITED, WorkBucket, WorkBudgets
@@ -14,7 +14,6 @@ from .work_budget import CONNECT, REFUSAL, REFUSED, UNLIMITED, WorkBucket, WorkB
 # free.
 SPARE = 100
 SPARE_PER_ADDRESS = 50
-_NETWORKS_PER_CUSTOMER = 4
 _FRESH_S = 1.0  # a new connection keeps its descriptor for this time
 # Refused requests of an address, in a row and per second. Above that, its requests are refused unread.
 _REFUSALS, _REFUSALS_PER_S = 50, 10
@@ -62,7 +61,8 @@ class _Crowd:
     def __init__(self) -> None:
         self._members: dict[str, OrderedDict[HttpConnection, None]] = {}
         self._by_size: dict[int, dict[str, None]] = {}
-        self._largest = 0
+        #: The number of connections of the customer that has most.
+        self.largest = 0
 
     def add_member(self, one: HttpConnection) -> None:
         members = self._members.setdefault(one.customer, OrderedDict())
@@ -80,12 +80,7 @@ class _Crowd:
         return next(iter(self._members.get(customer, ())), None)
 
     def oldest_of_heaviest(self) -> HttpConnection | None:
-        return self.oldest_of(next(iter(self._by_size[self._largest]))) if self._largest else None
-
-    @property
-    def largest(self) -> int:
-        """The number of connections of the customer that has most."""
-        return self._largest
+        return self.oldest_of(next(iter(self._by_size[self.largest]))) if self.largest else None
 
     def size_of(self, customer: str) -> int:
         return len(self._members.get(customer, ()))
@@ -102,35 +97,30 @@ class _Crowd:
             self._by_size.setdefault(size, {})[customer] = None
         else:
             del self._members[customer]
-        if size > self._largest or self._largest not in self._by_size:
-            self._largest = size  # one more, or one less than the former largest
+        if size > self.largest or self.largest not in self._by_size:
+            self.largest = size  # one more, or one less than the former largest
 
 
 class HttpConnections:
     """Counts HTTP connections and clients together, and closes the least valuable ones. A limit of 0 means none.
 
     To make room, connections that await a request are closed before those being answered. Among them, the address with
-    the most connections loses its oldest one. An address for which `is_proxy` is true has no limit of its own. Pure.
+    the most connections loses its oldest one. An address for which `is_proxy` is true has no limit of its own.
+    `limits` are those of `set_limits`. Pure.
     """
 
     def __init__(
         self,
         clients: ClientCounts,
         *,
-        most: int,
-        most_per_address: int,
-        header_s: float,
-        idle_s: float,
-        stalled_s: float,
         is_proxy: Callable[[str], bool] = lambda _: False,
         budgets: WorkBudgets | None = None,
         prefix: str = "",
+        **limits: Any,
     ) -> None:
         self._clients = clients
         self._budgets = WorkBudgets() if budgets is None else budgets
-        self.set_limits(
-            most=most, most_per_address=most_per_address, header_s=header_s, idle_s=idle_s, stalled_s=stalled_s
-        )
+        self.set_limits(**limits)
         self._is_proxy = is_proxy
         self._prefix = prefix
         self._awaiting = _Crowd()
@@ -170,7 +160,7 @@ class HttpConnections:
         """Make room for a connection; return False if clients take all of it."""
         most = self._most_per_address
         if most and not self._is_proxy(address):
-            most = most * (_NETWORKS_PER_CUSTOMER if ":" in customer else 1) + SPARE_PER_ADDRESS
+            most = most * (NETWORKS_PER_CUSTOMER if ":" in customer else 1) + SPARE_PER_ADDRESS
             if self._customers[customer] + self._clients.count_of(customer) >= most and not self._close_for_room(
                 self._awaiting.oldest_of(customer) or self._answered.oldest_of(customer)
             ):

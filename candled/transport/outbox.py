@@ -20,9 +20,6 @@ class Outbox:
         # by topic, then by the bar's opening time and True for a correction
         self._updates: dict[Topic, dict[tuple[int, bool], bytes]] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._replies or self._initials or self._updates)
-
     @property
     def size_bytes(self) -> int:
         """The bytes of all queued frames. An `initial` has none before it is rendered."""

@@ -6,7 +6,7 @@ The unit is a second of processor time. A byte of an answer has a price too, bec
 import math
 from typing import Self
 
-from candled.addresses import client_of, network_of
+from candled.addresses import NETWORKS_PER_CUSTOMER, client_of, network_of
 
 # Costs, measured on one core of a small server. docs/reference/settings.md explains them.
 BYTE = 10e-9  # of an answer
@@ -30,7 +30,6 @@ PENALTY = 20e-3  # of a connection that goes on after a refusal; a client that r
 REFUSED = math.inf
 _LIGHT_PERCENT = 99  # a light client has at least this left of its saved-up budget
 _END = 2  # a connection is closed at this multiple of the longest wait
-_NETWORKS_PER_CUSTOMER = 4
 _MOST_ADDRESSES = 100_000
 
 
@@ -178,7 +177,7 @@ class WorkBudgets:
         """Change the limits, also of open connections; see the class for the arguments."""
         self._per_connection.set_rate(per_connection)
         self._per_address.set_rate(per_address)
-        self._per_customer.set_rate(_NETWORKS_PER_CUSTOMER * per_address)
+        self._per_customer.set_rate(NETWORKS_PER_CUSTOMER * per_address)
         self.burst_s = burst_s
         self.wait_s = wait_s
         self.most_debt_s = _END * wait_s + 1.0

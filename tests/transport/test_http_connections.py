@@ -231,10 +231,10 @@ class StatefulConnections(RuleBasedStateMachine):
         assert counted == Counter(one.address for one in left)
         for crowd in (self.connections._awaiting, self.connections._answered):
             sizes = Counter(one.customer for one in crowd.everyone())
-            assert crowd._largest == max(sizes.values(), default=0)
+            assert crowd.largest == max(sizes.values(), default=0)
             oldest = crowd.oldest_of_heaviest()
             assert (oldest is None) == (not sizes)
-            assert oldest is None or sizes[oldest.customer] == crowd._largest
+            assert oldest is None or sizes[oldest.customer] == crowd.largest
 
 
 StatefulConnections.TestCase.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
