@@ -210,17 +210,17 @@ def as_floats(bar: Candle) -> dict[str, Any]:
 
 def connect(one: Stage) -> Nowhere:
     connection = Nowhere()
-    connection.client = ClientSession(connection, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.pages)
+    connection.client = ClientSession(connection, one.session_context())
     return connection
 
 
 def client_bytes(one: Stage, count: int) -> float:
     """Measure the memory of a subscribed client without its socket."""
-    connections = [Nowhere() for _ in range(count)]
+    connections, context = [Nowhere() for _ in range(count)], one.session_context()
     gc.collect()
     tracemalloc.start()
     for connection in connections:
-        connection.client = ClientSession(connection, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.pages)
+        connection.client = ClientSession(connection, context)
         connection.client.on_client_message(_REQUEST)
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()

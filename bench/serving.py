@@ -24,7 +24,7 @@ from candled.rooms.recipients import Recipients
 from candled.serve.client import ClientSession
 from candled.serve.connection_limiter import ClientLimits
 from candled.serve.gc_tuner import GcTuner
-from candled.serve.pager import HistoryPages
+from candled.serve.pager import HistoryPages, SessionContext
 from candled.serve.server import Server
 from candled.transport.broadcaster import Broadcaster
 from tests.rooms.stage import Stored
@@ -66,22 +66,16 @@ class Serving:
         self._rooms = Timed(hub)
         durations = {name: timedelta(seconds=settings.pop(name)) for name in _DURATIONS & settings.keys()}
         options = ServerSettings(host="127.0.0.1", port=port, **NO_LIMITS | settings | durations)
+        pages = HistoryPages(BarReader(bars, stored, EncodedBarCache(), clock).read_history)
+        sessions = SessionContext(hub, bars, codec, clock, ClientLimits(options), pages)
         self._server = Server(
             options,
             hub=self._rooms,
             broadcaster=self._broadcaster,
-            make_client=lambda connection: ClientSession(
-                connection,
-                hub,
-                bars,
-                codec,
-                clock,
-                ClientLimits.of(options),
-                HistoryPages(BarReader(bars, stored, EncodedBarCache(), clock).read_history),
-            ),
+            make_client=lambda connection: ClientSession(connection, sessions),
             clock=clock,
             reports=make_reports(count_clients=hub.describe),
-            page=str,
+            page=bytes,
         )
         bars.add_listener(hub)
         self._bus.add_listener(bars.on_feed_message)

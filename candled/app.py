@@ -48,8 +48,8 @@ from candled.serve.connection_limiter import ClientLimits
 from candled.serve.gc_tuner import GcTuner
 from candled.serve.internal import InternalServer
 from candled.serve.listening import in_browser
-from candled.serve.page import ChartPage
-from candled.serve.pager import HistoryPages
+from candled.serve.page import render_page
+from candled.serve.pager import HistoryPages, SessionContext
 from candled.serve.rate_limit import MemoryCounter, RateLimits
 from candled.serve.server import Server
 from candled.service_manager import ServiceManager
@@ -239,7 +239,7 @@ class Daemon:
         )
         self._demand = MarketsOnDemand(self.universe, clock, self._book, self._hub.has_members, config.demand_rules)
         self._catalog = self._make_catalog(symbols)
-        self._client_limits = ClientLimits.of(config.server)
+        self._client_limits = ClientLimits(config.server)
         self._rate_limits = self._make_rate_limits()
         self._started, self._is_stopping = asyncio.Event(), False
         self._server = self._make_server(self._catalog, broadcaster, texts)
@@ -303,13 +303,11 @@ class Daemon:
             seen_decimals=self._bars.seen_decimals,
             is_simulated=lambda exchange: exchange in self.universe.simulated,
         )
-
         older = HistoryPages(pages.read_history)
+        sessions = SessionContext(self._hub, self._bars, self._codec, clock, self._client_limits, older, self._demand)
 
         def make_client(connection: RecipientConnection) -> ClientSession:
-            return ClientSession(
-                connection, self._hub, self._bars, self._codec, clock, self._client_limits, older, self._demand
-            )
+            return ClientSession(connection, sessions)
 
         return Server(
             config.server,
@@ -324,9 +322,9 @@ class Daemon:
                 describe_processes=lambda: self.status.processes.describe(shows_details=True),
                 is_stopping=lambda: self._is_stopping,
             ),
-            page=ChartPage(catalog.intervals, self.universe, self._bars.decimals, clock).render,
+            page=partial(render_page, catalog.intervals, self.universe, self._bars.decimals, clock),
             routes=[
-                *make_routes(config, source, self._rate_limits, clock),
+                *make_routes(config, source, self._rate_limits),
                 *(self._hooks.make_routes(pages, catalog, clock) if self._is_serving else ()),
             ],
             streams=make_streams(
@@ -336,7 +334,6 @@ class Daemon:
                 self._bars,
                 make_client,
                 broadcaster.broadcast,
-                clock,
                 self._client_limits,
             ),
             limits=config.limits,

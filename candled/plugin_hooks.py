@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tornado.web import RequestHandler
 
 from candled.api.catalog import MarketCatalog
+from candled.api.queries import HistoryRequest
 from candled.closed_bar_hooks import ClosedBarReporter, HookThread
 from candled.config import Config
 from candled.exchange import Clock
@@ -80,7 +81,7 @@ class PluginHooks:
             market = MarketKey(exchange, symbol)
             if market not in catalog.markets or interval not in catalog.intervals.values():
                 raise KeyError(f"{market} {interval} is not served")
-            return (await pages.read_page(market, interval, limit=limit)).bars
+            return (await pages.read_page(market, interval, HistoryRequest(limit))).bars
 
         context = RouteContext(clock, read_bars)
         found: list[Route] = []

@@ -261,6 +261,7 @@ SHARED = {
         "serve/kept_pages",
         "serve/market_starts",
         "serve/rate_limit",
+        "serve/request_checks",
         "serve/request_ids",
     },  # the values of a request, its limit, and the start of its market
     "store": {

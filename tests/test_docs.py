@@ -93,13 +93,14 @@ def test_every_error_a_client_may_get_is_on_the_page():
 
 
 def test_every_close_code_is_on_the_page_and_no_other():
-    used = {
-        call.args[0].value
+    arguments = [call.args for path in WIRE for name in ("disconnect", "fail") for call in calls(path, name)]
+    arguments += [
+        call.args[1:]
         for path in WIRE
-        for name in ("disconnect", "fail")
-        for call in calls(path, name)
-        if len(call.args) == 2 and isinstance(call.args[0], ast.Constant)
-    }
+        for call in calls(path, "partial")
+        if isinstance(call.args[0], ast.Attribute) and call.args[0].attr == "disconnect"
+    ]
+    used = {code.value for code, *reason in arguments if len(reason) == 1 and isinstance(code, ast.Constant)}
     section = PROTOCOL.split("## Closing")[1].split("\n## ")[0]
     documented = {int(code) for code in re.findall(r"^\| (\d{4}) \|", section, re.MULTILINE)}
     assert len(used) >= 3

@@ -6,12 +6,12 @@ from typing import Any
 
 from candled.api.queries import BarQuery, WrittenPage
 from candled.serve.content_coding import ContentCoding, choose_coding
-from candled.serve.hot_path import HotReply, HotRequest
+from candled.serve.hot_path import HotReply, HotRequest, set_headers
 from candled.serve.rate_limit import UNLIMITED, RateLimit, RateLimitResult
 
 from .context import ApiContext
 from .errors import ApiError, UnknownSymbol
-from .handler import IMMUTABLE, SMALL, TOO_MANY_REQUESTS, AccessPolicy, Handler, cache_control
+from .handler import IMMUTABLE, SMALL, TOO_MANY_REQUESTS, AccessPolicy, DialectContext, Handler, cache_control
 
 
 class StreamedOnly(ApiError):
@@ -20,8 +20,6 @@ class StreamedOnly(ApiError):
 
 class BarHandler(Handler, ABC):
     """A resource that answers with bars, if possible from memory and without a handler. Subclasses read the query."""
-
-    source: ApiContext
 
     def bar_query(self) -> BarQuery:
         """Return this request's query.
@@ -42,25 +40,17 @@ class BarHandler(Handler, ABC):
         """
 
     @classmethod
-    def answer_now(
-        cls,
-        request: HotRequest,
-        peer: str,
-        *,
-        access: AccessPolicy,
-        limit: RateLimit,
-        compress_from: int,
-        **sources: Any,
-    ) -> HotReply | None:
+    def answer_now(cls, request: HotRequest, peer: str, *, dialect: DialectContext, **sources: Any) -> HotReply | None:
         """Return the answer if memory has the bars and the rate limit allows the request, else None."""
         if not request.reads:
-            return super().answer_now(request, peer, access=access, limit=limit, compress_from=compress_from, **sources)
+            return super().answer_now(request, peer, dialect=dialect)
+        access, limit = dialect.access, dialect.limit
         source: ApiContext = sources["source"]
         kept = cls._find_kept(request, limit, source)
         if kept is not None:
             return kept
         headers = request.headers
-        coding = choose_coding(headers.get("accept-encoding"), compress_from)
+        coding = choose_coding(headers.get("accept-encoding"), dialect.compress_from)
         if coding is None:
             return None
         address = access.client_address(peer, headers.get("x-forwarded-for"))
@@ -71,7 +61,7 @@ class BarHandler(Handler, ABC):
         if isinstance(query, ApiError):
             if isinstance(query, StreamedOnly) or (isinstance(query, UnknownSymbol) and source.may_be_offered(query)):
                 return None
-            return cls.refuse_now(query, request, peer, access=access, limit=limit, compress_from=compress_from)
+            return cls.refuse_now(query, request, peer, dialect)
         if source.note_request(query.market):
             return None
         state = _state_of(query, source)
@@ -182,8 +172,7 @@ class BarHandler(Handler, ABC):
                 written = await self.source.pages.written(query, known, self.coding)
             reply = self.make_reply(query, written, self.source.clock.now_ms())
         self.set_status(reply.status)
-        for name, value in reply.headers:
-            self.set_header(name, value)
+        set_headers(self, reply.headers)
         if reply.status == 200:
             self.set_header("Content-Type", reply.content_type)
             self.write(reply.body)

@@ -88,20 +88,18 @@ class MarketCatalog:
         Raises:
             ApiError: the exchange or the symbol is not served.
         """
-        return self._find_symbol(self.find_exchange(exchange), symbol)
-
-    def _find_symbol(self, exchange: str, symbol: str) -> MarketKey:
+        name = self.find_exchange(exchange)
         self._refresh()
-        market = self._by_symbol.get((exchange, symbol))
+        market = self._by_symbol.get((name, symbol))
         if market is None:
-            symbols = [str(key.symbol) for key in self.markets if key.exchange == exchange]
+            symbols = [str(key.symbol) for key in self.markets if key.exchange == name]
             raise UnknownSymbol(
                 404,
                 "unknown_symbol",
                 f"Invalid symbol: {shown(symbol)[1:-1]}. {choice_text(symbols)}",
                 kind="symbol",
                 name=symbol,
-                exchange=exchange,
+                exchange=name,
             )
         return market
 
@@ -124,6 +122,10 @@ class MarketCatalog:
         return self._binance.setdefault(exchange, BinanceMarkets(self, exchange))
 
     # ------------------------------------------------------------ TradingView: BITGET:BTCUSDT
+
+    def find_resolution(self, name: str) -> Interval | None:
+        """Return the interval of a resolution, or None. `D` is `1D`."""
+        return self.resolutions.get(name) or self.resolutions.get(f"1{name}")
 
     def ticker_of(self, market: MarketKey) -> str:
         """Return a market's name for charts: the exchange, a colon, and `tradingview_name` of its symbol.

@@ -4,7 +4,7 @@ import importlib
 import io
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -20,19 +20,6 @@ CONTENT_TYPES = {
     "ndjson": "application/x-ndjson",
     "arrow": "application/vnd.apache.arrow.stream",
 }
-
-
-class Format(Protocol):
-    """Writes bars in one format: a header, parts with some bars each, and an end."""
-
-    def begin(self) -> bytes:
-        """Return the bytes before the first bar."""
-
-    def encode_bars(self, bars: Sequence[Candle]) -> bytes:
-        """Return the bytes of some bars."""
-
-    def end(self) -> bytes:
-        """Return the bytes after the last bar."""
 
 
 def json_number(number: Decimal, numbers: int = 0) -> msgspec.Raw:
@@ -101,6 +88,10 @@ class Arrow:
         """Return the end of the stream."""
         self._writer.close()
         return self._sink.take_bytes()
+
+
+Format = Lines | Arrow
+"""Writes bars in one format: a header, parts with some bars each, and an end."""
 
 
 class _Sink(io.RawIOBase):

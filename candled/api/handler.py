@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,7 +18,7 @@ from candled.on_demand import DemandRefused
 from candled.serve.connection_limiter import Network, client_address
 from candled.serve.content_coding import CODINGS, PLAIN, choose_coding
 from candled.serve.grants import grant_of, private, refusal_of
-from candled.serve.hot_path import HotReply, HotRequest, implements
+from candled.serve.hot_path import HotReply, HotRequest, implements, set_headers
 from candled.serve.kept_pages import KeptPages
 from candled.serve.rate_limit import HEADERS, TOO_MANY, UNLIMITED, RateLimit, RateLimitResult
 from candled.serve.request_ids import HEADER, find_id, is_logged
@@ -37,6 +38,12 @@ logger = logging.getLogger(__name__)
 METHODS = "GET, HEAD, OPTIONS"
 IMMUTABLE = "public, max-age=31536000, immutable"
 EXPOSED = ", ".join((*HEADERS, "Age", "Link", "X-Candled-Last-Final", "X-MBX-USED-WEIGHT-1M"))
+_FOR_NO_ORIGIN = {"Vary": "Origin, Accept-Encoding"}
+_FOR_ANY_ORIGIN = {
+    "Vary": "Accept-Encoding",
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Expose-Headers": EXPOSED,
+}
 _PREFLIGHT = (
     ("Allow", METHODS),
     ("Access-Control-Allow-Methods", METHODS),
@@ -61,41 +68,40 @@ class AccessPolicy:
     def cors_headers(self, origin: str | None) -> Mapping[str, str]:
         """Return the headers that let a page of `origin` read an answer; only `Vary` if it may not."""
         if "*" in self._origins:
-            return {
-                "Vary": "Accept-Encoding",
-                "Access-Control-Allow-Origin": "*",
-                "Access-Control-Expose-Headers": EXPOSED,
-            }
+            return _FOR_ANY_ORIGIN
         if origin is None or origin.lower() not in self._origins:
-            return {"Vary": "Origin, Accept-Encoding"}
-        return {
-            "Vary": "Origin, Accept-Encoding",
-            "Access-Control-Allow-Origin": origin,
-            "Access-Control-Expose-Headers": EXPOSED,
-        }
+            return _FOR_NO_ORIGIN
+        return {**_FOR_NO_ORIGIN, "Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED}
 
     def client_address(self, peer: str, forwarded_for: str | None) -> str:
         """Return the client's address; `X-Forwarded-For` counts only from a trusted proxy."""
         return client_address(peer, forwarded_for, self._trusted)
 
 
+@dataclass(frozen=True, slots=True)
+class DialectContext:
+    """The rules for all resources of a dialect, and the answers that are kept."""
+
+    access: AccessPolicy
+    limit: RateLimit
+    #: The smallest body to compress, in bytes; 0 for none.
+    compress_from: int
+    pages: KeptPages
+
+
 class Handler(RequestHandler):
     """A readable resource. Subclasses implement `answer`, and the error bodies of their dialect."""
 
     has_json_only = False  # True if 429 is JSON for every client
-    source: "ApiContext"  # of handlers with markets
-    sources: Mapping[str, Any] = {}  # the arguments of the route that its queries are read with
     has_waited = False  # for an exchange's list: once for a request, however many symbols it has
 
-    def initialize(
-        self, access: AccessPolicy, limit: RateLimit, compress_from: int, pages: KeptPages, **_: Any
-    ) -> None:
-        """Store the access policy, the rate limit, the smallest body to compress, and the kept answers."""
-        self.access = access
-        self.pages = pages
-        self.limit = limit
+    def initialize(self, dialect: DialectContext, source: "ApiContext", **more: Any) -> None:
+        """Store the rules of the dialect, the sources of answers, and all arguments that queries are read with."""
+        self.source = source
+        self.sources = {"source": source, **more}
+        self.access, self.limit, self.pages = dialect.access, dialect.limit, dialect.pages
         self.limit_result = UNLIMITED
-        accepted = choose_coding(self.request.headers.get("Accept-Encoding"), compress_from)
+        accepted = choose_coding(self.request.headers.get("Accept-Encoding"), dialect.compress_from)
         self.coding = PLAIN if accepted is None else accepted
         self.accepts_no_coding = accepted is None
 
@@ -122,26 +128,17 @@ class Handler(RequestHandler):
         self.write(TOO_MANY)
 
     @classmethod
-    def refuse_now(
-        cls,
-        refusal: ApiError,
-        request: HotRequest,
-        peer: str,
-        *,
-        access: AccessPolicy,
-        limit: RateLimit,
-        compress_from: int,
-    ) -> HotReply | None:
+    def refuse_now(cls, refusal: ApiError, request: HotRequest, peer: str, dialect: DialectContext) -> HotReply | None:
         """Count a request, and return the answer that refuses it; None if its handler must answer."""
-        headers, prepared = request.headers, request.refusal
+        headers, prepared, access = request.headers, request.refusal, dialect.access
         if prepared is None or prepared[0] is not refusal:
             prepared = request.refusal = refusal, cls.reply_refusal(refusal, UNLIMITED, headers, access)
         reply = prepared[1]
-        coding = choose_coding(headers.get("accept-encoding"), compress_from)
+        coding = choose_coding(headers.get("accept-encoding"), dialect.compress_from)
         if coding is None or coding.applies_to(SMALL) or (reply.status == 200 and "if-none-match" in headers):
             return None
         if request.method in cls.SUPPORTED_METHODS:
-            result = limit.check_now(access.client_address(peer, headers.get("x-forwarded-for")))
+            result = dialect.limit.check_now(access.client_address(peer, headers.get("x-forwarded-for")))
         else:
             result = UNLIMITED  # Tornado refuses other methods before the limit counts them
         if result is None or result is UNLIMITED:
@@ -152,24 +149,15 @@ class Handler(RequestHandler):
         return HotReply(status, content_type, shared, body, result.headers.items(), others)
 
     @classmethod
-    def answer_now(
-        cls,
-        request: HotRequest,
-        peer: str,
-        *,
-        access: AccessPolicy,
-        limit: RateLimit,
-        compress_from: int,
-        **sources: Any,
-    ) -> HotReply | None:
+    def answer_now(cls, request: HotRequest, peer: str, *, dialect: DialectContext, **sources: Any) -> HotReply | None:
         """Return the answer to a preflight, or to a method that no resource has; None if a method must answer."""
         if request.method == "OPTIONS":
-            origin = access.cors_headers(request.headers.get("origin"))
+            origin = dialect.access.cors_headers(request.headers.get("origin"))
             headers = (("Cache-Control", "no-store"), *origin.items(), *_PREFLIGHT)
             return request.reply_once(cls, lambda: HotReply(204, "", headers, b""))
         if implements(cls, request.method):
             return None
-        return cls.refuse_now(_NO_METHOD, request, peer, access=access, limit=limit, compress_from=compress_from)
+        return cls.refuse_now(_NO_METHOD, request, peer, dialect)
 
     @classmethod
     def reply_refusal(
@@ -361,8 +349,7 @@ class Handler(RequestHandler):
     async def options(self, *_: str) -> None:
         """Answer a browser's preflight, or a query for the allowed methods."""
         self.set_status(204)
-        for name, value in _PREFLIGHT:
-            self.set_header(name, value)
+        set_headers(self, _PREFLIGHT)
 
     def write_error(self, status_code: int, **_: Any) -> None:
         """Write an error raised by Tornado, or an internal one, in this dialect."""
@@ -378,14 +365,12 @@ class Handler(RequestHandler):
         self._put_common_headers()
         status, body = self.describe_error(refusal)
         self.set_status(status)
-        for name, value in refusal.headers.items():
-            self.set_header(name, value)
+        set_headers(self, refusal.headers.items())
         self.write_json(body)
 
     def _put_common_headers(self) -> None:
         for headers in (self.access.cors_headers(self.request.headers.get("Origin")), self.limit_result.headers):
-            for name, value in headers.items():
-                self.set_header(name, value)
+            set_headers(self, headers.items())
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log errors of the server only."""
@@ -415,11 +400,10 @@ class NotFound(Handler):
         raise self.refusal_of(self.request.path)
 
     @classmethod
-    def answer_now(cls, request: HotRequest, peer: str, **route: Any) -> HotReply | None:
+    def answer_now(cls, request: HotRequest, peer: str, *, dialect: DialectContext, **sources: Any) -> HotReply | None:
         """Return the 404 of `answer`; None if the handler must answer."""
         if not request.reads:
-            return super().answer_now(request, peer, **route)
+            return super().answer_now(request, peer, dialect=dialect)
         if request.query is None:
             request.query = cls.refusal_of(request.path)
-        shared = {name: route[name] for name in ("access", "limit", "compress_from")}
-        return cls.refuse_now(request.query, request, peer, **shared)
+        return cls.refuse_now(request.query, request, peer, dialect)

@@ -12,7 +12,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
-from candled.access.grant import Grant
 from candled.exchange import Clock
 from candled.model import END_OF_TIME_MS, Candle, MarketKey, Topic, decimal_text
 from candled.protocol.frames import BarUpdate, Frame
@@ -21,7 +20,8 @@ from candled.protocol.requests import Subscribe
 from candled.rooms.encoded_bars import BarSource
 from candled.rooms.recipients import NullConnection, RecipientConnection, Recipients, RecipientSlot, filled
 from candled.serve.connection_limiter import ClientLimits
-from candled.serve.market_starts import start_later, wait_later
+from candled.serve.market_starts import start_later
+from candled.serve.request_checks import message_budget
 from candled.token_bucket import TokenBucket
 from candled.transport.connection import ConnectionListener
 from candled.transport.work_budget import REFUSED, SUBSCRIBE
@@ -67,21 +67,11 @@ class Style(NamedTuple):
 class KlineRoom(NullConnection):
     """One stream. It is a member of the hub like any client, and encodes its bars once for all subscribers."""
 
-    def __init__(
-        self,
-        name: str,
-        topic: Topic,
-        symbol: str,
-        bars: BarSource,
-        publish: Callable[[Recipients, Frame], None],
-        clock: Clock,
-    ) -> None:
+    def __init__(self, name: str, topic: Topic, symbol: str, streams: "KlineStreams") -> None:
         self.name = name
         self.topic = topic
         self._symbol = symbol
-        self._bars = bars
-        self._publish = publish
-        self._clock = clock
+        self._bars, self._publish, self._clock = streams.bars, streams.publish, streams.clock
         self._order = KlineOrder()
         self._groups: dict[Style, Recipients] = {}  # the subscribers
         self._reader: Reader | None = None  # set while a member of the hub
@@ -208,9 +198,9 @@ class KlineStreams:
     ) -> None:
         self._markets = markets
         self._offered = offered
-        self._bars = bars
+        self.bars = bars
         self._make_reader = make_reader
-        self._publish = publish
+        self.publish = publish
         self._rooms: dict[str, KlineRoom] = {}
         self.clock = clock
         self.limits = limits
@@ -234,10 +224,6 @@ class KlineStreams:
             client.subscribe_from_path([name for name in names.split("/") if "@" in name])
         return client
 
-    def is_known(self, name: str) -> bool:
-        """Return True if this stream exists."""
-        return self._find_topic(name) is not None
-
     def find_offered(self, name: str) -> MarketKey | None:
         """Return the market of a stream that exists once its market is started on demand; None if it cannot be."""
         stream, _, interval_name = name.rpartition("@kline_")
@@ -257,20 +243,9 @@ class KlineStreams:
         Without a market, wait for the list of the exchange.
         """
         assert self._offered is not None, "it was found there"
-        if market is None:
-            wait_later(self._offered.demand, self._markets.exchange, partial(on_end, ""))
-        else:
-            start_later(self._offered.demand, market, address, on_end)
+        start_later(self._offered.demand, self._markets.exchange, market, address, on_end)
 
-    def is_allowed(self, name: str, grant: Grant | None) -> bool:
-        """Return True if a client with this access may subscribe to a stream that exists."""
-        found = self._find_topic(name)
-        if grant is None or found is None:
-            return True
-        topic, _ = found
-        return grant.allows_symbol(topic.market.symbol) and grant.allows_interval(str(topic.interval))
-
-    def _find_topic(self, name: str) -> tuple[Topic, str] | None:
+    def find_topic(self, name: str) -> tuple[Topic, str] | None:
         """Return the topic of a stream, and the symbol in its events; None if the stream does not exist."""
         stream, _, interval_name = name.rpartition("@kline_")
         found, interval = self._markets.find_stream(stream), self._markets.intervals.get(interval_name)
@@ -288,10 +263,9 @@ class KlineStreams:
         """Subscribe a slot to a stream, and send it the current bars."""
         room = self._rooms.get(name)
         if room is None:
-            found = self._find_topic(name)
+            found = self.find_topic(name)
             assert found is not None, "checked by the client"
-            topic, symbol = found
-            room = self._rooms[name] = KlineRoom(name, topic, symbol, self._bars, self._publish, self.clock)
+            room = self._rooms[name] = KlineRoom(name, *found, self)
             room.join_hub(self._make_reader)
         room.add_slot(slot, style)
         return room
@@ -327,15 +301,8 @@ class KlineClient(ConnectionListener):
 
     def _is_over_limit(self) -> bool:
         """Count a message; return True if the client sends too many."""
-        grant = self._connection.grant
-        rate = self._streams.limits.max_messages_per_second
-        if grant is not None and grant.messages:
-            rate = min(rate or grant.messages, grant.messages)
-        if not rate:
-            return False
-        if self._budget is None or self._budget.rate != rate:  # the settings may be reloaded
-            self._budget = TokenBucket(rate, 2 * rate)
-        return self._budget.try_take(self._streams.clock.monotonic()) > 0
+        self._budget = budget = message_budget(self._budget, self._streams.limits, self._connection)
+        return budget is not None and budget.try_take(self._streams.clock.monotonic()) > 0
 
     # ------------------------------------------------------------ calls from the connection
 
@@ -369,8 +336,7 @@ class KlineClient(ConnectionListener):
     def notify_shutdown(self, reconnect_after_ms: int) -> None:
         """Send Binance's event for a server that is about to close the connection."""
         event = {"e": "serverShutdown", "E": self._streams.clock.now_ms() * self._style.units_per_ms}
-        message = _wrapped("!serverShutdown", event, self._style)
-        self._connection.send_reply(Frame.from_text(msgspec.json.encode(message)))
+        self._send_reply(_wrapped("!serverShutdown", event, self._style))
 
     def on_close(self) -> None:
         """Unsubscribe from all streams: the socket is closed."""
@@ -446,18 +412,23 @@ class KlineClient(ConnectionListener):
         """
         self._unsubscribe([name for name, (room, _) in self._rooms.items() if room.is_ended])
         new = [name for name in dict.fromkeys(names) if name not in self._rooms]
+        grant = self._connection.grant
         for name in new:
-            if not self._streams.is_known(name):
+            found = self._streams.find_topic(name)
+            if found is None:
                 text = f"Invalid request: unknown stream {_shown(name)}"
-                market, grant = self._streams.find_offered(name), self._connection.grant
+                market = self._streams.find_offered(name)
                 if market is None and self._streams.awaits_list(name):
                     raise _NotStarted(None, text)
                 if market is None or (grant is not None and not grant.allows_symbol(market.symbol)):
                     raise _Invalid(2, text)
                 raise _NotStarted(market, text)
-            if not self._streams.is_allowed(name, self._connection.grant):
+            topic, _ = found
+            is_allowed = grant is None or (
+                grant.allows_symbol(topic.market.symbol) and grant.allows_interval(str(topic.interval))
+            )
+            if not is_allowed:
                 raise _Invalid(2, f"Invalid request: not allowed with this token: {_shown(name)}")
-        grant = self._connection.grant
         most = MOST_STREAMS if grant is None or not grant.rooms else min(MOST_STREAMS, grant.rooms)
         if len(self._rooms) + len(new) > most:
             raise _Invalid(2, f"Invalid request: at most {most} streams per connection")

@@ -12,13 +12,12 @@ from typing import Any
 
 from candled.api.queries import MOST_BARS, BarQuery, Headers, HistoryRequest, PrintedPage
 from candled.model import END_OF_TIME_MS, MINUTE_MS, Interval, MarketKey, Symbol, decimal_text
-from candled.serve.hot_path import HotRequest
+from candled.serve.hot_path import HotRequest, set_headers
 from candled.serve.rate_limit import RateLimit
 from candled.transport.library_internals import is_finished
 
 from .bar_answers import BarHandler
 from .catalog import BinanceMarkets, binance_name
-from .context import ApiContext
 from .errors import ApiError, UnknownSymbol
 from .handler import Handler, NotFound
 from .printers import klines_printer
@@ -168,20 +167,17 @@ class KlinesHandler(Handler):
 
     has_json_only = True
 
-    def initialize(self, source: ApiContext, markets: BinanceMarkets, **shared: Any) -> None:  # type: ignore[override]
-        """Store the markets by Binance's names and the sources of answers."""
-        super().initialize(**shared)
-        self.source = source
+    def initialize(self, markets: BinanceMarkets, **shared: Any) -> None:  # type: ignore[override]
+        """Store the markets by Binance's names."""
+        super().initialize(markets=markets, **shared)
         self.markets = markets
-        self.sources = {"markets": markets}
         self.parameters = KlinesParameters(markets, self.request.query_arguments, self.request.headers)
 
     async def prepare(self) -> None:
         """Count the request, and report the count in Binance's header."""
         await super().prepare()
         if not is_finished(self):
-            for name, value in self.count_headers(self.limit_result.count):
-                self.set_header(name, value)
+            set_headers(self, self.count_headers(self.limit_result.count))
 
     @classmethod
     def count_headers(cls, count: int) -> Headers:
@@ -255,7 +251,6 @@ class ExchangeInfo(KlinesHandler):
         self.parameters.expect("symbol", "symbols", "permissions", "showPermissionSets", "symbolStatus")
         one, several = self.parameters.text_parameter("symbol"), self.parameters.text_parameter("symbols")
         if one is not None:
-            self.parameters.market_parameter(one)
             return [one]
         if several is None:
             return list(self.markets.markets)
@@ -265,9 +260,7 @@ class ExchangeInfo(KlinesHandler):
             names = None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ApiError(400, "-1100", "Illegal characters found in parameter 'symbols'.")
-        for name in names:
-            self.parameters.market_parameter(name)
-        return list(dict.fromkeys(names))
+        return names
 
     def _describe_symbol(self, name: str, market: MarketKey) -> dict[str, Any]:
         tick, step = map(_unit, self.source.likely_decimals(market))

@@ -1,6 +1,6 @@
 """The markets that can be started on demand, under the names that each dialect uses."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from candled.model import MarketKey
 from candled.on_demand import MarketsOnDemand
@@ -59,15 +59,12 @@ class OfferedMarkets:
             return
         self._version = self.demand.version
         self._tickers, self._binance_names, self._ticker_of = {}, {}, {}
-        for market in self._all():
+        demand = self.demand
+        offered = (MarketKey(name, symbol) for name in demand.exchanges for symbol in demand.offered_symbols(name))
+        for market in offered:
             for name in (tradingview_name(market.symbol), str(market.symbol).upper()):
                 self._tickers.setdefault(name, market)
                 ticker = f"{market.exchange}:{name}".upper()
                 if self._tickers.setdefault(ticker, market) == market:
                     self._ticker_of.setdefault(market, ticker)
             self._binance_names.setdefault((market.exchange, binance_name(market.symbol)), market)
-
-    def _all(self) -> Iterable[MarketKey]:
-        for exchange in self.demand.exchanges:
-            for symbol in self.demand.offered_symbols(exchange):
-                yield MarketKey(exchange, symbol)

@@ -226,7 +226,7 @@ def candles(catalog: MarketCatalog) -> Operation:
         ),
         parameters=(
             *_market(catalog),
-            parameters.interval("interval", catalog.intervals),
+            parameters.interval(catalog.intervals),
             parameters.whole(
                 "limit", "number of bars; by default 500, in formats other than json the complete range", 1, MOST_BARS
             ),
@@ -252,7 +252,7 @@ def pages(catalog: MarketCatalog) -> Operation:
         ),
         parameters=(
             *_market(catalog),
-            parameters.interval("interval", catalog.intervals),
+            parameters.interval(catalog.intervals),
             parameters.whole("page", "the number of the page", 0, MOST_PAGES, required=True),
             parameters.text("rev", "the page's revision, from a redirect"),
             parameters.numbers(),

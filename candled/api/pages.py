@@ -15,7 +15,7 @@ from candled.rooms.encoded_bars import BARS_PER_TURN, EncodedBarCache, Printer
 from candled.serve.content_coding import PLAIN, ContentCoding
 from candled.store.history import HistoryReader
 
-from .encoding_turns import EncodingTurns
+from .encoding_turns import EncodingTurns, encode_slices
 from .past_pages import PastPages
 from .queries import (
     MOST_BARS,
@@ -141,7 +141,6 @@ class BarReader:
         )
         tag = f'"{self._name}.{".".join(map(str, numbers))}"'
         if tag in known:
-            self._texts.mark_used(form)
             columns: Sequence[bytes] = ()
         elif is_newest:
             texts = form.newest_columns(last, last_final)
@@ -152,7 +151,7 @@ class BarReader:
         self._texts.mark_used(form)
         return PrintedPage(
             columns, times[first], last.open_ms, last_final, last.as_of_ms, span.has_more, is_final, position,
-            tag, tag in known, span.is_lasting,
+            tag, span.is_lasting,
         )  # fmt: skip
 
     def state_of(self, query: BarQuery) -> tuple[object, ...]:
@@ -171,7 +170,7 @@ class BarReader:
         page = self.printed_now(market, interval, query.printer, query.asked, coding.plain_tags(known))
         if page is None or page.tag is None:
             return None
-        query.state, query.page = state, replace(page, columns=(), is_known=False) if page.is_lasting else None
+        query.state, query.page = state, replace(page, columns=()) if page.is_lasting else None
         return self._write(query, page, known, coding)
 
     async def written(self, query: BarQuery, known: str, coding: ContentCoding) -> WrittenPage:
@@ -260,7 +259,7 @@ class BarReader:
                 page = await self._join_unshared(market, interval, printer, asked)
                 if page is not None:
                     return page
-                read = await self._read_page(market, interval, asked)
+                read = await self.read_page(market, interval, asked)
                 # If reading has shown that memory has all bars of the page, this answer gets the tag of later ones.
                 page = await self._printed_in_turns(market, interval, printer, asked, known)
                 page = page or await self._print(read, printer)
@@ -291,7 +290,7 @@ class BarReader:
         It serves bars that are not final, which are not cached.
         """
         both, version, newer = self._split(market, interval, asked), self._live.past_version(market), None
-        read = None if both is None else await self._read_page(market, interval, both[0])
+        read = None if both is None else await self.read_page(market, interval, both[0])
         if both is None or read is None or not read.bars:
             return None
         older = await self._print(read, printer)
@@ -309,48 +308,35 @@ class BarReader:
         return None if newer is None else join_pages(older, newer, printer.separator, "", is_full=is_full)
 
     async def _print(self, page: Page, printer: Printer) -> PrintedPage:
-        """Print a page in slices, each in a pass of its own."""
-        parts: list[Sequence[bytes]] = []
-        for start in range(0, len(page.bars), BARS_PER_TURN):
-            parts.append(print_bars(page.bars[start : start + BARS_PER_TURN], printer))
-            await self._clock.sleep(0)
+        parts = await encode_slices(page.bars, lambda bars: print_bars(bars, printer), self._clock)
         return join_parts(page, printer, parts)
 
-    async def read_page(
-        self,
-        market: MarketKey,
-        interval: Interval,
-        *,
-        start_ms: int = 0,
-        end_ms: int = END_OF_TIME_MS,
-        limit: int,
-        newest_first: bool = True,
-    ) -> Page:
-        """Return at most `limit` bars with `start_ms <= open_ms < end_ms`, oldest first: the last or the first of them.
+    async def read_page(self, market: MarketKey, interval: Interval, asked: HistoryRequest) -> Page:
+        """Return the requested bars, oldest first.
 
         The forming bar is included. A bar that begins before the first stored minute is not, because it would be
         incomplete.
         """
-        return await self._read_page(market, interval, HistoryRequest(limit, start_ms, end_ms, newest_first))
+        span = self._in_memory(market, interval, asked)
+        if span is not None:
+            return self._page_of(market, interval, span)
+        return await self._readable(self._joined_page(market, interval, *asked))
 
-    async def walk_pages(
-        self, market: MarketKey, interval: Interval, *, start_ms: int = 0, end_ms: int = END_OF_TIME_MS
-    ) -> AsyncIterator[Page]:
-        """Yield all bars of a range page by page, oldest first; at least one page."""
+    async def walk_pages(self, market: MarketKey, interval: Interval, asked: HistoryRequest) -> AsyncIterator[Page]:
+        """Yield all bars of a range, whatever the limit is, page by page, oldest first; at least one page."""
+        asked = asked._replace(limit=MOST_BARS, newest_first=False)
         while True:
-            page = await self.read_page(
-                market, interval, start_ms=start_ms, end_ms=end_ms, limit=MOST_BARS, newest_first=False
-            )
+            page = await self.read_page(market, interval, asked)
             yield page
             if not page.has_more:
                 return
-            start_ms = page.bars[-1].open_ms + interval.ms
+            asked = asked._replace(start_ms=page.bars[-1].open_ms + interval.ms)
 
     async def read_history(
         self, market: MarketKey, interval: Interval, before_ms: int, limit: int
     ) -> tuple[Sequence[Candle], bool]:
         """Return the last `limit` bars with `open_ms < before_ms`, oldest first, and True if no older bars exist."""
-        page = await self.read_page(market, interval, end_ms=before_ms, limit=limit)
+        page = await self.read_page(market, interval, HistoryRequest(limit, end_ms=before_ms))
         return page.bars, not page.has_more
 
     async def read_day(self, market: MarketKey, intervals: Iterable[Interval]) -> tuple[Candle, Candle | None] | None:
@@ -362,21 +348,15 @@ class BarReader:
             None if no bars exist.
         """
         interval = day_interval(intervals)
-        newest = await self.read_page(market, interval, limit=1)
+        newest = await self.read_page(market, interval, HistoryRequest(1))
         if not newest.bars:
             return None
         day_ms = DAY.floor(newest.bars[0].open_ms)
-        today = await self.read_page(market, interval, start_ms=day_ms, limit=DAY.ms // interval.ms)
-        before = await self.read_page(market, interval, end_ms=day_ms, limit=1)
+        today = await self.read_page(market, interval, HistoryRequest(DAY.ms // interval.ms, day_ms))
+        before = await self.read_page(market, interval, HistoryRequest(1, end_ms=day_ms))
         return fold(today.bars, day_ms), before.bars[0] if before.bars else None
 
     # ------------------------------------------------------------ in memory
-
-    async def _read_page(self, market: MarketKey, interval: Interval, asked: HistoryRequest) -> Page:
-        span = self._in_memory(market, interval, asked)
-        if span is not None:
-            return self._page_of(market, interval, span)
-        return await self._readable(self._joined_page(market, interval, *asked))
 
     def _of_past(
         self, market: MarketKey, interval: Interval, printer: Printer, asked: HistoryRequest

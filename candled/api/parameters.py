@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from candled.model import END_OF_TIME_MS, Interval, parse_iso_ms
@@ -27,7 +27,6 @@ class Parameter:
     schema: Mapping[str, Any]
     default: Any = None
     required: bool = False
-    example: Any = field(default=None)
     #: Returns the end of "expected …", if it changes while the parameter exists.
     describe_expected: Callable[[], str] | None = None
 
@@ -102,7 +101,7 @@ def whole(
     return Parameter(name=name, about=about, read=read, schema=schema, default=default, required=required)
 
 
-def moment(name: str, about: str, default: int | None = None) -> Parameter:
+def moment(name: str, about: str) -> Parameter:
     """Return a parameter for a time: ISO 8601 or UTC epoch milliseconds, read as the latter.
 
     Times before 1970 become 0.
@@ -114,7 +113,7 @@ def moment(name: str, about: str, default: int | None = None) -> Parameter:
             {"type": "string", "format": "date-time"},
         ],
     }
-    return Parameter(name=name, about=about, read=read_moment, schema=schema, default=default)
+    return Parameter(name=name, about=about, read=read_moment, schema=schema)
 
 
 def read_moment(text: str) -> int:
@@ -152,7 +151,7 @@ def seconds(name: str, about: str, default: int) -> Parameter:
     return Parameter(name=name, about=about, read=read, schema=schema, default=default)
 
 
-def choice(name: str, about: str, values: Sequence[str], default: str | None = None, **more: Any) -> Parameter:
+def choice(name: str, about: str, values: Sequence[str], default: str) -> Parameter:
     """Return a parameter with a few allowed values."""
 
     def read(text: str) -> str:
@@ -160,26 +159,27 @@ def choice(name: str, about: str, values: Sequence[str], default: str | None = N
             raise ValueError
         return text
 
-    schema: dict[str, Any] = {"type": "string", "enum": list(values), "title": f"one of {', '.join(values)}"}
-    if default is not None:
-        schema["default"] = default
-    return Parameter(name=name, about=about, read=read, schema=schema, default=default, **more)
+    title = f"one of {', '.join(values)}"
+    schema = {"type": "string", "enum": list(values), "title": title, "default": default}
+    return Parameter(name=name, about=about, read=read, schema=schema, default=default)
 
 
-def interval(name: str, intervals: Mapping[str, Interval], **more: Any) -> Parameter:
-    """Return a parameter for a served interval, read as `Interval`. Intervals may be added to `intervals` later."""
+def interval(intervals: Mapping[str, Interval]) -> Parameter:
+    """Return the parameter for a served interval, read as `Interval`. Intervals may be added to `intervals` later."""
 
     def read(text: str) -> Interval:
         if text not in intervals:
             raise ValueError
         return intervals[text]
 
-    def describe_expected() -> str:
-        return f"one of {', '.join(intervals)}"
-
-    schema = {"type": "string", "enum": list(intervals)}
-    more["describe_expected"] = describe_expected
-    return Parameter(name=name, about="the length of a bar", read=read, schema=schema, required=True, **more)
+    return Parameter(
+        name="interval",
+        about="the length of a bar",
+        read=read,
+        schema={"type": "string", "enum": list(intervals)},
+        required=True,
+        describe_expected=lambda: f"one of {', '.join(intervals)}",
+    )
 
 
 def numbers() -> Parameter:

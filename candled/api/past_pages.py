@@ -107,9 +107,7 @@ class PastPages:
         if tag not in known:
             parts = [page.bars.columns(times[0], times[-1] + 1) for page in used]
             columns = [b"".join(texts)[:-1] for texts in zip(*parts, strict=True)]
-        return PrintedPage(
-            columns, times[0], times[-1], True, 0, has_more, True, position, tag, tag in known, is_past=True
-        )
+        return PrintedPage(columns, times[0], times[-1], True, 0, has_more, True, position, tag, is_past=True)
 
     def _collect(
         self, topic: Topic, printer: Printer, asked: HistoryRequest, read: dict[int, _PastPage]

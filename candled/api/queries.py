@@ -41,8 +41,8 @@ class Page:
 class PrintedPage:
     """The bars of a page as a dialect prints them: for each column, the texts joined with its separator.
 
-    The other fields are those of `Page`. `last_as_of_ms` is the exchange's time of the last bar's values.
-    It is 0 for a page of the past.
+    `columns` is empty if the client already has these bytes. The other fields are those of `Page`. `last_as_of_ms` is
+    the exchange's time of the last bar's values. It is 0 for a page of the past.
     """
 
     columns: Sequence[bytes]
@@ -55,8 +55,6 @@ class PrintedPage:
     position: Position | None
     #: A strong ETag, if it can be computed without the bytes.
     tag: str | None = None
-    #: True if the client already has these bytes; `columns` is then empty.
-    is_known: bool = False
     #: True if it changes only when memory does, not with time.
     is_lasting: bool = False
     #: True if its bars are older than those in memory.
@@ -132,9 +130,9 @@ def join_pages(older: PrintedPage, newer: PrintedPage, separator: bytes, known: 
     `is_full` is True if the page has no space for the older bars.
     """
     tag = f"{older.tag[:-1]}.{newer.tag[1:]}" if older.tag and newer.tag else None
-    page = replace(newer, tag=tag, is_known=tag is not None and tag in known, has_more=is_full or older.has_more)
+    page = replace(newer, tag=tag, has_more=is_full or older.has_more)
     if not is_full:
         columns = [separator.join(texts) for texts in zip(older.columns, newer.columns, strict=True)]
         is_final = newer.is_final and older.is_final
         page = replace(page, columns=columns, first_ms=older.first_ms, is_final=is_final)
-    return replace(page, columns=()) if page.is_known else page
+    return replace(page, columns=()) if tag is not None and tag in known else page

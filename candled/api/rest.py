@@ -15,13 +15,13 @@ from candled.errors import CandledError
 from candled.exchange import Clock
 from candled.model import DAY_MS, END_OF_TIME_MS, MINUTE, MINUTE_MS, Candle, Gap, Interval, MarketKey, Range, iso_ms
 from candled.model.gaps import split_by_day
-from candled.rooms.encoded_bars import BARS_PER_TURN
 from candled.serve.content_coding import ContentCoding
 from candled.serve.hot_path import HotReply, HotRequest
 
 from . import operations
 from .bar_answers import BarHandler, StreamedOnly
 from .context import ApiContext
+from .encoding_turns import encode_slices
 from .formats import CONTENT_TYPES, Format, make_format
 from .handler import IMMUTABLE, Handler, cache_control
 from .operations import Operation
@@ -37,12 +37,10 @@ _GAPS_LISTED = 50  # gaps of one day
 class RestHandler(Handler):
     """A resource of the REST API."""
 
-    def initialize(self, operation: Operation, source: ApiContext, **shared: Any) -> None:  # type: ignore[override]
-        """Store the operation and the sources of answers."""
-        super().initialize(**shared)
+    def initialize(self, operation: Operation, **shared: Any) -> None:  # type: ignore[override]
+        """Store the operation."""
+        super().initialize(operation=operation, **shared)
         self.operation = operation
-        self.source = source
-        self.sources = {"operation": operation, "source": source}
 
     def read_query(self) -> dict[str, Any]:
         """Return the values of the query's parameters.
@@ -123,7 +121,7 @@ class Candles(BarHandler, RestHandler):
         if values["limit"] is None:
             await self._stream_range(market, values)
             return
-        page = await self.source.pages.read_page(market, values["interval"], **_asked(values)._asdict())
+        page = await self.source.pages.read_page(market, values["interval"], _asked(values))
         self.set_cache_headers(page.is_final)
         form = make_format(name, market, values["interval"], values["numbers"])
         self.set_header("Content-Type", CONTENT_TYPES[name])
@@ -131,24 +129,14 @@ class Candles(BarHandler, RestHandler):
         self.write_body(form.begin() + bars + form.end())
 
     async def _encode(self, form: Format, bars: Sequence[Candle]) -> bytes:
-        """Encode a page in slices, each in a pass of its own."""
-        parts = []
-        for start in range(0, len(bars), BARS_PER_TURN):
-            parts.append(form.encode_bars(bars[start : start + BARS_PER_TURN]))
-            await self.source.clock.sleep(0)
-        return b"".join(parts)
+        return b"".join(await encode_slices(bars, form.encode_bars, self.source.clock))
 
     async def _stream_range(self, market: MarketKey, values: Mapping[str, Any]) -> None:
         """Write the complete range page by page, as fast as the client reads it."""
         form = make_format(values["format"], market, values["interval"], values["numbers"])
         self.set_header("Content-Type", CONTENT_TYPES[values["format"]])
         self.set_header("Cache-Control", "no-store")
-        pages = self.source.pages.walk_pages(
-            market,
-            values["interval"],
-            start_ms=values["from"] or 0,
-            end_ms=END_OF_TIME_MS if values["to"] is None else values["to"],
-        )
+        pages = self.source.pages.walk_pages(market, values["interval"], _asked(values))
         waiting, has_begun = form.begin(), False
         try:
             async for page in pages:  # the first one is read before sending, so that the answer can still be an error
@@ -183,7 +171,7 @@ class Pages(BarHandler, RestHandler):
 
         def body(page: PrintedPage) -> bytes:
             has_more = end_ms <= source.clock.now_ms()
-            following = _page_path(market, values, values["page"] + 1, None) if has_more else None
+            following = _address(market, values, page=values["page"] + 1) if has_more else None
             return _json_body(head, replace(page, has_more=has_more, position=None), following)
 
         return BarQuery(
@@ -195,7 +183,7 @@ class Pages(BarHandler, RestHandler):
             lambda *_: (),
             has_revision=True,
             wanted_revision=values["rev"],
-            address=lambda rev: _page_path(market, values, values["page"], rev),
+            address=lambda rev: _address(market, values, rev, page=values["page"]),
         )
 
     @classmethod
@@ -269,20 +257,6 @@ class Exchanges(RestHandler):
         self.write_json(operations.Exchanges(found))
 
 
-class Period:
-    """The range of minutes of a request about gaps.
-
-    It ends a minute ago, so that all its minutes can be expected in the store.
-    """
-
-    def __init__(self, values: Mapping[str, Any], clock: Clock, default_ms: int, most_ms: int) -> None:
-        now_ms = clock.now_ms() - MINUTE_MS  # the last minute may not have arrived yet
-        end_ms = now_ms if values["to"] is None else min(values["to"], now_ms)
-        self.end_ms = MINUTE.floor(end_ms)
-        start_ms = self.end_ms - default_ms if values["from"] is None else values["from"]
-        self.start_ms = MINUTE.floor(max(start_ms, self.end_ms - most_ms, 0))
-
-
 class Coverage(RestHandler):
     """`/api/coverage`: a market's stored minutes and gaps by day."""
 
@@ -290,7 +264,7 @@ class Coverage(RestHandler):
         """Answer with the stored minutes and gaps of each day."""
         values = self.read_query()
         market = self.market_parameter(values)
-        period = Period(values, self.source.clock, operations.DEFAULT_DAYS * DAY_MS, operations.MOST_DAYS * DAY_MS)
+        period = _period(values, self.source.clock, operations.DEFAULT_DAYS * DAY_MS, operations.MOST_DAYS * DAY_MS)
         complete_ms = await self.source.stored.complete_from(market)
         since_ms = await self.source.stored.served_from(market)
         days: list[operations.CoveredDay] = []
@@ -317,7 +291,7 @@ class Gaps(RestHandler):
             wanted = None if values["exchange"] is None else self.source.catalog.find_exchange(values["exchange"])
             markets = [key for key in self.source.catalog.markets if wanted in (None, key.exchange)]
             most_ms = _SEVERAL_MS
-        period = Period(values, self.source.clock, _SEVERAL_MS, most_ms)
+        period = _period(values, self.source.clock, _SEVERAL_MS, most_ms)
         limit = values["limit"]
         found: list[tuple[Gap, MarketKey]] = []
         for market in markets:
@@ -327,7 +301,7 @@ class Gaps(RestHandler):
         self.set_cache_headers(False)
         self.write_json(operations.Gaps([_gap(*one) for one in found[:limit]], len(found) > limit))
 
-    async def _newest_gaps(self, market: MarketKey, period: Period, limit: int) -> Sequence[Gap]:
+    async def _newest_gaps(self, market: MarketKey, period: Range, limit: int) -> Sequence[Gap]:
         """Return a market's newest gaps: at least `limit`, or all of them if there are fewer."""
         since_ms = await self.source.stored.served_from(market)
         if since_ms is None:
@@ -339,13 +313,10 @@ class Gaps(RestHandler):
 class Description(Handler):
     """`/api/openapi.json`: the OpenAPI description."""
 
-    def initialize(  # type: ignore[override]
-        self, description: Callable[[], Awaitable[bytes]], source: ApiContext, **shared: Any
-    ) -> None:
-        """Store the function that returns the text for the markets of `source`."""
+    def initialize(self, description: Callable[[], Awaitable[bytes]], **shared: Any) -> None:  # type: ignore[override]
+        """Store the function that returns the text for the markets that are served now."""
         super().initialize(**shared)
         self.description = description
-        self.source = source
 
     async def answer(self) -> None:
         """Answer with the OpenAPI description."""
@@ -370,8 +341,10 @@ def _json_body(head: bytes, page: PrintedPage, following: str | None) -> bytes:
     oldest = "null" if page.first_ms is None else f'"{iso_ms(page.first_ms)}"'
     more = (
         f'"hasMore":{"true" if page.has_more else "false"},"oldest":{oldest}'
-        f',"next":{"null" if following is None else json.dumps(following)}{_position(page)}'
+        f',"next":{"null" if following is None else json.dumps(following)}'
     )
+    if page.position is not None:
+        more += f',"epoch":{json.dumps(page.position.epoch)},"seq":{page.position.seq}'
     return b'%b,"bars":[%b],%b}' % (head, page.columns[0], more.encode())
 
 
@@ -380,12 +353,8 @@ def _next_path(market: MarketKey, values: Mapping[str, Any]) -> Callable[[Printe
 
     It returns None if there is no such page.
     """
-    asked = {"symbol": market.symbol, "interval": values["interval"], "exchange": market.exchange}
-    if values["limit"] is not None:
-        asked["limit"] = values["limit"]
-    if values["numbers"]:
-        asked["numbers"] = "string"
-    start = f"?{urlencode(asked, safe='/:')}"
+    part = {} if values["limit"] is None else {"limit": values["limit"]}
+    start = _address(market, values, **part)
     end = "" if values["from"] is None or values["to"] is None else f"&to={values['to']}"
     length_ms = values["interval"].ms
 
@@ -399,9 +368,9 @@ def _next_path(market: MarketKey, values: Mapping[str, Any]) -> Callable[[Printe
     return next_path
 
 
-def _page_path(market: MarketKey, values: Mapping[str, Any], page: int, rev: str | None) -> str:
-    """Return the address of a page, relative to the request's address."""
-    asked = {"symbol": market.symbol, "interval": values["interval"], "exchange": market.exchange, "page": page}
+def _address(market: MarketKey, values: Mapping[str, Any], rev: str | None = None, **part: int) -> str:
+    """Return the address of other bars, relative to the request's address. `part` is the `limit` or the `page`."""
+    asked = {"symbol": market.symbol, "interval": values["interval"], "exchange": market.exchange, **part}
     if values["numbers"]:
         asked["numbers"] = "string"
     if rev is not None:
@@ -409,10 +378,12 @@ def _page_path(market: MarketKey, values: Mapping[str, Any], page: int, rev: str
     return f"?{urlencode(asked, safe='/:')}"
 
 
-def _position(page: PrintedPage) -> str:
-    if page.position is None:
-        return ""
-    return f',"epoch":{json.dumps(page.position.epoch)},"seq":{page.position.seq}'
+def _period(values: Mapping[str, Any], clock: Clock, default_ms: int, most_ms: int) -> Range:
+    """Return the range of minutes of a request about gaps. All of them can be expected in the store."""
+    now_ms = clock.now_ms() - MINUTE_MS  # the last minute may not have arrived yet
+    end_ms = MINUTE.floor(now_ms if values["to"] is None else min(values["to"], now_ms))
+    start_ms = end_ms - default_ms if values["from"] is None else values["from"]
+    return Range(MINUTE.floor(max(start_ms, end_ms - most_ms, 0)), end_ms)
 
 
 def _covered_day(day: Range, found: Sequence[Gap]) -> operations.CoveredDay:

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import msgspec
 
@@ -17,6 +17,7 @@ from candled.rooms.encoded_bars import BarSource
 from candled.rooms.recipients import RecipientConnection, Recipients
 from candled.serve.access import AccessGuard
 from candled.serve.connection_limiter import ClientLimits, networks
+from candled.serve.hot_path import Route
 from candled.serve.kept_pages import KeptPages
 from candled.serve.rate_limit import RateLimits
 from candled.universe import Universe
@@ -24,31 +25,29 @@ from candled.universe import Universe
 from . import klines, operations, rest, udf
 from .catalog import MarketCatalog, binance_name
 from .context import ApiContext
-from .handler import AccessPolicy, NotFound
+from .handler import AccessPolicy, DialectContext, NotFound
 from .kline_streams import KlineClient, KlineStreams, Reader
 from .openapi import document
 from .scopes import Scopes
 
 logger = logging.getLogger(__name__)
 
-Route = tuple[str, type[Any], dict[str, Any]]
 Stream = tuple[str, Callable[[RecipientConnection, str], KlineClient]]
 
 
-def make_routes(config: Config, source: ApiContext, limits: RateLimits, clock: Clock) -> list[Route]:
+def make_routes(config: Config, source: ApiContext, limits: RateLimits) -> list[Route]:
     """Return the routes enabled in the settings."""
-    pages = KeptPages(clock)
+    pages = KeptPages(source.clock)
     access = AccessPolicy(config.server.allowed_origins, networks(config.server.trusted_proxies))
-
-    def limited(group: str) -> dict[str, Any]:
-        shared = {"compress_from": config.server.compress_from, "pages": pages}
-        return {"access": access, "limit": limits.groups[group], **shared}
-
-    facade = _klines(source, config.klines, limited("klines")) if config.klines.enabled else []
+    dialects = {
+        group: DialectContext(access, limit, config.server.compress_from, pages)
+        for group, limit in limits.groups.items()
+    }
+    facade = _klines(source, config.klines, dialects["klines"]) if config.klines.enabled else []
     return [
         *facade,
-        *_rest(source, limited("api"), needs_token=config.access.needs_tokens),
-        *_udf(source, config.udf.next_time, limited("udf")),
+        *_rest(source, dialects["api"], needs_token=config.access.needs_tokens),
+        *_udf(source, config.udf.next_time, dialects["udf"]),
     ]
 
 
@@ -66,7 +65,7 @@ def make_guard(config: Config, catalog: MarketCatalog, clock: Clock) -> AccessGu
     return AccessGuard(TokenVerifier(config.access, clock), clock, scopes.find_asked)
 
 
-def _rest(source: ApiContext, shared: dict[str, Any], *, needs_token: bool) -> list[Route]:
+def _rest(source: ApiContext, dialect: DialectContext, *, needs_token: bool) -> list[Route]:
     kinds: tuple[type[rest.RestHandler], ...] = (
         rest.Candles,
         rest.Pages,
@@ -77,17 +76,11 @@ def _rest(source: ApiContext, shared: dict[str, Any], *, needs_token: bool) -> l
         rest.Gaps,
     )
     *made, description = _operations(source.catalog)
-    resources = zip(made, kinds, strict=True)
+    shared = {"dialect": dialect, "source": source}
+    describe = partial(_describe, source.catalog, needs_token)
     return [
-        *(
-            (operation.path, kind, {**shared, "operation": operation, "source": source})
-            for operation, kind in resources
-        ),
-        (
-            description.path,
-            rest.Description,
-            {**shared, "source": source, "description": partial(_describe, source.catalog, needs_token)},
-        ),
+        *((one.path, kind, {**shared, "operation": one}) for one, kind in zip(made, kinds, strict=True)),
+        (description.path, rest.Description, {**shared, "description": describe}),
         (r"/api(?:/.*)?", NotFound, shared),
     ]
 
@@ -110,7 +103,7 @@ async def _describe(catalog: MarketCatalog, needs_token: bool) -> bytes:
     return msgspec.json.encode(document(_operations(catalog), __version__, needs_token=needs_token))
 
 
-def _udf(source: ApiContext, next_time: str, shared: dict[str, Any]) -> list[Route]:
+def _udf(source: ApiContext, next_time: str, dialect: DialectContext) -> list[Route]:
     resources: dict[str, type[udf.UdfHandler]] = {
         "config": udf.Config,
         "symbols": udf.Symbols,
@@ -121,15 +114,16 @@ def _udf(source: ApiContext, next_time: str, shared: dict[str, Any]) -> list[Rou
         "marks": udf.Marks,
         "timescale_marks": udf.TimescaleMarks,
     }
-    more = {**shared, "source": source, "next_time": next_time}
+    more = {"dialect": dialect, "source": source, "next_time": next_time}
+    searches = replace(dialect, pages=KeptPages(source.clock))  # which displace no other pages
     return [
         *((f"/udf/{name}", kind, more) for name, kind in resources.items()),
-        ("/udf/search", udf.Search, {**more, "pages": KeptPages(source.clock)}),  # searches displace no other pages
+        ("/udf/search", udf.Search, {**more, "dialect": searches}),
         (r"/udf(?:/.*)?", udf.UnknownUdfPath, more),
     ]
 
 
-def _klines(source: ApiContext, settings: KlinesSettings, shared: dict[str, Any]) -> list[Route]:
+def _klines(source: ApiContext, settings: KlinesSettings, dialect: DialectContext) -> list[Route]:
     resources: dict[str, type[klines.KlinesHandler]] = {
         "klines": klines.Klines,
         "uiKlines": klines.Klines,
@@ -144,7 +138,7 @@ def _klines(source: ApiContext, settings: KlinesSettings, shared: dict[str, Any]
         if name != plain:
             taken = markets.markets[markets.stream_names[plain.lower()]].symbol
             logger.warning("klines: %s is served as %s: %s is %s", market.symbol, name, plain, taken)
-    more = {**shared, "source": source, "markets": markets}
+    more = {"dialect": dialect, "source": source, "markets": markets}
     return [(f"{settings.prefix}/api/v3/{name}", kind, more) for name, kind in resources.items()]
 
 
@@ -155,7 +149,6 @@ def make_streams(
     bars: BarSource,
     make_reader: Callable[[RecipientConnection], Reader],
     publish: Callable[[Recipients, Frame], None],
-    clock: Clock,
     limits: ClientLimits,
 ) -> list[Stream]:
     """Return the paths of kline streams, if enabled. `make_reader` makes a client of candled's own protocol."""
@@ -163,7 +156,7 @@ def make_streams(
     if not settings.enabled:
         return []
     markets = source.catalog.binance_markets(settings.exchange or source.catalog.default)
-    streams = KlineStreams(markets, bars, make_reader, publish, clock, limits, source.offered)
+    streams = KlineStreams(markets, bars, make_reader, publish, source.clock, limits, source.offered)
     bare = [f"{settings.prefix}/ws"] if settings.prefix else ["/", "/ws"]  # shared with candled's own protocol
     raw = [*bare, rf"{settings.prefix}/ws/.*"]
     universe.add_listener(streams.on_markets_changed)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from candled.model import DAY_MS, Interval, Symbol
+from candled.model import DAY_MS, Symbol
 from candled.serve.grants import Arguments, Asked
 
 from .catalog import BinanceMarkets, MarketCatalog
@@ -54,16 +54,12 @@ class Scopes:
 
     def _find_of_udf(self, path: str, arguments: Arguments) -> Asked:
         markets = _found(arguments, "symbol", self._catalog.by_ticker)
-        intervals = _found(arguments, "resolution", self._find_resolution)
+        intervals = _found(arguments, "resolution", self._catalog.find_resolution)
         if path == "/udf/quotes":
             names = [name for text in _texts(arguments, "symbols") for name in text.split(",")]
             markets = [market for market in map(self._catalog.by_ticker, names) if market is not None]
             intervals = [one for one in self._catalog.intervals.values() if one.ms == DAY_MS]
         return Asked([market.symbol for market in markets], [str(one) for one in intervals])
-
-    def _find_resolution(self, name: str) -> Interval | None:
-        known = self._catalog.resolutions
-        return known.get(name) or known.get(f"1{name}")
 
 
 def _texts(arguments: Arguments, name: str) -> Sequence[str]:

@@ -16,7 +16,6 @@ from candled.transport.work_budget import SEARCHED
 
 from .bar_answers import BarHandler
 from .catalog import MarketCatalog, tradingview_name
-from .context import ApiContext
 from .errors import ApiError, UnknownSymbol, shown
 from .formats import json_number
 from .handler import Handler, NotFound
@@ -44,11 +43,9 @@ class UdfHandler(Handler):
     parameters: ClassVar[Sequence[Parameter]] = ()
     has_json_only = True
 
-    def initialize(self, source: ApiContext, next_time: str, **shared: Any) -> None:  # type: ignore[override]
-        """Store the sources of answers and the unit of `nextTime`."""
+    def initialize(self, next_time: str, **shared: Any) -> None:  # type: ignore[override]
+        """Store the unit of `nextTime`."""
         super().initialize(**shared)
-        self.source = source
-        self.sources = {"source": source}
         self.next_time = next_time
 
     @classmethod
@@ -89,15 +86,15 @@ def _market(catalog: MarketCatalog, ticker: str) -> MarketKey:
 
 
 def _interval(catalog: MarketCatalog, name: str) -> Interval:
-    """Return the interval of a resolution. `D` is `1D`.
+    """Return the interval of a resolution.
 
     Raises:
         ApiError: it is not served.
     """
-    known = catalog.resolutions
-    found = known.get(name) or known.get(f"1{name}")
+    found = catalog.find_resolution(name)
     if found is None:
-        raise ApiError(400, "unknown_resolution", f"resolution: expected one of {', '.join(known)}, got {shown(name)}")
+        known = ", ".join(catalog.resolutions)
+        raise ApiError(400, "unknown_resolution", f"resolution: expected one of {known}, got {shown(name)}")
     return found
 
 
@@ -111,7 +108,7 @@ class Config(UdfHandler):
         self.set_cache_headers(False)
         self.write_json(
             {
-                "supported_resolutions": _resolutions(catalog),
+                "supported_resolutions": list(catalog.resolutions),
                 "supports_search": True,
                 "supports_group_request": False,
                 "supports_marks": True,
@@ -155,7 +152,7 @@ class Symbols(UdfHandler):
             "has_daily": _DAY in catalog.intervals,
             "has_weekly_and_monthly": "1W" in catalog.intervals,
             "intraday_multipliers": _intraday(catalog),
-            "supported_resolutions": _resolutions(catalog),
+            "supported_resolutions": list(catalog.resolutions),
             "volume_precision": volume_decimals,
             "data_status": "streaming",
             "format": "price",
@@ -194,7 +191,7 @@ class SymbolInfo(UdfHandler):
             "has-daily": _DAY in catalog.intervals,
             "has-weekly-and-monthly": "1W" in catalog.intervals,
             "intraday-multipliers": [_intraday(catalog)] * len(markets),
-            "supported-resolutions": [_resolutions(catalog)] * len(markets),
+            "supported-resolutions": [list(catalog.resolutions)] * len(markets),
             "ticker": tickers,
             "volume-precision": [volume for _, volume in decimals],
         }
@@ -279,7 +276,7 @@ class History(BarHandler, UdfHandler):
         empty_ms = min(values["from"], values["to"])
         older = None
         if not values["countback"]:
-            older = await self.source.pages.read_page(query.market, query.interval, end_ms=empty_ms, limit=1)
+            older = await self.source.pages.read_page(query.market, query.interval, HistoryRequest(1, end_ms=empty_ms))
         if older is None or not older.bars:
             self.write_json({"s": "no_data"})
             return
@@ -447,9 +444,5 @@ def _mark(gap: Gap, interval: Interval) -> dict[str, Any]:
     }
 
 
-def _resolutions(catalog: MarketCatalog) -> list[str]:
-    return list(catalog.resolutions)
-
-
 def _intraday(catalog: MarketCatalog) -> list[str]:
-    return [name for name in _resolutions(catalog) if name.isdigit()]
+    return [name for name in catalog.resolutions if name.isdigit()]

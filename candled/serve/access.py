@@ -16,7 +16,7 @@ from candled.exchange import Clock
 from candled.protocol import messages
 from candled.protocol.frames import Frame
 from candled.protocol.requests import LIMIT, UNAUTHORIZED, RequestError, not_allowed, read_request_id
-from candled.transport.connection import ClientConnection, ConnectionListener
+from candled.transport.connection import ClientConnection, ConnectionListener, MakeClient
 
 from .grants import AccessRefused, Arguments, Asked
 
@@ -29,8 +29,6 @@ _OPEN_FOLDERS = ("/static/", "/clients/")  # candled's own JavaScript, which is 
 _AUTH_S = 10.0  # how long a connection may take to send its token
 _WINDOW_S = 60.0
 _CHALLENGE = 'Bearer realm="candled"'
-
-MakeClient = Callable[[ClientConnection], ConnectionListener]
 
 
 class _Usage:
@@ -124,7 +122,8 @@ class AccessGuard:
         now = self._clock.monotonic()
         if grant.requests and usage is not None and now < usage.window_ends and usage.count >= grant.requests:
             message = f"Too many requests: at most {grant.requests} per minute with this token"
-            raise _too_many(message, usage.window_ends - now)
+            headers = {"Retry-After": str(math.ceil(usage.window_ends - now))}
+            raise AccessRefused(429, "too_many_requests", message, "requests", headers)
         for text in self._find_excess(grant, path, arguments):
             challenge = {"WWW-Authenticate": f'{_CHALLENGE}, error="insufficient_scope"'}
             raise AccessRefused(403, "forbidden", str(not_allowed(text)), "scope", challenge)
@@ -229,26 +228,14 @@ class AccessGuard:
             del self._usages[key]
         for late in [one for one, until in self._pending.items() if now >= until]:
             del self._pending[late]
-            end_later(partial(_end_late, late))
+            end_later(partial(late.disconnect, 3502, "no token"))
         for grant, connections in self._open.items():
             if self._verifier.is_expired(grant):
                 for one in connections:
-                    end_later(partial(_end_expired, one))
+                    end_later(partial(one.disconnect, 3005, "token expired"))
             elif not self._verifier.is_current(grant):
                 for one in connections:
-                    end_later(partial(_end_revoked, one))
-
-
-def _end_late(connection: ClientConnection) -> None:
-    connection.disconnect(3502, "no token")
-
-
-def _end_expired(connection: ClientConnection) -> None:
-    connection.disconnect(3005, "token expired")
-
-
-def _end_revoked(connection: ClientConnection) -> None:
-    connection.disconnect(3500, "token revoked")
+                    end_later(partial(one.disconnect, 3500, "token revoked"))
 
 
 class _Auth(msgspec.Struct):
@@ -291,10 +278,6 @@ class Unauthenticated(ConnectionListener):
             return
         connection.send_reply(Frame.from_text(messages.authenticated(grant.expires_ms, request_id)))
         connection.client = self._make_client(connection)
-
-
-def _too_many(message: str, wait_s: float) -> AccessRefused:
-    return AccessRefused(429, "too_many_requests", message, "requests", {"Retry-After": str(math.ceil(wait_s))})
 
 
 def _take_token(headers: Mapping[str, str], arguments: Arguments) -> str:

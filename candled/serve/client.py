@@ -4,15 +4,13 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from candled.errors import Unavailable
-from candled.exchange import Clock
 from candled.model import Interval, MarketKey, PatternTopic, Position, Symbol, Topic
-from candled.on_demand import MarketsOnDemand
 from candled.protocol import messages
 from candled.protocol.frames import Frame
-from candled.protocol.messages import PLAIN
+from candled.protocol.messages import PLAIN, RequestId
 from candled.protocol.requests import (
     INTERNAL,
     LIMIT,
@@ -22,7 +20,6 @@ from candled.protocol.requests import (
     ListSubscriptions,
     Ping,
     Request,
-    RequestCodec,
     RequestError,
     Subscribe,
     SubscribeMany,
@@ -32,19 +29,15 @@ from candled.protocol.requests import (
     invalid_pattern,
     market_removed,
 )
-from candled.rooms.hub import Hub, Membership, PatternMembership, RecipientConnection
+from candled.rooms.hub import Membership, PatternMembership, RecipientConnection
 from candled.tasks import TaskSet
 from candled.token_bucket import TokenBucket
 from candled.transport.connection import ConnectionListener
 from candled.transport.work_budget import SUBSCRIBE, initial_cost, page_cost, pattern_cost
 
-from .connection_limiter import ClientLimits
 from .market_starts import about, start_market
-from .pager import TURN, HistoryPages, Pager
-from .request_checks import charge_work, check_pattern, check_room_count, check_topic
-
-if TYPE_CHECKING:
-    from candled.aggregate.live_bars import LiveBars
+from .pager import TURN, Pager, SessionContext
+from .request_checks import charge_work, check_room_count, check_topic, message_budget
 
 logger = logging.getLogger(__name__)
 
@@ -77,43 +70,21 @@ class ClientSession(ConnectionListener):
 
     __slots__ = (
         "_backlog",
-        "_bars",
         "_budget",
-        "_clock",
-        "_codec",
         "_connection",
-        "_demand",
-        "_hub",
+        "_context",
         "_is_extended",
-        "_limits",
         "_memberships",
         "_pager",
-        "_pages",
         "_patterns",
         "_preparing",
         "_starting",
         "_watched",
     )
 
-    def __init__(
-        self,
-        connection: RecipientConnection,
-        hub: Hub,
-        bars: "LiveBars",
-        codec: RequestCodec,
-        clock: Clock,
-        limits: ClientLimits,
-        pages: HistoryPages,
-        demand: MarketsOnDemand | None = None,
-    ) -> None:
+    def __init__(self, connection: RecipientConnection, context: SessionContext) -> None:
         self._connection = connection
-        self._hub = hub
-        self._bars = bars
-        self._codec = codec
-        self._clock = clock
-        self._limits = limits
-        self._pages = pages
-        self._demand = demand
+        self._context = context
         # tasks that wait for markets on demand, with the topics of their requests
         self._starting: dict[asyncio.Task[None] | None, Topic] | None = None
         self._memberships: dict[Topic, Membership] = {}
@@ -133,11 +104,7 @@ class ClientSession(ConnectionListener):
 
     def on_client_message(self, message: str | bytes) -> None:
         """Handle one message, after those before it. An invalid one gets an error reply, and the socket stays open."""
-        try:
-            self._spend_budget(message)
-        except RequestError as error:
-            self._send_error(error)
-            self._hub.counts.received["refused"] += 1
+        if not self._spend_budget(message):
             return
         if not self._backlog:
             self._handle_message(message)
@@ -149,12 +116,12 @@ class ClientSession(ConnectionListener):
     def _handle_message(self, message: str | bytes) -> None:
         kind = "invalid"
         try:
-            request = self._codec.decode_request(message)
+            request = self._context.codec.decode_request(message)
             kind = _TYPES[type(request)]
             self.handle(request)
         except RequestError as error:
             self._refuse(error)
-        self._hub.counts.received[kind] += 1
+        self._context.hub.counts.received[kind] += 1
 
     def subscribe_by_query(self, fields: Mapping[str, Any]) -> None:
         """Subscribe to a topic, given the fields of a `subscribe` message.
@@ -162,7 +129,7 @@ class ClientSession(ConnectionListener):
         Raises:
             RequestError: a field is invalid, or a limit refuses the subscription.
         """
-        self._subscribe(self._codec.read_subscription(fields))
+        self._subscribe(self._context.codec.read_subscription(fields))
 
     def handle(self, request: Request) -> None:
         """Handle a decoded request.
@@ -186,8 +153,8 @@ class ClientSession(ConnectionListener):
         elif isinstance(request, ListSubscriptions):
             self._is_extended = True
             heads = [
-                *map(self._codec.topic_head, self._memberships),
-                *map(self._codec.request_head, self._patterns or ()),
+                *map(self._context.codec.topic_head, self._memberships),
+                *map(self._context.codec.request_head, self._patterns or ()),
             ]
             self._send_reply(messages.listing(heads, request.id))
         elif isinstance(request, GetHistory):
@@ -198,8 +165,8 @@ class ClientSession(ConnectionListener):
     def make_initial(self, topic: Topic) -> Frame | None:
         """Return the requested `initial` now that the socket can take it, or use a turn for history or the backlog."""
         membership = self._memberships.get(topic)
-        if membership is not None and self._hub.prepare_snapshot(membership):
-            return self._hub.render_snapshot(membership)
+        if membership is not None and self._context.hub.prepare_snapshot(membership):
+            return self._context.hub.render_snapshot(membership)
         if membership is not None:
             self._connection.request_snapshot(topic)
         elif topic == TURN and self._pager is not None:
@@ -212,8 +179,8 @@ class ClientSession(ConnectionListener):
         """Request a new `initial`: the client reads so slowly that updates of a topic were dropped."""
         membership = self._memberships.get(topic)
         if membership is not None:
-            self._hub.counts.fell_behind += 1
-            self._hub.on_fell_behind(membership)
+            self._context.hub.counts.fell_behind += 1
+            self._context.hub.on_fell_behind(membership)
             self.request_initial(membership)
             return
         for pattern in list((self._patterns or {}).values()):
@@ -232,11 +199,11 @@ class ClientSession(ConnectionListener):
         if self._pager is not None:
             self._pager.close()
         for watcher, _ in (self._watched or {}).values():
-            self._hub.unwatch_state(watcher)
+            self._context.hub.unwatch_state(watcher)
         for membership in self._memberships.values():
-            self._hub.leave_room(membership)
+            self._context.hub.leave_room(membership)
         for pattern in (self._patterns or {}).values():
-            self._hub.leave_pattern(pattern)
+            self._context.hub.leave_pattern(pattern)
         self._watched = self._patterns = self._backlog = None
         self._memberships.clear()
 
@@ -247,8 +214,8 @@ class ClientSession(ConnectionListener):
         topic = membership.topic
         if self._memberships.get(topic) is not membership or (self._preparing and topic in self._preparing):
             return
-        may_wait = membership.is_new and not self._bars.is_warm(*topic, membership.bars_needed)
-        is_loaded = self._bars.is_loaded(*topic, membership.bars_needed)
+        may_wait = membership.is_new and not self._context.bars.is_warm(*topic, membership.bars_needed)
+        is_loaded = self._context.bars.is_loaded(*topic, membership.bars_needed)
         if membership.resume is None and not may_wait and not delay_s and is_loaded:
             self._connection.request_snapshot(topic)
             return
@@ -260,26 +227,21 @@ class ClientSession(ConnectionListener):
         """End a subscription with an error, because its market is not served any more."""
         if self._memberships.get(membership.topic) is membership:
             self._unsubscribe_topic(membership.topic)
-            error = market_removed(membership.topic.market, self._codec.new_symbol(membership.topic.market))
-            error.request_id = membership.request_id
-            self._send_error(error)
+            error = market_removed(membership.topic.market, self._context.codec.new_symbol(membership.topic.market))
+            self._send_error(error, membership.request_id)
 
     # ------------------------------------------------------------ requests
 
-    def _spend_budget(self, message: str | bytes) -> None:
-        grant = self._connection.grant
-        rate = self._limits.max_messages_per_second
-        if grant is not None and grant.messages:
-            rate = min(rate or grant.messages, grant.messages)
-        if not rate:
-            return
-        if self._budget is None or self._budget.rate != rate:  # the settings may be reloaded
-            self._budget = TokenBucket(rate, 2 * rate)
-        if self._budget.try_take(self._clock.monotonic()):
-            self._connection.charge_refusal()
-            error = RequestError(f"Too many messages: at most {rate} per second", code=TOO_MANY, temporary=True)
-            error.request_id = self._codec.name_of(message)
-            raise error
+    def _spend_budget(self, message: str | bytes) -> bool:
+        """Count a message; return False if there are too many of them. The client then gets an error."""
+        self._budget = budget = message_budget(self._budget, self._context.limits, self._connection)
+        if budget is None or not budget.try_take(self._context.clock.monotonic()):
+            return True
+        self._connection.charge_refusal()
+        error = RequestError(f"Too many messages: at most {budget.rate} per second", code=TOO_MANY, temporary=True)
+        self._send_error(error, self._context.codec.name_of(message))
+        self._context.hub.counts.received["refused"] += 1
+        return False
 
     def _run_backlog(self) -> None:
         """Handle some of the waiting subscriptions and messages, and request another turn for the rest."""
@@ -323,14 +285,15 @@ class ClientSession(ConnectionListener):
         Raises:
             RequestError: it cannot be started. This is `error` if the exchange does not list it.
         """
-        await start_market(self._demand, self._connection, error)
+        await start_market(self._context.demand, self._connection, error)
 
     def _start_later(self, error: UnknownMarket) -> bool:
         """Answer a refused request once its market runs; return False if it gets its error now.
 
         An `unsubscribe` ends the wait.
         """
-        market = None if self._demand is None else self._demand.find_candidate(error.exchange, error.symbol)
+        demand = self._context.demand
+        market = None if demand is None else demand.find_candidate(error.exchange, error.symbol)
         if market is None or error.interval is None:
             return False
         topic = Topic(market, error.interval)
@@ -346,7 +309,8 @@ class ClientSession(ConnectionListener):
         waiting = [task for task, one in (self._starting or {}).items() if one == topic and task and task.cancel()]
         if waiting and error.request_id is not None:
             self._is_extended = True
-            self._send_reply(messages.unsubscribed(self._codec.topic_head(topic), error.request_id, existed=True))
+            head = self._context.codec.topic_head(topic)
+            self._send_reply(messages.unsubscribed(head, error.request_id, existed=True))
         return bool(waiting)
 
     async def _answer_later(self, error: UnknownMarket) -> None:
@@ -376,7 +340,7 @@ class ClientSession(ConnectionListener):
 
     def _check_room_count(self) -> None:
         count = self._room_count + len(self._starting or ())
-        check_room_count(self._connection.grant, self._limits.max_rooms_per_connection, count)
+        check_room_count(self._connection.grant, self._context.limits.max_rooms_per_connection, count)
 
     def _subscribe_topic(self, request: Subscribe) -> None:
         topic = request.topic
@@ -385,17 +349,17 @@ class ClientSession(ConnectionListener):
         if former is None:
             self._check_room_count()
         # a room with members has its bars loaded
-        is_loaded = self._hub.has_room(topic) or self._bars.is_loaded(*topic, request.bars)
+        is_loaded = self._context.hub.has_room(topic) or self._context.bars.is_loaded(*topic, request.bars)
         cost = initial_cost(request.bars, is_loaded=is_loaded, resumes=request.resume is not None)
-        delay_s = charge_work(self._connection, cost, request)
+        delay_s = charge_work(self._connection, cost)
         if request.options != PLAIN or request.status or request.resume is not None:
             self._is_extended = True
         self._connection.cancel_topic(topic)
-        membership = self._hub.join_room(self, self._connection, topic, request.bars, request.options)
+        membership = self._context.hub.join_room(self, self._connection, topic, request.bars, request.options)
         membership.resume, membership.request_id = request.resume, request.id
         self._memberships[topic] = membership
         if former is not None:
-            self._hub.leave_room(former)
+            self._context.hub.leave_room(former)
         if self._room_count > 1:
             self._connection.cork(many=True)
         if request.id is not None:
@@ -408,7 +372,7 @@ class ClientSession(ConnectionListener):
         if membership is None:
             return False
         self._connection.cancel_topic(topic)
-        self._hub.leave_room(membership)
+        self._context.hub.leave_room(membership)
         self._watch_state(topic, wanted=False)
         self._update_cork()
         return True
@@ -416,31 +380,31 @@ class ClientSession(ConnectionListener):
     def _subscribe_pattern(self, request: SubscribePattern) -> None:
         """Enter a pattern room. There is no `initial`: its bars begin with the next ones that close."""
         topic, patterns = request.topic, self._patterns or {}
-        check_pattern(self._connection.grant, topic)
+        check_topic(self._connection.grant, topic)
         former = patterns.get(topic)
         if former is None:
             self._check_room_count()
-        exists = self._hub.has_room(topic)
-        if not exists and not self._hub.has_space_for_patterns:
+        exists = self._context.hub.has_room(topic)
+        if not exists and not self._context.hub.has_space_for_patterns:
             raise RequestError(
                 "Too many patterns: this server has no space for another one", code=LIMIT, temporary=True
             )
-        markets = sum(1 for _ in self._codec.symbols(topic.exchange))
-        charge_work(self._connection, SUBSCRIBE if exists else pattern_cost(markets), request)
+        markets = sum(1 for _ in self._context.codec.symbols(topic.exchange))
+        charge_work(self._connection, SUBSCRIBE if exists else pattern_cost(markets))
         self._is_extended = True
         try:
-            membership = self._hub.join_pattern(self._connection, topic, request.options)
+            membership = self._context.hub.join_pattern(self._connection, topic, request.options)
         except ValueError as error:
             raise invalid_pattern(topic.pattern, str(error)) from None
         membership.request_id = request.id
         if former is not None:
-            self._hub.leave_pattern(former)
+            self._context.hub.leave_pattern(former)
         self._patterns = patterns | {topic: membership}
         self._connection.cork(many=True)
         if request.id is not None:
-            self._send_reply(messages.subscribed(self._codec.request_head(topic), request.id))
+            self._send_reply(messages.subscribed(self._context.codec.request_head(topic), request.id))
         if request.markets:
-            self._hub.watch_markets(membership)
+            self._context.hub.watch_markets(membership)
 
     def _unsubscribe_pattern(self, topic: PatternTopic) -> bool:
         membership = None if self._patterns is None else self._patterns.pop(topic, None)
@@ -448,16 +412,16 @@ class ClientSession(ConnectionListener):
             return False
         for symbol in membership.room.symbols:
             self._connection.cancel_topic(membership.room.frame_topic(MarketKey(topic.exchange, symbol)))
-        self._hub.leave_pattern(membership)
+        self._context.hub.leave_pattern(membership)
         self._update_cork()
         return True
 
     def _unsubscribe(self, request: Unsubscribe) -> None:
         topic = request.topic
         if isinstance(topic, PatternTopic):
-            existed, head = self._unsubscribe_pattern(topic), self._codec.request_head(topic)
+            existed, head = self._unsubscribe_pattern(topic), self._context.codec.request_head(topic)
         else:
-            existed, head = self._unsubscribe_topic(topic), self._codec.topic_head(topic)
+            existed, head = self._unsubscribe_topic(topic), self._context.codec.topic_head(topic)
         if request.id is not None:
             self._send_reply(messages.unsubscribed(head, request.id, existed=existed))
 
@@ -470,8 +434,7 @@ class ClientSession(ConnectionListener):
         self._unsubscribe_pattern(membership.room.topic)
         name = membership.room.topic.pattern
         error = RequestError(f"Subscription ended: bars of {name} were not read", code=NOT_AVAILABLE, temporary=True)
-        error.request_id = membership.request_id
-        self._send_error(error)
+        self._send_error(error, membership.request_id)
 
     def _watch_state(self, topic: Topic, wanted: bool) -> None:
         """Start or stop sending the state of a topic's market. A market is watched once for all its topics."""
@@ -483,27 +446,20 @@ class ClientSession(ConnectionListener):
         if wanted:
             topics.add(topic)
             if watcher is None:
-                self._watched[topic.market] = self._hub.watch_state(self._connection, topic.market), topics
+                self._watched[topic.market] = self._context.hub.watch_state(self._connection, topic.market), topics
         elif watcher is not None:
             topics.discard(topic)
             if not topics:
                 del self._watched[topic.market]
-                self._hub.unwatch_state(watcher)
+                self._context.hub.unwatch_state(watcher)
 
     def _request_page(self, request: GetHistory) -> None:
         self._is_extended = True
         if self._pager is None:
-            self._pager = Pager(
-                self._connection,
-                self._send_reply,
-                self._pages,
-                self._bars.is_final,
-                self._codec.topic_head,
-                self._clock,
-            )
+            self._pager = Pager(self._connection, self._send_reply, self._context)
         try:
             check_topic(self._connection.grant, request.topic)
-            delay_s = charge_work(self._connection, page_cost(request.limit), request)
+            delay_s = charge_work(self._connection, page_cost(request.limit))
             self._pager.enqueue_request(request, delay_s)
         except RequestError as error:
             error.request_id = request.id
@@ -515,8 +471,8 @@ class ClientSession(ConnectionListener):
         """Load the bars that are not in memory, then request the `initial`."""
         try:
             if delay_s:
-                await self._clock.sleep(delay_s)
-            await self._load_bars(topic, self._limits.warmup_wait.total_seconds() if may_wait else 0.0)
+                await self._context.clock.sleep(delay_s)
+            await self._load_bars(topic, self._context.limits.warmup_wait.total_seconds() if may_wait else 0.0)
         finally:
             if self._preparing is not None:
                 del self._preparing[topic]
@@ -528,15 +484,16 @@ class ClientSession(ConnectionListener):
         notified: Membership | None = None
         while (membership := self._memberships.get(topic)) is not None:
             try:
-                await self._bars.load_bars(*topic, membership.bars_needed, timeout_s)
+                await self._context.bars.load_bars(*topic, membership.bars_needed, timeout_s)
                 await self._find_missed(membership)
             except Exception as error:
                 if notified is not membership:
                     is_known = isinstance(error, Unavailable)
                     logger.warning("%s %s: bars cannot be read: %s", *topic, error, exc_info=not is_known)
-                    self._send_error(_failed(membership))
+                    failure = RequestError(messages.FAILED_TO_SUBSCRIBE, code=INTERNAL, temporary=True)
+                    self._send_error(failure, membership.request_id if membership.is_new else None)
                 notified = membership
-                await self._clock.sleep(_RETRY_S)
+                await self._context.clock.sleep(_RETRY_S)
                 continue
             finally:
                 timeout_s = 0.0
@@ -549,7 +506,7 @@ class ClientSession(ConnectionListener):
         if resume is None:
             return
         try:
-            membership.prepared = await self._bars.prepare_resume(
+            membership.prepared = await self._context.bars.prepare_resume(
                 *membership.topic, Position(resume.epoch, resume.seq), resume.time_ms
             )
         except Unavailable as error:
@@ -557,17 +514,13 @@ class ClientSession(ConnectionListener):
         except Exception:  # sending all bars is the safe answer
             logger.exception("%s %s: missed changes cannot be computed, sending all bars", *membership.topic)
 
-    def _send_error(self, error: RequestError) -> None:
-        if error.request_id is not None:
+    def _send_error(self, error: RequestError, request_id: RequestId = None) -> None:
+        """Send an error. The id is that of its request, by default the one that the error has."""
+        request_id = error.request_id if request_id is None else request_id
+        if request_id is not None:
             self._is_extended = True
-        self._send_reply(messages.error(str(error), error.request_id, code=error.code, temporary=error.temporary))
+        self._send_reply(messages.error(str(error), request_id, code=error.code, temporary=error.temporary))
 
     def _send_reply(self, text: str) -> None:
-        self._hub.counts.sent[messages.type_of(text)] += 1
+        self._context.hub.counts.sent[messages.type_of(text)] += 1
         self._connection.send_reply(Frame.from_text(text))
-
-
-def _failed(membership: Membership) -> RequestError:
-    error = RequestError(messages.FAILED_TO_SUBSCRIBE, code=INTERNAL, temporary=True)
-    error.request_id = membership.request_id if membership.is_new else None
-    return error

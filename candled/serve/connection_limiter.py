@@ -3,11 +3,9 @@
 import ipaddress
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from candled.addresses import client_of, network_of, without_port
+from candled.addresses import NETWORKS_PER_CUSTOMER, client_of, network_of, without_port
 from candled.token_bucket import TokenBucket
 
 if TYPE_CHECKING:
@@ -18,31 +16,23 @@ _LONGEST_WAIT_S = 60.0
 # for customers within their share.
 _SHARE, _SHARE_IN_A_ROW, _RESERVED = 1 / 8, 1 / 4, 0.5
 _MOST_SHARES = 10_000  # customers, about 4 MB
-_NETWORKS_PER_CUSTOMER = 4  # IPv6 networks (/64) of one customer (/56) that may reach the limit of an address
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-@dataclass(slots=True)
 class ClientLimits:
     """The limits of each client's session. All sessions share one object, so that a change applies to all of them."""
 
-    #: Subscriptions of one connection.
-    max_rooms_per_connection: int
-    #: Messages a client may send per second; 0 for no limit.
-    max_messages_per_second: int
-    #: How long a subscription waits for the current week to be complete.
-    warmup_wait: timedelta
-
-    @classmethod
-    def of(cls, settings: "ServerSettings") -> "ClientLimits":
-        """Return the limits of the settings."""
-        return cls(settings.max_rooms_per_connection, settings.max_messages_per_second, settings.warmup_wait)
+    def __init__(self, settings: "ServerSettings") -> None:
+        self.set_limits(settings)
 
     def set_limits(self, settings: "ServerSettings") -> None:
         """Take the limits of new settings."""
+        #: Subscriptions of one connection.
         self.max_rooms_per_connection = settings.max_rooms_per_connection
+        #: Messages a client may send per second; 0 for no limit.
         self.max_messages_per_second = settings.max_messages_per_second
+        #: How long a subscription waits for the current week to be complete.
         self.warmup_wait = settings.warmup_wait
 
 
@@ -127,7 +117,7 @@ class ConnectionLimiter:
         most, customer = self._most_per_address, client_of(address)
         if most and (
             self._networks[network_of(address)] >= most
-            or self._customers[customer] >= most * (_NETWORKS_PER_CUSTOMER if ":" in customer else 1)
+            or self._customers[customer] >= most * (NETWORKS_PER_CUSTOMER if ":" in customer else 1)
         ):
             return 429, f"Too many connections from {address}: at most {most}"
         return None

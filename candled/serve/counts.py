@@ -4,8 +4,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from typing import TypeVar
 
 from candled.histogram import SECONDS, Histogram
+
+T = TypeVar("T")
 
 _PATHS_KEPT = 1024
 _LITERAL = re.compile(r"(?:[\w/-]|\.(?!\*))*")  # the beginning of a pattern that is the path itself
@@ -35,7 +38,7 @@ class ServerCounts:
         #: Answers by route and status, and the seconds that those of handlers took, by route.
         self.requests: Counter[tuple[str, int]] = Counter()
         self.request_s: dict[str, Histogram] = {}
-        self._find_route = _make_finder(patterns)
+        self._find_route = make_finder(((pattern, route_name(pattern)) for pattern in patterns), OTHER)
 
     def count_close(self, code: int) -> None:
         """Count the end of a client's connection."""
@@ -55,11 +58,12 @@ class ServerCounts:
         histogram.observe(seconds)
 
 
-def _make_finder(patterns: Iterable[str]) -> Callable[[str], str]:
-    routes = [(re.compile(pattern), route_name(pattern)) for pattern in patterns]
+def make_finder(routes: Iterable[tuple[str, T]], otherwise: T) -> Callable[[str], T]:
+    """Return a function that finds the value of a path: that of the first pattern that matches it."""
+    compiled = [(re.compile(pattern), value) for pattern, value in routes]
 
     @lru_cache(maxsize=_PATHS_KEPT)
-    def find(path: str) -> str:
-        return next((name for pattern, name in routes if pattern.fullmatch(path)), OTHER)
+    def find(path: str) -> T:
+        return next((value for pattern, value in compiled if pattern.fullmatch(path)), otherwise)
 
     return find

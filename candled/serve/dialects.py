@@ -1,13 +1,10 @@
 """Two protocols on one path: the first message of a connection selects its protocol."""
 
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from candled.transport.connection import ClientConnection, ConnectionListener
-
-MakeClient = Callable[[ClientConnection], ConnectionListener]
+from candled.transport.connection import ClientConnection, ConnectionListener, MakeClient
 
 
 class _First(msgspec.Struct):

@@ -9,7 +9,7 @@ from tornado.websocket import WebSocketClosedError
 from candled.protocol.frames import BarUpdate, Frame
 from candled.protocol.requests import NOT_ALLOWED, TOO_MANY, RequestError, UnknownMarket
 from candled.transport.library_internals import stream_of
-from candled.transport.tornado_connection import TornadoConnection
+from candled.transport.tornado_connection import TornadoConnection, retrieve_error
 
 from .client import ClientSession
 from .handlers import ConnectingHandler, ServerContext
@@ -88,9 +88,7 @@ class EventsHandler(ConnectingHandler):
                 await self._wait_for_end()
         except RequestError as error:
             self.context.limiter.return_handshake()  # no stream began: another client may have its handshake
-            status = _STATUSES.get(error.code, 400)
-            self.set_status(status)
-            self.finish_json({"error": {"code": status, "message": str(error)}})
+            self.finish_error(_STATUSES.get(error.code, 400), str(error))
         finally:
             self._connection.abort()
             self.context.on_client_disconnected(self._connection)
@@ -154,7 +152,7 @@ class EventsHandler(ConnectingHandler):
 
     def _write_text(self, text: str) -> None:
         self.write(text)
-        self.flush().add_done_callback(_retrieve_error)
+        self.flush().add_done_callback(retrieve_error)
 
     def _allow_origin(self) -> None:
         origin = self.request.headers.get("Origin")
@@ -178,12 +176,5 @@ class EventsHandler(ConnectingHandler):
                 message[name] = _FLAGS.get(asked[name], asked[name])
         wanted = [field for field in asked.get("fields", "").split(",") if field]
         message["fields"] = [*_FIELDS, *(field for field in wanted if field not in _FIELDS)]
-        last = self.request.headers.get("Last-Event-ID") or asked.get("lastEventId", "")
-        resume = resume_of(last)
+        resume = resume_of(self.request.headers.get("Last-Event-ID") or asked.get("lastEventId", ""))
         return message if resume is None else {**message, "resume": resume}
-
-
-def _retrieve_error(future: "asyncio.Future[None]") -> None:
-    """Retrieve the exception of a write, so that asyncio doesn't log it: a client that disconnects is not an error."""
-    if not future.cancelled():
-        future.exception()

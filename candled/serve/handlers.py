@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from candled.exchange import Clock
 from candled.protocol.frames import header_of
 from candled.transport.broadcaster import Broadcaster
 from candled.transport.compression import agree
-from candled.transport.connection import ClientConnection, ConnectionListener
+from candled.transport.connection import ClientConnection, ConnectionListener, MakeClient
 from candled.transport.descriptors import Descriptors
 from candled.transport.hot_stream import HotStream
 from candled.transport.http_connections import REFUSED_S, HttpConnections
@@ -33,32 +32,59 @@ from candled.transport.tls import TlsSocket
 from candled.transport.tornado_connection import TornadoConnection
 from candled.transport.work_budget import FRAME, UNLIMITED, WorkBucket, WorkBudgets
 
-from .connection_limiter import ConnectionLimiter, Network, client_address
+from .connection_limiter import ConnectionLimiter, client_address, networks
 from .content_coding import PLAIN, choose_coding
 from .counts import ServerCounts
 from .grants import SUBPROTOCOL, grant_of, refusal_of
-from .hot_path import HotReply, HotRequest, implements
+from .hot_path import HotReply, HotRequest, implements, set_headers
 from .kept_pages import KeptPage, KeptPages
 from .rate_limit import TOO_MANY
 from .request_ids import HEADER, find_id, is_logged
 
 if TYPE_CHECKING:
+    from candled.config.sections import ServerSettings
+
     from .access import AccessGuard
 
-logger = logging.getLogger(__name__)
-
-NO_DESCRIPTORS = "This server has no file descriptors left"
 STATIC = Path(__file__).parent / "static"
+# The chart library adds a style element. Some browsers do not count ws: as 'self'.
+_HTML_HEADERS = (
+    ("Content-Type", "text/html; charset=utf-8"),
+    ("Cache-Control", "no-cache"),
+    (
+        "Content-Security-Policy",
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+        "connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    ("X-Frame-Options", "DENY"),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+    ("Permissions-Policy", "camera=(), geolocation=(), microphone=()"),
+    ("Referrer-Policy", "no-referrer"),
+)
 _BINARY = 2  # opcode
 _MOST_CLOSED = 32  # connections that make room for one client
 
-MakeClient = Callable[[ClientConnection], ConnectionListener]
 MakeNamedClient = Callable[[ClientConnection, str], ConnectionListener]
 """Makes the client of a connection, given the path and query of its handshake."""
 
 
-class ServerContext:
-    """State shared by all handlers, created once by the server. It has the connections of all clients."""
+class PortContext:
+    """State shared by all handlers of a port."""
+
+    def __init__(self, clock: Clock, compress_from: int, allowed_origins: Sequence[str] = ()) -> None:
+        self.clock = clock
+        # the smallest body to compress, in bytes; 0 for none
+        self.compress_from = compress_from
+        # headers of answers. If the settings allow any origin, all pages may read them.
+        self.open_headers = [("Cache-Control", "no-store")]
+        if "*" in allowed_origins:
+            self.open_headers.append(("Access-Control-Allow-Origin", "*"))
+        # costly answers, made at most once a second
+        self.pages = KeptPages(clock)
+
+
+class ServerContext(PortContext):
+    """State shared by all handlers of the clients' port. It has the connections of all clients."""
 
     def __init__(
         self,
@@ -68,37 +94,24 @@ class ServerContext:
         budgets: WorkBudgets,
         clock: Clock,
         broadcaster: Broadcaster,
-        wheel: PingWheel,
         largest: int,
-        descriptors: Descriptors,
         http: HttpConnections,
-        own_sockets: bool,
-        compresses: bool,
-        compress_from: int,
-        trusted: tuple[Network, ...],
-        allowed_origins: tuple[str, ...],
-        page: Callable[[], Awaitable[str]],
+        settings: "ServerSettings",
+        page: Callable[[], Awaitable[bytes]],
         guard: "AccessGuard | None" = None,
     ) -> None:
+        self.allowed_origins = tuple(origin.lower() for origin in settings.allowed_origins)
+        super().__init__(clock, settings.compress_from, self.allowed_origins)
         self.guard = guard
         self.make_client = make_client
         self.limiter = limiter
         self.budgets = budgets
-        self.clock = clock
         self.broadcaster = broadcaster
-        self._descriptors = descriptors
+        self.descriptors = Descriptors()
         self._http = http
-        self.own_sockets = own_sockets
-        self.compresses = compresses
-        self.compress_from = compress_from
-        self.trusted = trusted
-        self.allowed_origins = allowed_origins
-        # headers of answers. If the settings allow any origin, all pages may read them.
-        self.open_headers = [("Cache-Control", "no-store")]
-        if "*" in allowed_origins:
-            self.open_headers.append(("Access-Control-Allow-Origin", "*"))
-        # made at most once a second, because it is costly
-        self.find_page = partial(KeptPages(clock).find, "page", partial(_encode_page, page))
+        self.settings = settings
+        self.trusted = networks(settings.trusted_proxies)
+        self.find_page = partial(self.pages.find, "page", page)
         # set by the server, which knows the routes
         self.counts = ServerCounts(())
         # True once the server accepts no more connections
@@ -108,7 +121,7 @@ class ServerContext:
         # those whose sockets Tornado reads and writes
         self._tornado_connections: set[TornadoConnection] = set()
         self.transport = TransportContext(broadcaster, clock, largest=largest, on_closed=self._on_closed)
-        self._wheel = wheel
+        self.wheel = PingWheel(settings.ping_interval.total_seconds(), settings.ping_timeout.total_seconds())
         self._empty = asyncio.Event()
 
     def has_descriptor(self, peer: str) -> bool:
@@ -119,15 +132,19 @@ class ServerContext:
         """
         now, customer = self.clock.monotonic(), client_of(peer)
         for _ in range(_MOST_CLOSED):
-            if self._descriptors.is_free or not self._http.close_stale(now, customer):
+            if self.descriptors.is_free or not self._http.close_stale(now, customer):
                 break
-        return self._descriptors.has_room(now)
+        return self.descriptors.has_room(now)
 
     def payer_of(self, budget: WorkBucket, peer: str, forwarded_for: str | None) -> WorkBucket:
         """Return the budget of a request: that of its connection, or of the client behind a trusted proxy."""
         if budget is not UNLIMITED:
             return budget
         return self.budgets.address_bucket(client_address(peer, forwarded_for, self.trusted))
+
+    def admit_probe(self, path: str, peer: str) -> bool:
+        """Return True if a request for a path from a peer's address uses the reserve for probes, and not the budget."""
+        return self._http.admit_probe(path, client_of(peer), self.clock.monotonic())
 
     def on_client_connected(
         self, connection: SocketConnection | TornadoConnection, make_client: MakeClient | None = None
@@ -160,7 +177,7 @@ class ServerContext:
         """Register a new client whose socket candled reads and writes."""
         connection = SocketConnection(self.transport, peer, address, agree(extensions)[1] if extensions else ())
         self.on_client_connected(connection, make_client)
-        self._wheel.add_connection(connection)
+        self.wheel.add_connection(connection)
         connection.start_reading(early)
 
     def on_client_disconnected(self, connection: SocketConnection | TornadoConnection) -> None:
@@ -176,32 +193,19 @@ class ServerContext:
         if not self.connections:
             self._empty.set()
 
-    async def wait_until_empty(self, within_s: float) -> bool:
-        """Wait until no client is connected, at most `within_s` seconds; return True if none is."""
+    async def wait_until_empty(self, within_s: float) -> None:
+        """Wait until no client is connected, at most `within_s` seconds."""
         if self.connections:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), within_s)
-        return not self.connections
 
     def sweep_slow(self, now: float, slow_s: float) -> None:
         """Close connections that have been blocked for more than `slow_s` seconds. Call it every second."""
-        self.transport.sweep_slow(now, slow_s)
-        for connection in [one for one in self._tornado_connections if one.blocked_for(now) > slow_s]:
-            logger.info("%s has not read for %.0f s: closed", connection.address, slow_s)
-            connection.disconnect(3008, "slow")
-
-    def abort_all(self) -> None:
-        """Close the sockets of all remaining clients."""
-        for connection in list(self.connections):
-            connection.abort()
+        self.transport.sweep_slow(now, slow_s, self._tornado_connections)
 
     def _on_closed(self, connection: SocketConnection) -> None:
-        self._wheel.remove_connection(connection)
+        self.wheel.remove_connection(connection)
         self.on_client_disconnected(connection)
-
-
-async def _encode_page(render: Callable[[], Awaitable[str]]) -> bytes:
-    return (await render()).encode()
 
 
 def encode_json(body: Any) -> bytes:
@@ -220,15 +224,13 @@ def _to_plain(value: object) -> int:
     return int(value)
 
 
+def describe_error(code: int | str, message: str) -> dict[str, dict[str, int | str]]:
+    """Return the JSON of an error."""
+    return {"error": {"code": code, "message": message}}
+
+
 JSON = "application/json; charset=utf-8"
-_NOT_FOUND = encode_json({"error": {"code": 404, "message": "Not Found"}})
-_NOT_SERVING = {
-    "error": {
-        "code": 503,
-        "message": "This process reads exchanges and serves no clients: its roles in the settings are [ingest]",
-    }
-}
-_NO_METHOD = encode_json({"error": {"code": 405, "message": "Method Not Allowed"}})
+_NO_METHOD = encode_json(describe_error(405, "Method Not Allowed"))
 
 
 class OwnHandler(RequestHandler):
@@ -247,14 +249,14 @@ class OwnHandler(RequestHandler):
             self.set_header("Allow", _allowed_methods(type(self)))
         if is_logged(status_code):
             self.set_header(HEADER, find_id(self.request))
-        self.finish_json({"error": {"code": status_code, "message": error_reason(self)}})
+        self.finish_json(describe_error(status_code, error_reason(self)))
 
     @classmethod
     def answer_now(cls, request: HotRequest, peer: str, **route: Any) -> HotReply | None:
         """Return 405 if no method of the handler answers the request, else None. `route` are the route's arguments."""
         if implements(cls, request.method):
             return None
-        context: ServerContext | None = route.get("context")
+        context: PortContext | None = route.get("context")
         shared = cls.open_headers if context is None else context.open_headers
         return request.reply_once(
             cls, lambda: HotReply(405, JSON, (("Allow", _allowed_methods(cls)), *shared), _NO_METHOD)
@@ -270,8 +272,22 @@ class OwnHandler(RequestHandler):
         self.set_json_headers()
         self.finish(encode_json(body))
 
-    def finish_page(self, page: KeptPage, compress_from: int) -> None:
-        """Answer with a page in the coding that the client accepts."""
+    def finish_error(self, status: int, message: str) -> None:
+        """Answer with an error."""
+        self.set_status(status)
+        self.finish_json(describe_error(status, message))
+
+    def finish_data(self, page: KeptPage, compress_from: int) -> None:
+        """Answer with a page of JSON in the coding that the client accepts."""
+        self.set_json_headers()
+        self._finish_page(page, compress_from)
+
+    def finish_html(self, page: KeptPage, compress_from: int) -> None:
+        """Answer with a page for browsers in the coding that the client accepts."""
+        set_headers(self, _HTML_HEADERS)
+        self._finish_page(page, compress_from)
+
+    def _finish_page(self, page: KeptPage, compress_from: int) -> None:
         self.set_header("Vary", "Accept-Encoding")
         body, coding = page.encoded(choose_coding(self.request.headers.get("Accept-Encoding"), compress_from) or PLAIN)
         if coding.name:
@@ -281,8 +297,7 @@ class OwnHandler(RequestHandler):
     def set_json_headers(self) -> None:
         """Set the headers of an answer with JSON."""
         self.set_header("Content-Type", JSON)
-        for name, value in self.open_headers:
-            self.set_header(name, value)
+        set_headers(self, self.open_headers)
 
 
 def _allowed_methods(kind: type[RequestHandler]) -> str:
@@ -302,9 +317,8 @@ class RefusingHandler(_ServerHandler):
 
     def prepare(self) -> None:
         """Answer 429."""
-        self.set_status(429)
         self.set_header("Retry-After", str(REFUSED_S))
-        self.finish_json({"error": {"code": 429, "message": TOO_MANY}})
+        self.finish_error(429, TOO_MANY)
 
 
 class DeniedHandler(_ServerHandler):
@@ -314,10 +328,8 @@ class DeniedHandler(_ServerHandler):
         """Answer with the reason."""
         refusal = refusal_of(self.request)
         assert refusal is not None, "set by the application"
-        self.set_status(refusal.status)
-        for name, value in refusal.headers.items():
-            self.set_header(name, value)
-        self.finish_json({"error": {"code": refusal.status, "message": str(refusal)}})
+        set_headers(self, refusal.headers.items())
+        self.finish_error(refusal.status, str(refusal))
 
 
 class ConnectingHandler(_ServerHandler):
@@ -368,13 +380,12 @@ class ConnectingHandler(_ServerHandler):
     def reject(self, status: int, message: str, wait_s: float = 10.0) -> None:
         """Answer with an error, and the time after which to try again."""
         self.context.counts.refusals[str(status)] += 1
-        self.set_status(status)
         self.set_header("Retry-After", str(max(1, round(wait_s))))
-        self.finish_json({"error": {"code": status, "message": message}})
+        self.finish_error(status, message)
 
     def without_descriptor(self) -> None:
         """Answer that no file descriptor is left, and close the one that this connection uses."""
-        self.reject(503, NO_DESCRIPTORS)
+        self.reject(503, "This server has no file descriptors left")
         stream_of(self.request).close()
 
 
@@ -392,7 +403,8 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
         """Store the server's context, and `make_client` for a path of another protocol."""
         super().initialize(context)
         if make_client is not None:
-            self._make_client = partial(_named, make_client, self.request.uri or "")
+            uri = self.request.uri or ""
+            self._make_client = lambda connection: make_client(connection, uri)
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
         """Upgrade the connection, unless a limit or the origin policy refuses it."""
@@ -426,16 +438,16 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
             return None
         status, message = refusal
         headers = (("Retry-After", "10"), *context.open_headers)
-        return HotReply(status, JSON, headers, encode_json({"error": {"code": status, "message": message}}))
+        return HotReply(status, JSON, headers, encode_json(describe_error(status, message)))
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         """Return the protocol that detaches the socket from Tornado, or its own if `server.own_sockets` is false."""
-        if not self.context.own_sockets:
+        if not self.context.settings.own_sockets:
             protocol = super().get_websocket_protocol()
             return None if protocol is None else check_close_codes(protocol)
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
             return None
-        if self.context.compresses:
+        if self.context.settings.compression:
             self._extensions = agree(self.request.headers.get("Sec-WebSocket-Extensions", ""))[0]
         return SocketDetach(self._extensions)  # type: ignore[return-value]  # as far as a handshake needs it
 
@@ -451,7 +463,7 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
 
     def get_compression_options(self) -> dict[str, Any] | None:
         """Return the options of permessage-deflate; None if compression is off."""
-        return {"compression_level": 1, "mem_level": 5} if self.context.compresses else None
+        return {"compression_level": 1, "mem_level": 5} if self.context.settings.compression else None
 
     def open(self, *args: str, **kwargs: str) -> None:
         """Register the client after Tornado's handshake."""
@@ -486,17 +498,6 @@ class StreamHandler(ConnectingHandler, DetachedHandler):
             self._connection = None
 
 
-# The chart library adds a style element. Some browsers do not count ws: as 'self'.
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Frame-Options": "DENY",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-    "Referrer-Policy": "no-referrer",
-}
-
-
 class RootHandler(StreamHandler):
     """`/`: the chart page for browsers, the WebSocket for upgrade requests."""
 
@@ -511,11 +512,7 @@ class RootHandler(StreamHandler):
         if not path.endswith("/"):  # the bare `server.prefix`: the page's relative references need the slash
             self.redirect(path.rpartition("/")[2] + "/")
             return
-        self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.set_header("Cache-Control", "no-cache")
-        for name, value in PAGE_HEADERS.items():
-            self.set_header(name, value)
-        self.finish_page(await self.context.find_page(), self.context.compress_from)
+        self.finish_html(await self.context.find_page(), self.context.compress_from)
 
 
 class UnknownPathHandler(OwnHandler):
@@ -526,34 +523,28 @@ class UnknownPathHandler(OwnHandler):
         raise HTTPError(404)
 
 
-class NotFoundHandler(UnknownPathHandler, _ServerHandler):
+class NotFoundHandler(_ServerHandler):
     """Any other path of the clients' port."""
 
-    @classmethod
-    def answer_now(cls, request: HotRequest, peer: str, **route: Any) -> HotReply | None:
-        """Return 404 for any method that Tornado knows."""
-        if request.method not in cls.SUPPORTED_METHODS:
-            return super().answer_now(request, peer, **route)
-        headers = route["context"].open_headers
-        return request.reply_once(cls, lambda: HotReply(404, JSON, headers, _NOT_FOUND))
-
-
-class NotServingHandler(_ServerHandler):
-    """Answers 503 on all other paths of a process that does not serve, so that a balancer tries the next process."""
+    status, body = 404, encode_json(describe_error(404, "Not Found"))
 
     def prepare(self) -> None:
-        """Answer 503."""
-        self.set_status(503)
-        self.finish_json(_NOT_SERVING)
+        """Answer with the error."""
+        self.set_status(self.status)
+        self.set_json_headers()
+        self.finish(self.body)
 
     @classmethod
     def answer_now(cls, request: HotRequest, peer: str, **route: Any) -> HotReply | None:
-        """Return 503 for any method that Tornado knows."""
+        """Return the error for any method that Tornado knows."""
         if request.method not in cls.SUPPORTED_METHODS:
             return super().answer_now(request, peer, **route)
         headers = route["context"].open_headers
-        return request.reply_once(cls, lambda: HotReply(503, JSON, headers, encode_json(_NOT_SERVING)))
+        return request.reply_once(cls, lambda: HotReply(cls.status, JSON, headers, cls.body))
 
 
-def _named(make_client: MakeNamedClient, uri: str, connection: ClientConnection) -> ConnectionListener:
-    return make_client(connection, uri)
+class NotServingHandler(NotFoundHandler):
+    """Any other path of a process that does not serve. A balancer then tries the next process."""
+
+    _message = "This process reads exchanges and serves no clients: its roles in the settings are [ingest]"
+    status, body = 503, encode_json(describe_error(503, _message))

@@ -1,25 +1,18 @@
 """Handlers of the daemon's health: for probes, monitors and operators, on the clients' port and on the internal one."""
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from candled.exchange import Clock
-
-from .handlers import JSON, OwnHandler, encode_json
-from .hot_path import HotReply, HotRequest
-from .kept_pages import KeptPages
+from .handlers import JSON, OwnHandler, PortContext, encode_json
+from .hot_path import HotReply, HotRequest, Route
 
 _TEXT = "text/plain; charset=utf-8"
-_PASS = {"status": "pass"}
-_PASS_BODY = encode_json(_PASS)
-_PASS_TAG = f'"{hashlib.sha1(_PASS_BODY).hexdigest()}"'  # as Tornado calculates it
 _OK = b"ok\n"
-_OK_TAG = f'"{hashlib.sha1(_OK).hexdigest()}"'
 _WITHHELD = "failed"  # in place of a reason, for strangers
 
 
@@ -40,23 +33,13 @@ class HealthReports:
 
 
 class HealthContext:
-    """State shared by the handlers of one port."""
+    """State shared by the handlers of health on one port."""
 
-    def __init__(
-        self,
-        reports: HealthReports,
-        clock: Clock,
-        *,
-        open_headers: Sequence[tuple[str, str]],
-        compress_from: int,
-        shows_details: bool,
-    ) -> None:
-        self.open_headers = open_headers
-        self.compress_from = compress_from
+    def __init__(self, reports: HealthReports, port: PortContext, *, shows_details: bool) -> None:
+        self.open_headers, self.compress_from = port.open_headers, port.compress_from
         # True if clients of this port may read error texts, addresses and the states of single symbols
         self.shows_details = shows_details
-        # costly pages, made at most once a second
-        find = KeptPages(clock).find
+        find = port.pages.find
         self.find_summary = partial(find, "summary", partial(_encode, reports.summarize))
         self.find_details = partial(find, "details", partial(_encode, reports.report))
         self.find_statistics = partial(find, "statistics", partial(_encode, reports.count_clients))
@@ -86,10 +69,10 @@ class _HealthHandler(OwnHandler):
         """True if the request has the parameter `verbose`."""
         return "verbose" in self.request.query_arguments
 
-    def finish_text(self, text: str) -> None:
-        """Answer with plain text."""
+    def finish_text(self, text: str | bytes, content_type: str = _TEXT) -> None:
+        """Answer with text, plain by default."""
         self.set_json_headers()
-        self.set_header("Content-Type", _TEXT)
+        self.set_header("Content-Type", content_type)
         self.finish(text)
 
 
@@ -100,8 +83,7 @@ class HealthHandler(_HealthHandler):
         """Answer with the daemon's health."""
         has_details = self.is_verbose and self.context.shows_details
         page = await (self.context.find_details() if has_details else self.context.find_summary())
-        self.set_json_headers()
-        self.finish_page(page, self.context.compress_from)
+        self.finish_data(page, self.context.compress_from)
 
     head = get
 
@@ -109,29 +91,13 @@ class HealthHandler(_HealthHandler):
 class LiveHandler(_HealthHandler):
     """`/health/live`: the loop runs. It checks nothing else, because a restart would not repair a database."""
 
+    content_type, body = JSON, encode_json({"status": "pass"})
+    verbose_body = body
+    tag = hashlib.sha1(body).hexdigest()  # as Tornado calculates it
+
     def get(self) -> None:
         """Answer `pass`."""
-        self.finish_json(_PASS)
-
-    head = get
-
-    @classmethod
-    def answer_now(cls, request: HotRequest, peer: str, **route: Any) -> HotReply | None:
-        """Return the answer of `get`; None if the handler must answer."""
-        if not request.reads:
-            return super().answer_now(request, peer, **route)
-        if "if-none-match" in request.headers:
-            return None
-        headers = (*route["context"].open_headers, ("Etag", _PASS_TAG))
-        return request.reply_once(cls, lambda: HotReply(200, JSON, headers, _PASS_BODY))
-
-
-class LivezHandler(_HealthHandler):
-    """`/livez`: the same as plain text."""
-
-    def get(self) -> None:
-        """Answer `ok`, or with `verbose` the line of the only check."""
-        self.finish_text("[+]loop ok\nlivez check passed\n" if self.is_verbose else _OK.decode())
+        self.finish_text(self.verbose_body if self.is_verbose else self.body, self.content_type)
 
     head = get
 
@@ -142,8 +108,15 @@ class LivezHandler(_HealthHandler):
             return super().answer_now(request, peer, **route)
         if "if-none-match" in request.headers or "verbose" in request.arguments:
             return None
-        headers = (*route["context"].open_headers, ("Etag", _OK_TAG))
-        return request.reply_once(cls, lambda: HotReply(200, _TEXT, headers, _OK))
+        headers = (*route["context"].open_headers, ("Etag", f'"{cls.tag}"'))
+        return request.reply_once(cls, lambda: HotReply(200, cls.content_type, headers, cls.body))
+
+
+class LivezHandler(LiveHandler):
+    """`/livez`: the same as plain text, or with `verbose` the line of the only check."""
+
+    content_type, body, verbose_body = _TEXT, _OK, b"[+]loop ok\nlivez check passed\n"
+    tag = hashlib.sha1(body).hexdigest()
 
 
 class ReadyHandler(_HealthHandler):
@@ -169,7 +142,7 @@ class ReadyzHandler(_HealthHandler):
         failed = any(checks.values())
         self.set_status(503 if failed else 200)
         if not failed and not self.is_verbose:
-            self.finish_text(_OK.decode())
+            self.finish_text(_OK)
             return
         lines = [_line(name, problem) for name, problem in checks.items() if problem or self.is_verbose]
         if self.is_verbose:
@@ -198,14 +171,12 @@ class StatisticsHandler(_HealthHandler):
 
     async def get(self) -> None:
         """Answer with the statistics of connections and rooms."""
-        page = await self.context.find_statistics()
-        self.set_json_headers()
-        self.finish_page(page, self.context.compress_from)
+        self.finish_data(await self.context.find_statistics(), self.context.compress_from)
 
     head = get
 
 
-def make_health_routes(context: HealthContext) -> list[tuple[str, type[Any], dict[str, Any]]]:
+def make_health_routes(context: HealthContext) -> list[Route]:
     """Return the routes of all answers about health."""
     kinds: dict[str, type[_HealthHandler]] = {
         "/health": HealthHandler,

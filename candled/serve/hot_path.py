@@ -17,6 +17,7 @@ from tornado.web import RequestHandler
 from candled.exchange import Clock
 from candled.transport.work_budget import BYTE, HOT_REQUEST, WorkBucket
 
+from .counts import make_finder
 from .grants import private
 
 _HEAD = re.compile(rb"([A-Z]{1,16}) (/[!-~]*) HTTP/1\.1\r\n((?:[A-Za-z0-9-]+:[ -~\t]*\r\n){1,64})\r\n")
@@ -25,7 +26,6 @@ _FOR_TORNADO = {"content-length", "transfer-encoding", "expect"}
 _UPGRADES = b"\r\nUpgrade:"
 _READS = ("GET", "HEAD")
 _HEADS_KEPT = 4096
-_PATHS_KEPT = 1024
 _SMALL = 1024  # bytes of an answer that is kept for the next request with the same bytes
 _REASONS = {
     200: "OK", 204: "No Content", 302: "Found", 304: "Not Modified", 400: "Bad Request", 404: "Not Found",
@@ -97,34 +97,23 @@ Guard = tuple[Callable[[HotRequest], bool], Callable[[HotRequest], None]]
 Route = tuple[str, type[Any], dict[str, Any]]
 
 
-def find_resource(routes: Iterable[Route], method: str = "answer_now") -> Callable[[str], AnswerNow | None]:
-    """Return a function that finds a path's resource: that of the first route that matches.
+def find_resource(routes: Iterable[Route], method: str) -> Callable[[str], AnswerNow | None]:
+    """Return a function that finds a path's resource: a class method of the handler of the first route that matches.
 
     It returns None for routes whose handlers have no class method of that name.
     """
-    resources = [
-        (re.compile(path), partial(getattr(kind, method), **more) if hasattr(kind, method) else None)
-        for path, kind, more in routes
-    ]
-
-    @lru_cache(maxsize=_PATHS_KEPT)
-    def find(path: str) -> AnswerNow | None:
-        return next((answer for pattern, answer in resources if pattern.fullmatch(path)), None)
-
-    return find
+    resources = (
+        (path, partial(getattr(kind, method), **more) if hasattr(kind, method) else None) for path, kind, more in routes
+    )
+    return make_finder(resources, None)
 
 
 class HotPath:
-    """Answers requests from memory, refuses handshakes, and calls `on_answer` with the path and the status of each.
-
-    `find` finds the resource of a path, and `find_refusal` a function that returns the refusal of a handshake there, or
-    None if no limit refuses it.
-    """
+    """Answers requests from memory, refuses handshakes, and calls `on_answer` with the path and the status of each."""
 
     def __init__(
         self,
-        find: Callable[[str], AnswerNow | None],
-        find_refusal: Callable[[str], AnswerNow | None],
+        routes: Sequence[Route],
         prefix: str,
         clock: Clock,
         payer_of: PayerOf,
@@ -132,8 +121,9 @@ class HotPath:
         on_answer: Callable[[str, int], None],
         guard: Guard | None = None,
     ) -> None:
-        self._find = find
-        self._find_refusal = find_refusal
+        self._find = find_resource(routes, "answer_now")
+        # finds a function that returns the refusal of a handshake, or None if no limit refuses it
+        self._find_refusal = find_resource(routes, "refuse_handshake")
         self._prefix = prefix
         self._clock = clock
         self._payer_of = payer_of
@@ -199,6 +189,12 @@ def implements(kind: type[RequestHandler], method: str) -> bool:
     """Return True if a handler answers a method, such as `GET`."""
     name = method.lower()
     return method in kind.SUPPORTED_METHODS and getattr(kind, name) is not getattr(RequestHandler, name)
+
+
+def set_headers(handler: RequestHandler, headers: Iterable[tuple[str, str]]) -> None:
+    """Set several headers of a handler's answer."""
+    for name, value in headers:
+        handler.set_header(name, value)
 
 
 def parse_head(head: bytes, *, upgrades: bool = False) -> HotRequest | None:

@@ -13,8 +13,9 @@ from tornado.web import Application
 from candled.config.sections import ServerSettings
 from candled.exchange import Clock
 
-from .handlers import OwnHandler, UnknownPathHandler
+from .handlers import JSON, OwnHandler, PortContext, UnknownPathHandler, describe_error
 from .health_handlers import HealthContext, HealthReports, make_health_routes
+from .hot_path import Route
 from .listening import in_browser, listen
 from .static_files import make_static_route
 from .status_handlers import make_status_routes
@@ -27,7 +28,6 @@ _MOST_BODY = 64 * 1024  # bytes
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Command = Callable[[], Awaitable[tuple[int, Any]]]
 """Carries out a command, and returns the status and the answer, to be encoded as JSON."""
-Route = tuple[str, type[OwnHandler], dict[str, Any]]
 
 
 class MetricsHandler(OwnHandler):
@@ -60,11 +60,11 @@ class CommandHandler(OwnHandler):
     async def post(self) -> None:
         """Carry out the command, and answer with its result."""
         if "Origin" in self.request.headers or "Sec-Fetch-Site" in self.request.headers:
-            status, answer = 403, _error("forbidden", "Web pages may not send commands to candled")
+            status, answer = 403, describe_error("forbidden", "Web pages may not send commands to candled")
         else:
             status, answer = await self.command()
         self.set_status(status)
-        self.set_header("Content-Type", "application/json; charset=utf-8")
+        self.set_header("Content-Type", JSON)
         self.set_header("Cache-Control", "no-store")
         self.finish(msgspec.json.encode(answer))
 
@@ -84,17 +84,11 @@ class InternalServer:
         render_status: Callable[[], Awaitable[bytes]] | None = None,
     ) -> None:
         self._settings = settings
-        context = HealthContext(
-            reports,
-            clock,
-            open_headers=OwnHandler.open_headers,
-            compress_from=settings.compress_from,
-            shows_details=True,
-        )
-        routes: list[Route] = [*make_health_routes(context), (r"/metrics", MetricsHandler, {"render": metrics})]
+        port = PortContext(clock, settings.compress_from)
+        health = HealthContext(reports, port, shows_details=True)
+        routes: list[Route] = [*make_health_routes(health), (r"/metrics", MetricsHandler, {"render": metrics})]
         if render_status is not None:
-            routes += make_status_routes(clock, render_status, settings.compress_from)
-            routes.append(make_static_route(settings.compress_from))
+            routes += [*make_status_routes(port, render_status), make_static_route(settings.compress_from)]
         #: Returns the text of `/metrics`.
         self.render_metrics = metrics
         #: The handlers, for a server.
@@ -124,10 +118,6 @@ class InternalServer:
         self._http.stop()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._http.close_all_connections(), _CLOSE_S)
-
-
-def _error(code: str, message: str) -> dict[str, dict[str, str]]:
-    return {"error": {"code": code, "message": message}}
 
 
 def _log_nothing(handler: object) -> None:

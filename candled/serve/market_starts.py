@@ -30,17 +30,9 @@ async def start_market(demand: MarketsOnDemand | None, connection: RecipientConn
     grant = connection.grant
     if grant is not None and not grant.allows_symbol(market.symbol):
         raise about(error, not_allowed(market.symbol))
-    try:
-        await demand.start_market(market, client_of(connection.address))
-    except DemandRefused as refusal:
-        refused = RequestError(f"Too many markets on demand: {refusal}", code=LIMIT, temporary=True)
-        raise about(error, refused) from None
-    except Unavailable as failure:
-        logger.warning("%s: %s", market, failure)
-        refused = RequestError(
-            f"Market not started: {market.symbol}, ask again later", code=NOT_AVAILABLE, temporary=True
-        )
-        raise about(error, refused) from None
+    refused = await _start(demand, market, connection.address)
+    if refused is not None:
+        raise about(error, refused)
 
 
 def about(asked: RequestError, refusal: RequestError) -> RequestError:
@@ -49,28 +41,32 @@ def about(asked: RequestError, refusal: RequestError) -> RequestError:
     return refusal
 
 
-def start_later(demand: MarketsOnDemand, market: MarketKey, address: str, on_end: Callable[[str], None]) -> None:
-    """Start a market for a client, then call `on_end` with "", or with the reason if it cannot be started."""
-    _tasks.start(_start(demand, market, address, on_end))
+def start_later(
+    demand: MarketsOnDemand, exchange: str, market: MarketKey | None, address: str, on_end: Callable[[str], None]
+) -> None:
+    """Start a market for a client, then call `on_end` with "", or with the reason if it cannot be started.
+
+    Without a market, wait for the list of the exchange.
+    """
+
+    async def start() -> None:
+        refused = None
+        if market is None:
+            await demand.wait_for_lists((exchange,))
+        else:
+            refused = await _start(demand, market, address)
+        on_end("" if refused is None else str(refused))
+
+    _tasks.start(start())
 
 
-def wait_later(demand: MarketsOnDemand, exchange: str, on_end: Callable[[], None]) -> None:
-    """Wait for the list of an exchange, then call `on_end`."""
-    _tasks.start(_wait(demand, exchange, on_end))
-
-
-async def _wait(demand: MarketsOnDemand, exchange: str, on_end: Callable[[], None]) -> None:
-    await demand.wait_for_lists((exchange,))
-    on_end()
-
-
-async def _start(demand: MarketsOnDemand, market: MarketKey, address: str, on_end: Callable[[str], None]) -> None:
-    problem = ""
+async def _start(demand: MarketsOnDemand, market: MarketKey, address: str) -> RequestError | None:
+    """Start a market for a client; return the error if it cannot be started."""
     try:
         await demand.start_market(market, client_of(address))
     except DemandRefused as refusal:
-        problem = f"Too many markets on demand: {refusal}"
+        return RequestError(f"Too many markets on demand: {refusal}", code=LIMIT, temporary=True)
     except Unavailable as failure:
         logger.warning("%s: %s", market, failure)
-        problem = f"Market not started: {market.symbol}, ask again later"
-    on_end(problem)
+        return RequestError(f"Market not started: {market.symbol}, ask again later", code=NOT_AVAILABLE, temporary=True)
+    return None

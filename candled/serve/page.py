@@ -12,39 +12,22 @@ from candled.universe import Universe
 from .handlers import STATIC
 
 _MARKET_US = 10  # to describe a market, on a slow machine
+_TEMPLATE = (STATIC / "index.html").read_text("utf-8")
 
 
-class ChartPage:
-    """The chart page. It contains the markets of the universe and the names of `intervals`; both may change."""
-
-    def __init__(
-        self,
-        intervals: Mapping[str, Interval],
-        universe: Universe,
-        decimals: Callable[[MarketKey], Decimals],
-        clock: Clock,
-    ) -> None:
-        self._intervals = intervals
-        self._universe = universe
-        self._decimals = decimals
-        self._clock = clock
-        self._template = (STATIC / "index.html").read_text("utf-8")
-
-    async def render(self) -> str:
-        """Return the page with the decimals of prices known now. No slice holds the loop."""
-        markets = Pace(self._clock).spread(self._universe.markets, _MARKET_US)
-        facts = {
-            "version": __version__,
-            "defaultExchange": self._universe.default,
-            "simulated": sorted(self._universe.simulated),
-            "intervals": list(self._intervals),
-            "markets": [
-                {
-                    "exchange": market.exchange,
-                    "symbol": str(market.symbol),
-                    "priceDecimals": self._decimals(market).price,
-                }
-                async for market in markets
-            ],
-        }
-        return self._template.replace("__CANDLED__", json.dumps(facts).replace("<", "\\u003c"))
+async def render_page(
+    intervals: Mapping[str, Interval], universe: Universe, decimals: Callable[[MarketKey], Decimals], clock: Clock
+) -> bytes:
+    """Return the chart page, with the markets and the decimals of prices known now. No slice holds the loop."""
+    markets = Pace(clock).spread(universe.markets, _MARKET_US)
+    facts = {
+        "version": __version__,
+        "defaultExchange": universe.default,
+        "simulated": sorted(universe.simulated),
+        "intervals": list(intervals),
+        "markets": [
+            {"exchange": market.exchange, "symbol": str(market.symbol), "priceDecimals": decimals(market).price}
+            async for market in markets
+        ],
+    }
+    return _TEMPLATE.replace("__CANDLED__", json.dumps(facts).replace("<", "\\u003c")).encode()

@@ -5,15 +5,24 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from candled.errors import Unavailable
 from candled.exchange import Clock
 from candled.model import Candle, Interval, MarketKey, Symbol, Topic
 from candled.protocol import messages
 from candled.protocol.messages import FINAL, bar_text
-from candled.protocol.requests import NOT_AVAILABLE, GetHistory, RequestError
+from candled.protocol.requests import NOT_AVAILABLE, GetHistory, RequestCodec, RequestError
 from candled.rooms.recipients import RecipientConnection
 from candled.tasks import TaskSet
+
+if TYPE_CHECKING:
+    from candled.aggregate.live_bars import LiveBars
+    from candled.on_demand import MarketsOnDemand
+    from candled.rooms.hub import Hub
+
+    from .connection_limiter import ClientLimits
 
 logger = logging.getLogger(__name__)
 
@@ -44,26 +53,29 @@ class HistoryPages:
             yield await self._read(*request.topic, before_ms, request.limit)
 
 
+@dataclass(frozen=True, slots=True)
+class SessionContext:
+    """The parts that all sessions share."""
+
+    hub: "Hub"
+    bars: "LiveBars"
+    codec: RequestCodec
+    clock: Clock
+    limits: "ClientLimits"
+    pages: HistoryPages
+    #: Starts markets that clients ask for; None if there are none.
+    demand: "MarketsOnDemand | None" = None
+
+
 class Pager:
     """Answers history requests one at a time, each only when the client has read the messages sent before."""
 
-    __slots__ = ("_clock", "_connection", "_head", "_is_final", "_pages", "_requests", "_send", "_task")
+    __slots__ = ("_connection", "_context", "_requests", "_send", "_task")
 
-    def __init__(
-        self,
-        connection: RecipientConnection,
-        send: Callable[[str], None],
-        pages: HistoryPages,
-        is_final: Callable[[MarketKey, Interval, Candle], bool],
-        head: Callable[[Topic], str],
-        clock: Clock,
-    ) -> None:
+    def __init__(self, connection: RecipientConnection, send: Callable[[str], None], context: SessionContext) -> None:
         self._connection = connection
         self._send = send
-        self._pages = pages
-        self._is_final = is_final
-        self._head = head
-        self._clock = clock
+        self._context = context
         # requests, and the times from which they may be answered; the first one is being answered
         self._requests: deque[tuple[GetHistory, float]] = deque()
         self._task: asyncio.Task[None] | None = None
@@ -78,7 +90,7 @@ class Pager:
             raise RequestError(
                 f"Too many history requests: at most {MOST_WAITING} wait", code=NOT_AVAILABLE, temporary=True
             )
-        self._requests.append((request, self._clock.monotonic() + delay_s))
+        self._requests.append((request, self._context.clock.monotonic() + delay_s))
         if len(self._requests) == 1:
             self._connection.request_snapshot(TURN)
 
@@ -96,8 +108,8 @@ class Pager:
     async def _answer_request(self, request: GetHistory, not_before: float) -> None:
         text = messages.error(messages.HISTORY_UNAVAILABLE, request.id, code=NOT_AVAILABLE, temporary=True)
         try:
-            if not_before > self._clock.monotonic():
-                await self._clock.sleep(not_before - self._clock.monotonic())
+            if not_before > self._context.clock.monotonic():
+                await self._context.clock.sleep(not_before - self._context.clock.monotonic())
             text = await self._render_page(request)
         except Unavailable as error:
             logger.warning("%s %s: history cannot be read: %s", *request.topic, error)
@@ -111,12 +123,12 @@ class Pager:
             self._connection.request_snapshot(TURN)
 
     async def _render_page(self, request: GetHistory) -> str:
-        before_ms = self._clock.now_ms() if request.before_ms is None else request.before_ms
+        before_ms = self._context.clock.now_ms() if request.before_ms is None else request.before_ms
         texts: list[str] = []
-        async with self._pages.open_page(request, before_ms) as (bars, end):
+        async with self._context.pages.open_page(request, before_ms) as (bars, end):
             for bar in bars:
-                is_final = bool(request.fields & FINAL) and self._is_final(*request.topic, bar)
+                is_final = bool(request.fields & FINAL) and self._context.bars.is_final(*request.topic, bar)
                 texts.append(bar_text(bar, request.fields, final=is_final))
                 if len(texts) % _BARS_AT_ONCE == 0:
-                    await self._clock.sleep(0)
-            return messages.history(self._head(request.topic), texts, request.id, end=end)
+                    await self._context.clock.sleep(0)
+            return messages.history(self._context.codec.topic_head(request.topic), texts, request.id, end=end)

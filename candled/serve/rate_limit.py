@@ -54,9 +54,6 @@ class MemoryCounter:
         self._most = most
         self._windows: dict[float, OrderedDict[str, tuple[int, float]]] = {}  # by length; oldest window first
 
-    def __len__(self) -> int:
-        return sum(map(len, self._windows.values()))
-
     async def count_hit(self, key: str, window_s: float) -> tuple[int, float]:
         """Count a request, as `Counter.count_hit` does; never raises."""
         return self.count_now(key, window_s)
@@ -99,35 +96,26 @@ class _Refusal:
 
 
 class RateLimit:
-    """The limit of one group of routes. `styles` are the header styles: `legacy`, `draft-6`, `draft-8`.
+    """The limit of one group of routes: none before `set_limits`. `styles` are `legacy`, `draft-6`, `draft-8`.
 
     While `counter` is unavailable, this process counts on its own: a limit that is too mild is better than no service.
     An address over its limit is refused without the counter until its window ends.
     """
 
-    def __init__(
-        self,
-        group: str,
-        requests: int,
-        window_s: float,
-        counter: Counter,
-        clock: Clock,
-        styles: Sequence[str],
-        *,
-        exempts_cached: bool = False,
-    ) -> None:
+    def __init__(self, group: str, counter: Counter, clock: Clock) -> None:
         self._group = group
-        self.requests = requests
-        self.window_s = window_s
         self._counter = counter
         self._spare = MemoryCounter(clock)
         self._clock = clock
-        self._styles = styles
         self._refusals: OrderedDict[str, _Refusal] = OrderedDict()  # by owner, oldest first
+        self.requests, self.window_s = 0, 0.0
+        self._styles: Sequence[str] = ()
         # True if answers that a client or a cache keeps are not counted
-        self.exempts_cached = exempts_cached
+        self.exempts_cached = False
 
-    def set_limits(self, requests: int, window_s: float, styles: Sequence[str], *, exempts_cached: bool) -> None:
+    def set_limits(
+        self, requests: int, window_s: float, styles: Sequence[str], *, exempts_cached: bool = False
+    ) -> None:
         """Change the limit. Windows of the former length are not counted any more."""
         if (requests, window_s) != (self.requests, self.window_s):
             self._refusals.clear()
@@ -136,12 +124,10 @@ class RateLimit:
 
     async def check_request(self, address: str) -> RateLimitResult:
         """Count a request of `address` and return the result."""
-        if not self.requests:
-            return UNLIMITED
+        result = self.check_now(address)
+        if result is not None:
+            return result
         owner = client_of(address)
-        refused = self._refused(owner)
-        if refused is not None:
-            return refused
         key = f"{self._group}:{owner}"
         try:
             count, left_s = await self._counter.count_hit(key, self.window_s)
@@ -219,7 +205,7 @@ class RateLimits:
 
     def __init__(self, settings: "LimitSettings", counter: Counter, clock: Clock) -> None:
         #: By the name of the group, as the settings have it.
-        self.groups = {group: RateLimit(group, 0, 0.0, counter, clock, ()) for group in GROUPS}
+        self.groups = {group: RateLimit(group, counter, clock) for group in GROUPS}
         self.set_limits(settings)
 
     def set_limits(self, settings: "LimitSettings") -> None:

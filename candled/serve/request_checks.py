@@ -2,48 +2,33 @@
 
 from typing import TYPE_CHECKING
 
-from candled.model import Interval, PatternTopic, Topic
-from candled.protocol.requests import (
-    LIMIT,
-    TOO_MANY,
-    GetHistory,
-    RequestError,
-    Subscribe,
-    SubscribePattern,
-    not_allowed,
-)
+from candled.model import PatternTopic, Topic
+from candled.protocol.requests import LIMIT, TOO_MANY, RequestError, not_allowed
 from candled.rooms.recipients import RecipientConnection
+from candled.token_bucket import TokenBucket
 from candled.transport.work_budget import REFUSED
 
 if TYPE_CHECKING:
     from candled.access.grant import Grant
 
+    from .connection_limiter import ClientLimits
 
-def check_topic(grant: "Grant | None", topic: Topic) -> None:
-    """Check that a client's token allows the bars of a market.
+
+def check_topic(grant: "Grant | None", topic: Topic | PatternTopic) -> None:
+    """Check that a client's token allows the bars of a market, or the closed bars of a pattern.
 
     Raises:
         RequestError: it does not.
     """
-    if grant is not None and not grant.allows_symbol(topic.market.symbol):
+    if grant is None:
+        return
+    if isinstance(topic, PatternTopic):
+        if not grant.allows_pattern(topic.pattern):
+            raise not_allowed(topic.pattern)
+    elif not grant.allows_symbol(topic.market.symbol):
         raise not_allowed(topic.market.symbol)
-    _check_interval(grant, topic.interval)
-
-
-def check_pattern(grant: "Grant | None", topic: PatternTopic) -> None:
-    """Check that a client's token allows the closed bars of a pattern.
-
-    Raises:
-        RequestError: it does not.
-    """
-    if grant is not None and not grant.allows_pattern(topic.pattern):
-        raise not_allowed(topic.pattern)
-    _check_interval(grant, topic.interval)
-
-
-def _check_interval(grant: "Grant | None", interval: Interval) -> None:
-    if grant is not None and not grant.allows_interval(str(interval)):
-        raise not_allowed(interval)
+    if not grant.allows_interval(str(topic.interval)):
+        raise not_allowed(topic.interval)
 
 
 def check_room_count(grant: "Grant | None", most: int, count: int) -> None:
@@ -58,9 +43,7 @@ def check_room_count(grant: "Grant | None", most: int, count: int) -> None:
         raise RequestError(f"Too many subscriptions: at most {most} per connection", code=LIMIT)
 
 
-def charge_work(
-    connection: RecipientConnection, cost: float, request: Subscribe | SubscribePattern | GetHistory
-) -> float:
+def charge_work(connection: RecipientConnection, cost: float) -> float:
     """Charge a request; return the seconds that its answer has to wait.
 
     Raises:
@@ -68,7 +51,17 @@ def charge_work(
     """
     delay_s = connection.charge_work(cost)
     if delay_s == REFUSED:
-        error = RequestError("Too much work: ask again later", code=TOO_MANY, temporary=True)
-        error.request_id = request.id
-        raise error
+        raise RequestError("Too much work: ask again later", code=TOO_MANY, temporary=True)
     return delay_s
+
+
+def message_budget(
+    budget: TokenBucket | None, limits: "ClientLimits", connection: RecipientConnection
+) -> TokenBucket | None:
+    """Return the budget of a client's messages, a new one if its limit has changed; None without a limit."""
+    rate, grant = limits.max_messages_per_second, connection.grant
+    if grant is not None and grant.messages:
+        rate = min(rate or grant.messages, grant.messages)
+    if budget is not None and budget.rate == rate:
+        return budget
+    return TokenBucket(rate, 2 * rate) if rate else None

@@ -12,7 +12,7 @@ from typing import Any
 from tornado.httpserver import HTTPServer
 from tornado.web import RequestHandler
 
-from candled.addresses import client_of, with_port
+from candled.addresses import with_port
 from candled.config.sections import LimitSettings, ServerSettings
 from candled.exchange import Clock
 from candled.model import iso_ms
@@ -20,10 +20,8 @@ from candled.rooms.hub import Hub
 from candled.tasks import TaskSet
 from candled.transport.acceptor import Acceptor
 from candled.transport.broadcaster import Broadcaster
-from candled.transport.connection import ClientConnection, ConnectionListener
-from candled.transport.descriptors import Descriptors
+from candled.transport.connection import MakeClient
 from candled.transport.http_connections import HttpConnections
-from candled.transport.ping_wheel import PingWheel
 from candled.transport.request_head import LARGEST
 from candled.transport.socket_connection import SocketConnection
 from candled.transport.tls import ServerTls
@@ -35,16 +33,9 @@ from .connection_limiter import ConnectionLimiter, is_trusted, networks
 from .counts import ServerCounts
 from .dialects import Undecided
 from .events import EventsHandler
-from .handlers import (
-    MakeNamedClient,
-    NotFoundHandler,
-    NotServingHandler,
-    RootHandler,
-    ServerContext,
-    StreamHandler,
-)
+from .handlers import MakeNamedClient, NotFoundHandler, NotServingHandler, RootHandler, ServerContext, StreamHandler
 from .health_handlers import HealthContext, HealthReports, make_health_routes
-from .hot_path import HotPath, Route, find_resource
+from .hot_path import HotPath, Route
 from .listening import listen
 from .prefix import PrefixedApplication
 from .request_ids import find_id, is_logged
@@ -78,11 +69,11 @@ class Server:
         *,
         hub: Hub,
         broadcaster: Broadcaster,
-        make_client: Callable[[ClientConnection], ConnectionListener],
+        make_client: MakeClient,
         clock: Clock,
         reports: HealthReports,
-        page: Callable[[], Awaitable[str]],
-        routes: Sequence[tuple[str, type[Any], dict[str, Any]]] = (),
+        page: Callable[[], Awaitable[bytes]],
+        routes: Sequence[Route] = (),
         streams: Sequence[tuple[str, MakeNamedClient]] = (),
         limits: LimitSettings | None = None,
         largest_message: int = LARGEST_MESSAGE,
@@ -99,35 +90,28 @@ class Server:
         self._slow_s = settings.slow_client_timeout.total_seconds()
         self._tasks, self._bound = TaskSet(), list[socket.socket]()  # `_bound` have the port, and accept nothing yet
         self._limiter, self._connections, self._budgets = _make_limits(settings, limits)
-        self._descriptors = Descriptors()
-        self._wheel = PingWheel(settings.ping_interval.total_seconds(), settings.ping_timeout.total_seconds())
         self._context = ServerContext(
             make_client=make_client,
             limiter=self._limiter,
             budgets=self._budgets,
             clock=clock,
             broadcaster=broadcaster,
-            wheel=self._wheel,
             largest=largest_message,
-            descriptors=self._descriptors,
             http=self._connections,
-            own_sockets=settings.own_sockets,
-            compresses=settings.compression,
-            compress_from=settings.compress_from,
-            trusted=networks(settings.trusted_proxies),
-            allowed_origins=tuple(origin.lower() for origin in settings.allowed_origins),
+            settings=settings,
             page=page,
             guard=guard,
         )
         #: `reports`, together with the facts about this server.
         self.reports = self._add_facts(reports)
-        self._health = self._make_health_context()
+        self._health = HealthContext(self.reports, self._context, shows_details=settings.health_details)
         self._default = NotFoundHandler if serves else NotServingHandler
+        own_routes = self._make_routes()
         #: The connections and requests since the start.
-        self.counts = self._context.counts = ServerCounts(pattern for pattern, _, _ in self._make_routes())
-        self.application = self._make_application()
+        self.counts = self._context.counts = ServerCounts(pattern for pattern, _, _ in own_routes)
+        self.application = self._make_application(own_routes)
         self._http = self._make_http()
-        self._hot_path = self._make_hot_path()
+        self._hot_path = self._make_hot_path(own_routes)
         self._acceptor = self._make_acceptor(broadcaster)
 
     def _add_facts(self, reports: HealthReports) -> HealthReports:
@@ -156,15 +140,6 @@ class Server:
         facts = {"status": "warn" if is_expired else "pass", "expires": iso_ms(self.tls.expires_ms)}
         return {**report, "status": "warn" if is_expired else report["status"], "tls": facts}
 
-    def _make_health_context(self) -> HealthContext:
-        return HealthContext(
-            self.reports,
-            self._clock,
-            open_headers=self._context.open_headers,
-            compress_from=self._settings.compress_from,
-            shows_details=self._settings.health_details,
-        )
-
     def _make_http(self) -> HTTPServer:
         return HTTPServer(
             self.application,
@@ -173,30 +148,24 @@ class Server:
             body_timeout=self._settings.header_timeout.total_seconds(),
         )
 
-    def _make_hot_path(self) -> HotPath:
-        guard = self.guard
-        unknown: Route = (".*", self._default, {"context": self._context})
-        routes = [*self._make_routes(), unknown]
+    def _make_hot_path(self, routes: Sequence[Route]) -> HotPath:
+        context, guard = self._context, self.guard
         return HotPath(
-            find_resource(routes),
-            find_resource(routes, "refuse_handshake"),
+            [*routes, (".*", self._default, {"context": context})],
             self._settings.prefix,
             self._clock,
-            self._context.payer_of,
-            self._admit_probe,
+            context.payer_of,
+            context.admit_probe,
             self.counts.count_answer,
             None if guard is None else (guard.is_admitted, guard.on_answer),
         )
-
-    def _admit_probe(self, path: str, peer: str) -> bool:
-        return self._connections.admit_probe(path, client_of(peer), self._clock.monotonic())
 
     def _make_acceptor(self, broadcaster: Broadcaster) -> Acceptor:
         return Acceptor(
             self._http,
             self._hot_path.answer_request,
             self._clock,
-            self._descriptors,
+            self._context.descriptors,
             self._connections,
             self._tasks,
             broadcaster,
@@ -247,7 +216,8 @@ class Server:
         if not self._tasks:
             self._tasks.start_periodic(self._run_hub, self._clock, _TICK_S)
             self._tasks.start_periodic(self._sweep_slow, self._clock, _SWEEP_S)
-            self._tasks.start_periodic(self._wheel.turn_once, self._clock, self._wheel.step_s)
+            wheel = self._context.wheel
+            self._tasks.start_periodic(wheel.turn_once, self._clock, wheel.step_s)
 
     @property
     def connection_count(self) -> int:
@@ -323,7 +293,8 @@ class Server:
         await self._context.wait_until_empty(_SHUTDOWN_S)
         await self._tasks.cancel()
         left = len(self._context.connections)
-        self._context.abort_all()
+        for connection in list(self._context.connections):
+            connection.abort()
         try:
             await asyncio.wait_for(self._http.close_all_connections(), timeout=1.0)
         except TimeoutError:
@@ -337,13 +308,7 @@ class Server:
         probes: list[Route] = make_health_routes(self._health)
         compress_from = self._settings.compress_from
         if self._render_status is not None:
-            probes += make_status_routes(
-                self._clock,
-                self._render_status,
-                compress_from,
-                self._context.open_headers,
-                has_chart=self._serves,
-            )
+            probes += make_status_routes(self._context, self._render_status, has_chart=self._serves)
             probes.append(make_static_route(compress_from))
         if not self._serves:
             return probes
@@ -358,13 +323,13 @@ class Server:
                 if path not in own
             ),
             make_static_route(compress_from),
-            make_clients_route({"compress_from": compress_from}),
+            make_clients_route(compress_from),
             *self._routes,
         ]
 
-    def _make_application(self) -> PrefixedApplication:
+    def _make_application(self, routes: Sequence[Route]) -> PrefixedApplication:
         return PrefixedApplication(
-            self._make_routes(),
+            routes,
             self._settings.prefix,
             self._context,
             default_handler_class=self._default,

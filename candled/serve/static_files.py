@@ -1,12 +1,12 @@
 """The page's files below `/static/`, and the JavaScript clients with their TypeScript types below `/clients/`."""
 
 import importlib.resources
-from typing import Any
 
 from tornado.web import HTTPError, StaticFileHandler
 
 from .content_coding import PLAIN, choose_coding, encode_once
 from .handlers import STATIC, OwnHandler
+from .hot_path import Route
 
 
 class StaticHandler(OwnHandler, StaticFileHandler):
@@ -68,12 +68,13 @@ class ClientsHandler(StaticHandler):
         return "application/typescript; charset=utf-8" if is_types else super().get_content_type()
 
 
-def make_static_route(compress_from: int) -> tuple[str, type[Any], dict[str, Any]]:
+def make_static_route(compress_from: int) -> Route:
     """Return the route of the pages' files; see `StaticHandler`."""
     return r"/static/(.*)", StaticHandler, {"path": str(STATIC), "compress_from": compress_from}
 
 
-def make_clients_route(settings: dict[str, Any]) -> tuple[str, type[Any], dict[str, Any]]:
-    """Return the route of the JavaScript clients, with settings of `StaticHandler`."""
+def make_clients_route(compress_from: int) -> Route:
+    """Return the route of the JavaScript clients."""
     folder = importlib.resources.files("candled_clients") / "js"
-    return r"/clients/([\w-]+(?:\.js|\.d\.ts))", ClientsHandler, {"path": str(folder), **settings}
+    arguments = {"path": str(folder), "compress_from": compress_from}
+    return r"/clients/([\w-]+(?:\.js|\.d\.ts))", ClientsHandler, arguments

@@ -1,13 +1,11 @@
 """The status page and its data: `/status` and `/status.json`."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
 
-from candled.exchange import Clock
-
-from .handlers import PAGE_HEADERS, STATIC, OwnHandler
-from .kept_pages import KeptPage, KeptPages
+from .handlers import STATIC, OwnHandler, PortContext
+from .hot_path import Route
+from .kept_pages import KeptPage
 
 
 class StatusHandler(OwnHandler):
@@ -20,11 +18,7 @@ class StatusHandler(OwnHandler):
 
     def get(self) -> None:
         """Answer with the page."""
-        self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.set_header("Cache-Control", "no-cache")
-        for name, value in PAGE_HEADERS.items():
-            self.set_header(name, value)
-        self.finish_page(self.page, self.compress_from)
+        self.finish_html(self.page, self.compress_from)
 
     head = get
 
@@ -32,45 +26,28 @@ class StatusHandler(OwnHandler):
 class StatusDataHandler(OwnHandler):
     """`/status.json`: the data of the status page."""
 
-    def initialize(
-        self,
-        find_page: Callable[[], Awaitable[KeptPage]],
-        compress_from: int,
-        open_headers: Sequence[tuple[str, str]] | None = None,
-    ) -> None:
-        """Store the function that returns the data, and the headers of answers with it."""
+    def initialize(self, context: PortContext, find_page: Callable[[], Awaitable[KeptPage]]) -> None:
+        """Store the port's context, and the function that returns the data."""
         self.find_page = find_page
-        self.compress_from = compress_from
-        self.open_headers = open_headers or OwnHandler.open_headers
+        self.compress_from, self.open_headers = context.compress_from, context.open_headers
 
     async def get(self) -> None:
         """Answer with the data of the last second."""
-        page = await self.find_page()
-        self.set_json_headers()
-        self.finish_page(page, self.compress_from)
+        self.finish_data(await self.find_page(), self.compress_from)
 
     head = get
 
 
 def make_status_routes(
-    clock: Clock,
-    render: Callable[[], Awaitable[bytes]],
-    compress_from: int,
-    open_headers: Sequence[tuple[str, str]] | None = None,
-    *,
-    has_chart: bool = False,
-) -> list[tuple[str, type[Any], dict[str, Any]]]:
+    context: PortContext, render: Callable[[], Awaitable[bytes]], *, has_chart: bool = False
+) -> list[Route]:
     """Return the routes of the status page, whose data `render` returns.
 
     The page also needs `make_static_route`. With `has_chart`, the port has the chart page, and markets are links to it.
     """
     text = (STATIC / "status.html").read_text("utf-8").replace("__CHART__", "yes" if has_chart else "no")
-    page, find_data = KeptPage(text.encode()), partial(KeptPages(clock).find, "data", render)
+    page, find_data = KeptPage(text.encode()), partial(context.pages.find, "data", render)
     return [
-        ("/status", StatusHandler, {"page": page, "compress_from": compress_from}),
-        (
-            r"/status\.json",
-            StatusDataHandler,
-            {"find_page": find_data, "compress_from": compress_from, "open_headers": open_headers},
-        ),
+        ("/status", StatusHandler, {"page": page, "compress_from": context.compress_from}),
+        (r"/status\.json", StatusDataHandler, {"context": context, "find_page": find_data}),
     ]

@@ -259,3 +259,6 @@ def drop(frame: bytes) -> int:
 
 
 NO_CLIENT = ConnectionListener()
+
+MakeClient = Callable[[ClientConnection], ConnectionListener]
+"""Makes the client of a connection."""

@@ -4,7 +4,7 @@ import asyncio
 import codecs
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from websockets.extensions import Extension
@@ -43,12 +43,7 @@ class TransportContext:
     """State shared by the sockets of one server. `on_closed` is called with each connection whose socket was closed."""
 
     def __init__(
-        self,
-        broadcaster: Broadcaster,
-        clock: Clock,
-        *,
-        largest: int,
-        on_closed: Callable[["SocketConnection"], None],
+        self, broadcaster: Broadcaster, clock: Clock, *, largest: int, on_closed: Callable[["SocketConnection"], None]
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.broadcaster = broadcaster
@@ -63,16 +58,16 @@ class TransportContext:
         """The bytes that are queued for slow clients."""
         return sum(connection.queued_bytes for connection in self.blocked)
 
-    def sweep_slow(self, now: float, slow_s: float) -> None:
+    def sweep_slow(self, now: float, slow_s: float, others: Iterable[ClientConnection]) -> None:
         """Close connections blocked for more than `slow_s`, and those whose close frame was not answered in time.
 
-        Call it every second.
+        `others` are connections kept by Tornado. Call it every second.
         """
-        for connection in [one for one in self.blocked if one.blocked_for(now) > slow_s]:
+        for connection in [one for one in (*self.blocked, *others) if one.blocked_for(now) > slow_s]:
             logger.info("%s has not read for %.0f s: closed", connection.address, slow_s)
             self.broadcaster.end_later(partial(connection.disconnect, 3008, "slow"))
-        for connection in [one for one, until in self.leaving.items() if now >= until]:
-            self.broadcaster.end_later(connection.abort)
+        for late in [one for one, until in self.leaving.items() if now >= until]:
+            self.broadcaster.end_later(late.abort)
 
 
 class SocketConnection(ClientConnection):

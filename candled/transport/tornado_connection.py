@@ -69,7 +69,7 @@ class TornadoConnection(ClientConnection):
             return
         self.close_code = code
         for answer in self.outbox.take_replies():
-            self._handler.write_frame(answer).add_done_callback(_retrieve_error)
+            self._handler.write_frame(answer).add_done_callback(retrieve_error)
         self._handler.close(code, reason)
         self.connection_lost()
 
@@ -87,7 +87,7 @@ class TornadoConnection(ClientConnection):
         self._handler = None
 
 
-def _retrieve_error(future: "asyncio.Future[None]") -> None:
+def retrieve_error(future: "asyncio.Future[None]") -> None:
     """Retrieve the exception of a write, so that asyncio doesn't log it: a disconnected client is not an error."""
     if not future.cancelled():
         future.exception()

@@ -30,7 +30,7 @@ from candled.rooms.hub import Hub
 from candled.rooms.recipients import RecipientConnection
 from candled.serve.client import ClientSession
 from candled.serve.connection_limiter import ClientLimits
-from candled.serve.pager import HistoryPages
+from candled.serve.pager import HistoryPages, SessionContext
 from candled.serve.rate_limit import MemoryCounter, RateLimits
 from candled.serve.server import Server
 from candled.store.history import HistoryReader
@@ -152,11 +152,13 @@ async def open_stage(
     anywhere = {name: value for name, value in ANYWHERE.items() if name not in server.model_fields_set}
     config = Config(limits=limits, server=server.model_copy(update=anywhere), **settings)
 
-    client_limits = ClientLimits.of(config.server)
+    client_limits = ClientLimits(config.server)
     rate_limits = RateLimits(config.limits, MemoryCounter(clock), clock)
 
+    sessions = SessionContext(hub, bars, codec, clock, client_limits, HistoryPages(pages.read_history))
+
     def make_client(connection: RecipientConnection) -> ClientSession:
-        return ClientSession(connection, hub, bars, codec, clock, client_limits, HistoryPages(pages.read_history))
+        return ClientSession(connection, sessions)
 
     async def count_clients() -> Mapping[str, Any]:
         broadcaster = {**hub.describe(), "rooms": list(hub.describe_rooms())}
@@ -174,9 +176,9 @@ async def open_stage(
         make_client=make_client,
         clock=clock,
         reports=make_reports(count_clients=count_clients),
-        page=answering("<p>page</p>"),
-        routes=make_routes(config, source, rate_limits, clock),
-        streams=make_streams(config, source, universe, bars, make_client, broadcaster.broadcast, clock, client_limits),
+        page=answering(b"<p>page</p>"),
+        routes=make_routes(config, source, rate_limits),
+        streams=make_streams(config, source, universe, bars, make_client, broadcaster.broadcast, client_limits),
         limits=config.limits,
         guard=make_guard(config, catalog, clock),
     )

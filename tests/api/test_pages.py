@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from candled.api.pages import BarReader
+from candled.api.queries import HistoryRequest
 from candled.model import DEFAULT_INTERVALS, END_OF_TIME_MS, MINUTE, MINUTE_MS, BarTexts, fold
 from candled.rooms.encoded_bars import EncodedBarCache
 from tests.api.stage import BTC, open_stage
@@ -102,7 +103,7 @@ def test_paging_back_gives_every_bar_of_the_range_once_and_then_ends(stored_bars
     async def read():
         pages, found, before_ms = pages_of(stored_bars), [], end_ms
         while True:
-            page = await pages.read_page(BTC, MINUTE, start_ms=start_ms, end_ms=before_ms, limit=limit)
+            page = await pages.read_page(BTC, MINUTE, HistoryRequest(limit, start_ms, before_ms))
             assert len(page.bars) <= limit
             found = [*page.bars, *found]
             if not page.has_more:
@@ -122,7 +123,7 @@ def test_paging_forward_gives_every_bar_of_the_range_once_and_then_ends(stored_b
     async def read():
         pages, found, from_ms = pages_of(stored_bars), [], start_ms
         while True:
-            page = await pages.read_page(BTC, MINUTE, start_ms=from_ms, end_ms=end_ms, limit=limit, newest_first=False)
+            page = await pages.read_page(BTC, MINUTE, HistoryRequest(limit, from_ms, end_ms, newest_first=False))
             assert len(page.bars) <= limit
             found += page.bars
             if not page.has_more:
@@ -138,7 +139,7 @@ def test_a_gap_of_years_and_thin_trading_cost_few_reads():
     stored_bars = StoredBars(
         [minute(number, final=True) for number in numbers], in_memory=1, unstored=0, complete_from=MONDAY_MS
     )
-    page = asyncio.run(pages_of(stored_bars).read_page(BTC, MINUTE, start_ms=0, limit=1000, newest_first=False))
+    page = asyncio.run(pages_of(stored_bars).read_page(BTC, MINUTE, HistoryRequest(1000, newest_first=False)))
     assert (len(page.bars), page.has_more) == (1000, True)
     assert stored_bars.reads < 25
 
@@ -146,7 +147,7 @@ def test_a_gap_of_years_and_thin_trading_cost_few_reads():
 def test_without_complete_history_there_is_nothing():
     stored_bars = StoredBars([minute(0)], in_memory=1, unstored=0, complete_from=MONDAY_MS)
     stored_bars.complete_ms = None
-    page = asyncio.run(pages_of(stored_bars).read_page(BTC, MINUTE, limit=5))
+    page = asyncio.run(pages_of(stored_bars).read_page(BTC, MINUTE, HistoryRequest(5)))
     assert (page.bars, page.has_more, page.is_final) == ((), False, False)
 
 
@@ -161,14 +162,14 @@ def test_without_complete_history_there_is_nothing():
 def test_a_page_is_final_up_to_the_first_bar_that_is_not_final(end_ms, expected_final):
     bars = [*(minute(number, final=True) for number in range(3)), minute(3)]
     stored_bars = StoredBars(bars, in_memory=2, unstored=1, complete_from=MONDAY_MS)
-    page = asyncio.run(pages_of(stored_bars).read_page(BTC, MINUTE, end_ms=end_ms, limit=2))
+    page = asyncio.run(pages_of(stored_bars).read_page(BTC, MINUTE, HistoryRequest(2, end_ms=end_ms)))
     assert page.is_final is expected_final
 
 
 def test_a_page_cut_by_its_limit_is_final_though_its_range_is_not():
     bars = [*(minute(number, final=True) for number in range(3)), minute(3)]
     stored_bars = StoredBars(bars, in_memory=2, unstored=1, complete_from=MONDAY_MS)
-    page = asyncio.run(pages_of(stored_bars).read_page(BTC, MINUTE, limit=2, newest_first=False))
+    page = asyncio.run(pages_of(stored_bars).read_page(BTC, MINUTE, HistoryRequest(2, newest_first=False)))
     assert (page.is_final, page.has_more) == (True, True)
 
 
@@ -196,7 +197,7 @@ async def test_from_now_to_the_first_candle_over_memory_and_store(tmp_path):
                     found = [*bars, *found]
                     before_ms = found[0].open_ms if found else 0
                 assert [bar.values for bar in found] == wanted
-            walked = [bar async for page in one.pages.walk_pages(BTC, interval) for bar in page.bars]
+            walked = [bar async for page in one.pages.walk_pages(BTC, interval, HistoryRequest(1)) for bar in page.bars]
             assert [bar.values for bar in walked] == wanted
         assert sum(bar.volume for bar in walked) == sum(n + 1 for n in numbers) + Decimal("0.5")
 
@@ -207,6 +208,6 @@ async def test_the_same_question_asked_by_many_is_one_read(tmp_path, monkeypatch
         reads = []
         real = one.store.read_bars
         monkeypatch.setattr(one.store, "read_bars", lambda *args, **more: reads.append(args) or real(*args, **more))
-        pages = await asyncio.gather(*(one.pages.read_page(BTC, MINUTE, limit=2500) for _ in range(50)))
+        pages = await asyncio.gather(*(one.pages.read_page(BTC, MINUTE, HistoryRequest(2500)) for _ in range(50)))
         assert {len(page.bars) for page in pages} == {2500}
         assert len(reads) == 1

@@ -14,7 +14,7 @@ from candled.protocol.messages import PLAIN
 from candled.protocol.requests import RequestCodec, Subscribe
 from candled.rooms.hub import Hub
 from candled.serve.client import ClientSession
-from candled.serve.pager import HistoryPages
+from candled.serve.pager import HistoryPages, SessionContext
 from tests.clocks import ManualClock
 from tests.rows import MONDAY_MS, minute
 
@@ -380,10 +380,13 @@ class Stage:
         chart.request_initial(chart.membership)
         return chart
 
+    def session_context(self) -> SessionContext:
+        return SessionContext(self.hub, self.bars, PROTOCOL, self.clock, self.limits, self.pages)
+
     def connect(self) -> Socket:
         """A client with a socket."""
         socket = Socket(self.clock)
-        socket.client = ClientSession(socket, self.hub, self.bars, PROTOCOL, self.clock, self.limits, self.pages)
+        socket.client = ClientSession(socket, self.session_context())
         return socket
 
     async def history(self, key, interval, before_ms, limit):

@@ -16,6 +16,7 @@ from candled.rooms import pattern_rooms
 from candled.rooms.hub import Hub
 from candled.rooms.recipients import NullConnection
 from candled.serve.client import ClientSession
+from candled.serve.pager import SessionContext
 from candled.universe import Universe
 from tests.clocks import ManualClock
 from tests.rooms.stage import Limits, Publisher, Stored
@@ -73,7 +74,8 @@ class World:
 
     def connect(self) -> tuple[Listening, ClientSession]:
         listeners = Listening()
-        session = ClientSession(listeners, self.hub, self.bars, self.codec, self.clock, self.limits, None)
+        context = SessionContext(self.hub, self.bars, self.codec, self.clock, self.limits, None)
+        session = ClientSession(listeners, context)
         return listeners, session
 
     def subscribe(self, symbol: str = "*", **fields) -> Listening:

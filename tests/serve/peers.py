@@ -126,7 +126,7 @@ class EchoHarness:
             make_client=self._make,
             clock=SystemClock(),
             reports=reports or make_reports(),
-            page=answering("page"),
+            page=answering(b"page"),
             largest_message=largest_message,
             status=render_status,
         )

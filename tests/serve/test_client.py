@@ -12,7 +12,7 @@ from candled.model import MINUTE_MS, Range, iso_ms
 from candled.protocol import messages
 from candled.serve.client import ClientSession
 from candled.serve.pager import MOST_WAITING
-from tests.rooms.stage import MONDAY_MS, PROTOCOL, Limits, Socket, Stage, Stored, stage
+from tests.rooms.stage import MONDAY_MS, Limits, Socket, Stage, Stored, stage
 from tests.rows import minute
 
 
@@ -593,11 +593,11 @@ async def test_a_subscribed_client_is_small():
 def measure(one: Stage, count: int) -> float:
     """Bytes per client that is subscribed to one room, without its link."""
     text = json.dumps({"type": "subscribe", "symbol": "BTC/USDT", "interval": "1m"})
-    connections = [Quiet() for _ in range(count)]
+    connections, context = [Quiet() for _ in range(count)], one.session_context()
     gc.collect()
     tracemalloc.start()
     for connection in connections:
-        connection.client = ClientSession(connection, one.hub, one.bars, PROTOCOL, one.clock, one.limits, one.pages)
+        connection.client = ClientSession(connection, context)
         connection.client.on_client_message(text)
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -18,7 +18,7 @@ from candled.config.sections import ServerSettings
 from candled.errors import ConfigError, StoreUnavailable
 from candled.model import Decimals, Symbol
 from candled.serve.handlers import encode_json
-from candled.serve.page import ChartPage
+from candled.serve.page import render_page
 from candled.universe import Universe
 from tests import deadlines, tiers
 from tests.api.stage import Stage, open_stage
@@ -100,8 +100,8 @@ async def test_no_name_ends_the_script_of_the_page_and_every_body_can_be_encoded
     name = "</script><script>alert(1)</script><!--\u2028&"
     universe = Universe([name])
     universe.set_markets(name, [Symbol("</script>", "USDT")])
-    page = await ChartPage({}, universe, lambda key: Decimals(), ManualClock()).render()
-    text = page.partition('id="candled">')[2].partition("</script>")[0]
+    page = await render_page({}, universe, lambda key: Decimals(), ManualClock())
+    text = page.decode().partition('id="candled">')[2].partition("</script>")[0]
     assert "<" not in text
     assert json.loads(text)["defaultExchange"] == name
     assert json.loads(encode_json({"trouble": "x\ud800"})) == {"trouble": "x?"}

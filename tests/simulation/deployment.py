@@ -19,6 +19,7 @@ from candled.protocol.frames import Frame
 from candled.protocol.requests import RequestCodec
 from candled.rooms.hub import Hub
 from candled.serve.client import ClientSession
+from candled.serve.pager import SessionContext
 from candled.store.history import HistoryReader
 from candled.store.ingest_store import IngestStore
 from candled.store.sqlite.store import SqliteStore
@@ -145,7 +146,8 @@ class Process:
 
     def connect(self, chart: Chart) -> Line:
         socket = Line(chart)
-        socket.client = ClientSession(socket, self.hub, self.bars, PROTOCOL, self._clock, Limits(), None)  # type: ignore[arg-type]
+        context = SessionContext(self.hub, self.bars, PROTOCOL, self._clock, Limits(), None)  # type: ignore[arg-type]
+        socket.client = ClientSession(socket, context)
         socket.client.on_client_message(json.dumps(chart.connected()))
         return socket
 

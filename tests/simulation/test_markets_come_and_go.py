@@ -24,6 +24,7 @@ from candled.on_demand import RENEW_S, DemandRefused, MarketsOnDemand, MemoryBoo
 from candled.protocol.requests import RequestCodec
 from candled.rooms.hub import Hub
 from candled.serve.client import ClientSession
+from candled.serve.pager import SessionContext
 from candled.store.history import HistoryReader
 from candled.store.ingest_store import IngestStore
 from candled.store.sqlite.store import SqliteStore
@@ -114,7 +115,8 @@ class Deployment:
         socket = Socket(self.clock)
         limits: Any = Limits()
         pages: Any = None
-        socket.client = ClientSession(socket, self.hub, self.bars, self.codec, self.clock, limits, pages, self.demand)
+        context = SessionContext(self.hub, self.bars, self.codec, self.clock, limits, pages, self.demand)
+        socket.client = ClientSession(socket, context)
         return socket
 
     async def do(self, action: str, argument: Any) -> None:
