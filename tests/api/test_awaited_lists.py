@@ -104,7 +104,7 @@ async def test_a_kline_stream_waits_for_the_list_and_starts_the_market(
         async with deadlines.timeout(5):
             while stage.hub.room_count < (2 if how == "request" else 1):
                 await asyncio.sleep(0.001)
-        assert ETH in {room.topic.market for room in stage.hub._all_rooms()}
+        assert stage.hub.has_members(ETH)
 
 
 async def test_a_kline_stream_of_a_list_that_does_not_come_is_unknown(
