@@ -55,7 +55,7 @@ def prepare_extension(connection: DatabaseConnection) -> Timescale:
         except StoreRejected as error:
             connection.rollback()
             return Timescale(remark=f"TimescaleDB could not be enabled in this database: {error}")
-    if not _is_hypertable(connection):
+    if _is_compressed(connection) is None:
         [(has_minutes,)] = connection.fetch_rows("SELECT EXISTS (SELECT FROM candled.candles)")
         # moving them may take an hour under an exclusive lock, so the operator decides when
         if has_minutes:
@@ -74,7 +74,7 @@ def find_features(connection: DatabaseConnection) -> Timescale:
         word = "not enabled in this database" if is_available else "not installed on the server"
         return Timescale(remark=f"TimescaleDB is {word}")
     [(license_name,)] = connection.fetch_rows("SELECT current_setting('timescaledb.license')")
-    is_hypertable = _is_hypertable(connection)
+    is_hypertable = _is_compressed(connection) is not None
     connection.commit()
     remark = "" if is_hypertable else "the minutes are kept in an ordinary table"
     return Timescale(version=version, hypertable=is_hypertable, licensed=license_name == "timescale", remark=remark)
@@ -93,13 +93,13 @@ def _find(connection: DatabaseConnection) -> tuple[str | None, bool, bool]:
     return version, is_available, is_loaded
 
 
-def _is_hypertable(connection: DatabaseConnection) -> bool:
-    return bool(
-        connection.fetch_rows(
-            """SELECT FROM timescaledb_information.hypertables
-            WHERE hypertable_schema = 'candled' AND hypertable_name = 'candles'"""
-        )
+def _is_compressed(connection: DatabaseConnection) -> bool | None:
+    """Return whether chunks of minutes may be compressed; None if the minutes are not in chunks."""
+    rows = connection.fetch_rows(
+        """SELECT compression_enabled FROM timescaledb_information.hypertables
+        WHERE hypertable_schema = 'candled' AND hypertable_name = 'candles'"""
     )
+    return rows[0][0] if rows else None
 
 
 def compress(connection: DatabaseConnection, before_ms: int) -> int:
@@ -108,11 +108,7 @@ def compress(connection: DatabaseConnection, before_ms: int) -> int:
     Compressed chunks are included, so that corrections in them are compressed again. candled's own timer runs this,
     because TimescaleDB's background jobs fail under some pairs of minor versions.
     """
-    [(is_enabled,)] = connection.fetch_rows(
-        """SELECT compression_enabled FROM timescaledb_information.hypertables
-        WHERE hypertable_schema = 'candled' AND hypertable_name = 'candles'"""
-    )
-    if not is_enabled:
+    if not _is_compressed(connection):
         connection.execute(
             """ALTER TABLE candled.candles SET (timescaledb.compress,
             timescaledb.compress_segmentby = 'market', timescaledb.compress_orderby = 'time DESC')"""
