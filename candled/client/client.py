@@ -115,12 +115,8 @@ class Client:
             RuntimeError: the client is not used inside `async with`.
         """
         self._require_open()
-        named = self._name(symbol, interval, exchange)
-        topic = next((one for one in self._select(BarSubscription) if one.named == named), None)
-        if topic is None:
-            topic = BarSubscription(named, initial_bars, self._keep)
-            self._add(topic)
-        elif initial_bars > topic.wanted:
+        topic = self._share(BarSubscription(self._name(symbol, interval, exchange), initial_bars, self._keep))
+        if initial_bars > topic.wanted:
             topic.wanted, topic.position = initial_bars, None
             self._subscribe(topic)
         return BarStream(
@@ -154,11 +150,7 @@ class Client:
             RuntimeError: the client is not used inside `async with`.
         """
         self._require_open()
-        named = self._name(pattern, interval, exchange)
-        topic = next((one for one in self._select(PatternSubscription) if one.named == named), None)
-        if topic is None:
-            topic = PatternSubscription(named, self._keep)
-            self._add(topic)
+        topic = self._share(PatternSubscription(self._name(pattern, interval, exchange), self._keep))
         return ClosedBarStream(
             topic, corrections=corrections, on_markets=on_markets, on_status=on_status, ended=self._unsubscribe
         )
@@ -233,9 +225,14 @@ class Client:
         for topic in self._subscriptions:
             topic.on_connection_lost(Status("lost", retry_s=wait_s, message=str(error)))
 
-    def _add(self, topic: BarSubscription | PatternSubscription) -> None:
+    def _share(self, topic: S) -> S:
+        """Return the subscription of this kind and name if there is one, else add this one."""
+        for one in self._select(type(topic)):
+            if one.named == topic.named:
+                return one
         self._subscriptions = [*self._subscriptions, topic]
         self._subscribe(topic)
+        return topic
 
     def _subscribe(self, topic: BarSubscription | PatternSubscription) -> None:
         if self._connection.is_open:
