@@ -1,7 +1,7 @@
 """JSON documents of an exchange: the places of their values, and times in any form."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -42,26 +42,24 @@ def write_document(document: Any) -> str:
 
 def list_values(document: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Yield every value of a document that is neither an object nor a list, with its place."""
-    if isinstance(document, dict):
-        for key, value in document.items():
-            yield from list_values(value, (*path, key))
-    elif isinstance(document, list):
-        for index, value in enumerate(document):
-            yield from list_values(value, (*path, index))
-    else:
+    if not isinstance(document, dict | list):
         yield path, document
+        return
+    for key, value in _items_of(document):
+        yield from list_values(value, (*path, key))
 
 
 def list_lists(document: Any, path: Path = ()) -> Iterator[tuple[Path, list[Any]]]:
     """Yield every list of a document, with its place."""
     if isinstance(document, list):
         yield path, document
-    items: Any = (
-        document.items() if isinstance(document, dict) else enumerate(document if isinstance(document, list) else ())
-    )
-    for key, value in items:
-        if isinstance(value, dict | list):
+    if isinstance(document, dict | list):
+        for key, value in _items_of(document):
             yield from list_lists(value, (*path, key))
+
+
+def _items_of(document: dict[str, Any] | list[Any]) -> Iterable[tuple[str | int, Any]]:
+    return document.items() if isinstance(document, dict) else enumerate(document)
 
 
 def with_value(document: Any, path: Path, value: Any) -> Any:
