@@ -147,10 +147,6 @@ class ShardedIngest:
                     ingest.remove_markets(change.removed)
                     ingest.add_markets(self._part_of(shard, change.exchange, change.added))
 
-    def chooser_of(self, exchange: str) -> MarketChooser:
-        """Return the object that chooses the markets of a configured exchange."""
-        return self._choosers[exchange]
-
     async def measure(self, pace: Pace) -> dict[str, IngestMeasures]:
         """Return the present state of each exchange in numbers, combining all shards that are read here."""
         result: dict[str, IngestMeasures] = {}

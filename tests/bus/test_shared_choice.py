@@ -39,7 +39,7 @@ class Reader:
 
     @property
     def is_choosing(self) -> bool:
-        return self.ingest.chooser_of("bitget").is_choosing
+        return self.ingest._choosers["bitget"].is_choosing
 
     @property
     def shards(self) -> set[int]:

@@ -221,7 +221,7 @@ async def test_without_the_first_list_a_pattern_waits_and_named_markets_are_read
 async def test_other_rules_add_and_remove_markets_immediately():
     async with running(rules_of("*/USDT", "!S0/*"), *SYMBOLS[:3]) as harness:
         (peer,) = harness.world.peers
-        harness.ingest.chooser_of("virtual").set_rules(rules_of("S2/USDT", "S4/USDT"))
+        harness.ingest._choosers["virtual"].set_rules(rules_of("S2/USDT", "S4/USDT"))
         assert harness.symbols == (S2, S4)
         await harness.clock.advance(20.0)
         assert harness.world.subscribed() == [S2, S4]
@@ -236,7 +236,7 @@ async def test_an_extra_market_is_read_until_it_is_removed():
             await harness.book.request_market(MarketKey("virtual", symbol), harness.rules)
         await harness.refresh()
         assert harness.world.subscribed() == [S0, S1]
-        assert set(harness.ingest.chooser_of("virtual").extras) == {S0, S1}
+        assert set(harness.ingest._choosers["virtual"].extras) == {S0, S1}
         await harness.clock.advance(harness.rules.keep_s)
         await harness.refresh()
         assert harness.world.subscribed() == [S0]

@@ -126,7 +126,7 @@ class Deployment:
             self.world.refused = set(argument)
         elif action == "reload":
             self.rules = RULES[argument]
-            self.ingest.chooser_of("virtual").set_rules(self.rules)
+            self.ingest._choosers["virtual"].set_rules(self.rules)
         elif action == "lease":
             shard, is_given = argument
             lease = self.leases.all[shard]
@@ -205,7 +205,7 @@ def check_markets(deployment: Deployment, before: set[Symbol]) -> None:
     rules, listed = deployment.rules, set(deployment.world.listed)
     kept = {one for one in before & deployment.used() if rules.matches(one)}
     # what no client uses has ended, and nothing else that the rules do not choose is left
-    on_demand = set(deployment.ingest.chooser_of("virtual").extras)
+    on_demand = set(deployment.ingest._choosers["virtual"].extras)
     assert on_demand <= deployment.used()
     assert len(on_demand) <= ON_DEMAND.most
     assert on_demand == set(deployment.book._used_at["virtual"])
@@ -275,7 +275,7 @@ async def check_renamed(folder: Path) -> None:
     old, new = SYMBOLS[1:3]  # both in the first shard
     await deployment.do("list", [old])
     deployment.rules = ChoiceRules(patterns=(SymbolPattern.parse(str(old)),))
-    deployment.ingest.chooser_of("virtual").set_rules(deployment.rules)
+    deployment.ingest._choosers["virtual"].set_rules(deployment.rules)
     for shard in range(SHARDS):
         await deployment.do("lease", (shard, True))
     await deployment.do("pass", 100.0)
