@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +109,7 @@ class _Followed:
         self.reported: set[int] = set()
 
 
+@dataclass(eq=False)
 class ClosedBarReporter:
     """Reports each bar once, when it has become final, as a listener of `bars`.
 
@@ -116,20 +117,13 @@ class ClosedBarReporter:
     the bars of a market.
     """
 
-    def __init__(
-        self,
-        bars: "LiveBars",
-        intervals: Callable[[], Sequence[Interval]],
-        clock: Clock,
-        report: Callable[[MarketKey, Interval, Candle], None],
-        is_read: Callable[[MarketKey], bool],
-    ) -> None:
-        self._bars = bars
-        self._intervals = intervals
-        self._clock = clock
-        self._report = report
-        self._is_read = is_read
-        self._followed: dict[tuple[MarketKey, Interval], _Followed] = {}
+    bars: "LiveBars"
+    #: Returns the served intervals.
+    intervals: Callable[[], Sequence[Interval]]
+    clock: Clock
+    report: Callable[[MarketKey, Interval, Candle], None]
+    is_read: Callable[[MarketKey], bool]
+    _followed: dict[tuple[MarketKey, Interval], _Followed] = field(default_factory=dict, init=False)
 
     def on_bars_changed(self, market: MarketKey, changes: Sequence[BarChange]) -> None:
         """Ignore new versions of bars: `on_finality` is called when bars become final."""
@@ -143,7 +137,7 @@ class ClosedBarReporter:
 
     def on_finality(self, market: MarketKey) -> None:
         """Report the bars that have become final."""
-        for interval in self._intervals():
+        for interval in self.intervals():
             self._report_closed(market, interval)
 
     def forget_market(self, market: MarketKey) -> None:
@@ -154,15 +148,15 @@ class ClosedBarReporter:
     def _report_closed(self, market: MarketKey, interval: Interval) -> None:
         followed = self._followed.get((market, interval))
         if followed is None:
-            newest = self._bars.newest_times(market, MINUTE, 1)
-            since_ms = interval.floor(max([self._clock.now_ms(), *newest]))
+            newest = self.bars.newest_times(market, MINUTE, 1)
+            since_ms = interval.floor(max([self.clock.now_ms(), *newest]))
             followed = self._followed[market, interval] = _Followed(since_ms)
-        bars = self._bars.bars_between(market, interval, followed.since_ms, END_OF_TIME_MS)
+        bars = self.bars.bars_between(market, interval, followed.since_ms, END_OF_TIME_MS)
         for bar in bars:
-            if bar.open_ms not in followed.reported and self._bars.is_final(market, interval, bar):
+            if bar.open_ms not in followed.reported and self.bars.is_final(market, interval, bar):
                 followed.reported.add(bar.open_ms)
-                if self._is_read(market):
-                    self._report(market, interval, bar)
+                if self.is_read(market):
+                    self.report(market, interval, bar)
         self._forget_oldest(market, interval, followed, bars)
 
     def _forget_oldest(
@@ -171,7 +165,7 @@ class ClosedBarReporter:
         """Move the start past the bars that need no further attention."""
         end_ms = bars[-1].open_ms if bars else followed.since_ms
         while followed.since_ms < end_ms and (
-            self._bars.is_range_final(market, followed.since_ms, followed.since_ms + interval.ms)
+            self.bars.is_range_final(market, followed.since_ms, followed.since_ms + interval.ms)
             or end_ms - followed.since_ms > _OLDEST_BARS * interval.ms
         ):
             followed.reported.discard(followed.since_ms)
