@@ -327,9 +327,7 @@ class Handler(RequestHandler):
             self.has_waited = True
             await offered.demand.wait_for_lists(exchanges)
         market = offered.find(refusal)
-        if market is None or market in started:
-            return None
-        if grant is not None and not grant.allows_symbol(market.symbol):
+        if market is None or market in started or (grant is not None and not grant.allows_symbol(market.symbol)):
             return None
         await self._start_market(offered, market)
         return market

@@ -273,24 +273,22 @@ def symbols(catalog: MarketCatalog) -> Operation:
     )
 
 
-def intervals() -> Operation:
-    """Return the operation for the served intervals."""
-    return Operation(
-        path="/api/intervals",
-        name="getIntervals",
-        summary="The lengths of bars that are served, shortest first",
-        answers={"application/json": Intervals},
-    )
+#: The operation for the served intervals.
+INTERVALS = Operation(
+    path="/api/intervals",
+    name="getIntervals",
+    summary="The lengths of bars that are served, shortest first",
+    answers={"application/json": Intervals},
+)
 
 
-def exchanges() -> Operation:
-    """Return the operation for the exchanges."""
-    return Operation(
-        path="/api/exchanges",
-        name="getExchanges",
-        summary="The exchanges; the first one is the default of requests",
-        answers={"application/json": Exchanges},
-    )
+#: The operation for the exchanges.
+EXCHANGES = Operation(
+    path="/api/exchanges",
+    name="getExchanges",
+    summary="The exchanges; the first one is the default of requests",
+    answers={"application/json": Exchanges},
+)
 
 
 def coverage(catalog: MarketCatalog) -> Operation:
@@ -333,14 +331,13 @@ def gaps(catalog: MarketCatalog) -> Operation:
     )
 
 
-def description() -> Operation:
-    """Return the operation for the OpenAPI description itself."""
-    return Operation(
-        path="/api/openapi.json",
-        name="getOpenapi",
-        summary="This description",
-        answers={"application/json": dict[str, Any]},
-    )
+#: The operation for the OpenAPI description itself.
+DESCRIPTION = Operation(
+    path="/api/openapi.json",
+    name="getOpenapi",
+    summary="This description",
+    answers={"application/json": dict[str, Any]},
+)
 
 
 def _market(catalog: MarketCatalog) -> tuple[Parameter, Parameter]:

@@ -90,11 +90,11 @@ def _operations(catalog: MarketCatalog) -> Sequence[operations.Operation]:
         operations.candles(catalog),
         operations.pages(catalog),
         operations.symbols(catalog),
-        operations.intervals(),
-        operations.exchanges(),
+        operations.INTERVALS,
+        operations.EXCHANGES,
         operations.coverage(catalog),
         operations.gaps(catalog),
-        operations.description(),
+        operations.DESCRIPTION,
     )
 
 

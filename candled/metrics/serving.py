@@ -20,8 +20,8 @@ def collect_clients(samples: Samples, parts: Parts) -> None:
     samples.add("ws_sent_bytes_total", server.sent_bytes)
     samples.add_all("ws_messages_received_total", messages.received.items())
     samples.add_all("ws_resume_total", ((result, messages.resumes[result]) for result in ("recovered", "full")))
-    samples.add("ws_slow_clients", server.slow_count)
-    samples.add("ws_send_queue_bytes", server.queued_bytes)
+    samples.add("ws_slow_clients", len(server.transport.blocked))
+    samples.add("ws_send_queue_bytes", server.transport.queued_bytes)
     samples.add("ws_fell_behind_total", messages.fell_behind)
 
 

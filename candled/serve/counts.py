@@ -1,7 +1,7 @@
 """Counts of connections and HTTP requests since the start of the process, for metrics."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import TypeVar
@@ -37,7 +37,7 @@ class ServerCounts:
         self.refusals: Counter[str] = Counter()
         #: Answers by route and status, and the seconds that those of handlers took, by route.
         self.requests: Counter[tuple[str, int]] = Counter()
-        self.request_s: dict[str, Histogram] = {}
+        self.request_s: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(SECONDS))
         self._find_route = make_finder(((pattern, route_name(pattern)) for pattern in patterns), OTHER)
 
     def count_close(self, code: int) -> None:
@@ -52,10 +52,7 @@ class ServerCounts:
         """Count the answer of a handler."""
         route = self._find_route(path)
         self.requests[route, status] += 1
-        histogram = self.request_s.get(route)
-        if histogram is None:
-            histogram = self.request_s[route] = Histogram(SECONDS)
-        histogram.observe(seconds)
+        self.request_s[route].observe(seconds)
 
 
 def make_finder(routes: Iterable[tuple[str, T]], otherwise: T) -> Callable[[str], T]:

@@ -102,6 +102,8 @@ class Server:
             page=page,
             guard=guard,
         )
+        #: The sockets of clients.
+        self.transport = self._context.transport
         #: `reports`, together with the facts about this server.
         self.reports = self._add_facts(reports)
         self._health = HealthContext(self.reports, self._context, shows_details=settings.health_details)
@@ -235,19 +237,9 @@ class Server:
         return self._context.guard
 
     @property
-    def slow_count(self) -> int:
-        """The number of clients that have not read a frame completely."""
-        return len(self._context.transport.blocked)
-
-    @property
     def sent_bytes(self) -> int:
         """The bytes of all frames given to WebSockets and event streams since the start."""
         return self._context.broadcaster.given_bytes
-
-    @property
-    def queued_bytes(self) -> int:
-        """The bytes that are queued for slow clients."""
-        return self._context.transport.queued_bytes
 
     def describe(self) -> dict[str, dict[str, int]]:
         """Return the facts about connections with requests, and about the budgets of work."""

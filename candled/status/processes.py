@@ -21,8 +21,7 @@ class ProcessList:
     """
 
     def __init__(self, parts: "Parts", name: str | None, registry: "ProcessRegistry | None") -> None:
-        self._server = parts.server
-        self._hub = parts.hub
+        self._parts = parts
         self._registry = registry
         self._own = ProcessFacts(
             process="" if registry is None else registry.process,
@@ -39,9 +38,9 @@ class ProcessList:
         """Return this process as it is now."""
         return msgspec.structs.replace(
             self._own,
-            clients=self._server.connection_count,
-            rooms=self._hub.room_count,
-            stopping=self._server.reports.is_stopping(),
+            clients=self._parts.server.connection_count,
+            rooms=self._parts.hub.room_count,
+            stopping=self._parts.server.reports.is_stopping(),
         )
 
     def describe(self, *, shows_details: bool) -> dict[str, list[dict[str, Any]]]:

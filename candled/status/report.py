@@ -163,8 +163,8 @@ class StatusReport:
             "limit": server.most_connections,
             "rooms": hub.room_count,
             "subscriptions": hub.subscription_count,
-            "slow": server.slow_count,
-            "queuedBytes": server.queued_bytes,
+            "slow": len(server.transport.blocked),
+            "queuedBytes": server.transport.queued_bytes,
             "httpConnections": server.describe()["http"]["connections"],
         }
 
