@@ -8,6 +8,9 @@ from candled.protocol.requests import choice_text
 
 from .errors import ApiError, UnknownSymbol, shown
 
+#: Binance's units of times, and how many are in a millisecond.
+TIME_UNITS = {"MILLISECOND": 1, "MICROSECOND": 1000}
+
 
 class MarketCatalog:
     """The served markets and intervals. Pure. The first exchange is the default.

@@ -235,16 +235,12 @@ class Handler(RequestHandler):
         try:
             await asyncio.wait_for(self.flush(), _STALLED_S)
         except (StreamClosedError, TimeoutError):
-            self.abort()
+            break_off(self)
             return False
         stream = stream_of(self.request)
         if isinstance(stream, HotStream):
             await stream.pause()
         return True
-
-    def abort(self) -> None:
-        """Break off an answer, so that no client takes a part for the complete answer."""
-        break_off(self)
 
     # ------------------------------------------------------------ calls from Tornado
 

@@ -27,7 +27,7 @@ from candled.transport.connection import ConnectionListener
 from candled.transport.work_budget import REFUSED, SUBSCRIBE
 from candled.universe import MarketsChanged
 
-from .catalog import BinanceMarkets, binance_interval
+from .catalog import TIME_UNITS, BinanceMarkets, binance_interval
 from .kline_order import KlineOrder
 from .offered_markets import OfferedMarkets
 
@@ -37,7 +37,6 @@ _BARS = 10  # bars of an `initial`. If no more bars end before the next `initial
 _OPTIONS = Options(FINAL | VALUES, corrections=True, final_wait_s=FINAL_WAIT_S)
 _TEXT_ID = re.compile(r"[A-Za-z0-9_-]{1,36}")
 _METHODS = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
-_UNITS = {"MILLISECOND": 1, "MICROSECOND": 1000}
 _ENDED_MS = END_OF_TIME_MS  # the last frame of a stream counts as its newest bar, so slow clients receive it too
 _SHOWN = 64  # characters of a client's own text that an error repeats
 
@@ -217,9 +216,9 @@ class KlineStreams:
 
     def _make_client(self, connection: RecipientConnection, uri: str, names: str, *, combined: bool) -> "KlineClient":
         unit = parse_qs(urlsplit(uri).query).get("timeUnit", ["MILLISECOND"])[-1].upper()
-        client = KlineClient(connection, self, Style(combined, _UNITS.get(unit, 1)))
-        if unit not in _UNITS:
-            client.refuse(_Invalid(2, f"Invalid request: timeUnit must be one of {', '.join(_UNITS)}"))
+        client = KlineClient(connection, self, Style(combined, TIME_UNITS.get(unit, 1)))
+        if unit not in TIME_UNITS:
+            client.refuse(_Invalid(2, f"Invalid request: timeUnit must be one of {', '.join(TIME_UNITS)}"))
         else:
             client.subscribe_from_path([name for name in names.split("/") if "@" in name])
         return client

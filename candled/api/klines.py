@@ -17,7 +17,7 @@ from candled.serve.rate_limit import RateLimit
 from candled.transport.library_internals import is_finished
 
 from .bar_answers import BarHandler
-from .catalog import BinanceMarkets, binance_name
+from .catalog import TIME_UNITS, BinanceMarkets, binance_name
 from .errors import ApiError, UnknownSymbol
 from .handler import Handler, NotFound
 from .printers import klines_printer
@@ -36,7 +36,6 @@ _CODES = {
 }
 _UNSUPPORTED = -1020  # not -1000, which clients take for temporary and retry
 _NOT_HERE = "This operation is not supported: here are klines, uiKlines, exchangeInfo, time and ping, for GET."
-_UNITS = {"MILLISECOND": 1, "MICROSECOND": 1000}
 _DECIMALS = 8
 _PERPETUAL_MS = 4_133_404_800_000  # Binance's own delivery date of contracts that have none
 _LARGEST = "9000000000.00000000"
@@ -75,9 +74,7 @@ class KlinesParameters:
             ApiError: the client requests another unit.
         """
         name = self.text_parameter("timeUnit")
-        if name is None:
-            name = self._time_unit
-        units = _UNITS.get(name.upper())
+        units = TIME_UNITS.get((self._time_unit if name is None else name).upper())
         if units is None:
             raise ApiError(400, "-1130", "Data sent for parameter 'timeUnit' is not valid.")
         return units

@@ -31,11 +31,6 @@ class Page:
     #: The bars contain every change of the market's feed up to this position.
     position: Position | None = None
 
-    @property
-    def oldest_ms(self) -> int | None:
-        """The opening time of the oldest bar; None for an empty page."""
-        return self.bars[0].open_ms if self.bars else None
-
 
 @dataclass(frozen=True, slots=True)
 class PrintedPage:
@@ -114,7 +109,7 @@ def join_parts(page: Page, printer: Printer, parts: Sequence[Sequence[bytes]]) -
     bars = page.bars
     return PrintedPage(
         [printer.separator.join(column) for column in zip(*parts, strict=True)] or [b""] * printer.columns,
-        page.oldest_ms,
+        bars[0].open_ms if bars else None,
         bars[-1].open_ms if bars else None,
         bool(bars) and bars[-1].final,
         bars[-1].as_of_ms if bars else 0,

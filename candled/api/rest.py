@@ -17,6 +17,7 @@ from candled.model import DAY_MS, END_OF_TIME_MS, MINUTE, MINUTE_MS, Candle, Gap
 from candled.model.gaps import split_by_day
 from candled.serve.content_coding import ContentCoding
 from candled.serve.hot_path import HotReply, HotRequest
+from candled.transport.library_internals import break_off
 
 from . import operations
 from .bar_answers import BarHandler, StreamedOnly
@@ -150,7 +151,7 @@ class Candles(BarHandler, RestHandler):
             if not has_begun:
                 raise
             logger.warning("%s: answer broken off, the store cannot be read", self.request.path)
-            self.abort()
+            break_off(self)
             return
         await self.send_part(form.end())
 

@@ -108,7 +108,7 @@ def test_paging_back_gives_every_bar_of_the_range_once_and_then_ends(stored_bars
             found = [*page.bars, *found]
             if not page.has_more:
                 return found
-            before_ms = page.oldest_ms
+            before_ms = page.bars[0].open_ms
 
     assert asyncio.run(read()) == wanted
     assert stored_bars.most_rows <= limit + 1
