@@ -3,14 +3,14 @@
 import json
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, ClassVar
 
 import msgspec
 
-from candled.errors import ExchangeError, InvalidCandle
+from candled.errors import ExchangeError, InvalidCandle, Unavailable
 from candled.exchange import (
     Candles,
     Event,
@@ -59,6 +59,25 @@ def reading(part: str) -> Iterator[None]:
         yield
     except _MALFORMED as error:
         raise ExchangeError(f"{part} is not as documented: {error!r}") from error
+
+
+def check_code(
+    body: Any, exchange: str, success: str, retry_later: Collection[str], *, code: str = "code", text: str = "msg"
+) -> None:
+    """Check the code in an answer over REST, for exchanges that answer with 200 and explain an error in the body.
+
+    `code` and `text` are the names of the fields with the code and the explanation.
+
+    Raises:
+        Unavailable: the code is one of `retry_later`, after which another attempt may succeed.
+        ExchangeError: the code is another one than `success`, or there is none.
+    """
+    if not isinstance(body, dict) or code not in body:
+        raise ExchangeError(f"expected an object with a {code}, got {str(body)[:_EXCERPT]}")
+    found = str(body[code])
+    if found != success:
+        problem = f"{exchange} answered {found}: {body.get(text)}"
+        raise Unavailable(problem) if found in retry_later else ExchangeError(problem)
 
 
 def read_candles(

@@ -23,6 +23,8 @@ from candled import (
     Settings,
     SubscriptionRejected,
     Symbol,
+    Unavailable,
+    check_code,
     find_symbol,
     parse_object,
     read_rows,
@@ -128,6 +130,27 @@ def test_a_refusal_is_about_the_symbol_of_the_name_or_else_about_the_connection(
 def test_an_object_is_written_without_blanks_and_read_back():
     assert write_object({"id": 1, "args": ["é"]}) == '{"id":1,"args":["\\u00e9"]}'
     assert parse_object(write_object({"id": 1, "args": ["é"]})) == {"id": 1, "args": ["é"]}
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "text"),
+    [
+        ({"code": "50011", "msg": "busy"}, Unavailable, "Coinfair answered 50011: busy"),
+        ({"code": 7}, ExchangeError, "Coinfair answered 7: None"),
+        ({"msg": "busy"}, ExchangeError, "expected an object with a code, got {'msg': 'busy'}"),
+        (["0"], ExchangeError, "expected an object with a code, got ['0']"),
+        (None, ExchangeError, "expected an object with a code, got None"),
+    ],
+)
+def test_the_code_of_an_answer_is_its_error(body, error, text):
+    with pytest.raises(error) as raised:
+        check_code(body, "Coinfair", "0", {"50011"})
+    assert (type(raised.value), str(raised.value)) == (error, text)
+
+
+@pytest.mark.parametrize(("body", "names"), [({"code": 0}, {}), ({"ret": "0"}, {"code": "ret", "text": "why"})])
+def test_an_answer_with_the_code_of_success_passes(body, names):
+    check_code(body, "Coinfair", "0", {"50011"}, **names)
 
 
 def test_a_row_without_enough_cells_is_no_candle():

@@ -29,7 +29,7 @@ from candled import (
     Subscribed,
     SubscriptionRejected,
     Symbol,
-    Unavailable,
+    check_code,
     parse_object,
     read_rows,
     read_rows_in_slices,
@@ -234,9 +234,7 @@ def read_envelope(body: Any) -> tuple[list[Any], int]:
         Unavailable: Bitget is busy or out of order.
         ExchangeError: Bitget refuses the request, or the body is not as documented.
     """
-    if not isinstance(body, dict) or "code" not in body:
-        raise ExchangeError(f"expected an object with a code, got {_shorten(str(body))}")
-    refuse_failure(body)
+    check_code(body, "Bitget", _SUCCESS, _RETRY_LATER)
     rows = body.get("data")
     if rows is None:  # a newly listed market
         rows = []
@@ -251,13 +249,8 @@ def refuse_failure(body: Any) -> None:
     Raises:
         Unavailable, ExchangeError: as `read_envelope`.
     """
-    if not isinstance(body, dict) or "code" not in body:
-        return
-    code = str(body["code"])
-    if code == _SUCCESS:
-        return
-    problem = f"Bitget answered {code}: {body.get('msg')}"
-    raise Unavailable(problem) if code in _RETRY_LATER else ExchangeError(problem)
+    if isinstance(body, dict) and "code" in body:
+        check_code(body, "Bitget", _SUCCESS, _RETRY_LATER)
 
 
 async def read_page(

@@ -18,7 +18,7 @@ from candled import (
     Pong,
     SubscribeRequests,
     Symbol,
-    Unavailable,
+    check_code,
     parse_object,
     read_candles,
     reading,
@@ -122,12 +122,7 @@ def read_envelope(body: Any) -> tuple[dict[str, Any], int]:
         Unavailable: Bybit is busy or out of order.
         ExchangeError: Bybit refuses the request, or the body is not as documented.
     """
-    if not isinstance(body, dict) or "retCode" not in body:
-        raise ExchangeError(f"expected an object with a retCode, got {str(body)[:200]}")
-    code = str(body["retCode"])
-    if code != _SUCCESS:
-        problem = f"Bybit answered {code}: {body.get('retMsg')}"
-        raise Unavailable(problem) if code in _RETRY_LATER else ExchangeError(problem)
+    check_code(body, "Bybit", _SUCCESS, _RETRY_LATER, code="retCode", text="retMsg")
     result = body.get("result")
     try:
         now_ms = int(body["time"])

@@ -20,8 +20,8 @@ from candled import (
     Ready,
     SubscribeRequests,
     Symbol,
-    Unavailable,
     base_volume,
+    check_code,
     find_symbol,
     parse_object,
     read_candles,
@@ -198,12 +198,7 @@ def read_envelope(body: Any) -> Any:
         Unavailable: KuCoin is busy or out of order.
         ExchangeError: KuCoin refuses the request, or the body is not as documented.
     """
-    if not isinstance(body, dict) or "code" not in body:
-        raise ExchangeError(f"expected an object with a code, got {str(body)[:200]}")
-    code = str(body["code"])
-    if code != _SUCCESS:
-        problem = f"KuCoin answered {code}: {body.get('msg')}"
-        raise Unavailable(problem) if code in _RETRY_LATER else ExchangeError(problem)
+    check_code(body, "KuCoin", _SUCCESS, _RETRY_LATER)
     return body.get("data")
 
 

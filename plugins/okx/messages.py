@@ -22,7 +22,7 @@ from candled import (
     Pong,
     Subscribed,
     Symbol,
-    Unavailable,
+    check_code,
     find_symbol,
     parse_object,
     read_candles,
@@ -140,12 +140,7 @@ def read_envelope(body: Any) -> list[Any]:
         Unavailable: OKX is busy or out of order.
         ExchangeError: OKX refuses the request, or the body is not as documented.
     """
-    if not isinstance(body, dict) or "code" not in body:
-        raise ExchangeError(f"expected an object with a code, got {str(body)[:200]}")
-    code = str(body["code"])
-    if code != _SUCCESS:
-        problem = f"OKX answered {code}: {body.get('msg')}"
-        raise Unavailable(problem) if code in _RETRY_LATER else ExchangeError(problem)
+    check_code(body, "OKX", _SUCCESS, _RETRY_LATER)
     data = body.get("data")
     if not isinstance(data, list):
         raise ExchangeError(f"expected a list of data, got {str(body)[:200]}")
