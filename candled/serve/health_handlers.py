@@ -93,7 +93,7 @@ class LiveHandler(_HealthHandler):
 
     content_type, body = JSON, encode_json({"status": "pass"})
     verbose_body = body
-    tag = hashlib.sha1(body).hexdigest()  # as Tornado calculates it
+    tag = f'"{hashlib.sha1(body).hexdigest()}"'  # as Tornado calculates it
 
     def get(self) -> None:
         """Answer `pass`."""
@@ -108,7 +108,7 @@ class LiveHandler(_HealthHandler):
             return super().answer_now(request, peer, **route)
         if "if-none-match" in request.headers or "verbose" in request.arguments:
             return None
-        headers = (*route["context"].open_headers, ("Etag", f'"{cls.tag}"'))
+        headers = (*route["context"].open_headers, ("Etag", cls.tag))
         return request.reply_once(cls, lambda: HotReply(200, cls.content_type, headers, cls.body))
 
 
@@ -116,7 +116,7 @@ class LivezHandler(LiveHandler):
     """`/livez`: the same as plain text, or with `verbose` the line of the only check."""
 
     content_type, body, verbose_body = _TEXT, _OK, b"[+]loop ok\nlivez check passed\n"
-    tag = hashlib.sha1(body).hexdigest()
+    tag = f'"{hashlib.sha1(body).hexdigest()}"'
 
 
 class ReadyHandler(_HealthHandler):
