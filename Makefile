@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests start hundreds of programs: without compiled files each of them would compile candled again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run check quick test lowest lint bench soak chaos autobahn bots install
+.PHONY: run check quick test lowest lint bench soak chaos autobahn bots
 
 run: $(VENV)/.run  ## install and start the demo: recorded market data, a chart on http://localhost:7000/
 	$(BIN)/candled demo

@@ -85,12 +85,13 @@ async def listen(url: str, markets: Sequence[MarketKey]) -> None:
     """
     one, count = parts(url, markets, ingests=False), [0]
 
-    def received(message: Message, position: Position) -> None:
-        count[0] += 1
-        if isinstance(message, MinuteChanged) and message.market == markets[0]:
-            report(int(message.candle.volume), time.perf_counter())
+    class Received:
+        def on_feed_message(self, message: Message, position: Position) -> None:
+            count[0] += 1
+            if isinstance(message, MinuteChanged) and message.market == markets[0]:
+                report(int(message.candle.volume), time.perf_counter())
 
-    one.bus.add_listener(received)
+    one.bus.add_listener(Received())
     one.start()
     client = aioredis.Redis.from_url(url)
     pubsub = client.pubsub()
@@ -248,10 +249,10 @@ def drain(port: int, subscribers: int) -> None:
 async def healing(times: int) -> list[str]:
     """Measure how long a listener receives nothing after its connection went silent without closing, or was reset."""
     found: dict[str, list[float]] = {"half open": [], "reset": []}
-    markets, received = markets_of(1), [0]
+    markets, received = markets_of(1), _Newest()
     with own_redis() as server, Proxy(server.address) as proxy:
         far = parts(f"redis://127.0.0.1:{proxy.address[1]}", markets, ingests=False)
-        far.bus.add_listener(lambda message, _: _note(received, message))
+        far.bus.add_listener(received)
         far.start()
         async with leading(server.url, markets) as leader:
             while not far.bus.describe()["connected"]:
@@ -262,7 +263,7 @@ async def healing(times: int) -> list[str]:
                 began = time.monotonic()
                 await asyncio.sleep(0.2)  # what the proxy has begun to carry still passes
                 first = volume + 1
-                while received[0] < first:
+                while received.volume < first:
                     volume += 1
                     leader.bus.publish(MinuteChanged(markets[0], candle(volume), FeedMetadata()))
                     await asyncio.sleep(0.01)
@@ -271,9 +272,14 @@ async def healing(times: int) -> list[str]:
     return [f"healed after a connection was {fault}: {spread(took, '.2f')} s" for fault, took in found.items()]
 
 
-def _note(received: list[int], message: Message) -> None:
-    if isinstance(message, MinuteChanged):
-        received[0] = max(received[0], int(message.candle.volume))
+class _Newest:
+    """Records the greatest volume that it has received."""
+
+    volume = 0
+
+    def on_feed_message(self, message: Message, position: Position) -> None:
+        if isinstance(message, MinuteChanged):
+            self.volume = max(self.volume, int(message.candle.volume))
 
 
 async def takeover(times: int, directory: Path) -> list[str]:

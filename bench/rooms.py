@@ -45,10 +45,10 @@ class Nowhere:
     recipient_slots: tuple[RecipientSlot, ...] = ()
     grant = None
 
-    def send_update(self, frame: bytes) -> int:
+    def send_frame(self, frame: bytes) -> int:
         return len(frame)
 
-    write = send_update
+    write = send_frame
 
     def send_reply(self, frame: Frame) -> None:
         pass

@@ -62,7 +62,7 @@ class Serving:
         codec = RequestCodec({"replay": symbols}, DEFAULT_INTERVALS)
         loop = asyncio.get_running_loop()
         self._broadcaster = Broadcaster(loop.call_soon, loop.call_later, time.thread_time)
-        hub = Hub(codec, bars, clock, self._publish)
+        hub = Hub(codec, bars, clock, self)
         self._rooms = Timed(hub)
         durations = {name: timedelta(seconds=settings.pop(name)) for name in _DURATIONS & settings.keys()}
         options = ServerSettings(host="127.0.0.1", port=port, **NO_LIMITS | settings | durations)
@@ -78,7 +78,7 @@ class Serving:
             page=bytes,
         )
         bars.add_listener(hub)
-        self._bus.add_listener(bars.on_feed_message)
+        self._bus.add_listener(bars)
         self._sent = asyncio.Event()
         self._opened = minute(_HISTORY)
         self._versions = count(self._opened.as_of_ms - 50_000)
@@ -114,7 +114,8 @@ class Serving:
         """From now on how long the loop is blocked is watched."""
         self._tasks.append(asyncio.ensure_future(self._watch()))
 
-    def _publish(self, recipients: Recipients, frame: Frame) -> None:
+    def broadcast(self, recipients: Recipients, frame: Frame) -> None:
+        """Send a frame, as the broadcaster does, and record that it was sent."""
         self._broadcaster.broadcast(recipients, frame)
         self._sent.set()
 

@@ -219,7 +219,7 @@ class Daemon:
         loop, passes = asyncio.get_running_loop(), PassClock(clock.monotonic, time.thread_time)
         broadcaster = Broadcaster(loop.call_soon, loop.call_later, passes)
         texts = EncodedBarCache(config.server.cache)
-        self._hub = Hub(self._codec, self._bars, clock, broadcaster.broadcast, texts=texts)
+        self._hub = Hub(self._codec, self._bars, clock, broadcaster, texts=texts)
         self._ingest = self._make_ingest() if "ingest" in config.roles else None
         self._watchdog = LoopWatchdog(plugins.packages())
         self.health = Health(
@@ -385,7 +385,7 @@ class Daemon:
             self._watchdog.start()
         self._bars.add_listener(self._hub)
         if self._keeps_bars:
-            self._bus.add_listener(self._bars.on_feed_message)
+            self._bus.add_listener(self._bars)
         if self._ingest is not None:
             self._hooks.start(self._bars, self._catalog, self._clock, self._ingest.is_reading)
         if self.internal is not None:
@@ -501,7 +501,7 @@ class Daemon:
         self._reading.set()
         with contextlib.suppress(StoreUnavailable, StoreRejected):  # the writer logs it, and tries again
             await self._writer.flush()
-        self._tasks.start(self._writer.run())
+        self._tasks.start(self._writer.run_flushes())
         self._upkeep.start(self._tasks)
         if self._shared is not None:
             await self._shared.lists.load()

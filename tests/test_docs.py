@@ -223,6 +223,8 @@ def test_clients_and_the_page_know_every_state_and_reason():
     states, reasons = re.findall(r"export const (?:STATES|STATE_REASONS) = \{\n(.*?)\n\};", words, re.DOTALL)
     assert set(STATES) <= set(re.findall(r"^  (\w+):", states, re.MULTILINE))
     assert re.findall(r"^  (\w+):", reasons, re.MULTILINE) == list(STATE_REASONS)
+    gaps = re.search(r"export const REASONS = \{\n(.*?)\n\};", words, re.DOTALL)
+    assert dict(re.findall(r'^  (\w+): "(.*)",$', gaps[1], re.MULTILINE)) == REASONS
     assert set(STATES) <= set(get_args(ClientState))
     types = (ROOT / "clients" / "js" / "candled.d.ts").read_text("utf-8")
     assert re.findall(r'"(\w+)"', types.split("export type FeedState")[1].split(";")[0]) == list(STATES)

@@ -193,13 +193,18 @@ def test_a_listener_that_fails_keeps_no_message_from_the_others_nor_from_itself(
     bus, received = MemoryBus("one"), []
     attempts = []
 
-    def fails_once(message, position):
-        attempts.append(message)
-        if len(attempts) == 1:
-            raise ValueError("not today")
+    class FailsOnce:
+        def on_feed_message(self, message, position):
+            attempts.append(message)
+            if len(attempts) == 1:
+                raise ValueError("not today")
 
-    bus.add_listener(fails_once)
-    bus.add_listener(lambda message, position: received.append(message))
+    class Receives:
+        def on_feed_message(self, message, position):
+            received.append(message)
+
+    bus.add_listener(FailsOnce())
+    bus.add_listener(Receives())
     messages = [MinuteChanged(STAGED, minute(number)) for number in range(3)]
     for message in messages:
         bus.publish(message)

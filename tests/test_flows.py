@@ -23,7 +23,7 @@ WIRING = ["candled/app.py", "candled/serve/server.py"]
 INTERFACES = {
     "read_frame": {"SocketFeed", "BitgetFeed"},
     "on_bars_changed": {"Hub", "ClosedBarReporter"},  # which ignores them
-    "on_event": {"FeedPool", "ExchangeIngest", "Recorder", "_FirstAnswer"},  # the pool passes events on
+    "on_event": {"FeedPool", "Recorder", "_FirstAnswer"},
     "publish": {"MemoryBus", "RedisBus"},
     "write_minutes": {"SqliteStore", "PostgresStore"},
     "on_client_message": {"ConnectionListener", "ClientSession", "Unauthenticated", "Undecided", "KlineClient"},

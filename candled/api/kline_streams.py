@@ -44,7 +44,7 @@ _SHOWN = 64  # characters of a client's own text that an error repeats
 class Reader(Protocol):
     """A client of candled's own protocol. `candled.serve.client.ClientSession` implements it."""
 
-    def handle(self, request: Subscribe) -> None:
+    def handle_request(self, request: Subscribe) -> None:
         """Handle a subscription."""
 
     def make_initial(self, topic: Topic) -> Frame | None:
@@ -80,7 +80,7 @@ class KlineRoom(NullConnection):
     def join_hub(self, make_reader: Callable[[RecipientConnection], Reader]) -> None:
         """Subscribe to the stream's topic."""
         self._reader = make_reader(self)
-        self._reader.handle(Subscribe(self.topic, _BARS, _OPTIONS))
+        self._reader.handle_request(Subscribe(self.topic, _BARS, _OPTIONS))
 
     def leave_hub(self) -> None:
         """End the subscription."""
@@ -107,7 +107,7 @@ class KlineRoom(NullConnection):
     def add_slot(self, slot: RecipientSlot, style: Style) -> None:
         """Add a subscriber, and send it the current bars."""
         for frame in self._beginning(style):
-            slot.connection.send_update(frame)
+            slot.connection.send_frame(frame)
         self.join(slot, style)
 
     def join(self, slot: RecipientSlot, style: Style) -> None:
@@ -125,7 +125,7 @@ class KlineRoom(NullConnection):
 
     # ------------------------------------------------------------ calls from the hub (RecipientConnection)
 
-    def write(self, frame: bytes) -> int:
+    def take_frame(self, frame: bytes) -> int:
         """Take the bars of a message."""
         if isinstance(frame, Frame) and frame.update is not None:
             self._take_bars(frame.update)
@@ -135,7 +135,7 @@ class KlineRoom(NullConnection):
         """Take the bars of an `initial` immediately."""
         frame = None if self._reader is None else self._reader.make_initial(topic)
         if frame is not None:
-            self.write(frame)
+            self.take_frame(frame)
 
     # ------------------------------------------------------------ inside
 

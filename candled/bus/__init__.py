@@ -1,6 +1,6 @@
 """The bus: messages from ingest to the serving processes, and the interface of their carriers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,7 +74,13 @@ class MessagesLost:
 
 
 Message = MinuteChanged | HistoryChanged | StateChanged | MessagesLost
-Listener = Callable[[Message, Position], None]
+
+
+class FeedListener(Protocol):
+    """A receiver of messages, such as `candled.aggregate.live_bars.LiveBars`."""
+
+    def on_feed_message(self, message: Message, position: Position) -> None:
+        """Process a message. It must not block."""
 
 
 class Bus(Protocol):
@@ -83,8 +89,8 @@ class Bus(Protocol):
     def publish(self, message: Message) -> Position:
         """Number a message and deliver it to all listeners. Never blocks, and raises no errors of the transport."""
 
-    def add_listener(self, listener: Listener) -> None:
-        """Call `listener` for every later message. It must not block."""
+    def add_listener(self, listener: FeedListener) -> None:
+        """Call `listener.on_feed_message` for every later message."""
 
     def describe(self) -> dict[str, object]:
         """Return facts for `/health`: at least `kind` and `connected`, and `trouble` if something fails."""

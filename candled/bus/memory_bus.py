@@ -5,7 +5,7 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping
 
-from candled.bus import Listener, Message
+from candled.bus import FeedListener, Message
 from candled.model import MarketKey, Position
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ class MemoryBus:
 
     def __init__(self, epoch: str = "") -> None:
         self.epoch = epoch or secrets.token_hex(6)
-        self._listeners: list[Listener] = []
+        self._listeners: list[FeedListener] = []
         self._published: Counter[MarketKey] = Counter()
 
     def publish(self, message: Message) -> Position:
@@ -28,12 +28,12 @@ class MemoryBus:
         position = Position(self.epoch, self._published[message.market])
         for listener in self._listeners:
             try:
-                listener(message, position)
+                listener.on_feed_message(message, position)
             except Exception:  # an error in a listener must not stop ingest
                 logger.exception("a listener failed on %s", message)
         return position
 
-    def add_listener(self, listener: Listener) -> None:
+    def add_listener(self, listener: FeedListener) -> None:
         """See `Bus.add_listener`."""
         self._listeners.append(listener)
 

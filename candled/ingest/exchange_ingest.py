@@ -372,15 +372,15 @@ class ExchangeIngest:
         if self._listing.is_urgent(market.key):  # the others wait until the stream has given the time as well
             self._repair.enqueue_request(market, self._time.now_ms())
 
-    # ------------------------------------------------------------ FeedSink
+    # ------------------------------------------------------------ PoolSink
 
-    def on_connected(self, feed: Feed) -> None:
+    def on_feed_connected(self, feed: Feed) -> None:
         """Mark the feed's markets as connected."""
         self._connected.update(feed.symbols)
         for market in self._open_markets(feed):
             market.presence.connected = True
 
-    def on_interrupted(self, feed: Feed, reason: str) -> None:
+    def on_feed_interrupted(self, feed: Feed, reason: str) -> None:
         """Discard the feed's waiting events and mark its markets as interrupted."""
         self._connected.difference_update(feed.symbols)
         self._early.forget_markets(feed.symbols)
@@ -388,7 +388,7 @@ class ExchangeIngest:
         for market in self._open_markets(feed):
             market.on_interrupted(is_flooded=reason == FLOODED)
 
-    def on_event(self, event: Event) -> None:
+    def on_feed_event(self, event: Event) -> None:
         """Process an event of a feed, and use its timestamps to estimate the exchange's clock."""
         if isinstance(event, Candles) and event.candles and not self._time.is_own:
             self._time.observe_frame(event)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Protocol
 
 from candled.exchange import Event, Feed, SocketFeed
 from candled.model import Symbol
@@ -12,13 +13,26 @@ from candled.token_bucket import TokenBucket
 
 from .context import IngestContext
 from .distribution import distribute
-from .feeds import FeedRunner, FeedSink, LoopBudget
+from .feeds import FeedRunner, LoopBudget
 from .snapshot_places import SnapshotPlaces
 
 logger = logging.getLogger(__name__)
 
 _OVERLAP_S = 10.0  # how long a replaced connection stays open, because the other one may not deliver yet
 _ATTEMPTS_AT_ONCE = 2 / 3  # the share of a minute's attempts that may follow each other without a pause
+
+
+class PoolSink(Protocol):
+    """A receiver of the events of all feeds of an exchange, such as `candled.ingest.exchange_ingest.ExchangeIngest`."""
+
+    def on_feed_connected(self, feed: Feed) -> None:
+        """Handle the start of a feed."""
+
+    def on_feed_event(self, event: Event) -> None:
+        """Handle an event of a feed."""
+
+    def on_feed_interrupted(self, feed: Feed, reason: str) -> None:
+        """Handle the interruption of a feed, which will be restarted."""
 
 
 class FeedPool:
@@ -34,7 +48,7 @@ class FeedPool:
     def __init__(
         self,
         context: IngestContext,
-        sink: FeedSink,
+        sink: PoolSink,
         *,
         is_behind: Callable[[], bool],
         proxies: Proxies | None,
@@ -159,18 +173,18 @@ class FeedPool:
         for runner, (successor, _) in list(self._successors.items()):
             if successor.feed is feed:
                 self._take_over(runner)
-        self._sink.on_connected(feed)
+        self._sink.on_feed_connected(feed)
 
     def on_event(self, event: Event) -> None:
         """Pass an event on."""
-        self._sink.on_event(event)
+        self._sink.on_feed_event(event)
 
     def on_interrupted(self, feed: Feed, reason: str) -> None:
         """Pass the interruption on, unless another connection delivers the feed's symbols."""
         if feed in self._replaced:
             self._replaced.pop(feed).cancel()
         elif all(successor.feed is not feed for successor, _ in self._successors.values()):
-            self._sink.on_interrupted(feed, reason)
+            self._sink.on_feed_interrupted(feed, reason)
 
     @property
     def limit_problem(self) -> str:

@@ -13,7 +13,7 @@ REASONS: Mapping[str, str] = {
     "invalid": "the exchange's rows for them are not valid candles; it is asked again",
     "exchange_outage": "the exchange does not have them",
     "no_trades": "nothing was traded",
-    "beyond_history": "older than anything the exchange has",
+    "beyond_history": "older than the exchange's history",
 }
 
 

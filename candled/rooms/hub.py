@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
@@ -18,7 +18,7 @@ from .corrections import Corrections
 from .counts import MessageCounts
 from .encoded_bars import BarSource, EncodedBarCache
 from .pattern_rooms import MOST_PATTERNS, PatternMembership, PatternRooms
-from .recipients import RecipientConnection, Recipients, filled
+from .recipients import FrameSender, RecipientConnection, Recipients, filled
 from .renderer import MessageRenderer, Snapshot
 from .room import Member, Membership, Room, SubscriberGroup
 from .schedule import GroupSchedule
@@ -37,24 +37,21 @@ _LOOKED_AT = 64  # newest bars searched first for the newest final one
 
 
 class Hub:
-    """All rooms of a process. It owns no socket and never blocks; its owner calls `run_due` many times a second.
-
-    `publish` sends a frame to a list of connections, possibly in slices; see `Recipients`.
-    """
+    """All rooms of a process. It owns no socket and never blocks; its owner calls `run_due` many times a second."""
 
     def __init__(
         self,
         codec: Codec,
         bars: BarSource,
         clock: Clock,
-        publish: Callable[[Recipients, Frame], None],
+        sender: FrameSender,
         *,
         texts: EncodedBarCache | None = None,
     ) -> None:
         self._codec = codec
         self._bars = bars
         self._clock = clock
-        self._publish = publish
+        self._sender = sender
         #: The messages of all clients.
         self.counts = MessageCounts()
         self._renderer = MessageRenderer(bars, texts or EncodedBarCache())
@@ -446,13 +443,13 @@ class Hub:
             if frame is None:
                 final = group.throttle.sent_final
                 frame = frames[fields] = self._renderer.render_bar("update", group, bar, fields, final=final)
-            self._publish(recipients, frame)
+            self._sender.broadcast(recipients, frame)
             self.counts.updates += len(recipients)
             group.room.last_broadcast_ms = now_ms
 
     def _publish_counted(self, kind: str, recipients: Recipients, frame: Frame) -> None:
         self.counts.sent[kind] += len(recipients)
-        self._publish(recipients, frame)
+        self._sender.broadcast(recipients, frame)
 
     def _request_next_snapshots(self) -> None:
         for _ in range(min(len(self._snapshot_queue), _MOST_SNAPSHOTS)):

@@ -19,8 +19,8 @@ class RecipientConnection(Protocol):
     A connection calls its client: `on_client_message` for each message, `make_initial` when the socket can take a
     requested snapshot, `on_fell_behind` when too many bars of a topic are queued, and `on_close` once at the end.
 
-    Only the broadcaster calls `write`, which may raise, and may take only a part of the frame. Code that replaces
-    `write` must call `refresh_write` on each of `recipient_slots`.
+    Only the broadcaster calls `take_frame`, which may raise, and may take only a part of the frame. Code that replaces
+    `take_frame` must call `refresh_taker` on each of `recipient_slots`.
     """
 
     #: The connection's slots in lists; maintained by `RecipientSlot`.
@@ -32,10 +32,10 @@ class RecipientConnection(Protocol):
     grant: "Grant | None"
 
     @property
-    def write(self) -> Callable[[bytes], int]:
+    def take_frame(self) -> Callable[[bytes], int]:
         """The function that writes a frame to the socket and returns the number of bytes taken."""
 
-    def send_update(self, frame: Frame) -> int:
+    def send_frame(self, frame: Frame) -> int:
         """Send a bar or a status; for a slow client, queue it in place of an older frame of the same bar."""
 
     def send_reply(self, frame: Frame) -> None:
@@ -70,13 +70,13 @@ class NullConnection:
     grant: "Grant | None" = None
     address = ""
 
-    def write(self, frame: bytes) -> int:
+    def take_frame(self, frame: bytes) -> int:
         """Drop a frame."""
         return len(frame)
 
-    def send_update(self, frame: Frame) -> int:
-        """Handle a frame like `write`."""
-        return self.write(frame)
+    def send_frame(self, frame: Frame) -> int:
+        """Handle a frame like `take_frame`."""
+        return self.take_frame(frame)
 
     def send_reply(self, frame: Frame) -> None:
         """Drop a reply."""
@@ -112,10 +112,10 @@ class RecipientSlot:
     position: int = field(default=-1, init=False)
     _recipients: "Recipients | None" = field(default=None, init=False)
 
-    def refresh_write(self) -> None:
-        """Update the list after the connection's `write` was replaced."""
+    def refresh_taker(self) -> None:
+        """Update the list after the connection's `take_frame` was replaced."""
         if self._recipients is not None:
-            self._recipients.writes[self.position] = self.connection.write
+            self._recipients.frame_takers[self.position] = self.connection.take_frame
 
     def enter_list(self, recipients: "Recipients", position: int) -> None:
         """Record the list and the position of this slot."""
@@ -135,16 +135,16 @@ class Recipients(list[RecipientConnection]):
     when you get to it. Meanwhile no member changes its position: a member that leaves, or needs a new `initial`, is
     replaced by `NULL_CONNECTION` immediately; a member that joins is appended, beyond that length.
 
-    `writes` contains the `write` of each connection. With 10,000 members, each object that a broadcast touches is a
-    cache miss, which costs as much as the Python code for a member.
+    `frame_takers` contains the `take_frame` of each connection. With 10,000 members, each object that a broadcast
+    touches is a cache miss, which costs as much as the Python code for a member.
     """
 
-    __slots__ = ("_empty_positions", "_slots", "sending", "writes")
+    __slots__ = ("_empty_positions", "_slots", "frame_takers", "sending")
 
     def __init__(self) -> None:
         super().__init__()
         self.sending = 0
-        self.writes: list[Callable[[bytes], int]] = []
+        self.frame_takers: list[Callable[[bytes], int]] = []
         self._slots: list[RecipientSlot] = []
         self._empty_positions: list[int] = []
 
@@ -163,7 +163,7 @@ class Recipients(list[RecipientConnection]):
         self.compact()
         slot.enter_list(self, len(self))
         self.append(slot.connection)
-        self.writes.append(slot.connection.write)
+        self.frame_takers.append(slot.connection.take_frame)
         self._slots.append(slot)
 
     def remove_slot(self, slot: RecipientSlot) -> None:
@@ -173,7 +173,7 @@ class Recipients(list[RecipientConnection]):
         slot.leave_list()
         if self.sending:
             self[position] = NULL_CONNECTION
-            self.writes[position] = NULL_CONNECTION.write
+            self.frame_takers[position] = NULL_CONNECTION.take_frame
             self._empty_positions.append(position)
         else:
             self._close_up(position)
@@ -187,9 +187,9 @@ class Recipients(list[RecipientConnection]):
 
     def _close_up(self, position: int) -> None:
         """Move the last member to the empty position."""
-        connection, write, slot = self.pop(), self.writes.pop(), self._slots.pop()
+        connection, taker, slot = self.pop(), self.frame_takers.pop(), self._slots.pop()
         if position < len(self):
-            self[position], self.writes[position], self._slots[position] = connection, write, slot
+            self[position], self.frame_takers[position], self._slots[position] = connection, taker, slot
             slot.position = position
 
 
@@ -201,3 +201,10 @@ def filled(lists: Mapping[K, Recipients]) -> list[tuple[K, Recipients]]:
         if one[1]:
             found.append(one)
     return found
+
+
+class FrameSender(Protocol):
+    """Sends frames to lists of connections, such as `candled.transport.broadcaster.Broadcaster`."""
+
+    def broadcast(self, recipients: Recipients, frame: Frame) -> None:
+        """Send a frame to all connections that are in a list now, possibly in slices; see `Recipients`."""

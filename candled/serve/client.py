@@ -118,7 +118,7 @@ class ClientSession(ConnectionListener):
         try:
             request = self._context.codec.decode_request(message)
             kind = _TYPES[type(request)]
-            self.handle(request)
+            self.handle_request(request)
         except RequestError as error:
             self._refuse(error)
         self._context.hub.counts.received[kind] += 1
@@ -129,9 +129,9 @@ class ClientSession(ConnectionListener):
         Raises:
             RequestError: a field is invalid, or a limit refuses the subscription.
         """
-        self._subscribe(self._context.codec.read_subscription(fields))
+        self._handle_subscription(self._context.codec.read_subscription(fields))
 
-    def handle(self, request: Request) -> None:
+    def handle_request(self, request: Request) -> None:
         """Handle a decoded request.
 
         Raises:
@@ -140,7 +140,7 @@ class ClientSession(ConnectionListener):
         if request.id is not None:
             self._is_extended = True
         if isinstance(request, Subscribe | SubscribePattern):
-            self._subscribe(request)
+            self._handle_subscription(request)
         elif isinstance(request, SubscribeMany):
             self._is_extended = True
             if self._backlog is None:
@@ -264,7 +264,7 @@ class ClientSession(ConnectionListener):
         try:
             if isinstance(one, RequestError):
                 raise one
-            self._subscribe(one)
+            self._handle_subscription(one)
         except RequestError as error:
             self._refuse(error)
 
@@ -320,16 +320,16 @@ class ClientSession(ConnectionListener):
                 await self.start_market(error)
             finally:  # before its subscription is counted
                 (self._starting or {}).pop(asyncio.current_task(), None)
-            self.handle(error.read_again())
+            self.handle_request(error.read_again())
         except RequestError as refusal:
             self._send_error(about(error, refusal))
 
-    def _subscribe(self, request: Subscribe | SubscribePattern) -> None:
+    def _handle_subscription(self, request: Subscribe | SubscribePattern) -> None:
         try:
             if isinstance(request, SubscribePattern):
                 self._subscribe_pattern(request)
             else:
-                self._subscribe_topic(request)
+                self._join_room(request)
         except RequestError as error:
             error.request_id = request.id
             raise
@@ -342,7 +342,7 @@ class ClientSession(ConnectionListener):
         count = self._room_count + len(self._starting or ())
         check_room_count(self._connection.grant, self._context.limits.max_rooms_per_connection, count)
 
-    def _subscribe_topic(self, request: Subscribe) -> None:
+    def _join_room(self, request: Subscribe) -> None:
         topic = request.topic
         check_topic(self._connection.grant, topic)
         former = self._memberships.get(topic)

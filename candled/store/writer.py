@@ -76,7 +76,7 @@ class Writer:
         #: Those of `_awaited` for which clients wait, until they are written. Pages of `flush` go after them.
         self._urgent: set[asyncio.Future[None]] = set()
         self._is_closed = False
-        #: When the last attempt to write ended, successful or not, monotonic seconds; None before `run`.
+        #: When the last attempt to write ended, successful or not, monotonic seconds; None before `run_flushes`.
         self._attempt_ended_at: float | None = None
         self._state: Literal["ok", "unavailable", "rejecting"] = "ok"
         #: When the store became unavailable, monotonic seconds.
@@ -165,7 +165,7 @@ class Writer:
                 self._flushing.start(self._flush_awaited())
         await asyncio.shield(waiting)
 
-    async def run(self) -> None:
+    async def run_flushes(self) -> None:
         """Flush and journal rows until cancelled. Cancellation loses no rows."""
         self._attempt_ended_at = self._clock.monotonic()
         async with asyncio.TaskGroup() as tasks:

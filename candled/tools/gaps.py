@@ -198,7 +198,7 @@ def _print_repair(market: MarketKey, report: dict[str, Any]) -> None:
             for gap in gaps
         ],
         [
-            f"  {gap['from']} to {gap['to']}: {gap['repaired']:,} of {gap['minutes']:,} minutes are there now"
+            f"  {gap['from']} to {gap['to']}: {gap['repaired']:,} of {gap['minutes']:,} minutes are stored now"
             + (f" ({', '.join(gap['now'])})" if gap["now"] else "")
             for gap in gaps
         ],

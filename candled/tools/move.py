@@ -37,7 +37,7 @@ def move(config: Config, target_url: str, source_url: str | None, clock: Clock, 
         raise ConfigError(f"move: both stores are {_shown(source_url)}; expected another one as TARGET")
     try:
         with ExitStack() as until:
-            source = _opened(source_url, None, until)
+            source = _opened(source_url, until)
             target = _open_target(target_url, source.intervals(), until)
             target.set_kept_from(source.kept_from())
             mover = Mover(source, target, clock)
@@ -71,8 +71,9 @@ def _shown(url: str) -> str:
     return redacted(url) if urlsplit(url).password else url
 
 
-def _opened(url: str, intervals: Sequence[Interval] | None, until: ExitStack) -> SqlStore:
-    store = make_store(url, intervals)
+def _opened(url: str, until: ExitStack) -> SqlStore:
+    """Open a store as a guest, so that its tables stay as they are."""
+    store = make_store(url, None)
     if not isinstance(store, SqlStore):
         raise ConfigError("move: expected SQLite or PostgreSQL; the stores of plugins cannot be copied")
     store.open()
@@ -81,18 +82,19 @@ def _opened(url: str, intervals: Sequence[Interval] | None, until: ExitStack) ->
 
 
 def _open_target(url: str, wanted: Sequence[Interval], until: ExitStack) -> SqlStore:
-    """Open the target as a guest if it has tables and all intervals, else create them as its owner."""
-    kept: Sequence[Interval] = ()
-    with ExitStack() as guest:
-        try:
-            kept = (store := _opened(url, None, guest)).intervals()
-        except StoreRejected:
-            pass  # there are no tables yet; otherwise the owner is refused too
-        else:
-            if set(wanted) <= set(kept):
-                until.push(guest.pop_all())
-                return store
-    return _opened(url, [*wanted, *kept], until)
+    """Open the target, which must have tables and all the intervals of the source."""
+    try:
+        target = _opened(url, until)
+    except StoreRejected as error:
+        address = _shown(url)
+        raise ConfigError(f"move: {error}; for this target: CANDLED_STORE__URL={address} candled init-db") from error
+    if missing := sorted({*wanted} - {*target.intervals()}):
+        names = ", ".join(map(str, missing))
+        raise ConfigError(
+            f"move: {_shown(url)} keeps no bars of {names}, which the source keeps: add them to intervals in the "
+            "settings and run candled init-db for the target, or drop them from the source with --drop-interval"
+        )
+    return target
 
 
 class Mover:

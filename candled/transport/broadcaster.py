@@ -230,7 +230,7 @@ class Broadcaster:
 
     # ------------------------------------------------------------ time
 
-    def read(self, work: Callable[[], None], *, is_light: bool) -> None:
+    def schedule_read(self, work: Callable[[], None], *, is_light: bool) -> None:
         """Call `work`, which reads a little from one client: now, or in the order of such calls when there is time.
 
         A client that waits is read before all others are read again. Heavy clients always wait.
@@ -246,7 +246,7 @@ class Broadcaster:
         self._reads.add(work, is_light=is_light)
         self._begin_pass()
 
-    def write(self, work: Callable[[], None], *, is_light: bool) -> None:
+    def schedule_write(self, work: Callable[[], None], *, is_light: bool) -> None:
         """Call `work`, which sends some of a client's queued bytes, in turn as `read` does."""
         if is_light and not self._writes.has_light and self._has_time_to_write():
             self._writes.discard(work)
@@ -407,16 +407,16 @@ def _run_work(work: Callable[[], None]) -> None:
 def send_all(recipients: Recipients, start: int, stop: int, frame: Frame) -> None:
     """Send a frame to a slice of a list. This is the hot loop.
 
-    It only calls each connection's `write`, until one does not take the complete frame.
+    It only calls each connection's `take_frame`, until one does not take the complete frame.
     """
     size = len(frame)
-    writes = recipients.writes[start:stop]
-    turns = iter(writes)
+    takers = recipients.frame_takers[start:stop]
+    turns = iter(takers)
     while True:
         taken = 0
         try:
-            for write in turns:
-                taken = write(frame)
+            for take_frame in turns:
+                taken = take_frame(frame)
                 if taken != size:
                     break
             else:
@@ -429,7 +429,7 @@ def send_all(recipients: Recipients, start: int, stop: int, frame: Frame) -> Non
             logger.exception("a frame cannot be sent, closing the connection")
             taken = _FAILED
         # only connections of this package can fail to take a frame
-        connection = cast(Sender, recipients[start + len(writes) - length_hint(turns) - 1])
+        connection = cast(Sender, recipients[start + len(takers) - length_hint(turns) - 1])
         if taken == _FAILED:  # raised by the handler, which need not be a socket
             connection.disconnect(1011, "internal error")
         elif taken == _BROKEN:

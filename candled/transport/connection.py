@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 class ConnectionListener:
-    """The client of a connection, such as `candled.serve.client.ClientSession`.
+    """The client of a connection.
+
+    Most are a `candled.serve.client.ClientSession`, of candled's protocol; those of Binance's are a
+    `candled.api.kline_streams.KlineClient`. Before a client's first message, `candled.serve.access.Unauthenticated`
+    waits for its token, and `candled.serve.dialects.Undecided` for its protocol.
 
     This class ignores all calls: it is the client of a connection before it has one, and after its end.
     """
@@ -43,9 +47,9 @@ class ConnectionListener:
 class ClientConnection:
     """The common part of a socket owned by candled and a connection kept by Tornado. No method blocks or raises.
 
-    A broadcast calls `write`. It takes a frame and returns the number of its bytes that are handled; it may raise the
-    errors of `socket.send`. The function is replaced as the state changes: while the client is slow, it queues frames;
-    after the end, it drops them. That way the loop over all connections needs no checks.
+    A broadcast calls `take_frame`. It takes a frame and returns the number of its bytes that are handled; it may raise
+    the errors of `socket.send`. The function is replaced as the state changes: while the client is slow, it queues
+    frames; after the end, it drops them. That way the loop over all connections needs no checks.
     """
 
     __slots__ = (
@@ -60,12 +64,12 @@ class ClientConnection:
         "grant",
         "is_open",
         "recipient_slots",
-        "write",
+        "take_frame",
     )
 
     def __init__(self, broadcaster: Broadcaster, address: str) -> None:
-        # sends, queues or drops a frame; replaced by `redirect_writes` when the state changes
-        self.write: Callable[[bytes], int] = drop
+        # sends, queues or drops a frame; replaced by `redirect_frames` when the state changes
+        self.take_frame: Callable[[bytes], int] = drop
         # the slots in lists of recipients; maintained by the slots
         self.recipient_slots: tuple[RecipientSlot, ...] = ()
         # set by the server after the handshake, and reset by `finalize`
@@ -88,12 +92,12 @@ class ClientConnection:
 
     # ------------------------------------------------------------ calls from rooms
 
-    def send_update(self, frame: bytes) -> int:
+    def send_frame(self, frame: bytes) -> int:
         """Send a frame, or queue it in place of an older state of its bar; return its size."""
         size = len(frame)
         self._broadcaster.given_bytes += size
         try:
-            taken = self.write(frame)
+            taken = self.take_frame(frame)
         except BlockingIOError:
             taken = 0
         except OSError:
@@ -107,7 +111,7 @@ class ClientConnection:
         """Send a reply. Replies keep their order and go before queued updates."""
         frame = self.encode_frame(frame)
         if self.blocked_since is None:
-            self.send_update(frame)
+            self.send_frame(frame)
         else:
             self._broadcaster.given_bytes += len(frame)
             self._queue_reply(frame)
@@ -173,7 +177,7 @@ class ClientConnection:
         elif self.is_open:
             frame = self.client.make_initial(topic)
             if frame is not None:
-                self.send_update(self.encode_frame(frame))
+                self.send_frame(self.encode_frame(frame))
 
     def on_short_write(self, frame: bytes, taken: int) -> None:
         """Handle a partial write: the socket took only `taken` bytes of the frame."""
@@ -193,11 +197,11 @@ class ClientConnection:
 
     # ------------------------------------------------------------ inside
 
-    def redirect_writes(self, write: Callable[[bytes], int]) -> None:
-        """Replace `write`."""
-        self.write = write
+    def redirect_frames(self, take_frame: Callable[[bytes], int]) -> None:
+        """Replace `take_frame`."""
+        self.take_frame = take_frame
         for slot in self.recipient_slots:
-            slot.refresh_write()
+            slot.refresh_taker()
 
     def encode_frame(self, frame: bytes) -> bytes:
         """Return a reply or an `initial` in this client's encoding."""
@@ -211,7 +215,7 @@ class ClientConnection:
         return self._outbox
 
     def queue_frame(self, frame: bytes) -> int:
-        """Queue a frame, in place of `write` while another is partly sent. Keep the newest state of a few bars."""
+        """Queue a frame, in place of `take_frame` while another is partly sent. Keep the newest state of a few bars."""
         if not isinstance(frame, Frame) or frame.topic is None or not frame.open_ms:
             self._queue_reply(self.encode_frame(frame))
         elif not self.outbox.put_update(
@@ -254,7 +258,7 @@ class ClientConnection:
 
 
 def drop(frame: bytes) -> int:
-    """Drop a frame, in place of `write` after the end of a connection."""
+    """Drop a frame, in place of `take_frame` after the end of a connection."""
     return len(frame)
 
 

@@ -115,7 +115,7 @@ class SocketConnection(ClientConnection):
         self._protocol.extensions = list(extensions)
         peer.setblocking(False)
         tune(peer)
-        self.redirect_writes(peer.send)
+        self.redirect_frames(peer.send)
 
     def start_reading(self, early: bytes) -> None:
         """Start reading; `early` are bytes that arrived together with the handshake."""
@@ -132,9 +132,9 @@ class SocketConnection(ClientConnection):
         if not is_light and self._socket is not None:
             self._is_paused = True  # otherwise the loop would report the socket in each pass, and never sleep
             self._context.loop.remove_reader(self._socket)
-        self._broadcaster.read(self._read, is_light=is_light)
+        self._broadcaster.schedule_read(self._read_socket, is_light=is_light)
 
-    def _read(self) -> None:
+    def _read_socket(self) -> None:
         if self._socket is None or self._is_lost:
             return
         self._read_some(self._socket)
@@ -167,7 +167,7 @@ class SocketConnection(ClientConnection):
             parsed += PARSED_BYTES
         self._unparsed = data[parsed:]
         if self._unparsed:
-            self._broadcaster.read_later(self._read, is_light=self.is_light)
+            self._broadcaster.read_later(self._read_socket, is_light=self.is_light)
         if not self.charge_received(len(frames) * FRAME):
             return
         writes = protocol.data_to_send()  # a pong for each ping, then perhaps a close frame
@@ -237,7 +237,7 @@ class SocketConnection(ClientConnection):
         """Send a ping, unless the connection is blocked: then `sweep_slow` closes it in time."""
         if self.is_open and self.blocked_since is None:
             self.awaits_pong = True
-            self.send_update(PING)
+            self.send_frame(PING)
 
     def on_short_write(self, frame: bytes, taken: int) -> None:
         """Keep the rest of a frame until the kernel takes more, and queue all later frames."""
@@ -245,16 +245,16 @@ class SocketConnection(ClientConnection):
             return
         self._rest = memoryview(frame)[taken:]
         self.blocked_since = self._context.clock.monotonic()
-        self.redirect_writes(self.queue_frame if self.is_open else drop)
+        self.redirect_frames(self.queue_frame if self.is_open else drop)
         self._context.blocked.add(self)
         self._context.loop.add_writer(self._socket, self._on_writable)
 
     def _on_writable(self) -> None:
         if self.is_light or self._socket is None:
-            self._broadcaster.write(self._send_rest, is_light=True)
+            self._broadcaster.schedule_write(self._send_rest, is_light=True)
         else:
             self._context.loop.remove_writer(self._socket)
-            self._broadcaster.write(self._resume_writing, is_light=False)
+            self._broadcaster.schedule_write(self._resume_writing, is_light=False)
 
     def _resume_writing(self) -> None:
         """Send queued bytes of a heavy client, whose socket the loop did not watch while this waited."""
@@ -297,7 +297,7 @@ class SocketConnection(ClientConnection):
         self._context.blocked.discard(self)
         self._context.loop.remove_writer(self._socket)
         if self.is_open:
-            self.redirect_writes(self._buffer if self._many else self._socket.send)
+            self.redirect_frames(self._buffer if self._many else self._socket.send)
         elif self._ends:
             self._shut_down()
 
@@ -317,7 +317,7 @@ class SocketConnection(ClientConnection):
 
     def _start_corking(self) -> None:
         if self.is_open and self.blocked_since is None:
-            self.redirect_writes(self._buffer)
+            self.redirect_frames(self._buffer)
 
     def _buffer(self, frame: bytes) -> int:
         """Buffer a frame, in place of `write` while frames are collected."""
@@ -336,7 +336,7 @@ class SocketConnection(ClientConnection):
         if self._socket is None or not self.is_open or self.blocked_since is not None:
             return
         if not self._many:
-            self.redirect_writes(self._socket.send)
+            self.redirect_frames(self._socket.send)
         if frames:
             self._send_together(self._socket, frames)
 
@@ -391,7 +391,7 @@ class SocketConnection(ClientConnection):
         if not self.is_open:
             return []
         self.is_open = False
-        self.redirect_writes(drop)
+        self.redirect_frames(drop)
         gathered, self._corked = self._corked or [], None
         answers = self._outbox.take_replies() if self._outbox is not None else []
         self._outbox = None
@@ -412,7 +412,7 @@ class SocketConnection(ClientConnection):
         if not self._is_lost:
             self._is_lost = True
             self.is_open = False
-            self.redirect_writes(drop)
+            self.redirect_frames(drop)
             self._broadcaster.end_later(self.finalize)
 
     def finalize(self) -> None:

@@ -34,7 +34,7 @@ class TornadoConnection(ClientConnection):
         super().__init__(broadcaster, address)
         self._handler: TornadoSocket | None = handler
         self._clock = clock
-        self.redirect_writes(self._write_frame)
+        self.redirect_frames(self._write_frame)
 
     def _write_frame(self, frame: bytes) -> int:
         if self._handler is None:
@@ -45,7 +45,7 @@ class TornadoConnection(ClientConnection):
             self.connection_lost()
             return len(frame)
         self.blocked_since = self._clock.monotonic()
-        self.redirect_writes(self.queue_frame)
+        self.redirect_frames(self.queue_frame)
         future.add_done_callback(self._on_written)
         return len(frame)
 
@@ -54,7 +54,7 @@ class TornadoConnection(ClientConnection):
         self.blocked_since = None
         if not self.is_open:
             return
-        self.redirect_writes(self._write_frame)
+        self.redirect_frames(self._write_frame)
         frame = None if failed else self.next_frame()
         if frame is not None:
             self._write_frame(frame)
@@ -77,7 +77,7 @@ class TornadoConnection(ClientConnection):
         """Accept no more frames, and have the client's `on_close` called."""
         if self.is_open:
             self.is_open = False
-            self.redirect_writes(drop)
+            self.redirect_frames(drop)
             self._outbox = None
             self._broadcaster.end_later(self.finalize)
 

@@ -22,7 +22,7 @@ class Market:
         self.stored = Stored()
         self.bars = LiveBars([BTC], DEFAULT_INTERVALS, self.stored, ManualClock(MONDAY_MS))
         self.bus = MemoryBus("one")
-        self.bus.add_listener(self.bars.on_feed_message)
+        self.bus.add_listener(self.bars)
         self.minutes = 0
 
     async def run(self, minutes: int) -> None:

@@ -65,7 +65,7 @@ async def harness():
     clock, stored = ManualClock(MONDAY_MS + 300 * MINUTE_MS), Stored(minute(n, final=True) for n in range(300))
     bars = LiveBars([BTC], INTERVALS[:1], stored, clock)
     bus = MemoryBus()
-    bus.add_listener(bars.on_feed_message)
+    bus.add_listener(bars)
     await bars.start()
     yield clock, stored, bars, bus
     await bars.stop()

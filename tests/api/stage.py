@@ -70,7 +70,7 @@ class Stage:
         self.rate_limits: RateLimits
         self.demand: MarketsOnDemand
         self.bus = MemoryBus("one")
-        self.bus.add_listener(bars.on_feed_message)
+        self.bus.add_listener(bars)
 
     def push(self, candle: Candle, market: MarketKey = BTC, *, watermark_ms: int | None = None) -> None:
         """A minute from the market's feed, before which all are final, or before `settled_ms`."""
@@ -122,7 +122,7 @@ async def open_stage(
     loop = asyncio.get_running_loop()
     broadcaster = Broadcaster(loop.call_soon, loop.call_later, clock.monotonic)
     texts = EncodedBarCache()
-    hub = Hub(codec, bars, clock, broadcaster.broadcast, texts=texts)
+    hub = Hub(codec, bars, clock, broadcaster, texts=texts)
     bars.add_listener(hub)
     pages = BarReader(bars, history, texts, clock)
     catalog = MarketCatalog(symbols, intervals)

@@ -45,7 +45,7 @@ class RecordingListener:
     def charge_refusal(self) -> None:
         pass
 
-    def send_update(self, frame) -> int:
+    def send_frame(self, frame) -> int:
         event = json.loads(frame.payload)
         kline = event["k"]
         number = (kline["t"] - MONDAY_MS) // MINUTE_MS
@@ -68,7 +68,7 @@ class RecordingListener:
         self.messages_sent.append(one)
         return len(frame)
 
-    write = send_update
+    take_frame = send_frame
 
     def send_reply(self, frame) -> None:
         raise AssertionError(frame.payload)
@@ -109,7 +109,7 @@ class Streams:
 
         def publish(recipients, frame):
             for connection in list(recipients):
-                connection.send_update(frame)
+                connection.send_frame(frame)
 
         self.streams = KlineStreams(markets, one.bars, make_reader, publish, one.clock, one.limits)
 

@@ -80,7 +80,7 @@ class RecordingListener:
         self.missed = 0
         self.open_gaps: set[MarketKey] = set()  # messages are missing, and no `MessagesLost` came yet
 
-    def __call__(self, message: Message, position: Position) -> None:
+    def on_feed_message(self, message: Message, position: Position) -> None:
         self.received.append((deadlines.now(), message, position))
         market, before = message.market, self.at.get(message.market)
         self.at[market] = position

@@ -300,8 +300,8 @@ async def test_a_process_that_only_ingests_receives_no_candles(prefix):
 async def test_a_listeners_fault_stops_no_other_listener(prefix, caplog):
     url = shared_redis()
     async with process(url, prefix, ingests=True) as leader, process(url, prefix) as other:
-        other.bus.add_listener(_faulty)
-        leader.bus.add_listener(_faulty)
+        other.bus.add_listener(Faulty())
+        leader.bus.add_listener(Faulty())
         await until(lambda: leader.state is LeaseState.LEADER and other.is_ready)
         for _ in range(2):
             candle = leader.publish()
@@ -309,8 +309,9 @@ async def test_a_listeners_fault_stops_no_other_listener(prefix, caplog):
         assert any("a listener failed" in record.message for record in caplog.records)
 
 
-def _faulty(*_):
-    raise ValueError("no")
+class Faulty:
+    def on_feed_message(self, message, position):
+        raise ValueError("no")
 
 
 async def test_a_thousand_markets_in_one_moment_all_arrive(prefix):

@@ -43,7 +43,7 @@ class Harness:
         self.shown: dict[Symbol, Candle] = {}
         self.wanted: dict[Symbol, None] = {}
         bus = MemoryBus("one")
-        bus.add_listener(self._on_message)
+        bus.add_listener(self)
         options = IngestOptions(
             backfill_ms=0, grace_period_ms=6000, quiet_after_ms=60_000, checkpoint_ms=5000, confirm=True
         )  # fmt: skip
@@ -51,7 +51,7 @@ class Harness:
         parts: dict[str, Any] = {"clock": self.clock, "bus": bus, "store": self.store, "http": http}
         self.ingest = ExchangeIngest("virtual", self.exchange, [], options=options, lists=lists, **parts)
 
-    def _on_message(self, message: Any, _: Any) -> None:
+    def on_feed_message(self, message: Any, _: Any) -> None:
         assert message.market.symbol in self.wanted
         if isinstance(message, MinuteChanged):
             known = self.shown.get(message.market.symbol, message.candle)

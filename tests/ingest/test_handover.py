@@ -70,14 +70,14 @@ class Sink:
         self.interrupted: list[str] = []
         self.volumes: list[str] = []
 
-    def on_connected(self, feed: Feed) -> None:
+    def on_feed_connected(self, feed: Feed) -> None:
         self.connected.append(feed)
 
-    def on_event(self, event: Event) -> None:
+    def on_feed_event(self, event: Event) -> None:
         assert isinstance(event, Candles)
         self.volumes.append(str(event.candles[0].volume))
 
-    def on_interrupted(self, feed: Feed, reason: str) -> None:
+    def on_feed_interrupted(self, feed: Feed, reason: str) -> None:
         self.interrupted.append(reason)
 
 

@@ -46,11 +46,14 @@ class PublisherHarness:
         self.clock = ManualClock(MONDAY_MS)
         self.bus = MemoryBus("one")
         self.received: list[tuple] = []
-        self.bus.add_listener(lambda message, position: self.received.append((message, position)))
+        self.bus.add_listener(self)
         self.keeper = PastStore()
         self.market = market()
         self.outlet = IngestPublisher(self.bus, self.keeper, self.clock, checkpoint_ms=5_000)
         self.outlet.open_market(self.market, minute(599).open_ms, at(36_000))
+
+    def on_feed_message(self, message, position) -> None:
+        self.received.append((message, position))
 
     def minutes(self) -> list[tuple]:
         return [(message, position) for message, position in self.received if isinstance(message, MinuteChanged)]

@@ -20,8 +20,8 @@ async def restart(harness: Harness) -> Harness:
 
 
 async def reconnect(harness: Harness) -> Harness:
-    harness.ingest.on_interrupted(harness.exchange.feed, "test")
-    harness.ingest.on_connected(harness.exchange.feed)
+    harness.ingest.on_feed_interrupted(harness.exchange.feed, "test")
+    harness.ingest.on_feed_connected(harness.exchange.feed)
     harness.push_snapshot()
     return harness
 

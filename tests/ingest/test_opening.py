@@ -129,7 +129,7 @@ class Stage:
 
     def __init__(self, store: Store, clock: ManualClock) -> None:
         bus = MemoryBus("one")
-        bus.add_listener(self._receive_message)
+        bus.add_listener(self)
         self.clock = clock
         self.store = store
         self.exchange = Quiet(clock)
@@ -143,7 +143,7 @@ class Stage:
         )  # fmt: skip
         self.starting = asyncio.ensure_future(self.ingest.start())
 
-    def _receive_message(self, message: Any, _: Any) -> None:
+    def on_feed_message(self, message: Any, _: Any) -> None:
         if isinstance(message, MinuteChanged):
             self.received.append((message.market.symbol, message.candle))
 

@@ -271,7 +271,7 @@ class Harness:
         self.false_finals: list[Candle] = []
         self.shown_at_ms = 0
         bus = MemoryBus("one")
-        bus.add_listener(self._on_message)
+        bus.add_listener(self)
         self.ingest = ExchangeIngest(
             KEY.exchange,
             exchange,
@@ -289,7 +289,7 @@ class Harness:
             ),
         )
 
-    def _on_message(self, message: Any, _: Any) -> None:
+    def on_feed_message(self, message: Any, _: Any) -> None:
         self.received.append(message)
         if isinstance(message, MinuteChanged):
             candle = message.candle

@@ -162,7 +162,7 @@ class Socket:
         self._wanted: dict[Topic, None] = {}
         self._updates: dict[Topic, dict[int, Frame]] = {}
 
-    def send_update(self, frame: Frame) -> int:
+    def send_frame(self, frame: Frame) -> int:
         if not self.blocked:
             self._deliver(frame)
         else:
@@ -175,7 +175,7 @@ class Socket:
                 self.client.on_fell_behind(frame.topic)
         return len(frame)
 
-    write = send_update
+    take_frame = send_frame
 
     def send_reply(self, frame: Frame) -> None:
         if self.blocked:
@@ -267,15 +267,15 @@ class Joined(Chart):
 
     def request_initial(self, membership) -> None:
         if not self.left:
-            self.send_update(self.hub.render_snapshot(membership))
+            self.send_frame(self.hub.render_snapshot(membership))
 
-    def send_update(self, frame: Frame) -> int:
+    def send_frame(self, frame: Frame) -> int:
         self.frames.append(frame)
         self.take(json.loads(frame.payload))
         return len(frame)
 
-    def write(self, frame: Frame) -> int:
-        return self.send_update(frame)
+    def take_frame(self, frame: Frame) -> int:
+        return self.send_frame(frame)
 
 
 class Publisher:
@@ -285,7 +285,7 @@ class Publisher:
         self._draw = draw
         self._jobs = deque()
 
-    def __call__(self, recipients, frame) -> None:
+    def broadcast(self, recipients, frame) -> None:
         recipients.sending += 1
         self._jobs.append([recipients, frame, 0, len(recipients)])
         if self._draw is None:
@@ -304,7 +304,7 @@ class Publisher:
         recipients, frame, start, stop = job
         end = stop if self._draw is None else min(stop, start + self._draw.randrange(1, 5))
         for connection in recipients[start:end]:
-            connection.send_update(frame)
+            connection.send_frame(frame)
         job[2] = end
         if end == stop:
             recipients.sending -= 1
@@ -335,7 +335,7 @@ class Stage:
         self.hub = Hub(PROTOCOL, self.bars, self.clock, self.publisher)
         self.bars.add_listener(self.hub)
         self.bus = bus or MemoryBus(epoch)
-        self.bus.add_listener(self.bars.on_feed_message)
+        self.bus.add_listener(self.bars)
         self.facts = FeedMetadata(watermark_ms=MONDAY_MS + 60 * MINUTE_MS)
         self.limits = Limits()
         self.pages = HistoryPages(lambda *request: self.history(*request))  # tests replace `history`

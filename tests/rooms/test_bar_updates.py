@@ -17,7 +17,7 @@ from tests.rows import minute
 class Recorded(Joined):
     """A member that keeps its frames unread."""
 
-    def send_update(self, frame) -> int:
+    def send_frame(self, frame) -> int:
         self.frames.append(frame)
         return len(frame)
 

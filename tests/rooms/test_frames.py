@@ -38,7 +38,7 @@ class Socket:
         self.got = []
         self.then = then
 
-    def write(self, frame) -> int:
+    def take_frame(self, frame) -> int:
         self.got.append(frame)
         self.then()
         return len(frame)
@@ -59,8 +59,8 @@ def test_a_client_that_leaves_during_a_broadcast_gets_no_more_of_it_and_no_other
         position = 0
         while position < count:
             stop = min(count, position + draw.randrange(1, 30))
-            for write in recipients.writes[position:stop]:
-                write("frame")
+            for take_frame in recipients.frame_takers[position:stop]:
+                take_frame("frame")
             position = stop
             for _ in range(draw.randrange(5)):
                 if inside and draw.random() < 0.6:
@@ -78,7 +78,7 @@ def test_a_client_that_leaves_during_a_broadcast_gets_no_more_of_it_and_no_other
         assert all(slot.connection.got == [] for slot in inside if slot not in due)
         assert sorted(map(id, recipients)) == sorted(id(slot.connection) for slot in inside)
         assert [recipients[slot.position] for slot in inside] == [slot.connection for slot in inside]
-        assert recipients.writes == [connection.write for connection in recipients]
+        assert recipients.frame_takers == [connection.take_frame for connection in recipients]
         assert all(slot.connection.recipient_slots == (slot,) for slot in inside)
         assert recipients.member_count == len(inside) == len(recipients.slots)
 
@@ -91,7 +91,7 @@ def test_who_leaves_in_the_middle_of_a_slice_leaves_a_place_that_does_nothing():
         recipients.add_slot(slot)
     recipients.sending += 1
     for position in range(2):
-        recipients.writes[position]("frame")
+        recipients.frame_takers[position]("frame")
     recipients.sending -= 1
     assert (leaving.connection.got, recipients[1], recipients.member_count) == ([], NULL_CONNECTION, 1)
     recipients.compact()

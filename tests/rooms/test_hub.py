@@ -209,7 +209,7 @@ async def test_rooms_that_changed_in_one_moment_have_their_next_turn_apart():
     bars.add_listener(hub)
     await bars.start()
     bus = MemoryBus("one")
-    bus.add_listener(bars.on_feed_message)
+    bus.add_listener(bars)
     for market in markets:
         for interval in DEFAULT_INTERVALS:
             listener = RecordingListener(hub)

@@ -34,13 +34,13 @@ class Listening(NullConnection):
         self.frames: list[Frame] = []
         self.received: list[dict] = []
 
-    def write(self, frame: Frame) -> int:
+    def take_frame(self, frame: Frame) -> int:
         self.frames.append(frame)
         self.received.append(json.loads(frame.payload))
         return len(frame)
 
     def send_reply(self, frame: Frame) -> None:
-        self.write(frame)
+        self.take_frame(frame)
 
     def bars(self, kind: str = "update") -> list[tuple[str, str]]:
         return [(one["symbol"], one["bar"]["time"][11:16]) for one in self.received if one["type"] == kind]
@@ -63,7 +63,7 @@ class World:
         self.hub = Hub(self.codec, self.bars, self.clock, Publisher())
         self.bars.add_listener(self.hub)
         self.bus = MemoryBus("one")
-        self.bus.add_listener(self.bars.on_feed_message)
+        self.bus.add_listener(self.bars)
         for follow in (self.codec, self.hub, self.bars):
             self.universe.add_listener(follow.on_markets_changed)
         self.limits = Limits(rooms)

@@ -610,7 +610,7 @@ class Quiet(Socket):
     def __init__(self) -> None:
         self.client = None
 
-    def send_update(self, frame) -> int:
+    def send_frame(self, frame) -> int:
         return len(frame)
 
     def send_reply(self, frame) -> None:

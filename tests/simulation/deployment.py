@@ -121,9 +121,9 @@ class Process:
         history = HistoryReader(store, threads)
         self.bus = Wire(KEY, clock, weather, token)
         self.bars = LiveBars([KEY], INTERVALS, history, clock)
-        self.hub = Hub(PROTOCOL, self.bars, clock, _send_all)
+        self.hub = Hub(PROTOCOL, self.bars, clock, Sender())
         self.bars.add_listener(self.hub)
-        self.bus.listen(self.bars.on_feed_message)
+        self.bus.listen(self.bars)
         self._clock = clock
         self.ingest = ExchangeIngest(
             KEY.exchange,
@@ -141,7 +141,7 @@ class Process:
                 confirm=True,
             ),
         )
-        steps = (self._writer.run, self.bus.run, self.bars.start, self.ingest.start, self._drive)
+        steps = (self._writer.run_flushes, self.bus.run, self.bars.start, self.ingest.start, self._drive)
         self._tasks = [asyncio.ensure_future(step()) for step in steps]
 
     def connect(self, chart: Chart) -> Line:
@@ -174,11 +174,14 @@ class Process:
             await asyncio.sleep(1.0)
 
 
-def _send_all(recipients: Any, frame: Frame) -> None:
-    recipients.sending += 1
-    for connection in list(recipients[: len(recipients)]):
-        connection.send_update(frame)
-    recipients.sending -= 1
+class Sender:
+    """Sends to a whole list at once."""
+
+    def broadcast(self, recipients: Any, frame: Frame) -> None:
+        recipients.sending += 1
+        for connection in list(recipients[: len(recipients)]):
+            connection.send_frame(frame)
+        recipients.sending -= 1
 
 
 class Person:

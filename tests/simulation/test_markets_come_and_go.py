@@ -39,7 +39,7 @@ from tests.ingest.many_markets import START_MS, SYMBOLS, ManyMarkets, World, lef
 from tests.ingest.test_sharded_ingest import SomeLeases
 from tests.rooms.stage import Socket
 from tests.rows import MONDAY_MS
-from tests.simulation.deployment import Limits, Threads, _send_all
+from tests.simulation.deployment import Limits, Sender, Threads
 from tests.simulation.faults import Weather
 
 REFRESH_S, LEAVES_AFTER_S = 1800.0, 3600
@@ -66,10 +66,10 @@ class Deployment:
         self.universe = Universe(["virtual"])
         self.codec = RequestCodec({"virtual": []}, INTERVALS)
         self.bars = LiveBars([], INTERVALS, history, self.clock)
-        self.hub = Hub(self.codec, self.bars, self.clock, _send_all)
+        self.hub = Hub(self.codec, self.bars, self.clock, Sender())
         self.bars.add_listener(self.hub)
         bus = MemoryBus("one")
-        bus.add_listener(self.bars.on_feed_message)
+        bus.add_listener(self.bars)
         self.book = MemoryBook(self.clock)
         self.demand = MarketsOnDemand(
             self.universe, self.clock, self.book, self.hub.has_members, {"virtual": ON_DEMAND}
@@ -92,7 +92,7 @@ class Deployment:
             self.universe.add_listener(one.on_markets_changed)
         self.clients = [self._connect() for _ in range(2)]
         self.tasks = TaskSet()
-        for work in (self.writer.run, self.bars.start, self.ingest.start):
+        for work in (self.writer.run_flushes, self.bars.start, self.ingest.start):
             self.tasks.start(work())
         self.tasks.start_periodic(self._run_hub, self.clock, 1.0)
         self.tasks.start_periodic(self.demand.renew, self.clock, RENEW_S)

@@ -1,6 +1,6 @@
 """The bus between who reads the exchange and who serves, as Redis would be: it refuses, loses, repeats, and is away."""
 
-from candled.bus import Listener, Message, MessagesLost, MinuteChanged, StateChanged
+from candled.bus import FeedListener, Message, MessagesLost, MinuteChanged, StateChanged
 from candled.bus.codec import Heartbeat, Newest, epoch_of
 from candled.bus.redis.feed_tracker import FeedTracker, MessageOrder
 from candled.bus.redis.outbound import OutboundQueue
@@ -26,7 +26,7 @@ class Wire:
         self._outgoing = OutboundQueue()
         self._tracker = FeedTracker({0: [market]}, clock.monotonic())
         self._tracker.expect_heartbeats(clock.monotonic())
-        self._listener: Listener | None = None
+        self._listener: FeedListener | None = None
         self._kept: Newest | None = None  # beside the channel
         self._published: StateChanged | None = None  # by the leader
         self._shown: str | None = None  # in place of that
@@ -38,7 +38,7 @@ class Wire:
         self._send()
         return Position(self._epoch, seq)
 
-    def listen(self, listener: Listener) -> None:
+    def listen(self, listener: FeedListener) -> None:
         self._listener = listener
 
     def describe(self) -> dict[str, object]:
@@ -98,9 +98,9 @@ class Wire:
         position = self._tracker.on_newest_read(self._market, None if newest is None else newest.position)
         if position is None or newest is None or self._listener is None:
             return
-        self._listener(MessagesLost(self._market), position)
+        self._listener.on_feed_message(MessagesLost(self._market), position)
         for candle in newest.candles:
-            self._listener(MinuteChanged(self._market, candle, newest.metadata), position)
+            self._listener.on_feed_message(MinuteChanged(self._market, candle, newest.metadata), position)
         if newest.state is not None:
             self._deliver(newest.state, position)
 
@@ -111,7 +111,7 @@ class Wire:
                 self._show()
                 return
         if self._listener is not None:
-            self._listener(message, position)
+            self._listener.on_feed_message(message, position)
 
     def _show(self) -> None:
         """Replace the leader's state by a doubt."""
@@ -119,7 +119,7 @@ class Wire:
         position = self._tracker.position_of(self._market) or Position(self._epoch, 0)
         if cause is not None and self._shown != cause.reason and self._listener is not None:
             self._shown = cause.reason
-            self._listener(StateChanged(self._market, "stale", self._clock.now_ms(), *cause), position)
+            self._listener.on_feed_message(StateChanged(self._market, "stale", self._clock.now_ms(), *cause), position)
         elif cause is None and self._shown is not None and self._published is not None:
             self._shown = None
             self._deliver(self._published, position)

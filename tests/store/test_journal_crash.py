@@ -38,7 +38,7 @@ async def write_on(folder: Path, start: int, *, is_away: bool) -> None:
     store.failure = StoreUnavailable("switched off") if is_away else None
     clock = ScaledClock(speed=200)
     writer = Writer(store, threads, clock, flush_interval_s=1, journal=Journal(folder / "candled.journal"))
-    writing = asyncio.create_task(writer.run())
+    writing = asyncio.create_task(writer.run_flushes())
     print(start, flush=True)
     while not writing.done():
         for candle in load.minutes(start, start + BATCH):

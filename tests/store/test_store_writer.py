@@ -54,7 +54,7 @@ def writer(store, threads, clock):
 
 @pytest.fixture
 async def running(writer, clock):
-    task = asyncio.create_task(writer.run())
+    task = asyncio.create_task(writer.run_flushes())
     await clock.settle()
     yield task
     task.cancel()
@@ -386,7 +386,7 @@ def journaling(store, threads, clock, directory):
         end()
         journal = Journal(directory, limit_bytes=limit_bytes)
         writer = Writer(store, threads, clock, flush_interval_s=1.0, max_waiting=max_waiting, journal=journal)
-        made.append((asyncio.create_task(writer.run()), journal))
+        made.append((asyncio.create_task(writer.run_flushes()), journal))
         return writer
 
     yield make

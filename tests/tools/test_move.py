@@ -23,9 +23,11 @@ pytestmark = pytest.mark.usefixtures("postgres")
 
 @pytest.fixture(params=[1, -1], ids=["to-postgresql", "to-sqlite"])
 def urls(request, tmp_path):
-    """The addresses of a source and a target that has no tables."""
+    """The addresses of a source and an empty target."""
     with new_tables("postgresql", tmp_path) as database:
-        yield (f"sqlite:///{tmp_path}/candled.db", database.url)[:: request.param]
+        both = (f"sqlite:///{tmp_path}/candled.db", database.url)[:: request.param]
+        opened(both[1]).close()
+        yield both
 
 
 def opened(url, intervals=DEFAULT_INTERVALS):
@@ -43,8 +45,12 @@ def source(urls):
 
 @pytest.fixture
 def config(urls, tmp_path):
-    path = tmp_path / "candled.yaml"
-    settings = {"exchanges": {"bitget": {"symbols": ["BTC/USDT"]}}, "store": {"url": urls[0]}}
+    return write_settings(tmp_path, urls[0])
+
+
+def write_settings(directory, url):
+    path = directory / "candled.yaml"
+    settings = {"exchanges": {"bitget": {"symbols": ["BTC/USDT"]}}, "store": {"url": url}}
     path.write_text(yaml.safe_dump(settings), "utf-8")
     return str(path)
 
@@ -175,12 +181,31 @@ def test_other_minutes_in_the_target_give_way_and_a_wrong_bar_of_the_source_is_n
     assert "bitget:BTC/USDT: the 1D bars from 2025-05-26" in capsys.readouterr().out
 
 
+def test_a_target_without_tables_or_an_interval_is_refused_unchanged(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = write_settings(tmp_path, "sqlite:///candled.db")
+    three = Interval.parse("3m")
+    opened("sqlite:///candled.db", [*DEFAULT_INTERVALS, three]).close()
+    new = "sqlite:///new.db"
+    assert main(["move", new, "--config", config]) == 2
+    assert f"for this target: CANDLED_STORE__URL={new} candled init-db" in capsys.readouterr().err
+    assert not (tmp_path / "new.db").exists()
+    with monkeypatch.context() as patch:
+        patch.setenv("CANDLED_STORE__URL", new)
+        assert main(["init-db", "--config", config]) == 0
+    assert main(["move", new, "--config", config]) == 2
+    assert "keeps no bars of 3m, which the source keeps" in capsys.readouterr().err
+    store = opened(new, None)
+    assert three not in store.intervals()
+    store.close()
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
         (["sqlite:///candled.db"], "both stores are sqlite:///candled.db; expected another one as TARGET"),
         (["mysql://host/name"], "expected an address of one of these stores"),
-        (["sqlite:///nowhere/new.db"], "the directory nowhere does not exist"),
+        (["sqlite:///nowhere/new.db"], "there is no such file yet"),
         (["postgresql://candled:secret@127.0.0.1:1/none"], "run it again to continue"),
         (["sqlite:///new.db", "--source", "sqlite:///none.db"], "there is no such file yet"),
     ],

@@ -66,7 +66,7 @@ class Wire:
         self.code = 0
         self.on_grant: Callable[[], None] = lambda: None
 
-    def write(self, frame: bytes) -> int:
+    def take_frame(self, frame: bytes) -> int:
         self.loop.now += COST_S
         if isinstance(self.problem, Exception):
             raise self.problem
@@ -222,9 +222,9 @@ def test_a_connection_whose_way_changes_is_found_in_every_list():
         recipients.add_slot(RecipientSlot(connection))
     lists[0].remove_slot(lists[0].slots[0])  # so that it changes place
     kept: list[bytes] = []
-    connection.write = lambda taken: kept.append(taken) or len(taken)
+    connection.take_frame = lambda taken: kept.append(taken) or len(taken)
     for slot in connection.recipient_slots:
-        slot.refresh_write()
+        slot.refresh_taker()
     for recipients in lists:
         loop.broadcaster.broadcast(recipients, ONE)
     assert (connection.got, kept) == ([], [ONE, ONE])
@@ -318,7 +318,7 @@ class Reader:
         self.passes: list[int] = []  # in which it was read
 
     def on_readable(self) -> None:
-        self.loop.broadcaster.read(self.read, is_light=True)
+        self.loop.broadcaster.schedule_read(self.read, is_light=True)
 
     def read(self) -> None:
         self.loop.now += self.cost_s
@@ -392,7 +392,7 @@ def test_frames_are_sent_before_waiting_clients_are_read():
     assert recipients[0].got == [], "the pass is used up"
     read_before = len(reader.passes)
     got_when_read: list[bytes] = []
-    loop.broadcaster.read(lambda: got_when_read.extend(recipients[0].got), is_light=True)
+    loop.broadcaster.schedule_read(lambda: got_when_read.extend(recipients[0].got), is_light=True)
     loop.run()
     assert got_when_read == [ONE]
     assert len(reader.passes) >= read_before
@@ -425,7 +425,7 @@ class Work:
         return do
 
 
-KINDS = ("write", "end_later", "read")
+KINDS = ("schedule_write", "end_later", "schedule_read")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -435,7 +435,7 @@ def test_four_hundred_that_come_together_are_served_in_order_with_a_bounded_shar
     work = Work(loop, cost_s, kind)
     for number in range(400):
         work.add(number)
-    share_s = READ_S if kind == "read" else WRITE_S
+    share_s = READ_S if kind == "schedule_read" else WRITE_S
     assert loop.now <= share_s + cost_s
     passes = loop.run()
     assert loop.longest <= share_s + cost_s
@@ -470,7 +470,7 @@ def test_each_kind_goes_on_in_each_pass_however_long_passes_are():
         loop.broadcaster.request_turn(connection, "topic")
         for work in works.values():
             work.add(number)
-        loop.broadcaster.start_later(works["read"].piece(-1))
+        loop.broadcaster.start_later(works["schedule_read"].piece(-1))
     before = {kind: len(work.done) for kind, work in works.items()}
     had = sum(len(connection.got) for connection in initials)
     for number in range(1, 6):
@@ -478,10 +478,10 @@ def test_each_kind_goes_on_in_each_pass_however_long_passes_are():
         loop.now += 1.0
         assert all(len(work.done) - before[kind] >= number for kind, work in works.items())
         assert sum(len(connection.got) for connection in initials) - had >= number
-        assert works["read"].done.count(-1) >= number, "a request was started"
+        assert works["schedule_read"].done.count(-1) >= number, "a request was started"
 
 
-@pytest.mark.parametrize("kind", ["write", "read"])
+@pytest.mark.parametrize("kind", ["schedule_write", "schedule_read"])
 def test_a_light_client_goes_before_those_that_have_used_much_of_their_budget(kind):
     loop = Loop()
     work = Work(loop, 0.001, kind)
@@ -496,7 +496,7 @@ def test_a_light_client_goes_before_those_that_have_used_much_of_their_budget(ki
     assert [number for number in work.done if number >= 0] == list(range(100))
 
 
-@pytest.mark.parametrize("kind", ["write", "read"])
+@pytest.mark.parametrize("kind", ["schedule_write", "schedule_read"])
 def test_light_clients_leave_one_turn_after_each_rest_to_the_others(kind):
     loop = Loop()
     light, heavy = Work(loop, 0.001, kind), Work(loop, 0.001, kind)
@@ -512,7 +512,7 @@ def test_light_clients_leave_one_turn_after_each_rest_to_the_others(kind):
         assert len(light.done) >= len(heavy.done)
 
 
-@pytest.mark.parametrize("kind", ["write", "read"])
+@pytest.mark.parametrize("kind", ["schedule_write", "schedule_read"])
 @given(cost_s=st.floats(0.00001, 0.005), count=st.integers(1, 300))
 @few_examples
 def test_a_flood_leaves_passes_to_others_and_none_of_it_waits_forever(kind, cost_s, count):
@@ -568,10 +568,10 @@ def test_requests_whose_time_is_spent_after_their_start_are_fewer_in_the_next_pa
 def test_a_pass_that_begins_after_a_pause_has_all_its_time():
     loop = Loop()
     work = Work(loop, 0.0001)
-    loop.broadcaster.read(work.piece(0), is_light=True)
+    loop.broadcaster.schedule_read(work.piece(0), is_light=True)
     loop.now += 1.0
     loop.run()
     loop.now += 1.0  # nothing happened
     for number in range(1, 10):
-        loop.broadcaster.read(work.piece(number), is_light=True)
+        loop.broadcaster.schedule_read(work.piece(number), is_light=True)
     assert work.done == list(range(10))

@@ -191,7 +191,7 @@ async def test_a_client_that_stays_blocked_is_closed_with_3008(own_sockets, capl
         await mute(harness)
         connection = (await harness.client()).connection
         for number in range(20_000):
-            connection.send_update(update(number))
+            connection.send_frame(update(number))
             if number % 50 == 0:
                 await asyncio.sleep(0)
         async with deadlines.timeout(10):
@@ -257,7 +257,7 @@ async def test_frames_of_several_rooms_leave_in_one_system_call_and_in_order():
         harness.server._context.transport.loop.remove_reader(counting.fileno())
         harness.server._context.transport.loop.add_reader(counting, connection._on_readable)
         connection._socket = counting
-        connection.redirect_writes(counting.send)
+        connection.redirect_frames(counting.send)
         connection.cork(many=True)
         rooms = [Recipients() for _ in range(7)]
         for number, room in enumerate(rooms):
@@ -309,7 +309,7 @@ async def test_no_state_of_a_bar_overtakes_an_initial_that_left_together_with_it
         connection._socket = full
         connection.cork(many=True)
         for one in (update(1, topic=TWO), update(2), Frame.from_text("initial".ljust(500), ONE), update(3), update(4)):
-            connection.send_update(one)
+            connection.send_frame(one)
         got = [(await peer.receive())[1][:8] for _ in range(4)]
         assert got == [b"00000001", b"00000002", b"initial ", b"00000004"]
 

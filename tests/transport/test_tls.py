@@ -116,7 +116,7 @@ async def test_a_crowd_of_small_frames_in_one_pass_arrives_in_order(tmp_path):
         peer.writer.transport.pause_reading()
         for at in range(0, 2000, 20):
             for text in texts[at : at + 20]:
-                connection.send_update(Frame.from_text(text))
+                connection.send_frame(Frame.from_text(text))
             await asyncio.sleep(0.001)
         peer.writer.transport.resume_reading()
         received = [(await peer.receive(10))[1].decode() for _ in range(40)]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from candled.bus import Listener, Message, MessagesLost, MinuteChanged, StateChanged
+from candled.bus import FeedListener, Message, MessagesLost, MinuteChanged, StateChanged
 from candled.bus.codec import (
     MAX_BYTES,
     BadMessage,
@@ -78,7 +78,7 @@ class RedisBus:
         self._shard_of = {market: shard_of(market, shards) for market in markets}
         self._channels = {names.candles_channel(market): market for market in self._shard_of}
         self._heartbeats = {names.heartbeat_channel(shard): shard for shard in range(shards)}
-        self._listeners: list[Listener] = []
+        self._listeners: list[FeedListener] = []
         #: The markets of each shard. The publisher reads them too.
         self._markets_of: dict[int, dict[MarketKey, None]] = {shard: {} for shard in range(shards)}
         for market, shard in self._shard_of.items():
@@ -118,7 +118,7 @@ class RedisBus:
         self._notify_listeners(message, position)
         return position
 
-    def add_listener(self, listener: Listener) -> None:
+    def add_listener(self, listener: FeedListener) -> None:
         """See `Bus.add_listener`."""
         self._listeners.append(listener)
 
@@ -315,7 +315,7 @@ class RedisBus:
             self._delivered_states[message.market] = message
         for listener in self._listeners:
             try:
-                listener(message, position)
+                listener.on_feed_message(message, position)
             except Exception:  # an error in a listener must stop neither ingest nor receiving
                 logger.exception("a listener failed on %s", message)
 

@@ -72,9 +72,9 @@ export const STATE_REASONS = {
 /** Why minutes are missing. */
 export const REASONS = {
   no_trades: "nothing was traded",
-  unconfirmed: "the exchange sent no candles, which is not confirmed yet",
-  invalid: "the exchange's rows are not valid candles",
-  exchange_outage: "the exchange has no candles there",
+  unconfirmed: "the exchange returns nothing for them, and nothing else confirms it; it is asked again",
+  invalid: "the exchange's rows for them are not valid candles; it is asked again",
+  exchange_outage: "the exchange does not have them",
   beyond_history: "older than the exchange's history",
   missing: "not fetched yet",
 };
