@@ -174,14 +174,20 @@ def make_exchange(config: ExchangeConfig, clock: Clock) -> Exchange:
     """Return an instance of a configured exchange.
 
     Raises:
-        ConfigError: it could not be created.
-        TookTooLong: its constructor did not return within 10 seconds.
-        Exception, SystemExit: its constructor raised it.
+        ConfigError: its constructor failed, or did not return within 10 seconds.
     """
     try:
         return call_within(_CREATED_WITHIN_S, lambda: config.plugin(config.settings, clock), f"exchange {config.name}")
+    except ConfigError:
+        raise
     except TookTooLong as error:
-        raise TookTooLong(f"{error} to be created; does its constructor wait for something?") from None
+        problem = f"{error} to be created; does its constructor wait for something?"
+    except CandledError as error:
+        problem = str(error)
+    except (Exception, SystemExit) as error:  # a plugin may raise anything, even SystemExit
+        logger.debug("exchanges.%s cannot be created", config.name, exc_info=True)
+        problem = one_line(error)
+    raise ConfigError(f"exchanges.{config.name}: {redacted(problem)}")
 
 
 def make_exchanges(config: Config, clock: Clock) -> list[Exchange]:
@@ -197,11 +203,6 @@ def make_exchanges(config: Config, clock: Clock) -> list[Exchange]:
             made.append(make_exchange(one, clock))
         except ConfigError as error:
             problems += error.problems
-        except CandledError as error:
-            problems.append(f"exchanges.{one.name}: {redacted(str(error))}")
-        except (Exception, SystemExit) as error:  # a plugin may raise anything, even SystemExit
-            logger.debug("exchanges.%s cannot be created", one.name, exc_info=True)
-            problems.append(f"exchanges.{one.name}: {redacted(one_line(error))}")
     if problems:
         raise ConfigError(problems)
     return made

@@ -132,7 +132,7 @@ class Doctor:
         try:
             exchange = make_exchange(one, self._clock)
         except ConfigError as error:
-            self._print_problems(subject, error.problems)
+            self._print_problems(subject, [one.removeprefix(f"{subject}: ") for one in error.problems])
             return
         http = HttpClient(self._clock, exchange.requests_per_s, budget, one.proxies, exchange.request_budgets)
         symbols = list(one.symbols)

@@ -30,7 +30,7 @@ async def check_markets(config: Config, clock: Clock) -> int:
     failures = 0
     async with request_budgets(config, clock) as budget:
         for one, exchange in zip(config.exchanges, make_exchanges(config, clock), strict=True):
-            http = HttpClient(clock, exchange.requests_per_s, budget, one.proxies)
+            http = HttpClient(clock, exchange.requests_per_s, budget, one.proxies, exchange.request_budgets)
             try:
                 listed = await exchange.fetch_markets(http)
             except Exception as error:  # a plugin may raise anything

@@ -1,5 +1,7 @@
 """`candled doctor` for a healthy candled, and for one in which everything is wrong."""
 
+from dataclasses import replace
+
 import pytest
 
 from candled.cli import main
@@ -49,6 +51,17 @@ async def test_a_healthy_one_is_a_page_without_a_problem(tmp_path):
     assert any("its stream answered a subscription to BTC/USDT in" in line for line in lines)
     assert found["bus"] == "bus              inside the process"
     assert {"candled", "system", "libraries", "clock", "variables", "settings", "open", "free"} <= found.keys()
+
+
+async def test_a_plugin_whose_constructor_fails_is_one_problem(tmp_path):
+    class Fails(Bitget):
+        def __init__(self, settings, clock):
+            raise KeyError("key")
+
+    one = replace(bitget("http://127.0.0.1:1"), plugin=Fails)
+    status, lines = await page(settings(f"sqlite:///{tmp_path}/candled.db", one))
+    assert status == 1
+    assert [line for line in lines if "exchanges.bitget" in line] == ["exchanges.bitget PROBLEM: KeyError: 'key'"]
 
 
 async def test_each_problem_is_named_and_no_secret_is_printed(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from candled.config import ExchangeConfig
-from candled.exchange import ConnectionLimits
+from candled.exchange import ConnectionLimits, RequestBudget
 from candled.model import Market, Symbol
 from candled.symbol_pattern import SymbolPattern
 from candled.tools.markets import check_markets, describe_markets
@@ -64,6 +64,22 @@ async def test_an_exchange_that_does_not_answer_is_one_line(tmp_path, capsys):
     assert printed.out == ""
     assert printed.err.startswith("candled: exchanges.bitget: cannot reach localhost:1: ")
     assert printed.err.count("\n") == 1
+
+
+async def test_the_requests_use_the_budgets_that_the_plugin_declares(tmp_path, monkeypatch, capsys):
+    plain = Bitget.fetch_markets
+
+    async def fetch_markets(self, http):
+        await http.get_json(f"{self.settings.rest_url}/api/v2/spot/public/symbols", weight=20.0, budget="weight")
+        return await plain(self, http)
+
+    monkeypatch.setattr(Bitget, "fetch_markets", fetch_markets)
+    monkeypatch.setattr(Bitget, "request_budgets", {"weight": RequestBudget(limit=6000)})
+    clock = ScaledClock(100.0, WEDNESDAY_MS)
+    async with FakeBitget(clock, [FakeMarket(symbol=Symbol.parse(SYMBOLS[0]), tape=Synthetic(7))]) as fake:
+        config = exchange("*/USDT", rest_url=fake.rest_url)
+        assert await check_markets(settings(f"sqlite:///{tmp_path}/candled.db", config), clock) == 0
+    assert capsys.readouterr().out.startswith("bitget: 1 of 1 listed markets\n")
 
 
 async def test_a_bug_of_a_plugin_is_one_line(tmp_path, capsys, monkeypatch):

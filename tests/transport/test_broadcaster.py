@@ -118,6 +118,25 @@ def test_a_small_room_is_sent_to_immediately():
     assert recipients.sending == 0
 
 
+def test_updates_of_small_rooms_one_by_one_need_no_pass_and_many_together_are_bounded():
+    loop = Loop()
+    rooms = [room(loop, 1) for _ in range(10 * SLICE)]
+    for one in rooms[:SLICE]:
+        loop.broadcaster.broadcast(one, ONE)
+    assert not loop.soon
+    began = loop.now
+    for one in rooms[SLICE:]:
+        loop.broadcaster.broadcast(one, ONE)
+    assert loop.now - began <= PASS_S + COST_S
+    assert not rooms[-1][0].got
+    loop.run()
+    assert loop.longest <= PASS_S + COST_S
+    assert all(one[0].got == [ONE] for one in rooms)
+    for one in rooms[:SLICE]:  # the next ones need none again
+        loop.broadcaster.broadcast(one, TWO)
+    assert not loop.soon
+
+
 @pytest.mark.slow
 def test_a_large_room_is_sent_to_in_slices_and_no_pass_is_long():
     loop = Loop()

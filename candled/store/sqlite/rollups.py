@@ -34,7 +34,7 @@ class RowBuffer:
         """Add a market's longer bars."""
         self._bars += zip(repeat(market_id), repeat(interval.ms), bars)
 
-    def flush(self) -> None:
+    def write_buffered(self) -> None:
         """Write all rows."""
         put_rows(self.connection, sql.PUT_MINUTE, minute_rows(self._minutes))
         put_rows(self.connection, sql.PUT_BAR, bar_rows(self._bars))
@@ -136,7 +136,7 @@ def fold_levels(
     """Recompute every bar of `levels` (each with the interval it is folded from) that overlaps `changed`."""
     buffer = RowBuffer(connection)
     KnownBars(buffer, market_id).fold_levels(changed, levels)
-    buffer.flush()
+    buffer.write_buffered()
 
 
 def rebuild_rollups(connection: sqlite3.Connection, market_id: int, changed: RangeSet, kept_from_ms: int) -> None:

@@ -190,7 +190,7 @@ class SqliteStore(SqlStore):
                 if minutes:
                     self._write_minutes(buffer, ids[market], minutes, levels)
                 self._write_forming(connection, ids[market], batch)
-            buffer.flush()
+            buffer.write_buffered()
         self._ids.update(ids)
 
     def drop_interval(self, interval: Interval) -> int:
