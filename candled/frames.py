@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import msgspec
@@ -98,7 +99,7 @@ def read_candles(
     if not isinstance(rows, list):
         raise ExchangeError(f"expected rows of {symbol}, got {str(rows)[:_EXCERPT]}")
     found = read_rows(rows, read, open_ms=open_ms)
-    candles = sorted(row for row in found if isinstance(row, Candle))
+    candles = sorted((row for row in found if isinstance(row, Candle)), key=attrgetter("open_ms"))
     return Candles(symbol, tuple(candles), snapshot, tuple(row for row in found if isinstance(row, InvalidRow)))
 
 

@@ -15,7 +15,8 @@ logger = logging.getLogger(__name__)
 _CHECK_S = 0.2
 _BLOCKED_S = 0.5
 _OWN = "candled"
-_HELPERS = ("candled.exchange", "candled.trade_bars", "candled.polling")  # call a plugin, or work for it
+# they call a plugin, or work for it
+_HELPERS = ("candled.exchange", "candled.frames", "candled.market_table", "candled.polling", "candled.trade_bars")
 
 
 @dataclass(slots=True)

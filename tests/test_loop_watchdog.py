@@ -80,6 +80,15 @@ async def test_a_library_that_a_plugin_called_counts_as_the_plugin(watchdog, plu
 
 
 @pytest.mark.slow
+async def test_a_helper_that_a_plugin_called_counts_as_the_plugin(watchdog, plugin):
+    helper = types.ModuleType("candled.frames")
+    exec("import time\nasync def http(seconds): time.sleep(seconds)", helper.__dict__)
+    await plugin.request(helper.http)
+    await wait_until_idle(watchdog)
+    assert watchdog.describe("slow")["lastCall"].startswith("Exchange.request (slow_plugin.exchange:18)")
+
+
+@pytest.mark.slow
 async def test_other_code_that_blocks_is_not_a_plugins(watchdog, plugin):
     time.sleep(1.0)
     own = types.ModuleType("candled.ingest.http")

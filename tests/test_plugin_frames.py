@@ -27,6 +27,7 @@ from candled import (
     check_code,
     find_symbol,
     parse_object,
+    read_candles,
     read_rows,
     reading,
     reject_symbol,
@@ -226,3 +227,8 @@ def test_the_rows_of_a_range_begin_with_its_start_and_end_before_its_end():
     unread = InvalidRow(None, "no time")
     rows = [bar(1), bar(2), unread, bar(3), InvalidRow(3 * M5.ms, "no price"), bar(4)]
     assert rows_within(rows, 2 * M5.ms, 3 * M5.ms) == [bar(2), unread]
+
+
+def test_the_candles_of_a_frame_are_in_order_of_time_and_versions_in_that_of_their_rows():
+    rows = [bar(3), bar(2)._replace(quote_volume=Decimal(7)), bar(2), bar(1)]
+    assert list(read_candles(BTC, rows, lambda row: row).candles) == [rows[3], rows[1], rows[2], rows[0]]

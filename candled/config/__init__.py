@@ -110,8 +110,17 @@ class Config(Settings):
     plugins: Annotated[Mapping[str, Any], Written("a mapping by plugin", dict, {})] = setting(
         {}, "the settings of plugins that are no exchange, by the plugin's name"
     )
-    # The plugin's function that makes the store, set when the settings are read; None if the store is candled's own.
+    # makes the store, if its scheme is that of a plugin
     _make_store: MakeStore | None = PrivateAttr(None)
+
+    @property
+    def store_maker(self) -> MakeStore | None:
+        """The plugin's function that makes the store; None if the store is candled's own."""
+        return self._make_store
+
+    def use_store_of_plugin(self, make: MakeStore) -> None:
+        """Make the store by the function of a plugin. Call this only while the settings are read."""
+        self._make_store = make
 
     @property
     def demand_rules(self) -> Mapping[str, DemandRules]:
@@ -219,9 +228,9 @@ def make_store(config: Config, *, owns: bool = False, upgrade: bool | None = Non
         ConfigError: `store.url` cannot be read. The error text does not contain it.
     """
     settings = config.store
-    if config._make_store is not None:
+    if config.store_maker is not None:
         try:
-            return config._make_store(settings.url, config.intervals if owns else None)
+            return config.store_maker(settings.url, config.intervals if owns else None)
         except ConfigError:
             raise
         except Exception as error:  # a plugin may raise anything
@@ -426,7 +435,7 @@ def _find_store(config: Config, plugins: Plugins, problems: list[str]) -> None:
         return
     stores = plugins.stores
     if scheme in stores:
-        config._make_store = stores[scheme]
+        config.use_store_of_plugin(stores[scheme])
     else:
         choice = ", ".join(f"{one}://" for one in (*KNOWN_STORES, *stores))
         problems.append(f"store.url: no store for {scheme}://; known: {choice}")

@@ -45,7 +45,7 @@ class HistoryReader:
         self._store = store
         self._threads = threads
         self._under_way: dict[object, SharedRead] = {}
-        #: The error of each market or exchange whose last read failed.
+        #: The error of each market or exchange whose last read failed; None stands for reads about the whole store.
         self._failing: dict[object, str] = {}
         #: Reads that have ended, by result: `ok` or `failed`. A read for several callers counts once.
         self.reads: Counter[str] = Counter()
@@ -56,13 +56,15 @@ class HistoryReader:
         return next(iter(self._failing.values()), None)
 
     async def retry_failed(self) -> None:
-        """Read a value of each market or exchange whose last read failed, to notice when the store works again."""
+        """Repeat a read for each market or exchange whose last one failed, to notice when the store works again."""
         for subject in list(self._failing):
             with suppress(StoreUnavailable, StoreRejected):
                 if isinstance(subject, MarketKey):
                     await self.complete_from(subject)
                 elif isinstance(subject, str):
                     await self.newest_minutes(subject)
+                else:
+                    await self.kept_from()
 
     async def read_bars(self, market: MarketKey, interval: Interval, before_ms: int, limit: int) -> tuple[Candle, ...]:
         """Return the newest `limit` bars with `open_ms < before_ms`, oldest first, built from final minutes only."""

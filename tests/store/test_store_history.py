@@ -351,18 +351,19 @@ async def test_failing_reads_are_a_state_and_two_log_lines(history, store, caplo
     assert lines == [f"the store cannot be read: disk image is malformed: {BTC}", "the store can be read again"]
 
 
-async def test_a_failed_read_about_an_exchange_is_repeated_too(history, store):
-    """A process that only ingests may never read it again by itself."""
-    read, failing = store.newest_minutes, True
+@pytest.mark.parametrize(("name", "arguments"), [("newest_minutes", ("bitget",)), ("kept_from", ())])
+async def test_a_failed_read_about_an_exchange_or_the_store_is_repeated_too(history, store, name, arguments):
+    """A process may never read it again by itself."""
+    read, failing = getattr(store, name), True
 
-    def newest_minutes(exchange):
+    def fails_first(*given):
         if failing:
             raise StoreUnavailable("timeout expired")
-        return read(exchange)
+        return read(*given)
 
-    store.newest_minutes = newest_minutes
+    setattr(store, name, fails_first)
     with pytest.raises(StoreUnavailable):
-        await history.newest_minutes("bitget")
+        await getattr(history, name)(*arguments)
     await history.retry_failed()
     assert history.problem == "timeout expired"
     failing = False
