@@ -29,7 +29,9 @@ CallHook = Callable[[MarketKey, Interval, Candle], object]
 class HookCounts:
     """The calls of one plugin's hook since the start."""
 
+    #: Calls that have ended, including those that failed.
     called: int = 0
+    #: Calls that raised an exception.
     failed: int = 0
     #: Bars that were dropped because too many waited.
     dropped: int = 0
@@ -113,16 +115,20 @@ class _Followed:
 class ClosedBarReporter:
     """Reports each bar once, when it has become final, as a listener of `bars`.
 
-    Bars that closed before the market was first seen are not reported. `is_read` decides whether this process reports
-    the bars of a market.
+    Bars that closed before the market was first seen are not reported.
     """
 
+    #: The newest bars of all served markets.
     bars: "LiveBars"
     #: Returns the served intervals.
     intervals: Callable[[], Sequence[Interval]]
+    #: The daemon's clock: bars that closed before its time at the first look at a market are not reported.
     clock: Clock
+    #: Called with each bar that has become final.
     report: Callable[[MarketKey, Interval, Candle], None]
+    #: Returns True if this process reports the bars of a market.
     is_read: Callable[[MarketKey], bool]
+    #: The reported bars of each market and interval that was seen.
     _followed: dict[tuple[MarketKey, Interval], _Followed] = field(default_factory=dict, init=False)
 
     def on_bars_changed(self, market: MarketKey, changes: Sequence[BarChange]) -> None:

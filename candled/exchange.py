@@ -153,6 +153,7 @@ def _first_cell(row: Any) -> int:
 class Candles:
     """Versions of 1-minute candles of one symbol, oldest first."""
 
+    #: The market of the candles.
     symbol: Symbol
     #: A candle's `as_of_ms` is the time at which the exchange sent the frame. Leave it 0 if the frame contains no such
     #: time; the daemon then fills in its own estimate of the exchange's clock. Set `final` only if the exchange itself
@@ -168,18 +169,17 @@ class Candles:
 
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """The exchange acknowledged the subscription to `symbol`. This is not yet proof that data arrives."""
+    """The exchange acknowledged a subscription. This is not yet proof that data arrives."""
 
+    #: The market that was subscribed to.
     symbol: Symbol
 
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionRejected:
-    """The exchange rejected the subscription to `symbol`.
+    """The exchange rejected a subscription. The daemon tries again after growing pauses. Others are not affected."""
 
-    The daemon tries again after growing pauses. Other symbols are not affected.
-    """
-
+    #: The market whose subscription was rejected.
     symbol: Symbol
     #: The exchange's reason, in words.
     reason: str
@@ -387,7 +387,9 @@ class RequestBudget:
 class HttpAnswer:
     """An answer over HTTP as text, for libraries that read answers themselves."""
 
+    #: The HTTP status code.
     status: int
+    #: The response headers by name.
     headers: Mapping[str, str]
     #: The decompressed body.
     text: str

@@ -36,16 +36,27 @@ _ANY_MARKET = MarketKey("none", Symbol("NONE", "NONE"))  # read to see whether t
 class Health:
     """Reads the states of the daemon's parts."""
 
+    #: The settings at the start, for the roles of the process.
     config: Config
+    #: All plugins that were found, with the outcome of loading each.
     plugins: Plugins
+    #: The daemon's clock.
     clock: Clock
+    #: The store, for its description.
     store: Store
+    #: The opening of the store, and conflicts with other daemons.
     upkeep: StoreUpkeep
+    #: The queue of candles for the store.
     writer: Writer
+    #: The reads of the store, and their problem.
     history: HistoryReader
+    #: The bus between ingest and serve.
     bus: Bus
+    #: The newest bars of all served markets, and the states of their feeds.
     bars: LiveBars
+    #: The blockages of the event loop by plugins.
     watchdog: LoopWatchdog
+    #: The markets of all exchanges.
     universe: Universe
     #: None if this process only serves.
     ingest: "ShardedIngest | None"

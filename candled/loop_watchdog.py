@@ -33,6 +33,7 @@ class Blockage:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
+    #: The plugin's name.
     plugin: str
     #: The frame of the function that candled called.
     frame: FrameType

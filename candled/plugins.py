@@ -40,18 +40,21 @@ class PluginError(CandledError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginStatus:
-    """The outcome of loading one entry point.
+    """The outcome of loading one entry point."""
 
-    `error` is one line, None if the plugin is fine; `exchanges` are the names it provides, and `hooks` those of its
-    other hooks.
-    """
-
+    #: The name of the entry point.
     name: str
+    #: The name of the installed distribution that has it; `no distribution` if it has none.
     distribution: str
+    #: The version of the distribution; empty without one.
     version: str
+    #: True if the plugin can be used.
     ok: bool
+    #: The reason why the plugin cannot be used, on one line; None if it can.
     error: str | None = None
+    #: The names of the exchanges that it provides.
     exchanges: tuple[str, ...] = ()
+    #: The names of its other hooks.
     hooks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -62,9 +65,11 @@ class PluginStatus:
 class Offers:
     """The answers of one plugin to the hooks that are called once, and its other hooks."""
 
+    #: The classes of exchanges, by name.
     exchanges: Mapping[str, type[Exchange]] = field(default_factory=dict)
+    #: The class of the plugin's own settings; None if it has none.
     settings: type[Settings] | None = None
-    #: By scheme.
+    #: The functions that make a store, by the scheme of its address.
     stores: Mapping[str, MakeStore] = field(default_factory=dict)
     #: pluggy's caller of each hook that it implements, by the hook's name.
     hooks: Mapping[str, pluggy.HookCaller] = field(default_factory=dict)
@@ -76,10 +81,13 @@ class Offers:
 
 @dataclass(frozen=True, slots=True)
 class Plugins:
-    """All exchanges by name, one status per plugin found, and the offers of the usable ones by plugin."""
+    """The plugins that were found, and their offers."""
 
+    #: The classes of all exchanges, by name.
     exchanges: dict[str, type[Exchange]]
+    #: The outcome for each plugin that was found, those that cannot be used included.
     statuses: list[PluginStatus]
+    #: The offers of the plugins that can be used, by plugin.
     offers: dict[str, Offers] = field(default_factory=dict)
 
     def with_hook(self, hook: str) -> dict[str, Offers]:

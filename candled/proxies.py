@@ -24,10 +24,15 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 class ProxyAddress:
     """One proxy. `str()` omits user and password."""
 
+    #: `http`, `socks4`, `socks4a`, `socks5` or `socks5h`.
     scheme: str
+    #: The host name or IP address, without brackets.
     host: str
+    #: The port; the scheme's usual one if the address has none.
     port: int
+    #: The user; None for a proxy without authentication.
     user: str | None = None
+    #: The password, which may be empty; None without a user.
     password: str | None = field(default=None, repr=False)
 
     @classmethod

@@ -44,11 +44,17 @@ class Grant:
     expires_ms: int | None = None
     #: The hash of the key that verified a JWT; empty for a token of the file.
     key: str = ""
+    #: The symbols and patterns that the token may read, and exclusions; empty for every market.
     symbols: tuple[SymbolPattern, ...] = ()
+    #: The names of the intervals that the token may read; empty for all of them.
     intervals: frozenset[str] = frozenset()
+    #: The largest number of simultaneous WebSockets and event streams in one process; 0 for no limit.
     connections: int = 0
+    #: The largest number of subscriptions of one connection; 0 for the server's own limit.
     rooms: int = 0
+    #: The largest number of messages per second of one connection; 0 for the server's own limit.
     messages: int = 0
+    #: The largest number of HTTP requests per minute in one process; 0 for no limit.
     requests: int = 0
 
     @classmethod

@@ -17,11 +17,15 @@ _CHANGES_KEPT = 2000
 
 @dataclass(slots=True)
 class _Epoch:
-    """A feed received from message `first_seq` to `last_seq`. `offset` converts its numbers to change ids."""
+    """A feed as far as it was received. Its message numbers are converted to change ids."""
 
+    #: The name of the feed, as in `Position.epoch`.
     name: str
+    #: The number that is added to a message number; twice the sum is the change id.
     offset: int
+    #: The number of the first message.
     first_seq: int
+    #: The number of the newest message; before `first_seq` if there is none yet.
     last_seq: int
 
 

@@ -18,29 +18,30 @@ _OPEN = attrgetter("open_ms")
 
 @dataclass(eq=False, repr=False, slots=True)
 class Series:
-    """Bars in memory, oldest first: all existing ones with `open_ms >= since_ms`.
+    """Bars in memory, oldest first: all existing ones with `open_ms >= since_ms`."""
 
-    `since_ms` is 0 if no older bars exist. At least `capacity` bars are kept, and slightly more. Old bars are dropped
-    up to a boundary of `parent`, the interval folded from this one, so that a parent's bar in memory has all or none of
-    its parts.
-
-    `revision` counts the changes that a client can see in bars other than the newest, including bars that arrive late
-    or are prepended. A result computed from the bars before the newest is valid while `revision` is unchanged. Bars
-    appended at the end or dropped at the beginning do not count.
-    """
-
+    #: The interval of the bars.
     interval: Interval
+    #: The longest interval that is folded from this one; None if there is none. Old bars are dropped up to one of its
+    #: boundaries, so that a parent's bar in memory has all or none of its parts.
     parent: Interval | None
+    #: The smallest number of bars to keep. Slightly more are kept.
     capacity: int
+    #: The time since which all existing bars are in memory, UTC epoch milliseconds; 0 if no older bars exist.
     since_ms: int = 0
+    #: The number of changes that a client can see in bars other than the newest, including bars that arrive late or are
+    #: prepended. A result computed from the bars before the newest is valid while it is unchanged. Bars appended at the
+    #: end or dropped at the beginning do not count.
     revision: int = 0
     #: The opening times of the bars of the newest revisions.
     _changes: "array[int]" = field(default_factory=lambda: array("q"))
-    #: The opening times and the change ids of all bars.
+    #: The opening times of all bars, UTC epoch milliseconds, oldest first.
     _times: "array[int]" = field(default_factory=lambda: array("q"))
+    #: The change id of the last change of each bar, in the order of `_times`; 0 for a bar that was put without one.
     _change_ids: "array[int]" = field(default_factory=lambda: array("q"))
     #: All bars except the newest few.
     _packed: PackedBars = field(default_factory=PackedBars)
+    #: The newest few bars, oldest first, as they were put.
     _recent: list[Candle] = field(default_factory=list)
 
     def __post_init__(self) -> None:

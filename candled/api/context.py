@@ -25,9 +25,13 @@ _MARKET_US = 50  # to describe a market, on a slow machine
 class ApiContext:
     """The sources of answers."""
 
+    #: The served markets and intervals.
     catalog: MarketCatalog
+    #: The reader of bars, from memory and the store.
     pages: "BarReader"
+    #: The reads of the store, for gaps and the beginnings of history.
     stored: HistoryReader
+    #: The daemon's clock.
     clock: Clock
     #: The decimals that the exchange declares for a market.
     decimals: Callable[[MarketKey], Decimals]

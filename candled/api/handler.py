@@ -82,10 +82,13 @@ class AccessPolicy:
 class DialectContext:
     """The rules for all resources of a dialect, and the answers that are kept."""
 
+    #: The origins that may read answers, and the proxies that are trusted.
     access: AccessPolicy
+    #: The rate limit of the dialect's group of routes.
     limit: RateLimit
     #: The smallest body to compress, in bytes; 0 for none.
     compress_from: int
+    #: The answers that requests share.
     pages: KeptPages
 
 

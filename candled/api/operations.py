@@ -191,13 +191,19 @@ class Error(_Answer):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One GET. `answers` maps content types to types of answers."""
+    """One GET, and its description in OpenAPI."""
 
+    #: The path of its route, such as `/api/candles`.
     path: str
+    #: The `operationId` in OpenAPI.
     name: str
+    #: One line for OpenAPI, without a full stop.
     summary: str
+    #: More sentences for OpenAPI; empty for none.
     about: str = ""
+    #: All parameters of the query, in the order of the description. Others are refused.
     parameters: Sequence[Parameter] = ()
+    #: The types of answers, by content type.
     answers: Mapping[str, Any]
     #: True if an answer may be a redirect.
     redirects: bool = False

@@ -19,13 +19,19 @@ _RFC3339 = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """One query parameter. `read` raises `ValueError` for an invalid value; `schema` is its JSON schema."""
+    """One query parameter, and its description in OpenAPI."""
 
+    #: The name in the query.
     name: str
+    #: The description for OpenAPI; also the end of "expected …" if the schema has no title.
     about: str
+    #: Returns the value of a text; raises `ValueError` for an invalid one.
     read: Callable[[str], Any]
+    #: The JSON schema of the value.
     schema: Mapping[str, Any]
+    #: The value if the query does not have the parameter. It is not a text for `read`.
     default: Any = None
+    #: True if a query without the parameter is refused.
     required: bool = False
     #: Returns the end of "expected …", if it changes while the parameter exists.
     describe_expected: Callable[[], str] | None = None

@@ -23,6 +23,7 @@ class HistoryRequest(NamedTuple):
 class Page:
     """Some bars, oldest first, each with its current finality."""
 
+    #: The bars, at most as many as requested.
     bars: tuple[Candle, ...]
     #: True if the requested range has more bars: older ones for the newest bars, else newer ones.
     has_more: bool
@@ -34,19 +35,23 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class PrintedPage:
-    """The bars of a page as a dialect prints them: for each column, the texts joined with its separator.
+    """The bars of a page as a dialect prints them: for each column, the texts joined with its separator."""
 
-    `columns` is empty if the client already has these bytes. The other fields are those of `Page`. `last_as_of_ms` is
-    the exchange's time of the last bar's values. It is 0 for a page of the past.
-    """
-
+    #: The texts of each column, joined; empty if the client already has these bytes.
     columns: Sequence[bytes]
+    #: The opening time of the first bar, UTC epoch milliseconds; None without bars.
     first_ms: int | None
+    #: The opening time of the last bar, UTC epoch milliseconds; None without bars.
     last_ms: int | None
+    #: True if the last bar is final; False without bars.
     last_final: bool
+    #: The exchange's time of the last bar's values, UTC epoch milliseconds; 0 without bars, and for a page of the past.
     last_as_of_ms: int
+    #: True if the requested range has more bars, as in `Page`.
     has_more: bool
+    #: True if the answer cannot change any more, as in `Page`.
     is_final: bool
+    #: The position of the market's feed, as in `Page`; None before its first message.
     position: Position | None
     #: A strong ETag, if it can be computed without the bytes.
     tag: str | None = None
@@ -63,24 +68,31 @@ Headers = Iterable[tuple[str, str]]
 class BarQuery:
     """A request for bars, and the way its dialect writes the answer."""
 
+    #: The market of the bars.
     market: MarketKey
+    #: The interval of the bars.
     interval: Interval
+    #: The way to print the bars.
     printer: Printer
+    #: The range, and the number of bars.
     asked: HistoryRequest
     #: Return the body.
     write: Callable[[PrintedPage], bytes]
     #: Return the dialect's own headers; the second argument is the time, UTC epoch ms.
     headers: Callable[[PrintedPage, int], Headers]
+    #: The `Content-Type` of the answer.
     content_type: str = "application/json; charset=utf-8"
     #: The part that distinguishes it from queries for the same bars with another body.
     variant: object = None
     #: True if final pages are tagged by revisions, which are the same in every process; others by their bytes.
     has_revision: bool = False
-    #: The revision in the query's address, and the address of another one.
+    #: The revision in the query's address; None if it has none.
     wanted_revision: str | None = None
+    #: Returns the address of the same page with another revision, or with none.
     address: Callable[[str | None], str] = str
-    #: The last answer, without columns, and the state of the bars it was made from; set by `BarReader.written_now`.
+    #: The last answer, without columns, if it lasts; else None. Set by `BarReader.written_now`.
     page: PrintedPage | None = None
+    #: The state of the bars at the last answer; empty before the first. Set with `page`.
     state: tuple[object, ...] = ()
 
 

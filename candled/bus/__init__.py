@@ -39,11 +39,15 @@ class MinuteChanged(msgspec.Struct, frozen=True):
 class HistoryChanged:
     """The stored past of a market changed within `[start_ms, end_ms)`. The store has the change, so read it again."""
 
+    #: The market whose past changed.
     market: MarketKey
+    #: The beginning of the changed range, UTC epoch milliseconds.
     start_ms: int
+    #: The end of the changed range, UTC epoch milliseconds. It does not belong to the range.
     end_ms: int
     #: The time since which history is complete except for known gaps; None if unknown.
     complete_from_ms: int | None
+    #: The market's metadata after the change.
     metadata: FeedMetadata = FeedMetadata()
 
 
@@ -51,6 +55,7 @@ class HistoryChanged:
 class StateChanged:
     """The state of a market's feed."""
 
+    #: The market of the feed.
     market: MarketKey
     #: One of `candled.model.STATES`.
     state: str
@@ -68,6 +73,7 @@ class StateChanged:
 class MessagesLost:
     """Messages of a market may have been lost. A bus sends this to its listeners; it is never published."""
 
+    #: The market of the messages.
     market: MarketKey
     #: If set, the received messages after this position did not belong to the feed. Its numbers continue from there.
     back_to: Position | None = None

@@ -263,20 +263,27 @@ class _MarketList(Struct, rename="camel"):
 
 @dataclass(frozen=True, slots=True)
 class MarketList:
-    """The markets that the leader of an exchange chose, in order of choice, with their facts; None if unknown."""
+    """The markets that the leader of an exchange chose, with their facts."""
 
+    #: The position of the list: the name of the feed of lists, and the number of this one.
     position: Position
+    #: The facts of each market, in order of choice; None if the exchange's list does not have it so far.
     markets: Mapping[Symbol, Market | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Newest:
-    """The newest state of a market, stored in its key: its newest minutes, oldest first, metadata and feed state."""
+    """The newest state of a market, stored in its key."""
 
+    #: The position of the market's feed that these values belong to.
     position: Position
+    #: The newest minutes, oldest first.
     candles: tuple[Candle, ...] = ()
+    #: The metadata of the newest message with candles or about history.
     metadata: FeedMetadata = FeedMetadata()
+    #: The time since which history is complete except for known gaps, UTC epoch milliseconds; None if unknown.
     complete_from_ms: int | None = None
+    #: The newest state of the feed; None if none was published.
     state: StateChanged | None = None
 
 

@@ -39,12 +39,17 @@ class Bar:
 
     #: When the bar opens, in UTC.
     time: datetime
+    #: The first price, in the quote currency.
     open: Decimal
+    #: The highest price.
     high: Decimal
+    #: The lowest price.
     low: Decimal
+    #: The last price so far; of a final bar, the last one.
     close: Decimal
+    #: The traded amount, in the base currency.
     volume: Decimal
-    #: None if the exchange does not send it.
+    #: The traded amount in the quote currency; None if the exchange does not send it.
     quote_volume: Decimal | None = None
     #: True once the bar is over and the grace period for late updates has passed; None if the server does not send it.
     final: bool | None = None

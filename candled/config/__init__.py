@@ -70,12 +70,15 @@ _FOREIGN_VARIABLES = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExchangeConfig:
-    """One configured exchange; `settings` is an instance of `plugin.Settings`."""
+    """One configured exchange."""
 
+    #: the exchange's name in the settings, in addresses and in answers
     name: str
+    #: the class of the exchange, which a plugin offers
     plugin: type[Exchange]
     #: the markets that are named one by one
     symbols: tuple[Symbol, ...]
+    #: the exchange's own settings, an instance of `plugin.Settings`
     settings: Any
     #: the rules for the markets, those in `symbols` included
     choice: ChoiceRules = ChoiceRules(patterns=())

@@ -39,10 +39,13 @@ _LATE_S = 0.3  # a late call may send the frames of this much time together
 
 @dataclass(slots=True)
 class _Subscription:
-    #: When it was requested last; infinite until its frame is sent.
+    #: When it was requested last, monotonic seconds; infinite until its frame is sent.
     asked_at: float = float("inf")
+    #: True once the exchange acknowledged the last request, or sent candles.
     acknowledged: bool = False
-    alive: bool = False  # candles arrived since the last request
+    #: True once candles arrived since the last request.
+    alive: bool = False
+    #: The number of renewals since the last candles, which lengthens the pause before the next one.
     renewals: int = 0
 
 

@@ -20,10 +20,15 @@ class IngestContext:
 
     #: The name of the exchange in the settings.
     name: str
+    #: The exchange, made by its plugin.
     exchange: Exchange
+    #: The daemon's clock.
     clock: Clock
     #: The exchange's time.
     time: IngestClock
+    #: The store, for candles and coverage.
     store: "IngestStore"
+    #: The client for the REST API of the exchange, within its budgets.
     http: "HttpClient"
+    #: The counts for metrics, shared by all shards of the exchange.
     counts: IngestCounts

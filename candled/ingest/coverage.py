@@ -38,8 +38,11 @@ class Urgency(IntEnum):
 class Window:
     """One request for history: the minutes `[start_ms, end_ms)`."""
 
+    #: The purpose of the request.
     urgency: Urgency
+    #: The opening time of the first minute, UTC epoch milliseconds.
     start_ms: int
+    #: The end of the last minute, UTC epoch milliseconds.
     end_ms: int
 
 

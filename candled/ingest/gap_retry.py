@@ -65,10 +65,13 @@ def _shared_time(now_ms: int, wait_ms: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Deferred:
-    """A final minute that REST did not confirm: the times of the first and the next request, UTC epoch ms."""
+    """A final minute that REST did not confirm, and the time of the next request."""
 
+    #: The time of the first answer that did not confirm it, UTC epoch milliseconds.
     since_ms: int
+    #: The number of such answers so far. An answer with an older version of the minute begins the count again at 1.
     attempts: int
+    #: The time of the next request, UTC epoch milliseconds.
     retry_ms: int
 
 

@@ -47,9 +47,13 @@ class Rules:
     confirm: bool
     #: The longest range of one request, in minutes.
     max_history_minutes: int
+    #: True if every candle opens at the close of the previous one. A difference then reveals a missed push.
     opens_at_previous_close: bool
+    #: True if the exchange publishes a candle for a minute without trades.
     publishes_empty_candles: bool
+    #: The meaning of `final` in candles of the stream.
     closed_flag: ClosedFlag = "advisory"
+    #: How far back the exchange's minutes go, in minutes before the present; None: to the listing of each market.
     history_minutes: int | None = None
 
     def expected_until(self, now_ms: int) -> int:

@@ -25,17 +25,21 @@ class SymbolMeasures(NamedTuple):
 class IngestMeasures:
     """The numbers of one exchange, of all shards that this process reads."""
 
+    #: The open markets, by state and by reason.
     states: StateCounts = field(default_factory=StateCounts)
-    #: The feeds, and those of them that are connected.
+    #: The number of feeds.
     feeds: int = 0
+    #: The number of feeds that are connected.
     connected_feeds: int = 0
-    #: The gaps, and their minutes, by reason. `missing` minutes are still to be fetched.
+    #: The number of gaps by reason. `missing` ones are still to be fetched.
     gaps: Counter[str] = field(default_factory=Counter)
+    #: The number of minutes in gaps by reason.
     gap_minutes: Counter[str] = field(default_factory=Counter)
     #: Final minutes that REST has not confirmed yet.
     unconfirmed: int = 0
-    #: Final minutes that were corrected, and rows that are not valid candles, of the markets that are open.
+    #: Final minutes that were corrected, of the markets that are open.
     revisions: int = 0
+    #: Rows that are not valid candles, of the markets that are open.
     invalid_rows: int = 0
     #: When a feed last delivered a candle, UTC epoch milliseconds on the exchange's clock; None before the first.
     pushed_ms: int | None = None
@@ -43,8 +47,9 @@ class IngestMeasures:
     skew_ms: int = 0
     #: True if the exchange's REST API can be read, by all shards.
     is_rest_available: bool = True
-    #: Minutes compared with REST in the last 24 hours, and those that differed.
+    #: Minutes compared with REST in the last 24 hours.
     compared: int = 0
+    #: Those of the compared minutes that differed.
     differing: int = 0
 
     def count_market(self, market: MarketIngest, now_ms: int, *, is_silent: bool) -> None:

@@ -58,6 +58,7 @@ class _Published:
     state_since_ms: int = 0
     #: When the state was published last.
     state_published_ms: int = 0
+    #: The decimals published last.
     decimals: Decimals = Decimals()
     #: Ranges that ingest is repairing, not published yet.
     repairing: list[Range] = field(default_factory=list)

@@ -40,11 +40,15 @@ _EVIDENCE_S, _EVIDENCE_MOST_S = 60.0, 21_600.0
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """The rows of an answer, and when they were requested: on the exchange's clock, and on a steady one."""
+    """The rows of an answer, and when they were requested."""
 
+    #: The request: its purpose, and its minutes.
     window: Window
+    #: The rows, in any order; those that are not valid candles as `InvalidRow`.
     rows: Sequence[Candle | InvalidRow]
+    #: When the request was made, UTC epoch milliseconds on the exchange's clock.
     asked_ms: int
+    #: When the request was made, in milliseconds of a clock that never goes back.
     asked_steady_ms: int
 
 

@@ -19,21 +19,29 @@ _HOST = re.compile(r"\[([0-9A-Fa-f:.%]+)\](?::(.*))?|([^\s:\[\]@,]+)(?::(.*))?")
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """The address of a Redis. `hosts` are servers, sentinels or some nodes of a cluster; a socket has a `path` instead.
+    """The address of a Redis: one server, a socket, sentinels or a cluster."""
 
-    `files` are the TLS files, by redis-py's names for them.
-    """
-
+    #: The kind of the address, which decides the meaning of the other fields.
     kind: Kind
+    #: The hosts and ports of a server, of sentinels or of some nodes of a cluster; empty for a socket.
     hosts: tuple[tuple[str, int], ...] = ()
+    #: The path of a socket; empty for other kinds.
     path: str = ""
+    #: The name by which sentinels know the server; empty for other kinds.
     service: str = ""
+    #: The number of the database; 0 for a cluster.
     database: int = 0
+    #: The user of the servers; None for Redis's default user.
     username: str | None = None
+    #: The password of the servers; None if they need none.
     password: str | None = field(default=None, repr=False)
+    #: The user of the sentinels; None for Redis's default user.
     sentinel_username: str | None = None
+    #: The password of the sentinels; None if they need none.
     sentinel_password: str | None = field(default=None, repr=False)
+    #: True if connections use TLS, those to sentinels as well.
     tls: bool = False
+    #: The paths of the TLS files, by redis-py's names for them.
     files: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod

@@ -13,9 +13,13 @@ from .connections import Servers
 class RedisContext:
     """One process and its Redis."""
 
+    #: The servers of the Redis, and the clients for them.
     servers: Servers
+    #: The names of channels and keys.
     names: Names
+    #: The daemon's clock.
     clock: Clock
+    #: The record of failures, by kind of work.
     failures: FailureLog
     #: The number of shards of the markets.
     shards: int

@@ -12,7 +12,9 @@ from hashlib import sha1
 class Script:
     """A Lua script, and the hash by which Redis knows it once it has run."""
 
+    #: The source, as `EVAL` takes it.
     text: str
+    #: The SHA-1 hash of the source, in hexadecimal digits, as `EVALSHA` takes it.
     sha: str = field(init=False)
 
     def __post_init__(self) -> None:

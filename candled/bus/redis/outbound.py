@@ -21,24 +21,32 @@ class Numbered(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class OutboundQueue:
-    """The numbered messages of one market, kept until they are sent. `seq` is the number of its last message.
+    """The numbered messages of one market, kept until they are sent.
 
-    While Redis is unavailable (`is_blocked`), it keeps only the newest version of the forming minute, and the last few
-    other messages. This avoids a flood afterwards. Receivers see a jump in the numbers if messages are missing.
+    While Redis is unavailable, it keeps only the newest version of the forming minute, and the last few other messages.
+    This avoids a flood afterwards. Receivers see a jump in the numbers if messages are missing.
     """
 
+    #: The number of the last message, sent or not; 0 before the first of a feed.
     seq: int = 0
     #: The number of the last sent message.
     sent_seq: int = field(init=False)
     #: The exchange's newest time in a message.
     as_of_ms: int = 0
+    #: True while Redis is unavailable.
     is_blocked: bool = False
     #: True if Redis has a number that this process never assigned, which must be overwritten.
     ignores_number: bool = False
+    #: The queued messages, oldest first; at most `_MAX_PENDING`.
     _pending: list[Numbered] = field(default_factory=list)
+    #: The newest version of the newest minutes, oldest first; at most `_MAX_MINUTES`.
     _candles: list[Candle] = field(default_factory=list)
+    #: The metadata of the newest message with a candle or about history.
     _metadata: FeedMetadata = FeedMetadata()
+    #: The time since which history is complete, UTC epoch milliseconds, from the newest `HistoryChanged`; None if
+    #: unknown.
     _complete_from_ms: int | None = None
+    #: The newest state of the feed; None before the first.
     _state: StateChanged | None = None
 
     def __post_init__(self) -> None:
