@@ -32,6 +32,7 @@ class SymbolPattern:
     is_exclusion: bool
     #: The symbol if the text is one, without `!`; otherwise None.
     symbol: Symbol | None
+    #: The compiled pattern, without `!`, which `matches` searches for in a symbol's text.
     _expression: re.Pattern[str] = field(repr=False, compare=False)
 
     @staticmethod

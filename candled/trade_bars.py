@@ -15,13 +15,19 @@ _EXACT = Context(prec=200)
 
 @dataclass(slots=True)
 class _Bar:
-    """A minute that is being made. `first` and `last` have time, number and price of its first and last trade."""
+    """A minute that is being made."""
 
+    #: Time (UTC epoch milliseconds), number and price of the first trade.
     first: tuple[int, int, Decimal]
+    #: Time (UTC epoch milliseconds), number and price of the last trade.
     last: tuple[int, int, Decimal]
+    #: The highest price.
     high: Decimal
+    #: The lowest price.
     low: Decimal
+    #: The sum of the sizes of the trades.
     volume: Decimal = Decimal(0)
+    #: The sum of price times size, in quote currency.
     quote_volume: Decimal = Decimal(0)
     #: The numbers of the trades that are counted.
     known: set[int] = field(default_factory=set)

@@ -13,6 +13,7 @@ STEP_MARKETS = 25
 class MarketsChanged:
     """A change of the markets of one exchange."""
 
+    #: The name of the exchange.
     exchange: str
     #: The markets that are new, in order of choice.
     added: tuple[Symbol, ...] = ()

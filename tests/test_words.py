@@ -76,6 +76,20 @@ def retired_names(path: Path, retired: Set[str]) -> list[str]:
     return sorted(name for name in find_names(path) if not retired.isdisjoint(words_of(name)))
 
 
+def undocumented_fields(path: Path) -> list[str]:
+    """The fields of a module's dataclasses that have no comment line above them, and are not named in the docstring."""
+    lines, found = read(path).splitlines(), []
+    for node in nodes(path):
+        if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(one) for one in node.decorator_list):
+            fields = [one for one in node.body if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)]
+            for field in fields:
+                name, above = field.target.id, lines[field.lineno - 2].strip()
+                is_named = re.search(rf"`{name}`|\b{name}:", ast.get_docstring(node) or "")
+                if name != "_" and not above.startswith("#") and not is_named:
+                    found.append(f"{name_of(path)}:{field.lineno}: {node.name}.{name}")
+    return found
+
+
 @cache
 def all_docstrings() -> list[tuple[Path, str, str]]:
     return [(path, name, text) for path in SOURCES for name, text in docstrings(path)]
@@ -116,6 +130,10 @@ def test_the_help_of_settings_uses_no_retired_word():
     help_texts = re.findall(r'"description": "(.*)"', (ROOT / "config" / "candled.schema.json").read_text("utf-8"))
     assert len(help_texts) > 50
     assert [text for text in help_texts if RETIRED_WORDS.search(text) or WHAT.search(text)] == []
+
+
+def test_each_field_of_a_dataclass_is_documented():
+    assert [one for path in SOURCES for one in undocumented_fields(path)] == []
 
 
 def test_docs_speak_to_the_reader():

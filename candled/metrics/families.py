@@ -18,9 +18,11 @@ class Family:
 
     #: The name without `PREFIX`.
     name: str
+    #: The type of the metric in Prometheus.
     kind: Kind
     #: The meaning, for the page and for `# HELP`.
     meaning: str
+    #: The names of the labels, in the order of their values.
     labels: tuple[str, ...] = ()
 
 

@@ -21,7 +21,9 @@ REASONS: Mapping[str, str] = {
 class Gap:
     """Missing minutes `[start_ms, end_ms)`."""
 
+    #: Opening time of the first missing minute, UTC epoch milliseconds.
     start_ms: int
+    #: The end of the last missing minute, UTC epoch milliseconds.
     end_ms: int
     #: One of `REASONS`.
     reason: str

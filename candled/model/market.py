@@ -122,6 +122,7 @@ class Market:
     A step, `quote_volume_24h`, `listed_ms` or `delisted_ms` beyond the bounds of candles becomes None too.
     """
 
+    #: The market's symbol in candled's form.
     symbol: Symbol
     #: The number of decimal places of prices, 0 to 49. Without it, that of `tick_size` applies.
     price_decimals: int | None = None

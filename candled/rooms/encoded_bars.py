@@ -59,11 +59,13 @@ class BarSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Printer:
-    """A way to print bars: one text per column. Printers with the same `name` print the same texts."""
+    """A way to print bars: one text per column."""
 
+    #: The key of the printer: printers with the same name print the same texts.
     name: Hashable
     #: Print a bar; the second argument is True for a final bar.
     print: Callable[[Candle, bool], Sequence[str]]
+    #: The number of texts per bar.
     columns: int = 1
     #: True if the text of a final bar differs from the text of a forming one.
     cares: bool = False
@@ -92,11 +94,14 @@ def fields_printer(fields: int) -> Printer:
 class EncodedBars:
     """Encoded bars of one topic and printer, except for the newest bar, which still changes.
 
-    The texts stay valid until the revision of the series changes. With `closed`, only final bars are encoded.
+    The texts stay valid until the revision of the series changes.
     """
 
+    #: The market and the interval of the bars.
     topic: Topic
+    #: The printer of the texts.
     printer: Printer
+    #: True if only final bars are encoded.
     closed: bool = False
     #: True if finality changes the texts.
     cares: bool = field(init=False)
@@ -104,20 +109,27 @@ class EncodedBars:
     open: list[int] = field(default_factory=list)
     #: Bytes that `EncodedBarCache` last counted for it.
     counted: int = 0
-    #: Opening times of the first and the last bar read so far.
+    #: The time from which bars were read, UTC epoch milliseconds; -1 before the first.
     _first_ms: int = -1
+    #: The time up to which bars were read, UTC epoch milliseconds; -1 before the first.
     last_ms: int = -1
+    #: Opening times of the encoded bars, oldest first, UTC epoch milliseconds.
     _times: "array[int]" = field(default_factory=lambda: array("q"))
-    #: Per column: the texts, each with a separator behind it, and the offsets at which they end.
+    #: Per column: the offsets in bytes at which the texts end, with their separators.
     _ends: list["array[int]"] = field(init=False)
+    #: Per column: the texts, each with a separator behind it.
     _blobs: list[bytearray] = field(init=False)
     #: The newest bar as last printed, its finality and the number of that version.
     _newest: tuple[Candle, bool, int] | None = None
+    #: The texts of that version, one per column; empty until they are needed.
     _newest_texts: Sequence[bytes] = ()
     #: Opening time of the first bar whose text changed, and the number of that version; both are ascending.
     _versions: list[tuple[int, int]] = field(default_factory=lambda: [(0, next(_numbers))])
+    #: The revision of the series that the texts are of; -1 before the first `refresh`.
     _revision: int = -1
+    #: The `finality_count` of the last `refresh`; -1 before the first.
     _finality_count: int = -1
+    #: By key: the last state of the room for which a message was kept, and that message.
     _kept: dict[object, tuple[object, Sequence[Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -26,8 +26,11 @@ _LOOKED_AT = 128  # newest bars of a market in which closed ones are searched
 class PatternMembership(RecipientSlot):
     """The subscription of one client to a pattern room. It is in the list of the members with equal options."""
 
+    #: The room that the client has subscribed to.
     room: "PatternRoom"
+    #: The delivery options of the subscription.
     options: Options
+    #: The `id` of the last request to subscribe, for error messages; None without one.
     request_id: RequestId = None
     #: The place in the list of those that receive `markets`; None if the client did not ask for it.
     watcher: RecipientSlot | None = None

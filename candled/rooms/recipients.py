@@ -106,10 +106,13 @@ NULL_CONNECTION: RecipientConnection = NullConnection()  # replaces a member's w
 
 @dataclass(eq=False, repr=False, slots=True)
 class RecipientSlot:
-    """A member's place in one list. `position` is -1 while it is in none."""
+    """A member's place in one list."""
 
+    #: The member's connection.
     connection: RecipientConnection
+    #: The index in the list; -1 while the slot is in none.
     position: int = field(default=-1, init=False)
+    #: The list; None while the slot is in none.
     _recipients: "Recipients | None" = field(default=None, init=False)
 
     def refresh_taker(self) -> None:

@@ -33,10 +33,15 @@ class Member(Protocol):
 class Membership(RecipientSlot):
     """The subscription of one client to a room. It is in a list of its group while it receives updates."""
 
+    #: The client that has subscribed.
     client: Member
+    #: The group of the room that the client belongs to.
     group: "SubscriberGroup"
+    #: The number of bars that the client requested for its snapshot.
     bars: int
+    #: The delivery options of the subscription.
     options: Options
+    #: The `id` of the last request to subscribe, for error messages; None without one.
     request_id: RequestId = None
     #: True until the first `initial`, which may wait for more bars to be loaded.
     is_new: bool = True
@@ -68,24 +73,30 @@ class Membership(RecipientSlot):
 class SubscriberGroup:
     """Members of a room that receive the same bars at the same time.
 
-    Each list in `groups` has the members with equal options. The modes:
+    The modes:
 
     - `live` sends each change.
-    - `final` also sends each change, but delays the next bar until the last one is final, by at most `final_wait_s`.
+    - `final` also sends each change, but delays the next bar until the last one is final.
     - `closed` sends final bars only.
-
-    With `revisions`, a new `rev` alone counts as a change.
     """
 
+    #: The room that the group is part of.
     room: "Room"
+    #: The way in which changes are sent.
     mode: Mode
+    #: True if a new `rev` alone counts as a change.
     revisions: bool
+    #: In mode `final`: the longest delay of the next bar, in seconds; 0 in other modes.
     final_wait_s: float
     #: The key in `Room.groups`.
     key: tuple[Mode, bool, float] = field(init=False)
+    #: The queue of changed bars, which decides when each is sent.
     throttle: UpdateThrottle = field(init=False)
+    #: True in mode `live` without `revisions`.
     _is_plain: bool = field(init=False)
+    #: By options: the list of the members that have them and receive updates.
     groups: dict[Options, Recipients] = field(default_factory=dict)
+    #: The number of members, including those that wait for their `initial`.
     members: int = 0
     #: The number of members that have had their `initial`.
     initialized: int = 0
@@ -95,8 +106,9 @@ class SubscriberGroup:
     saw_queued_state: dict[Membership, None] = field(default_factory=dict)
     #: Members that need a new `initial`.
     needs_snapshot: dict[Membership, None] = field(default_factory=dict)
-    #: Opening times of the bars to correct, and when the last corrections were sent.
+    #: Opening times of the bars to correct, UTC epoch milliseconds.
     corrections: set[int] = field(default_factory=set)
+    #: When the last corrections were sent, monotonic seconds; minus infinity before the first.
     corrected_at: float = float("-inf")
     #: Opening times of bars that were sent, or left out, before they were final, and are too old for an `update`.
     pending_final: set[int] = field(default_factory=set)

@@ -20,6 +20,7 @@ _NO_BAR_MS = 1
 class Watcher(RecipientSlot):
     """A connection's subscription to the state of one market."""
 
+    #: The market whose state the connection receives.
     market: MarketKey
 
 

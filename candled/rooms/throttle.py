@@ -16,15 +16,15 @@ class UpdateThrottle:
     There is one slot per bar, and the oldest is sent first. A newer state of a bar replaces the one in its slot. A
     change of a bar older than the last one sent can't be an `update`: only a `correction` or a new `initial` can show
     it. The same holds for the last bar itself once it was sent as final, so finality is sent only once.
-
-    With `final_wait_s`, a bar waits until the one before it was sent as final, but not longer than that time. With
-    `revisions`, a new `rev` alone counts as a change.
     """
 
+    #: The longest time that a bar waits for the one before it to be sent as final, in seconds; 0: none waits.
     final_wait_s: float = 0.0
+    #: True if a new `rev` alone counts as a change.
     revisions: bool = False
-    #: The last bar sent, and True if it was sent as final.
+    #: The last bar sent; None before the first.
     sent: Candle | None = None
+    #: True if the last bar was sent as final.
     sent_final: bool = False
     #: Opening time of the bar that was passed over before it was final.
     skipped_open_ms: int | None = None
@@ -36,6 +36,7 @@ class UpdateThrottle:
     _busy: bool = False
     #: True while new snapshots are requested.
     _resync: bool = False
+    #: When `take_resync` last returned True, monotonic seconds; minus infinity before the first time.
     _resynced_at: float = float("-inf")
 
     def start_after(self, newest: Candle | None, now: float, *, final: bool = False) -> None:

@@ -36,14 +36,15 @@ _REASONS = {
 
 @dataclass(slots=True)
 class HotRequest:
-    """A request without a body, its path without the prefix of the settings. Names of headers are in lower case.
+    """A request without a body. Requests with the same bytes are the same object."""
 
-    Requests with the same bytes are the same object.
-    """
-
+    #: The path without the query, and without the prefix of the settings.
     path: str
+    #: The values of the query's parameters, decoded, by name.
     arguments: Mapping[str, list[bytes]]
+    #: The headers by name, in lower case.
     headers: Mapping[str, str]
+    #: The method, in capitals.
     method: str = "GET"
     #: The query as the resource has read it, or its error, with the version of the markets for which that is right. The
     #: resource sets it.
@@ -52,8 +53,9 @@ class HotRequest:
     refusal: tuple[Exception, "HotReply"] | None = None
     #: A value that stays equal as long as a small reply is right, and that reply. The resource sets it.
     kept: tuple[object, "HotReply"] | None = None
-    #: The token, "" without one; None before it was read. The guard of access sets it, and the grant of the token.
+    #: The token, "" without one; None before it was read. The guard of access sets it.
     token: str | None = None
+    #: The grant of the token; None if none is needed. The guard of access sets it.
     grant: Any = None
     #: A small reply, the text of its date, and the complete answer. `HotPath` sets it.
     joined: tuple["HotReply", str, bytes] | None = None

@@ -57,11 +57,17 @@ class HistoryPages:
 class SessionContext:
     """The parts that all sessions share."""
 
+    #: The rooms of the process.
     hub: "Hub"
+    #: The newest bars of all served markets.
     bars: "LiveBars"
+    #: Decodes the requests of clients.
     codec: RequestCodec
+    #: The clock of the process.
     clock: Clock
+    #: The limits of each client's session; a change of the settings changes them in place.
     limits: "ClientLimits"
+    #: Reads the pages of older bars.
     pages: HistoryPages
     #: Starts markets that clients ask for; None if there are none.
     demand: "MarketsOnDemand | None" = None

@@ -74,10 +74,13 @@ class MemoryCounter:
 
 @dataclass(slots=True)
 class RateLimitResult:
-    """The result for one request: if it is allowed, the address's requests in this window, and the headers."""
+    """The result for one request."""
 
+    #: True if the request is within the limit.
     allowed: bool
+    #: The counted requests of the address in this window; 0 without a limit.
     count: int
+    #: The headers of the answer that report the limit, by name; empty without a limit.
     headers: Mapping[str, str]
 
 
@@ -90,8 +93,9 @@ class _Refusal:
 
     #: Monotonic time at which its window ends.
     until: float
-    #: The result for its requests, and the monotonic time until which it is right: its headers have whole seconds.
+    #: The result for its requests.
     result: RateLimitResult
+    #: Monotonic time until which the result is right: its headers have whole seconds.
     result_until: float
 
 

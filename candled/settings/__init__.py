@@ -73,6 +73,7 @@ class Written:
     expected: str
     #: converts a YAML value; raises ValueError, if possible with a hint, or TypeError
     read: Callable[[Any], Any]
+    #: the JSON Schema of the YAML values
     schema: Mapping[str, Any]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:

@@ -12,7 +12,9 @@ SAMPLES = 360
 class _Sample:
     #: Monotonic seconds.
     at: float
+    #: The gauges by name, in their own units.
     gauges: Mapping[str, float]
+    #: The counters by name, as totals since the process started.
     counters: Mapping[str, float]
 
 

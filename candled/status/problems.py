@@ -80,8 +80,9 @@ class ExchangeReadings:
 
     #: The numbers of ingest, if this process reads the exchange.
     measures: IngestMeasures = field(default_factory=IngestMeasures)
-    #: The markets, and those with a problem.
+    #: The number of markets.
     symbols: int = 0
+    #: The number of markets that are neither `live` nor `quiet`, or have a problem.
     unhealthy: int = 0
     #: The longest pause that one of its hosts asked for, in seconds.
     pause_s: float = 0.0
@@ -93,15 +94,21 @@ class ExchangeReadings:
 class Readings:
     """The numbers that problems are found in. The defaults are those of a healthy process."""
 
+    #: True if the status of `/health` is `pass`.
     is_healthy: bool = True
+    #: The numbers of each exchange, by its name.
     exchanges: Mapping[str, ExchangeReadings] = field(default_factory=dict)
+    #: The state of writing to the store: `ok`, `unavailable` or `rejecting`.
     store_state: str = "ok"
+    #: True if the store can be read.
     is_readable: bool = True
+    #: The number of other daemons that use the store with other settings.
     conflicts: int = 0
     #: Rows that the store refused in the last 15 minutes.
     rejected: float = 0.0
     #: The used share of the journal.
     journal: float = 0.0
+    #: True if the bus is connected.
     is_bus_connected: bool = True
     #: The age of the oldest of the last heartbeats of all shards, in seconds.
     heartbeat_s: float = 0.0
@@ -113,6 +120,7 @@ class Readings:
     certificate_s: float | None = None
     #: The used share of the file descriptors.
     descriptors: float = 0.0
+    #: The number of connected clients.
     connections: int = 0
     #: The limit of connections; 0 for none.
     most_connections: int = 0

@@ -49,9 +49,11 @@ _FARTHEST_DIGIT = 300
 
 @dataclass(slots=True)
 class MarketBatch:
-    """The final and forming minutes of one market in a batch, by opening time."""
+    """The minutes of one market in a batch."""
 
+    #: The final minutes by opening time, UTC epoch milliseconds.
     minutes: dict[int, Candle] = field(default_factory=dict)
+    #: The forming minutes by opening time, UTC epoch milliseconds.
     forming: dict[int, Candle] = field(default_factory=dict)
 
 

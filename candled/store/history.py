@@ -27,9 +27,11 @@ Ts = TypeVarTuple("Ts")
 
 @dataclass(eq=False, slots=True)
 class SharedRead:
-    """A read in progress and the number of its waiting callers."""
+    """A read in progress."""
 
+    #: The task that reads, cancelled when its last caller leaves.
     task: asyncio.Task[Any]
+    #: The number of callers that wait for the result.
     waiters: int = 0
 
 

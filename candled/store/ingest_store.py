@@ -18,6 +18,7 @@ from .writer import Writer
 class _Coverage:
     """The coverage of a market to be saved."""
 
+    #: The start of complete history, UTC epoch milliseconds; None if it did not change.
     since_ms: int | None = None
     #: Ranges with their gaps, in the order of the changes.
     gaps: list[tuple[Range, Sequence[Gap]]] = field(default_factory=list)

@@ -21,9 +21,11 @@ Table = Literal["candles", "rollups", "forming"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadRow:
-    """A stored row that is not a valid bar, from the final minutes, the longer bars or the forming minutes."""
+    """A stored row that is not a valid bar."""
 
+    #: The table of the row: final minutes (`candles`), longer bars (`rollups`) or forming minutes (`forming`).
     table: Table
+    #: The interval of the bar; 1m in the tables of minutes.
     interval: Interval
     #: The stored time: UTC epoch milliseconds, or another value if that is the problem.
     time: object

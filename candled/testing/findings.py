@@ -23,9 +23,11 @@ _RARE = 0.1  # the share of candles that may be odd, for instance because volume
 class Finding:
     """The result of a check."""
 
+    #: The name of the check, a key of `CHECKS`.
     name: str
     #: True if the plugin has the property; None if the recording does not show it, or if the exchange decides it.
     is_right: bool | None
+    #: The evidence, in words; empty if the result needs none.
     detail: str = ""
 
 

@@ -45,11 +45,13 @@ Outcome = Literal["passed", "failed", "skipped", "note"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check. `run` returns details, or raises `CheckFailed` or `NotShown`."""
+    """One check."""
 
+    #: The property that the check is about, as a sentence.
     name: str
     #: The consequence of a failure for a chart.
     why: str
+    #: Return details about a stage, or raise `CheckFailed` or `NotShown`.
     run: Callable[[Stage], str]
 
 
@@ -57,7 +59,9 @@ class Check:
 class Result:
     """The outcome of a check."""
 
+    #: The check that was run.
     check: Check
+    #: The outcome; `note` for a finding that depends on the exchange, not on the plugin.
     outcome: Outcome
     #: The mistake, the reason for which the check was skipped, or details.
     detail: str = ""

@@ -163,6 +163,7 @@ Event = Opened | Sent | Received | Closed | Call | Request
 class Recording:
     """A recording in memory."""
 
+    #: The first line, which describes the file.
     header: Header
     #: All other lines, in order.
     events: tuple[Event, ...]

@@ -133,9 +133,11 @@ def _read_recorded(request: Request) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class PlayedFrame:
-    """A frame and what the plugin read in it."""
+    """A frame that the plugin has read."""
 
+    #: The line of the frame in the recording.
     received: Received
+    #: The events that the plugin read in the frame, in order.
     events: tuple[Event, ...]
 
 
@@ -145,6 +147,7 @@ class Replay:
 
     #: The lines that the plugin could not read, and frames it would not have sent, in words.
     problems: list[str] = field(default_factory=list)
+    #: The frames that the plugin could read, in the order of their arrival.
     frames: list[PlayedFrame] = field(default_factory=list)
     #: The list of markets, None if the recording has none that can be read.
     markets: list[Market] | None = None

@@ -39,8 +39,9 @@ def read_quietly(feed: SocketFeed, frame: str | bytes) -> list[Event]:
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """The frames of a recording, as text, with their events."""
+    """The frames of a recording, with their events."""
 
+    #: The content of each frame after decompression, with its events; in the order of arrival.
     frames: tuple[tuple[str | bytes, tuple[Event, ...]], ...]
 
     @property
@@ -74,8 +75,11 @@ def read_material(recording: Recording, feed: SocketFeed) -> Material:
 class FrameForm:
     """A recorded frame with one candle, and the places of its values."""
 
+    #: The content of the frame, parsed.
     document: Any
+    #: The symbol of the candle.
     symbol: Symbol
+    #: The candle as the plugin read it.
     candle: Candle
     #: Every time of the frame.
     times: tuple[tuple[Path, Time], ...]

@@ -36,10 +36,13 @@ _DAYS_MS = 40 * 24 * 60 * MINUTE_MS
 class Query:
     """The times and the limit in a request."""
 
-    #: The names of the parameters with the beginning and the end of the range, and their times; None: there is none.
+    #: The name of the parameter with the beginning of the range; None without one.
     first: str | None = None
+    #: The beginning of the range, UTC epoch milliseconds; None without one.
     first_ms: int | None = None
+    #: The name of the parameter with the end of the range; None without one.
     until: str | None = None
+    #: The end of the range, UTC epoch milliseconds; None without one.
     until_ms: int | None = None
     #: The largest number of rows that the plugin asks for.
     limit: int | None = None
@@ -49,7 +52,9 @@ class Query:
 class PageRule:
     """The minutes that a page has, as the recorded pages show."""
 
+    #: True if a page has the minute that begins at `Query.first_ms`.
     is_first_inclusive: bool = True
+    #: True if a page has the minute that begins at `Query.until_ms`.
     is_until_inclusive: bool = True
     #: The most rows of a page.
     rows: int = 100_000
@@ -124,17 +129,26 @@ def units_in(request: Request, span: tuple[int, int]) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A recorded page: its document, the place of its rows, and their opening times, oldest first."""
+    """A recorded page of minutes."""
 
+    #: The call of `fetch_history` that requested the page.
     call: Call
+    #: The times and the limit in the request.
     query: Query
     #: The path of the request.
     address: str
+    #: The answer, parsed.
     document: Any
+    #: The place of the list of rows in the document.
     path: Path
+    #: The rows in the order of the answer.
     rows: tuple[Any, ...]
+    #: Opening times of the rows, oldest first, UTC epoch milliseconds. Rows with closing times have those here until
+    #: `with_opening_times`.
     times: tuple[int, ...]
+    #: The unit of the times in the rows, in words, as in `Time.unit`.
     unit: str
+    #: True if the answer begins with the newest row; False if it has only one.
     is_newest_first: bool
     #: How far the time in a row is after the opening time: a minute where rows have their closing times.
     after_open_ms: int = 0
@@ -234,7 +248,9 @@ def learn_rule(pages: Iterable[Page], existing: Iterable[int]) -> PageRule:
 class Script:
     """The behaviour of the scripted exchange."""
 
+    #: The rule by which pages are made.
     rule: PageRule
+    #: The exchange's time, UTC epoch milliseconds; the minute in progress is the newest of the market.
     now_ms: int
     #: The first minute of the market.
     listed_ms: int = 0

@@ -41,8 +41,11 @@ def require(is_right: object, mistake: str) -> None:
 class Stage:
     """One plugin and one recording."""
 
+    #: The plugin's class.
     kind: type[Exchange]
+    #: The recording that the plugin is tested with.
     recording: Recording
+    #: Settings of the exchange, each as `KEY=VALUE`.
     settings: tuple[str, ...]
     #: Runs the calls of the plugin.
     runner: "Runner"

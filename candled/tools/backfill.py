@@ -61,12 +61,19 @@ async def backfill(
 class _Backfill:
     """One market."""
 
+    #: The store and the exchanges of the command.
     session: Session
+    #: The exchange of the market.
     source: ExchangeSource
+    #: The market to fetch.
     market: MarketKey
+    #: The range of `--from` and `--to`, UTC epoch milliseconds.
     bounds: Range
+    #: True to fetch stored minutes as well, and to replace those with other values.
     reread: bool
+    #: True to count the missing minutes, and to store nothing.
     dry_run: bool
+    #: True to show no progress.
     quiet: bool
 
     async def run(self) -> dict[str, Any]:

@@ -24,25 +24,29 @@ _GIVE_UP_AFTER = 3  # windows in a row with unusable answers of the exchange
 
 @dataclass(slots=True, kw_only=True)
 class BackfillEstimate:
-    """The amount of work: missing minutes, and windows (one window is one call of `fetch_history`)."""
+    """The amount of work."""
 
+    #: The number of windows to fetch; one window is one call of `fetch_history`.
     windows: int = 0
+    #: The number of missing minutes.
     minutes: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
 class Result:
-    """The result for a market, in minutes, and the number of windows that were fetched.
+    """The result for a market."""
 
-    `revised` minutes were stored with other values. `failed` are the windows for which the exchange gave no usable
-    answer; `problem` is the error that ended the backfill early.
-    """
-
+    #: The number of windows that were fetched.
     windows: int = 0
+    #: The number of minutes that were missing and are stored now.
     stored: int = 0
+    #: The number of stored minutes that had other values and were replaced.
     revised: int = 0
+    #: The number of missing minutes that the exchange does not have.
     absent: int = 0
+    #: The windows for which the exchange gave no usable answer.
     failed: list[Range] = field(default_factory=list)
+    #: The error that ended the backfill early; None without one.
     problem: str | None = None
 
     def describe(self) -> dict[str, Any]:

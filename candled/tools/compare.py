@@ -25,21 +25,25 @@ _TEXTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A wrong bar.
+    """A wrong bar."""
 
-    `check` is `minute` (an impossible candle; `problem` is the reason), `neighbour` (a minute that contradicts the one
-    before it), `rollup` (a stored bar differs from its minutes), `exchange` (a stored bar differs from the exchange's)
-    or `memory` (a bar that a daemon shows differs from the stored one). `expected` is None if there should be no bar,
-    `found` is None if there is none. `time` is the text of a time that is not valid.
-    """
-
+    #: The check that failed: `minute` (an impossible candle), `neighbour` (a minute that contradicts the one before),
+    #: `rollup` (a stored bar differs from its minutes), `exchange` (a stored bar differs from the exchange's) or
+    #: `memory` (a bar that a daemon shows differs from the stored one).
     check: str
+    #: The market of the bar.
     market: MarketKey
+    #: The interval of the bar.
     interval: Interval
+    #: Opening time of the bar, UTC epoch milliseconds; 0 if its time is not valid.
     open_ms: int
+    #: The right bar; None if no bar should exist, or with `problem`.
     expected: Candle | None = None
+    #: The wrong bar; None if it is missing, or with `problem`.
     found: Candle | None = None
+    #: The reason for which the bar is wrong, in words; empty if the two bars show it.
     problem: str = ""
+    #: The text of a time that is not valid; otherwise empty.
     time: str = ""
 
     def __str__(self) -> str:

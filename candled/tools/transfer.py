@@ -66,17 +66,19 @@ def _slots(span: Range, interval: Interval) -> int:
 
 @dataclass(slots=True)
 class Counts:
-    """The number of rows of a file by their result.
+    """The number of rows of a file by their result."""
 
-    `new` minutes were not stored before, `replaced` ones were stored in an older version, `kept` ones in the same or
-    a newer version. The store did not take `refused` ones: they are older than its retention.
-    """
-
+    #: The rows of the file.
     read: int = 0
+    #: Minutes that were not stored before.
     new: int = 0
+    #: Minutes that were stored in an older version.
     replaced: int = 0
+    #: Minutes that were stored in the same or a newer version.
     kept: int = 0
+    #: Minutes that the store did not take: they are older than its retention.
     refused: int = 0
+    #: Rows that cannot be candles.
     bad: int = 0
 
 

@@ -119,19 +119,21 @@ async def _check_exchanges(
 
 @dataclass(slots=True)
 class MarketCheck:
-    """Compares the stored bars of one market with its minutes, a week at a time, and reports the differences.
+    """Compares the stored bars of one market with its minutes, a week at a time, and reports the differences."""
 
-    With `repair`, bad rows are deleted and wrong bars rebuilt, and reported as repaired if they are right afterwards.
-    With `opens_at_previous_close`, every minute must open at the close of the one before. Minutes that contradict their
-    neighbours are reported unless `asks_later`: then the exchange is asked before `report_contradictions`.
-    """
-
+    #: The store with the bars.
     store: Store
+    #: The market to check.
     market: MarketKey
+    #: Prints the differences and counts them.
     report: Report
     _: KW_ONLY
+    #: True to delete bad rows and rebuild wrong bars, which are reported as repaired if they are right afterwards.
     repair: bool = False
+    #: True if every minute must open at the close of the one before.
     opens_at_previous_close: bool = False
+    #: True if the exchange is asked about minutes that contradict their neighbours: `report_contradictions` reports
+    #: them afterwards.
     asks_later: bool = False
     #: The intervals of the longer bars.
     longer: Sequence[Interval] = field(init=False)

@@ -52,11 +52,15 @@ _SOCKET_QUOTE_COLUMN = (6,)
 class ProductType:
     """The names that one kind of market uses for paths, fields and values."""
 
+    #: Bitget's `instType` of the markets, in frames.
     inst_type: str
     #: `settle` of the symbols of its markets.
     settle: str
+    #: The path of the candles of recent minutes.
     candles_path: str
+    #: The path of older minutes, and of longer bars.
     history_path: str
+    #: The path of the list of markets.
     markets_path: str
     #: The last 24 hours of all markets.
     tickers_path: str
@@ -65,14 +69,19 @@ class ProductType:
     #: Names of the intervals with boundaries in UTC. From six hours on, Bitget's plain names mean UTC+8, and only
     #: those with `utc` mean UTC.
     granularities: Mapping[str, str]
+    #: Sent with each request for the list of markets, and for the tickers.
     markets_query: Mapping[str, str]
+    #: The field of a listed market that has the number of decimal places of prices.
     price_decimals: str
+    #: The field of a listed market that has the number of decimal places of volumes.
     volume_decimals: str
+    #: The field of a listed market that has its state.
     status: str
     #: The states of markets by Bitget's words. Other words mean that a market does not trade.
     states: Mapping[str, MarketState]
     #: The smallest price step, in units of the last decimal place; empty if Bitget does not publish it.
     tick: str
+    #: The field of a listed market that has the start of trading.
     listed: str
     #: Columns of a REST row that may contain the quote volume, the documented one first.
     quote_columns: tuple[int, ...]
