@@ -1,6 +1,7 @@
 """Longer bars in the file, folded from stored ones."""
 
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, repeat
 
@@ -48,11 +49,11 @@ class KnownBars:
         self._buffer = buffer
         self._market_id = market_id
         #: By interval: the ranges whose bars are known, and these bars by opening time.
-        self._known: dict[Interval, tuple[RangeSet, dict[int, Candle]]] = {}
+        self._known: dict[Interval, tuple[RangeSet, dict[int, Candle]]] = defaultdict(lambda: (RangeSet(), {}))
 
     def bars_between(self, interval: Interval, start_ms: int, end_ms: int) -> list[Candle]:
         """Return the bars that begin in `[start_ms, end_ms)`, oldest first."""
-        spans, bars = self._known.setdefault(interval, (RangeSet(), {}))
+        spans, bars = self._known[interval]
         unread = list(spans.missing(start_ms, end_ms))
         if unread:
             first_ms, last_ms = unread[0].start_ms, unread[-1].end_ms
@@ -65,7 +66,7 @@ class KnownBars:
     def put_minutes(self, minutes: Sequence[Candle]) -> None:
         """Have minutes written at the end of the transaction."""
         self._buffer.add_minutes(self._market_id, minutes)
-        self._known.setdefault(MINUTE, (RangeSet(), {}))[1].update((one.open_ms, one) for one in minutes)
+        self._known[MINUTE][1].update((one.open_ms, one) for one in minutes)
 
     def fold_levels(self, changed: RangeSet, levels: Mapping[Interval, Interval]) -> None:
         """Recompute every bar of `levels` (each with the interval it is folded from) that overlaps `changed`."""
@@ -74,7 +75,7 @@ class KnownBars:
 
     def _fold_level(self, interval: Interval, source: Interval, changed: RangeSet) -> None:
         """Recompute every bar of `interval` that overlaps `changed` from bars of `source`, and have them written."""
-        spans, bars = self._known.setdefault(interval, (RangeSet(), {}))
+        spans, bars = self._known[interval]
         folded = []
         for start_ms, end_ms in touched_bars(changed, interval):
             folded += fold_bars(self.bars_between(source, start_ms, end_ms), interval)
