@@ -324,7 +324,7 @@ class Coverage:
         self._replace_gaps([known_gap for known_gap in self._known_gaps if known_gap.reason != "unconfirmed"])
 
     def mark_not_stored(self, start_ms: int, end_ms: int) -> None:
-        """Record that the store could not keep final minutes: they are missing again."""
+        """Record that the store could not keep final minutes, none of them in a known gap: they are missing again."""
         self.version += 1
         for ranges in (self._have, self._covered):
             ranges.remove(start_ms, end_ms)

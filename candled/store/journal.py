@@ -97,8 +97,9 @@ class Journal:
             Unavailable: the disk is full or fails, or the journal is not open. No row counts as written.
         """
         lines = [encode(row) for row in rows]
-        ends = accumulate(len(line) + _ROW_BYTES for line in lines)
-        lines = [line for line, end in zip(lines, ends, strict=True) if self._size_bytes + end <= self._limit]
+        ends = accumulate((len(line) + _ROW_BYTES for line in lines), initial=self._size_bytes)
+        next(ends)
+        lines = [line for line, end in zip(lines, ends, strict=True) if end <= self._limit]
         try:
             self._call_or_repair(self._write_lines, lines)
         except (OSError, sqlite3.Error) as error:

@@ -9,8 +9,8 @@ first journals were text files `NUMBER.rows` with the line `candled journal 1` (
 import re
 import zlib
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -25,10 +25,30 @@ _LINE = re.compile(rb"candled journal [12]\n|[0-9a-f]{8} \[[^\n]{1,%d}\]\n" % (_
 _BLOCK = 2**20
 
 
+class _Record(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    exchange: str
+    symbol: str
+    open_ms: int
+    open: Decimal
+    high: Decimal
+    low: Decimal
+    close: Decimal
+    volume: Decimal
+    quote_volume: Decimal | None
+    as_of_ms: int
+    final: bool
+    rev: int = 0
+    src: str = ""
+
+
+_record_decoder = msgspec.json.Decoder(_Record)
+_record_encoder = msgspec.json.Encoder()
+
+
 def encode(row: Row) -> bytes:
     """Encode a row as one line, including its end."""
     market, candle = row
-    text = msgspec.json.encode((market.exchange, str(market.symbol), *candle))
+    text = _record_encoder.encode((market.exchange, str(market.symbol), *candle))
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
@@ -38,9 +58,9 @@ def decode(line: bytes) -> Row | None:
     if line != b"%08x %s\n" % (zlib.crc32(text), text):
         return None
     try:
-        exchange, symbol, *fields = msgspec.json.decode(text, type=list[Any])
-        return MarketKey(exchange, Symbol.parse(symbol)), msgspec.convert(fields, Candle)
-    except (TypeError, ValueError, msgspec.DecodeError):
+        exchange, symbol, *fields = msgspec.structs.astuple(_record_decoder.decode(text))
+        return MarketKey(exchange, Symbol.parse(symbol)), Candle(*fields)
+    except (ValueError, msgspec.DecodeError):
         return None
 
 

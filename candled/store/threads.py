@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
 from candled.daemon_threads import DaemonThreads
@@ -48,6 +49,9 @@ class StoreThreads:
         self._writing = DaemonThreads(1, "store-write")
         self._reading = DaemonThreads(readers, "store-read")
         self._jobs: set[Future[Any]] = set()
+        self._left: SimpleQueue[_Read | None] = SimpleQueue()
+        # Ending a read may involve a server that does not respond, so nothing waits for this thread.
+        threading.Thread(target=self._end_reads, name="store-cancel", daemon=True).start()
         self._is_closed = False
         self.writes = 0
 
@@ -73,8 +77,7 @@ class StoreThreads:
             return await asyncio.wrap_future(job)
         except asyncio.CancelledError:
             if not job.cancel() and not job.done():
-                # this may involve a server that does not respond, so nothing waits for this thread
-                threading.Thread(target=self._end_read, args=(read,), name="store-cancel", daemon=True).start()
+                self._left.put(read)
             raise
 
     async def close(self, *, within_s: float = 60.0) -> None:
@@ -91,6 +94,7 @@ class StoreThreads:
                     await asyncio.wrap_future(self._writing.submit(self._store.close))
         else:
             logger.warning("the store does not answer and is left as it is")
+        self._left.put(None)
         self._reading.shutdown()
         self._writing.shutdown()
 
@@ -104,10 +108,11 @@ class StoreThreads:
         job.add_done_callback(self._jobs.discard)
         return job
 
-    def _end_read(self, read: _Read) -> None:
-        thread = read.thread
-        if thread is not None:
-            self._store.cancel_read(thread)
+    def _end_reads(self) -> None:
+        while (read := self._left.get()) is not None:
+            thread = read.thread
+            if thread is not None:
+                self._store.cancel_read(thread)
 
     def _count_done(self, _: Future[T]) -> None:
         self.writes += 1

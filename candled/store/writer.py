@@ -219,7 +219,7 @@ class Writer:
         return self._waiting.minute_count > _BEHIND_ROWS and self._state == "ok" and not self._is_overdue()
 
     def idle_s(self) -> float:
-        """Return the seconds since an attempt to write ended; 0 before `run`. The time grows while the store hangs."""
+        """Return the seconds since an attempt to write ended, which grow while the store hangs; 0 before the first."""
         return 0.0 if self._attempt_ended_at is None else self._clock.monotonic() - self._attempt_ended_at
 
     # ------------------------------------------------------------ writing to the store

@@ -21,6 +21,7 @@ WRITE_S = 0.0015  # time for `initial`s, the rest of frames, and the ends of con
 ANSWER_S = 0.001  # time for accepting connections, reading HTTP requests, and answering some from memory
 CLIENTS_S = READ_S + WRITE_S + ANSWER_S  # after a pass that takes longer, the next one has less time for HTTP
 SLICE = 256  # connections between two readings of the clock
+_UNMETERED = 32  # sends to small rooms between two passes that need no clock
 _BROKEN, _FAILED = -1, -2  # results in place of the number of bytes taken
 STARTS = 8  # most requests that start in a pass; their time is spent after it
 REST_S = 0.002  # pause of heavy clients after a pass that served some: the loop, and the machine, are free for others
@@ -248,7 +249,7 @@ class Broadcaster:
         self._begin_pass()
 
     def schedule_write(self, work: Callable[[], None], *, is_light: bool) -> None:
-        """Call `work`, which sends some of a client's queued bytes, in turn as `read` does."""
+        """Call `work`, which sends some of a client's queued bytes, in turn as `schedule_read` does."""
         if is_light and not self._writes.has_light and self._has_time_to_write():
             self._writes.discard(work)
             work()
@@ -311,7 +312,7 @@ class Broadcaster:
         Most rooms have few members, and their updates come one by one. Beginning a pass for each would take longer than
         sending.
         """
-        if self._is_due or self._unmetered + count > SLICE:
+        if self._is_due or self._unmetered + count > _UNMETERED:
             return False
         self._unmetered += count
         return True

@@ -320,7 +320,7 @@ class SocketConnection(ClientConnection):
             self.redirect_frames(self._buffer)
 
     def _buffer(self, frame: bytes) -> int:
-        """Buffer a frame, in place of `write` while frames are collected."""
+        """Buffer a frame, in place of `take_frame` while frames are collected."""
         if self._corked is None:
             self._corked = []
             if self._many:
