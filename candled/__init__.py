@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         reading,
         reject_symbol,
         take_cells,
+        take_list,
         write_object,
     )
     from .hookspecs import RouteContext, hookimpl
@@ -155,6 +156,7 @@ __all__ = [
     "setting",
     "skip_without",
     "take_cells",
+    "take_list",
     "write_object",
 ]
 

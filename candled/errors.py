@@ -63,3 +63,7 @@ class StoreUnavailable(Unavailable):
 
 class StoreRejected(CandledError):
     """The store refused, and another attempt will not help: a newer schema, a damaged file, an unsupported value."""
+
+
+class StoreNotReady(StoreRejected):
+    """The store has no tables yet, or those of an older version: `candled init-db` makes them."""

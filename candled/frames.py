@@ -114,6 +114,17 @@ def take_cells(row: Any, count: int) -> list[Any]:
     return row[:count]
 
 
+def take_list(value: Any) -> list[Any]:
+    """Return a list of an answer.
+
+    Raises:
+        ExchangeError: the value is not a list.
+    """
+    if not isinstance(value, list):
+        raise ExchangeError(f"expected a list, got {str(value)[:_EXCERPT]}")
+    return value
+
+
 def find_symbol(symbols: Mapping[str, Symbol], name: Any) -> Symbol:
     """Return the symbol that has a name in the exchange's frames. `symbols` is `SocketFeed.by_name`.
 

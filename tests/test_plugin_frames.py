@@ -34,9 +34,12 @@ from candled import (
     rows_within,
     setting,
     take_cells,
+    take_list,
     write_object,
 )
 from candled.model import MINUTE, Interval
+from candled_plugins.gate import messages as gate
+from candled_plugins.kucoin import messages as kucoin
 from tests.clocks import ManualClock
 from tests.plugins.local import FakeHttp
 
@@ -232,3 +235,24 @@ def test_the_rows_of_a_range_begin_with_its_start_and_end_before_its_end():
 def test_the_candles_of_a_frame_are_in_order_of_time_and_versions_in_that_of_their_rows():
     rows = [bar(3), bar(2)._replace(quote_volume=Decimal(7)), bar(2), bar(1)]
     assert list(read_candles(BTC, rows, lambda row: row).candles) == [rows[3], rows[1], rows[2], rows[0]]
+
+
+@pytest.mark.parametrize("value", [{}, "", None, {"a": 1}])
+def test_a_value_that_is_no_list_is_refused(value):
+    assert take_list([1]) == [1]
+    with pytest.raises(ExchangeError, match="expected a list, got"):
+        take_list(value)
+
+
+@pytest.mark.parametrize("answer", [{}, "", None])
+def test_lists_of_markets_that_are_no_lists_are_refused(answer):
+    for read, arguments in (
+        (gate.read_sizes, (answer,)),
+        (gate.read_spot_markets, ([], answer)),
+        (gate.read_futures_markets, (answer, [])),
+        (kucoin.read_sizes, (answer,)),
+        (kucoin.read_contracts, (answer,)),
+        (kucoin.read_markets, ([], {"ticker": answer})),
+    ):
+        with pytest.raises(ExchangeError):
+            read(*arguments)

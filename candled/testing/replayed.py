@@ -55,15 +55,26 @@ class RecordedHttp:
     def __init__(self, requests: Iterable[Request]) -> None:
         self._left = list(requests)
 
-    async def get_json(self, url: str, params: Mapping[str, str] | None = None, **_: Any) -> Any:
+    async def get_json(
+        self, url: str, params: Mapping[str, str] | None = None, *, weight: float = 1.0, budget: str = ""
+    ) -> Any:
         """Return the recorded answer; see `candled.exchange.Http.get_json`."""
         return self._answer("GET", f"{url}?{urlencode(params)}" if params else url, "")
 
-    async def post_json(self, url: str, body: Any = None, **_: Any) -> Any:
+    async def post_json(self, url: str, body: Any = None, *, weight: float = 1.0, budget: str = "") -> Any:
         """Return the recorded answer; see `candled.exchange.Http.post_json`."""
         return self._answer("POST", url, "" if body is None else msgspec.json.encode(body).decode())
 
-    async def fetch_text(self, url: str, *, method: str = "GET", body: str | None = None, **_: Any) -> HttpAnswer:
+    async def fetch_text(
+        self,
+        url: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: str | None = None,
+        weight: float = 1.0,
+        budget: str = "",
+    ) -> HttpAnswer:
         """Return the recorded answer; see `candled.exchange.Http.fetch_text`."""
         request = self._find(method, url, body or "")
         if request.status >= 500:

@@ -279,16 +279,27 @@ class ScriptedHttp:
         #: The range that the plugin is asked for.
         self.span: tuple[int, int] = (0, 0)
 
-    async def get_json(self, url: str, params: Mapping[str, str] | None = None, **_: Any) -> Any:
+    async def get_json(
+        self, url: str, params: Mapping[str, str] | None = None, *, weight: float = 1.0, budget: str = ""
+    ) -> Any:
         """Return a page; see `candled.exchange.Http.get_json`."""
         return self._answer(Request(url=f"{url}?{urlencode(params)}" if params else url, status=200, answer=""))
 
-    async def post_json(self, url: str, body: Any = None, **_: Any) -> Any:
+    async def post_json(self, url: str, body: Any = None, *, weight: float = 1.0, budget: str = "") -> Any:
         """Return a page; see `candled.exchange.Http.post_json`."""
         text = "" if body is None else write_document(body)
         return self._answer(Request(method="POST", url=url, body=text, status=200, answer=""))
 
-    async def fetch_text(self, url: str, *, method: str = "GET", body: str | None = None, **_: Any) -> HttpAnswer:
+    async def fetch_text(
+        self,
+        url: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: str | None = None,
+        weight: float = 1.0,
+        budget: str = "",
+    ) -> HttpAnswer:
         """Return a page as text; see `candled.exchange.Http.fetch_text`."""
         kind: Literal["GET", "POST"] = "POST" if method == "POST" else "GET"
         if self._script.refusal is not None and self._script.refusal[0] not in (418, 429):

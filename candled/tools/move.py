@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from candled.config import Config
-from candled.errors import ConfigError, StoreRejected, StoreUnavailable
+from candled.errors import ConfigError, StoreNotReady, StoreRejected, StoreUnavailable
 from candled.exchange import Clock
 from candled.model import DAY_MS, MINUTE, MINUTE_MS, WEEK, Candle, Interval, MarketKey, Range, decimal_text, iso_ms
 from candled.settings import redacted
@@ -85,9 +85,8 @@ def _open_target(url: str, wanted: Sequence[Interval], until: ExitStack) -> SqlS
     """Open the target, which must have tables and all the intervals of the source."""
     try:
         target = _opened(url, until)
-    except StoreRejected as error:
-        address = _shown(url)
-        raise ConfigError(f"move: {error}; for this target: CANDLED_STORE__URL={address} candled init-db") from error
+    except StoreNotReady as error:
+        raise ConfigError(f"move: {error}, with CANDLED_STORE__URL={_shown(url)} in its environment") from error
     if missing := sorted({*wanted} - {*target.intervals()}):
         names = ", ".join(map(str, missing))
         raise ConfigError(

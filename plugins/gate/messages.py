@@ -23,6 +23,7 @@ from candled import (
     read_candles,
     reading,
     take_cells,
+    take_list,
     write_object,
 )
 
@@ -167,7 +168,7 @@ def read_sizes(contracts: Any) -> dict[str, Decimal]:
         ExchangeError: an entry without the documented fields.
     """
     with reading("a contract"):
-        return {one["name"]: Decimal(one["quanto_multiplier"]) for one in contracts}
+        return {one["name"]: Decimal(one["quanto_multiplier"]) for one in take_list(contracts)}
 
 
 def read_spot_markets(pairs: Any, tickers: Any) -> list[Market]:
@@ -177,7 +178,7 @@ def read_spot_markets(pairs: Any, tickers: Any) -> list[Market]:
         ExchangeError: an entry without the documented fields.
     """
     with reading("a market"):
-        volumes = {one["currency_pair"]: Decimal(one["quote_volume"] or 0) for one in tickers}
+        volumes = {one["currency_pair"]: Decimal(one["quote_volume"] or 0) for one in take_list(tickers)}
         return [
             Market(
                 symbol=Symbol(one["base"], one["quote"]),
@@ -187,7 +188,7 @@ def read_spot_markets(pairs: Any, tickers: Any) -> list[Market]:
                 listed_ms=int(one.get("buy_start") or 0) * 1000 or None,
                 quote_volume_24h=volumes.get(one["id"]),
             )
-            for one in pairs
+            for one in take_list(pairs)
         ]
 
 
@@ -198,8 +199,8 @@ def read_futures_markets(contracts: Any, tickers: Any) -> list[Market]:
         ExchangeError: an entry without the documented fields.
     """
     with reading("a market"):
-        volumes = {one["contract"]: Decimal(one.get("volume_24h_quote") or 0) for one in tickers}
-        return [_read_contract(one, volumes) for one in contracts]
+        volumes = {one["contract"]: Decimal(one.get("volume_24h_quote") or 0) for one in take_list(tickers)}
+        return [_read_contract(one, volumes) for one in take_list(contracts)]
 
 
 def _read_contract(entry: Mapping[str, Any], volumes: Mapping[str, Decimal]) -> Market:

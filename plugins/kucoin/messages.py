@@ -27,6 +27,7 @@ from candled import (
     read_candles,
     reading,
     take_cells,
+    take_list,
     write_object,
 )
 
@@ -216,8 +217,8 @@ def read_markets(symbols: Any, tickers: Any) -> list[Market]:
         ExchangeError: an entry without the documented fields.
     """
     with reading("a market"):
-        volumes = {one["symbol"]: Decimal(one.get("volValue") or 0) for one in tickers["ticker"]}
-        return [_read_market(one, volumes) for one in symbols]
+        volumes = {one["symbol"]: Decimal(one.get("volValue") or 0) for one in take_list(tickers["ticker"])}
+        return [_read_market(one, volumes) for one in take_list(symbols)]
 
 
 def _read_market(entry: Mapping[str, Any], volumes: Mapping[str, Decimal]) -> Market:
@@ -239,7 +240,7 @@ def read_sizes(contracts: Any) -> dict[str, Decimal]:
         ExchangeError: an entry without the documented fields.
     """
     with reading("a contract"):
-        return {one["symbol"]: Decimal(one["multiplier"]) for one in contracts if _is_perpetual(one)}
+        return {one["symbol"]: Decimal(one["multiplier"]) for one in take_list(contracts) if _is_perpetual(one)}
 
 
 def read_contracts(contracts: Any) -> list[Market]:
@@ -249,7 +250,7 @@ def read_contracts(contracts: Any) -> list[Market]:
         ExchangeError: an entry without the documented fields.
     """
     with reading("a contract"):
-        return [_read_contract(one) for one in contracts if _is_perpetual(one)]
+        return [_read_contract(one) for one in take_list(contracts) if _is_perpetual(one)]
 
 
 def _is_perpetual(entry: Mapping[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """The conformance kit: a right plugin passes, and for each check there is a plugin that fails it."""
 
 import asyncio
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,10 +20,14 @@ from candled import (
     Symbol,
     Unavailable,
 )
+from candled.exchange import Http
+from candled.ingest.http import HttpClient
 from candled.model import MINUTE, MINUTE_MS
 from candled.testing import exchange_tests
 from candled.testing import findings as of_recordings
 from candled.testing.kit import CHECKS, Result, format_result, run_check
+from candled.testing.replayed import RecordedHttp
+from candled.testing.scripted_pages import ScriptedHttp
 from candled.testing.stage import Stage
 from tests.sources import ROOT
 from tests.testing.plumline import EXAMPLE, RECORDINGS, Plumline, PlumlineFeed
@@ -323,3 +328,10 @@ def test_every_check_is_on_the_page():
 
 
 TestPlumline = exchange_tests(Plumline, recordings=EXAMPLE / "tests")
+
+
+@pytest.mark.parametrize("kind", [RecordedHttp, ScriptedHttp, HttpClient])
+@pytest.mark.parametrize("method", ["get_json", "post_json", "fetch_text"])
+def test_every_http_client_takes_exactly_the_documented_arguments(kind, method):
+    documented = inspect.signature(getattr(Http, method)).parameters
+    assert {**inspect.signature(getattr(kind, method)).parameters} == {**documented}

@@ -188,7 +188,10 @@ def test_a_target_without_tables_or_an_interval_is_refused_unchanged(tmp_path, m
     opened("sqlite:///candled.db", [*DEFAULT_INTERVALS, three]).close()
     new = "sqlite:///new.db"
     assert main(["move", new, "--config", config]) == 2
-    assert f"for this target: CANDLED_STORE__URL={new} candled init-db" in capsys.readouterr().err
+    assert (
+        f"run `candled init-db`, or start the daemon (store.init), with CANDLED_STORE__URL={new} in its environment"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "new.db").exists()
     with monkeypatch.context() as patch:
         patch.setenv("CANDLED_STORE__URL", new)
@@ -206,6 +209,7 @@ def test_a_target_without_tables_or_an_interval_is_refused_unchanged(tmp_path, m
         (["sqlite:///candled.db"], "both stores are sqlite:///candled.db; expected another one as TARGET"),
         (["mysql://host/name"], "expected an address of one of these stores"),
         (["sqlite:///nowhere/new.db"], "there is no such file yet"),
+        (["sqlite:///notes.txt"], "move: notes.txt: file is not a database"),
         (["postgresql://candled:secret@127.0.0.1:1/none"], "run it again to continue"),
         (["sqlite:///new.db", "--source", "sqlite:///none.db"], "there is no such file yet"),
     ],
@@ -213,8 +217,10 @@ def test_a_target_without_tables_or_an_interval_is_refused_unchanged(tmp_path, m
 def test_mistakes_are_one_line_each_and_touch_no_store(tmp_path, monkeypatch, capsys, arguments, problem):
     monkeypatch.chdir(tmp_path)
     opened("sqlite:///candled.db").close()
+    (tmp_path / "notes.txt").write_text("# no database\n" * 100)
     assert main(["move", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert problem in line
+    assert ("init-db" in line) == ("no such file" in line)
     assert "secret" not in line
     assert not (tmp_path / "new.db").exists()

@@ -8,7 +8,7 @@ from decimal import DecimalException
 from pathlib import Path
 from typing import Any
 
-from candled.errors import StoreRejected, StoreUnavailable
+from candled.errors import StoreNotReady, StoreRejected, StoreUnavailable
 from candled.store.owner import Owner
 
 from .rows import UnreadableRow
@@ -127,7 +127,7 @@ class DatabaseFile:
     def _open_connection(self) -> sqlite3.Connection:
         # Each thread uses its own connection. Only `close` uses those of other threads.
         if not self._may_create and not self._path.exists():  # connecting would create it
-            raise StoreRejected(
+            raise StoreNotReady(
                 f"{self._path}: there is no such file yet: run `candled init-db`, or start the daemon (store.init)"
             )
         connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from candled.errors import StoreRejected
+from candled.errors import StoreNotReady, StoreRejected
 from candled.model import (
     ALL_TIME,
     DAY_MS,
@@ -363,7 +363,7 @@ class SqliteStore(SqlStore):
         """Refuse a file whose tables are not those of this program. The file is not changed."""
         version = self._read_version(connection)
         if version < SCHEMA:
-            raise StoreRejected(
+            raise StoreNotReady(
                 f"{self._path}: {f'is at schema {version}' if version else 'has no tables yet'}, this program needs "
                 f"schema {SCHEMA}: run `candled init-db`, or let the daemon do it (store.init: true)"
             )

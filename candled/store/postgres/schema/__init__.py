@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from candled.errors import StoreRejected
+from candled.errors import StoreNotReady, StoreRejected
 from candled.store.postgres.pool import DatabaseConnection
 
 _STEPS = {
@@ -44,7 +44,7 @@ def check_schema(connection: DatabaseConnection) -> None:
     """
     version = read_version(connection)
     if version < SCHEMA:
-        raise StoreRejected(
+        raise StoreNotReady(
             f"the database is at schema {version}, this program needs {SCHEMA}: run `candled init-db`, or let the "
             "daemon do it (store.init: true)"
         )
