@@ -51,7 +51,7 @@ async def is_connected(daemon: Daemon) -> bool:
     return "exchanges" in facts and bool(facts["exchanges"]["bitget"]["symbols"]["BTC/USDT"].get("connected"))
 
 
-async def reconnected(fake: FakeBitget, within_s: float = 90.0) -> bool:  # between attempts up to a minute passes
+async def reconnected(fake: FakeBitget, within_s: float = 150.0) -> bool:  # up to a minute passes between attempts
     async with deadlines.timeout(within_s):
         while not fake.open_connections:
             await asyncio.sleep(0.1)
