@@ -38,7 +38,7 @@ class Pace:
             await self._clock.sleep(0)
 
     async def spread(self, items: Iterable[T], work: int) -> AsyncIterator[T]:
-        """Yield items, each after `work` was added for it. What they are made of may change meanwhile."""
+        """Yield items, each after its `work` was added. The source of the items may change meanwhile."""
         for item in items:
             await self.spend(work)
             yield item

@@ -279,7 +279,7 @@ class Joined(Chart):
 
 
 class Publisher:
-    """Sends to a whole list at once; or in slices of random sizes, one each time `turn` is called."""
+    """Sends to a whole list immediately, or in slices of random sizes, one each time `turn` is called."""
 
     def __init__(self, draw=None) -> None:
         self._draw = draw

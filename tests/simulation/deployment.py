@@ -175,7 +175,7 @@ class Process:
 
 
 class Sender:
-    """Sends to a whole list at once."""
+    """Sends to a whole list immediately."""
 
     def broadcast(self, recipients: Any, frame: Frame) -> None:
         recipients.sending += 1
